@@ -1,0 +1,110 @@
+"""What every command line shares: the console, error lines and exit codes.
+
+On a terminal there are progress bars and boxed tables; into a pipe go plain lines.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from stn_export.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USER,
+    CheckFailedError,
+    UserError,
+)
+
+PIPE_WIDTH = 200
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on standard output, or on standard error; wide and plain where it is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else PIPE_WIDTH,
+        highlight=False,
+        soft_wrap=not stream.isatty(),
+    )
+
+
+def say(message: str) -> None:
+    """Print one line, rich markup allowed."""
+    console().print(message)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, its first column left-aligned and the others right-aligned."""
+    target = console()
+    result = Table(title=title, title_justify="left", box=Table().box if target.is_terminal else None, pad_edge=False)
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        result.add_row(*row)
+    target.print(result)
+
+
+def progress(*columns: str) -> Progress:
+    """A progress bar with an ETA; ``columns`` are rich formats shown behind it. Silent into a pipe."""
+    target = console()
+    layout = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, columns)]
+    return Progress(*layout, TimeRemainingColumn(), console=target, disable=not target.is_terminal, transient=True)
+
+
+def print_json(content: object) -> None:
+    """Print ``content`` for a script to read."""
+    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+
+
+def path_or_none(text: str) -> Path | None:
+    """An argument type: a path, or None for the empty string that Make passes for an unset variable."""
+    return Path(text) if text else None
+
+
+def int_or_none(text: str) -> int | None:
+    """An argument type: an integer, or None for the empty string."""
+    return int(text) if text else None
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors look like every other error of ours."""
+
+    def error(self, message: str) -> None:
+        raise UserError(message, f"see {self.prog} --help")
+
+
+def stage(module: str, description: str) -> argparse.ArgumentParser:
+    """The parser of ``python -m stn_export.<module>``."""
+    return _Parser(
+        f"python -m stn_export.{module}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
+    """Call a stage's ``main`` and turn what it raises into an exit code and lines on standard error."""
+    try:
+        main(arguments)
+    except UserError as error:
+        console(stderr=True).print(f"[bold red]error:[/] {_escape(error)}\n[dim]hint:[/]  {_escape(error.hint)}")
+        return EXIT_USER
+    except CheckFailedError as error:
+        console(stderr=True).print(f"[bold red]failed:[/] {_escape(error)}")
+        return EXIT_CHECK_FAILED
+    except KeyboardInterrupt as interrupt:
+        console(stderr=True).print(f"[bold yellow]interrupted[/] {_escape(interrupt)}".rstrip())
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _escape(text: object) -> str:
+    return str(text).replace("[", r"\[")

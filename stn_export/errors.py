@@ -1,0 +1,32 @@
+"""What a user can get wrong, and the exit codes that say so."""
+
+EXIT_OK = 0
+EXIT_CHECK_FAILED = 1
+EXIT_USER = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user must change: one line saying what is wrong, one saying what to do.
+
+    Every stage turns it into exit code 2; a traceback is reserved for bugs of this package.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class CheckFailedError(Exception):
+    """A check that ran to its end and came out red (exit code 1): a mismatch, a diverged training."""
+
+
+def require_choice(kind: str, value: str, choices: tuple[str, ...] | list[str]) -> str:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        UserError: naming the value, what kind of thing it should be and every choice.
+    """
+    if value not in choices:
+        raise UserError(f"unknown {kind} {value!r}", f"choose one of: {', '.join(choices)}")
+    return value
