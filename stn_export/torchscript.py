@@ -1,0 +1,41 @@
+"""TorchScript files: traced, frozen, and loaded again.
+
+``torch.jit`` is deprecated since torch 2.14 and is what was asked for: exactly its own warnings are silenced here, and
+those of the tracer about the shape checks inside ``affine_grid``, which hold for every batch.
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+METADATA = "metadata.json"
+
+
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.", category=category)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        yield
+
+
+def to_torchscript(module: nn.Module, images: Tensor, metadata: dict) -> bytes:
+    """Trace ``module`` (in evaluation mode) on a batch of at least 2, freeze it, and add ``metadata`` to the file."""
+    buffer = io.BytesIO()
+    with _without_deprecation():
+        traced = torch.jit.freeze(torch.jit.trace(module, images, check_trace=False))
+        torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def load_torchscript(path: Path, device: str) -> nn.Module:
+    """The module at ``path``, on ``device``."""
+    with _without_deprecation():
+        return torch.jit.load(path, map_location=device)

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from stn_export.compare import compare
+from stn_export.config import Tolerance
+
+TOLERANCE = Tolerance(absolute=1e-5, relative=1e-6)
+EXPECTED = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], np.float32))
+
+
+def test_equal_arrays_pass():
+    result = compare(EXPECTED.copy(), EXPECTED, TOLERANCE)
+    assert result
+    assert (result.max_abs, result.agreement, result.reason) == (0.0, 1.0, "")
+
+
+def test_the_worst_element_is_named():
+    actual = EXPECTED.copy()
+    actual[1, 0] += 1e-3
+    result = compare(actual, EXPECTED, TOLERANCE)
+    assert not result
+    assert result.worst == (1, 0)
+    assert "(1, 0)" in result.reason
+    assert result.max_abs == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_agreement_counts_rows():
+    result = compare(EXPECTED[:, ::-1], EXPECTED, TOLERANCE)
+    assert not result
+    assert result.agreement == 0.0
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "reason"),
+    [
+        (np.empty((0, 3)), np.empty((0, 3)), "nothing was compared"),
+        (EXPECTED[:1], EXPECTED, "shape"),
+        (np.full_like(EXPECTED, np.nan), EXPECTED, "6 of 6 elements are not finite"),
+        (EXPECTED, np.full_like(EXPECTED, -np.inf), "the reference output is not finite"),
+    ],
+)
+def test_what_cannot_be_compared_fails(actual: np.ndarray, expected: np.ndarray, reason: str):
+    result = compare(actual, expected, TOLERANCE)
+    assert not result
+    assert reason in result.reason
+
+
+def test_the_tolerance_is_absolute_plus_relative():
+    expected = np.array([[-30.0, -1.0]])
+    assert compare(expected - 3.5e-5, expected, Tolerance(1e-5, 1e-6)).worst == (0, 1)
+    assert compare(np.array([[-30.00003, -1.0]]), expected, Tolerance(1e-5, 1e-6))
+    assert not compare(np.array([[-30.00005, -1.0]]), expected, Tolerance(1e-5, 1e-6))

@@ -1,0 +1,25 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stn_export.errors import UserError
+from stn_export.lowering import base_grid, matmul
+
+
+@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid behavior has changed for unit-size grids")
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 94), (1, 5), (7, 1)])
+def test_the_base_grid_is_pytorchs(height: int, width: int, align_corners: bool):
+    theta = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    expected = F.affine_grid(theta, [1, 1, height, width], align_corners=align_corners)
+    base = base_grid(height, width, align_corners)
+    np.testing.assert_array_equal(base[:2].T.reshape(1, height, width, 2), expected.numpy())
+    assert base.dtype == np.float32
+    assert (base[2] == 1).all()
+
+
+@pytest.mark.parametrize("size", [[2, 3, 8, 8, 8], [2, 3, "height", 8]])
+def test_what_cannot_be_lowered_is_refused(size: list):
+    with pytest.raises(UserError, match="cannot be lowered"):
+        matmul(None, size)

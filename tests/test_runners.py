@@ -1,0 +1,70 @@
+"""Every runner that this machine has gives what eager PyTorch gives, and refuses the same things."""
+
+import numpy as np
+import pytest
+import torch
+
+from stn_export.artifacts import ModelDirectory
+from stn_export.data import Dataset, example_images
+from stn_export.errors import UserError
+from stn_export.runners import RUNNERS, Runner, RunnerSpec
+
+SPECS = [
+    pytest.param(spec, id=spec.name, marks=[pytest.mark.cuda] if spec.device == "cuda" else []) for spec in RUNNERS
+]
+
+
+@pytest.fixture(params=SPECS)
+def spec(request: pytest.FixtureRequest) -> RunnerSpec:
+    if reason := request.param.unavailable():
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def runner(spec: RunnerSpec, stn: ModelDirectory) -> Runner:
+    artifact = next(artifact for artifact in stn.artifacts.values() if artifact.format == spec.format)
+    return spec.open(stn.open(artifact))
+
+
+def test_infer_equals_eager(runner: Runner, stn: ModelDirectory, digits: Dataset):
+    images = example_images(digits, 33).numpy()
+    expected = RUNNERS[0].open(stn.path / "checkpoint.pt").infer(images)
+    actual = runner.infer(images)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_infer_takes_any_memory_layout(runner: Runner, digits: Dataset):
+    images = example_images(digits, 4)
+    strided = images.to(memory_format=torch.channels_last).numpy()
+    np.testing.assert_allclose(runner.infer(strided), runner.infer(images.numpy()), atol=1e-6)
+
+
+def test_a_bound_step_runs_again_and_again(runner: Runner, digits: Dataset):
+    step = runner.bind(example_images(digits, 3).numpy())
+    for _ in range(3):
+        assert step() is None
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 3, 32, 32), np.float64),
+        np.zeros((1, 3, 32, 32), np.uint8),
+        np.zeros((1, 3, 28, 28), np.float32),
+        np.zeros((3, 32, 32), np.float32),
+        np.zeros((0, 3, 32, 32), np.float32),
+    ],
+    ids=lambda images: f"{images.dtype}-{images.shape}",
+)
+def test_other_shapes_and_types_are_refused(runner: Runner, images: np.ndarray):
+    with pytest.raises(UserError, match="cannot be classified"):
+        runner.infer(images)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_runner_that_is_not_available_says_why():
+    reasons = {spec.name: spec.unavailable() for spec in RUNNERS}
+    assert {name for name, reason in reasons.items() if not reason} == {s.name for s in RUNNERS if s.device == "cpu"}
+    assert all("GPU" in reason or "CUDA" in reason for reason in reasons.values() if reason)
