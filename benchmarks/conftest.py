@@ -1,0 +1,86 @@
+"""Options and fixtures of the suites, and the closing table.
+
+python -m pytest benchmarks --run artifacts/digits --grid quick --benchmark-json bench.json
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.targets import find_targets, pairs
+from stn_export import cli
+from stn_export.artifacts import model_directories
+from stn_export.config import ARTIFACTS, DEFAULT_DATASET, GRIDS, BenchGrid
+from stn_export.data import example_images, trained_on
+from stn_export.environment import DEVICES, describe
+from stn_export.errors import EXIT_USER, UserError, require_choice
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of our own."""
+    group = parser.getgroup("stn_export")
+    group.addoption("--run", type=Path, default=ARTIFACTS / DEFAULT_DATASET, help="run directory")
+    group.addoption("--grid", default="quick", help=f"what is timed, one of: {', '.join(GRIDS)}")
+    group.addoption("--device", default="auto", help="time on this device only: cpu or cuda; auto takes both")
+    group.addoption("--data", type=cli.path_or_none, default=None, help="directory that holds CIFAR-10")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse what cannot be timed before anything is collected; pin the threads."""
+    try:
+        config.grid = GRIDS[require_choice("grid", config.getoption("--grid"), list(GRIDS))]
+        device = require_choice("device", config.getoption("--device"), DEVICES)
+        config.targets = find_targets(config.getoption("--run"), device)
+    except UserError as error:
+        pytest.exit(f"error: {error}\nhint:  {error.hint}", returncode=EXIT_USER)
+    config.overheads = []
+    torch.set_num_threads(config.grid.threads)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a target, or a pair of targets, and a batch size."""
+    grid, targets = metafunc.config.grid, metafunc.config.targets
+    if "target" in metafunc.fixturenames:
+        metafunc.parametrize("target", targets, ids=str)
+    if "pair" in metafunc.fixturenames:
+        metafunc.parametrize("pair", pairs(targets), ids=lambda pair: pair[0].backend)
+    if "throughput_batch" in metafunc.fixturenames:
+        metafunc.parametrize("throughput_batch", grid.throughput_batches)
+    if "overhead_batch" in metafunc.fixturenames:
+        metafunc.parametrize("overhead_batch", grid.overhead_batches)
+
+
+@pytest.fixture
+def grid(pytestconfig: pytest.Config) -> BenchGrid:
+    """How long and how often."""
+    return pytestconfig.grid
+
+
+@pytest.fixture(scope="session")
+def images(pytestconfig: pytest.Config) -> Callable[[int], np.ndarray]:
+    """Real test images by batch size, N×3×32×32 float32 normalised."""
+    checkpoint = model_directories(pytestconfig.getoption("--run"))[0].checkpoint()
+    dataset = trained_on(checkpoint, pytestconfig.getoption("--data"))
+    return lambda batch: example_images(dataset, batch).numpy()
+
+
+@pytest.fixture
+def record_overhead(pytestconfig: pytest.Config) -> Callable[[tuple[str, ...]], None]:
+    """Add a row to the closing table."""
+    return pytestconfig.overheads.append
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
+    """Put our environment beside pytest-benchmark's own."""
+    machine_info["stn_export"] = describe()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    """Close with what the spatial transformer costs against the plain CNN, per backend."""
+    if config.overheads:
+        columns = ("backend", "batch", "STN ms", "CNN ms", "STN/CNN", "95 % interval")
+        cli.table("\nThe spatial transformer against the plain CNN", columns, config.overheads)

@@ -1,0 +1,76 @@
+"""What is timed: every artifact of a run with every runner that can take it here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stn_export.artifacts import Artifact, model_directories
+from stn_export.errors import UserError
+from stn_export.runners import RUNNERS, RunnerSpec, Step
+
+
+@dataclass(frozen=True)
+class Target:
+    """One artifact and the runner it is timed with."""
+
+    artifact: Artifact
+    path: Path
+    runner: RunnerSpec
+
+    @property
+    def backend(self) -> str:
+        """Runner and artifact, without the model."""
+        return f"{self.runner.name}-{self.artifact.name}"
+
+    def __str__(self) -> str:
+        return f"{self.artifact.model}-{self.backend}"
+
+    def step(self, images: np.ndarray) -> Step:
+        """The artifact loaded and bound to images in place on its device."""
+        return self.runner.open(self.path).bind(images)
+
+    def facts(self, batch: int) -> dict:
+        """What a row of the JSON says of itself beside its times."""
+        return {
+            "model": self.artifact.model,
+            "artifact": self.artifact.name,
+            "sha256": self.artifact.sha256,
+            "format": self.artifact.format,
+            "lowering": self.artifact.lowering,
+            "precision": self.artifact.precision,
+            "runner": self.runner.name,
+            "device": self.runner.device,
+            "batch": batch,
+            "threads": torch.get_num_threads(),
+            "inputs": "real test images, one buffer, in place on the device",
+        }
+
+
+def find_targets(run: Path, device: str) -> list[Target]:
+    """All targets of a run on ``cpu``, on ``cuda``, or with ``auto`` on both.
+
+    Raises:
+        UserError: where the run is incomplete, edited or stale, or no runner is left.
+    """
+    targets = [
+        Target(artifact, path, runner)
+        for directory in model_directories(run)
+        for artifact, path in directory.expected()
+        for runner in RUNNERS
+        if runner.format == artifact.format and device in ("auto", runner.device) and not runner.unavailable()
+    ]
+    if not targets:
+        raise UserError(f"nothing can run on {device} here", "python -m stn_export.verify lists the reasons")
+    return targets
+
+
+def pairs(targets: list[Target]) -> list[tuple[Target, Target]]:
+    """Every spatial transformer beside the plain CNN in the same runner."""
+    plain = {target.runner.name: target for target in targets if target.artifact.model == "cnn"}
+    return [
+        (target, plain[target.runner.name])
+        for target in targets
+        if target.artifact.model == "stn" and target.runner.name in plain
+    ]
