@@ -1,0 +1,106 @@
+"""The report's figures: each function takes plain data and returns a matplotlib figure."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+}
+MODEL_COLOURS = {"stn": "#2563eb", "cnn": "#f59e0b"}
+MODEL_LABELS = {"stn": "spatial transformer", "cnn": "plain CNN"}
+REFERENCE_COLOUR = "#9ca3af"
+LINES = ("-", "--", ":", "-.")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_subplot()
+
+
+@matplotlib.rc_context(STYLE)
+def accuracy_curves(accuracies: Mapping[str, Sequence[float]], reference: Sequence[float]) -> Figure:
+    """Test accuracy (0 to 1) after each epoch per model, over the reference run where there is one."""
+    figure, axes = _figure(7.5, 3.6)
+    if reference:
+        axes.plot(
+            _epochs(reference), _percent(reference), color=REFERENCE_COLOUR, lw=4, alpha=0.6, label="reference run"
+        )
+    for model, values in accuracies.items():
+        axes.plot(_epochs(values), _percent(values), color=MODEL_COLOURS[model], marker=".", label=MODEL_LABELS[model])
+    axes.set(title="Test accuracy", xlabel="epoch", ylabel="accuracy, %")
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def _epochs(values: Sequence[float]) -> range:
+    return range(1, len(values) + 1)
+
+
+def _percent(values: Sequence[float]) -> np.ndarray:
+    return 100 * np.asarray(values)
+
+
+@matplotlib.rc_context(STYLE | {"axes.grid": False})
+def warped_images(images: Tensor, warped: Tensor) -> Figure:
+    """Images (uint8 N×3×32×32) above what the transformer made of them (the same, uint8)."""
+    figure = Figure(figsize=(0.75 * len(images), 1.75))
+    rows = figure.subplots(2, len(images))
+    for row, pictures, label in zip(rows, (images, warped), ("input", "warped"), strict=True):
+        for axes, picture in zip(row, pictures, strict=True):
+            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(label)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def latency_bars(milliseconds: Mapping[str, Mapping[str, float]], device: str) -> Figure:
+    """Median milliseconds of one image, by backend and then by model; the fastest transformer on top."""
+    backends = sorted(milliseconds, key=lambda name: -milliseconds[name].get("stn", 0))
+    figure, axes = _figure(7.5, 1.2 + 0.55 * len(backends))
+    for offset, model in ((0.2, "stn"), (-0.2, "cnn")):
+        values = [milliseconds[name].get(model, np.nan) for name in backends]
+        bars = axes.barh(np.arange(len(backends)) + offset, values, 0.38, color=MODEL_COLOURS[model])
+        bars.set_label(MODEL_LABELS[model])
+        axes.bar_label(bars, [f"{value:.3f}" if np.isfinite(value) else "" for value in values], padding=3, fontsize=8)
+    axes.set_yticks(range(len(backends)), backends)
+    axes.set(title=f"Latency of one image on {device}", xlabel="median, ms (shorter is better)")
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def throughput_curves(rates: Mapping[tuple[str, str], Mapping[int, float]], device: str) -> Figure:
+    """Images per second against batch size, by (backend, model)."""
+    figure, axes = _figure(7.5, 4.2)
+    runners = list(dict.fromkeys(backend.split()[0] for backend, _ in rates))  # a line style each
+    for (backend, model), by_batch in rates.items():
+        batches = sorted(by_batch)
+        style = LINES[runners.index(backend.split()[0]) % len(LINES)]
+        values = [by_batch[batch] for batch in batches]
+        axes.plot(batches, values, style, marker="o", ms=4, color=MODEL_COLOURS[model], label=f"{model}, {backend}")
+    batches = sorted({batch for by_batch in rates.values() for batch in by_batch})
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set(title=f"Throughput on {device}", xlabel="batch size", ylabel="images per second (higher is better)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,265 @@
+"""Write ``report.html`` (self-contained), ``report.md``, ``report.json``, ``figures/``: ``python -m stn_export.report``.
+
+The report only states what the run directory holds. A result measured on other bytes than today's artifacts is
+called stale, one that is not there is called missing.
+"""
+
+import base64
+import csv
+import io
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import torch
+from matplotlib.figure import Figure
+
+from stn_export import cli, figures
+from stn_export.artifacts import (
+    BENCH_FILE,
+    HISTORY_FILE,
+    REPORT_SCHEMA,
+    VERIFY_FILE,
+    VERIFY_SCHEMA,
+    ModelDirectory,
+    model_directories,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from stn_export.checkpoint import load_checkpoint
+from stn_export.config import ARTIFACTS, DEFAULT_DATASET, MEAN, STD
+from stn_export.data import example_images, trained_on
+from stn_export.errors import UserError
+
+REFERENCE_RUN = "reference_run.csv"
+LAST_TEN = slice(40, 50)  # epochs 41 to 50, where the reference run has settled
+PICTURES = 10
+
+
+@dataclass
+class Report:
+    """What the templates show."""
+
+    name: str
+    summary: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    training: list[dict] = field(default_factory=list)
+    parity: list[dict] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    overhead: list[dict] = field(default_factory=list)
+    environment: dict = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        """JSON-ready: everything but the figures and the single comparisons."""
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "figures"}
+        return content | {"parity": [row | {"comparisons": len(row["comparisons"])} for row in self.parity]}
+
+
+def collect(run: Path, data: Path | None) -> Report:
+    """Read everything that the run directory holds.
+
+    Raises:
+        UserError: where there is no run, or a file of it cannot be read.
+    """
+    directories = model_directories(run)
+    report = Report(run.name, environment=directories[0].checkpoint().environment)
+    add_training(report, directories)
+    add_pictures(report, directories, data)
+    current = {artifact.sha256 for directory in directories for artifact in directory.artifacts.values()}
+    add_parity(report, run / VERIFY_FILE, current)
+    add_benchmarks(report, run / BENCH_FILE, current)
+    return report
+
+
+def read_history(directory: ModelDirectory) -> list[dict]:
+    """The figures of every epoch of a model."""
+    lines = (directory.path / HISTORY_FILE).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read_reference() -> list[float]:
+    """Test accuracy after each epoch of the published CIFAR-10 run."""
+    text = (resources.files("stn_export") / "resources" / REFERENCE_RUN).read_text()
+    return [float(row["test_accuracy"]) for row in csv.DictReader(io.StringIO(text))]
+
+
+def add_training(report: Report, directories: list[ModelDirectory]) -> None:
+    """What was trained, on what, how far it got, and the curves."""
+    accuracies = {}
+    for directory in directories:
+        checkpoint = directory.checkpoint()
+        settings, history = checkpoint.settings, read_history(directory)
+        model = load_checkpoint(directory.open(checkpoint)).model
+        accuracies[directory.model] = [row["test_accuracy"] for row in history]
+        report.training.append(
+            {
+                "model": figures.MODEL_LABELS[directory.model],
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "dataset": settings["dataset"],
+                "recipe": settings["recipe"]["name"],
+                "epochs": len(history),
+                "seed": settings["seed"],
+                "device": checkpoint.details["device"],
+                "seconds": sum(row["seconds"] for row in history),
+                "accuracy": history[-1]["test_accuracy"],
+                "accuracies": accuracies[directory.model],
+            }
+        )
+    reference = read_reference() if report.training[0]["dataset"] == "cifar10" else []
+    report.figures["accuracy"] = figures.accuracy_curves(accuracies, reference)
+    report.summary.append(_accuracy_sentence(accuracies, reference))
+
+
+def _accuracy_sentence(accuracies: dict[str, list[float]], reference: list[float]) -> str:
+    """The two models' accuracies, over epochs 41 to 50 where the reference run can be set beside them."""
+    window, last = (LAST_TEN, f"the mean over epochs {LAST_TEN.start + 1} to {LAST_TEN.stop}"), "the last epoch"
+    settled = reference and all(len(values) >= LAST_TEN.stop for values in accuracies.values())
+    span, when = window if settled else (slice(-1, None), last)
+    figures_of = {model: statistics.mean(values[span]) for model, values in accuracies.items()}
+    sentence = "Test accuracy: " + ", ".join(
+        f"{figures.MODEL_LABELS[model]} {value:.2%}" for model, value in figures_of.items()
+    )
+    if settled:
+        sentence += f", reference run {statistics.mean(reference[span]):.2%}"
+    return f"{sentence} ({when})."
+
+
+def add_pictures(report: Report, directories: list[ModelDirectory], data: Path | None) -> None:
+    """Test images above what the transformer made of them."""
+    for directory in directories:
+        checkpoint = directory.checkpoint()
+        transformer = getattr(load_checkpoint(directory.open(checkpoint)).model, "transformer", None)
+        if transformer is not None:
+            images = example_images(trained_on(checkpoint, data), PICTURES)
+            report.figures["warped"] = figures.warped_images(*map(to_pixels, (images, transformer(images))))
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Normalised images back to uint8."""
+    return (images * STD + MEAN).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def add_parity(report: Report, path: Path, current: set[str]) -> None:
+    """The table of ``verify.json``."""
+    if not path.exists():
+        report.warnings.append("Nothing has been verified yet: run 'make verify'.")
+        return
+    content = read_json(path, VERIFY_SCHEMA)
+    report.parity, report.unavailable = content["checks"], content["unavailable"]
+    if {check["sha256"] for check in report.parity} != current:
+        report.warnings.append("The parity table is stale: it was made of other artifacts. Run 'make verify'.")
+    passed = sum(check["passed"] for check in report.parity)
+    report.summary.append(f"{passed} of {len(report.parity)} checks equal eager PyTorch within tolerance.")
+
+
+def add_benchmarks(report: Report, path: Path, current: set[str]) -> None:
+    """The charts and the overhead table of ``bench.json``."""
+    if not path.exists():
+        report.warnings.append("Nothing has been benchmarked yet: run 'make bench'.")
+        return
+    content = read_bench(path)
+    rows = [row["extra_info"] | {"median": row["stats"]["median"]} for row in content["benchmarks"]]
+    report.environment = content["machine_info"]["stn_export"]
+    if not {row["sha256"] for row in rows} <= current:
+        report.warnings.append("The timings are stale: they were taken of other artifacts. Run 'make bench'.")
+    report.overhead = [row for row in rows if "ratio" in row]
+    timings = [row for row in rows if "ratio" not in row]
+    for device in sorted({row["device"] for row in timings}):
+        here = [row for row in timings if row["device"] == device]
+        report.figures[f"latency-{device}"] = figures.latency_bars(latencies(here), device)
+        report.figures[f"throughput-{device}"] = figures.throughput_curves(throughputs(here), device)
+    if at_one := [row for row in report.overhead if row["batch"] == 1]:
+        best = min(at_one, key=lambda row: row["seconds"])
+        report.summary.append(
+            f"Fastest for one image: {best['runner']} with {best['artifact']}, {best['seconds'] * 1e3:.3f} ms; there "
+            f"the transformer costs {best['ratio']:.2f} times the plain CNN "
+            f"(95 % interval {best['ratio_low']:.2f} to {best['ratio_high']:.2f})."
+        )
+
+
+def read_bench(path: Path) -> dict:
+    """A pytest-benchmark file that our suites wrote.
+
+    Raises:
+        UserError: where it is anything else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        content["machine_info"]["stn_export"], [row["extra_info"]["sha256"] for row in content["benchmarks"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a benchmark file of stn_export", "run 'make bench' again") from error
+    return content
+
+
+def latencies(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Milliseconds at batch 1, by backend and model; the plain CNN stands beside every lowering of its runner."""
+    single = [row for row in rows if row["batch"] == 1]
+    plain = {row["runner"]: row["median"] * 1e3 for row in single if row["model"] == "cnn"}
+    return {
+        f"{row['runner']}\n{row['artifact']}": {"stn": row["median"] * 1e3}
+        | ({"cnn": plain[row["runner"]]} if row["runner"] in plain else {})
+        for row in single
+        if row["model"] == "stn"
+    }
+
+
+def throughputs(rows: list[dict]) -> dict[tuple[str, str], dict[int, float]]:
+    """Images per second by (backend, model) and batch."""
+    rates: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        rates[f"{row['runner']} {row['artifact']}", row["model"]][row["batch"]] = row["images_per_second"]
+    return dict(rates)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG without dates or versions in it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None}, dpi=160)
+    return buffer.getvalue()
+
+
+def render(report: Report, template: str, images: dict[str, str]) -> str:
+    """Fill a template; ``images`` are the sources that its <img> elements show."""
+    loader = jinja2.PackageLoader("stn_export", "resources")
+    environment = jinja2.Environment(loader=loader, autoescape=template.startswith("report.html"), trim_blocks=True)
+    return environment.get_template(template).render(report=report, images=images)
+
+
+def write_report(report: Report, run: Path) -> None:
+    """Write the figures and both reports."""
+    pictures = {name: to_png(figure) for name, figure in report.figures.items()}
+    for name, content in pictures.items():
+        write_atomically(run / "figures" / f"{name}.png", content)
+    linked = {name: f"figures/{name}.png" for name in pictures}
+    embedded = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()}
+    write_json(run / "report.json", REPORT_SCHEMA, report.as_dict())
+    write_atomically(run / "report.md", render(report, "report.md.j2", linked).encode())
+    write_atomically(run / "report.html", render(report, "report.html.j2", embedded).encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the report of a run."""
+    parser = cli.stage("report", "Write a run's report.")
+    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
+    parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
+    options = parser.parse_args(arguments)
+    run = options.run or ARTIFACTS / DEFAULT_DATASET
+    report = collect(run, options.data)
+    write_report(report, run)
+    for line in report.summary:
+        cli.say(line)
+    for line in report.warnings:
+        cli.say(f"[yellow]{line}[/]")
+    cli.say(f"wrote {run / 'report.html'} and {run / 'report.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,56 @@
+"""The house keeps its plan: imports point one way, stages never import stages, and each library has its rooms."""
+
+import ast
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+FLOORS = (
+    ("config", "errors"),
+    ("environment", "artifacts"),
+    ("cli", "model", "compare", "digits", "torchscript", "lowering"),
+    ("checkpoint",),
+    ("data",),
+    ("figures", "runners"),
+    ("train", "export", "verify", "report"),
+)
+HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+ROOMS = {
+    "onnx": {"lowering", "export"},
+    "onnxscript": {"lowering"},
+    "onnxruntime": {"runners"},
+    "pytest": set(),
+    "jinja2": {"report"},
+}
+MODULES = sorted(path.stem for path in (REPOSITORY / "stn_export").glob("*.py") if path.stem != "__init__")
+
+
+def imported(module: str) -> set[str]:
+    """Top-level names of other packages, and ``stn_export.x`` for ours."""
+    names = set()
+    for node in ast.walk(ast.parse((REPOSITORY / "stn_export" / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "stn_export":
+            names |= {f"stn_export.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return {name if name.startswith("stn_export.") else name.split(".")[0] for name in names}
+
+
+def test_every_module_has_a_floor():
+    assert sorted(HEIGHT) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str):
+    ours = {name.removeprefix("stn_export.") for name in imported(module) if name.startswith("stn_export.")}
+    for other in ours & set(HEIGHT):
+        assert HEIGHT[other] < HEIGHT[module], f"{module} imports {other}, which stands no lower"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_in_their_rooms(module: str):
+    for library, allowed in ROOMS.items():
+        assert library not in imported(module) or module in allowed, f"{module} must not know {library}"

@@ -1,0 +1,63 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stn_export import cli
+from stn_export.errors import CheckFailedError, UserError
+from tests.conftest import REPOSITORY
+
+STAGES = ("train", "export", "verify", "report")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("no [x] here", "try y"), 2, ("no [x] here", "try y")),
+        (CheckFailedError("3 of 7"), 1, ("failed: 3 of 7",)),
+        (KeyboardInterrupt("epoch 2 is kept"), 130, ("interrupted epoch 2 is kept",)),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    def main(arguments: object) -> None:
+        raise error
+
+    assert cli.run(main) == code
+    err = capsys.readouterr().err
+    assert all(word in err for word in words)
+
+
+def test_a_bug_of_ours_is_a_traceback():
+    def main(arguments: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(main)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_help_and_refuses_nonsense(stage: str, tmp_path: Path):
+    for arguments, code in ((["--help"], 0), (["--nonsense"], 2)):
+        command = [sys.executable, "-m", f"stn_export.{stage}", *arguments]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert result.returncode == code
+        assert "Traceback" not in result.stderr
+
+
+def test_make_help_lists_every_target():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    listed = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    assert listed == set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
+    help_text = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for word in (*listed, "DATASET", "DATA", "RECIPE", "EPOCHS", "SEED", "DEVICE", "RUN"):
+        assert word in help_text
+
+
+def test_make_uses_a_given_interpreter_without_building_one():
+    command = ["make", "-n", "bench", "VENV=", "PYTHON=python3"]
+    recipe = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert recipe.startswith("python3 -m pytest benchmarks")
+    assert "venv" not in recipe

@@ -1,0 +1,43 @@
+"""The tables are complete: every row can be written, run and judged."""
+
+import pytest
+
+from stn_export.config import DATASETS, EXPORTS, GRIDS, MODELS, RECIPES, TOLERANCES, ExportSpec
+from stn_export.export import EXPORTERS
+from stn_export.lowering import LOWERINGS
+from stn_export.runners import RUNNERS
+
+
+@pytest.mark.parametrize("spec", EXPORTS, ids=lambda spec: spec.name)
+def test_every_export_can_be_written_run_and_judged(spec: ExportSpec):
+    assert spec.format in EXPORTERS
+    assert spec.format in {runner.format for runner in RUNNERS}
+    assert spec.precision in TOLERANCES
+    assert set(spec.models) <= set(MODELS)
+    if spec.format == "onnx":
+        assert spec.opset in LOWERINGS[spec.lowering].opsets
+
+
+def test_names_are_unique_within_a_model():
+    for model in MODELS:
+        names = [spec.name for spec in EXPORTS if model in spec.models]
+        assert len(names) == len(set(names))
+    assert len({runner.name for runner in RUNNERS}) == len(RUNNERS)
+
+
+def test_every_runner_runs_something_that_is_exported():
+    assert {runner.format for runner in RUNNERS} == {spec.format for spec in EXPORTS} | {"checkpoint"}
+
+
+def test_every_data_set_has_a_recipe():
+    assert all(spec.recipe in RECIPES and len(spec.classes) == 10 for spec in DATASETS.values())
+
+
+def test_the_reference_recipe_is_untouched():
+    recipe = RECIPES["reference"]
+    assert (recipe.optimizer, recipe.learning_rate, recipe.batch_size, recipe.epochs) == ("sgd", 0.01, 64, 50)
+    assert (recipe.weight_decay, recipe.one_cycle, recipe.localisation_scale) == (0.0, False, 1.0)
+
+
+def test_grids_time_larger_batches_than_one():
+    assert all(min(grid.throughput_batches) > 1 and 1 in grid.overhead_batches for grid in GRIDS.values())
