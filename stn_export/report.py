@@ -1,4 +1,4 @@
-"""Write ``report.html`` (self-contained), ``report.md``, ``report.json``, ``figures/``: ``python -m stn_export.report``.
+"""Write `report.html` (self-contained), `report.md`, `report.json` and `figures/`: `python -m stn_export.report`.
 
 The report only states what the run directory holds. A result measured on other bytes than today's artifacts is
 called stale, one that is not there is called missing.
