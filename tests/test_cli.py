@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -47,17 +48,23 @@ def test_every_stage_has_help_and_refuses_nonsense(stage: str, tmp_path: Path):
         assert "Traceback" not in result.stderr
 
 
+def make(*arguments: str) -> str:
+    """What ``make`` prints, also where the tests themselves were started by Make."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
+
+
 def test_make_help_lists_every_target():
     makefile = (REPOSITORY / "Makefile").read_text()
     listed = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
     assert listed == set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
-    help_text = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    help_text = make("help")
     for word in (*listed, "DATASET", "DATA", "RECIPE", "EPOCHS", "SEED", "DEVICE", "RUN"):
         assert word in help_text
 
 
 def test_make_uses_a_given_interpreter_without_building_one():
-    command = ["make", "-n", "bench", "VENV=", "PYTHON=python3"]
-    recipe = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    recipe = make("-n", "bench", "VENV=", "PYTHON=python3")
     assert recipe.startswith("python3 -m pytest benchmarks")
     assert "venv" not in recipe
