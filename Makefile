@@ -44,7 +44,7 @@ train: $(READY) ## train the spatial transformer and the plain CNN
 	@$(STAGE).train --dataset '$(DATASET)' --data '$(DATA)' --recipe '$(RECIPE)' --epochs '$(EPOCHS)' --seed '$(SEED)' --device '$(DEVICE)' --run '$(RUN)'
 
 export: $(READY) ## write TorchScript and ONNX files
-	@$(STAGE).export --run '$(RUN)'
+	@$(STAGE).export --run '$(RUN)' --data '$(DATA)'
 
 verify: $(READY) ## prove every file equal to PyTorch
 	@$(STAGE).verify --run '$(RUN)' --data '$(DATA)'

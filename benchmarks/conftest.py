@@ -6,9 +6,9 @@ python -m pytest benchmarks --run artifacts/digits --grid quick --benchmark-json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.targets import find_targets, pairs
 from stn_export import cli
@@ -60,11 +60,11 @@ def grid(pytestconfig: pytest.Config) -> BenchGrid:
 
 
 @pytest.fixture(scope="session")
-def images(pytestconfig: pytest.Config) -> Callable[[int], np.ndarray]:
-    """Real test images by batch size, N×3×32×32 float32 normalised."""
+def images(pytestconfig: pytest.Config) -> Callable[[int], Tensor]:
+    """Real test images by batch size, N×3×32×32 uint8."""
     checkpoint = model_directories(pytestconfig.getoption("--run"))[0].checkpoint()
     dataset = trained_on(checkpoint, pytestconfig.getoption("--data"))
-    return lambda batch: example_images(dataset, batch).numpy()
+    return lambda batch: example_images(dataset, batch)
 
 
 @pytest.fixture

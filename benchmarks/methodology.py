@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
 
 from benchmarks.targets import Target
 from stn_export.config import BenchGrid
@@ -41,7 +42,7 @@ def rounds_for(call_seconds: float, row_seconds: float) -> int:
     return int(np.clip(row_seconds / call_seconds, *ROUNDS))
 
 
-def time_target(benchmark: BenchmarkFixture, target: Target, images: np.ndarray, grid: BenchGrid) -> None:
+def time_target(benchmark: BenchmarkFixture, target: Target, images: Tensor, grid: BenchGrid) -> None:
     """Warm up, time single calls for the grid's ``row_seconds``, and note what was timed."""
     step = target.step(images)
     benchmark.pedantic(step, rounds=rounds_for(warm_up(step, grid.warmup_seconds), grid.row_seconds))

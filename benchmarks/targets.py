@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from stn_export.artifacts import Artifact, model_directories
+from stn_export.data import contract_batch
 from stn_export.errors import UserError
 from stn_export.runners import RUNNERS, RunnerSpec, Step
 
@@ -27,9 +28,10 @@ class Target:
     def __str__(self) -> str:
         return f"{self.artifact.model}-{self.backend}"
 
-    def step(self, images: np.ndarray) -> Step:
-        """The artifact loaded and bound to images in place on its device."""
-        return self.runner.open(self.path).bind(images)
+    def step(self, images: Tensor) -> Step:
+        """The artifact loaded and bound to uint8 images, which are put in place as its input contract asks."""
+        contract = self.artifact.input_contract
+        return self.runner.open(self.path, contract).bind(contract_batch(images, contract))
 
     def facts(self, batch: int) -> dict:
         """What a row of the JSON says of itself beside its times."""

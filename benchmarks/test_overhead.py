@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
 
 from benchmarks.methodology import Interleaved, rounds_for, warm_up
 from benchmarks.targets import Target
@@ -15,7 +15,7 @@ def test_overhead(
     pair: tuple[Target, Target],
     overhead_batch: int,
     grid: BenchGrid,
-    images: Callable[[int], np.ndarray],
+    images: Callable[[int], Tensor],
     record_overhead: Callable[[tuple[str, ...]], None],
 ) -> None:
     """Each round times one block of either in its setup, then one call of the transformer for the row itself."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
 
 from benchmarks.methodology import time_target
 from benchmarks.targets import Target
@@ -15,7 +15,7 @@ def test_throughput(
     target: Target,
     throughput_batch: int,
     grid: BenchGrid,
-    images: Callable[[int], np.ndarray],
+    images: Callable[[int], Tensor],
 ) -> None:
     benchmark.group = f"throughput, batch {throughput_batch}, {target.runner.device}"
     time_target(benchmark, target, images(throughput_batch), grid)

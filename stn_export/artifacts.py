@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from stn_export.config import CHECKPOINT, EXPORTS, MODELS
+from stn_export.config import CHECKPOINT, MODELS, exports_of
 from stn_export.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -96,12 +96,12 @@ class ModelDirectory:
         return artifact
 
     def expected(self) -> list[tuple[Artifact, Path]]:
-        """The checkpoint and every export that the matrix asks of this model, with their paths, bytes checked.
+        """Everything listed, with paths, bytes checked; the checkpoint and all default exports must be among it.
 
         Raises:
             UserError: where one is missing, edited or stale.
         """
-        names = [CHECKPOINT, *(spec.name for spec in EXPORTS if self.model in spec.models)]
+        names = [CHECKPOINT, *(spec.name for spec in exports_of(self.model))]
         listed = self.artifacts
         if missing := [name for name in names if name not in listed]:
             raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -175,8 +176,16 @@ def _dataset(name: str, source: str, *rest: Tensor | str) -> Dataset:
 
 
 def example_images(dataset: Dataset, count: int) -> Tensor:
-    """The first ``count`` test images, normalised; they come round again where there are fewer."""
-    return normalise(dataset.test.images[torch.arange(count) % len(dataset.test)])
+    """The first ``count`` test images, uint8; they come round again where there are fewer."""
+    return dataset.test.images[torch.arange(count) % len(dataset.test)]
+
+
+def contract_batch(images: Tensor, contract: dict) -> np.ndarray:
+    """uint8 images N×3×32×32 as an artifact's input contract asks for them."""
+    if contract["dtype"] == "float32":
+        return normalise(images).numpy()
+    channels_last = contract["shape"][-1] == images.shape[1]
+    return (images.permute(0, 2, 3, 1) if channels_last else images).contiguous().numpy()
 
 
 def trained_on(checkpoint: Artifact, data: Path | None = None) -> Dataset:

@@ -1,34 +1,31 @@
-"""Write every artifact of the export matrix: ``python -m stn_export.export``.
+"""Write the export matrix: ``python -m stn_export.export``; ``--list`` shows it.
 
-ONNX goes through the dynamo exporter, TorchScript through tracing and freezing. What an artifact was made from stands
-in the manifest and inside the file.
+ONNX goes through the dynamo exporter, TorchScript through tracing and freezing, .pt2 through ``torch.export``. What an
+artifact was made from stands in the manifest and inside the file.
 """
 
 import json
+import shutil
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from stn_export import cli
-from stn_export.artifacts import (
-    Artifact,
-    ModelDirectory,
-    fingerprint,
-    model_directories,
-    sha256_of,
-    write_atomically,
-)
+from stn_export import cli, matrix, torch_files
+from stn_export.artifacts import Artifact, ModelDirectory, fingerprint, model_directories, sha256_of, write_atomically
 from stn_export.checkpoint import Checkpoint, load_checkpoint
 from stn_export.config import (
     ALIGN_CORNERS,
     ARTIFACTS,
+    CALIBRATION_IMAGES,
+    CONTRACTS,
     DEFAULT_DATASET,
     EXPORTS,
     IMAGE_SHAPE,
@@ -38,123 +35,133 @@ from stn_export.config import (
     STD,
     ExportSpec,
 )
+from stn_export.data import contract_batch, trained_on
 from stn_export.environment import describe, git_commit, versions
 from stn_export.errors import UserError, require_choice
-from stn_export.lowering import LOWERINGS
-from stn_export.torchscript import to_torchscript
+from stn_export.onnx_export import export_onnx
+from stn_export.quantise import quantise
+from stn_export.variants import BODY_TYPES, at_precision, with_contract
 
 EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
 
 
-def export_onnx(
-    module: nn.Module,
-    images: Tensor,
-    *,
-    lowering: str = "matmul",
-    opset: int = 18,
-) -> onnx.ModelProto:
-    """Export a module of one input and one output with a dynamic batch.
+@dataclass(frozen=True)
+class Source:
+    """What a model's exports are made from."""
 
-    Args:
-        module: in evaluation mode, from images to log-probabilities.
-        images: an example batch of at least 2.
-        lowering: how ``affine_grid`` is written, a key of ``lowering.LOWERINGS``.
-        opset: the ONNX operator set.
+    directory: ModelDirectory
+    checkpoint: Checkpoint
+    data: Path | None
 
-    Raises:
-        UserError: for an unknown lowering, or an opset that it cannot be written at.
-    """
-    require_choice("lowering", lowering, list(LOWERINGS))
-    rule = LOWERINGS[lowering]
-    if opset not in rule.opsets:
-        span = f"{rule.opsets[0]} to {rule.opsets[-1]}"
-        raise UserError(f"lowering {lowering} cannot be written at opset {opset}", f"choose an opset from {span}")
-    table = {torch.ops.aten.affine_grid_generator.default: rule.translate} if rule.translate else {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter's own making
-        program = torch.onnx.export(
-            module,
-            (images,),
-            dynamo=True,
-            verbose=False,
-            opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            custom_translation_table=table,
-        )
-    model = program.model_proto
-    strip_traces(model)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    @cached_property
+    def calibration(self) -> Tensor:
+        """The first training images, uint8: read only where something is quantised."""
+        return trained_on(self.directory.checkpoint(), self.data).train.images[:CALIBRATION_IMAGES]
+
+    def module(self, spec: ExportSpec) -> nn.Module:
+        """The model at the row's precision, fed as its contract says; int8 starts from float32."""
+        precision = spec.precision if spec.precision in BODY_TYPES else "fp32"
+        return with_contract(at_precision(self.checkpoint.model, precision), CONTRACTS[spec.contract])
+
+    def metadata(self, spec: ExportSpec) -> dict:
+        """What travels inside the file."""
+        return {
+            "model": self.directory.model,
+            "classes": self.checkpoint.meta["classes"],
+            "normalisation": {"mean": MEAN, "std": STD, "inside": spec.contract != "float"},
+            "align_corners": ALIGN_CORNERS,
+            "precision": spec.precision,
+            "input_contract": CONTRACTS[spec.contract].as_dict(),
+            "checkpoint_sha256": self.directory.checkpoint().sha256,
+            "git_commit": git_commit(),
+            "versions": versions(),
+        }
 
 
-def strip_traces(model: onnx.ModelProto) -> None:
-    """Drop the exporter's per-node notes, which hold file paths of this machine and outweigh the graph."""
-    for part in (
-        model.graph,
-        *model.graph.node,
-        *model.graph.value_info,
-        *model.graph.input,
-        *model.graph.output,
-    ):
-        del part.metadata_props[:]
-        part.doc_string = ""
+def example_batch(spec: ExportSpec) -> Tensor:
+    """Two fixed random images to capture the model with."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (EXAMPLE_BATCH, *IMAGE_SHAPE), generator=random, dtype=torch.uint8)
+    return torch.from_numpy(contract_batch(images, CONTRACTS[spec.contract].as_dict()))
 
 
-def _onnx_bytes(checkpoint: Checkpoint, spec: ExportSpec, metadata: dict) -> tuple[bytes, dict]:
-    model = export_onnx(checkpoint.model, example_batch(), lowering=spec.lowering, opset=spec.opset)
-    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    model = export_onnx(
+        source.module(spec),
+        example_batch(spec),
+        lowering=spec.lowering,
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
+    )
+    if spec.precision == "int8":
+        model = quantise(model, source.calibration)
+    notes = {prop.key: prop.value for prop in model.metadata_props}
+    texts = {key: json.dumps(value) for key, value in source.metadata(spec).items()}
+    onnx.helper.set_model_props(model, notes | texts)
     operators = Counter(node.op_type for node in model.graph.node)
-    return model.SerializeToString(), {
+    details = {
+        "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         "operators": dict(sorted(operators.items())),
+        "initialiser_bytes": sum(len(onnx.numpy_helper.to_array(t).tobytes()) for t in model.graph.initializer),
     }
+    return model.SerializeToString(deterministic=True), details
 
 
-def _torchscript_bytes(checkpoint: Checkpoint, spec: ExportSpec, metadata: dict) -> tuple[bytes, dict]:
-    return to_torchscript(checkpoint.model, example_batch(), metadata), {}
+def _torchscript_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    return torch_files.to_torchscript(source.module(spec), example_batch(spec), source.metadata(spec)), {}
 
 
-EXPORTERS: dict[str, Callable[[Checkpoint, ExportSpec, dict], tuple[bytes, dict]]] = {
+def _pt2_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    return torch_files.to_pt2(source.module(spec), example_batch(spec), source.metadata(spec)), {}
+
+
+def _aotinductor_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    return torch_files.to_aotinductor(source.module(spec), example_batch(spec)), {}
+
+
+EXPORTERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
     "onnx": _onnx_bytes,
     "torchscript": _torchscript_bytes,
+    "pt2": _pt2_bytes,
+    "aotinductor": _aotinductor_bytes,
 }
 
 
-def example_batch() -> Tensor:
-    """Two fixed random images to trace with."""
-    return torch.rand(EXAMPLE_BATCH, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+def unavailable(spec: ExportSpec) -> str:
+    """Why a row cannot be written here, or an empty string."""
+    if spec.format == "aotinductor" and not shutil.which("c++"):
+        return "no C++ compiler here"
+    if (spec.format, spec.precision) == ("onnx", "bf16"):
+        return "ONNX's Conv takes bfloat16 from opset 22 only, where no CUDA GridSample is"
+    return ""
 
 
-def export_artifact(directory: ModelDirectory, checkpoint: Checkpoint, spec: ExportSpec) -> Artifact:
-    """Write one row of the matrix and list it in the manifest."""
-    parent = directory.checkpoint()
-    metadata = {
-        "model": directory.model,
-        "classes": checkpoint.meta["classes"],
-        "normalisation": {"mean": MEAN, "std": STD},
-        "align_corners": ALIGN_CORNERS,
-        "checkpoint_sha256": parent.sha256,
-        "git_commit": git_commit(),
-        "versions": versions(),
-    }
+def export_artifact(source: Source, spec: ExportSpec) -> Artifact:
+    """Write one row of the matrix and list it in the manifest.
+
+    Raises:
+        UserError: where the row cannot be written here.
+    """
+    if reason := unavailable(spec):
+        raise UserError(f"{spec.name} cannot be written here: {reason}", "python -m stn_export.export --list")
     started = time.perf_counter()
-    content, details = EXPORTERS[spec.format](checkpoint, spec, metadata)
-    path = directory.path / (spec.name + spec.suffix)
+    content, details = EXPORTERS[spec.format](source, spec)
+    path = source.directory.path / spec.file
     write_atomically(path, content)
-    return directory.add(
+    opset = details.pop("opset", None)
+    return source.directory.add(
         Artifact(
             name=spec.name,
             file=path.name,
-            model=directory.model,
+            model=source.directory.model,
             format=spec.format,
             sha256=sha256_of(path),
-            parent_sha256=parent.sha256,
+            parent_sha256=source.directory.checkpoint().sha256,
             lowering=spec.lowering,
             precision=spec.precision,
-            opset=spec.opset,
-            input_contract=parent.input_contract,
+            opset=opset,
+            input_contract=CONTRACTS[spec.contract].as_dict(),
             settings=settings_of(spec),
             details=details | {"bytes": len(content), "seconds": round(time.perf_counter() - started, 2)},
             environment=describe(),
@@ -165,40 +172,41 @@ def export_artifact(directory: ModelDirectory, checkpoint: Checkpoint, spec: Exp
 def settings_of(spec: ExportSpec) -> dict:
     """What an export depends on beside its checkpoint: its row and the exporters' versions."""
     relevant = ("torch", "onnx", "onnxscript", "stn_export")
-    row = json.loads(json.dumps(asdict(spec)))  # as it reads back from the manifest
-    return row | {"versions": fingerprint(f"{key}={versions()[key]}".encode() for key in relevant)[:16]}
+    return asdict(spec) | {"versions": fingerprint(f"{key}={versions()[key]}".encode() for key in relevant)[:16]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export every model of a run, leaving alone what is up to date."""
-    parser = cli.stage("export", "Export a run's models to ONNX and TorchScript.")
+    parser = cli.stage("export", "Export a run's models: ONNX, TorchScript, torch.export, AOTInductor.")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
+    parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10, to calibrate int8 on")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
+    parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
     options = parser.parse_args(arguments)
-
+    run = options.run or ARTIFACTS / DEFAULT_DATASET
+    if options.list:
+        reasons = {spec.name: unavailable(spec) for spec in EXPORTS}
+        cli.table(f"Export matrix of {run}", matrix.COLUMNS, list(matrix.matrix_rows(run, reasons)))
+        return
+    names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
     rows = []
-    for directory in model_directories(options.run or ARTIFACTS / DEFAULT_DATASET):
-        parent = directory.checkpoint()
-        checkpoint = load_checkpoint(directory.open(parent))
+    for directory in model_directories(run):
+        source = Source(directory, load_checkpoint(directory.open(directory.checkpoint())), options.data)
         for spec in EXPORTS:
-            if directory.model not in spec.models:
-                continue
-            fresh = directory.holds(spec.name, parent.sha256, settings_of(spec))
-            artifact = directory.artifacts[spec.name] if fresh else export_artifact(directory, checkpoint, spec)
-            rows.append(_row(artifact, "up to date" if fresh else f"exported in {artifact.details['seconds']} s"))
-    cli.table("Exports", ("artifact", "format", "lowering", "opset", "operators", "KiB", "state"), rows)
+            if spec.applies_to(directory.model) and (spec.name in names if names else spec.default):
+                rows.append(_export_row(source, spec))
+    cli.table("Exports", ("artifact", "format", "opset", "KiB", "nodes", "state"), rows)
 
 
-def _row(artifact: Artifact, state: str) -> tuple[str, ...]:
-    operators = artifact.details.get("operators")
-    return (
-        f"{artifact.model}/{artifact.name}",
-        artifact.format,
-        artifact.lowering or "",
-        str(artifact.opset or "–"),
-        str(sum(operators.values())) if operators else "–",
-        f"{artifact.details['bytes'] / 1024:.0f}",
-        state,
-    )
+def _export_row(source: Source, spec: ExportSpec) -> tuple[str, ...]:
+    directory = source.directory
+    if directory.holds(spec.name, directory.checkpoint().sha256, settings_of(spec)):
+        artifact, state = directory.artifacts[spec.name], "up to date"
+    else:
+        artifact = export_artifact(source, spec)
+        state = f"exported in {artifact.details['seconds']} s"
+    opset = str(artifact.opset or matrix.NONE)
+    return (f"{artifact.model}/{artifact.name}", artifact.format, opset, *matrix.sizes(artifact), state)
 
 
 if __name__ == "__main__":

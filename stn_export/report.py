@@ -35,7 +35,7 @@ from stn_export.artifacts import (
 )
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET, MEAN, STD
-from stn_export.data import example_images, trained_on
+from stn_export.data import example_images, normalise, trained_on
 from stn_export.errors import UserError
 
 REFERENCE_RUN = "reference_run.csv"
@@ -139,7 +139,7 @@ def add_pictures(report: Report, directories: list[ModelDirectory], data: Path |
         transformer = getattr(load_checkpoint(directory.open(checkpoint)).model, "transformer", None)
         if transformer is not None:
             images = example_images(trained_on(checkpoint, data), PICTURES)
-            report.figures["warped"] = figures.warped_images(*map(to_pixels, (images, transformer(images))))
+            report.figures["warped"] = figures.warped_images(images, to_pixels(transformer(normalise(images))))
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ A runner is one class and one row of ``RUNNERS``. Everything runs with as many t
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +14,33 @@ import onnxruntime
 import torch
 
 from stn_export.checkpoint import load_checkpoint
-from stn_export.config import IMAGE_SHAPE, INPUT_NAME, OUTPUT_NAME
+from stn_export.config import CONTRACTS, INPUT_NAME, OUTPUT_NAME
 from stn_export.errors import UserError
-from stn_export.torchscript import load_torchscript
+from stn_export.torch_files import load_torchscript
 
-Step = Callable[[], None]
+Step = Callable[[], object]
+FLOAT = CONTRACTS["float"].as_dict()
 
 
 class Runner(ABC):
-    """One artifact loaded on one device (``cpu`` or ``cuda``)."""
+    """One artifact loaded on one device (``cpu`` or ``cuda``), fed as its input contract says."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, contract: dict) -> None:
         self.device = device
+        self.dtype = np.dtype(contract["dtype"])
+        self.shape = tuple(contract["shape"][1:])
         self.load(path)
 
     def infer(self, images: np.ndarray) -> np.ndarray:
-        """Log-probabilities, N×10 float32, of N×3×32×32 normalised float32 images.
+        """Log-probabilities, N×10 float32, of a batch that keeps to the input contract.
 
         Raises:
-            UserError: for another shape or type.
+            UserError: for another shape or type, or an empty batch.
         """
-        if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE or len(images) == 0:
+        if images.dtype != self.dtype or images.shape[1:] != self.shape or images.ndim != 4 or len(images) == 0:
             raise UserError(
                 f"a batch of {images.dtype} {images.shape} cannot be classified",
-                "give at least one image, as float32 of shape N×3×32×32",
+                f"give at least one image, as {self.dtype} of shape N×{'×'.join(map(str, self.shape))}",
             )
         return self.infer_impl(np.ascontiguousarray(images))
 
@@ -89,6 +93,20 @@ class TorchScript(TorchRunner):
         self.module = load_torchscript(path, self.device)
 
 
+class ExportedProgram(TorchRunner):
+    """A ``torch.export`` file, run by PyTorch's interpreter of its graph."""
+
+    def load(self, path: Path) -> None:
+        self.module = torch.export.load(path).module().to(self.device)
+
+
+class AotInductor(TorchRunner):
+    """A package compiled ahead of time for this very device and processor."""
+
+    def load(self, path: Path) -> None:
+        self.module = torch._inductor.aoti_load_package(str(path))
+
+
 class OnnxRuntime(Runner):
     """ONNX Runtime with the device's own provider; TF32 is off, as in PyTorch's matrix products."""
 
@@ -114,6 +132,26 @@ class OnnxRuntime(Runner):
         return lambda: self.session.run_with_iobinding(binding)
 
 
+class OpenVino(Runner):
+    """OpenVINO on the CPU, held to float32: by itself it computes in bfloat16 where the processor has it."""
+
+    def load(self, path: Path) -> None:
+        import openvino  # an optional extra
+
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        core = openvino.Core()
+        self.request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+
+    def infer_impl(self, images: np.ndarray) -> np.ndarray:
+        return self.request.infer({INPUT_NAME: images})[OUTPUT_NAME].copy()
+
+    def bind(self, images: np.ndarray) -> Step:
+        import openvino
+
+        self.request.set_tensor(INPUT_NAME, openvino.Tensor(images, shared_memory=True))
+        return self.request.infer
+
+
 def _no_gpu() -> str:
     return "" if torch.cuda.is_available() else "PyTorch sees no GPU here"
 
@@ -124,6 +162,10 @@ def _no_cuda_provider() -> str:
     return _no_gpu()
 
 
+def _no_openvino() -> str:
+    return "" if find_spec("openvino") else "openvino is not installed (pip install 'stn-export[openvino]')"
+
+
 @dataclass(frozen=True)
 class RunnerSpec:
     """One row of the registry: which format it runs, where, and why it cannot run here ("" where it can)."""
@@ -131,19 +173,23 @@ class RunnerSpec:
     name: str
     format: str
     device: str
-    load: Callable[[Path, str], Runner]
+    load: Callable[[Path, str, dict], Runner]
     unavailable: Callable[[], str] = lambda: ""
 
-    def open(self, path: Path) -> Runner:
+    def open(self, path: Path, contract: dict = FLOAT) -> Runner:
         """The runner of the artifact at ``path``."""
-        return self.load(path, self.device)
+        return self.load(path, self.device, contract)
 
 
 RUNNERS = (
     RunnerSpec("eager-cpu", "checkpoint", "cpu", Eager),
     RunnerSpec("torchscript-cpu", "torchscript", "cpu", TorchScript),
+    RunnerSpec("pt2-cpu", "pt2", "cpu", ExportedProgram),
+    RunnerSpec("aotinductor-cpu", "aotinductor", "cpu", AotInductor),
     RunnerSpec("onnxruntime-cpu", "onnx", "cpu", OnnxRuntime),
+    RunnerSpec("openvino-cpu", "onnx", "cpu", OpenVino, _no_openvino),
     RunnerSpec("eager-cuda", "checkpoint", "cuda", Eager, _no_gpu),
     RunnerSpec("torchscript-cuda", "torchscript", "cuda", TorchScript, _no_gpu),
+    RunnerSpec("pt2-cuda", "pt2", "cuda", ExportedProgram, _no_gpu),
     RunnerSpec("onnxruntime-cuda", "onnx", "cuda", OnnxRuntime, _no_cuda_provider),
 )

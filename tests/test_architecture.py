@@ -9,17 +9,18 @@ from tests.conftest import REPOSITORY
 FLOORS = (
     ("config", "errors"),
     ("environment", "artifacts"),
-    ("cli", "model", "compare", "digits", "torchscript", "lowering"),
-    ("checkpoint",),
-    ("data",),
-    ("figures", "runners"),
+    ("cli", "matrix", "model", "compare", "digits", "capture", "sampling", "folding"),
+    ("checkpoint", "torch_files", "lowering"),
+    ("data", "onnx_export"),
+    ("figures", "runners", "variants", "quantise"),
     ("train", "export", "verify", "report"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 ROOMS = {
-    "onnx": {"lowering", "export"},
-    "onnxscript": {"lowering"},
-    "onnxruntime": {"runners"},
+    "onnx": {"lowering", "onnx_export", "quantise", "export"},
+    "onnx_ir": {"lowering", "sampling", "folding"},
+    "onnxscript": {"lowering", "sampling"},
+    "onnxruntime": {"runners", "quantise"},
     "pytest": set(),
     "jinja2": {"report"},
 }

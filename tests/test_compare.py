@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from stn_export.compare import compare
-from stn_export.config import Tolerance
+from stn_export.config import TOLERANCES
 
-TOLERANCE = Tolerance(absolute=1e-5, relative=1e-6)
+TOLERANCE = replace(TOLERANCES["fp32"], absolute=1e-5, relative=1e-6)
 EXPECTED = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], np.float32))
 
 
@@ -47,6 +49,6 @@ def test_what_cannot_be_compared_fails(actual: np.ndarray, expected: np.ndarray,
 
 def test_the_tolerance_is_absolute_plus_relative():
     expected = np.array([[-30.0, -1.0]])
-    assert compare(expected - 3.5e-5, expected, Tolerance(1e-5, 1e-6)).worst == (0, 1)
-    assert compare(np.array([[-30.00003, -1.0]]), expected, Tolerance(1e-5, 1e-6))
-    assert not compare(np.array([[-30.00005, -1.0]]), expected, Tolerance(1e-5, 1e-6))
+    assert compare(expected - 3.5e-5, expected, TOLERANCE).worst == (0, 1)
+    assert compare(np.array([[-30.00003, -1.0]]), expected, TOLERANCE)
+    assert not compare(np.array([[-30.00005, -1.0]]), expected, TOLERANCE)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from stn_export.config import DATASETS, EXPORTS, GRIDS, MODELS, RECIPES, TOLERANCES, ExportSpec
+from stn_export.config import CONTRACTS, DATASETS, EXPORTS, GRIDS, MODELS, RECIPES, TOLERANCES, ExportSpec
 from stn_export.export import EXPORTERS
-from stn_export.lowering import LOWERINGS
+from stn_export.lowering import LOWERINGS, Lowering
 from stn_export.runners import RUNNERS
 
 
@@ -13,16 +13,21 @@ def test_every_export_can_be_written_run_and_judged(spec: ExportSpec):
     assert spec.format in EXPORTERS
     assert spec.format in {runner.format for runner in RUNNERS}
     assert spec.precision in TOLERANCES
-    assert set(spec.models) <= set(MODELS)
-    if spec.format == "onnx":
-        assert spec.opset in LOWERINGS[spec.lowering].opsets
+    assert spec.contract in CONTRACTS
+    assert any(spec.applies_to(model) for model in MODELS)
+    assert (spec.lowering in LOWERINGS) == (spec.format == "onnx")
 
 
 def test_names_are_unique_within_a_model():
     for model in MODELS:
-        names = [spec.name for spec in EXPORTS if model in spec.models]
+        names = [spec.name for spec in EXPORTS if spec.applies_to(model)]
         assert len(names) == len(set(names))
     assert len({runner.name for runner in RUNNERS}) == len(RUNNERS)
+
+
+@pytest.mark.parametrize("rule", LOWERINGS.values(), ids=LOWERINGS)
+def test_a_lowerings_own_opset_is_one_it_can_have(rule: Lowering):
+    assert rule.default_opset in rule.opsets
 
 
 def test_every_runner_runs_something_that_is_exported():

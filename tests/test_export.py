@@ -13,8 +13,9 @@ from stn_export import cli, export
 from stn_export.artifacts import ModelDirectory
 from stn_export.checkpoint import load_checkpoint
 from stn_export.errors import UserError
-from stn_export.export import export_onnx
 from stn_export.model import build_model
+from stn_export.onnx_export import export_onnx
+from stn_export.torch_files import METADATA
 
 IMAGES = torch.zeros(2, 3, 32, 32)
 
@@ -49,14 +50,19 @@ def test_names_and_batch(stn: ModelDirectory, name: str):
 
 
 def test_metadata_travels_inside_the_file(stn: ModelDirectory):
-    props = {prop.key: json.loads(prop.value) for prop in onnx.load(stn.path / "matmul-fp32.onnx").metadata_props}
+    props = {prop.key: prop.value for prop in onnx.load(stn.path / "matmul-fp32.onnx").metadata_props}
+    assert props.pop("lowering") == "matmul"
+    props = {key: json.loads(value) for key, value in props.items()}
     assert props["classes"] == list("0123456789")
-    assert props["normalisation"] == {"mean": 0.5, "std": 0.5}
+    assert props["normalisation"] == {"mean": 0.5, "std": 0.5, "inside": False}
     assert props["align_corners"] is False
     assert props["checkpoint_sha256"] == stn.checkpoint().sha256
     archive = zipfile.ZipFile(stn.path / "torchscript-fp32.ts")
     [member] = [name for name in archive.namelist() if name.endswith("extra/metadata.json")]
     assert json.loads(archive.read(member)) == props
+    loaded = {METADATA: ""}
+    torch.export.load(stn.path / "pt2-fp32.pt2", extra_files=loaded)
+    assert json.loads(loaded[METADATA]) == props
 
 
 def test_no_path_of_this_machine_is_left_in_a_graph(stn: ModelDirectory):
@@ -85,8 +91,9 @@ def test_an_unknown_lowering():
 def test_matmul_at_every_opset_it_claims(opset: int):
     model = build_model("stn").eval()
     torch.nn.init.normal_(model.transformer.regressor[-1].weight, std=0.1)
-    content = export_onnx(model, IMAGES, opset=opset).SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    exported = export_onnx(model, IMAGES, opset=opset, input_names=["images"])
+    assert exported.opset_import[0].version == opset
+    session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
     images = torch.rand(5, 3, 32, 32)
     actual = session.run(None, {"images": images.numpy()})[0]
     np.testing.assert_allclose(actual, model(images).detach().numpy(), atol=1e-5, rtol=0)
@@ -95,7 +102,7 @@ def test_matmul_at_every_opset_it_claims(opset: int):
 def test_exporting_again_does_nothing_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert cli.run(export.main, ["--run", str(run)]) == 0
-    assert capsys.readouterr().out.count("up to date") == 5
+    assert capsys.readouterr().out.count("up to date") == 20
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

@@ -19,7 +19,6 @@ def test_the_base_grid_is_pytorchs(height: int, width: int, align_corners: bool)
     assert (base[2] == 1).all()
 
 
-@pytest.mark.parametrize("size", [[2, 3, 8, 8, 8], [2, 3, "height", 8]])
-def test_what_cannot_be_lowered_is_refused(size: list):
+def test_what_cannot_be_lowered_is_refused():
     with pytest.raises(UserError, match="cannot be lowered"):
-        matmul(None, size)
+        matmul(None, [2, 3, 8, 8, 8])

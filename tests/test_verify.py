@@ -28,11 +28,13 @@ def spoil_weights(directory: ModelDirectory, name: str, by: float) -> None:
 def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(verify.main, ["--run", str(run)]) == 0
     out = capsys.readouterr().out
-    assert out.count("equal") >= 7
+    assert out.count("equal") >= 20
     content = json.loads((run / "verify.json").read_text())
     assert content["passed"] is True
     for check in content["checks"]:
         assert len(check["comparisons"]) == 8
+        if check["artifact"].split("-")[1:2] != ["fp32"]:
+            continue
         assert check["max_abs"] <= 1e-5
         assert check["agreement"] == 1.0
     accuracies = {check["model"]: check["accuracy"] for check in content["checks"]}

@@ -1,4 +1,4 @@
-"""TorchScript files: traced, frozen, and loaded again.
+"""PyTorch's own file formats: TorchScript, ``torch.export`` programs, AOTInductor packages.
 
 ``torch.jit`` is deprecated since torch 2.14 and is what was asked for: exactly its own warnings are silenced here, and
 those of the tracer about the shape checks inside ``affine_grid``, which hold for every batch.
@@ -6,6 +6,7 @@ those of the tracer about the shape checks inside ``affine_grid``, which hold fo
 
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from stn_export.capture import capture
 
 METADATA = "metadata.json"
 
@@ -39,3 +42,18 @@ def load_torchscript(path: Path, device: str) -> nn.Module:
     """The module at ``path``, on ``device``."""
     with _without_deprecation():
         return torch.jit.load(path, map_location=device)
+
+
+def to_pt2(module: nn.Module, images: Tensor, metadata: dict) -> bytes:
+    """Capture ``module`` (in evaluation mode) with an open batch, and add ``metadata`` to the file."""
+    buffer = io.BytesIO()
+    torch.export.save(capture(module, (images,)), buffer, extra_files={METADATA: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def to_aotinductor(module: nn.Module, images: Tensor) -> bytes:
+    """Compile ``module`` for the device and processor at hand, with an open batch: slow, needs a C++ compiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "package.pt2"
+        torch._inductor.aoti_compile_and_package(capture(module, (images,)), package_path=str(path))
+        return path.read_bytes()

@@ -1,0 +1,171 @@
+"""Anyone's transformer through every lowering, equal to eager PyTorch in ONNX Runtime."""
+
+import functools
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from stn_export.errors import UserError
+from stn_export.onnx_export import export_onnx
+from tests.foreign import FOREIGN, PlateRectifier, Sampler, ThinPlate, TwoInputs, TwoSteps, Volume
+
+LOWERINGS = ("matmul", "folded", "affinegrid", "decomposed", "gather")
+TOLERANCE = 1e-5
+
+
+def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
+    return session.run(None, {i.name: value.numpy() for i, value in zip(session.get_inputs(), inputs, strict=True)})
+
+
+def smooth(shape: tuple[int, ...], seed: int) -> Tensor:
+    """A picture as cameras see them: on noise, one float32 rounding of a coordinate already costs 1e-5."""
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return F.avg_pool2d(noise, 5, stride=1, padding=2) if len(shape) == 4 else noise
+
+
+@functools.cache
+def foreign(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+@functools.cache
+def exported(kind: type[nn.Module], lowering: str) -> onnx.ModelProto:
+    return export_onnx(foreign(kind), kind.inputs, lowering=lowering)
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("kind", FOREIGN, ids=lambda kind: kind.__name__)
+def test_a_foreign_module_equals_eager(kind: type[nn.Module], lowering: str):
+    session = session_of(exported(kind, lowering))
+    for batch in (1, 2, 7):
+        inputs = tuple(smooth((batch, *example.shape[1:]), batch) for example in kind.inputs)
+        with torch.inference_mode():
+            expected = foreign(kind)(*inputs)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for actual, wanted in zip(run(session, inputs), expected, strict=True):
+            np.testing.assert_allclose(actual, wanted.numpy(), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "folded"), [(PlateRectifier, "1 of 1"), (TwoSteps, "1 of 2"), (ThinPlate, "0 of 0"), (TwoInputs, "1 of 1")]
+)
+def test_folding_says_how_many_grids_it_folded(kind: type[nn.Module], folded: str):
+    model = exported(kind, "folded")
+    assert {prop.key: prop.value for prop in model.metadata_props}["affine_grids_folded"] == folded
+
+
+def operators(model: onnx.ModelProto) -> set[str]:
+    return {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize(
+    ("lowering", "there", "gone"),
+    [
+        ("matmul", {"MatMul", "GridSample"}, {"AffineGrid", "ReduceSum"}),
+        ("folded", {"Gemm", "GridSample"}, {"MatMul", "Transpose", "AffineGrid"}),
+        ("affinegrid", {"AffineGrid", "GridSample"}, {"MatMul"}),
+        ("decomposed", {"ReduceSum", "GridSample"}, {"AffineGrid"}),
+        ("gather", {"Gather", "MatMul"}, {"GridSample", "AffineGrid"}),
+    ],
+)
+def test_a_lowering_is_what_it_says(lowering: str, there: set[str], gone: set[str]):
+    found = operators(exported(TwoInputs, lowering))
+    assert there <= found
+    assert not gone & found
+
+
+MODES = ("bilinear", "nearest", "bicubic")
+PADDINGS = ("zeros", "border", "reflection")
+
+
+@functools.cache
+def sampler(
+    lowering: str, mode: str, padding: str, align_corners: bool
+) -> tuple[nn.Module, onnxruntime.InferenceSession]:
+    module = Sampler(mode, padding, align_corners).eval()
+    return module, session_of(export_onnx(module, Sampler.inputs, lowering=lowering, dynamic_size=True))
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    lowering=st.sampled_from(["matmul", "affinegrid", "gather"]),
+    mode=st.sampled_from(MODES),
+    padding=st.sampled_from(PADDINGS),
+    align_corners=st.booleans(),
+    size=st.tuples(st.integers(2, 40), st.integers(2, 40)),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 2**16),
+    zoom=st.floats(0.2, 3.0),
+)
+def test_any_sampler_at_any_size(
+    lowering: str,
+    mode: str,
+    padding: str,
+    align_corners: bool,
+    size: tuple[int, int],
+    batch: int,
+    seed: int,
+    zoom: float,
+):
+    module, session = sampler(lowering, mode, padding, align_corners)
+    random = torch.Generator().manual_seed(seed)
+    images = smooth((batch, 3, *size), seed)
+    theta = torch.eye(2, 3) * zoom + 0.3 * torch.randn(batch, 2, 3, generator=random)
+    expected = module(images, theta).numpy()
+    [actual] = run(session, (images, theta))
+    if mode == "nearest":  # a coordinate on the border between two pixels may round either way
+        assert (np.abs(actual - expected) > TOLERANCE).mean() < 0.01
+    else:
+        np.testing.assert_allclose(actual, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("lowering", ["decomposed", "plain"])
+def test_a_lowering_that_cannot_leave_sizes_open(lowering: str):
+    with pytest.raises(UserError, match="cannot leave height and width open"):
+        export_onnx(Sampler("bilinear", "zeros", False).eval(), Sampler.inputs, lowering=lowering, dynamic_size=True)
+
+
+def test_a_fixed_batch_is_fixed():
+    model = export_onnx(foreign(TwoInputs), TwoInputs.inputs, dynamic_batch=False)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_an_example_batch_of_one_is_refused():
+    with pytest.raises(UserError, match="an example batch of 1"):
+        export_onnx(foreign(TwoInputs), tuple(example[:1] for example in TwoInputs.inputs))
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_five_dimensions_are_refused(lowering: str):
+    with pytest.raises(UserError, match="5-D"):
+        export_onnx(Volume().eval(), Volume.inputs, lowering=lowering)
+
+
+def test_a_module_whose_shapes_decide_is_refused():
+    class Stubborn(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * 2 if images.shape[0] == 2 else images
+
+    with pytest.raises(UserError, match="cannot capture Stubborn"):
+        export_onnx(Stubborn().eval(), torch.rand(2, 3, 8, 8))
