@@ -21,10 +21,13 @@ STATE_FILE = "training.pt"
 HISTORY_FILE = "history.jsonl"
 VERIFY_FILE = "verify.json"
 BENCH_FILE = "bench.json"
+MODEL_CARD = "MODEL_CARD.md"
+REPOSITORY_FILE = "repository.json"
 
 MANIFEST_SCHEMA = "stn_export/manifest/1"
 VERIFY_SCHEMA = "stn_export/verify/1"
 REPORT_SCHEMA = "stn_export/report/1"
+REPOSITORY_SCHEMA = "stn_export/triton/1"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class ModelDirectory:
         listed = self.artifacts
         if missing := [name for name in names if name not in listed]:
             raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")
-        return [(artifact, self.open(artifact)) for artifact in listed.values()]
+        return [(listed[name], self.open(listed[name])) for name in names]
 
     def open(self, artifact: Artifact) -> Path:
         """The artifact's path, once its bytes are known to be those that the manifest lists.
@@ -171,9 +174,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def write_if_changed(path: Path, content: bytes) -> bool:
+    """Write ``path`` atomically unless it holds these bytes already; says whether it was written."""
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    write_atomically(path, content)
+    return True
+
+
 def write_json(path: Path, schema: str, content: dict) -> None:
     """Write ``content`` under its schema's name, atomically."""
-    write_atomically(path, (json.dumps({"schema": schema} | content, indent=1) + "\n").encode())
+    write_atomically(path, json_bytes(schema, content))
+
+
+def json_bytes(schema: str, content: dict) -> bytes:
+    """``content`` under its schema's name, as ``read_json`` takes it."""
+    return (json.dumps({"schema": schema} | content, indent=1) + "\n").encode()
 
 
 def read_json(path: Path, schema: str) -> dict:

@@ -156,3 +156,16 @@ GRIDS = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class ServingSpec:
+    """How an inference server batches requests: up to ``max_batch`` images, waiting up to ``max_delay_us`` for them."""
+
+    max_batch: int
+    preferred_batches: tuple[int, ...]
+    max_delay_us: int
+    instances: int = 1
+
+
+SERVING = ServingSpec(max_batch=64, preferred_batches=(16, 64), max_delay_us=1000)

@@ -16,8 +16,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from stn_export import cli
+from stn_export import cli, modelcard, triton
 from stn_export.artifacts import (
+    MODEL_CARD,
     Artifact,
     ModelDirectory,
     fingerprint,
@@ -173,10 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Export every model of a run, leaving alone what is up to date."""
     parser = cli.stage("export", "Export a run's models to ONNX and TorchScript.")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
+    parser.add_argument("--triton", type=cli.path_or_none, metavar="DIR", help="write a Triton model repository there")
     options = parser.parse_args(arguments)
+    run = options.run or ARTIFACTS / DEFAULT_DATASET
 
     rows = []
-    for directory in model_directories(options.run or ARTIFACTS / DEFAULT_DATASET):
+    for directory in model_directories(run):
         parent = directory.checkpoint()
         checkpoint = load_checkpoint(directory.open(parent))
         for spec in EXPORTS:
@@ -186,6 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             artifact = directory.artifacts[spec.name] if fresh else export_artifact(directory, checkpoint, spec)
             rows.append(_row(artifact, "up to date" if fresh else f"exported in {artifact.details['seconds']} s"))
     cli.table("Exports", ("artifact", "format", "lowering", "opset", "operators", "KiB", "state"), rows)
+    if modelcard.write_model_card(run):
+        cli.say(f"wrote {run / MODEL_CARD}")
+    if options.triton:
+        cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")
 
 
 def _row(artifact: Artifact, state: str) -> tuple[str, ...]:

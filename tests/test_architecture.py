@@ -12,8 +12,8 @@ FLOORS = (
     ("cli", "model", "compare", "digits", "torchscript", "lowering"),
     ("checkpoint",),
     ("data",),
-    ("figures", "runners"),
-    ("train", "export", "verify", "report"),
+    ("figures", "runners", "triton", "modelcard"),
+    ("train", "export", "verify", "report", "predict"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 ROOMS = {
@@ -21,7 +21,7 @@ ROOMS = {
     "onnxscript": {"lowering"},
     "onnxruntime": {"runners"},
     "pytest": set(),
-    "jinja2": {"report"},
+    "jinja2": {"report", "modelcard"},
 }
 MODULES = sorted(path.stem for path in (REPOSITORY / "stn_export").glob("*.py") if path.stem != "__init__")
 
