@@ -32,7 +32,7 @@ def write_model_card(run: Path) -> bool:
         UserError: where the run has no models, or one of its artifacts is missing, edited or stale.
     """
     loader = jinja2.PackageLoader("stn_export", "resources")
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
     text = environment.get_template(TEMPLATE).render(card_facts(run))
     return write_if_changed(run / MODEL_CARD, text.encode())
 
@@ -63,7 +63,6 @@ def _model(directory: ModelDirectory) -> dict:
         "seed": checkpoint.meta["settings"]["seed"],
         "epochs": len(history),
         "accuracy": history[-1]["test_accuracy"],
-        "best": max(row["test_accuracy"] for row in history),
     }
 
 

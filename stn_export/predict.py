@@ -27,6 +27,7 @@ DEFAULT_ARTIFACT = ARTIFACTS / DEFAULT_DATASET / "stn" / "matmul-fp32.onnx"
 TOP = 3
 BATCH = 256
 MOST_SHOWN = 64
+NAME_SHOWN = 20  # characters of a file's name that fit above its picture
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # all of them Pillow's, by kind of damage
 
 
@@ -131,8 +132,13 @@ def load_transformer(directory: ModelDirectory, artifact: Artifact) -> torch.nn.
 
 
 def show(path: Path, images: Tensor, transformer: torch.nn.Module, found: Sequence[Prediction]) -> None:
-    """Write every picture (uint8 N×3×32×32) beside its warped self into the PNG ``path``."""
-    titles = [f"{Path(item.picture).name}: {item.classes[0][0]} {item.classes[0][1]:.0%}" for item in found]
+    """Write every picture (uint8 N×3×32×32) beside its warped self into the PNG ``path``.
+
+    Raises:
+        UserError: where it cannot be written there.
+    """
+    best = [(Path(item.picture).name[-NAME_SHOWN:], *item.classes[0]) for item in found]
+    titles = [f"{name}: {label} {probability:.0%}" for name, label, probability in best]
     figure = figures.warped_pairs(images, denormalise(transformer(normalise(images))), titles)
     try:
         write_atomically(path, figures.to_png(figure))

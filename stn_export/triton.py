@@ -26,6 +26,7 @@ from stn_export.errors import UserError
 
 LABELS = "labels.txt"
 CONFIG = "config.pbtxt"
+REMEDY = "name a new or empty directory with --triton"
 
 
 class Symbol(str):
@@ -132,6 +133,14 @@ def write_repository(run: Path, target: Path) -> list[str]:
     """
     written = _written_before(target)
     planned = dict(repository_files(run))
+    try:
+        _replace(target, written, planned)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}", REMEDY) from error
+    return sorted(str(PurePosixPath(name).parent) for name in planned if name.endswith(CONFIG))
+
+
+def _replace(target: Path, written: set[str], planned: dict[str, bytes]) -> None:
     # listed before they are written: an interrupted call leaves nothing that the next would refuse to replace
     _list_files(target, written | set(planned))
     for name, content in planned.items():
@@ -139,7 +148,6 @@ def write_repository(run: Path, target: Path) -> list[str]:
     for name in written - set(planned):
         _remove(target, name)
     _list_files(target, set(planned))
-    return sorted(str(PurePosixPath(name).parent) for name in planned if name.endswith(CONFIG))
 
 
 def _list_files(target: Path, names: set[str]) -> None:
@@ -148,16 +156,15 @@ def _list_files(target: Path, names: set[str]) -> None:
 
 def _written_before(target: Path) -> set[str]:
     """What an earlier call wrote into ``target``, once nothing else is known to be there."""
-    remedy = "name a new or empty directory with --triton"
     if not target.exists():
         return set()
     if not target.is_dir():
-        raise UserError(f"{target} is not a directory", remedy)
+        raise UserError(f"{target} is not a directory", REMEDY)
     listing = target / REPOSITORY_FILE
     listed = set(read_json(listing, REPOSITORY_SCHEMA).get("files", [])) if listing.exists() else set()
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
     if foreign := sorted(found - listed - {REPOSITORY_FILE}):
-        raise UserError(f"{target} holds {foreign[0]}, which an export did not write", remedy)
+        raise UserError(f"{target} holds {foreign[0]}, which an export did not write", REMEDY)
     return listed & found
 
 
