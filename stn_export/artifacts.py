@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from stn_export.config import CHECKPOINT, MODELS, exports_of
+from stn_export.config import CHECKPOINT, EXPORTS, MODELS
 from stn_export.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -21,10 +21,13 @@ STATE_FILE = "training.pt"
 HISTORY_FILE = "history.jsonl"
 VERIFY_FILE = "verify.json"
 BENCH_FILE = "bench.json"
+MODEL_CARD = "MODEL_CARD.md"
+REPOSITORY_FILE = "repository.json"
 
 MANIFEST_SCHEMA = "stn_export/manifest/1"
 VERIFY_SCHEMA = "stn_export/verify/1"
 REPORT_SCHEMA = "stn_export/report/1"
+REPOSITORY_SCHEMA = "stn_export/triton/1"
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,17 @@ class ModelDirectory:
         return artifact
 
     def expected(self) -> list[tuple[Artifact, Path]]:
-        """Everything listed, with paths, bytes checked; the checkpoint and all default exports must be among it.
+        """The checkpoint, every default export and those made on request, with their paths, bytes checked.
 
         Raises:
             UserError: where one is missing, edited or stale.
         """
-        names = [CHECKPOINT, *(spec.name for spec in exports_of(self.model))]
         listed = self.artifacts
+        rows = [spec for spec in EXPORTS if spec.applies_to(self.model)]
+        names = [CHECKPOINT, *(spec.name for spec in rows if spec.default or spec.name in listed)]
         if missing := [name for name in names if name not in listed]:
             raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")
-        return [(artifact, self.open(artifact)) for artifact in listed.values()]
+        return [(listed[name], self.open(listed[name])) for name in names]
 
     def open(self, artifact: Artifact) -> Path:
         """The artifact's path, once its bytes are known to be those that the manifest lists.
@@ -171,9 +175,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def write_if_changed(path: Path, content: bytes) -> bool:
+    """Write ``path`` atomically unless it holds these bytes already; says whether it was written."""
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    write_atomically(path, content)
+    return True
+
+
 def write_json(path: Path, schema: str, content: dict) -> None:
     """Write ``content`` under its schema's name, atomically."""
-    write_atomically(path, (json.dumps({"schema": schema} | content, indent=1) + "\n").encode())
+    write_atomically(path, json_bytes(schema, content))
+
+
+def json_bytes(schema: str, content: dict) -> bytes:
+    """``content`` under its schema's name, as ``read_json`` takes it."""
+    return (json.dumps({"schema": schema} | content, indent=1) + "\n").encode()
 
 
 def read_json(path: Path, schema: str) -> dict:

@@ -154,11 +154,6 @@ EXPORTS = (
 CALIBRATION_IMAGES = 512
 
 
-def exports_of(model: str) -> tuple[ExportSpec, ...]:
-    """The rows of the matrix that are written for a model by default."""
-    return tuple(spec for spec in EXPORTS if spec.default and spec.applies_to(model))
-
-
 @dataclass(frozen=True)
 class Tolerance:
     """What an artifact must keep to.
@@ -250,3 +245,16 @@ GRIDS = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class ServingSpec:
+    """How an inference server batches requests: up to ``max_batch`` images, waiting up to ``max_delay_us`` for them."""
+
+    max_batch: int
+    preferred_batches: tuple[int, ...]
+    max_delay_us: int
+    instances: int = 1
+
+
+SERVING = ServingSpec(max_batch=64, preferred_batches=(16, 64), max_delay_us=1000)

@@ -18,8 +18,16 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from stn_export import cli, matrix, torch_files
-from stn_export.artifacts import Artifact, ModelDirectory, fingerprint, model_directories, sha256_of, write_atomically
+from stn_export import cli, matrix, modelcard, torch_files, triton
+from stn_export.artifacts import (
+    MODEL_CARD,
+    Artifact,
+    ModelDirectory,
+    fingerprint,
+    model_directories,
+    sha256_of,
+    write_atomically,
+)
 from stn_export.checkpoint import Checkpoint, load_checkpoint
 from stn_export.config import (
     ALIGN_CORNERS,
@@ -175,12 +183,19 @@ def settings_of(spec: ExportSpec) -> dict:
     return asdict(spec) | {"versions": fingerprint(f"{key}={versions()[key]}".encode() for key in relevant)[:16]}
 
 
+def chosen_exports(directory: ModelDirectory, names: list[str]) -> list[ExportSpec]:
+    """The named rows of the model's matrix, else its default ones and those that were asked for before."""
+    names = names or [spec.name for spec in EXPORTS if spec.default or spec.name in directory.artifacts]
+    return [spec for spec in EXPORTS if spec.applies_to(directory.model) and spec.name in names]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export every model of a run, leaving alone what is up to date."""
     parser = cli.stage("export", "Export a run's models: ONNX, TorchScript, torch.export, AOTInductor.")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
     parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10, to calibrate int8 on")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
+    parser.add_argument("--triton", type=cli.path_or_none, metavar="DIR", help="write a Triton model repository there")
     parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
     options = parser.parse_args(arguments)
     run = options.run or ARTIFACTS / DEFAULT_DATASET
@@ -192,10 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for directory in model_directories(run):
         source = Source(directory, load_checkpoint(directory.open(directory.checkpoint())), options.data)
-        for spec in EXPORTS:
-            if spec.applies_to(directory.model) and (spec.name in names if names else spec.default):
-                rows.append(_export_row(source, spec))
+        rows += [_export_row(source, spec) for spec in chosen_exports(directory, names)]
     cli.table("Exports", ("artifact", "format", "opset", "KiB", "nodes", "state"), rows)
+    if modelcard.write_model_card(run):
+        cli.say(f"wrote {run / MODEL_CARD}")
+    if options.triton:
+        cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")
 
 
 def _export_row(source: Source, spec: ExportSpec) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
-import torch
 from matplotlib.figure import Figure
 
 from stn_export import cli, figures
@@ -34,8 +33,8 @@ from stn_export.artifacts import (
     write_json,
 )
 from stn_export.checkpoint import load_checkpoint
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET, MEAN, STD
-from stn_export.data import example_images, normalise, trained_on
+from stn_export.config import ARTIFACTS, DEFAULT_DATASET
+from stn_export.data import denormalise, example_images, normalise, trained_on
 from stn_export.errors import UserError
 
 REFERENCE_RUN = "reference_run.csv"
@@ -139,12 +138,7 @@ def add_pictures(report: Report, directories: list[ModelDirectory], data: Path |
         transformer = getattr(load_checkpoint(directory.open(checkpoint)).model, "transformer", None)
         if transformer is not None:
             images = example_images(trained_on(checkpoint, data), PICTURES)
-            report.figures["warped"] = figures.warped_images(images, to_pixels(transformer(normalise(images))))
-
-
-def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Normalised images back to uint8."""
-    return (images * STD + MEAN).mul(255).round().clamp(0, 255).to(torch.uint8)
+            report.figures["warped"] = figures.warped_images(images, denormalise(transformer(normalise(images))))
 
 
 def add_parity(report: Report, path: Path, current: set[str]) -> None:
@@ -219,13 +213,6 @@ def throughputs(rows: list[dict]) -> dict[tuple[str, str], dict[int, float]]:
     return dict(rates)
 
 
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG without dates or versions in it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None}, dpi=160)
-    return buffer.getvalue()
-
-
 def render(report: Report, template: str, images: dict[str, str]) -> str:
     """Fill a template; ``images`` are the sources that its <img> elements show."""
     loader = jinja2.PackageLoader("stn_export", "resources")
@@ -235,7 +222,7 @@ def render(report: Report, template: str, images: dict[str, str]) -> str:
 
 def write_report(report: Report, run: Path) -> None:
     """Write the figures and both reports."""
-    pictures = {name: to_png(figure) for name, figure in report.figures.items()}
+    pictures = {name: figures.to_png(figure) for name, figure in report.figures.items()}
     for name, content in pictures.items():
         write_atomically(run / "figures" / f"{name}.png", content)
     linked = {name: f"figures/{name}.png" for name in pictures}

@@ -12,8 +12,8 @@ FLOORS = (
     ("cli", "matrix", "model", "compare", "digits", "capture", "sampling", "folding"),
     ("checkpoint", "torch_files", "lowering"),
     ("data", "onnx_export"),
-    ("figures", "runners", "variants", "quantise"),
-    ("train", "export", "verify", "report"),
+    ("figures", "runners", "variants", "quantise", "triton", "modelcard"),
+    ("train", "export", "verify", "report", "predict"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 ROOMS = {
@@ -22,7 +22,7 @@ ROOMS = {
     "onnxscript": {"lowering", "sampling"},
     "onnxruntime": {"runners", "quantise"},
     "pytest": set(),
-    "jinja2": {"report"},
+    "jinja2": {"report", "modelcard"},
 }
 MODULES = sorted(path.stem for path in (REPOSITORY / "stn_export").glob("*.py") if path.stem != "__init__")
 

@@ -10,7 +10,7 @@ from stn_export import cli
 from stn_export.errors import CheckFailedError, UserError
 from tests.conftest import REPOSITORY
 
-STAGES = ("train", "export", "verify", "report")
+STAGES = ("train", "export", "verify", "report", "predict")
 
 
 @pytest.mark.parametrize(
