@@ -26,21 +26,18 @@ from stn_export.graph import (
     opset_of,
     read_model,
 )
+from stn_export.kernels import CPU, CUDA, KERNELS, kernels, write_kernels
 from stn_export.lint import Finding, lint
 from stn_export.placement import (
     CONTROL_FLOW,
-    CPU,
     CPU_INPUTS,
     CPU_OUTPUTS,
-    CUDA,
-    KERNELS,
+    FOLDED,
     PROVIDERS,
     Placed,
-    cuda_kernels,
     free_nodes,
     predict_cuda,
     read_placement,
-    write_kernels,
 )
 from stn_export.portability import portability
 
@@ -117,14 +114,15 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
     free, read = free_nodes(model, infos), read_placement(model, provider)
     placed, source = _placed(model, provider, read)
     nodes = tuple(_node(node, model, placed[node.name], free, infos) for node in model.graph.node)
-    copies = _copies(model, placed, free)
+    crossings = _crossings(model, placed, free)
+    shapes = {name for node in model.graph.node if node.name in free for name in node.output}
     fallen = [node for node in nodes if node.compute and node.provider == CPU]
-    obstacle = _obstacle(nodes, fallen, copies) if provider == "cuda" else "a CUDA graph holds GPU kernels only"
+    obstacle = _obstacle(nodes, fallen, crossings) if provider == "cuda" else "a CUDA graph holds GPU kernels only"
     return Audit(
         provider=provider,
         predicted=read is None,
         nodes=nodes,
-        copies=copies,
+        copies=tuple(each for each in crossings if each.tensor not in shapes),
         capturable=not obstacle,
         capture_reason=obstacle or "every compute node on the GPU, no control flow; one graph per input shape",
         initialiser_bytes=initialiser_bytes(model),
@@ -137,7 +135,7 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
 def _placed(model: onnx.ModelProto, provider: str, read: dict[str, str] | None) -> tuple[dict[str, Placed], str]:
     names = [node.name for node in model.graph.node]
     if provider == "cuda":
-        predicted, said = predict_cuda(model), f"predicted from the kernels of ONNX Runtime {cuda_kernels()[0]}"
+        predicted, said = predict_cuda(model), f"predicted from the kernels of ONNX Runtime {kernels().release}"
     else:
         predicted = {name: Placed(CPU, "the CPU was asked for") for name in names}
         said = f"predicted: ONNX Runtime {onnxruntime.__version__} does not tell"
@@ -166,23 +164,20 @@ def _node(
     )
 
 
-def _copies(model: onnx.ModelProto, placed: dict[str, Placed], free: dict[str, str]) -> tuple[Copy, ...]:
-    """Tensors that nodes of both kinds of device touch. An input goes up once more where it is wanted on both."""
-    lies = {name: placed[node.name].provider for node in model.graph.node for name in node.output}
-    wanted: dict[str, set[str]] = {}
+def _crossings(model: onnx.ModelProto, placed: dict[str, Placed], free: dict[str, str]) -> list[Copy]:
+    """Tensors wanted where they do not lie, as ONNX Runtime inserts copies; an input wanted on both goes up once."""
+    lies, wanted = {}, {}
     for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            by_design = index in CPU_INPUTS.get(node.op_type, ()) or node.op_type in CPU_OUTPUTS
-            if name and node.name not in free and not by_design:
-                wanted.setdefault(name, set()).add(placed[node.name].provider)
-    shapes = {name for node in model.graph.node if node.name in free for name in node.output}
-    copies = []
-    for name, providers in wanted.items():
-        if name in lies and name not in shapes:
-            copies += [Copy(name, lies[name], target) for target in sorted(providers - {lies[name]})]
-        elif name in {each.name for each in inputs_of(model.graph)} and len(providers) > 1:
-            copies += [Copy(name, CPU, CUDA)]
-    return tuple(copies)
+        if free.get(node.name) == FOLDED:
+            continue
+        provider = placed[node.name].provider
+        lies.update(dict.fromkeys(node.output, CPU if node.op_type in CPU_OUTPUTS else provider))
+        for index, name in enumerate(node.input if node.op_type not in CPU_OUTPUTS else ()):
+            target = CPU if index in CPU_INPUTS.get(node.op_type, ()) else provider
+            wanted.setdefault(name, set()).add(target)
+    fed = {each.name for each in inputs_of(model.graph)}
+    lies |= {name: CPU for name in fed if len(wanted.get(name, ())) > 1}
+    return [Copy(name, lies[name], to) for name in wanted if name in lies for to in sorted(wanted[name] - {lies[name]})]
 
 
 def _obstacle(nodes: Sequence[NodePlacement], fallen: Sequence[NodePlacement], copies: Sequence[Copy]) -> str:

@@ -1,7 +1,7 @@
 """Read any ONNX file and say what is in it: types, shapes and bytes at batch 1, multiply-adds per node.
 
-Multiply-adds (``MACS``) are those of the operator's definition, for the shapes at batch 1: Conv, ConvTranspose, Gemm and
-MatMul; GridSample counts its taps for each output value (4 for bilinear in 2-D, 16 for cubic, none for nearest);
+Multiply-adds (``MACS``) are those of the operator's definition, for the shapes at batch 1: Conv, ConvTranspose, Gemm,
+MatMul; GridSample counts its taps for each output value (4 for bilinear in 2-D, 16 for cubic, 0 for nearest);
 AffineGrid one row of theta for each coordinate; BatchNormalization one for each value. Everything else counts as none.
 """
 

@@ -28,7 +28,8 @@ from stn_export.graph import (
     since_version,
     walk,
 )
-from stn_export.placement import REFUSALS, lacks_kernel, open_session
+from stn_export.kernels import lacks_kernel
+from stn_export.placement import REFUSALS, open_session
 
 METADATA = ("classes", "normalisation", "align_corners")
 TRIAL_BATCHES = (1, 3)

@@ -9,17 +9,19 @@ from tests.conftest import REPOSITORY
 FLOORS = (
     ("config", "errors"),
     ("environment", "artifacts"),
-    ("cli", "model", "compare", "digits", "torchscript", "lowering"),
-    ("checkpoint",),
-    ("data",),
-    ("figures", "runners"),
-    ("train", "export", "verify", "report"),
+    ("cli", "model", "compare", "digits", "torchscript", "lowering", "graph"),
+    ("checkpoint", "kernels"),
+    ("data", "placement"),
+    ("figures", "runners", "lint"),
+    ("portability",),
+    ("train", "export", "verify", "report", "audit"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 ROOMS = {
-    "onnx": {"lowering", "export"},
+    "onnx": {"lowering", "export", "graph", "kernels", "placement", "lint", "portability", "audit"},
     "onnxscript": {"lowering"},
-    "onnxruntime": {"runners"},
+    "onnxruntime": {"runners", "kernels", "placement", "audit"},
+    "openvino": {"portability"},
     "pytest": set(),
     "jinja2": {"report"},
 }
