@@ -39,7 +39,7 @@ from stn_export.placement import (
     predict_cuda,
     read_placement,
 )
-from stn_export.portability import portability
+from stn_export.portability import Verdict, portability
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,16 @@ def _show(result: Audit) -> None:
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
-    rows = [(each.rule, each.where, each.detail, each.remedy) for each in findings]
-    cli.table("Findings", ("rule", "where", "what", "remedy"), rows)
-    for rule, reason in dict.fromkeys((each.rule, each.reason) for each in findings):
-        cli.say(f"{rule}  {reason}")
+    cli.table("Findings", ("rule", "where", "what"), [(each.rule, each.where, each.detail) for each in findings])
+    for rule, reason, remedy in dict.fromkeys((each.rule, each.reason, each.remedy) for each in findings):
+        cli.say(f"{rule}  {reason}. Remedy: {remedy}")
     cli.say("none\n" if not findings else "")
+
+
+def _show_portability(verdicts: dict[str, Verdict]) -> None:
+    cli.say("Portability")
+    for runtime, (verdict, why) in verdicts.items():
+        cli.say(f"{runtime:<25}{verdict:<19}{why}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -251,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for each in audits.values():
             _show(each)
         _show_findings(findings)
-        cli.table("Portability", ("runtime", "verdict", "why"), [(name, *row) for name, row in verdicts.items()])
+        _show_portability(verdicts)
     if options.require and (fallen := audits[options.require].fallbacks):
         told = "; ".join(f"{node.name} ({node.op_type}): {node.reason}" for node in fallen)
         raise CheckFailedError(f"{len(fallen)} compute nodes fall back to the CPU: {told}")

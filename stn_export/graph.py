@@ -7,6 +7,7 @@ AffineGrid one row of theta for each coordinate; BatchNormalization one for each
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class TensorInfo:
         return self.elements * helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
 
 
+SIDE = 64  # pixels, for a dynamic height, width or depth
 UNKNOWN = TensorInfo(TensorProto.UNDEFINED, None)
 
 
@@ -144,20 +146,42 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [each for each in graph.input if each.name not in initialised]
 
 
+def bound_dimensions(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
+    """Each input's shape with ``batch`` for dynamic dimensions, but ``SIDE`` for the sides of images and volumes.
+
+    A name stands for one size wherever it occurs, and the batch goes before a side.
+    """
+    rows = [
+        [(dim, SIDE if len(dims) > 3 and index > 1 else batch) for index, dim in enumerate(dims)]
+        for dims in (value.type.tensor_type.shape.dim for value in inputs_of(model.graph))
+    ]
+    named: dict[str, int] = {}
+    for dim, size in (*(row[0] for row in rows if row), *chain.from_iterable(rows)):
+        named.setdefault(dim.dim_param, size)
+    shapes = (tuple(_size(dim, named, size) for dim, size in row) for row in rows)
+    return dict(zip((value.name for value in inputs_of(model.graph)), shapes, strict=True))
+
+
+def _size(dim: Any, named: dict[str, int], default: int) -> int:
+    return dim.dim_value if dim.HasField("dim_value") else named[dim.dim_param] if dim.dim_param else default
+
+
 def infer(model: onnx.ModelProto) -> dict[str, TensorInfo]:
-    """Types and shapes of every tensor with each dynamic dimension of the inputs bound to 1."""
+    """Types and shapes of every tensor with the inputs at ``bound_dimensions`` of batch 1.
+
+    Raises:
+        UserError: where the graph's types contradict each other.
+    """
     bound = onnx.ModelProto.FromString(_bytes(model))
-    free = {
-        dim.dim_param for each in inputs_of(bound.graph) for dim in each.type.tensor_type.shape.dim if dim.dim_param
-    }
+    shapes, sizes = bound_dimensions(model, batch=1), {}
     for value in inputs_of(bound.graph):
-        for dim in value.type.tensor_type.shape.dim:
-            if not dim.HasField("dim_value"):
-                dim.dim_value = 1
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+            sizes[dim.dim_param] = size
+            dim.dim_value = size
     for value in (*bound.graph.value_info, *bound.graph.output):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in free:
-                dim.dim_value = 1
+            if dim.dim_param in sizes and dim.dim_param:
+                dim.dim_value = sizes[dim.dim_param]
     try:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
@@ -219,16 +243,20 @@ def macs(node: NodeProto, infos: dict[str, TensorInfo]) -> int:
 
 
 def random_inputs(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Inputs to try a model with: floats from -1 to 1, zeros or ones otherwise; dynamic dimensions are ``batch``."""
+    """Inputs to try a model with: floats from -1 to 1, zeros or ones otherwise, of ``bound_dimensions``.
+
+    Raises:
+        UserError: for an input that is no tensor of numbers.
+    """
     generator = np.random.default_rng(seed)
-    result = {}
+    shapes, result = bound_dimensions(model, batch), {}
     for value in inputs_of(model.graph):
-        tensor = value.type.tensor_type
-        shape = [dim.dim_value if dim.HasField("dim_value") else batch for dim in tensor.shape.dim]
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        floating = tensor.elem_type in FLOATS
-        draw = generator.uniform(-1, 1, shape) if floating else generator.integers(0, 2, shape)
-        result[value.name] = draw.astype(dtype)
+        dtype = value.type.tensor_type.elem_type
+        if dtype in (TensorProto.UNDEFINED, TensorProto.STRING):
+            raise UserError(f"input {value.name} is no tensor of numbers", "such a model cannot be tried")
+        shape = shapes[value.name]
+        draw = generator.uniform(-1, 1, shape) if dtype in FLOATS else generator.integers(0, 2, shape)
+        result[value.name] = draw.astype(helper.tensor_dtype_to_np_dtype(dtype))
     return result
 
 

@@ -113,19 +113,19 @@ def _merge(rows: list[list], new: list) -> None:
 
 
 def lacks_kernel(node: NodeProto, opset: int, infos: dict[str, TensorInfo]) -> str:
-    """Why ONNX Runtime's CUDA provider cannot run a node, or "" where it can."""
+    """Why the CUDA provider of ``kernels().release`` cannot run a node, or "" where it can."""
     if node.domain not in ("", "ai.onnx"):
         return f"the table has no kernels of domain {node.domain}"
-    release, table = kernels().release, kernels().cuda
+    table = kernels().cuda
     version = since_version(node, opset)
     served = [kernel for kernel in table.get(node.op_type, []) if kernel.serves(version)]
     if node.op_type not in table:
-        return f"ONNX Runtime {release} has no CUDA kernel of {node.op_type}"
+        return f"no CUDA kernel of {node.op_type}"
     if not served:
-        return f"ONNX Runtime {release} has no CUDA kernel of {node.op_type} {version}"
+        return f"no CUDA kernel of {node.op_type} {version}"
     if not any(_accepts(kernel, node, opset, infos) for kernel in served):
         types = ", ".join(_type_name(infos.get(name, UNKNOWN)) for name in node.input if name)
-        return f"ONNX Runtime {release} has no CUDA kernel of {node.op_type} {version} for {types}"
+        return f"no CUDA kernel of {node.op_type} {version} for {types}"
     return ""
 
 

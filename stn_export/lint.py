@@ -122,10 +122,6 @@ def _odd_mode(subject: Subject, node: NodeProto) -> str:
     return "padding_mode reflection" if padding == "reflection" else ""
 
 
-def _five_d(subject: Subject, node: NodeProto) -> str:
-    return "a 5-D input" if subject.rank(node) == 5 else ""
-
-
 def _frozen_batch(subject: Subject) -> Found:
     for value in inputs_of(subject.model.graph):
         dims = value.type.tensor_type.shape.dim
@@ -189,6 +185,7 @@ def _batches(subject: Subject) -> Found:
             subject.run(batch, seed=0)
         except UserError as error:
             yield "a run", f"at batch {batch}: {error}"
+            return
 
 
 def _external(subject: Subject) -> Found:
@@ -258,7 +255,7 @@ RULES = (
         "STN008",
         "few runtimes sample volumes; TensorRT wants 4-D (onnx-tensorrt, operators.md; onnxruntime#21382)",
         "sample slices in 2-D",
-        _nodes("GridSample", where=_five_d),
+        _nodes("GridSample", where=lambda subject, node: "a 5-D input" if subject.rank(node) == 5 else ""),
     ),
     Rule("STN009", "a reader cannot know how to feed the file", "write these keys when exporting", _missing_metadata),
     Rule(

@@ -86,7 +86,8 @@ def _small(node: NodeProto, infos: dict[str, TensorInfo]) -> bool:
 
 def predict_cuda(model: onnx.ModelProto) -> dict[str, Placed]:
     """Where each node of a ``graph.flat`` model would run with the CUDA provider, bodies of control flow aside."""
-    infos, free = infer(model), free_nodes(model, infer(model))
+    infos = infer(model)
+    free = free_nodes(model, infos)
     harmless = _harmless(model, infos)
     on_cpu: set[str] = set()  # tensors in CPU memory that a chain of CPU nodes has reached, starting at Shape and Size
     placed = {}

@@ -1,6 +1,7 @@
 """Which runtimes take an ONNX file: tried where the runtime is installed here, else told by the rules of ``RUNTIMES``.
 
-A trial runs one random batch and compares every output with ONNX Runtime on the CPU, within ``TOLERANCE`` absolute.
+A trial runs one random batch and compares every output with ONNX Runtime on the CPU, within ``TOLERANCE`` of the
+largest value in it, or of 1.
 """
 
 import importlib.util
@@ -120,9 +121,11 @@ def _tried(actual: Outputs | str, expected: Outputs | str) -> Verdict:
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference over the largest magnitude, or over 1 where all are smaller; infinite for other shapes."""
     if actual.shape != expected.shape:
         return float("inf")
-    return float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
+    scale = np.abs(expected.astype(np.float64)).max(initial=1.0)
+    return float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0) / scale)
 
 
 def _on_cuda(subject: Subject) -> str:

@@ -42,7 +42,7 @@ def affine() -> onnx.ModelProto:
 
 
 def frozen() -> onnx.ModelProto:
-    return sampler(signature="(float[2,1,4,4] x, float[2,4,4,2] grid) => (float[2,1,4,4] y)")
+    return sampler(signature="(float[2,1,4,4] x, float[N,4,4,2] grid) => (float[2,1,4,4] y)")
 
 
 def sized() -> onnx.ModelProto:
@@ -126,6 +126,17 @@ def test_the_matmul_file_is_clean_and_the_affinegrid_file_is_not(stn: ModelDirec
     assert lint(onnx.load(stn.path / "matmul-fp32.onnx")) == []
     rules = {each.rule for each in lint(onnx.load(stn.path / "affinegrid-fp32.onnx"))}
     assert rules == {"STN001", "STN002", "STN005"}
+
+
+def test_a_dynamic_image_size_is_tried_at_one_that_a_net_can_take():
+    signature = "(float[N,1,H,W] x) => (float[N,1,P,Q] y)"
+    assert lint(graph("y = AveragePool <kernel_shape = [7, 7]> (x)", signature=signature)) == []
+
+
+def test_an_input_that_cannot_be_drawn_is_no_crash():
+    model = graph("y = Identity (x)", signature="(string[N] x) => (string[N] y)")
+    [finding] = [each for each in lint(model) if each.rule == "STN013"]
+    assert "no tensor of numbers" in finding.detail
 
 
 def test_late_kernels_names_the_operator_without_one():
