@@ -87,7 +87,7 @@ class Subject:
         names = [each.name for each in session.get_outputs()]
         try:
             return dict(zip(names, session.run(names, random_inputs(self.model, batch, seed)), strict=True))
-        except REFUSALS as error:
+        except (*REFUSALS, RuntimeError) as error:  # the latter for types that NumPy cannot hand over
             raise UserError(
                 str(error).strip().splitlines()[-1], "run it in ONNX Runtime for the whole error"
             ) from error

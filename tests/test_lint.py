@@ -27,8 +27,8 @@ def sampler(mode: str = "bilinear", padding: str = "zeros", corners: int = 0, **
     return graph(f"[sampler] y = GridSample <{attributes}> (x, grid)", **rest)
 
 
-def half() -> onnx.ModelProto:
-    return sampler(signature="(float16[N,1,4,4] x, float16[N,4,4,2] grid) => (float16[N,1,4,4] y)")
+def half(kind: str = "float16") -> onnx.ModelProto:
+    return sampler(signature=f"({kind}[N,1,4,4] x, {kind}[N,4,4,2] grid) => ({kind}[N,1,4,4] y)", opset=16)
 
 
 def volume() -> onnx.ModelProto:
@@ -84,7 +84,7 @@ CASES = {
         Case(lambda: sampler("cubic", opset=20), "sampler", passes=lambda: sampler("nearest", opset=20)),
     ],
     "STN002": [Case(affine, "affine")],
-    "STN003": [Case(half, "sampler")],
+    "STN003": [Case(half, "sampler"), Case(lambda: half("bfloat16"), "sampler")],
     "STN004": [Case(frozen, "x")],
     "STN005": [Case(lambda: sampler("nearest", opset=20), "sampler")],
     "STN006": [Case(lambda: sampler("linear", opset=22), "opset", passes=lambda: sampler("linear", opset=21))],
