@@ -9,18 +9,21 @@ from tests.conftest import REPOSITORY
 FLOORS = (
     ("config", "errors"),
     ("environment", "artifacts"),
-    ("cli", "matrix", "model", "compare", "digits", "capture", "sampling", "folding"),
-    ("checkpoint", "torch_files", "lowering"),
-    ("data", "onnx_export"),
-    ("figures", "runners", "variants", "quantise", "triton", "modelcard"),
-    ("train", "export", "verify", "report", "predict"),
+    ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph"),
+    ("checkpoint", "torch_files", "lowering", "kernels"),
+    ("data", "onnx_export", "placement"),
+    ("figures", "runners", "variants", "quantise", "triton", "modelcard", "lint"),
+    ("portability", "matrix"),
+    ("train", "export", "verify", "report", "predict", "audit"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+READ_ONNX = {"graph", "kernels", "placement", "lint", "portability", "audit"}
 ROOMS = {
-    "onnx": {"lowering", "onnx_export", "quantise", "export"},
+    "onnx": READ_ONNX | {"lowering", "onnx_export", "quantise", "export"},
     "onnx_ir": {"lowering", "sampling", "folding"},
     "onnxscript": {"lowering", "sampling"},
-    "onnxruntime": {"runners", "quantise"},
+    "onnxruntime": {"runners", "quantise", "kernels", "placement", "audit"},
+    "openvino": {"runners", "portability"},
     "pytest": set(),
     "jinja2": {"report", "modelcard"},
 }

@@ -1,0 +1,264 @@
+"""Read any ONNX file and say what is in it: types, shapes and bytes at batch 1, multiply-adds per node.
+
+Multiply-adds (``MACS``) are those of the operator's definition, for the shapes at batch 1: Conv, ConvTranspose, Gemm,
+MatMul; GridSample counts its taps for each output value (4 for bilinear in 2-D, 16 for cubic, 0 for nearest);
+AffineGrid one row of theta for each coordinate; BatchNormalization one for each value. Everything else counts as none.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, NodeProto, TensorProto, helper
+
+from stn_export.errors import UserError
+
+LINEAR, CUBIC = ("linear", "bilinear"), ("cubic", "bicubic")  # from opset 20 on, and before
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A model and the names of those of its initialisers whose bytes lie in files beside it."""
+
+    model: onnx.ModelProto
+    external: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor's ONNX element type (0 where unknown) and its shape at batch 1 (None where unknown)."""
+
+    dtype: int
+    shape: tuple[int, ...] | None
+
+    @property
+    def elements(self) -> int | None:
+        """How many elements; None where the shape is unknown."""
+        return None if self.shape is None else prod(self.shape)
+
+    @property
+    def nbytes(self) -> int | None:
+        """How many bytes; None where the shape or the type is unknown, or has no fixed size."""
+        if self.elements is None or self.dtype in (TensorProto.UNDEFINED, TensorProto.STRING):
+            return None
+        return self.elements * helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
+
+
+SIDE = 64  # pixels, for a dynamic height, width or depth
+UNKNOWN = TensorInfo(TensorProto.UNDEFINED, None)
+
+
+def read_model(path: Path) -> OnnxFile:
+    """Read an ONNX file with its external data.
+
+    Raises:
+        UserError: where it is missing, is not ONNX, or lacks its external data.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "name an ONNX file that exists") from error
+    except (DecodeError, ValueError) as error:
+        raise UserError(f"{path} is not an ONNX file", "name a file that an ONNX exporter wrote") from error
+    if not model.graph.output or not model.opset_import:
+        raise UserError(f"{path} is not an ONNX file: it has no graph", "name a file that an ONNX exporter wrote")
+    external = tuple(each.name for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL)
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} lacks its external data: {reason}", "put the data file beside it") from error
+    return OnnxFile(model, external)
+
+
+def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
+    """The version that the model imports of an operator set; 0 where it imports none."""
+    aliases = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+    return max((each.version for each in model.opset_import if each.domain in aliases), default=0)
+
+
+def since_version(node: NodeProto, opset: int) -> int:
+    """The version of the operator itself that ``opset`` means; 0 where onnx does not know it."""
+    if not onnx.defs.has(node.op_type, opset, node.domain):
+        return 0
+    return onnx.defs.get_schema(node.op_type, opset, node.domain).since_version
+
+
+def flat(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with local functions inlined and a name of its own on every node of the main graph."""
+    result = (
+        onnx.inliner.inline_local_functions(model) if model.functions else onnx.ModelProto.FromString(_bytes(model))
+    )
+    taken: set[str] = set()
+    for index, node in enumerate(result.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+    return result
+
+
+def _bytes(model: onnx.ModelProto) -> bytes:
+    try:
+        return model.SerializeToString()
+    except ValueError as error:
+        raise UserError("the model exceeds the 2 GiB of a protobuf", "keep its weights in external data") from error
+
+
+def walk(graph: onnx.GraphProto) -> Iterator[NodeProto]:
+    """Every node, those in the bodies of control flow too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.type in _BODIES else ():
+                yield from walk(body)
+
+
+_BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """An attribute's value, strings decoded."""
+    for each in node.attribute:
+        if each.name == name:
+            value = helper.get_attribute_value(each)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """The initialisers, and the tensors of Constant nodes."""
+    found = {each.name: each for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and isinstance(value := attribute(node, "value", None), TensorProto):
+            found[node.output[0]] = value
+    return found
+
+
+def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """What a caller has to feed: the graph's inputs that are no initialisers."""
+    initialised = {each.name for each in graph.initializer}
+    return [each for each in graph.input if each.name not in initialised]
+
+
+def bound_dimensions(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
+    """Each input's shape with ``batch`` for dynamic dimensions, but ``SIDE`` for the sides of images and volumes.
+
+    A name stands for one size wherever it occurs, and the batch goes before a side.
+    """
+    rows = [
+        [(dim, SIDE if len(dims) > 3 and index > 1 else batch) for index, dim in enumerate(dims)]
+        for dims in (value.type.tensor_type.shape.dim for value in inputs_of(model.graph))
+    ]
+    named: dict[str, int] = {}
+    for dim, size in (*(row[0] for row in rows if row), *chain.from_iterable(rows)):
+        named.setdefault(dim.dim_param, size)
+    shapes = (tuple(_size(dim, named, size) for dim, size in row) for row in rows)
+    return dict(zip((value.name for value in inputs_of(model.graph)), shapes, strict=True))
+
+
+def _size(dim: Any, named: dict[str, int], default: int) -> int:
+    return dim.dim_value if dim.HasField("dim_value") else named[dim.dim_param] if dim.dim_param else default
+
+
+def infer(model: onnx.ModelProto) -> dict[str, TensorInfo]:
+    """Types and shapes of every tensor with the inputs at ``bound_dimensions`` of batch 1.
+
+    Raises:
+        UserError: where the graph's types contradict each other.
+    """
+    bound = onnx.ModelProto.FromString(_bytes(model))
+    shapes, sizes = bound_dimensions(model, batch=1), {}
+    for value in inputs_of(bound.graph):
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+            sizes[dim.dim_param] = size
+            dim.dim_value = size
+    for value in (*bound.graph.value_info, *bound.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes and dim.dim_param:
+                dim.dim_value = sizes[dim.dim_param]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise UserError(f"the graph's types contradict each other: {error}", "export the model again") from error
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in constants(inferred.graph).items()}
+    return {each.name: _info(each) for each in values} | fixed
+
+
+def _info(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+    return TensorInfo(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim) if known else None)
+
+
+def initialiser_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all initialisers and Constant nodes."""
+    each = constants(model.graph).values()
+    return sum(TensorInfo(tensor.data_type, tuple(tensor.dims)).nbytes or 0 for tensor in each)
+
+
+def activation_bytes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> int:
+    """Bytes of every node's outputs at batch 1, none of them reused, so an upper bound of what a run holds."""
+    nodes = (node for node in model.graph.node if node.op_type != "Constant")
+    return sum(infos.get(name, UNKNOWN).nbytes or 0 for node in nodes for name in node.output)
+
+
+Shape = tuple[int, ...]
+Cost = Callable[[NodeProto, list[Shape], Shape], int]
+
+
+def _gemm(node: NodeProto, inputs: list[Shape], output: Shape) -> int:
+    return prod(output) * inputs[0][0 if attribute(node, "transA", 0) else 1]
+
+
+def _taps(node: NodeProto, inputs: list[Shape], output: Shape) -> int:
+    mode, rank = attribute(node, "mode", "linear"), len(output) - 2
+    return prod(output) * (2**rank if mode in LINEAR else 4**rank if mode in CUBIC else 0)
+
+
+MACS: dict[str, Cost] = {
+    "Conv": lambda node, inputs, output: prod(output) * prod(inputs[1][1:]),
+    "ConvTranspose": lambda node, inputs, output: prod(inputs[0]) * prod(inputs[1][1:]),
+    "Gemm": _gemm,
+    "MatMul": lambda node, inputs, output: prod(output) * inputs[0][-1],
+    "GridSample": _taps,
+    "AffineGrid": lambda node, inputs, output: prod(output) * inputs[0][-1],
+    "BatchNormalization": lambda node, inputs, output: prod(output),
+}
+
+
+def macs(node: NodeProto, infos: dict[str, TensorInfo]) -> int:
+    """Multiply-adds of a node at batch 1; 0 for the operators that ``MACS`` does not list or without known shapes."""
+    cost = MACS.get(node.op_type)
+    if cost is None:
+        return 0
+    shapes = [infos.get(name, UNKNOWN).shape for name in (*node.input[:2], node.output[0])]
+    return 0 if None in shapes else int(cost(node, shapes[:-1], shapes[-1]))
+
+
+def random_inputs(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, np.ndarray]:
+    """Inputs to try a model with: floats from -1 to 1, zeros or ones otherwise, of ``bound_dimensions``.
+
+    Raises:
+        UserError: for an input that is no tensor of numbers.
+    """
+    generator = np.random.default_rng(seed)
+    shapes, result = bound_dimensions(model, batch), {}
+    for value in inputs_of(model.graph):
+        dtype = value.type.tensor_type.elem_type
+        if dtype in (TensorProto.UNDEFINED, TensorProto.STRING):
+            raise UserError(f"input {value.name} is no tensor of numbers", "such a model cannot be tried")
+        shape = shapes[value.name]
+        draw = generator.uniform(-1, 1, shape) if dtype in FLOATS else generator.integers(0, 2, shape)
+        result[value.name] = draw.astype(helper.tensor_dtype_to_np_dtype(dtype))
+    return result
+
+
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES)

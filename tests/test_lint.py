@@ -1,0 +1,193 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from stn_export import portability as portability_module
+from stn_export.artifacts import ModelDirectory
+from stn_export.lint import RULES, lint
+from stn_export.portability import RUNTIMES, SHOULD, TESTED, WILL_NOT, portability
+
+METADATA = {"classes": '["a", "b"]', "normalisation": '{"mean": 0.5, "std": 0.5}', "align_corners": "false"}
+
+
+def graph(body: str, opset: int = 18, signature: str = "", metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+    """A model of two inputs, x and grid, and one output, y."""
+    signature = signature or "(float[N,1,4,4] x, float[N,4,4,2] grid) => (float[N,1,4,4] y)"
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> g {signature} {{ {body} }}')
+    helper.set_model_props(model, METADATA if metadata is None else metadata)
+    return model
+
+
+def sampler(mode: str = "bilinear", padding: str = "zeros", corners: int = 0, **rest: object) -> onnx.ModelProto:
+    attributes = f'mode = "{mode}", padding_mode = "{padding}", align_corners = {corners}'
+    return graph(f"[sampler] y = GridSample <{attributes}> (x, grid)", **rest)
+
+
+def half(kind: str = "float16") -> onnx.ModelProto:
+    return sampler(signature=f"({kind}[N,1,4,4] x, {kind}[N,4,4,2] grid) => ({kind}[N,1,4,4] y)", opset=16)
+
+
+def volume() -> onnx.ModelProto:
+    return sampler("linear", opset=20, signature="(float[N,1,4,4,4] x, float[N,4,4,4,3] grid) => (float[N,1,4,4,4] y)")
+
+
+def affine() -> onnx.ModelProto:
+    signature = "(float[N,1,4,4] x, float[N,2,3] theta) => (float[N,1,4,4] y)"
+    body = "size = Shape (x) [affine] grid = AffineGrid (theta, size) y = GridSample (x, grid)"
+    return graph(body, opset=20, signature=signature)
+
+
+def frozen() -> onnx.ModelProto:
+    return sampler(signature="(float[2,1,4,4] x, float[N,4,4,2] grid) => (float[2,1,4,4] y)")
+
+
+def sized() -> onnx.ModelProto:
+    """Its output depends on the shape of the input only."""
+    return graph("s = Shape (x) y = ConstantOfShape (s)", signature="(float[N,4] x) => (float[N,4] y)")
+
+
+def cancelled() -> onnx.ModelProto:
+    return graph("y = Sub (x, x)", signature="(float[N,4] x) => (float[N,4] y)")
+
+
+def spoilt_batch() -> onnx.ModelProto:
+    return graph(
+        "shape = Constant <value = int64[2] {1, 4}> () y = Reshape (x, shape)",
+        signature="(float[N,2,2] x) => (float[M,4] y)",
+    )
+
+
+def with_initialiser(external: bool = False, used: bool = False) -> onnx.ModelProto:
+    model = graph(f"y = Add (x, {'w' if used else 'x'})", signature="(float[N,4] x) => (float[N,4] y)")
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    if external:
+        onnx.external_data_helper.set_external_data(weight, "weights.bin", length=16)
+        weight.data_location = TensorProto.EXTERNAL
+    model.graph.initializer.append(weight)
+    return model
+
+
+@dataclass(frozen=True)
+class Case:
+    trips: Callable[[], onnx.ModelProto]
+    where: str
+    passes: Callable[[], onnx.ModelProto] = sampler
+
+
+CASES = {
+    "STN001": [
+        Case(lambda: sampler("linear", opset=20), "sampler"),
+        Case(lambda: sampler("cubic", opset=20), "sampler", passes=lambda: sampler("nearest", opset=20)),
+    ],
+    "STN002": [Case(affine, "affine")],
+    "STN003": [Case(half, "sampler"), Case(lambda: half("bfloat16"), "sampler")],
+    "STN004": [Case(frozen, "x")],
+    "STN005": [Case(lambda: sampler("nearest", opset=20), "sampler")],
+    "STN006": [Case(lambda: sampler("linear", opset=22), "opset", passes=lambda: sampler("linear", opset=21))],
+    "STN007": [
+        Case(lambda: sampler("bicubic"), "sampler"),
+        Case(lambda: sampler(padding="reflection"), "sampler", passes=lambda: sampler(padding="border")),
+    ],
+    "STN008": [Case(volume, "sampler")],
+    "STN009": [Case(lambda: sampler(metadata={"classes": "[]"}), "metadata")],
+    "STN010": [Case(sized, "y"), Case(cancelled, "y")],
+    "STN011": [Case(lambda: with_initialiser(external=True, used=True), "w", lambda: with_initialiser(used=True))],
+    "STN012": [Case(with_initialiser, "w", passes=lambda: with_initialiser(used=True))],
+    "STN013": [Case(spoilt_batch, "a run")],
+    "STN014": [Case(lambda: sampler(corners=1), "sampler")],
+}
+EVERY = [(rule, case) for rule, cases in CASES.items() for case in cases]
+
+
+def found(model: onnx.ModelProto, rule: str) -> list[str]:
+    return [each.where for each in lint(model) if each.rule == rule]
+
+
+def test_every_rule_has_a_case_and_says_why_and_what_to_do():
+    assert [rule.id for rule in RULES] == sorted(CASES)
+    assert all(rule.summary and rule.remedy for rule in RULES)
+
+
+@pytest.mark.parametrize(("rule", "case"), EVERY, ids=[rule for rule, _ in EVERY])
+def test_a_rule_finds_what_it_is_for_and_nothing_else(rule: str, case: Case):
+    assert found(case.trips(), rule) == [case.where]
+    assert found(case.passes(), rule) == []
+
+
+def test_the_plain_sampler_is_clean():
+    assert lint(sampler()) == []
+
+
+def test_the_matmul_file_is_clean_and_the_affinegrid_file_is_not(stn: ModelDirectory):
+    assert lint(onnx.load(stn.path / "matmul-fp32.onnx")) == []
+    rules = {each.rule for each in lint(onnx.load(stn.path / "affinegrid-fp32.onnx"))}
+    assert rules == {"STN001", "STN002", "STN005"}
+
+
+def test_a_dynamic_image_size_is_tried_at_one_that_a_net_can_take():
+    signature = "(float[N,1,H,W] x) => (float[N,1,P,Q] y)"
+    assert lint(graph("y = AveragePool <kernel_shape = [7, 7]> (x)", signature=signature)) == []
+
+
+def test_an_input_that_cannot_be_drawn_is_no_crash():
+    model = graph("y = Identity (x)", signature="(string[N] x) => (string[N] y)")
+    [finding] = [each for each in lint(model) if each.rule == "STN013"]
+    assert "no tensor of numbers" in finding.detail
+
+
+def test_late_kernels_names_the_operator_without_one():
+    model = graph(
+        "y = MaxPool <kernel_shape = [2, 2]> (x)", opset=22, signature="(float[N,1,4,4] x) => (float[N,1,3,3] y)"
+    )
+    [finding] = [each for each in lint(model) if each.rule == "STN006"]
+    assert "no kernel in our table: MaxPool" in finding.detail
+
+
+def test_a_node_in_the_body_of_control_flow_is_seen():
+    body = sampler("linear", opset=20).graph
+    del body.input[:]
+    signature = "(bool c, float[N,1,4,4] x, float[N,4,4,2] grid) => (float[N,1,4,4] z)"
+    model = graph("z = Identity (x)", opset=20, signature=signature)
+    model.graph.node[0].CopyFrom(helper.make_node("If", ["c"], ["z"], then_branch=body, else_branch=body))
+    assert found(model, "STN001") == ["sampler", "sampler"]
+    assert found(model, "STN010") == []
+
+
+def test_what_was_loaded_from_outside_is_still_reported():
+    [finding] = [each for each in lint(with_initialiser(used=True), external=("w",)) if each.rule == "STN011"]
+    assert finding.where == "w"
+
+
+def test_portability_names_every_runtime_and_three_verdicts(stn: ModelDirectory):
+    matmul = portability(onnx.load(stn.path / "matmul-fp32.onnx"))
+    affinegrid = portability(onnx.load(stn.path / "affinegrid-fp32.onnx"))
+    assert list(matmul) == [runtime.name for runtime in RUNTIMES]
+    assert {verdict for verdict, _ in (*matmul.values(), *affinegrid.values())} == {TESTED, SHOULD, WILL_NOT}
+    assert matmul["ONNX Runtime CPU"][0] == affinegrid["ONNX Runtime CPU"][0] == TESTED
+    assert matmul["onnx reference evaluator"][0] == WILL_NOT
+    assert affinegrid["onnx reference evaluator"][0] == TESTED
+    assert matmul["TensorRT"] == (SHOULD, "no rule speaks against it")
+    assert affinegrid["TensorRT"][0] == WILL_NOT
+    assert "nearest" in affinegrid["TensorRT"][1]
+    assert "AffineGrid" in affinegrid["ONNX Runtime CUDA"][1] or "affine_grid" in affinegrid["ONNX Runtime CUDA"][1]
+
+
+def test_portability_takes_the_callers_word():
+    assert portability(sampler(), tested=("TensorRT",))["TensorRT"] == (TESTED, "by the caller")
+
+
+def test_a_runtime_that_gives_other_numbers_will_not_do(monkeypatch: pytest.MonkeyPatch):
+    wrong = portability_module.Runtime("wrong", trial=lambda subject: {"y": np.full((2, 1, 4, 4), np.nan)})
+    monkeypatch.setattr(portability_module, "RUNTIMES", (wrong,))
+    verdict, why = portability(sampler())["wrong"]
+    assert verdict == WILL_NOT
+    assert "differs" in why
+
+
+def test_a_model_that_nothing_runs():
+    verdicts = portability(graph("y = Nonsense (x)", signature="(float[N,4] x) => (float[N,4] y)"))
+    assert {verdict for verdict, _ in verdicts.values()} == {WILL_NOT}
