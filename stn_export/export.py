@@ -44,8 +44,10 @@ from stn_export.config import (
     ExportSpec,
 )
 from stn_export.data import contract_batch, trained_on
+from stn_export.deployment import audit
 from stn_export.environment import describe, git_commit, versions
 from stn_export.errors import UserError, require_choice
+from stn_export.graph import initialiser_bytes
 from stn_export.onnx_export import export_onnx
 from stn_export.quantise import quantise
 from stn_export.variants import BODY_TYPES, at_precision, with_contract
@@ -111,9 +113,21 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         "operators": dict(sorted(operators.items())),
-        "initialiser_bytes": sum(len(onnx.numpy_helper.to_array(t).tobytes()) for t in model.graph.initializer),
+        "initialiser_bytes": initialiser_bytes(model),
+        "cuda": _on_cuda(model),
     }
     return model.SerializeToString(deterministic=True), details
+
+
+def _on_cuda(model: onnx.ModelProto) -> dict:
+    """Where ONNX Runtime's CUDA provider would leave the model: what falls to the CPU, copies, CUDA graph or not."""
+    found = audit(model, "cuda")
+    return {
+        "predicted": found.predicted,
+        "fallbacks": [node.op_type for node in found.fallbacks],
+        "copies": len(found.copies),
+        "graph": found.capturable,
+    }
 
 
 def _torchscript_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, Artifact, ModelDirectory, read_json
 from stn_export.config import EXPORTS, MODELS, ExportSpec
 
-COLUMNS = ("artifact", "format", "lowering", "precision", "input", "exported", "verified", "KiB", "nodes", "note")
+KIND = ("artifact", "format", "lowering", "precision", "input")
+COLUMNS = (*KIND, "exported", "verified", "KiB", "nodes", "CUDA graph", "note")
 NONE = "–"
 
 
@@ -31,6 +32,7 @@ def matrix_rows(run: Path, unavailable: dict[str, str]) -> Iterator[tuple[str, .
                     _exported(artifact, checkpoint),
                     verdicts.get(artifact.sha256, NONE) if artifact else NONE,
                     *sizes(artifact),
+                    cuda_graph(artifact),
                     note,
                 )
 
@@ -55,6 +57,14 @@ def _exported(artifact: Artifact | None, checkpoint: Artifact | None) -> str:
     if artifact is None or checkpoint is None:
         return NONE
     return "yes" if artifact.parent_sha256 == checkpoint.sha256 else "stale"
+
+
+def cuda_graph(artifact: Artifact | None) -> str:
+    """Whether ONNX Runtime could capture the file as a CUDA graph; torch formats are captured by PyTorch, or not."""
+    found = artifact.details.get("cuda") if artifact else None
+    if not found:
+        return NONE
+    return ("yes" if found["graph"] else "no") + (" (predicted)" if found["predicted"] else "")
 
 
 def sizes(artifact: Artifact | None) -> tuple[str, str]:

@@ -6,16 +6,19 @@ A runner is one class and one row of ``RUNNERS``. Everything runs with as many t
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import CONTRACTS, INPUT_NAME, OUTPUT_NAME
 from stn_export.errors import UserError
+from stn_export.probes import in_pixels, with_points
 from stn_export.torch_files import load_torchscript
 
 Step = Callable[[], object]
@@ -43,6 +46,10 @@ class Runner(ABC):
                 f"give at least one image, as {self.dtype} of shape N×{'×'.join(map(str, self.shape))}",
             )
         return self.infer_impl(np.ascontiguousarray(images))
+
+    def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What ``infer`` gives, and what led to it as far as the format lets one look inside; see ``probes``."""
+        return {OUTPUT_NAME: self.infer(images)}
 
     @abstractmethod
     def load(self, path: Path) -> None:
@@ -113,13 +120,30 @@ class OnnxRuntime(Runner):
     PROVIDERS = {"cpu": ("CPUExecutionProvider", {}), "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"})}
 
     def load(self, path: Path) -> None:
+        self.path = path
+        self.session = self.open_session(path)
+
+    def open_session(self, model: Path | bytes) -> onnxruntime.InferenceSession:
+        """A session on this device and no other."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         provider = self.PROVIDERS[self.device]
-        self.session = onnxruntime.InferenceSession(path, options, providers=[provider])
-        if self.session.get_providers()[0] != provider[0]:
-            raise RuntimeError(f"ONNX Runtime fell back to {self.session.get_providers()[0]}")
+        session = onnxruntime.InferenceSession(model, options, providers=[provider])
+        if session.get_providers()[0] != provider[0]:
+            raise RuntimeError(f"ONNX Runtime fell back to {session.get_providers()[0]}")
+        return session
+
+    @cached_property
+    def probe(self) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
+        """A session of a copy that gives all points, and their names."""
+        model, names = with_points(onnx.load(self.path))
+        return self.open_session(model.SerializeToString()), names
+
+    def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        session, names = self.probe
+        values = session.run(list(names.values()), {INPUT_NAME: images})
+        return in_pixels(dict(zip(names, values, strict=True)))
 
     def infer_impl(self, images: np.ndarray) -> np.ndarray:
         return self.session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]

@@ -12,17 +12,17 @@ FLOORS = (
     ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph"),
     ("checkpoint", "torch_files", "lowering", "kernels"),
     ("data", "onnx_export", "placement"),
-    ("figures", "runners", "variants", "quantise", "triton", "modelcard", "lint"),
-    ("portability", "matrix"),
+    ("figures", "runners", "variants", "quantise", "triton", "modelcard", "lint", "deployment", "matrix"),
+    ("portability",),
     ("train", "export", "verify", "report", "predict", "audit"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
-READ_ONNX = {"graph", "kernels", "placement", "lint", "portability", "audit"}
+READ_ONNX = {"graph", "kernels", "placement", "deployment", "lint", "portability", "audit"}
 ROOMS = {
     "onnx": READ_ONNX | {"lowering", "onnx_export", "quantise", "export"},
     "onnx_ir": {"lowering", "sampling", "folding"},
     "onnxscript": {"lowering", "sampling"},
-    "onnxruntime": {"runners", "quantise", "kernels", "placement", "audit"},
+    "onnxruntime": {"runners", "quantise", "kernels", "placement", "deployment"},
     "openvino": {"runners", "portability"},
     "pytest": set(),
     "jinja2": {"report", "modelcard"},

@@ -69,7 +69,8 @@ def test_a_device_without_runners(trained_run: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_bench_json_is_an_ordinary_pytest_benchmark_file(trained_run: Path, tmp_path: Path):
     path = tmp_path / "bench.json"
-    result = bench(trained_run, "-k", "latency or (overhead and matmul and 64)", f"--benchmark-json={path}")
+    rows = "(latency and (matmul-fp32 or plain-fp32)) or (overhead and folded-fp16 and 64)"
+    result = bench(trained_run, "-k", rows, f"--benchmark-json={path}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "The spatial transformer against the plain CNN" in result.stdout
     content = json.loads(path.read_text())

@@ -9,7 +9,7 @@ from stn_export import cli, export, modelcard
 from stn_export.artifacts import ModelDirectory
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import DATASETS, MODELS
-from stn_export.data import Dataset, example_images
+from stn_export.data import Dataset, example_images, normalise
 from stn_export.modelcard import DATA_NOTES, MODEL_NOTES, contract_text, write_model_card
 
 
@@ -65,9 +65,9 @@ def test_the_snippet_runs(card: str, run: Path, digits: Dataset, monkeypatch: py
     assert len(code.splitlines()) == 3
     monkeypatch.chdir(run)
     images = example_images(digits, 4)
-    names = {"images": images.numpy()}
+    names = {"images": normalise(images).numpy()}
     exec(code, names)
-    expected = load_checkpoint(run / "stn" / "checkpoint.pt").model(images)
+    expected = load_checkpoint(run / "stn" / "checkpoint.pt").model(normalise(images))
     np.testing.assert_allclose(names["log_probs"], expected.numpy(), atol=1e-5, rtol=0)
 
 
