@@ -10,13 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.targets import find_targets, pairs
+from benchmarks.targets import find_targets, pairs, rivals
 from stn_export import cli
 from stn_export.artifacts import model_directories
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET, GRIDS, BenchGrid
 from stn_export.data import example_images, trained_on
 from stn_export.environment import DEVICES, describe
 from stn_export.errors import EXIT_USER, UserError, require_choice
+
+CLOSING_TABLES = {
+    "overhead": ("The spatial transformer against the plain CNN", "STN", "CNN"),
+    "lowering": ("Lowerings against what PyTorch's exporter gives by itself", "lowering", "default"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.targets = find_targets(config.getoption("--run"), device)
     except UserError as error:
         pytest.exit(f"error: {error}\nhint:  {error.hint}", returncode=EXIT_USER)
-    config.overheads = []
+    config.contests = {table: [] for table in CLOSING_TABLES}
     torch.set_num_threads(config.grid.threads)
 
 
@@ -47,6 +52,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("target", targets, ids=str)
     if "pair" in metafunc.fixturenames:
         metafunc.parametrize("pair", pairs(targets), ids=lambda pair: pair[0].backend)
+    if "rivals" in metafunc.fixturenames:
+        metafunc.parametrize("rivals", rivals(targets), ids=lambda pair: pair[0].backend)
     if "throughput_batch" in metafunc.fixturenames:
         metafunc.parametrize("throughput_batch", grid.throughput_batches)
     if "overhead_batch" in metafunc.fixturenames:
@@ -68,9 +75,9 @@ def images(pytestconfig: pytest.Config) -> Callable[[int], Tensor]:
 
 
 @pytest.fixture
-def record_overhead(pytestconfig: pytest.Config) -> Callable[[tuple[str, ...]], None]:
-    """Add a row to the closing table."""
-    return pytestconfig.overheads.append
+def closing_table(pytestconfig: pytest.Config) -> Callable[[str, dict], None]:
+    """Add a contest's figures to one of the closing tables."""
+    return lambda table, figures: pytestconfig.contests[table].append(figures)
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
@@ -80,7 +87,19 @@ def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(config: pytest.Config) -> None:
-    """Close with what the spatial transformer costs against the plain CNN, per backend."""
-    if config.overheads:
-        columns = ("backend", "batch", "STN ms", "CNN ms", "STN/CNN", "95 % interval")
-        cli.table("\nThe spatial transformer against the plain CNN", columns, config.overheads)
+    """Close with what the spatial transformer costs against the plain CNN, and each lowering against the default."""
+    for table, (title, ours, theirs) in CLOSING_TABLES.items():
+        if rows := config.contests[table]:
+            columns = ("backend", "batch", f"{ours} ms", f"{theirs} ms", f"{ours}/{theirs}", "95 % interval")
+            cli.table(f"\n{title}", columns, list(map(_closing_row, rows)))
+
+
+def _closing_row(figures: dict) -> tuple[str, ...]:
+    return (
+        f"{figures['runner']} {figures['artifact']}",
+        str(figures["batch"]),
+        f"{figures['seconds'] * 1e3:.3f}",
+        f"{figures['baseline_seconds'] * 1e3:.3f}",
+        f"{figures['ratio']:.2f}",
+        f"{figures['ratio_low']:.2f} to {figures['ratio_high']:.2f}",
+    )

@@ -81,6 +81,20 @@ class Interleaved:
         }
 
 
+def contest(benchmark: BenchmarkFixture, target: Target, baseline: Target, images: Tensor, grid: BenchGrid) -> dict:
+    """Set a target against a baseline; each round times a block of either in its setup, then one call for the row.
+
+    Returns:
+        what stands in the row's ``extra_info``.
+    """
+    step, other = target.step(images), baseline.step(images)
+    warm_up(other, grid.warmup_seconds)
+    turns = Interleaved(step, other, rounds_for(warm_up(step, grid.warmup_seconds), grid.block_seconds))
+    benchmark.pedantic(step, setup=turns.block, rounds=grid.blocks)
+    benchmark.extra_info.update(target.facts(len(images)) | {"baseline": str(baseline)} | turns.summary())
+    return benchmark.extra_info
+
+
 def bootstrap_ratio(values: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
     """The percentile interval of the median of block-wise ratios, blocks resampled with replacement."""
     ratios = values / baseline

@@ -25,6 +25,11 @@ class Target:
         """Runner and artifact, without the model."""
         return f"{self.runner.name}-{self.artifact.name}"
 
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """What two targets share that may be set against each other: runner, precision and input."""
+        return self.runner.name, self.artifact.precision, self.artifact.settings.get("contract", "float")
+
     def __str__(self) -> str:
         return f"{self.artifact.model}-{self.backend}"
 
@@ -42,6 +47,7 @@ class Target:
             "format": self.artifact.format,
             "lowering": self.artifact.lowering,
             "precision": self.artifact.precision,
+            "input": self.artifact.settings.get("contract", "float"),
             "runner": self.runner.name,
             "device": self.runner.device,
             "batch": batch,
@@ -69,10 +75,15 @@ def find_targets(run: Path, device: str) -> list[Target]:
 
 
 def pairs(targets: list[Target]) -> list[tuple[Target, Target]]:
-    """Every spatial transformer beside the plain CNN in the same runner."""
-    plain = {target.runner.name: target for target in targets if target.artifact.model == "cnn"}
-    return [
-        (target, plain[target.runner.name])
-        for target in targets
-        if target.artifact.model == "stn" and target.runner.name in plain
-    ]
+    """Every spatial transformer beside the plain CNN in the same runner, precision and input."""
+    plain = {target.kind: target for target in targets if target.artifact.model == "cnn"}
+    ours = [target for target in targets if target.artifact.model == "stn" and target.kind in plain]
+    return [(target, plain[target.kind]) for target in ours]
+
+
+def rivals(targets: list[Target]) -> list[tuple[Target, Target]]:
+    """Every other lowering of the spatial transformer beside the one that PyTorch's exporter gives by itself."""
+    lowered = [target for target in targets if target.artifact.model == "stn" and target.artifact.lowering]
+    default = {target.kind: target for target in lowered if target.artifact.lowering == "decomposed"}
+    others = [target for target in lowered if target not in default.values() and target.kind in default]
+    return [(target, default[target.kind]) for target in others]

@@ -5,6 +5,7 @@ On a terminal there are progress bars and boxed tables; into a pipe go plain lin
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,6 +58,11 @@ def progress(*columns: str) -> Progress:
     target = console()
     layout = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, columns)]
     return Progress(*layout, TimeRemainingColumn(), console=target, disable=not target.is_terminal, transient=True)
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number for a table; a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else format(value, form)
 
 
 def print_json(content: object) -> None:

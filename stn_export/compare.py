@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stn_export.config import Tolerance
+from stn_export.config import Bound
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Comparison:
         return not self.reason
 
 
-def compare(actual: np.ndarray, expected: np.ndarray, tolerance: Tolerance) -> Comparison:
-    """Compare N×K arrays element by element, and row by row the index of the largest."""
+def compare(actual: np.ndarray, expected: np.ndarray, tolerance: Bound) -> Comparison:
+    """Compare arrays element by element, and along the last axis the index of the largest."""
     if expected.size == 0:
         return Comparison("nothing was compared")
     if actual.shape != expected.shape:

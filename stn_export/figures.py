@@ -92,6 +92,25 @@ def to_png(figure: Figure) -> bytes:
 
 
 @matplotlib.rc_context(STYLE)
+def error_strips(errors: Mapping[str, Mapping[str, Sequence[float]]], eager: Mapping[str, float]) -> Figure:
+    """Errors against float64 by point and artifact, a dot a challenge; float32 eager's own worst as a line."""
+    artifacts = list(next(iter(errors.values())))
+    figure = Figure(figsize=(8.5, 1.0 + 0.3 * len(artifacts)))
+    panels = figure.subplots(1, len(errors), sharey=True)
+    for axes, (point, by_artifact) in zip(panels, errors.items(), strict=True):
+        for row, artifact in enumerate(artifacts):
+            values = [value for value in by_artifact.get(artifact, ()) if value > 0]
+            axes.plot(values, [row] * len(values), "o", ms=4, alpha=0.4, color=MODEL_COLOURS["stn"])
+        axes.axvline(eager[point], color=MODEL_COLOURS["cnn"], label="float32 eager's worst")
+        axes.set(title=f"{point}, px" if point == "grid" else point, xscale="log", xlabel="error")
+        axes.set_yticks(range(len(artifacts)), artifacts)
+        axes.tick_params(labelsize=8)
+    axes.invert_yaxis()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def latency_bars(milliseconds: Mapping[str, Mapping[str, float]], device: str) -> Figure:
     """Median milliseconds of one image, by backend and then by model; the fastest transformer on top."""
     backends = sorted(milliseconds, key=lambda name: -milliseconds[name].get("stn", 0))

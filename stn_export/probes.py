@@ -30,7 +30,7 @@ def eager_points(model: nn.Module, images: Tensor) -> dict[str, np.ndarray]:
             points["grid"] = F.affine_grid(points["theta"], images.shape, align_corners=ALIGN_CORNERS)
             points["warped"] = images = transformer(images)
         points[OUTPUT_NAME] = model.classifier(images)
-    return in_pixels({name: value.numpy() for name, value in points.items()})
+    return in_pixels({name: value.cpu().numpy() for name, value in points.items()})
 
 
 def in_pixels(points: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

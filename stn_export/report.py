@@ -36,6 +36,9 @@ from stn_export.checkpoint import load_checkpoint
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET
 from stn_export.data import denormalise, example_images, normalise, trained_on
 from stn_export.errors import UserError
+from stn_export.graph import read_model
+from stn_export.portability import portability
+from stn_export.probes import POINTS
 
 REFERENCE_RUN = "reference_run.csv"
 LAST_TEN = slice(40, 50)  # epochs 41 to 50, where the reference run has settled
@@ -52,6 +55,8 @@ class Report:
     training: list[dict] = field(default_factory=list)
     parity: list[dict] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
+    reduced: list[dict] = field(default_factory=list)
+    portability: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
     overhead: list[dict] = field(default_factory=list)
     environment: dict = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
@@ -72,6 +77,7 @@ def collect(run: Path, data: Path | None) -> Report:
     report = Report(run.name, environment=directories[0].checkpoint().environment)
     add_training(report, directories)
     add_pictures(report, directories, data)
+    add_portability(report, directories)
     current = {artifact.sha256 for directory in directories for artifact in directory.artifacts.values()}
     add_parity(report, run / VERIFY_FILE, current)
     add_benchmarks(report, run / BENCH_FILE, current)
@@ -151,7 +157,30 @@ def add_parity(report: Report, path: Path, current: set[str]) -> None:
     if {check["sha256"] for check in report.parity} != current:
         report.warnings.append("The parity table is stale: it was made of other artifacts. Run 'make verify'.")
     passed = sum(check["passed"] for check in report.parity)
-    report.summary.append(f"{passed} of {len(report.parity)} checks equal eager PyTorch within tolerance.")
+    report.summary.append(f"{passed} of {len(report.parity)} checks equal PyTorch within tolerance.")
+    report.reduced = [check for check in report.parity if check["precision"] != "fp32"]
+    probed = [check for check in report.parity if check["grid_pixels"] and check["precision"] == "fp32"]
+    if probed:
+        report.figures["errors"] = figures.error_strips(errors_by_point(probed), probed[0]["errors"])
+
+
+def errors_by_point(checks: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """The errors of every challenge, by point and artifact."""
+    errors: dict[str, dict[str, list[float]]] = {point: {check["artifact"]: [] for check in checks} for point in POINTS}
+    for check in checks:
+        for points in check["comparisons"].values():
+            for point, comparison in points.items():
+                errors[point][check["artifact"]].append(comparison["max_abs"])
+    return errors
+
+
+def add_portability(report: Report, directories: list[ModelDirectory]) -> None:
+    """Every lowering in every runtime: tried where it is installed, else what the rules say."""
+    for directory in directories:
+        for artifact, path in directory.expected():
+            plain_float = (artifact.precision, artifact.input_contract["dtype"]) == ("fp32", "float32")
+            if directory.model == "stn" and artifact.format == "onnx" and plain_float:
+                report.portability[artifact.lowering] = portability(read_model(path).model)
 
 
 def add_benchmarks(report: Report, path: Path, current: set[str]) -> None:
@@ -164,7 +193,7 @@ def add_benchmarks(report: Report, path: Path, current: set[str]) -> None:
     report.environment = content["machine_info"]["stn_export"]
     if not {row["sha256"] for row in rows} <= current:
         report.warnings.append("The timings are stale: they were taken of other artifacts. Run 'make bench'.")
-    report.overhead = [row for row in rows if "ratio" in row]
+    report.overhead = [row for row in rows if row.get("baseline", "").startswith("cnn")]
     timings = [row for row in rows if "ratio" not in row]
     for device in sorted({row["device"] for row in timings}):
         here = [row for row in timings if row["device"] == device]
@@ -196,13 +225,18 @@ def read_bench(path: Path) -> dict:
 def latencies(rows: list[dict]) -> dict[str, dict[str, float]]:
     """Milliseconds at batch 1, by backend and model; the plain CNN stands beside every lowering of its runner."""
     single = [row for row in rows if row["batch"] == 1]
-    plain = {row["runner"]: row["median"] * 1e3 for row in single if row["model"] == "cnn"}
+    plain = {_kind(row): row["median"] * 1e3 for row in single if row["model"] == "cnn"}
     return {
         f"{row['runner']}\n{row['artifact']}": {"stn": row["median"] * 1e3}
-        | ({"cnn": plain[row["runner"]]} if row["runner"] in plain else {})
+        | ({"cnn": plain[_kind(row)]} if _kind(row) in plain else {})
         for row in single
         if row["model"] == "stn"
     }
+
+
+def _kind(row: dict) -> tuple[str, ...]:
+    """What the transformer and the plain CNN share where they may be set against each other."""
+    return row["runner"], row["precision"], row["input"]
 
 
 def throughputs(rows: list[dict]) -> dict[tuple[str, str], dict[int, float]]:

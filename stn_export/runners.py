@@ -15,10 +15,11 @@ import onnx
 import onnxruntime
 import torch
 
+from stn_export.challenges import force_onnx_theta, force_theta
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import CONTRACTS, INPUT_NAME, OUTPUT_NAME
 from stn_export.errors import UserError
-from stn_export.probes import in_pixels, with_points
+from stn_export.probes import PIXELS_PER_UNIT, eager_points, in_pixels, with_points
 from stn_export.torch_files import load_torchscript
 
 Step = Callable[[], object]
@@ -38,18 +39,31 @@ class Runner(ABC):
         """Log-probabilities, N×10 float32, of a batch that keeps to the input contract.
 
         Raises:
-            UserError: for another shape or type, or an empty batch.
+            UserError: for another shape or type, an empty batch, or numbers that are not finite: ONNX Runtime's and
+                OpenVINO's kernels lose a NaN on the way and would give a confident answer.
         """
         if images.dtype != self.dtype or images.shape[1:] != self.shape or images.ndim != 4 or len(images) == 0:
             raise UserError(
                 f"a batch of {images.dtype} {images.shape} cannot be classified",
                 f"give at least one image, as {self.dtype} of shape N×{'×'.join(map(str, self.shape))}",
             )
+        if not np.isfinite(images).all():
+            raise UserError("a batch that is not finite cannot be classified", "leave out images with NaN or infinity")
         return self.infer_impl(np.ascontiguousarray(images))
 
     def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What ``infer`` gives, and what led to it as far as the format lets one look inside; see ``probes``."""
         return {OUTPUT_NAME: self.infer(images)}
+
+    def forced_points(self, images: np.ndarray, theta: list[list[float]], true: dict) -> dict[str, np.ndarray] | None:
+        """``points`` with every image's theta replaced, where the format lets one do that; else None.
+
+        Args:
+            images: as ``infer`` takes them.
+            theta: 2×3.
+            true: what the points should be, for graphs whose theta is folded into the grid.
+        """
+        return None
 
     @abstractmethod
     def load(self, path: Path) -> None:
@@ -87,10 +101,18 @@ class TorchRunner(Runner):
 
 
 class Eager(TorchRunner):
-    """The checkpoint itself: the reference for everything else."""
+    """The checkpoint itself."""
 
     def load(self, path: Path) -> None:
         self.module = load_checkpoint(path).model.to(self.device)
+
+    def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return eager_points(self.module, torch.from_numpy(images).to(self.device))
+
+    def forced_points(self, images: np.ndarray, theta: list[list[float]], true: dict) -> dict[str, np.ndarray] | None:
+        if not hasattr(self.module, "transformer"):
+            return None
+        return eager_points(force_theta(self.module, theta), torch.from_numpy(images).to(self.device))
 
 
 class TorchScript(TorchRunner):
@@ -145,6 +167,14 @@ class OnnxRuntime(Runner):
         values = session.run(list(names.values()), {INPUT_NAME: images})
         return in_pixels(dict(zip(names, values, strict=True)))
 
+    def forced_points(self, images: np.ndarray, theta: list[list[float]], true: dict) -> dict[str, np.ndarray] | None:
+        model, names = with_points(onnx.load(self.path))
+        forced = force_onnx_theta(model, theta, true["grid"][0] / PIXELS_PER_UNIT)
+        if forced is None:
+            return None
+        values = self.open_session(forced.SerializeToString()).run(list(names.values()), {INPUT_NAME: images})
+        return in_pixels(dict(zip(names, values, strict=True)))
+
     def infer_impl(self, images: np.ndarray) -> np.ndarray:
         return self.session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
 
@@ -162,7 +192,11 @@ class OpenVino(Runner):
     def load(self, path: Path) -> None:
         import openvino  # an optional extra
 
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         core = openvino.Core()
         self.request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
 
@@ -172,6 +206,7 @@ class OpenVino(Runner):
     def bind(self, images: np.ndarray) -> Step:
         import openvino
 
+        self.images = images  # the tensor shares their memory and does not keep it alive
         self.request.set_tensor(INPUT_NAME, openvino.Tensor(images, shared_memory=True))
         return self.request.infer
 

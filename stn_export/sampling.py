@@ -73,7 +73,7 @@ def _bounded(index: Value, weight: Value, last: Value, padding: int) -> Tap:
     inside = op.Max(op.Min(index, last), _like(0.0, index))
     if padding == ZEROS:
         weight = op.Mul(weight, op.CastLike(op.Equal(inside, index), weight))
-    return inside, weight
+    return op.Where(op.IsNaN(inside), _like(0.0, inside), inside), weight  # the weight of such a tap is no number
 
 
 def _to_pixels(x: Value, side: Value, align_corners: bool) -> Value:
