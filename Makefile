@@ -12,6 +12,7 @@ DEVICE ?= auto
 RUN ?= artifacts/$(DATASET)
 GRID ?= quick
 PYTEST ?=
+PARALLEL ?= $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --dist loadfile -p no:benchmark)
 VENV ?= .venv
 BOOTSTRAP ?= python3
 PYTHON ?= $(VENV)/bin/python
@@ -62,7 +63,7 @@ demo: ## all stages on the built-in digits: nothing to download, a few minutes
 	@$(MAKE) --no-print-directory all DATASET=digits RUN=artifacts/digits
 
 test: $(READY) ## the test suite; PYTEST= passes it options
-	@$(PYTHON) -m pytest $(PYTEST)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) $(PYTEST)
 
 lint: $(READY) ## ruff, style and format
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .

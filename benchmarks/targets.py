@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,9 +35,16 @@ class Target:
         return f"{self.artifact.model}-{self.backend}"
 
     def step(self, images: Tensor) -> Step:
-        """The artifact loaded and bound to uint8 images, which are put in place as its input contract asks."""
+        """The artifact loaded and bound to uint8 images, which are put in place as its input contract asks.
+
+        What the step computes is compared with what ``infer`` gives, so that nothing but the right answer is timed.
+        """
         contract = self.artifact.input_contract
-        return self.runner.open(self.path, contract).bind(contract_batch(images, contract))
+        runner = self.runner.open(self.path, contract)
+        step = runner.bind(contract_batch(images, contract))
+        expected = runner.infer(contract_batch(images, contract))
+        np.testing.assert_allclose(runner.read(step()), expected, rtol=1e-4, atol=1e-4, err_msg=str(self))
+        return step
 
     def facts(self, batch: int) -> dict:
         """What a row of the JSON says of itself beside its times."""

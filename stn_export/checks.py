@@ -46,6 +46,7 @@ class Truth:
     """What a trained model gives in float64, challenge by challenge and over the test set."""
 
     dataset: Dataset
+    weights: dict[str, np.ndarray]  # the checkpoint's parameters
     challenges: dict[str, Challenge]
     forced: dict[str, Challenge]  # by name of the theta
     classes: np.ndarray  # float32 eager's predictions of the test set
@@ -112,7 +113,8 @@ def truth_of(model: nn.Module, dataset: Dataset) -> Truth:
     exact = [eager_points(model64, normalise(part).double()) for part in parts]
     grids = np.concatenate([points["grid"].astype(np.float32) for points in exact]) if forced else None
     log_probs = np.concatenate([points[OUTPUT_NAME] for points in exact])
-    return Truth(dataset, challenges, forced, np.concatenate(classes), log_probs, grids)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return Truth(dataset, weights, challenges, forced, np.concatenate(classes), log_probs, grids)
 
 
 def _challenge(model: nn.Module, model64: nn.Module, images: Tensor) -> Challenge:
@@ -133,7 +135,7 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
 def _check(known: tuple[str, ...], runner: Runner, contract: dict, truth: Truth) -> Check:
     tolerance = TOLERANCES[known[-1]]
     comparisons: dict[str, dict[str, Comparison]] = {}
-    failures = []
+    failures = [check_weights(runner.weights(), truth.weights)] if known[-1] == "fp32" else []
     for name, challenge, actual in answers(runner, contract, truth):
         comparisons[name] = compare_points(actual, challenge, tolerance)
         if failure := first_failure(comparisons[name], actual, challenge):
@@ -175,6 +177,18 @@ def first_failure(results: dict[str, Comparison], actual: Points, challenge: Cha
             images = normalise(challenge.images).double()
             cause = diagnose(point, actual[point], challenge.true, challenge.model, images) if point in actual else ""
             return f"first wrong at {point}: {result.reason}" + (f"; {cause}" if cause else "")
+    return ""
+
+
+def check_weights(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> str:
+    """What is wrong with the parameters that an artifact shows: in float32 they must be the checkpoint's to the bit."""
+    for name, array in expected.items():
+        if name in actual and not np.array_equal(actual[name], array):
+            if actual[name].shape != array.shape:
+                return f"first wrong at weights: {name} has shape {actual[name].shape} instead of {array.shape}"
+            difference = np.abs(actual[name].astype(np.float64) - array)
+            at = tuple(map(int, np.unravel_index(difference.argmax(), array.shape)))
+            return f"first wrong at weights: {name} is {difference[at]:.1e} off at {at}; usually other weights"
     return ""
 
 

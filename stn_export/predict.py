@@ -105,7 +105,7 @@ def runner_for(artifact: Artifact) -> RunnerSpec:
 
 def classify(directory: ModelDirectory, artifact: Artifact, images: Tensor) -> np.ndarray:
     """Probabilities N×10 of uint8 images N×3×32×32 through an artifact whose bytes are checked first."""
-    runner = runner_for(artifact).open(directory.open(artifact))
+    runner = runner_for(artifact).open(directory.open(artifact), artifact.input_contract)
     parts = images.split(BATCH)
     return np.exp(np.concatenate([runner.infer(contract_batch(part, artifact.input_contract)) for part in parts]))
 

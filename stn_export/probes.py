@@ -38,6 +38,12 @@ def in_pixels(points: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value * PIXELS_PER_UNIT if name == "grid" else value for name, value in points.items()}
 
 
+def onnx_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The graph's initialisers by name, as ``state_dict`` calls them: without the name of a wrapper around it all."""
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {name.removeprefix("model."): array for name, array in arrays.items()}
+
+
 def onnx_points(model: onnx.ModelProto) -> dict[str, str]:
     """The names of the values that are the points, as far as the lowering left them in the graph."""
     made = {output: node for node in model.graph.node for output in node.output}

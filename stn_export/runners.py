@@ -4,7 +4,7 @@ A runner is one class and one row of ``RUNNERS``. Everything runs with as many t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -14,12 +14,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import Tensor
 
 from stn_export.challenges import force_onnx_theta, force_theta
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import CONTRACTS, INPUT_NAME, OUTPUT_NAME
 from stn_export.errors import UserError
-from stn_export.probes import PIXELS_PER_UNIT, eager_points, in_pixels, with_points
+from stn_export.probes import PIXELS_PER_UNIT, eager_points, in_pixels, onnx_weights, with_points
 from stn_export.torch_files import load_torchscript
 
 Step = Callable[[], object]
@@ -55,6 +56,10 @@ class Runner(ABC):
         """What ``infer`` gives, and what led to it as far as the format lets one look inside; see ``probes``."""
         return {OUTPUT_NAME: self.infer(images)}
 
+    def weights(self) -> dict[str, np.ndarray]:
+        """The parameters that can be read off the artifact, by their names in the checkpoint."""
+        return {}
+
     def forced_points(self, images: np.ndarray, theta: list[list[float]], true: dict) -> dict[str, np.ndarray] | None:
         """``points`` with every image's theta replaced, where the format lets one do that; else None.
 
@@ -75,7 +80,14 @@ class Runner(ABC):
 
     @abstractmethod
     def bind(self, images: np.ndarray) -> Step:
-        """A callable that classifies ``images``, already in place on the device, and waits until that is done."""
+        """A callable that classifies ``images``, already in place on the device, and waits until that is done.
+
+        It keeps alive all that it needs, and returns what ``read`` takes.
+        """
+
+    @abstractmethod
+    def read(self, result: object) -> np.ndarray:
+        """The log-probabilities in what a bound step returned."""
 
 
 class TorchRunner(Runner):
@@ -91,13 +103,17 @@ class TorchRunner(Runner):
         inputs = torch.from_numpy(images).to(self.device)
         synchronise = torch.cuda.synchronize if self.device == "cuda" else None
 
-        def step() -> None:
+        def step() -> Tensor:
             with torch.inference_mode():
-                self.module(inputs)
+                log_probs = self.module(inputs)
             if synchronise:
                 synchronise()
+            return log_probs
 
         return step
+
+    def read(self, result: Tensor) -> np.ndarray:
+        return result.cpu().numpy()
 
 
 class Eager(TorchRunner):
@@ -162,6 +178,9 @@ class OnnxRuntime(Runner):
         model, names = with_points(onnx.load(self.path))
         return self.open_session(model.SerializeToString()), names
 
+    def weights(self) -> dict[str, np.ndarray]:
+        return onnx_weights(onnx.load(self.path))
+
     def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
         session, names = self.probe
         values = session.run(list(names.values()), {INPUT_NAME: images})
@@ -181,9 +200,17 @@ class OnnxRuntime(Runner):
     def bind(self, images: np.ndarray) -> Step:
         binding = self.session.io_binding()
         binding.bind_ortvalue_input(INPUT_NAME, onnxruntime.OrtValue.ortvalue_from_numpy(images, self.device))
-        output = self.infer_impl(images)
-        binding.bind_ortvalue_output(OUTPUT_NAME, onnxruntime.OrtValue.ortvalue_from_numpy(output, self.device))
-        return lambda: self.session.run_with_iobinding(binding)
+        output = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros_like(self.infer_impl(images)), self.device)
+        binding.bind_ortvalue_output(OUTPUT_NAME, output)
+
+        def step() -> onnxruntime.OrtValue:
+            self.session.run_with_iobinding(binding)
+            return output
+
+        return step
+
+    def read(self, result: onnxruntime.OrtValue) -> np.ndarray:
+        return result.numpy()
 
 
 class OpenVino(Runner):
@@ -206,9 +233,11 @@ class OpenVino(Runner):
     def bind(self, images: np.ndarray) -> Step:
         import openvino
 
-        self.images = images  # the tensor shares their memory and does not keep it alive
-        self.request.set_tensor(INPUT_NAME, openvino.Tensor(images, shared_memory=True))
+        self.request.set_tensor(INPUT_NAME, openvino.Tensor(images))  # a copy: shared memory would not be kept alive
         return self.request.infer
+
+    def read(self, result: Mapping[str, np.ndarray]) -> np.ndarray:
+        return result[OUTPUT_NAME]
 
 
 def _no_gpu() -> str:

@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.only:
         write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content)
     if options.json:
-        cli.print_json(content)
+        cli.print_json({"schema": VERIFY_SCHEMA} | content)
     else:
         show(content["checks"])
     failures = [check for check in checks if check.failure]

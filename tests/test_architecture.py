@@ -9,17 +9,18 @@ from tests.conftest import REPOSITORY
 FLOORS = (
     ("config", "errors"),
     ("environment", "artifacts"),
-    ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph"),
+    ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph", "probes"),
     ("checkpoint", "torch_files", "lowering", "kernels"),
-    ("data", "onnx_export", "placement"),
-    ("figures", "runners", "variants", "quantise", "triton", "modelcard", "lint", "deployment", "matrix"),
-    ("portability",),
+    ("data", "onnx_export", "placement", "diagnosis"),
+    ("figures", "challenges", "variants", "quantise", "triton", "modelcard", "lint", "deployment", "matrix"),
+    ("portability", "runners"),
+    ("checks",),
     ("train", "export", "verify", "report", "predict", "audit"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 READ_ONNX = {"graph", "kernels", "placement", "deployment", "lint", "portability", "audit"}
 ROOMS = {
-    "onnx": READ_ONNX | {"lowering", "onnx_export", "quantise", "export"},
+    "onnx": READ_ONNX | {"challenges", "probes", "runners"} | {"lowering", "onnx_export", "quantise", "export"},
     "onnx_ir": {"lowering", "sampling", "folding"},
     "onnxscript": {"lowering", "sampling"},
     "onnxruntime": {"runners", "quantise", "kernels", "placement", "deployment"},

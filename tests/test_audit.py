@@ -9,9 +9,9 @@ import torch
 from onnx import TensorProto, numpy_helper, parser
 
 from stn_export import audit as audit_module
-from stn_export import cli, kernels, placement
+from stn_export import cli, deployment, kernels, placement
 from stn_export.artifacts import ModelDirectory
-from stn_export.audit import audit
+from stn_export.deployment import audit
 from stn_export.errors import UserError
 from stn_export.graph import flat, infer, macs
 from stn_export.kernels import Kernel, write_kernels
@@ -70,7 +70,7 @@ def test_an_onnxruntime_that_does_not_tell(stn: ModelDirectory, monkeypatch: pyt
 def test_a_session_on_a_gpu_is_believed(stn: ModelDirectory, monkeypatch: pytest.MonkeyPatch, provider: str, told: int):
     model = onnx.load(matmul(stn))
     said = {node.name: "CUDAExecutionProvider" for node in model.graph.node} | {"node_grid_sampler": provider}
-    monkeypatch.setattr(audit_module, "read_placement", lambda model, provider: said)
+    monkeypatch.setattr(deployment, "read_placement", lambda model, provider: said)
     result = audit(model, "cuda")
     assert not result.predicted
     assert "read from a session" in result.source

@@ -1,6 +1,7 @@
 """The benchmarks' arithmetic, and one short run of the suites as a user starts them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from tests.conftest import REPOSITORY
 def bench(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``pytest benchmarks`` in the repository, on a run elsewhere."""
     command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", "--run", str(run), *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_interval_holds_the_ratio_of_the_samples():

@@ -10,6 +10,7 @@ from stn_export.report import _accuracy_sentence, latencies, read_reference, thr
 
 def bench_row(model: str, artifact: str, sha256: str, batch: int, **more: object) -> dict:
     facts = {"model": model, "artifact": artifact, "sha256": sha256, "runner": "onnxruntime-cpu", "device": "cpu"}
+    facts |= {"precision": "fp32", "input": "float"}
     return {
         "extra_info": facts | {"batch": batch, "threads": 1, "inputs": "test images", "images_per_second": 10.0} | more,
         "stats": {"median": 0.002 if model == "stn" else 0.001},
@@ -18,6 +19,7 @@ def bench_row(model: str, artifact: str, sha256: str, batch: int, **more: object
 
 def write_bench(run: Path, sha256: str) -> None:
     ratio = {"seconds": 2e-4, "baseline_seconds": 1e-4, "ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1, "blocks": 30}
+    ratio["baseline"] = "cnn-onnxruntime-cpu-plain-fp32"
     rows = [
         bench_row("stn", "matmul-fp32", sha256, 1),
         bench_row("cnn", "plain-fp32", sha256, 1),
@@ -35,7 +37,7 @@ def test_a_whole_report(run: Path, stn: ModelDirectory, capsys: pytest.CaptureFi
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "stale" not in capsys.readouterr().out
     html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
-    assert html.count("data:image/png;base64,") == 4
+    assert html.count("data:image/png;base64,") == 5
     assert "http" not in html
     assert "a &lt;fast&gt; one" in html
     for text in (html, markdown):
@@ -87,7 +89,8 @@ def test_the_reference_is_quoted_only_beside_as_many_epochs():
 
 def test_the_plain_cnn_stands_beside_every_lowering_of_its_runner():
     rows = [
-        {"runner": "a", "artifact": name, "model": model, "batch": 1, "median": median, "images_per_second": 1 / median}
+        {"runner": "a", "precision": "fp32", "input": "float", "artifact": name, "model": model, "batch": 1}
+        | {"median": median, "images_per_second": 1 / median}
         for name, model, median in (("matmul", "stn", 0.002), ("affinegrid", "stn", 0.003), ("plain", "cnn", 0.001))
     ]
     assert latencies(rows) == {"a\nmatmul": {"stn": 2.0, "cnn": 1.0}, "a\naffinegrid": {"stn": 3.0, "cnn": 1.0}}

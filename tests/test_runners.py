@@ -1,5 +1,7 @@
 """Every runner that this machine has gives what eager PyTorch gives, and refuses the same things."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -44,9 +46,14 @@ def test_infer_takes_any_memory_layout(runner: Runner, digits: Dataset):
 
 
 def test_a_bound_step_runs_again_and_again(runner: Runner, digits: Dataset):
-    step = runner.bind(normalise(example_images(digits, 3)).numpy())
+    images = normalise(example_images(digits, 3)).numpy()
+    expected = runner.infer(images)
+    step = runner.bind(images.copy())  # whatever the step needs of this copy it must keep alive itself
+    gc.collect()
+    rubbish = [np.full_like(images, np.nan) for _ in range(50)]
     for _ in range(3):
-        step()
+        np.testing.assert_allclose(runner.read(step()), expected, atol=1e-6)
+    assert len(rubbish) == 50
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,14 @@ def test_a_bound_step_runs_again_and_again(runner: Runner, digits: Dataset):
 )
 def test_other_shapes_and_types_are_refused(runner: Runner, images: np.ndarray):
     with pytest.raises(UserError, match="cannot be classified"):
+        runner.infer(images)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_that_are_not_finite_are_refused(runner: Runner, value: float):
+    images = np.zeros((2, 3, 32, 32), np.float32)
+    images[1, 2, 3, 4] = value
+    with pytest.raises(UserError, match="not finite"):
         runner.infer(images)
 
 
