@@ -76,6 +76,7 @@ def find_targets(run: Path, device: str) -> list[Target]:
         for artifact, path in directory.expected()
         for runner in RUNNERS
         if runner.format == artifact.format and device in ("auto", runner.device) and not runner.unavailable()
+        if artifact.input_contract["shape"][0] == "N"  # a fixed batch could not be timed beside the others
     ]
     if not targets:
         raise UserError(f"nothing can run on {device} here", "python -m stn_export.verify lists the reasons")

@@ -99,16 +99,16 @@ class ModelDirectory:
         return artifact
 
     def expected(self) -> list[tuple[Artifact, Path]]:
-        """The checkpoint, every default export and those made on request, with their paths, bytes checked.
+        """The checkpoint, every default export and all that was made on request, with their paths, bytes checked.
 
         Raises:
             UserError: where one is missing, edited or stale.
         """
         listed = self.artifacts
-        rows = [spec for spec in EXPORTS if spec.applies_to(self.model)]
-        names = [CHECKPOINT, *(spec.name for spec in rows if spec.default or spec.name in listed)]
+        names = [CHECKPOINT, *(spec.name for spec in EXPORTS if spec.default and spec.applies_to(self.model))]
         if missing := [name for name in names if name not in listed]:
             raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")
+        names += [name for name in listed if name not in names]
         return [(listed[name], self.open(listed[name])) for name in names]
 
     def open(self, artifact: Artifact) -> Path:

@@ -5,12 +5,13 @@ worst error is no large multiple of float32 eager's own, and its predictions are
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from stn_export.artifacts import Artifact, ModelDirectory
@@ -149,13 +150,31 @@ def _check(known: tuple[str, ...], runner: Runner, contract: dict, truth: Truth)
     return Check(*known, comparisons, errors, multiple, deterministic=deterministic, failure=failure, **over_test_set)
 
 
+def feed(call: Callable[[np.ndarray], Points | None], images: Tensor, runner: Runner, contract: dict) -> Points | None:
+    """What ``call`` gives for uint8 images; in filled-up batches where the artifact's batch is fixed."""
+    if runner.batch is None:
+        return call(contract_batch(images, contract))
+    parts = []
+    for part in images.split(runner.batch):
+        filled = torch.cat([part, part.new_zeros(runner.batch - len(part), *part.shape[1:])])
+        if (points := call(contract_batch(filled, contract))) is None:
+            return None
+        parts.append({point: values[: len(part)] for point, values in points.items()})
+    return {point: np.concatenate([points[point] for points in parts]) for point in parts[0]}
+
+
+def infer(runner: Runner, images: Tensor, contract: dict) -> np.ndarray:
+    """Log-probabilities of uint8 images."""
+    return feed(lambda batch: {OUTPUT_NAME: runner.infer(batch)}, images, runner, contract)[OUTPUT_NAME]
+
+
 def answers(runner: Runner, contract: dict, truth: Truth) -> Iterator[tuple[str, Challenge, Points]]:
     """What a runner gives for every challenge that its format can be put to."""
     for name, challenge in truth.challenges.items():
-        yield name, challenge, runner.points(contract_batch(challenge.images, contract))
+        yield name, challenge, feed(runner.points, challenge.images, runner, contract)
     for name, challenge in truth.forced.items():
-        actual = runner.forced_points(contract_batch(challenge.images, contract), THETAS[name], challenge.true)
-        if actual is not None:
+        forced = partial(runner.forced_points, theta=THETAS[name], true=challenge.true)
+        if (actual := feed(forced, challenge.images, runner, contract)) is not None:
             yield f"theta {name}", challenge, actual
 
 
@@ -205,7 +224,7 @@ def check_test_set(runner: Runner, contract: dict, truth: Truth) -> dict:
     """Agreement, accuracy, the grid's error in pixels, and the images that differ most, over the whole test set."""
     outputs, grids = [], []
     for part in truth.dataset.test.images.split(TEST_BATCH):
-        points = runner.points(contract_batch(part, contract))
+        points = feed(runner.points, part, runner, contract)
         outputs.append(points[OUTPUT_NAME])
         if "grid" in points:
             grids.append(points["grid"])
@@ -227,10 +246,10 @@ def check_test_set(runner: Runner, contract: dict, truth: Truth) -> dict:
 def check_repeats(runner: Runner, contract: dict, truth: Truth, bound: Bound) -> tuple[bool, str]:
     """Whether ten runs are identical, and what is wrong where an image's output depends on its neighbours."""
     images = truth.dataset.test.images[:7]
-    first = runner.infer(contract_batch(images, contract))
-    repeats = [runner.infer(contract_batch(images, contract)) for _ in range(REPEATS - 1)]
-    backwards = runner.infer(contract_batch(images.flip(0), contract))[::-1]
-    alone = runner.infer(contract_batch(images[:1], contract))
+    first = infer(runner, images, contract)
+    repeats = [infer(runner, images, contract) for _ in range(REPEATS - 1)]
+    backwards = infer(runner, images.flip(0), contract)[::-1]
+    alone = infer(runner, images[:1], contract)
     deterministic = all(np.array_equal(first, again) for again in repeats)
     for result in (compare(backwards, first, bound), compare(alone, first[:1], bound)):
         if not result:
@@ -244,7 +263,7 @@ def check_refusals(runner: Runner, contract: dict) -> str:
         return ""
     for value in (float("nan"), float("inf")):
         try:
-            runner.infer(np.full((1, *contract["shape"][1:]), value, np.float32))
+            runner.infer(np.full((runner.batch or 1, *contract["shape"][1:]), value, np.float32))
         except UserError:
             continue
         return f"images of {value} are answered instead of refused"

@@ -116,12 +116,16 @@ class ExportSpec:
     precision: str = "fp32"
     contract: str = "float"
     default: bool = True
+    batch: int | None = None  # fixed, instead of open
+    optimised: bool = False  # by ONNX Runtime, ahead of time
 
     @property
     def name(self) -> str:
         """The artifact's name in the manifest, unique within a model."""
-        name = f"{self.lowering or self.format}-{self.precision}"
-        return name if self.contract == "float" else f"{name}-{self.contract}"
+        parts = [self.lowering or self.format, self.precision]
+        parts += [self.contract] * (self.contract != "float")
+        parts += [f"batch{self.batch}"] * (self.batch is not None)
+        return "-".join(parts + ["optimised"] * self.optimised)
 
     @property
     def file(self) -> str:

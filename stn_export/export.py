@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from stn_export.config import (
     ALIGN_CORNERS,
     ARTIFACTS,
     CALIBRATION_IMAGES,
+    CHECKPOINT,
     CONTRACTS,
     DEFAULT_DATASET,
     EXPORTS,
@@ -49,6 +50,7 @@ from stn_export.environment import describe, git_commit, versions
 from stn_export.errors import UserError, require_choice
 from stn_export.graph import initialiser_bytes
 from stn_export.onnx_export import export_onnx
+from stn_export.optimise import optimise
 from stn_export.quantise import quantise
 from stn_export.variants import BODY_TYPES, at_precision, with_contract
 
@@ -81,7 +83,7 @@ class Source:
             "normalisation": {"mean": MEAN, "std": STD, "inside": spec.contract != "float"},
             "align_corners": ALIGN_CORNERS,
             "precision": spec.precision,
-            "input_contract": CONTRACTS[spec.contract].as_dict(),
+            "input_contract": contract_of(spec),
             "checkpoint_sha256": self.directory.checkpoint().sha256,
             "git_commit": git_commit(),
             "versions": versions(),
@@ -91,7 +93,7 @@ class Source:
 def example_batch(spec: ExportSpec) -> Tensor:
     """Two fixed random images to capture the model with."""
     random = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (EXAMPLE_BATCH, *IMAGE_SHAPE), generator=random, dtype=torch.uint8)
+    images = torch.randint(256, (spec.batch or EXAMPLE_BATCH, *IMAGE_SHAPE), generator=random, dtype=torch.uint8)
     return torch.from_numpy(contract_batch(images, CONTRACTS[spec.contract].as_dict()))
 
 
@@ -100,12 +102,16 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
         source.module(spec),
         example_batch(spec),
         lowering=spec.lowering,
+        dynamic_batch=spec.batch is None,
         input_names=[INPUT_NAME],
         output_names=[OUTPUT_NAME],
     )
     if spec.precision == "int8":
         model = quantise(model, source.calibration)
     notes = {prop.key: prop.value for prop in model.metadata_props}
+    nodes_before = len(model.graph.node)
+    if spec.optimised:
+        model = optimise(model)
     texts = {key: json.dumps(value) for key, value in source.metadata(spec).items()}
     onnx.helper.set_model_props(model, notes | texts)
     operators = Counter(node.op_type for node in model.graph.node)
@@ -113,6 +119,7 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         "operators": dict(sorted(operators.items())),
+        "nodes_before": nodes_before,
         "initialiser_bytes": initialiser_bytes(model),
         "cuda": _on_cuda(model),
     }
@@ -183,12 +190,18 @@ def export_artifact(source: Source, spec: ExportSpec) -> Artifact:
             lowering=spec.lowering,
             precision=spec.precision,
             opset=opset,
-            input_contract=CONTRACTS[spec.contract].as_dict(),
+            input_contract=contract_of(spec),
             settings=settings_of(spec),
             details=details | {"bytes": len(content), "seconds": round(time.perf_counter() - started, 2)},
             environment=describe(),
         )
     )
+
+
+def contract_of(spec: ExportSpec) -> dict:
+    """The row's input contract, its batch filled in where that is fixed."""
+    contract = CONTRACTS[spec.contract].as_dict()
+    return contract | {"shape": [spec.batch or "N", *contract["shape"][1:]]}
 
 
 def settings_of(spec: ExportSpec) -> dict:
@@ -198,9 +211,31 @@ def settings_of(spec: ExportSpec) -> dict:
 
 
 def chosen_exports(directory: ModelDirectory, names: list[str]) -> list[ExportSpec]:
-    """The named rows of the model's matrix, else its default ones and those that were asked for before."""
-    names = names or [spec.name for spec in EXPORTS if spec.default or spec.name in directory.artifacts]
-    return [spec for spec in EXPORTS if spec.applies_to(directory.model) and spec.name in names]
+    """The named rows of the model's matrix, else its default ones and all that was asked for before."""
+    rows = [spec for spec in EXPORTS if spec.applies_to(directory.model)]
+    if names:
+        return [spec for spec in rows if spec.name in names]
+    chosen = [spec for spec in rows if spec.default]
+    before = [_spec_of(artifact) for name, artifact in directory.artifacts.items() if name != CHECKPOINT]
+    return chosen + [spec for spec in before if spec not in chosen]
+
+
+def _spec_of(artifact: Artifact) -> ExportSpec:
+    """The row that an artifact was written from; it stands among its settings."""
+    return ExportSpec(**{name: value for name, value in artifact.settings.items() if name != "versions"})
+
+
+def with_variants(specs: list[ExportSpec], batch: int | None, optimised: bool) -> list[ExportSpec]:
+    """The rows, and behind them the ONNX ones again with a fixed batch or optimised ahead of time.
+
+    Raises:
+        UserError: for a batch below 1.
+    """
+    if batch is not None and batch < 1:
+        raise UserError(f"a batch of {batch} holds no image", "give --batch 1 or more")
+    float_rows = [spec for spec in specs if spec.format == "onnx" and spec.precision == "fp32"]
+    fixed = [replace(spec, batch=batch) for spec in float_rows] if batch else []
+    return specs + fixed + ([replace(spec, optimised=True) for spec in float_rows] if optimised else [])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,6 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
     parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10, to calibrate int8 on")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
+    )
+    parser.add_argument(
+        "--optimise", action="store_true", help="also write the chosen ONNX rows optimised ahead of time"
+    )
     parser.add_argument("--triton", type=cli.path_or_none, metavar="DIR", help="write a Triton model repository there")
     parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
     options = parser.parse_args(arguments)
@@ -221,7 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for directory in model_directories(run):
         source = Source(directory, load_checkpoint(directory.open(directory.checkpoint())), options.data)
-        rows += [_export_row(source, spec) for spec in chosen_exports(directory, names)]
+        specs = with_variants(chosen_exports(directory, names), options.batch, options.optimise)
+        rows += [_export_row(source, spec) for spec in specs]
     cli.table("Exports", ("artifact", "format", "opset", "KiB", "nodes", "state"), rows)
     if modelcard.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")

@@ -72,4 +72,7 @@ def sizes(artifact: Artifact | None) -> tuple[str, str]:
     if artifact is None:
         return NONE, NONE
     operators = artifact.details.get("operators")
-    return f"{artifact.details['bytes'] / 1024:.0f}", str(sum(operators.values())) if operators else NONE
+    nodes = sum(operators.values()) if operators else 0
+    before = artifact.details.get("nodes_before", nodes)
+    text = f"{before} → {nodes}" if before != nodes else str(nodes or NONE)
+    return f"{artifact.details['bytes'] / 1024:.0f}", text

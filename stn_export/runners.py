@@ -33,6 +33,7 @@ class Runner(ABC):
     def __init__(self, path: Path, device: str, contract: dict) -> None:
         self.device = device
         self.dtype = np.dtype(contract["dtype"])
+        self.batch = contract["shape"][0] if isinstance(contract["shape"][0], int) else None
         self.shape = tuple(contract["shape"][1:])
         self.load(path)
 
@@ -43,10 +44,12 @@ class Runner(ABC):
             UserError: for another shape or type, an empty batch, or numbers that are not finite: ONNX Runtime's and
                 OpenVINO's kernels lose a NaN on the way and would give a confident answer.
         """
-        if images.dtype != self.dtype or images.shape[1:] != self.shape or images.ndim != 4 or len(images) == 0:
+        fits = self.batch in (None, len(images)) and len(images) > 0
+        if images.dtype != self.dtype or images.shape[1:] != self.shape or images.ndim != 4 or not fits:
+            wanted = "×".join(map(str, (self.batch or "N", *self.shape)))
             raise UserError(
                 f"a batch of {images.dtype} {images.shape} cannot be classified",
-                f"give at least one image, as {self.dtype} of shape N×{'×'.join(map(str, self.shape))}",
+                f"give at least one image, as {self.dtype} of shape {wanted}",
             )
         if not np.isfinite(images).all():
             raise UserError("a batch that is not finite cannot be classified", "leave out images with NaN or infinity")

@@ -12,18 +12,32 @@ FLOORS = (
     ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph", "probes"),
     ("checkpoint", "torch_files", "lowering", "kernels"),
     ("data", "onnx_export", "placement", "diagnosis"),
-    ("figures", "challenges", "variants", "quantise", "triton", "modelcard", "lint", "deployment", "matrix"),
+    (
+        "figures",
+        "challenges",
+        "variants",
+        "quantise",
+        "optimise",
+        "triton",
+        "modelcard",
+        "lint",
+        "deployment",
+        "matrix",
+    ),
     ("portability", "runners"),
     ("checks",),
     ("train", "export", "verify", "report", "predict", "audit"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 READ_ONNX = {"graph", "kernels", "placement", "deployment", "lint", "portability", "audit"}
+WRITE_ONNX = {"lowering", "onnx_export", "quantise", "optimise", "export"}
 ROOMS = {
-    "onnx": READ_ONNX | {"challenges", "probes", "runners"} | {"lowering", "onnx_export", "quantise", "export"},
+    "onnx": READ_ONNX
+    | {"optimise", "challenges", "probes", "runners"}
+    | {"lowering", "onnx_export", "quantise", "export"},
     "onnx_ir": {"lowering", "sampling", "folding"},
     "onnxscript": {"lowering", "sampling"},
-    "onnxruntime": {"runners", "quantise", "kernels", "placement", "deployment"},
+    "onnxruntime": {"runners", "quantise", "optimise", "kernels", "placement", "deployment"},
     "openvino": {"runners", "portability"},
     "pytest": set(),
     "jinja2": {"report", "modelcard"},

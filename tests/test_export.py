@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from stn_export import cli, export
+from stn_export import cli, export, train, verify
 from stn_export.artifacts import ModelDirectory
 from stn_export.checkpoint import load_checkpoint
 from stn_export.errors import UserError
@@ -119,3 +119,21 @@ def test_an_edited_checkpoint_is_not_exported(run: Path, stn: ModelDirectory, ca
     path.write_bytes(path.read_bytes()[:-1])
     assert cli.run(export.main, ["--run", str(run)]) == 2
     assert "changed after it was written" in capsys.readouterr().err
+
+
+def test_a_fixed_batch_and_an_optimised_file_on_request(run: Path, stn: ModelDirectory):
+    assert cli.run(export.main, ["--run", str(run), "--only", "matmul-fp32", "--batch", "4", "--optimise"]) == 0
+    fixed, optimised = stn.artifacts["matmul-fp32-batch4"], stn.artifacts["matmul-fp32-optimised"]
+    assert fixed.input_contract["shape"] == [4, 3, 32, 32]
+    assert onnx.load(stn.path / fixed.file).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
+    assert sum(optimised.details["operators"].values()) <= optimised.details["nodes_before"]
+    assert {node.domain for node in onnx.load(stn.path / optimised.file).graph.node} == {""}
+    assert cli.run(verify.main, ["--run", str(run), "--only", fixed.name, optimised.name]) == 0
+    assert cli.run(train.main, ["--run", str(run), "--epochs", "1"]) == 0
+    assert cli.run(export.main, ["--run", str(run)]) == 0
+    assert stn.artifacts[fixed.name].parent_sha256 == stn.checkpoint().sha256  # asked for once, kept up to date
+
+
+def test_a_batch_without_images(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.run(export.main, ["--run", str(run), "--batch", "0"]) == 2
+    assert "holds no image" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_a_whole_report(run: Path, stn: ModelDirectory, capsys: pytest.CaptureFi
     assert "http" not in html
     assert "a &lt;fast&gt; one" in html
     for text in (html, markdown):
-        assert "checks equal eager PyTorch" in text
+        assert "checks equal PyTorch within tolerance" in text
         assert "the transformer costs 2.00 times the plain CNN" in text
         assert "39,884" in text
     content = json.loads((run / "report.json").read_text())
