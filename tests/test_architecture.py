@@ -20,6 +20,7 @@ FLOORS = (
         "optimise",
         "triton",
         "modelcard",
+        "optimizers",
         "lint",
         "deployment",
         "matrix",

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import stn_export
 from stn_export.errors import UserError
 from stn_export.onnx_export import export_onnx
 from tests.foreign import FOREIGN, PlateRectifier, Sampler, ThinPlate, TwoInputs, TwoSteps, Volume
@@ -144,6 +145,12 @@ def test_any_sampler_at_any_size(
 def test_a_lowering_that_cannot_leave_sizes_open(lowering: str):
     with pytest.raises(UserError, match="cannot leave height and width open"):
         export_onnx(Sampler("bilinear", "zeros", False).eval(), Sampler.inputs, lowering=lowering, dynamic_size=True)
+
+
+def test_export_onnx_is_the_packages_own():
+    assert stn_export.export_onnx is export_onnx
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        stn_export.nonsense  # noqa: B018
 
 
 def test_a_fixed_batch_is_fixed():
