@@ -101,16 +101,17 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     try:
         main(arguments)
     except UserError as error:
-        console(stderr=True).print(f"[bold red]error:[/] {_escape(error)}\n[dim]hint:[/]  {_escape(error.hint)}")
+        console(stderr=True).print(f"[bold red]error:[/] {escape(error)}\n[dim]hint:[/]  {escape(error.hint)}")
         return EXIT_USER
     except CheckFailedError as error:
-        console(stderr=True).print(f"[bold red]failed:[/] {_escape(error)}")
+        console(stderr=True).print(f"[bold red]failed:[/] {escape(error)}")
         return EXIT_CHECK_FAILED
     except KeyboardInterrupt as interrupt:
-        console(stderr=True).print(f"[bold yellow]interrupted[/] {_escape(interrupt)}".rstrip())
+        console(stderr=True).print(f"[bold yellow]interrupted[/] {escape(interrupt)}".rstrip())
         return EXIT_INTERRUPTED
     return EXIT_OK
 
 
-def _escape(text: object) -> str:
+def escape(text: object) -> str:
+    """Text that rich shows as it stands, brackets and all."""
     return str(text).replace("[", r"\[")

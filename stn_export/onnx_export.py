@@ -49,6 +49,7 @@ def export_onnx(
     program = capture(module, inputs, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter's own making
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # likewise, torch 2.11
         warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used")  # two inputs share one
         exported = torch.onnx.export(
             program,

@@ -21,7 +21,7 @@ from stn_export.checkpoint import load_checkpoint
 from stn_export.config import CONTRACTS, INPUT_NAME, OUTPUT_NAME
 from stn_export.errors import UserError
 from stn_export.probes import PIXELS_PER_UNIT, eager_points, in_pixels, onnx_weights, with_points
-from stn_export.torch_files import load_torchscript
+from stn_export.torch_files import load_pt2, load_torchscript
 
 Step = Callable[[], object]
 FLOAT = CONTRACTS["float"].as_dict()
@@ -145,7 +145,7 @@ class ExportedProgram(TorchRunner):
     """A ``torch.export`` file, run by PyTorch's interpreter of its graph."""
 
     def load(self, path: Path) -> None:
-        self.module = torch.export.load(path).module().to(self.device)
+        self.module = load_pt2(path).to(self.device)
 
 
 class AotInductor(TorchRunner):

@@ -51,6 +51,13 @@ def to_pt2(module: nn.Module, images: Tensor, metadata: dict) -> bytes:
     return buffer.getvalue()
 
 
+def load_pt2(path: Path) -> nn.Module:
+    """The module of a ``torch.export`` file, on the CPU."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11 about its own doing
+        return torch.export.load(path).module()
+
+
 def to_aotinductor(module: nn.Module, images: Tensor) -> bytes:
     """Compile ``module`` for the device and processor at hand, with an open batch: slow, needs a C++ compiler."""
     with tempfile.TemporaryDirectory() as folder:

@@ -140,7 +140,7 @@ def show(checks: Sequence[dict]) -> None:
     ]
     cli.table("Parity with PyTorch: worst errors against float64", COLUMNS, rows)
     for name, reason in unavailable_runners().items():
-        cli.say(f"[dim]{name} was not run: {reason}[/]")
+        cli.say(f"[dim]{name} was not run: {cli.escape(reason)}[/]")
 
 
 if __name__ == "__main__":
