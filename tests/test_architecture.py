@@ -14,7 +14,8 @@ FLOORS = (
     ("data", "onnx_export", "placement", "diagnosis"),
     ("figures", "challenges", "variants", "quantise", "triton", "modelcard", "lint", "deployment", "matrix"),
     ("portability", "runners"),
-    ("checks",),
+    ("checks", "sides"),
+    ("versus",),
     ("train", "export", "verify", "report", "predict", "audit"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
