@@ -1,6 +1,7 @@
 """Files of any origin, opened to be compared: ours with or without their manifest, and other people's ONNX."""
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Side:
         }
 
     def feed(self, batch: np.ndarray) -> Arrays:
-        """A batch of images under the name of the one input; the first of them where there are several."""
+        """A batch of images under the name of the one input that takes it."""
         return {next(iter(self.signature)) if self.onnx else INPUT_NAME: batch}
 
     def run(self, feeds: Arrays) -> Arrays | str:
@@ -123,6 +124,8 @@ def _parsed(text: str) -> object:
 
 
 def _runner(path: Path, artifact: Artifact) -> Runner:
+    if artifact.format != "onnx" and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is truncated or no PyTorch file", USABLE)
     specs = (spec for spec in RUNNERS if (spec.format, spec.device) == (artifact.format, "cpu"))
     try:
         return next(specs).open(path, artifact.input_contract or FLOAT)

@@ -105,7 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
     parser.add_argument("--json", action="store_true", help="print verify.json instead of the table")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="two artifacts to compare with each other")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="two files to compare with each other, ONNX of any origin; one of PyTorch's without manifest or metadata "
+        "gets images normalised as ours are",
+    )
     parser.add_argument("--against", type=cli.path_or_none, metavar="RUN", help="compare --run with this run instead")
     options = parser.parse_args(arguments)
     if options.files or options.against:

@@ -248,15 +248,21 @@ def versus(files: Sequence[Path], run: Path | None, against: Path | None, data: 
     else:
         show(sides, rows)
     if failures or not rows:
-        lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in failures]
+        told = [row for row in in_short(rows) if row.reason]
+        lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in told]
         raise CheckFailedError("\n".join([f"{len(failures)} of {len(rows)} comparisons", *lines]))
 
 
+def in_short(rows: Sequence[Row]) -> Sequence[Row]:
+    """Every row of two files; of two runs the worst for each artifact."""
+    worst = {row.artifact: row for row in sorted(rows, key=lambda row: (bool(row.reason), row.max_abs or 0.0))}
+    return [worst[name] for name in sorted(worst)] if all(worst) else rows
+
+
 def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
-    """The table: a row for each comparison of two files, or the worst for each artifact of two runs."""
-    worst = {row.artifact: row for row in sorted(rows, key=_badness)}
-    shown = [worst[name] for name in sorted(worst)] if all(worst) else rows
-    first = ("artifact",) if all(worst) else ()
+    """The table of ``in_short``, and below it what the outputs had to keep to."""
+    shown = in_short(rows)
+    first = ("artifact",) if any(row.artifact for row in rows) else ()
     lines = [
         (
             *((escape(row.artifact),) if first else ()),
@@ -272,7 +278,3 @@ def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
     cli.table(f"{escape(sides[0])} (a) against {escape(sides[1])} (b)", (*first, *COLUMNS), lines)
     for rule in sorted({row.rule for row in rows if row.rule}):
         cli.say(f"[dim]{escape(rule)}[/]")
-
-
-def _badness(row: Row) -> tuple[bool, float]:
-    return bool(row.reason), row.max_abs or 0.0
