@@ -111,11 +111,11 @@ class ModelDirectory:
         names += [name for name in listed if name not in names]
         return [(listed[name], self.open(listed[name])) for name in names]
 
-    def open(self, artifact: Artifact) -> Path:
+    def intact(self, artifact: Artifact) -> Path:
         """The artifact's path, once its bytes are known to be those that the manifest lists.
 
         Raises:
-            UserError: where the file is missing, was edited, or was made from another checkpoint than today's.
+            UserError: where the file is missing or was edited.
         """
         path = self.path / artifact.file
         remedy = f"run 'make {'train' if artifact.name == CHECKPOINT else 'export'}' to write it again"
@@ -125,6 +125,15 @@ class ModelDirectory:
             raise UserError(
                 f"{path} was changed after it was written (its sha256 differs)", f"delete it, then {remedy}"
             )
+        return path
+
+    def open(self, artifact: Artifact) -> Path:
+        """The same for an artifact that must be today's.
+
+        Raises:
+            UserError: where the file is missing, was edited, or was made from another checkpoint than today's.
+        """
+        path = self.intact(artifact)
         if artifact.name != CHECKPOINT and artifact.parent_sha256 != self.checkpoint().sha256:
             raise UserError(f"{path} is stale: it was exported from another checkpoint", "run 'make export' again")
         return path

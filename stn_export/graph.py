@@ -146,13 +146,13 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [each for each in graph.input if each.name not in initialised]
 
 
-def bound_dimensions(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
-    """Each input's shape with ``batch`` for dynamic dimensions, but ``SIDE`` for the sides of images and volumes.
+def bound_dimensions(model: onnx.ModelProto, batch: int, side: int = SIDE) -> dict[str, tuple[int, ...]]:
+    """Each input's shape with ``batch`` for dynamic dimensions, but ``side`` for the sides of images and volumes.
 
     A name stands for one size wherever it occurs, and the batch goes before a side.
     """
     rows = [
-        [(dim, SIDE if len(dims) > 3 and index > 1 else batch) for index, dim in enumerate(dims)]
+        [(dim, side if len(dims) > 3 and index > 1 else batch) for index, dim in enumerate(dims)]
         for dims in (value.type.tensor_type.shape.dim for value in inputs_of(model.graph))
     ]
     named: dict[str, int] = {}
@@ -242,14 +242,14 @@ def macs(node: NodeProto, infos: dict[str, TensorInfo]) -> int:
     return 0 if None in shapes else int(cost(node, shapes[:-1], shapes[-1]))
 
 
-def random_inputs(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, np.ndarray]:
+def random_inputs(model: onnx.ModelProto, batch: int, seed: int, side: int = SIDE) -> dict[str, np.ndarray]:
     """Inputs to try a model with: floats from -1 to 1, zeros or ones otherwise, of ``bound_dimensions``.
 
     Raises:
         UserError: for an input that is no tensor of numbers.
     """
     generator = np.random.default_rng(seed)
-    shapes, result = bound_dimensions(model, batch), {}
+    shapes, result = bound_dimensions(model, batch, side), {}
     for value in inputs_of(model.graph):
         dtype = value.type.tensor_type.elem_type
         if dtype in (TensorProto.UNDEFINED, TensorProto.STRING):

@@ -8,6 +8,7 @@ import io
 import json
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,16 @@ def load_torchscript(path: Path, device: str) -> nn.Module:
     """The module at ``path``, on ``device``."""
     with _without_deprecation():
         return torch.jit.load(path, map_location=device)
+
+
+def read_metadata(path: Path) -> dict:
+    """The metadata that ``to_torchscript`` or ``to_pt2`` added to a file; empty where it holds none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f"extra/{METADATA}")]
+            return json.loads(archive.read(names[0])) if names else {}
+    except (zipfile.BadZipFile, ValueError):
+        return {}
 
 
 def to_pt2(module: nn.Module, images: Tensor, metadata: dict) -> bytes:

@@ -1,5 +1,7 @@
 """Prove every artifact equal to PyTorch: ``python -m stn_export.verify --run artifacts/<run>``.
 
+Two files, or a run and ``--against`` another, are compared with each other instead; see ``versus``.
+
 Every artifact goes through every runner that is available here. The truth is the same network in float64; eager
 PyTorch in float32 is measured beside it, so that "as accurate as PyTorch" is a number. ``checks`` says what is
 compared; this module chooses, shows and writes.
@@ -10,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from stn_export import cli
+from stn_export import cli, versus
 from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, Artifact, ModelDirectory, model_directories, write_json
 from stn_export.checks import Check, Truth, check_artifact, make_truth
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET, OUTPUT_NAME, TOLERANCES
@@ -91,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         CheckFailedError: where any artifact differs, or nothing was compared.
+        UserError: where there is nothing to compare, or options contradict each other.
     """
     parser = cli.stage("verify", "Prove that every artifact of a run gives what PyTorch gives.")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
@@ -102,7 +105,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
     parser.add_argument("--json", action="store_true", help="print verify.json instead of the table")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="two files to compare with each other, ONNX of any origin; one of PyTorch's without manifest or metadata "
+        "gets images normalised as ours are",
+    )
+    parser.add_argument("--against", type=cli.path_or_none, metavar="RUN", help="compare --run with this run instead")
     options = parser.parse_args(arguments)
+    if options.files or options.against:
+        if options.only or options.fail_fast:
+            raise UserError("--only and --fail-fast are for checks against PyTorch", "leave them out")
+        versus.versus(options.files, options.run, options.against, options.data, options.json)
+        return
     run = options.run or ARTIFACTS / DEFAULT_DATASET
 
     checks = verify(run, options.data, options.only, options.fail_fast)

@@ -26,7 +26,8 @@ FLOORS = (
         "matrix",
     ),
     ("portability", "runners"),
-    ("checks",),
+    ("checks", "sides"),
+    ("versus",),
     ("train", "export", "verify", "report", "predict", "audit"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
