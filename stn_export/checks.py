@@ -46,6 +46,8 @@ class Challenge:
 class Truth:
     """What a trained model gives in float64, challenge by challenge and over the test set."""
 
+    model: nn.Module  # float32
+    model64: nn.Module
     dataset: Dataset
     weights: dict[str, np.ndarray]  # the checkpoint's parameters
     challenges: dict[str, Challenge]
@@ -72,7 +74,8 @@ class Check:
 
     ``comparisons`` are by challenge and point; ``errors`` the worst by point (the grid in pixels), ``multiple`` the
     worst of them in units of float32 eager's own; ``grid_pixels`` mean and worst over the test set; ``differing``
-    the test images where it strays furthest from float64, with by how much.
+    the test images where it strays furthest from float64, with by how much; ``search`` what a search for worse inputs
+    came to, where one was asked for.
     """
 
     model: str
@@ -89,6 +92,7 @@ class Check:
     grid_pixels: dict[str, float] | None = None
     differing: tuple[tuple[int, float], ...] = ()
     failure: str = "nothing was compared"
+    search: dict | None = None
 
     def as_dict(self) -> dict:
         """JSON-ready, with the verdict."""
@@ -103,22 +107,23 @@ def make_truth(directory: ModelDirectory, dataset: Dataset) -> Truth:
 def truth_of(model: nn.Module, dataset: Dataset) -> Truth:
     """The same for a model at hand, in evaluation mode and float32."""
     model64 = copy.deepcopy(model).double()
-    challenges = {name: _challenge(model, model64, images) for name, images in image_challenges(dataset).items()}
+    challenges = {name: make_challenge(model, model64, images) for name, images in image_challenges(dataset).items()}
     forced = {}
     if hasattr(model, "transformer"):
         images = dataset.test.images[:FORCED_IMAGES]
         for name, theta in THETAS.items():
-            forced[name] = _challenge(force_theta(model, theta), force_theta(model64, theta), images)
+            forced[name] = make_challenge(force_theta(model, theta), force_theta(model64, theta), images)
     parts = dataset.test.images.split(TEST_BATCH)
     classes = [eager_points(model, normalise(part))[OUTPUT_NAME].argmax(1) for part in parts]
     exact = [eager_points(model64, normalise(part).double()) for part in parts]
     grids = np.concatenate([points["grid"].astype(np.float32) for points in exact]) if forced else None
     log_probs = np.concatenate([points[OUTPUT_NAME] for points in exact])
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return Truth(dataset, weights, challenges, forced, np.concatenate(classes), log_probs, grids)
+    return Truth(model, model64, dataset, weights, challenges, forced, np.concatenate(classes), log_probs, grids)
 
 
-def _challenge(model: nn.Module, model64: nn.Module, images: Tensor) -> Challenge:
+def make_challenge(model: nn.Module, model64: nn.Module, images: Tensor) -> Challenge:
+    """Put a batch (uint8 N×3×32×32) to a network in float64 and to the same in float32."""
     true = eager_points(model64, normalise(images).double())
     eager = eager_points(model, normalise(images))
     return Challenge(images, model64, true, {point: float(np.abs(eager[point] - true[point]).max()) for point in true})

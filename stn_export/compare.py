@@ -13,7 +13,7 @@ class Comparison:
 
     ``max_abs`` and ``mean_abs`` are in the units of the arrays, ``max_rel`` is ``|actual - expected| / |expected|``,
     ``agreement`` the share of rows with the same argmax, ``worst`` the index of the element furthest beyond its
-    tolerance. ``reason`` is empty where the comparison passed.
+    tolerance and ``excess`` its difference in units of that tolerance. ``reason`` is empty where the comparison passed.
     """
 
     reason: str
@@ -22,6 +22,7 @@ class Comparison:
     mean_abs: float = float("nan")
     agreement: float = float("nan")
     worst: tuple[int, ...] = ()
+    excess: float = float("nan")
 
     def __bool__(self) -> bool:
         return not self.reason
@@ -51,4 +52,5 @@ def compare(actual: np.ndarray, expected: np.ndarray, tolerance: Bound) -> Compa
         mean_abs=float(difference.mean()),
         agreement=float((actual.argmax(-1) == expected.argmax(-1)).mean()),
         worst=worst,
+        excess=float(excess[worst]),
     )

@@ -126,6 +126,7 @@ def class_order(actual: np.ndarray, expected: np.ndarray) -> str:
         return ""
     nearest = np.abs(actual[:, :, None] - expected[:, None, :]).max(axis=0)
     order = nearest.argmin(axis=1)
-    if sorted(order) == list(range(len(order))) and nearest.min(axis=1).max() <= CLOSE[OUTPUT_NAME]:
+    straight = list(range(len(order)))
+    if sorted(order) == straight != list(order) and nearest.min(axis=1).max() <= CLOSE[OUTPUT_NAME]:
         return f"the classes are in the order {', '.join(map(str, order))}"
     return ""

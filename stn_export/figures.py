@@ -25,6 +25,7 @@ STYLE = {
 MODEL_COLOURS = {"stn": "#2563eb", "cnn": "#f59e0b"}
 MODEL_LABELS = {"stn": "spatial transformer", "cnn": "plain CNN"}
 REFERENCE_COLOUR = "#9ca3af"
+CAPTIONS = {"axes.grid": False, "axes.titlesize": 9, "axes.titleweight": "normal"}  # of pictures
 LINES = ("-", "--", ":", "-.")
 
 
@@ -56,21 +57,23 @@ def _percent(values: Sequence[float]) -> np.ndarray:
     return 100 * np.asarray(values)
 
 
-@matplotlib.rc_context(STYLE | {"axes.grid": False})
-def warped_images(images: Tensor, warped: Tensor) -> Figure:
-    """Images (uint8 N×3×32×32) above what the transformer made of them (the same, uint8)."""
-    figure = Figure(figsize=(0.75 * len(images), 1.75))
-    rows = figure.subplots(2, len(images))
+@matplotlib.rc_context(STYLE | CAPTIONS)
+def warped_images(images: Tensor, warped: Tensor, titles: Sequence[str] = ()) -> Figure:
+    """Images (uint8 N×3×32×32) above what the transformer made of them (the same, uint8), titles over all."""
+    figure = Figure(figsize=(0.75 * max(len(images), 2), 2.1 if titles else 1.75))
+    rows = figure.subplots(2, len(images), squeeze=False)
     for row, pictures, label in zip(rows, (images, warped), ("input", "warped"), strict=True):
         for axes, picture in zip(row, pictures, strict=True):
             axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(label)
+    for axes, title in zip(rows[0], titles, strict=False):
+        axes.set_title(title, loc="center", fontsize=7.5)
     return figure
 
 
-@matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlesize": 9, "axes.titleweight": "normal"})
+@matplotlib.rc_context(STYLE | CAPTIONS)
 def warped_pairs(images: Tensor, warped: Tensor, titles: Sequence[str]) -> Figure:
     """A row an image: it (uint8 N×3×32×32) under its title, beside what the transformer made of it (the same)."""
     figure = Figure(figsize=(4.6, 2.5 * len(images)))

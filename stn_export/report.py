@@ -12,12 +12,11 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 
 import jinja2
-from matplotlib.figure import Figure
+from torch import nn
 
 from stn_export import cli, figures
 from stn_export.artifacts import (
@@ -25,46 +24,21 @@ from stn_export.artifacts import (
     HISTORY_FILE,
     REPORT_SCHEMA,
     VERIFY_FILE,
-    VERIFY_SCHEMA,
     ModelDirectory,
     model_directories,
-    read_json,
     write_atomically,
     write_json,
 )
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET
-from stn_export.data import denormalise, example_images, normalise, trained_on
+from stn_export.data import Dataset, denormalise, example_images, normalise, trained_on
 from stn_export.errors import UserError
-from stn_export.graph import read_model
-from stn_export.portability import portability
-from stn_export.probes import POINTS
+from stn_export.report_content import Report
+from stn_export.report_parity import add_differing, add_parity, add_portability
 
 REFERENCE_RUN = "reference_run.csv"
 LAST_TEN = slice(40, 50)  # epochs 41 to 50, where the reference run has settled
 PICTURES = 10
-
-
-@dataclass
-class Report:
-    """What the templates show."""
-
-    name: str
-    summary: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    training: list[dict] = field(default_factory=list)
-    parity: list[dict] = field(default_factory=list)
-    unavailable: dict[str, str] = field(default_factory=dict)
-    reduced: list[dict] = field(default_factory=list)
-    portability: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
-    overhead: list[dict] = field(default_factory=list)
-    environment: dict = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
-
-    def as_dict(self) -> dict:
-        """JSON-ready: everything but the figures and the single comparisons."""
-        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "figures"}
-        return content | {"parity": [row | {"comparisons": len(row["comparisons"])} for row in self.parity]}
 
 
 def collect(run: Path, data: Path | None) -> Report:
@@ -76,10 +50,14 @@ def collect(run: Path, data: Path | None) -> Report:
     directories = model_directories(run)
     report = Report(run.name, environment=directories[0].checkpoint().environment)
     add_training(report, directories)
-    add_pictures(report, directories, data)
+    shown = find_transformer(directories, data)
+    if shown:
+        add_pictures(report, *shown)
     add_portability(report, directories)
     current = {artifact.sha256 for directory in directories for artifact in directory.artifacts.values()}
     add_parity(report, run / VERIFY_FILE, current)
+    if shown:
+        add_differing(report, *shown, current)
     add_benchmarks(report, run / BENCH_FILE, current)
     return report
 
@@ -137,50 +115,24 @@ def _accuracy_sentence(accuracies: dict[str, list[float]], reference: list[float
     return f"{sentence} ({when})."
 
 
-def add_pictures(report: Report, directories: list[ModelDirectory], data: Path | None) -> None:
-    """Test images above what the transformer made of them."""
+def find_transformer(directories: list[ModelDirectory], data: Path | None) -> tuple[nn.Module, Dataset] | None:
+    """The trained transformer of a run and the data set that it was trained on, where there is one.
+
+    Raises:
+        UserError: where that data set cannot be had.
+    """
     for directory in directories:
         checkpoint = directory.checkpoint()
         transformer = getattr(load_checkpoint(directory.open(checkpoint)).model, "transformer", None)
         if transformer is not None:
-            images = example_images(trained_on(checkpoint, data), PICTURES)
-            report.figures["warped"] = figures.warped_images(images, denormalise(transformer(normalise(images))))
+            return transformer, trained_on(checkpoint, data)
+    return None
 
 
-def add_parity(report: Report, path: Path, current: set[str]) -> None:
-    """The table of ``verify.json``."""
-    if not path.exists():
-        report.warnings.append("Nothing has been verified yet: run 'make verify'.")
-        return
-    content = read_json(path, VERIFY_SCHEMA)
-    report.parity, report.unavailable = content["checks"], content["unavailable"]
-    if {check["sha256"] for check in report.parity} != current:
-        report.warnings.append("The parity table is stale: it was made of other artifacts. Run 'make verify'.")
-    passed = sum(check["passed"] for check in report.parity)
-    report.summary.append(f"{passed} of {len(report.parity)} checks equal PyTorch within tolerance.")
-    report.reduced = [check for check in report.parity if check["precision"] != "fp32"]
-    probed = [check for check in report.parity if check["grid_pixels"] and check["precision"] == "fp32"]
-    if probed:
-        report.figures["errors"] = figures.error_strips(errors_by_point(probed), probed[0]["errors"])
-
-
-def errors_by_point(checks: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """The errors of every challenge, by point and artifact."""
-    errors: dict[str, dict[str, list[float]]] = {point: {check["artifact"]: [] for check in checks} for point in POINTS}
-    for check in checks:
-        for points in check["comparisons"].values():
-            for point, comparison in points.items():
-                errors[point][check["artifact"]].append(comparison["max_abs"])
-    return errors
-
-
-def add_portability(report: Report, directories: list[ModelDirectory]) -> None:
-    """Every lowering in every runtime: tried where it is installed, else what the rules say."""
-    for directory in directories:
-        for artifact, path in directory.expected():
-            plain_float = (artifact.precision, artifact.input_contract["dtype"]) == ("fp32", "float32")
-            if directory.model == "stn" and artifact.format == "onnx" and plain_float:
-                report.portability[artifact.lowering] = portability(read_model(path).model)
+def add_pictures(report: Report, transformer: nn.Module, dataset: Dataset) -> None:
+    """Test images above what the transformer made of them."""
+    images = example_images(dataset, PICTURES)
+    report.figures["warped"] = figures.warped_images(images, denormalise(transformer(normalise(images))))
 
 
 def add_benchmarks(report: Report, path: Path, current: set[str]) -> None:

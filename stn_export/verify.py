@@ -20,6 +20,7 @@ from stn_export.data import trained_on
 from stn_export.environment import describe
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
+from stn_export.search import with_search
 
 Job = tuple[Artifact, Path, RunnerSpec]
 COLUMNS = ("artifact", "runner", "grid px", "log-prob", "× eager", "agreement", "accuracy", "repeats", "verdict")
@@ -40,8 +41,10 @@ def jobs_of(directory: ModelDirectory, only: Sequence[str]) -> list[Job]:
     ]
 
 
-def verify_run(run: Path, data: Path | None, only: Sequence[str]) -> Iterator[tuple[int, Check]]:
+def verify_run(run: Path, data: Path | None, only: Sequence[str], seconds: float = 0) -> Iterator[tuple[int, Check]]:
     """Check a run's artifacts one by one; with each comes how many there are in all.
+
+    Each that passes is searched for worse inputs over that many ``seconds``, with 0 not at all.
 
     Raises:
         UserError: where there is no run, its data set cannot be had, or ``only`` names nothing of it.
@@ -56,7 +59,8 @@ def verify_run(run: Path, data: Path | None, only: Sequence[str]) -> Iterator[tu
         truth: Truth | None = None
         for artifact, path, spec in jobs[directory.model]:
             truth = truth or make_truth(directory, dataset)
-            yield total, check_artifact(artifact, path, spec, truth)
+            check = check_artifact(artifact, path, spec, truth)
+            yield total, with_search(check, artifact, path, spec, truth, seconds) if seconds else check
 
 
 def unavailable_runners() -> dict[str, str]:
@@ -64,12 +68,12 @@ def unavailable_runners() -> dict[str, str]:
     return {spec.name: reason for spec in RUNNERS if (reason := spec.unavailable())}
 
 
-def verify(run: Path, data: Path | None, only: Sequence[str], fail_fast: bool) -> list[Check]:
+def verify(run: Path, data: Path | None, only: Sequence[str], fail_fast: bool, seconds: float = 0) -> list[Check]:
     """``verify_run`` to its end, or to the first failure, with progress."""
     checks = []
     with cli.progress() as bar:
         task = bar.add_task("verify", total=None)
-        for total, check in verify_run(run, data, only):
+        for total, check in verify_run(run, data, only, seconds):
             checks.append(check)
             bar.update(task, total=total, advance=1, description=f"{check.model}/{check.artifact}")
             if fail_fast and check.failure:
@@ -88,6 +92,14 @@ def result_of(checks: Sequence[Check]) -> dict:
     }
 
 
+def seconds(text: str) -> float:
+    """An argument type: a time that is no less than nothing, and finite."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Verify a run, print the table, write ``verify.json``.
 
@@ -104,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    parser.add_argument(
+        "--search", type=seconds, default=0, metavar="SECONDS", help="search every artifact and runner for worse inputs"
+    )
     parser.add_argument("--json", action="store_true", help="print verify.json instead of the table")
     parser.add_argument(
         "files",
@@ -122,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     run = options.run or ARTIFACTS / DEFAULT_DATASET
 
-    checks = verify(run, options.data, options.only, options.fail_fast)
+    checks = verify(run, options.data, options.only, options.fail_fast, options.search)
     content = result_of(checks)
     if not options.only:
         write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content)

@@ -9,25 +9,14 @@ from tests.conftest import REPOSITORY
 FLOORS = (
     ("config", "errors"),
     ("environment", "artifacts"),
-    ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph", "probes"),
+    ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph", "probes", "pictures"),
     ("checkpoint", "torch_files", "lowering", "kernels"),
     ("data", "onnx_export", "placement", "diagnosis"),
-    (
-        "figures",
-        "challenges",
-        "variants",
-        "quantise",
-        "optimise",
-        "triton",
-        "modelcard",
-        "optimizers",
-        "lint",
-        "deployment",
-        "matrix",
-    ),
+    ("figures", "challenges", "variants", "quantise", "optimise", "optimizers", "triton", "modelcard"),
+    ("lint", "deployment", "matrix", "report_content"),
     ("portability", "runners"),
-    ("checks", "sides"),
-    ("versus",),
+    ("checks", "sides", "report_parity"),
+    ("versus", "search"),
     ("train", "export", "verify", "report", "predict", "audit"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -43,6 +32,7 @@ ROOMS = {
     "openvino": {"runners", "portability"},
     "pytest": set(),
     "jinja2": {"report", "modelcard"},
+    "hypothesis": {"search"},
 }
 MODULES = sorted(path.stem for path in (REPOSITORY / "stn_export").glob("*.py") if path.stem != "__init__")
 

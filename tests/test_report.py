@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 
 from stn_export import cli, report, verify
-from stn_export.artifacts import ModelDirectory
+from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, ModelDirectory, write_json
+from stn_export.config import DATASETS
+from stn_export.data import Dataset
 from stn_export.report import _accuracy_sentence, latencies, read_reference, throughputs
+from stn_export.report_parity import most_different
 
 
 def bench_row(model: str, artifact: str, sha256: str, batch: int, **more: object) -> dict:
@@ -37,7 +40,7 @@ def test_a_whole_report(run: Path, stn: ModelDirectory, capsys: pytest.CaptureFi
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "stale" not in capsys.readouterr().out
     html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
-    assert html.count("data:image/png;base64,") == 5
+    assert html.count("data:image/png;base64,") == 7
     assert "http" not in html
     assert "a &lt;fast&gt; one" in html
     for text in (html, markdown):
@@ -58,6 +61,56 @@ def test_what_is_missing_is_said(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "Nothing has been verified yet" in out
     assert "Nothing has been benchmarked yet" in out
     assert "Nothing has been verified yet" in (run / "report.html").read_text()
+
+
+def write_verify(run: Path, stn: ModelDirectory, *rows: tuple[str, str, list]) -> None:
+    """``verify.json`` of a run as far as the report reads it; a row is artifact, precision and what differs most."""
+    figures = {"errors": {}, "multiple": 1.0, "agreement": 1.0, "accuracy": 0.5, "grid_pixels": None, "failure": ""}
+    checks = [
+        {"model": "stn", "artifact": name, "runner": f"{name}-runner", "precision": precision, "differing": differing}
+        | {"sha256": stn.artifacts[name].sha256 if name in stn.artifacts else "0", "passed": True, "comparisons": {}}
+        | figures
+        for name, precision, differing in rows
+    ]
+    write_json(run / VERIFY_FILE, VERIFY_SCHEMA, {"checks": checks, "unavailable": {}})
+
+
+def test_where_the_backends_differ_most(run: Path, stn: ModelDirectory, digits: Dataset):
+    many = [[index, 1e-6 * index] for index in range(12)]
+    write_verify(
+        run,
+        stn,
+        ("matmul-fp32", "fp32", many),
+        ("folded-fp32", "fp32", [[3, 3.2e-5], [4, float("nan")]]),
+        ("folded-fp16", "fp16", [[7, 0.02]]),
+        ("of yesterday", "fp32", [[10**6, 9.0]]),
+    )
+    content = report.collect(run, None)
+    titles = [axes.get_title() for axes in content.figures["differing"].axes]
+    assert len(content.figures["differing"].axes) == 20
+    label = DATASETS["digits"].classes[digits.test.labels[3]]
+    assert titles[0] == f"#3\n{label}\n3e-05"
+    assert [title.split("\n")[0] for title in titles[1:10]] == [f"#{index}" for index in (11, 10, 9, 8, 7, 6, 5, 4, 2)]
+    assert len(content.figures["differing-reduced"].axes) == 2
+    assert content.differing["differing"].endswith("3e-05 in a log-probability, by folded-fp32 on folded-fp32-runner.")
+    report.write_report(content, run)
+    for text in ((run / "report.html").read_text(), (run / "report.md").read_text()):
+        assert "Where the backends differ most" in text
+        assert "In reduced precision test image 7 differs most from float64: 2e-02" in text
+    assert (run / "figures" / "differing-reduced.png").exists()
+
+
+def test_nothing_that_differs_is_no_section(run: Path, stn: ModelDirectory):
+    write_verify(run, stn, ("matmul-fp32", "fp32", []))
+    content = report.collect(run, None)
+    assert not {"differing", "differing-reduced"} & set(content.figures)
+    report.write_report(content, run)
+    assert "differ most" not in (run / "report.html").read_text()
+
+
+def test_the_largest_difference_of_an_image_counts():
+    checks = [{"runner": "a", "differing": [[1, 0.5], [2, 0.1]]}, {"runner": "b", "differing": [[2, 0.9]]}]
+    assert most_different(checks) == [(2, 0.9, checks[1]), (1, 0.5, checks[0])]
 
 
 def test_timings_of_other_artifacts_are_stale(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,28 @@
+"""The content of a report, between the functions that gather it and the templates that show it."""
+
+from dataclasses import dataclass, field, fields
+
+from matplotlib.figure import Figure
+
+
+@dataclass
+class Report:
+    """What the templates show."""
+
+    name: str
+    summary: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    training: list[dict] = field(default_factory=list)
+    parity: list[dict] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    differing: dict[str, str] = field(default_factory=dict)  # a sentence by figure
+    reduced: list[dict] = field(default_factory=list)
+    portability: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    overhead: list[dict] = field(default_factory=list)
+    environment: dict = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        """JSON-ready: everything but the figures and the single comparisons."""
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "figures"}
+        return content | {"parity": [row | {"comparisons": len(row["comparisons"])} for row in self.parity]}
