@@ -76,6 +76,11 @@ class ModelDirectory:
         write_json(self.path / MANIFEST, MANIFEST_SCHEMA, content)
         return artifact
 
+    def forget(self, name: str) -> None:
+        """List ``name`` no longer; its file stays."""
+        entries = {listed: asdict(entry) for listed, entry in self.artifacts.items() if listed != name}
+        write_json(self.path / MANIFEST, MANIFEST_SCHEMA, {"artifacts": entries})
+
     def holds(self, name: str, parent_sha256: str | None, settings: dict) -> bool:
         """Whether ``name`` is listed, made from this parent with these settings, and its file unchanged."""
         artifact = self.artifacts.get(name)

@@ -216,7 +216,13 @@ def chosen_exports(directory: ModelDirectory, names: list[str]) -> list[ExportSp
     if names:
         return [spec for spec in rows if spec.name in names]
     chosen = [spec for spec in rows if spec.default]
-    before = [_spec_of(artifact) for name, artifact in directory.artifacts.items() if name != CHECKPOINT]
+    before = []
+    for name, artifact in directory.artifacts.items():
+        if name != CHECKPOINT and (spec := _spec_of(artifact)).name == name:
+            before.append(spec)
+        elif name != CHECKPOINT:
+            directory.forget(name)
+            cli.say(f"{directory.model}/{name}: no row of the matrix any more, listed no longer")
     return chosen + [spec for spec in before if spec not in chosen]
 
 

@@ -10,6 +10,7 @@ from stn_export.artifacts import ModelDirectory
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import DATASETS, MODELS
 from stn_export.data import Dataset, example_images, normalise
+from stn_export.errors import UserError
 from stn_export.modelcard import DATA_NOTES, MODEL_NOTES, contract_text, write_model_card
 
 
@@ -90,11 +91,15 @@ def test_a_run_of_one_model(run: Path):
     assert 'InferenceSession("cnn/plain-fp32.onnx"' in card
 
 
-def test_an_entry_that_the_matrix_no_longer_has_is_not_in_the_way(run: Path, stn: ModelDirectory):
+def test_an_entry_that_the_matrix_no_longer_has_is_dropped_by_export(run: Path, stn: ModelDirectory):
     manifest = stn.path / "manifest.json"
     content = json.loads(manifest.read_text())
     content["artifacts"]["old"] = content["artifacts"]["matmul-fp32"] | {"name": "old", "parent_sha256": "0" * 64}
     manifest.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="stale"):
+        write_model_card(run)
+    assert cli.run(export.main, ["--run", str(run)]) == 0
+    assert "old" not in stn.artifacts
     assert not write_model_card(run)
 
 

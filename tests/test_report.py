@@ -49,7 +49,7 @@ def test_a_whole_report(run: Path, stn: ModelDirectory, capsys: pytest.CaptureFi
         assert "39,884" in text
     content = json.loads((run / "report.json").read_text())
     assert [row["accuracy"] for row in content["training"]] == [row["accuracies"][-1] for row in content["training"]]
-    assert content["parity"][0]["comparisons"] == 8
+    assert content["parity"][0]["comparisons"] == 21
     for line in markdown.splitlines():
         if line.startswith("!["):
             assert (run / line.split("](")[1].rstrip(")")).exists()
