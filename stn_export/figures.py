@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 STYLE = {
@@ -108,6 +109,8 @@ def error_strips(errors: Mapping[str, Mapping[str, Sequence[float]]], eager: Map
         axes.set(title=f"{point}, px" if point == "grid" else point, xscale="log", xlabel="error")
         axes.set_yticks(range(len(artifacts)), artifacts)
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(LogLocator(numticks=4))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False)
     return figure
@@ -126,7 +129,7 @@ def latency_bars(milliseconds: Mapping[str, Mapping[str, float]], device: str) -
     axes.set_yticks(range(len(backends)), backends)
     axes.set(title=f"Latency of one image on {device}", xlabel="median, ms (shorter is better)")
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.01)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -145,6 +148,10 @@ def throughput_curves(rates: Mapping[tuple[str, str], Mapping[int, float]], devi
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.set(title=f"Throughput on {device}", xlabel="batch size", ylabel="images per second (higher is better)")
+    axes.set(
+        title=f"Throughput on {device}, each runner's fastest artifact",
+        xlabel="batch size",
+        ylabel="images per second (higher is better)",
+    )
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure

@@ -192,11 +192,15 @@ def _kind(row: dict) -> tuple[str, ...]:
 
 
 def throughputs(rows: list[dict]) -> dict[tuple[str, str], dict[int, float]]:
-    """Images per second by (backend, model) and batch."""
-    rates: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    """Images per second by (backend, model) and batch, of each runner's fastest artifact of either model."""
+    rates: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        rates[f"{row['runner']} {row['artifact']}", row["model"]][row["batch"]] = row["images_per_second"]
-    return dict(rates)
+        rates[row["runner"], row["model"]][row["artifact"]][row["batch"]] = row["images_per_second"]
+    fastest = {}
+    for (runner, model), artifacts in rates.items():
+        name = max(artifacts, key=lambda artifact: max(artifacts[artifact].values()))
+        fastest[f"{runner} {name}", model] = artifacts[name]
+    return fastest
 
 
 def render(report: Report, template: str, images: dict[str, str]) -> str:

@@ -147,4 +147,4 @@ def test_the_plain_cnn_stands_beside_every_lowering_of_its_runner():
         for name, model, median in (("matmul", "stn", 0.002), ("affinegrid", "stn", 0.003), ("plain", "cnn", 0.001))
     ]
     assert latencies(rows) == {"a\nmatmul": {"stn": 2.0, "cnn": 1.0}, "a\naffinegrid": {"stn": 3.0, "cnn": 1.0}}
-    assert throughputs(rows)["a matmul", "stn"] == {1: 500.0}
+    assert throughputs(rows) == {("a matmul", "stn"): {1: 500.0}, ("a plain", "cnn"): {1: 1000.0}}
