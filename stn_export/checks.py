@@ -18,12 +18,13 @@ from stn_export.artifacts import Artifact, ModelDirectory
 from stn_export.challenges import THETAS, force_theta, image_challenges
 from stn_export.checkpoint import load_checkpoint
 from stn_export.compare import Comparison, compare
-from stn_export.config import OUTPUT_NAME, TOLERANCES, Bound, Tolerance
+from stn_export.config import OUTPUT_NAME
 from stn_export.data import Dataset, contract_batch, normalise
 from stn_export.diagnosis import diagnose
 from stn_export.errors import UserError
 from stn_export.probes import POINTS, eager_points
 from stn_export.runners import Runner, RunnerSpec
+from stn_export.tolerances import TOLERANCES, Bound, Tolerance
 
 TEST_BATCH = 1000
 REPEATS = 10
@@ -131,7 +132,7 @@ def make_challenge(model: nn.Module, model64: nn.Module, images: Tensor) -> Chal
 
 def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Truth) -> Check:
     """Run one artifact through one runner; whatever it raises is a failed check, never a missing one."""
-    known = (artifact.model, artifact.name, artifact.sha256, spec.name, artifact.precision)
+    known = (artifact.model, artifact.name, artifact.sha256, spec.name, spec.tolerance_of(artifact.precision))
     try:
         return _check(known, spec.open(path, artifact.input_contract), artifact.input_contract, truth)
     except Exception as problem:

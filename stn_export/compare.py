@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stn_export.config import Bound
+from stn_export.tolerances import Bound
 
 
 @dataclass(frozen=True)

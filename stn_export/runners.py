@@ -30,8 +30,8 @@ FLOAT = CONTRACTS["float"].as_dict()
 class Runner(ABC):
     """One artifact loaded on one device (``cpu`` or ``cuda``), fed as its input contract says."""
 
-    def __init__(self, path: Path, device: str, contract: dict) -> None:
-        self.device = device
+    def __init__(self, path: Path, device: str, contract: dict, tf32: bool = False) -> None:
+        self.device, self.tf32 = device, tf32
         self.dtype = np.dtype(contract["dtype"])
         self.batch = contract["shape"][0] if isinstance(contract["shape"][0], int) else None
         self.shape = tuple(contract["shape"][1:])
@@ -94,9 +94,14 @@ class Runner(ABC):
 
 
 class TorchRunner(Runner):
-    """A module called by PyTorch in inference mode."""
+    """A module called by PyTorch in inference mode. TF32 is PyTorch's global setting: the last one opened pins it."""
 
     module: torch.nn.Module
+
+    def __init__(self, path: Path, device: str, contract: dict, tf32: bool = False) -> None:
+        super().__init__(path, device, contract, tf32)
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
 
     def infer_impl(self, images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -156,9 +161,9 @@ class AotInductor(TorchRunner):
 
 
 class OnnxRuntime(Runner):
-    """ONNX Runtime with the device's own provider; TF32 is off, as in PyTorch's matrix products."""
+    """ONNX Runtime with the device's own provider; TF32, which it uses by itself, only where it is asked for."""
 
-    PROVIDERS = {"cpu": ("CPUExecutionProvider", {}), "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"})}
+    PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
     def load(self, path: Path) -> None:
         self.path = path
@@ -170,8 +175,9 @@ class OnnxRuntime(Runner):
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         provider = self.PROVIDERS[self.device]
-        session = onnxruntime.InferenceSession(model, options, providers=[provider])
-        if session.get_providers()[0] != provider[0]:
+        settings = {"use_tf32": str(int(self.tf32))} if self.device == "cuda" else {}
+        session = onnxruntime.InferenceSession(model, options, providers=[(provider, settings)])
+        if session.get_providers()[0] != provider:
             raise RuntimeError(f"ONNX Runtime fell back to {session.get_providers()[0]}")
         return session
 
@@ -264,12 +270,17 @@ class RunnerSpec:
     name: str
     format: str
     device: str
-    load: Callable[[Path, str, dict], Runner]
+    load: Callable[[Path, str, dict, bool], Runner]
     unavailable: Callable[[], str] = lambda: ""
+    tf32: bool = False
 
     def open(self, path: Path, contract: dict = FLOAT) -> Runner:
         """The runner of the artifact at ``path``."""
-        return self.load(path, self.device, contract)
+        return self.load(path, self.device, contract, self.tf32)
+
+    def tolerance_of(self, precision: str) -> str:
+        """The row of ``TOLERANCES`` for an artifact of this precision in this runner."""
+        return "tf32" if self.tf32 and precision == "fp32" else precision
 
 
 RUNNERS = (
@@ -283,4 +294,7 @@ RUNNERS = (
     RunnerSpec("torchscript-cuda", "torchscript", "cuda", TorchScript, _no_gpu),
     RunnerSpec("pt2-cuda", "pt2", "cuda", ExportedProgram, _no_gpu),
     RunnerSpec("onnxruntime-cuda", "onnx", "cuda", OnnxRuntime, _no_cuda_provider),
+    RunnerSpec("eager-cuda-tf32", "checkpoint", "cuda", Eager, _no_gpu, tf32=True),
+    RunnerSpec("torchscript-cuda-tf32", "torchscript", "cuda", TorchScript, _no_gpu, tf32=True),
+    RunnerSpec("onnxruntime-cuda-tf32", "onnx", "cuda", OnnxRuntime, _no_cuda_provider, tf32=True),
 )

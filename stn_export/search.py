@@ -22,10 +22,11 @@ from hypothesis.errors import NoSuchExample
 from stn_export.artifacts import Artifact
 from stn_export.checks import Challenge, Check, Points, Truth, compare_points, first_failure, make_challenge
 from stn_export.compare import Comparison, compare
-from stn_export.config import IMAGE_SHAPE, OUTPUT_NAME, TOLERANCES, Tolerance
+from stn_export.config import IMAGE_SHAPE, OUTPUT_NAME
 from stn_export.data import contract_batch
 from stn_export.pictures import STRIPES, Changed, Edge, Noisy, Picture, Sparse, Stripes
 from stn_export.runners import Runner, RunnerSpec
+from stn_export.tolerances import TOLERANCES, Tolerance
 
 _, HEIGHT, WIDTH = IMAGE_SHAPE
 MOST_IMAGES = 4

@@ -15,12 +15,13 @@ from pathlib import Path
 from stn_export import cli, versus
 from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, Artifact, ModelDirectory, model_directories, write_json
 from stn_export.checks import Check, Truth, check_artifact, make_truth
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET, OUTPUT_NAME, TOLERANCES
+from stn_export.config import ARTIFACTS, DEFAULT_DATASET, OUTPUT_NAME
 from stn_export.data import trained_on
 from stn_export.environment import describe
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.search import with_search
+from stn_export.tolerances import REQUIRED_RUNNERS, TOLERANCES
 
 Job = tuple[Artifact, Path, RunnerSpec]
 COLUMNS = ("artifact", "runner", "grid px", "log-prob", "× eager", "agreement", "accuracy", "repeats", "verdict")
@@ -41,6 +42,16 @@ def jobs_of(directory: ModelDirectory, only: Sequence[str]) -> list[Job]:
     ]
 
 
+def skipped(jobs: Sequence[Job], directory: ModelDirectory, only: Sequence[str]) -> Iterator[Check]:
+    """A failed check for every artifact that would not go through the runner that its format requires."""
+    planned = {(artifact.name, spec.name) for artifact, _, spec in jobs}
+    for artifact, _ in () if only else directory.expected():
+        runner = REQUIRED_RUNNERS[artifact.format]
+        if (artifact.name, runner) not in planned:
+            known = (artifact.model, artifact.name, artifact.sha256, runner, artifact.precision)
+            yield Check(*known, failure=f"{runner} did not run it")
+
+
 def verify_run(run: Path, data: Path | None, only: Sequence[str], seconds: float = 0) -> Iterator[tuple[int, Check]]:
     """Check a run's artifacts one by one; with each comes how many there are in all.
 
@@ -56,6 +67,7 @@ def verify_run(run: Path, data: Path | None, only: Sequence[str], seconds: float
         raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "python -m stn_export.export --list")
     dataset = trained_on(directories[0].checkpoint(), data)
     for directory in directories:
+        yield from ((total, check) for check in skipped(jobs[directory.model], directory, only))
         truth: Truth | None = None
         for artifact, path, spec in jobs[directory.model]:
             truth = truth or make_truth(directory, dataset)

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 FLOORS = (
-    ("config", "errors"),
+    ("config", "errors", "tolerances"),
     ("environment", "artifacts"),
     ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph", "probes", "pictures"),
     ("checkpoint", "torch_files", "lowering", "kernels"),

@@ -2,10 +2,11 @@
 
 import pytest
 
-from stn_export.config import CONTRACTS, DATASETS, EXPORTS, GRIDS, MODELS, RECIPES, TOLERANCES, ExportSpec
+from stn_export.config import CONTRACTS, DATASETS, EXPORTS, GRIDS, MODELS, RECIPES, ExportSpec
 from stn_export.export import EXPORTERS
 from stn_export.lowering import LOWERINGS, Lowering
 from stn_export.runners import RUNNERS
+from stn_export.tolerances import REQUIRED_RUNNERS, TOLERANCES
 
 
 @pytest.mark.parametrize("spec", EXPORTS, ids=lambda spec: spec.name)
@@ -32,6 +33,12 @@ def test_a_lowerings_own_opset_is_one_it_can_have(rule: Lowering):
 
 def test_every_runner_runs_something_that_is_exported():
     assert {runner.format for runner in RUNNERS} == {spec.format for spec in EXPORTS} | {"checkpoint"}
+
+
+def test_every_format_has_a_runner_that_it_must_go_through():
+    formats = {runner.name: runner.format for runner in RUNNERS}
+    assert {formats[name]: name for name in REQUIRED_RUNNERS.values()} == REQUIRED_RUNNERS
+    assert set(REQUIRED_RUNNERS) == set(formats.values())
 
 
 def test_every_data_set_has_a_recipe():

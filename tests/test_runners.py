@@ -72,6 +72,12 @@ def test_other_shapes_and_types_are_refused(runner: Runner, images: np.ndarray):
         runner.infer(images)
 
 
+def test_opening_a_runner_pins_tf32(runner: Runner, spec: RunnerSpec):
+    assert runner.tf32 is spec.tf32
+    if spec.format != "onnx":
+        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is spec.tf32
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_images_that_are_not_finite_are_refused(runner: Runner, value: float):
     images = np.zeros((2, 3, 32, 32), np.float32)

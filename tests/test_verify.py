@@ -55,8 +55,17 @@ def test_a_runner_that_raises_is_a_failure(
 def test_no_runner_at_all_is_a_failure(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(verify, "RUNNERS", ())
     assert cli.run(verify.main, ["--run", str(run)]) == 1
-    assert "0 of 0 checks" in capsys.readouterr().err
+    assert "stn/matmul-fp32 on onnxruntime-cpu: onnxruntime-cpu did not run it" in capsys.readouterr().err
     assert json.loads((run / "verify.json").read_text())["passed"] is False
+
+
+def test_a_runner_that_is_taken_away_turns_the_result_red(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    left = tuple(spec for spec in verify.RUNNERS if spec.name != "torchscript-cpu")
+    monkeypatch.setattr(verify, "RUNNERS", left)
+    assert cli.run(verify.main, ["--run", str(run), "--fail-fast"]) == 1
+    assert "torchscript-cpu did not run it" in capsys.readouterr().err
 
 
 def test_a_missing_artifact_is_no_shorter_table(run: Path, stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
