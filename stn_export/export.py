@@ -206,8 +206,8 @@ def contract_of(spec: ExportSpec) -> dict:
 
 def settings_of(spec: ExportSpec) -> dict:
     """What an export depends on beside its checkpoint: its row and the exporters' versions."""
-    relevant = ("torch", "onnx", "onnxscript", "stn_export")
-    return asdict(spec) | {"versions": fingerprint(f"{key}={versions()[key]}".encode() for key in relevant)[:16]}
+    relevant, found = ("torch", "onnx", "onnxscript", "stn_export"), versions()
+    return asdict(spec) | {"versions": fingerprint(f"{key}={found[key]}".encode() for key in relevant)[:16]}
 
 
 def chosen_exports(directory: ModelDirectory, names: list[str]) -> list[ExportSpec]:

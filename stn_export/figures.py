@@ -65,9 +65,7 @@ def warped_images(images: Tensor, warped: Tensor, titles: Sequence[str] = ()) ->
     rows = figure.subplots(2, len(images), squeeze=False)
     for row, pictures, label in zip(rows, (images, warped), ("input", "warped"), strict=True):
         for axes, picture in zip(row, pictures, strict=True):
-            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+            _show_picture(axes, picture)
         row[0].set_ylabel(label)
     for axes, title in zip(rows[0], titles, strict=False):
         axes.set_title(title, loc="center", fontsize=7.5)
@@ -81,11 +79,16 @@ def warped_pairs(images: Tensor, warped: Tensor, titles: Sequence[str]) -> Figur
     rows = figure.subplots(len(images), 2, squeeze=False)
     for row, pair, title in zip(rows, zip(images, warped, strict=True), titles, strict=True):
         for axes, picture, label in zip(row, pair, (title, "warped"), strict=True):
-            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
+            _show_picture(axes, picture)
             axes.set_title(label.replace("$", r"\$"))  # a pair of $ would start a formula
-            axes.spines[:].set_visible(False)
     return figure
+
+
+def _show_picture(axes: Axes, picture: Tensor) -> None:
+    """One uint8 3×H×W picture, pixel by pixel, without ticks or frame."""
+    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def to_png(figure: Figure) -> bytes:

@@ -182,25 +182,30 @@ class OnnxRuntime(Runner):
         return session
 
     @cached_property
-    def probe(self) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
-        """A session of a copy that gives all points, and their names."""
-        model, names = with_points(onnx.load(self.path))
-        return self.open_session(model.SerializeToString()), names
+    def probe(self) -> tuple[onnx.ModelProto, dict[str, str]]:
+        """A copy of the model that gives all points, and their names."""
+        return with_points(onnx.load(self.path))
+
+    @cached_property
+    def probe_session(self) -> onnxruntime.InferenceSession:
+        """A session of that copy."""
+        return self.open_session(self.probe[0].SerializeToString())
 
     def weights(self) -> dict[str, np.ndarray]:
-        return onnx_weights(onnx.load(self.path))
+        return onnx_weights(self.probe[0])
 
     def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        session, names = self.probe
-        values = session.run(list(names.values()), {INPUT_NAME: images})
-        return in_pixels(dict(zip(names, values, strict=True)))
+        return self._points_of(self.probe_session, images)
 
     def forced_points(self, images: np.ndarray, theta: list[list[float]], true: dict) -> dict[str, np.ndarray] | None:
-        model, names = with_points(onnx.load(self.path))
-        forced = force_onnx_theta(model, theta, true["grid"][0] / PIXELS_PER_UNIT)
+        forced = force_onnx_theta(self.probe[0], theta, true["grid"][0] / PIXELS_PER_UNIT)
         if forced is None:
             return None
-        values = self.open_session(forced.SerializeToString()).run(list(names.values()), {INPUT_NAME: images})
+        return self._points_of(self.open_session(forced.SerializeToString()), images)
+
+    def _points_of(self, session: onnxruntime.InferenceSession, images: np.ndarray) -> dict[str, np.ndarray]:
+        names = self.probe[1]
+        values = session.run(list(names.values()), {INPUT_NAME: images})
         return in_pixels(dict(zip(names, values, strict=True)))
 
     def infer_impl(self, images: np.ndarray) -> np.ndarray:

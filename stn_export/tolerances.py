@@ -1,6 +1,6 @@
 """How far an artifact may lie from the truth: one table, a row a precision, each with its reason. No I/O."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ class Tolerance:
         return getattr(self, point)
 
 
+FP16 = Tolerance(
+    theta=Bound(5e-3, 5e-3),
+    grid=Bound(0.1, 5e-3),
+    warped=Bound(0.1),
+    log_probs=Bound(0.1, 0.02),
+    multiple=float("inf"),
+    agreement=0.995,
+    accuracy_loss=0.005,
+    reason="half precision keeps 11 bits, 5e-4 a rounding, through seven layers",
+)
+
 TOLERANCES = {
     "fp32": Tolerance(
         theta=Bound(2e-6, 2e-6),
@@ -48,26 +59,10 @@ TOLERANCES = {
         accuracy_loss=0.001,
         reason="a few float32 roundings; log-probabilities reach -30 on noise, where one of them is 2e-6",
     ),
-    "tf32": Tolerance(
-        theta=Bound(5e-3, 5e-3),
-        grid=Bound(0.1, 5e-3),
-        warped=Bound(0.1),
-        log_probs=Bound(0.1, 0.02),
-        multiple=float("inf"),
-        agreement=0.995,
-        accuracy_loss=0.005,
-        reason="float32 files whose products a GPU computes in TF32, which keeps 11 bits as half precision does",
+    "tf32": replace(
+        FP16, reason="float32 files whose products a GPU computes in TF32, which keeps 11 bits as half precision does"
     ),
-    "fp16": Tolerance(
-        theta=Bound(5e-3, 5e-3),
-        grid=Bound(0.1, 5e-3),
-        warped=Bound(0.1),
-        log_probs=Bound(0.1, 0.02),
-        multiple=float("inf"),
-        agreement=0.995,
-        accuracy_loss=0.005,
-        reason="half precision keeps 11 bits, 5e-4 a rounding, through seven layers",
-    ),
+    "fp16": FP16,
     "bf16": Tolerance(
         theta=Bound(0.05, 0.05),
         grid=Bound(1.0, 0.05),

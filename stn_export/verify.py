@@ -7,13 +7,14 @@ PyTorch in float32 is measured beside it, so that "as accurate as PyTorch" is a 
 compared; this module chooses, shows and writes.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from stn_export import cli, versus
-from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, Artifact, ModelDirectory, model_directories, write_json
+from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, Artifact, model_directories, write_json
 from stn_export.checks import Check, Truth, check_artifact, make_truth
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET, OUTPUT_NAME
 from stn_export.data import trained_on
@@ -27,25 +28,21 @@ Job = tuple[Artifact, Path, RunnerSpec]
 COLUMNS = ("artifact", "runner", "grid px", "log-prob", "× eager", "agreement", "accuracy", "repeats", "verdict")
 
 
-def jobs_of(directory: ModelDirectory, only: Sequence[str]) -> list[Job]:
-    """Every artifact of a model with every runner available here, those named in ``only`` if any are.
-
-    Raises:
-        UserError: where an artifact is missing, edited or stale.
-    """
+def jobs_of(artifacts: Sequence[tuple[Artifact, Path]], only: Sequence[str]) -> list[Job]:
+    """Every artifact of a model with every runner available here, those named in ``only`` if any are."""
     return [
         (artifact, path, spec)
-        for artifact, path in directory.expected()
+        for artifact, path in artifacts
         for spec in RUNNERS
         if spec.format == artifact.format and not spec.unavailable()
         if not only or {artifact.name, f"{artifact.model}/{artifact.name}", spec.name} & set(only)
     ]
 
 
-def skipped(jobs: Sequence[Job], directory: ModelDirectory, only: Sequence[str]) -> Iterator[Check]:
+def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> Iterator[Check]:
     """A failed check for every artifact that would not go through the runner that its format requires."""
     planned = {(artifact.name, spec.name) for artifact, _, spec in jobs}
-    for artifact, _ in () if only else directory.expected():
+    for artifact, _ in artifacts:
         runner = REQUIRED_RUNNERS[artifact.format]
         if (artifact.name, runner) not in planned:
             known = (artifact.model, artifact.name, artifact.sha256, runner, artifact.precision)
@@ -58,16 +55,19 @@ def verify_run(run: Path, data: Path | None, only: Sequence[str], seconds: float
     Each that passes is searched for worse inputs over that many ``seconds``, with 0 not at all.
 
     Raises:
-        UserError: where there is no run, its data set cannot be had, or ``only`` names nothing of it.
+        UserError: where there is no run, an artifact of it is missing, edited or stale, its data set cannot be had,
+            or ``only`` names nothing of it.
     """
     directories = model_directories(run)
-    jobs = {directory.model: jobs_of(directory, only) for directory in directories}
+    artifacts = {directory.model: directory.expected() for directory in directories}
+    jobs = {model: jobs_of(listed, only) for model, listed in artifacts.items()}
     total = sum(map(len, jobs.values()))
     if only and not total:
         raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "python -m stn_export.export --list")
     dataset = trained_on(directories[0].checkpoint(), data)
     for directory in directories:
-        yield from ((total, check) for check in skipped(jobs[directory.model], directory, only))
+        if not only:
+            yield from ((total, check) for check in skipped(jobs[directory.model], artifacts[directory.model]))
         truth: Truth | None = None
         for artifact, path, spec in jobs[directory.model]:
             truth = truth or make_truth(directory, dataset)
@@ -112,13 +112,8 @@ def seconds(text: str) -> float:
     return value
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Verify a run, print the table, write ``verify.json``.
-
-    Raises:
-        CheckFailedError: where any artifact differs, or nothing was compared.
-        UserError: where there is nothing to compare, or options contradict each other.
-    """
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = cli.stage("verify", "Prove that every artifact of a run gives what PyTorch gives.")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
     parser.add_argument(
@@ -141,7 +136,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "gets images normalised as ours are",
     )
     parser.add_argument("--against", type=cli.path_or_none, metavar="RUN", help="compare --run with this run instead")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Verify a run, print the table, write ``verify.json``.
+
+    Raises:
+        CheckFailedError: where any artifact differs, or nothing was compared.
+        UserError: where there is nothing to compare, or options contradict each other.
+    """
+    options = build_parser().parse_args(arguments)
     if options.files or options.against:
         if options.only or options.fail_fast:
             raise UserError("--only and --fail-fast are for checks against PyTorch", "leave them out")
