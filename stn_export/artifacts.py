@@ -158,6 +158,17 @@ def model_directories(run: Path) -> list[ModelDirectory]:
     return found
 
 
+def read_history(directory: ModelDirectory) -> list[dict]:
+    """The figures of every epoch of a model."""
+    lines = (directory.path / HISTORY_FILE).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def seed_directory(run: Path, first: int, seed: int) -> Path:
+    """Where a seed's models lie: the first one's in the run itself, any other's in a run of its own beneath it."""
+    return run if seed == first else run / f"seed-{seed}"
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:

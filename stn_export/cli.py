@@ -80,6 +80,11 @@ def int_or_none(text: str) -> int | None:
     return int(text) if text else None
 
 
+def names(text: str) -> tuple[str, ...]:
+    """An argument type: names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like every other error of ours."""
 

@@ -16,23 +16,33 @@ ALIGN_CORNERS = False
 INPUT_NAME = "images"
 OUTPUT_NAME = "log_probs"
 
-MODELS = ("stn", "cnn")
+MODELS = ("stn", "cnn", "cnn-matched")
+DEFAULT_MODELS = ("stn", "cnn")
 CHECKPOINT = "checkpoint"
 DEFAULT_SEED = 0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; ``localisation_scale`` multiplies the transformer's learning rate."""
+    """How a model is trained: ``learning_rate`` is the peak where there is one cycle, momentum is Nesterov's.
+
+    ``localisation_scale`` multiplies the transformer's learning rate. Biases, which hold theta's identity, are not
+    decayed by ``weight_decay``. ``flip`` mirrors half of the images, ``crop`` shifts each by up to so many pixels.
+    """
 
     name: str
     optimizer: str
     learning_rate: float
     epochs: int
     batch_size: int = 64
+    momentum: float = 0.0
     weight_decay: float = 0.0
     one_cycle: bool = False
+    warm_up: float = 0.3  # the share of the cycle in which the learning rate rises
     localisation_scale: float = 1.0
+    dropout: float = 0.5
+    flip: bool = False
+    crop: int = 0
 
 
 RECIPES = {
@@ -48,26 +58,61 @@ RECIPES = {
             one_cycle=True,
             localisation_scale=0.1,
         ),
+        Recipe(
+            "tuned",
+            optimizer="sgd",
+            learning_rate=0.05,
+            epochs=50,
+            batch_size=128,
+            momentum=0.9,
+            weight_decay=5e-4,
+            one_cycle=True,
+            localisation_scale=0.1,
+            dropout=0.0,
+            flip=True,
+            crop=2,
+        ),
     )
 }
+
+PRECISIONS = ("fp32", "tf32", "bf16")  # of training; evaluation is in fp32
+
+
+@dataclass(frozen=True)
+class AffineRange:
+    """Random affine maps: turned by up to ``degrees`` and shifted by up to ``shift`` pixels either way, then scaled.
+
+    ``scale`` is the range of the object's size against the original's; all three are drawn uniformly.
+    """
+
+    degrees: float
+    scale: tuple[float, float]
+    shift: float
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set by name: its classes in label order and the recipe it is trained with by default."""
+    """A data set by name: its classes in label order and the recipe it is trained with by default.
+
+    Where there is an ``affine`` range, training images are warped afresh each time they are seen, test images once.
+    """
 
     name: str
     classes: tuple[str, ...]
     recipe: str
+    affine: AffineRange | None = None
 
 
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DATASETS = {
     spec.name: spec
     for spec in (
+        DatasetSpec("cifar10", CIFAR10_CLASSES, recipe="reference"),
         DatasetSpec(
-            "cifar10",
-            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-            recipe="reference",
+            "cifar10-affine",
+            CIFAR10_CLASSES,
+            recipe="tuned",
+            affine=AffineRange(degrees=45, scale=(0.6, 1.1), shift=5),
         ),
         DatasetSpec("digits", tuple("0123456789"), recipe="quick"),
     )

@@ -5,7 +5,7 @@ ways on.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -39,6 +39,9 @@ class Split:
         """The same split on ``device``."""
         return Split(self.images.to(device), self.labels.to(device))
 
+    def __getitem__(self, part: slice) -> "Split":
+        return Split(self.images[part], self.labels[part])
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -52,6 +55,10 @@ class Dataset:
     test: Split
     fingerprint: str
     source: str
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same data set on ``device``."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 def normalise(images: Tensor, mean: float = MEAN, std: float = STD) -> Tensor:

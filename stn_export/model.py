@@ -12,10 +12,12 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from stn_export.config import ALIGN_CORNERS, IMAGE_SHAPE, MODELS
 from stn_export.errors import require_choice
 
+CLASSIFIER_WIDTHS = {"cnn": 1.0, "cnn-matched": 1.5}
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -61,21 +63,22 @@ class SpatialTransformer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The plain CNN: N×3×32×32 to N×10 log-probabilities."""
+    """The plain CNN: N×3×32×32 to N×10 log-probabilities; its inner layers are ``width`` times 10, 20 and 50 wide."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0, dropout: float = 0.5) -> None:
         super().__init__()
+        first, second, hidden = (round(width * channels) for channels in (10, 20, 50))
         self.features = nn.Sequential(
-            nn.Conv2d(3, 10, kernel_size=5),
+            nn.Conv2d(3, first, kernel_size=5),
             nn.MaxPool2d(2),
             nn.ReLU(),
-            nn.Conv2d(10, 20, kernel_size=5),
-            nn.Dropout2d(0.5),
+            nn.Conv2d(first, second, kernel_size=5),
+            nn.Dropout2d(dropout),
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.head = nn.Sequential(nn.Linear(500, 50), nn.ReLU(), nn.Dropout(0.5), nn.Linear(50, 10))
+        self.head = nn.Sequential(nn.Linear(25 * second, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 10))
 
     def forward(self, images: Tensor) -> Tensor:
         """Natural-log probabilities of the 10 classes."""
@@ -83,13 +86,24 @@ class Classifier(nn.Module):
         return F.log_softmax(self.head(self.features(images)), dim=1)
 
 
-def build_model(name: str) -> nn.Module:
-    """A freshly initialised ``stn`` (39,884 parameters) or ``cnn`` (31,340), in training mode.
+def build_model(name: str, dropout: float = 0.5) -> nn.Module:
+    """A freshly initialised model in training mode.
+
+    ``stn`` has 39,884 parameters, ``cnn`` is its classifier alone (31,340), and ``cnn-matched`` is that one widened
+    until an image costs it as many multiply-adds as ``stn`` (``multiply_adds`` counts them).
 
     Raises:
         UserError: for any other name.
     """
     require_choice("model", name, MODELS)
-    if name == "cnn":
-        return nn.Sequential(OrderedDict(classifier=Classifier()))
-    return nn.Sequential(OrderedDict(transformer=SpatialTransformer(), classifier=Classifier()))
+    if name != "stn":
+        return nn.Sequential(OrderedDict(classifier=Classifier(CLASSIFIER_WIDTHS[name], dropout)))
+    return nn.Sequential(OrderedDict(transformer=SpatialTransformer(), classifier=Classifier(dropout=dropout)))
+
+
+def multiply_adds(name: str) -> int:
+    """Multiply-adds of one image in a model's convolutions, matrix products and sampler (4 a bilinear value)."""
+    model, images = build_model(name).eval(), torch.zeros(1, *IMAGE_SHAPE)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    return counter.get_total_flops() // 2 + (4 * images.numel() if hasattr(model, "transformer") else 0)

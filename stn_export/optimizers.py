@@ -1,29 +1,59 @@
-"""A recipe's optimiser and learning-rate schedule."""
+"""A recipe's optimiser, and its learning rate at every step."""
+
+import math
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stn_export.config import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser, the transformer's parameters at ``localisation_scale`` times the learning rate."""
-    parts = dict(model.named_children())
-    groups = [
-        {"params": list(part.parameters()), "lr": recipe.learning_rate * scale}
-        for name, scale in (("transformer", recipe.localisation_scale), ("classifier", 1.0))
-        if (part := parts.get(name)) is not None
-    ]
+    """The recipe's optimiser; on CUDA one that a graph can capture, its learning rates in tensors."""
+    on_cuda = next(model.parameters()).is_cuda
+    groups = list(chain.from_iterable(_groups(part, name, recipe) for name, part in model.named_children()))
+    for group in groups:
+        group["peak"] = group["lr"]
+        group["lr"] = torch.tensor(group["lr"], device="cuda") if on_cuda else group["lr"]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+        momentum = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
+        return torch.optim.SGD(groups, fused=on_cuda, **momentum)
+    return torch.optim.AdamW(groups, fused=on_cuda)
 
 
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The recipe's schedule, stepped once a batch: one cycle up and down, or constant."""
+def _groups(part: nn.Module, name: str, recipe: Recipe) -> list[dict]:
+    """The weights and the biases of the transformer or of the classifier."""
+    rate = recipe.learning_rate * (recipe.localisation_scale if name == "transformer" else 1)
+    weights = [parameter for parameter in part.parameters() if parameter.ndim > 1]
+    biases = [parameter for parameter in part.parameters() if parameter.ndim == 1]
+    return [
+        {"params": weights, "lr": rate, "weight_decay": recipe.weight_decay},
+        {"params": biases, "lr": rate, "weight_decay": 0.0},
+    ]
+
+
+def learning_rate_share(recipe: Recipe, step: int, steps: int) -> float:
+    """The share of its peak that the learning rate has at ``step`` (from 0) of ``steps``: one cycle, or always all.
+
+    The cycle is ``torch.optim.lr_scheduler.OneCycleLR``'s: cosines from 1/25 up to 1 and down to 1/250,000.
+    """
     if not recipe.one_cycle:
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=recipe.epochs * steps_per_epoch)
+        return 1.0
+    top = recipe.warm_up * steps - 1
+    if step < top:
+        return _cosine(1 / 25, 1.0, step / top)
+    return _cosine(1.0, 1 / 250_000, (step - top) / (steps - 1 - top))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Give every group this share of its peak."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(share * group["peak"])
+        else:
+            group["lr"] = share * group["peak"]

@@ -21,11 +21,11 @@ from torch import nn
 from stn_export import cli, figures
 from stn_export.artifacts import (
     BENCH_FILE,
-    HISTORY_FILE,
     REPORT_SCHEMA,
     VERIFY_FILE,
     ModelDirectory,
     model_directories,
+    read_history,
     write_atomically,
     write_json,
 )
@@ -60,12 +60,6 @@ def collect(run: Path, data: Path | None) -> Report:
         add_differing(report, *shown, current)
     add_benchmarks(report, run / BENCH_FILE, current)
     return report
-
-
-def read_history(directory: ModelDirectory) -> list[dict]:
-    """The figures of every epoch of a model."""
-    lines = (directory.path / HISTORY_FILE).read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def read_reference() -> list[float]:

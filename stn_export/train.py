@@ -1,20 +1,19 @@
-"""Train the spatial transformer and the plain CNN: ``python -m stn_export.train``.
+"""Train a grid of models and seeds: ``python -m stn_export.train``.
 
-Random numbers are drawn afresh from (seed, epoch) at every epoch's start, so that a run that was interrupted and
-goes on is, byte for byte on the CPU, the run that was not.
+The first seed's models lie in the run directory itself, those of every further seed in a run of their own beneath it
+(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid, or with ``--ddp`` each model's batches.
 """
 
 import json
-import math
 import sys
-import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from stn_export import cli
 from stn_export.artifacts import (
@@ -23,9 +22,12 @@ from stn_export.artifacts import (
     STATE_FILE,
     Artifact,
     ModelDirectory,
+    read_history,
+    seed_directory,
     sha256_of,
     write_atomically,
 )
+from stn_export.captured import CapturedSteps
 from stn_export.checkpoint import load_tensors, save_checkpoint, serialise
 from stn_export.config import (
     ALIGN_CORNERS,
@@ -33,193 +35,164 @@ from stn_export.config import (
     CHECKPOINT,
     DATASETS,
     DEFAULT_DATASET,
+    DEFAULT_MODELS,
     DEFAULT_SEED,
     IMAGE_SHAPE,
     MEAN,
     MODELS,
+    PRECISIONS,
     RECIPES,
     STD,
     Recipe,
 )
-from stn_export.data import Dataset, Split, load_dataset, normalise
+from stn_export.data import Dataset, load_dataset
+from stn_export.distributed import ALONE, SplitTrainer, World, joined
 from stn_export.environment import DEVICES, describe, resolve_device
-from stn_export.errors import CheckFailedError, UserError, require_choice
-from stn_export.model import build_model
-from stn_export.optimizers import build_optimizer, build_scheduler
+from stn_export.errors import UserError, require_choice
+from stn_export.interrupts import Interrupts
+from stn_export.intervals import estimate
+from stn_export.model import multiply_adds
+from stn_export.plan import Plan, measured_weights
+from stn_export.trainer import Settings, Trainer, advance, run_epoch
 
-EVALUATION_BATCH = 1000
+KEEP = ("last", "best")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that decides a checkpoint's bytes on one machine."""
+class Cell:
+    """One training of the grid and where it goes."""
 
-    model: str
-    recipe: Recipe
-    seed: int
-    dataset: str
-    dataset_fingerprint: str
-
-    def as_dict(self) -> dict:
-        """JSON-ready, as the manifest and the checkpoint keep it."""
-        return asdict(self)
-
-
-class Trainer:
-    """A model with its optimiser and history, advanced one epoch at a time and restorable between epochs."""
-
-    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
-        torch.manual_seed(settings.seed)
-        self.settings = settings
-        self.device = device
-        self.model = build_model(settings.model).to(device, memory_format=torch.channels_last)  # 1.5x faster on a CPU
-        self.train, self.test = dataset.train.to(device), dataset.test.to(device)
-        self.steps_per_epoch = math.ceil(len(self.train) / settings.recipe.batch_size)
-        self.optimizer = build_optimizer(self.model, settings.recipe)
-        self.scheduler = build_scheduler(self.optimizer, settings.recipe, self.steps_per_epoch)
-        self.history: list[dict] = []
+    settings: Settings
+    directory: ModelDirectory
 
     @property
-    def epoch(self) -> int:
-        """How many epochs are complete."""
-        return len(self.history)
+    def up_to_date(self) -> bool:
+        """Whether it was trained with these settings before and its checkpoint is as it was."""
+        return self.directory.holds(CHECKPOINT, None, self.settings.as_dict())
 
-    def run_epoch(self, on_step: Callable[[int], None]) -> dict:
-        """Train one epoch, test, and return (and remember) its figures; ``on_step`` gets each batch's size.
-
-        Raises:
-            CheckFailedError: where the training loss is no longer finite.
-        """
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.epoch)
-        started = time.perf_counter()
-        train_loss = self._train(on_step)
-        test_loss, test_accuracy = evaluate(self.model, self.test)
-        if not math.isfinite(train_loss):
-            rate = self.optimizer.param_groups[-1]["lr"]
-            raise CheckFailedError(
-                f"{self.settings.model} diverged in epoch {self.epoch + 1} (loss {train_loss}, learning rate "
-                f"{rate:g}); epoch {self.epoch} is kept"
-            )
-        figures = {
-            "epoch": self.epoch + 1,
-            "train_loss": train_loss,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "seconds": time.perf_counter() - started,
-        }
-        self.history.append(figures)
-        return figures
-
-    def _train(self, on_step: Callable[[int], None]) -> float:
-        """One pass over the training set; returns the mean loss."""
-        self.model.train()
-        total = torch.zeros((), device=self.device)
-        for images, labels in batches(self.train, self.settings.recipe.batch_size):
-            loss = F.nll_loss(self.model(normalise(images)), labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.scheduler.step()
-            total += loss.detach() * len(labels)
-            on_step(len(labels))
-        return total.item() / len(self.train)
-
-    def state(self) -> dict:
-        """What ``restore`` needs to go on after the last complete epoch."""
-        return {
-            "settings": json.dumps(self.settings.as_dict()),
-            "history": json.dumps(self.history),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-        }
-
-    def restore(self, state: dict) -> bool:
-        """Go on from ``state`` if it was made with these settings; whether it was."""
-        if json.loads(state["settings"]) != self.settings.as_dict():
-            return False
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.history = json.loads(state["history"])
-        return True
+    def __str__(self) -> str:
+        return f"{self.settings.model} seed {self.settings.seed}"
 
 
-def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 images and labels in a new random order, ``size`` at a time; the last batch may be smaller."""
-    order = torch.randperm(len(split)).to(split.labels.device)  # drawn on the CPU: one order for every device
-    for chosen in order.split(size):
-        yield split.images[chosen], split.labels[chosen]
+Pair = tuple[Cell, Trainer]
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean negative log-likelihood and accuracy in [0, 1] over a split, in evaluation mode."""
-    model.eval()
-    loss = torch.zeros((), device=split.labels.device)
-    correct = torch.zeros((), device=split.labels.device)
-    for images, labels in zip(split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True):
-        log_probs = model(normalise(images))
-        loss += F.nll_loss(log_probs, labels, reduction="sum")
-        correct += (log_probs.argmax(1) == labels).sum()
-    return loss.item() / len(split), correct.item() / len(split)
-
-
-def train_model(settings: Settings, dataset: Dataset, device: torch.device, directory: ModelDirectory) -> Artifact:
-    """Train to the recipe's last epoch, going on where an earlier run with the same settings stopped.
+def train_cells(
+    cells: Sequence[Cell], dataset: Dataset, device: torch.device, interrupts: Interrupts, world: World = ALONE
+) -> None:
+    """Train every cell to its recipe's last epoch, going on where an earlier run stopped.
 
     Writes ``training.pt`` and ``history.jsonl`` after every epoch, at the end ``checkpoint.pt`` and its manifest entry.
 
     Raises:
-        CheckFailedError: where training diverges.
+        CheckFailedError: where a training diverges.
         KeyboardInterrupt: with a line saying what was kept.
     """
-    trainer = Trainer(settings, dataset, device)
-    state_path = directory.path / STATE_FILE
-    if state_path.exists() and trainer.restore(load_tensors(state_path)):
-        cli.say(f"{settings.model}: going on after epoch {trainer.epoch} of {settings.recipe.epochs}")
-    try:
-        _run_epochs(trainer, state_path)
-    except KeyboardInterrupt:
-        kept = f"epoch {trainer.epoch} is kept; run again to go on" if trainer.epoch else "no epoch was complete"
-        raise KeyboardInterrupt(f"while training {settings.model}: {kept}") from None
-    path = directory.path / CHECKPOINT_FILE
+    settings = [cell.settings for cell in cells]
+    weights = measured_weights(settings, dataset, device)
+    started = [(cell, start(cell, dataset, device, world)) for cell in cells]
+    plan = Plan([trainer for _, trainer in started], weights)
+    with cli.progress("images") as bar:
+        task = bar.add_task("training", total=plan.total, completed=plan.complete)
+
+        def on_step(model: str, images: int) -> None:
+            bar.update(task, completed=plan.advance(model, images), description=model)
+
+        for cohort in cohorts(started, device):
+            for _ in epochs(cohort, on_step, interrupts, world):
+                for _, trainer in cohort:
+                    bar.console.print(f"{epoch_line(trainer)}  {plan.eta()} left")
+            if world.writes:
+                for cell, trainer in cohort:
+                    write_checkpoint(cell, trainer, dataset.source)
+
+
+def start(cell: Cell, dataset: Dataset, device: torch.device, world: World) -> Trainer:
+    """The cell's trainer, as an earlier run with the same settings left it."""
+    split = world.split
+    trainer = SplitTrainer(cell.settings, dataset, device, world) if split else Trainer(cell.settings, dataset, device)
+    path = cell.directory.path / STATE_FILE
+    if path.exists() and trainer.restore(load_tensors(path)):
+        cli.say(f"{cell}: going on after {_kept(trainer)}")
+    return trainer
+
+
+def cohorts(started: Sequence[Pair], device: torch.device) -> list[list[Pair]]:
+    """What may advance in step: on CUDA all seeds of a model that stand at the same step, else each alone."""
+    if device.type != "cuda":
+        return [[pair] for pair in started]
+
+    def place(pair: Pair) -> tuple[str, int, int]:
+        return pair[0].settings.model, pair[1].epoch, pair[1].position
+
+    return [list(cohort) for _, cohort in groupby(sorted(started, key=place), key=place)]
+
+
+def epochs(
+    cohort: Sequence[Pair], on_step: Callable[[str, int], None], interrupts: Interrupts, world: World
+) -> Iterator[None]:
+    """Train a cohort to the end, saving after every epoch and where the user stops it; yields after each epoch."""
+    trainers = [trainer for _, trainer in cohort]
+    captures = trainers[0].device.type == "cuda" and not world.split
+    step_all = CapturedSteps(trainers) if captures and not trainers[0].done else advance
+    model = trainers[0].settings.model
+    while not trainers[0].done:
+        with interrupts.deferred():
+            complete = run_epoch(
+                trainers, partial(on_step, model), lambda: world.agreed(interrupts.requested), step_all
+            )
+            if world.writes:
+                for cell, trainer in cohort:
+                    save(cell.directory.path, trainer)
+        if complete:
+            yield
+        if world.agreed(interrupts.requested):
+            raise KeyboardInterrupt(f"while training {cohort[0][0]}: {_kept(trainers[0])}; run again to go on")
+
+
+def save(path: Path, trainer: Trainer) -> None:
+    """Write what is needed to go on, and the history."""
+    write_atomically(path / STATE_FILE, serialise(trainer.state()))
+    write_atomically(path / HISTORY_FILE, "".join(json.dumps(row) + "\n" for row in trainer.history).encode())
+
+
+def write_checkpoint(cell: Cell, trainer: Trainer, source: str) -> Artifact:
+    """Write the checkpoint and its manifest entry; the state to go on from is no longer needed."""
+    trainer.finish()
+    path = cell.directory.path / CHECKPOINT_FILE
     save_checkpoint(path, trainer.model, _meta(trainer))
-    artifact = directory.add(
+    artifact = cell.directory.add(
         Artifact(
             name=CHECKPOINT,
             file=path.name,
-            model=settings.model,
+            model=cell.settings.model,
             format="checkpoint",
             sha256=sha256_of(path),
             input_contract={"shape": ["N", *IMAGE_SHAPE], "dtype": "float32", "mean": MEAN, "std": STD},
-            settings=settings.as_dict(),
-            details={"device": str(device), "data": dataset.source, "align_corners": ALIGN_CORNERS},
+            settings=cell.settings.as_dict(),
+            details={"device": str(trainer.device), "data": source, "align_corners": ALIGN_CORNERS},
             environment=describe(),
         )
     )
-    state_path.unlink()
+    (cell.directory.path / STATE_FILE).unlink(missing_ok=True)
+    cli.say(f"{cell}: wrote {path}; whatever was made from an older one is now stale")
     return artifact
 
 
-def _run_epochs(trainer: Trainer, state_path: Path) -> None:
-    recipe, name = trainer.settings.recipe, trainer.settings.model
-    history_path = state_path.with_name(HISTORY_FILE)
-    with cli.progress("images", "{task.speed:.0f} images/s") as bar:
-        total = recipe.epochs * len(trainer.train)
-        task = bar.add_task(name, total=total, completed=trainer.epoch * len(trainer.train))
-        while trainer.epoch < recipe.epochs:
-            figures = trainer.run_epoch(lambda count: bar.advance(task, count))
-            write_atomically(state_path, serialise(trainer.state()))
-            write_atomically(history_path, "".join(json.dumps(row) + "\n" for row in trainer.history).encode())
-            bar.console.print(_epoch_line(name, recipe.epochs, len(trainer.train), figures))
+def _kept(trainer: Trainer) -> str:
+    if trainer.position:
+        return f"step {trainer.position} of {trainer.steps_per_epoch} of epoch {trainer.epoch + 1} is kept"
+    return f"epoch {trainer.epoch} of {trainer.settings.recipe.epochs} is kept"
 
 
-def _epoch_line(name: str, epochs: int, images: int, figures: dict) -> str:
+def epoch_line(trainer: Trainer) -> str:
+    """One line on the last complete epoch."""
+    figures, count = trainer.history[-1], trainer.settings.recipe.epochs
+    held_out = f"validation accuracy {figures['validation_accuracy']:.2%}  " if trainer.settings.validation else ""
     return (
-        f"{name} epoch {figures['epoch']:>{len(str(epochs))}}/{epochs}  train loss {figures['train_loss']:.4f}  "
-        f"test loss {figures['test_loss']:.4f}  test accuracy {figures['test_accuracy']:.2%}  "
-        f"{images / figures['seconds']:,.0f} images/s"
+        f"{trainer.settings.model} seed {trainer.settings.seed} epoch {figures['epoch']:>{len(str(count))}}/{count}  "
+        f"train loss {figures['train_loss']:.4f}  test loss {figures['test_loss']:.4f}  {held_out}"
+        f"test accuracy {figures['test_accuracy']:.2%}  {len(trainer.train) / figures['seconds']:,.0f} images/s"
     )
 
 
@@ -248,34 +221,92 @@ def recipe_for(dataset: str, name: str | None, epochs: int | None) -> Recipe:
     return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
+def grid(options: Namespace, dataset: Dataset) -> list[Cell]:
+    """Every model with every seed.
+
+    Raises:
+        UserError: for settings that cannot be trained with.
+    """
+    recipe = recipe_for(options.dataset, options.recipe, options.epochs)
+    precision = require_choice("precision", options.precision, PRECISIONS)
+    if options.seeds < 1:
+        raise UserError(f"SEEDS={options.seeds} trains nothing", "give 1 or more")
+    if not 0 <= options.validation < len(dataset.train):
+        raise UserError(f"{options.validation} images cannot be held out of {len(dataset.train)}", "hold out fewer")
+    if require_choice("checkpoint to keep", options.keep, KEEP) == "best" and not options.validation:
+        raise UserError("the best epoch cannot be told without held-out images", "add --validation 5000")
+    run = options.run or ARTIFACTS / options.dataset
+    fixed = (dataset.name, dataset.fingerprint, precision, options.validation, options.keep)
+    return [
+        Cell(
+            Settings(model, recipe, seed, *fixed),
+            ModelDirectory(seed_directory(run, options.seed, seed) / require_choice("model", model, MODELS)),
+        )
+        for seed in range(options.seed, options.seed + options.seeds)
+        for model in options.models
+    ]
+
+
+def print_summary(cells: Sequence[Cell]) -> None:
+    """A row a model: the last epoch's test accuracy over the seeds."""
+    rows = []
+    for model in dict.fromkeys(cell.settings.model for cell in cells):
+        seeds = [cell.directory for cell in cells if cell.settings.model == model]
+        found = estimate([read_history(directory)[-1]["test_accuracy"] for directory in seeds])
+        interval = f"{found.low:.2%} to {found.high:.2%}" if found.count > 1 else "–"
+        spread = cli.figure(100 * found.deviation, ".2f")
+        rows.append((model, f"{multiply_adds(model):,}", str(found.count), f"{found.mean:.2%}", spread, interval))
+    columns = ("model", "multiply-adds", "seeds", "test accuracy", "sd, points", "95 % interval of the mean")
+    cli.table("", columns, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train every model that is not up to date."""
-    parser = cli.stage("train", "Train the spatial transformer and the plain CNN.")
+    """Train every cell of the grid that is not up to date."""
+    parser = cli.stage("train", "Train a grid of models and seeds.")
     parser.add_argument("--dataset", default=DEFAULT_DATASET, help=f"one of: {', '.join(DATASETS)}")
     parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
+    parser.add_argument(
+        "--models", type=cli.names, default=DEFAULT_MODELS, help=f"of: {', '.join(MODELS)}; with commas"
+    )
     parser.add_argument("--recipe", help=f"one of: {', '.join(RECIPES)}; by default the data set's own")
     parser.add_argument("--epochs", type=cli.int_or_none, help="instead of the recipe's own")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of weights, order and dropout")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="the first seed, of weights, order and dropout")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of: {', '.join(PRECISIONS)}")
+    parser.add_argument("--validation", type=int, default=0, help="training images to hold out")
+    parser.add_argument("--keep", default=KEEP[0], help="last, or best: the epoch that did best on the held-out images")
+    parser.add_argument("--ddp", action="store_true", help="under torchrun: split batches instead of the grid")
     parser.add_argument("--device", default="auto", help=f"one of: {', '.join(DEVICES)}")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
     options = parser.parse_args(arguments)
 
-    recipe = recipe_for(options.dataset, options.recipe, options.epochs)
     device = resolve_device(options.device)
-    dataset = load_dataset(options.dataset, options.data)
-    run = options.run or ARTIFACTS / options.dataset
-    for name in MODELS:
-        settings = Settings(name, recipe, options.seed, dataset.name, dataset.fingerprint)
-        directory = ModelDirectory(run / name)
-        if directory.holds(CHECKPOINT, None, settings.as_dict()):
-            cli.say(f"{name}: up to date ({directory.path / CHECKPOINT_FILE})")
-            continue
+    recipe_for(options.dataset, options.recipe, options.epochs)  # before the data set, which may take a while
+    interrupts = Interrupts()
+    with interrupts.installed(), joined(device, options.ddp) as world:
+        dataset = load_dataset(options.dataset, options.data)
+        cells = grid(options, dataset)
+        todo = [cell for cell in cells if not cell.up_to_date]
+        if world.writes:
+            announce(cells, todo, dataset, device)
+        mine = world.share(todo, [multiply_adds(cell.settings.model) for cell in todo])
+        train_cells(mine, dataset.to(device), device, interrupts, world)
+        world.wait()
+        if world.rank == 0:
+            print_summary(cells)
+
+
+def announce(cells: Sequence[Cell], todo: Sequence[Cell], dataset: Dataset, device: torch.device) -> None:
+    """Say what is up to date and what is going to be trained, on what."""
+    for cell in cells:
+        if cell not in todo:
+            cli.say(f"{cell}: up to date ({cell.directory.path / CHECKPOINT_FILE})")
+    for cell in todo:
+        recipe = cell.settings.recipe
         cli.say(
-            f"{name}: training on {dataset.name} from {dataset.source}, recipe {recipe.name}, {recipe.epochs} epochs, "
-            f"seed {options.seed}, on {device.type}"
+            f"{cell}: training on {dataset.name} from {dataset.source}, recipe {recipe.name}, {recipe.epochs} epochs, "
+            f"{cell.settings.precision}, on {device.type}"
         )
-        train_model(settings, dataset, device, directory)
-        cli.say(f"{name}: wrote {directory.path / CHECKPOINT_FILE}; whatever was made from an older one is now stale")
 
 
 if __name__ == "__main__":
