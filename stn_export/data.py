@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from stn_export.artifacts import Artifact, fingerprint, write_atomically
+from stn_export.augmentation import random_affine
 from stn_export.checkpoint import serialise
-from stn_export.config import DATA, DATASETS, IMAGE_SHAPE, MEAN, STD
+from stn_export.config import DATA, DATASETS, IMAGE_SHAPE, MEAN, STD, AffineRange
 from stn_export.digits import draw_digits
 from stn_export.errors import UserError, require_choice
 
@@ -25,6 +26,7 @@ PICKLED_CIFAR10 = "cifar-10-batches-py"
 DIGITS_TRAIN, DIGITS_TEST = 10_000, 2_000
 CHANNELS, HEIGHT, WIDTH = IMAGE_SHAPE
 AXES = {(CHANNELS, HEIGHT, WIDTH): (0, 1, 2, 3), (HEIGHT, WIDTH, CHANNELS): (0, 2, 3, 1)}  # from NCHW, by shape
+WARP_SEED = 0
 CACHE_VERSION = "1"  # raised whenever a decoder or the drawing of digits changes
 
 
@@ -95,11 +97,28 @@ def contract_batch(images: Tensor, contract: dict) -> np.ndarray:
 def load_dataset(name: str, data: Path | None = None) -> Dataset:
     """Load ``digits`` (drawn here) or ``cifar10`` (from ``data``, else from ``data/``, else downloaded).
 
+    Of a variant with an affine range the test images are warped, once and for all; training images are warped when
+    they are seen (``seen_in_training``).
+
     Raises:
         UserError: for an unknown name, and where CIFAR-10 cannot be found, fetched or read.
     """
     require_choice("data set", name, list(DATASETS))
-    return _load_digits() if name == "digits" else _load_cifar10(data)
+    dataset = _load_digits() if name == "digits" else _load_cifar10(data)
+    limits = DATASETS[name].affine
+    return dataset if limits is None else _with_warped_test(dataset, name, limits)
+
+
+def _with_warped_test(dataset: Dataset, name: str, limits: AffineRange) -> Dataset:
+    warped = random_affine(dataset.test.images, limits, torch.Generator().manual_seed(WARP_SEED))
+    digest = fingerprint([dataset.fingerprint.encode(), warped.numpy().tobytes()])
+    return replace(dataset, name=name, test=Split(warped, dataset.test.labels), fingerprint=digest)
+
+
+def seen_in_training(dataset: Dataset, count: int) -> Tensor:
+    """The first ``count`` training images, uint8, as training sees them up to its recipe's flips and crops."""
+    images, limits = dataset.train.images[:count], DATASETS[dataset.name].affine
+    return images if limits is None else random_affine(images, limits, torch.Generator().manual_seed(WARP_SEED))
 
 
 def _load_digits() -> Dataset:

@@ -44,7 +44,7 @@ from stn_export.config import (
     STD,
     ExportSpec,
 )
-from stn_export.data import contract_batch, trained_on
+from stn_export.data import contract_batch, seen_in_training, trained_on
 from stn_export.deployment import audit
 from stn_export.environment import describe, git_commit, versions
 from stn_export.errors import UserError, require_choice
@@ -68,7 +68,7 @@ class Source:
     @cached_property
     def calibration(self) -> Tensor:
         """The first training images, uint8: read only where something is quantised."""
-        return trained_on(self.directory.checkpoint(), self.data).train.images[:CALIBRATION_IMAGES]
+        return seen_in_training(trained_on(self.directory.checkpoint(), self.data), CALIBRATION_IMAGES)
 
     def module(self, spec: ExportSpec) -> nn.Module:
         """The model at the row's precision, fed as its contract says; int8 starts from float32."""
