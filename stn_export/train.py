@@ -1,7 +1,8 @@
 """Train a grid of models and seeds: ``python -m stn_export.train``.
 
 The first seed's models lie in the run directory itself, those of every further seed in a run of their own beneath it
-(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid, or with ``--ddp`` each model's batches.
+(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid, or with ``--ddp`` each model's batches:
+``torchrun --nproc-per-node 2 -m -- stn_export.train --seeds 8`` (the ``--`` keeps torchrun from reading our options).
 """
 
 import json
@@ -287,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset = load_dataset(options.dataset, options.data)
         cells = grid(options, dataset)
         todo = [cell for cell in cells if not cell.up_to_date]
-        if world.writes:
+        if world.rank == 0:
             announce(cells, todo, dataset, device)
         mine = world.share(todo, [multiply_adds(cell.settings.model) for cell in todo])
         train_cells(mine, dataset.to(device), device, interrupts, world)
