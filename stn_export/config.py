@@ -76,6 +76,7 @@ RECIPES = {
 }
 
 PRECISIONS = ("fp32", "tf32", "bf16")  # of training; evaluation is in fp32
+KEEP = ("last", "best")  # epoch's weights; the best is told on held-out training images
 
 
 @dataclass(frozen=True)

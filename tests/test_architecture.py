@@ -28,7 +28,7 @@ FLOORS = (
     ("data", "onnx_export", "placement", "diagnosis"),
     ("figures", "challenges", "variants", "quantise", "optimise", "optimizers", "triton", "modelcard"),
     ("trainer", "lint", "deployment", "matrix", "report_content"),
-    ("portability", "runners", "captured", "plan", "distributed"),
+    ("portability", "runners", "captured", "cells", "plan", "distributed"),
     ("checks", "sides", "report_parity"),
     ("versus", "search"),
     ("train", "export", "verify", "report", "predict", "audit"),
