@@ -59,10 +59,10 @@ RECIPES = {
             localisation_scale=0.1,
         ),
         Recipe(
-            "tuned",
+            "short",
             optimizer="sgd",
             learning_rate=0.05,
-            epochs=50,
+            epochs=20,
             batch_size=128,
             momentum=0.9,
             weight_decay=5e-4,
@@ -113,7 +113,7 @@ DATASETS = {
         DatasetSpec(
             "cifar10-affine",
             CIFAR10_CLASSES,
-            recipe="tuned",
+            recipe="short",
             affine=AffineRange(degrees=45, scale=(0.6, 1.1), shift=5),
         ),
         DatasetSpec("digits", tuple("0123456789"), recipe="quick"),
