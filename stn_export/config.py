@@ -100,15 +100,22 @@ CONTRACTS = {
     )
 }
 
-FORMATS = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
+FORMATS = {
+    "onnx": ".onnx",
+    "torchscript": ".ts",
+    "pt2": ".pt2",
+    "aotinductor": ".aoti.pt2",
+    "aotinductor-cuda": ".aoti-cuda.pt2",
+}
+DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said, one image only
 
 
 @dataclass(frozen=True)
 class ExportSpec:
     """One row of the export matrix. ``default`` rows are written by ``make export``, the others on request.
 
-    Of the lowerings ``plain`` is for models without a transformer, the others for those with one; formats other
-    than ONNX keep PyTorch's own operators and have none.
+    Of the lowerings ``plain`` is for models without a transformer, ``default`` for all, the others for those with one;
+    formats other than ONNX keep PyTorch's own operators and have none.
     """
 
     format: str
@@ -124,7 +131,7 @@ class ExportSpec:
         """The artifact's name in the manifest, unique within a model."""
         parts = [self.lowering or self.format, self.precision]
         parts += [self.contract] * (self.contract != "float")
-        parts += [f"batch{self.batch}"] * (self.batch is not None)
+        parts += [f"batch{self.batch}"] * (self.batch is not None and self.lowering != DEFAULT_EXPORT)
         return "-".join(parts + ["optimised"] * self.optimised)
 
     @property
@@ -134,7 +141,7 @@ class ExportSpec:
 
     def applies_to(self, model: str) -> bool:
         """Whether this row is one of ``model``'s."""
-        return self.lowering is None or (self.lowering == "plain") == (model == "cnn")
+        return self.lowering in (None, DEFAULT_EXPORT) or (self.lowering == "plain") == (model == "cnn")
 
 
 EXPORTS = (
@@ -142,6 +149,8 @@ EXPORTS = (
     ExportSpec("torchscript", None, "bf16"),
     ExportSpec("pt2", None),
     ExportSpec("aotinductor", None, default=False),
+    ExportSpec("aotinductor-cuda", None, default=False),
+    ExportSpec("onnx", DEFAULT_EXPORT, batch=1),
     ExportSpec("onnx", "matmul"),
     ExportSpec("onnx", "affinegrid"),
     ExportSpec("onnx", "decomposed"),

@@ -126,9 +126,11 @@ def _parsed(text: str) -> object:
 def _runner(path: Path, artifact: Artifact) -> Runner:
     if artifact.format != "onnx" and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is truncated or no PyTorch file", USABLE)
-    specs = (spec for spec in RUNNERS if (spec.format, spec.device) == (artifact.format, "cpu"))
+    specs = [spec for spec in RUNNERS if (spec.format, spec.device) == (artifact.format, "cpu")]
+    if not specs:
+        raise UserError(f"{path} does not run on the CPU, where files are compared", USABLE)
     try:
-        return next(specs).open(path, artifact.input_contract or FLOAT)
+        return specs[0].open(path, artifact.input_contract or FLOAT)
     except UserError:
         raise
     except Exception as error:  # what PyTorch and ONNX Runtime raise depends on the kind of damage

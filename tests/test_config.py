@@ -2,7 +2,7 @@
 
 import pytest
 
-from stn_export.config import CONTRACTS, DATASETS, EXPORTS, GRIDS, MODELS, RECIPES, ExportSpec
+from stn_export.config import CONTRACTS, DATASETS, DEFAULT_EXPORT, EXPORTS, GRIDS, MODELS, RECIPES, ExportSpec
 from stn_export.export import EXPORTERS
 from stn_export.lowering import LOWERINGS, Lowering
 from stn_export.runners import RUNNERS
@@ -16,7 +16,7 @@ def test_every_export_can_be_written_run_and_judged(spec: ExportSpec):
     assert spec.precision in TOLERANCES
     assert spec.contract in CONTRACTS
     assert any(spec.applies_to(model) for model in MODELS)
-    assert (spec.lowering in LOWERINGS) == (spec.format == "onnx")
+    assert (spec.lowering in {*LOWERINGS, DEFAULT_EXPORT}) == (spec.format == "onnx")
 
 
 def test_names_are_unique_within_a_model():
