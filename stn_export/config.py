@@ -171,49 +171,6 @@ VERIFY_BATCHES = (1, 2, 3, 7, 64, 257)
 
 
 @dataclass(frozen=True)
-class BenchGrid:
-    """What ``make bench`` times: latency at batch 1, images per second at ``throughput_batches``.
-
-    Every row takes about ``row_seconds`` after ``warmup_seconds``. Where the spatial transformer is set against the
-    plain CNN, at ``overhead_batches``, the two take turns in ``blocks`` blocks of about ``block_seconds`` each.
-    """
-
-    name: str
-    throughput_batches: tuple[int, ...]
-    row_seconds: float
-    warmup_seconds: float
-    overhead_batches: tuple[int, ...]
-    blocks: int
-    block_seconds: float
-    threads: int = 1
-
-
-GRIDS = {
-    grid.name: grid
-    for grid in (
-        BenchGrid(
-            "quick",
-            throughput_batches=(16, 256),
-            row_seconds=0.3,
-            warmup_seconds=0.1,
-            overhead_batches=(1, 64),
-            blocks=25,
-            block_seconds=0.01,
-        ),
-        BenchGrid(
-            "full",
-            throughput_batches=(2, 4, 8, 16, 32, 64, 128, 256, 1024),
-            row_seconds=2.0,
-            warmup_seconds=0.5,
-            overhead_batches=(1, 16, 64, 256),
-            blocks=100,
-            block_seconds=0.05,
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
 class ServingSpec:
     """How an inference server batches requests: up to ``max_batch`` images, waiting up to ``max_delay_us`` for them."""
 

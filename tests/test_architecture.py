@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 FLOORS = (
-    ("config", "errors", "tolerances"),
+    ("config", "errors", "grids", "tolerances"),
     ("environment", "artifacts"),
     ("cli", "model", "compare", "digits", "capture", "sampling", "folding", "graph", "probes", "pictures"),
     ("checkpoint", "torch_files", "lowering", "kernels"),

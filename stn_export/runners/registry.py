@@ -81,6 +81,11 @@ class RunnerSpec:
     captures: bool = False
     verify_batch: int | None = None
 
+    @property
+    def slow(self) -> bool:
+        """Whether opening it for another batch size takes seconds or minutes."""
+        return self.verify_batch is not None
+
     def open(self, path: Path, contract: dict = FLOAT) -> Runner:
         """The runner of the artifact at ``path``."""
         return self.load(path, self.device, contract, self.tf32)
