@@ -1,4 +1,4 @@
-"""Options and fixtures of the suites, and the closing table.
+"""Options and fixtures of the suites, and the closing tables.
 
 python -m pytest benchmarks --run artifacts/digits --grid quick --benchmark-json bench.json
 """
@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.targets import find_targets, pairs, rivals
+from benchmarks.parts import PARTS
+from benchmarks.targets import cases, find_targets, left_out
 from stn_export import cli
 from stn_export.artifacts import model_directories
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET, GRIDS, BenchGrid
+from stn_export.config import ARTIFACTS, DEFAULT_DATASET
 from stn_export.data import example_images, trained_on
 from stn_export.environment import DEVICES, describe
 from stn_export.errors import EXIT_USER, UserError, require_choice
+from stn_export.grids import GRIDS, BenchGrid
 
-CLOSING_TABLES = {
+CONTESTS = {
     "overhead": ("The spatial transformer against the plain CNN", "STN", "CNN"),
-    "lowering": ("Lowerings against what PyTorch's exporter gives by itself", "lowering", "default"),
+    "lowering": ("Lowerings against what PyTorch's exporter gives by itself", "lowering", "decomposed"),
+    "eager": ("Against eager PyTorch with the same images", "this", "eager"),
+    "default": ("Against the default export in a default session, one image", "this", "default"),
 }
 
 
@@ -41,23 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.targets = find_targets(config.getoption("--run"), device)
     except UserError as error:
         pytest.exit(f"error: {error}\nhint:  {error.hint}", returncode=EXIT_USER)
-    config.contests = {table: [] for table in CLOSING_TABLES}
+    config.closing = {table: [] for table in (*CONTESTS, "start-up", "breakdown")}
     torch.set_num_threads(config.grid.threads)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a target, or a pair of targets, and a batch size."""
-    grid, targets = metafunc.config.grid, metafunc.config.targets
-    if "target" in metafunc.fixturenames:
-        metafunc.parametrize("target", targets, ids=str)
-    if "pair" in metafunc.fixturenames:
-        metafunc.parametrize("pair", pairs(targets), ids=lambda pair: pair[0].backend)
-    if "rivals" in metafunc.fixturenames:
-        metafunc.parametrize("rivals", rivals(targets), ids=lambda pair: pair[0].backend)
-    if "throughput_batch" in metafunc.fixturenames:
-        metafunc.parametrize("throughput_batch", grid.throughput_batches)
-    if "overhead_batch" in metafunc.fixturenames:
-        metafunc.parametrize("overhead_batch", grid.overhead_batches)
+    """One test for every row that the grid has in the suite which the function is named after."""
+    if "case" in metafunc.fixturenames:
+        suite, grid = metafunc.function.__name__.removeprefix("test_"), metafunc.config.grid
+        metafunc.parametrize("case", list(cases(suite, metafunc.config.targets, getattr(grid, suite))), ids=str)
 
 
 @pytest.fixture
@@ -75,9 +71,9 @@ def images(pytestconfig: pytest.Config) -> Callable[[int], Tensor]:
 
 
 @pytest.fixture
-def closing_table(pytestconfig: pytest.Config) -> Callable[[str, dict], None]:
-    """Add a contest's figures to one of the closing tables."""
-    return lambda table, figures: pytestconfig.contests[table].append(figures)
+def close(pytestconfig: pytest.Config) -> Callable[[str, dict], None]:
+    """Add a row's figures to one of the closing tables."""
+    return lambda table, figures: pytestconfig.closing[table].append(figures)
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
@@ -87,19 +83,46 @@ def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(config: pytest.Config) -> None:
-    """Close with what the spatial transformer costs against the plain CNN, and each lowering against the default."""
-    for table, (title, ours, theirs) in CLOSING_TABLES.items():
-        if rows := config.contests[table]:
-            columns = ("backend", "batch", f"{ours} ms", f"{theirs} ms", f"{ours}/{theirs}", "95 % interval")
-            cli.table(f"\n{title}", columns, list(map(_closing_row, rows)))
+    """Close with the contests, what starting takes, where the time goes, and what could not be timed here."""
+    for name, (title, ours, theirs) in CONTESTS.items():
+        columns = ("backend", "batch", f"{ours} ms", f"{theirs} ms", f"{ours}/{theirs}", "95 % interval")
+        _table(title, columns, list(map(_contest_row, config.closing[name])))
+    columns = ("backend", "imports s", "load s", "first answer s")
+    _table("A fresh process until its first answer", columns, list(map(_start_row, config.closing["start-up"])))
+    columns = ("backend", "batch", *(f"{part} µs" for part in PARTS))
+    _table("Where the time goes (profiled)", columns, list(map(_breakdown_row, config.closing["breakdown"])))
+    reasons = left_out(config.getoption("--run"), config.getoption("--device"))
+    for reason in sorted(set(reasons.values())):
+        names = ", ".join(name for name, each in reasons.items() if each == reason)
+        cli.say(f"[dim]not timed, {cli.escape(reason)}: {cli.escape(names)}[/]")
+    if slow := sorted({each.runner.name for each in config.targets if each.runner.slow}):
+        cli.say(f"[dim]slow to start, timed only where grid {config.grid.name} asks for them: {', '.join(slow)}[/]")
 
 
-def _closing_row(figures: dict) -> tuple[str, ...]:
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    if rows:
+        cli.table(f"\n{title}", columns, rows)
+
+
+def _name(figures: dict) -> str:
+    return f"{figures['model']} {figures['runner']} {figures['artifact']}"
+
+
+def _contest_row(figures: dict) -> tuple[str, ...]:
     return (
-        f"{figures['runner']} {figures['artifact']}",
+        _name(figures),
         str(figures["batch"]),
         f"{figures['seconds'] * 1e3:.3f}",
         f"{figures['baseline_seconds'] * 1e3:.3f}",
         f"{figures['ratio']:.2f}",
         f"{figures['ratio_low']:.2f} to {figures['ratio_high']:.2f}",
     )
+
+
+def _start_row(figures: dict) -> tuple[str, ...]:
+    times = (figures[name] for name in ("import_seconds", "load_seconds", "first_seconds"))
+    return (_name(figures), *(f"{seconds:.3f}" for seconds in times))
+
+
+def _breakdown_row(figures: dict) -> tuple[str, ...]:
+    return (_name(figures), str(figures["batch"]), *(f"{figures['breakdown'][part] * 1e6:.0f}" for part in PARTS))

@@ -12,8 +12,9 @@ import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from benchmarks.clocks import use_clock
 from benchmarks.targets import Target
-from stn_export.config import BenchGrid
+from stn_export.grids import BenchGrid
 from stn_export.runners import Step
 
 CONFIDENCE = 0.95
@@ -32,9 +33,9 @@ def warm_up(step: Step, seconds: float) -> float:
 
 def timed(step: Step) -> float:
     """Seconds of one call."""
-    started = time.perf_counter()
+    started = step.clock()
     step()
-    return time.perf_counter() - started
+    return step.clock() - started
 
 
 def rounds_for(call_seconds: float, row_seconds: float) -> int:
@@ -45,6 +46,7 @@ def rounds_for(call_seconds: float, row_seconds: float) -> int:
 def time_target(benchmark: BenchmarkFixture, target: Target, images: Tensor, grid: BenchGrid) -> None:
     """Warm up, time single calls for the grid's ``row_seconds``, and note what was timed."""
     step = target.step(images)
+    use_clock(benchmark, step.clock)
     benchmark.pedantic(step, rounds=rounds_for(warm_up(step, grid.warmup_seconds), grid.row_seconds))
     rate = len(images) / benchmark.stats.stats.median
     benchmark.extra_info.update(target.facts(len(images)) | {"images_per_second": rate})
@@ -90,6 +92,7 @@ def contest(benchmark: BenchmarkFixture, target: Target, baseline: Target, image
     step, other = target.step(images), baseline.step(images)
     warm_up(other, grid.warmup_seconds)
     turns = Interleaved(step, other, rounds_for(warm_up(step, grid.warmup_seconds), grid.block_seconds))
+    use_clock(benchmark, step.clock)
     benchmark.pedantic(step, setup=turns.block, rounds=grid.blocks)
     benchmark.extra_info.update(target.facts(len(images)) | {"baseline": str(baseline)} | turns.summary())
     return benchmark.extra_info

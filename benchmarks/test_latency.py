@@ -1,15 +1,26 @@
-"""Batch 1: how long one image takes."""
+"""Batch 1: how long one image takes, its input in place."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks.methodology import time_target
-from benchmarks.targets import Target
-from stn_export.config import BenchGrid
+from benchmarks.targets import Case
+from stn_export.grids import BenchGrid
+
+DIFFERENT = 1000  # images that the buffers of a cold row are filled from
 
 
-def test_latency(benchmark: BenchmarkFixture, target: Target, grid: BenchGrid, images: Callable[[int], Tensor]) -> None:
-    benchmark.group = f"latency, batch 1, {target.runner.device}"
-    time_target(benchmark, target, images(1), grid)
+def test_latency(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Callable[[int], Tensor]) -> None:
+    """The input in the cache: the same buffer again and again."""
+    benchmark.group = f"latency, batch {case.batch}, {case.target.runner.device}"
+    time_target(benchmark, replace(case.target, regime="device"), images(case.batch), grid)
+
+
+def test_cold(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Callable[[int], Tensor]) -> None:
+    """The input out of the cache: more buffers in turn than it holds. Weights and code stay in it."""
+    benchmark.group = f"latency, cold input, batch {case.batch}, {case.target.runner.device}"
+    target = replace(case.target, regime="device", rotated=images(max(DIFFERENT, case.batch)))
+    time_target(benchmark, target, images(case.batch), grid)

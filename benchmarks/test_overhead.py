@@ -1,4 +1,4 @@
-"""Two artifacts that take turns in one process: their ratio and its interval."""
+"""Contests: two artifacts that take turns in one process, their ratio and its interval."""
 
 from collections.abc import Callable
 
@@ -6,30 +6,41 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks.methodology import contest
-from benchmarks.targets import Target
-from stn_export.config import BenchGrid
+from benchmarks.targets import Case
+from stn_export.grids import BenchGrid
+
+Close = Callable[[str, dict], None]
+Images = Callable[[int], Tensor]
+GROUPS = {
+    "overhead": "overhead of the transformer",
+    "lowering": "lowerings against the exporter's own",
+    "eager": "against eager PyTorch",
+    "default": "against the default export in a default session",
+}
 
 
-def test_overhead(
-    benchmark: BenchmarkFixture,
-    pair: tuple[Target, Target],
-    overhead_batch: int,
-    grid: BenchGrid,
-    images: Callable[[int], Tensor],
-    closing_table: Callable[[str, dict], None],
-) -> None:
+def hold(name: str, benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Images, close: Close) -> None:
+    """Hold the contest of that name, and enter it in its closing table."""
+    benchmark.group = f"{GROUPS[name]}, batch {case.batch}, {case.target.runner.device}"
+    benchmark.extra_info["contest"] = name
+    close(name, contest(benchmark, case.target, case.baseline, images(case.batch), grid))
+
+
+def test_overhead(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Images, close: Close) -> None:
     """The spatial transformer against the plain CNN."""
-    benchmark.group = f"overhead of the transformer, batch {overhead_batch}, {pair[0].runner.device}"
-    closing_table("overhead", contest(benchmark, *pair, images(overhead_batch), grid))
+    hold("overhead", benchmark, case, grid, images, close)
 
 
-def test_lowering(
-    benchmark: BenchmarkFixture,
-    rivals: tuple[Target, Target],
-    grid: BenchGrid,
-    images: Callable[[int], Tensor],
-    closing_table: Callable[[str, dict], None],
-) -> None:
-    """A lowering against the one that PyTorch's exporter gives by itself, for one image."""
-    benchmark.group = f"lowerings against the exporter's own, batch 1, {rivals[0].runner.device}"
-    closing_table("lowering", contest(benchmark, *rivals, images(1), grid))
+def test_lowering(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Images, close: Close) -> None:
+    """A lowering against the one that PyTorch's exporter gives by itself."""
+    hold("lowering", benchmark, case, grid, images, close)
+
+
+def test_eager(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Images, close: Close) -> None:
+    """A backend against eager PyTorch with the same images."""
+    hold("eager", benchmark, case, grid, images, close)
+
+
+def test_default(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Images, close: Close) -> None:
+    """A backend against what people get by default: the default export in a default session of ONNX Runtime."""
+    hold("default", benchmark, case, grid, images, close)

@@ -1,21 +1,16 @@
-"""Larger batches: how many images a second."""
+"""Larger batches: how many images a second, inputs in place."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks.methodology import time_target
-from benchmarks.targets import Target
-from stn_export.config import BenchGrid
+from benchmarks.targets import Case
+from stn_export.grids import BenchGrid
 
 
-def test_throughput(
-    benchmark: BenchmarkFixture,
-    target: Target,
-    throughput_batch: int,
-    grid: BenchGrid,
-    images: Callable[[int], Tensor],
-) -> None:
-    benchmark.group = f"throughput, batch {throughput_batch}, {target.runner.device}"
-    time_target(benchmark, target, images(throughput_batch), grid)
+def test_throughput(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Callable[[int], Tensor]) -> None:
+    benchmark.group = f"throughput, batch {case.batch}, {case.target.runner.device}"
+    time_target(benchmark, replace(case.target, regime="offline"), images(case.batch), grid)

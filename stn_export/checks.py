@@ -134,7 +134,8 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
     """Run one artifact through one runner; whatever it raises is a failed check, never a missing one."""
     known = (artifact.model, artifact.name, artifact.sha256, spec.name, spec.tolerance_of(artifact.precision))
     try:
-        return _check(known, spec.open(path, artifact.input_contract), artifact.input_contract, truth)
+        contract = spec.verified_as(artifact.input_contract)
+        return _check(known, spec.open(path, contract), contract, truth)
     except Exception as problem:
         return Check(*known, failure=f"{type(problem).__name__}: {str(problem).splitlines()[0]}")
 

@@ -147,15 +147,22 @@ CONTRACTS = {
     )
 }
 
-FORMATS = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
+FORMATS = {
+    "onnx": ".onnx",
+    "torchscript": ".ts",
+    "pt2": ".pt2",
+    "aotinductor": ".aoti.pt2",
+    "aotinductor-cuda": ".aoti-cuda.pt2",
+}
+DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said, one image only
 
 
 @dataclass(frozen=True)
 class ExportSpec:
     """One row of the export matrix. ``default`` rows are written by ``make export``, the others on request.
 
-    Of the lowerings ``plain`` is for models without a transformer, the others for those with one; formats other
-    than ONNX keep PyTorch's own operators and have none.
+    Of the lowerings ``plain`` is for models without a transformer, ``default`` for all, the others for those with one;
+    formats other than ONNX keep PyTorch's own operators and have none.
     """
 
     format: str
@@ -171,7 +178,7 @@ class ExportSpec:
         """The artifact's name in the manifest, unique within a model."""
         parts = [self.lowering or self.format, self.precision]
         parts += [self.contract] * (self.contract != "float")
-        parts += [f"batch{self.batch}"] * (self.batch is not None)
+        parts += [f"batch{self.batch}"] * (self.batch is not None and self.lowering != DEFAULT_EXPORT)
         return "-".join(parts + ["optimised"] * self.optimised)
 
     @property
@@ -181,7 +188,7 @@ class ExportSpec:
 
     def applies_to(self, model: str) -> bool:
         """Whether this row is one of ``model``'s."""
-        return self.lowering is None or (self.lowering == "plain") == (model == "cnn")
+        return self.lowering in (None, DEFAULT_EXPORT) or (self.lowering == "plain") == (model == "cnn")
 
 
 EXPORTS = (
@@ -189,6 +196,8 @@ EXPORTS = (
     ExportSpec("torchscript", None, "bf16"),
     ExportSpec("pt2", None),
     ExportSpec("aotinductor", None, default=False),
+    ExportSpec("aotinductor-cuda", None, default=False),
+    ExportSpec("onnx", DEFAULT_EXPORT, batch=1),
     ExportSpec("onnx", "matmul"),
     ExportSpec("onnx", "affinegrid"),
     ExportSpec("onnx", "decomposed"),
@@ -206,49 +215,6 @@ CALIBRATION_IMAGES = 512
 
 
 VERIFY_BATCHES = (1, 2, 3, 7, 64, 257)
-
-
-@dataclass(frozen=True)
-class BenchGrid:
-    """What ``make bench`` times: latency at batch 1, images per second at ``throughput_batches``.
-
-    Every row takes about ``row_seconds`` after ``warmup_seconds``. Where the spatial transformer is set against the
-    plain CNN, at ``overhead_batches``, the two take turns in ``blocks`` blocks of about ``block_seconds`` each.
-    """
-
-    name: str
-    throughput_batches: tuple[int, ...]
-    row_seconds: float
-    warmup_seconds: float
-    overhead_batches: tuple[int, ...]
-    blocks: int
-    block_seconds: float
-    threads: int = 1
-
-
-GRIDS = {
-    grid.name: grid
-    for grid in (
-        BenchGrid(
-            "quick",
-            throughput_batches=(16, 256),
-            row_seconds=0.3,
-            warmup_seconds=0.1,
-            overhead_batches=(1, 64),
-            blocks=25,
-            block_seconds=0.01,
-        ),
-        BenchGrid(
-            "full",
-            throughput_batches=(2, 4, 8, 16, 32, 64, 128, 256, 1024),
-            row_seconds=2.0,
-            warmup_seconds=0.5,
-            overhead_batches=(1, 16, 64, 256),
-            blocks=100,
-            block_seconds=0.05,
-        ),
-    )
-}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from stn_export.config import (
     CHECKPOINT,
     CONTRACTS,
     DEFAULT_DATASET,
+    DEFAULT_EXPORT,
     EXPORTS,
     IMAGE_SHAPE,
     INPUT_NAME,
@@ -49,12 +50,13 @@ from stn_export.deployment import audit
 from stn_export.environment import describe, git_commit, versions
 from stn_export.errors import UserError, require_choice
 from stn_export.graph import initialiser_bytes
-from stn_export.onnx_export import export_onnx
+from stn_export.onnx_export import export_default, export_onnx
 from stn_export.optimise import optimise
 from stn_export.quantise import quantise
 from stn_export.variants import BODY_TYPES, at_precision, with_contract
 
 EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
+DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,12 @@ def example_batch(spec: ExportSpec) -> Tensor:
 
 
 def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
-    model = export_onnx(
-        source.module(spec),
-        example_batch(spec),
-        lowering=spec.lowering,
-        dynamic_batch=spec.batch is None,
-        input_names=[INPUT_NAME],
-        output_names=[OUTPUT_NAME],
-    )
+    names = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME]}
+    if spec.lowering == DEFAULT_EXPORT:
+        model = export_default(source.module(spec), example_batch(spec), **names)
+    else:
+        how = {"lowering": spec.lowering, "dynamic_batch": spec.batch is None}
+        model = export_onnx(source.module(spec), example_batch(spec), **how, **names)
     if spec.precision == "int8":
         model = quantise(model, source.calibration)
     notes = {prop.key: prop.value for prop in model.metadata_props}
@@ -146,7 +146,7 @@ def _pt2_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
 
 
 def _aotinductor_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
-    return torch_files.to_aotinductor(source.module(spec), example_batch(spec)), {}
+    return torch_files.to_aotinductor(source.module(spec), example_batch(spec), DEVICES[spec.format]), {}
 
 
 EXPORTERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
@@ -154,13 +154,16 @@ EXPORTERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
     "torchscript": _torchscript_bytes,
     "pt2": _pt2_bytes,
     "aotinductor": _aotinductor_bytes,
+    "aotinductor-cuda": _aotinductor_bytes,
 }
 
 
 def unavailable(spec: ExportSpec) -> str:
     """Why a row cannot be written here, or an empty string."""
-    if spec.format == "aotinductor" and not shutil.which("c++"):
+    if spec.format in DEVICES and not shutil.which("c++"):
         return "no C++ compiler here"
+    if DEVICES.get(spec.format) == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no GPU here"
     if (spec.format, spec.precision) == ("onnx", "bf16"):
         return "ONNX's Conv takes bfloat16 from opset 22 only, where no CUDA GridSample is"
     return ""
@@ -239,7 +242,7 @@ def with_variants(specs: list[ExportSpec], batch: int | None, optimised: bool) -
     """
     if batch is not None and batch < 1:
         raise UserError(f"a batch of {batch} holds no image", "give --batch 1 or more")
-    float_rows = [spec for spec in specs if spec.format == "onnx" and spec.precision == "fp32"]
+    float_rows = [spec for spec in specs if (spec.format, spec.precision, spec.batch) == ("onnx", "fp32", None)]
     fixed = [replace(spec, batch=batch) for spec in float_rows] if batch else []
     return specs + fixed + ([replace(spec, optimised=True) for spec in float_rows] if optimised else [])
 

@@ -70,6 +70,24 @@ def export_onnx(
     return model
 
 
+def export_default(
+    module: nn.Module, images: Tensor, input_names: Sequence[str], output_names: Sequence[str]
+) -> onnx.ModelProto:
+    """What ``torch.onnx.export`` gives for a module when it is told nothing: an opset of its own, one batch size.
+
+    The names are the only thing that it is told; they cost no time.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter's own making
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # likewise, torch 2.11
+        exported = torch.onnx.export(
+            module, (images,), dynamo=True, verbose=False, input_names=input_names, output_names=output_names
+        )
+    model = exported.model_proto
+    strip_traces(model)
+    return model
+
+
 def _checked_opset(lowering: str, rule: Lowering, opset: int | None) -> int:
     opset = opset or rule.default_opset
     if opset not in rule.opsets:

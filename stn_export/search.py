@@ -20,10 +20,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import NoSuchExample
 
 from stn_export.artifacts import Artifact
-from stn_export.checks import Challenge, Check, Points, Truth, compare_points, first_failure, make_challenge
+from stn_export.checks import Challenge, Check, Points, Truth, compare_points, feed, first_failure, make_challenge
 from stn_export.compare import Comparison, compare
 from stn_export.config import IMAGE_SHAPE, OUTPUT_NAME
-from stn_export.data import contract_batch
 from stn_export.pictures import STRIPES, Changed, Edge, Noisy, Picture, Sparse, Stripes
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.tolerances import TOLERANCES, Tolerance
@@ -133,7 +132,7 @@ class _Hunt:
     def compare(self, batch: Batch) -> tuple[dict[str, Comparison], Points, Challenge]:
         images = torch.stack([picture.draw(self.truth.dataset.test.images) for picture in batch])
         challenge = make_challenge(self.truth.model, self.truth.model64, images)
-        actual = self.runner.points(contract_batch(images, self.contract))
+        actual = feed(self.runner.points, images, self.runner, self.contract)
         usual = self.truth.eager_errors
         eager_errors = {point: max(error, usual[point]) for point, error in challenge.eager_errors.items()}
         return compare_points(actual, challenge, widened(self.tolerance, eager_errors)), actual, challenge
@@ -198,6 +197,6 @@ def with_search(check: Check, artifact: Artifact, path: Path, spec: RunnerSpec, 
     """A check that passed with what a search of ``seconds`` came to; what it finds makes the check fail."""
     if check.failure:
         return check
-    contract = artifact.input_contract
-    result = search(spec.open(path, contract), contract, truth, TOLERANCES[artifact.precision], seconds)
+    contract, tolerance = spec.verified_as(artifact.input_contract), TOLERANCES[check.precision]
+    result = search(spec.open(path, contract), contract, truth, tolerance, seconds)
     return replace(check, failure=result.failure, search=asdict(result) | {"seconds": seconds, "seed": SEED})

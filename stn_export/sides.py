@@ -50,7 +50,17 @@ class Side:
         return {next(iter(self.signature)) if self.onnx else INPUT_NAME: batch}
 
     def run(self, feeds: Arrays) -> Arrays | str:
-        """Every output by name, or why there is none. What a foreign file raises is its own affair."""
+        """Every output by name, or why there is none; in filled-up batches where the artifact's own is fixed."""
+        if self.runner.batch is None:
+            return self._run(feeds)
+        [(name, images)] = feeds.items()
+        parts = [self._run({name: part}) for part in _filled(images, self.runner.batch)]
+        if failures := [part for part in parts if isinstance(part, str)]:
+            return failures[0]
+        return {output: np.concatenate([part[output] for part in parts])[: len(images)] for output in parts[0]}
+
+    def _run(self, feeds: Arrays) -> Arrays | str:
+        """What a foreign file raises is its own affair."""
         try:
             if self.onnx is None:
                 return {OUTPUT_NAME: self.runner.infer(feeds[INPUT_NAME])}
@@ -58,6 +68,13 @@ class Side:
             return dict(zip(names, self.runner.session.run(names, feeds), strict=True))
         except Exception as error:
             return f"{self.path} does not run on it: {_first_line(error)}"
+
+
+def _filled(images: np.ndarray, size: int) -> list[np.ndarray]:
+    """Parts of ``size`` images, zeros added to the last."""
+    rest = -len(images) % size
+    zeros = np.zeros((rest, *images.shape[1:]), images.dtype)
+    return list(np.concatenate([images, zeros]).reshape(-1, size, *images.shape[1:]))
 
 
 def open_side(path: Path) -> Side:
@@ -126,9 +143,11 @@ def _parsed(text: str) -> object:
 def _runner(path: Path, artifact: Artifact) -> Runner:
     if artifact.format != "onnx" and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is truncated or no PyTorch file", USABLE)
-    specs = (spec for spec in RUNNERS if (spec.format, spec.device) == (artifact.format, "cpu"))
+    specs = [spec for spec in RUNNERS if (spec.format, spec.device) == (artifact.format, "cpu")]
+    if not specs:
+        raise UserError(f"{path} does not run on the CPU, where files are compared", USABLE)
     try:
-        return next(specs).open(path, artifact.input_contract or FLOAT)
+        return specs[0].open(path, artifact.input_contract or FLOAT)
     except UserError:
         raise
     except Exception as error:  # what PyTorch and ONNX Runtime raise depends on the kind of damage

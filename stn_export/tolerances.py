@@ -91,5 +91,6 @@ REQUIRED_RUNNERS = {
     "torchscript": "torchscript-cpu",
     "pt2": "pt2-cpu",
     "aotinductor": "aotinductor-cpu",
+    "aotinductor-cuda": "aotinductor-cuda",
     "onnx": "onnxruntime-cpu",
 }

@@ -4,6 +4,7 @@
 those of the tracer about the shape checks inside ``affine_grid``, which hold for every batch.
 """
 
+import copy
 import io
 import json
 import tempfile
@@ -69,8 +70,9 @@ def load_pt2(path: Path) -> nn.Module:
         return torch.export.load(path).module()
 
 
-def to_aotinductor(module: nn.Module, images: Tensor) -> bytes:
-    """Compile ``module`` for the device and processor at hand, with an open batch: slow, needs a C++ compiler."""
+def to_aotinductor(module: nn.Module, images: Tensor, device: str) -> bytes:
+    """Compile a copy of ``module`` for ``device`` as it is here, with an open batch: slow, needs a C++ compiler."""
+    module, images = copy.deepcopy(module).to(device), images.to(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "package.pt2"
         torch._inductor.aoti_compile_and_package(capture(module, (images,)), package_path=str(path))

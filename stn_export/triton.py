@@ -119,7 +119,12 @@ def repository_files(run: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _servable(directory: ModelDirectory) -> list[tuple[Artifact, Path]]:
-    return [(artifact, path) for artifact, path in directory.expected() if artifact.format in BACKENDS]
+    return [(artifact, path) for artifact, path in directory.expected() if _can_be_served(artifact)]
+
+
+def _can_be_served(artifact: Artifact) -> bool:
+    """Of a format that Triton knows, and with an open batch: requests are gathered into batches of any size."""
+    return artifact.format in BACKENDS and artifact.input_contract["shape"][0] == "N"
 
 
 def write_repository(run: Path, target: Path) -> list[str]:

@@ -34,7 +34,7 @@ def jobs_of(artifacts: Sequence[tuple[Artifact, Path]], only: Sequence[str]) -> 
         (artifact, path, spec)
         for artifact, path in artifacts
         for spec in RUNNERS
-        if spec.format == artifact.format and not spec.unavailable()
+        if spec.takes(artifact) and not spec.unavailable()
         if not only or {artifact.name, f"{artifact.model}/{artifact.name}", spec.name} & set(only)
     ]
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.methodology import Interleaved, bootstrap_ratio, rounds_for, warm_up
-from benchmarks.targets import find_targets, pairs
-from stn_export.errors import UserError
+from stn_export.runners import Step
 from tests.conftest import REPOSITORY
 
 
@@ -36,7 +35,7 @@ def test_a_drift_that_hits_both_leaves_the_ratio():
 
 def test_the_contenders_take_turns():
     order = []
-    turns = Interleaved(lambda: order.append("a"), lambda: order.append("b"), calls=2)
+    turns = Interleaved(Step(lambda: order.append("a")), Step(lambda: order.append("b")), calls=2)
     for _ in range(3):
         turns.block()
     assert "".join(order) == "aaabbb" + "bbbaaa" + "aaabbb"
@@ -51,42 +50,32 @@ def test_rounds_stay_in_bounds():
 
 def test_warming_up_calls_at_least_twice():
     calls = []
-    assert warm_up(lambda: calls.append(1), 0) >= 0
+    assert warm_up(Step(lambda: calls.append(1)), 0) >= 0
     assert len(calls) == 2
-
-
-def test_targets_put_both_models_on_every_backend(trained_run: Path):
-    targets = find_targets(trained_run, "cpu")
-    assert {target.artifact.model for target in targets} == {"stn", "cnn"}
-    assert len(pairs(targets)) == sum(target.artifact.model == "stn" for target in targets)
-    assert all(plain.artifact.model == "cnn" and plain.runner == target.runner for target, plain in pairs(targets))
-
-
-def test_a_device_without_runners(trained_run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("benchmarks.targets.RUNNERS", ())
-    with pytest.raises(UserError, match="nothing can run on cpu"):
-        find_targets(trained_run, "cpu")
 
 
 @pytest.mark.slow
 def test_bench_json_is_an_ordinary_pytest_benchmark_file(trained_run: Path, tmp_path: Path):
     path = tmp_path / "bench.json"
-    rows = "(latency and (matmul-fp32 or plain-fp32)) or (overhead and folded-fp16 and 64)"
+    rows = "(latency or overhead) and onnxruntime-cpu and (folded-fp32- or plain-fp32-)"
+    rows += " and not (cold or lowering or eager or default)"
     result = bench(trained_run, "-k", rows, f"--benchmark-json={path}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "The spatial transformer against the plain CNN" in result.stdout
     content = json.loads(path.read_text())
     assert {row["group"] for row in content["benchmarks"]} == {
         "latency, batch 1, cpu",
-        "overhead of the transformer, batch 64, cpu",
+        "overhead of the transformer, batch 1, cpu",
+        "overhead of the transformer, batch 256, cpu",
     }
     assert content["machine_info"]["stn_export"]["versions"]["torch"]
     for row in content["benchmarks"]:
         assert row["extra_info"]["threads"] == 1
+        assert row["extra_info"]["regime"] == ("contest" if "overhead" in row["name"] else "device")
     compare = [Path(sys.executable).parent / "pytest-benchmark", "compare", str(path)]
     if compare[0].exists():
         compared = subprocess.run(compare, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert "test_latency[stn-onnxruntime-cpu-matmul-fp32]" in compared.stdout
+        assert "test_latency[stn-onnxruntime-cpu-folded-fp32-1]" in compared.stdout
 
 
 @pytest.mark.slow

@@ -1,0 +1,28 @@
+"""Rows of pytest-benchmark on another clock than the wall's: a GPU's events, another process, a profiler."""
+
+from collections.abc import Callable
+
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from stn_export.runners import Step
+
+
+def use_clock(benchmark: BenchmarkFixture, clock: Callable[[], float]) -> None:
+    """Time one row by ``clock``. A marker's ``timer`` would do it for a whole test, before the step is there."""
+    benchmark._timer = clock
+
+
+class Reported:
+    """Something that reports itself how many seconds it took: a step on a clock of its own."""
+
+    def __init__(self, work: Callable[[], float]) -> None:
+        self.work, self.seconds = work, 0.0
+
+    def run(self) -> None:
+        """Do it once."""
+        self.seconds += self.work()
+
+    @property
+    def step(self) -> Step:
+        """As what can be timed."""
+        return Step(self.run, lambda: self.seconds)

@@ -1,0 +1,36 @@
+"""A fresh process: loading (or compiling) an artifact and its first answer; imports are a figure of their own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from benchmarks.clocks import Reported, use_clock
+from benchmarks.startup import start, summary
+from benchmarks.targets import Case
+from stn_export.data import contract_batch
+from stn_export.grids import BenchGrid
+
+
+def test_startup(
+    benchmark: BenchmarkFixture,
+    case: Case,
+    grid: BenchGrid,
+    images: Callable[[int], Tensor],
+    close: Callable[[str, dict], None],
+) -> None:
+    """The row's time is loading and the first inference together."""
+    benchmark.group = f"start-up of a fresh process, {case.target.runner.device}"
+    target, starts = replace(case.target, regime="start-up"), []
+    batch = contract_batch(images(case.batch), target.artifact.input_contract)
+
+    def begin() -> float:
+        starts.append(start(target, batch, grid.threads))
+        return starts[-1]["load_seconds"] + starts[-1]["first_seconds"]
+
+    reported = Reported(begin).step
+    use_clock(benchmark, reported.clock)
+    benchmark.pedantic(reported, rounds=grid.startups)
+    benchmark.extra_info.update(target.facts(case.batch) | summary(starts))
+    close("start-up", benchmark.extra_info)

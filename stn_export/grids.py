@@ -1,0 +1,134 @@
+"""What the benchmarks time, and for how long: frozen dataclasses and tables, like ``config``. No I/O."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Some of what can be timed: everything whose property is among those named; an empty tuple names all.
+
+    ``runners`` are patterns as file names have them. Runners that take long to start come only where ``slow`` says so.
+    """
+
+    batches: tuple[int, ...] = (1,)
+    models: tuple[str, ...] = ()
+    runners: tuple[str, ...] = ()
+    lowerings: tuple[str | None, ...] = ()
+    precisions: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    slow: bool = False
+
+
+@dataclass(frozen=True)
+class BenchGrid:
+    """What ``make bench`` times, suite by suite, and for how long.
+
+    ``latency`` is at batch 1 with its input in the cache, ``cold`` out of it; ``request`` includes the copies;
+    ``throughput`` is at larger batches; ``startup`` is a fresh process, ``startups`` times; ``breakdown`` profiles
+    ``profiled_calls`` calls. The others are contests: ``overhead`` against the plain CNN, ``lowering`` against the
+    exporter's own, ``eager`` against eager PyTorch, ``default`` against the default export in a default session.
+
+    Every row takes about ``row_seconds`` after ``warmup_seconds``. In a contest two take turns, in ``blocks`` blocks of
+    about ``block_seconds`` each.
+    """
+
+    name: str
+    row_seconds: float
+    warmup_seconds: float
+    blocks: int
+    block_seconds: float
+    startups: int
+    profiled_calls: int
+    latency: tuple[Pick, ...]
+    cold: tuple[Pick, ...]
+    request: tuple[Pick, ...]
+    throughput: tuple[Pick, ...]
+    startup: tuple[Pick, ...]
+    breakdown: tuple[Pick, ...]
+    overhead: tuple[Pick, ...]
+    lowering: tuple[Pick, ...]
+    eager: tuple[Pick, ...]
+    default: tuple[Pick, ...]
+    threads: int = 1
+
+
+SHIPPED = Pick(lowerings=(None, "folded", "plain"), precisions=("fp32",), inputs=("float",))  # one row a runner
+SHIPPED_STN = replace(SHIPPED, models=("stn",))
+QUICK_RUNNERS = ("eager-c*", "cudagraph-*", "torchscript-*", "onnxruntime-c*", "onnxruntime-graph-*", "openvino-*")
+QUICK_STN = replace(SHIPPED_STN, runners=QUICK_RUNNERS)
+COLD = replace(SHIPPED_STN, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*"))
+BASELINES = Pick(models=("stn",), runners=("eager-autograd-*", "onnxruntime-default-*"))
+PROFILED = replace(SHIPPED, runners=("eager-c*", "onnxruntime-cpu"))  # ONNX Runtime times launches on CUDA, not kernels
+STARTED = ("eager-c*", "torchscript-*", "onnxruntime-c*")
+LARGER = tuple(2**power for power in range(1, 14))
+FULL = BenchGrid(
+    "full",
+    row_seconds=2.0,
+    warmup_seconds=0.5,
+    blocks=100,
+    block_seconds=0.05,
+    startups=5,
+    profiled_calls=50,
+    latency=(Pick(slow=True),),
+    cold=(COLD,),
+    request=(replace(SHIPPED, batches=(1, 256), slow=True), replace(BASELINES, batches=(1, 256))),
+    throughput=(
+        replace(SHIPPED, batches=LARGER, slow=True),
+        Pick(batches=(256,)),
+    ),
+    startup=(replace(SHIPPED, slow=True), BASELINES),
+    breakdown=(replace(PROFILED, batches=(1, 256)),),
+    overhead=(
+        Pick(slow=True),
+        replace(SHIPPED, batches=(16, 64, 256, 1024), slow=True),
+    ),
+    lowering=(Pick(batches=(1, 256)),),
+    eager=(replace(SHIPPED_STN, batches=(1, 16, 256, 1024), slow=True), Pick(models=("stn",), batches=(1, 256))),
+    default=(Pick(models=("stn",), slow=True),),
+)
+GRIDS = {
+    grid.name: grid
+    for grid in (
+        BenchGrid(
+            "quick",
+            row_seconds=0.3,
+            warmup_seconds=0.1,
+            blocks=25,
+            block_seconds=0.01,
+            startups=1,
+            profiled_calls=20,
+            latency=(SHIPPED, BASELINES, Pick(precisions=("bf16", "fp16", "int8"), inputs=("float",))),
+            cold=(COLD,),
+            request=(QUICK_STN, BASELINES),
+            throughput=(replace(SHIPPED, batches=(16, 256)),),
+            startup=(replace(SHIPPED_STN, runners=STARTED), BASELINES),
+            breakdown=(PROFILED,),
+            overhead=(replace(SHIPPED, runners=QUICK_RUNNERS, batches=(1, 256)),),
+            lowering=(Pick(runners=("onnxruntime-c*",), precisions=("fp32",)),),
+            eager=(replace(QUICK_STN, batches=(1, 256)),),
+            default=(QUICK_STN,),
+        ),
+        FULL,
+        # what a GPU is measured with where minutes are few: its calls are short, so that less time holds enough of them
+        replace(
+            FULL,
+            name="gpu",
+            row_seconds=0.25,
+            warmup_seconds=0.1,
+            blocks=25,
+            block_seconds=0.005,
+            startups=1,
+            throughput=(
+                replace(SHIPPED_STN, batches=(8, 64, 512, 2048, 8192)),
+                replace(SHIPPED, models=("cnn",), batches=(512, 8192)),
+                replace(SHIPPED_STN, runners=("compiled-*",), batches=(512,), slow=True),
+            ),
+            request=(replace(QUICK_STN, batches=(1, 256)), BASELINES),
+            startup=(QUICK_STN, BASELINES),
+            overhead=(replace(SHIPPED, batches=(1, 1024)),),
+            lowering=(Pick(),),
+            eager=(replace(SHIPPED_STN, batches=(1, 1024)),),
+            default=(QUICK_STN,),
+        ),
+    )
+}

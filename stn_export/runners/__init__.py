@@ -1,0 +1,11 @@
+"""Ways to run an artifact on a device. Verification and the benchmarks use these very same runners.
+
+A runner is one class and one row of ``RUNNERS``. Everything runs with as many threads as PyTorch is set to, unless its
+row says otherwise.
+"""
+
+from stn_export.runners.base import FLOAT, Runner, Step
+from stn_export.runners.onnx_runtime import OnnxRuntime
+from stn_export.runners.registry import RUNNERS, RunnerSpec
+
+__all__ = ["FLOAT", "RUNNERS", "OnnxRuntime", "Runner", "RunnerSpec", "Step"]

@@ -1,0 +1,149 @@
+"""Every runner as one row, and why a row cannot run here."""
+
+import ctypes.util
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from stn_export.artifacts import Artifact
+from stn_export.config import DEFAULT_EXPORT
+from stn_export.runners.base import FLOAT, Runner
+from stn_export.runners.onnx_runtime import (
+    OnnxRuntime,
+    OnnxRuntimeDefault,
+    OnnxRuntimeGraph,
+    OnnxRuntimeStream,
+    TensorRt,
+)
+from stn_export.runners.open_vino import OpenVino
+from stn_export.runners.pytorch import (
+    AotInductor,
+    Compiled,
+    CudaGraph,
+    Eager,
+    EagerAutograd,
+    ExportedProgram,
+    TorchScript,
+)
+
+
+def no_gpu() -> str:
+    """Why PyTorch has no GPU here, or an empty string; so with the functions below."""
+    return "" if torch.cuda.is_available() else "PyTorch sees no GPU here"
+
+
+def _no_compiler() -> str:
+    return "" if shutil.which("c++") else "torch.compile needs a C++ compiler (c++), and there is none here"
+
+
+def _no_triton() -> str:
+    return no_gpu() or _no_compiler() or ("" if find_spec("triton") else "torch.compile needs Triton on a GPU")
+
+
+def _no_cuda_provider() -> str:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this ONNX Runtime was built without CUDA"
+    return no_gpu()
+
+
+def _no_tensorrt() -> str:
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this ONNX Runtime was built without TensorRT, which needs CUDA"
+    installed = ctypes.util.find_library("nvinfer") or find_spec("tensorrt_libs")
+    return no_gpu() or ("" if installed else "TensorRT (libnvinfer) is not installed beside CUDA")
+
+
+def _no_openvino() -> str:
+    return "" if find_spec("openvino") else "openvino is not installed (pip install 'stn-export[openvino]')"
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """One row of the registry: which format it runs, where, and why it cannot run here ("" where it can).
+
+    ``lowering`` leaves out artifacts of any other; ``captures`` those that ONNX Runtime cannot capture as a CUDA graph.
+    With ``verify_batch`` it is verified in batches of that size only, filled up: it compiles anew for each size, which
+    takes long.
+    """
+
+    name: str
+    format: str
+    device: str
+    load: Callable[[Path, str, dict, bool], Runner]
+    unavailable: Callable[[], str] = lambda: ""
+    tf32: bool = False
+    lowering: str | None = None
+    captures: bool = False
+    verify_batch: int | None = None
+
+    @property
+    def slow(self) -> bool:
+        """Whether opening it for another batch size takes seconds or minutes."""
+        return self.verify_batch is not None
+
+    def open(self, path: Path, contract: dict = FLOAT) -> Runner:
+        """The runner of the artifact at ``path``."""
+        return self.load(path, self.device, contract, self.tf32)
+
+    def takes(self, artifact: Artifact) -> bool:
+        """Whether the artifact is one for this runner."""
+        lowered = self.lowering in (None, artifact.lowering)
+        return self.format == artifact.format and lowered and not self.refuses(artifact)
+
+    def refuses(self, artifact: Artifact) -> str:
+        """Why an artifact of the right format cannot run so, or an empty string."""
+        if self.captures and self.format == artifact.format and not artifact.details["cuda"]["graph"]:
+            return "not all of it runs on the GPU: no CUDA graph"
+        return ""
+
+    def verified_as(self, contract: dict) -> dict:
+        """The input contract that the runner is verified under."""
+        batch = self.verify_batch or contract["shape"][0]
+        return contract | {"shape": [batch, *contract["shape"][1:]]}
+
+    def tolerance_of(self, precision: str) -> str:
+        """The row of ``TOLERANCES`` for an artifact of this precision in this runner."""
+        return "tf32" if self.tf32 and precision == "fp32" else precision
+
+
+RUNNERS = (
+    RunnerSpec("eager-cpu", "checkpoint", "cpu", Eager),
+    RunnerSpec("torchscript-cpu", "torchscript", "cpu", TorchScript),
+    RunnerSpec("pt2-cpu", "pt2", "cpu", ExportedProgram),
+    RunnerSpec("aotinductor-cpu", "aotinductor", "cpu", AotInductor),
+    RunnerSpec("onnxruntime-cpu", "onnx", "cpu", OnnxRuntime),
+    RunnerSpec("openvino-cpu", "onnx", "cpu", OpenVino, _no_openvino),
+    RunnerSpec("compiled-cpu", "checkpoint", "cpu", Compiled, _no_compiler, verify_batch=64),
+    RunnerSpec("eager-autograd-cpu", "checkpoint", "cpu", EagerAutograd),
+    RunnerSpec("onnxruntime-default-cpu", "onnx", "cpu", OnnxRuntimeDefault, lowering=DEFAULT_EXPORT),
+    RunnerSpec("eager-cuda", "checkpoint", "cuda", Eager, no_gpu),
+    RunnerSpec("compiled-cuda", "checkpoint", "cuda", Compiled, _no_triton, verify_batch=64),
+    RunnerSpec("cudagraph-cuda", "checkpoint", "cuda", CudaGraph, no_gpu),
+    RunnerSpec("torchscript-cuda", "torchscript", "cuda", TorchScript, no_gpu),
+    RunnerSpec("pt2-cuda", "pt2", "cuda", ExportedProgram, no_gpu),
+    RunnerSpec("aotinductor-cuda", "aotinductor-cuda", "cuda", AotInductor, no_gpu),
+    RunnerSpec("onnxruntime-cuda", "onnx", "cuda", OnnxRuntime, _no_cuda_provider),
+    RunnerSpec("onnxruntime-stream-cuda", "onnx", "cuda", OnnxRuntimeStream, _no_cuda_provider),
+    RunnerSpec("onnxruntime-graph-cuda", "onnx", "cuda", OnnxRuntimeGraph, _no_cuda_provider, captures=True),
+    RunnerSpec("eager-cuda-tf32", "checkpoint", "cuda", Eager, no_gpu, tf32=True),
+    RunnerSpec("cudagraph-cuda-tf32", "checkpoint", "cuda", CudaGraph, no_gpu, tf32=True),
+    RunnerSpec("torchscript-cuda-tf32", "torchscript", "cuda", TorchScript, no_gpu, tf32=True),
+    RunnerSpec("onnxruntime-cuda-tf32", "onnx", "cuda", OnnxRuntime, _no_cuda_provider, tf32=True),
+    RunnerSpec("onnxruntime-graph-cuda-tf32", "onnx", "cuda", OnnxRuntimeGraph, _no_cuda_provider, True, captures=True),
+    RunnerSpec("onnxruntime-tensorrt-cuda-tf32", "onnx", "cuda", TensorRt, _no_tensorrt, tf32=True),
+    RunnerSpec("eager-autograd-cuda", "checkpoint", "cuda", EagerAutograd, no_gpu, tf32=True),
+    RunnerSpec(
+        "onnxruntime-default-cuda",
+        "onnx",
+        "cuda",
+        OnnxRuntimeDefault,
+        _no_cuda_provider,
+        tf32=True,
+        lowering=DEFAULT_EXPORT,
+    ),
+)
