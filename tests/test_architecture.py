@@ -13,9 +13,9 @@ FLOORS = (
     ("checkpoint", "torch_files", "lowering", "kernels"),
     ("data", "onnx_export", "placement", "diagnosis"),
     ("figures", "challenges", "variants", "quantise", "optimise", "optimizers", "triton", "modelcard"),
-    ("lint", "deployment", "matrix", "report_content"),
+    ("lint", "deployment", "matrix", "report_content", "figures_bench", "report_advice"),
     ("portability", "runners"),
-    ("checks", "sides", "report_parity"),
+    ("checks", "sides", "report_parity", "report_bench"),
     ("versus", "search"),
     ("train", "export", "verify", "report", "predict", "audit"),
 )
