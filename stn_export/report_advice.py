@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from stn_export.config import CHECKPOINT
 
 SAME = 0.03  # two medians closer than this are not told apart, whatever their intervals
-PORTABLE = ("onnx", "torchscript", "pt2", CHECKPOINT, "aotinductor")  # formats, the one that most programs read first
+PORTABLE = ("onnx", "torchscript", "pt2", CHECKPOINT)  # formats, the one that most programs read first; all others last
 NAMED = 3  # ties that are named
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -49,7 +49,8 @@ def _each(row: dict, name: str) -> float:
 def _portable(row: dict, portability: Mapping[str, Mapping]) -> tuple:
     """Sorts by format, then float32 first, then by how many runtimes refuse the lowering, then by size."""
     refusing = sum("not" in verdict for verdict, _ in portability.get(row["lowering"], {}).values())
-    return PORTABLE.index(row["format"]), row["precision"] != "fp32", refusing, row["file_bytes"]
+    form = PORTABLE.index(row["format"]) if row["format"] in PORTABLE else len(PORTABLE)
+    return form, row["precision"] != "fp32", refusing, row["file_bytes"]
 
 
 def advise(

@@ -161,11 +161,14 @@ def steps(rows: Rows) -> Rows:
 
 
 def fastest(rows: Rows, seconds: Callable[[Rows], float]) -> dict[tuple[str, str], Rows]:
-    """By runner and model: the rows of the artifact with the fewest ``seconds``."""
+    """By runner and model: of the artifacts timed at the most batches, the rows of the one with fewest ``seconds``."""
     artifacts: dict[tuple[str, str], dict[str, Rows]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         artifacts[row["runner"], row["model"]][row["artifact"]].append(row)
-    return {key: min(each.values(), key=seconds) for key, each in artifacts.items()}
+    return {
+        key: min(each.values(), key=lambda rows: (-len({row["batch"] for row in rows}), seconds(rows)))
+        for key, each in artifacts.items()
+    }
 
 
 def latency(timed: Rows) -> Curves:

@@ -76,9 +76,14 @@ def test_the_lines_are_of_the_best_artifact():
     assert fast["onnxruntime-cpu", "matmul-int8", "stn"][64] == pytest.approx((20000, 20000 / 1.01, 20000 / 0.99))
 
 
+def test_an_artifact_timed_at_one_batch_only_is_no_line():
+    content = [timed(FOLDED, 2e-4), timed(FOLDED, 3e-4, 64), timed(INT8, 1e-4)]
+    assert list(latency(content)) == list(throughput(content)) == [("onnxruntime-cpu", "folded-fp32", "stn")]
+
+
 def test_the_overhead_of_each_runner_at_the_outer_batches():
     content = [in_contest(FOLDED, "overhead", ratio, batch) for batch, ratio in ((1, 2.0), (16, 2.2), (64, 2.5))]
-    content.append(in_contest(INT8, "overhead", 9.0) | {"seconds": 1.0})
+    content += [in_contest(INT8, "overhead", 9.0, batch) | {"seconds": 1.0} for batch in (1, 16, 64)]
     content.append(in_contest(FOLDED, "eager", 0.2))
     assert overheads(content, "cpu") == {"onnxruntime folded-fp32": {1: (2.0, 1.94, 2.06), 64: (2.5, 2.425, 2.575)}}
 
@@ -164,6 +169,8 @@ def test_portability_goes_by_format_precision_and_the_runtimes_that_refuse():
     assert choose(tied, verdicts).row["artifact"] == "gather-fp32"
     assert choose(tied, {}).row["artifact"] == "folded-fp32"
     assert choose(tied[::3], {}).row["artifact"] == "matmul-int8"
+    compiled = ("stn", "aotinductor-fp32", "aotinductor", "h")
+    assert choose([timed(compiled, 1e-4), timed(EAGER, 1e-4)], {}).row["artifact"] == "checkpoint"
 
 
 @pytest.mark.parametrize(
