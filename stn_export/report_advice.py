@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from stn_export.config import CHECKPOINT
 
-SAME = 0.03  # two medians closer than this are not told apart, whatever their intervals
+APART = (
+    0.05  # rows are timed one after the other: medians closer than this are not told apart, whatever their intervals
+)
 PORTABLE = ("onnx", "torchscript", "pt2", CHECKPOINT)  # formats, the one that most programs read first; all others last
 NAMED = 3  # ties that are named
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
@@ -36,8 +38,8 @@ def choose(rows: Rows, portability: Mapping[str, Mapping]) -> Choice:
 
 
 def told_apart(fast: dict, slow: dict) -> bool:
-    """Whether two medians differ by more than ``SAME`` and their 95 % intervals do not meet."""
-    beyond = _each(slow, "p50") > (1 + SAME) * _each(fast, "p50")
+    """Whether two medians differ by more than ``APART`` and their 95 % intervals do not meet."""
+    beyond = _each(slow, "p50") > (1 + APART) * _each(fast, "p50")
     return beyond and _each(slow, "p50_low") > _each(fast, "p50_high")
 
 
