@@ -113,6 +113,17 @@ def test_timings_of_an_older_format_are_not_shown(run: Path, capsys: pytest.Capt
     assert "What to ship" not in (run / "report.html").read_text()
 
 
+def test_a_row_that_is_missing_is_a_dash(run: Path):
+    content = bench_rows.rows(bench_rows.artifacts_of(model_directories(run)))
+    kept = [
+        row for row in content if (row["batch"], row["runner"]) != (1, "openvino-cpu") or row["regime"] == "start-up"
+    ]
+    write_bench(run, [{name: value for name, value in row.items() if name != "file_bytes"} for row in kept])
+    assert cli.run(report.main, ["--run", str(run)]) == 0
+    assert "<td>openvino" not in (run / "report.html").read_text()
+    assert "| stn/folded-fp32 | openvino-cpu | – | – | – | – | 20.0 |" in (run / "report.md").read_text()
+
+
 def test_no_timings_at_all(run: Path):
     write_bench(run, [])
     assert cli.run(report.main, ["--run", str(run)]) == 0
