@@ -184,7 +184,7 @@ def pareto(points: Sequence[Mapping], front: Sequence[Mapping], device: str) -> 
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(0.1, 0.22)
+    axes.margins(0.12, 0.3)
     keys = [
         Line2D([], [], ls="", marker=marker, color=MODEL_COLOURS[model], label=MODEL_LABELS[model])
         for model, marker in (("stn", "o"), ("cnn", "s"))

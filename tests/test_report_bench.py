@@ -109,7 +109,7 @@ def test_the_breakdown_has_the_plain_cnn_of_its_kind_below_each_transformer():
         return facts(artifact, "onnxruntime-cpu", "cpu", 1, "breakdown", breakdown={"classifier": seconds})
 
     plain_int8 = ("cnn", "plain-int8", "onnx", "f")
-    found = breakdowns([broken(FOLDED, 2e-3), broken(INT8, 1e-3), broken(PLAIN, 3e-3), broken(plain_int8, 4e-3)], "cpu")
+    found = breakdowns([broken(FOLDED, 2e-3), broken(INT8, 1e-3), broken(plain_int8, 4e-3), broken(PLAIN, 3e-3)], "cpu")
     assert found == [
         ("STN onnxruntime matmul-int8", {1: {"classifier": 1.0}}),
         ("plain CNN in onnxruntime", {1: {"classifier": 4.0}}),
@@ -136,6 +136,7 @@ def test_the_advice_names_what_is_fastest_and_what_it_costs():
         timed(INT8, 32e-4, 64),
         in_contest(FOLDED, "overhead", 2.0),
         in_contest(FOLDED, "eager", 0.2),
+        in_contest(INT8, "overhead", 1.5, 1),
         in_contest(INT8, "overhead", 2.5, 16),
     )
     assert said.startswith(
@@ -208,16 +209,16 @@ def test_positions_are_spread_in_their_order():
 
 
 def test_names_of_points_lie_on_no_other():
+    near = [(1 + index / 10, 0.9 + index / 1000) for index in range(6)]
     points = [
-        {"name": f"a backend with a long name {index}", "model": "stn", "milliseconds": 1 + index / 50}
-        | {"accuracy": 0.9 + index / 1000}
-        for index in range(8)
+        {"name": "a backend with a long name", "model": "stn", "milliseconds": milliseconds, "accuracy": accuracy}
+        for milliseconds, accuracy in [(0.1, 0.5), *near]
     ]
     figure = figures_bench.pareto(points, points, "cpu")
     figure.draw_without_rendering()
     labels = [child for child in figure.axes[0].get_children() if isinstance(child, Annotation)]
     boxes = [Text.get_window_extent(label) for label in labels]
-    assert len(boxes) >= 6
+    assert len(boxes) >= 3
     assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
 
 
