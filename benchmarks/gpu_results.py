@@ -162,7 +162,8 @@ def keep_all(options: argparse.Namespace, outcomes: list[Outcome], environment: 
     bench, described, device = gather(options.run), describe(), resolve_device(options.device).type
     name = file_name(described, device, now())
     verified = options.run / VERIFY_FILE
-    if verified.is_file():
+    ended = {outcome.step for outcome in outcomes if outcome.state in ("done", "kept", "failed")}
+    if "verify" in ended and verified.is_file():
         content = json.loads(verified.read_text())
         write_atomically(options.out / f"verify-{name}", json.dumps(content, separators=(",", ":")).encode())
     story = {"environment": described, "run": str(options.run), "steps": [vars(outcome) for outcome in outcomes]}

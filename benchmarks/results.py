@@ -34,7 +34,8 @@ FLOORS_NOTE = (
     "FLOPs are two a multiply-add of convolutions and matrix products. Bytes are weights, input and output once each; "
     "behind the slash what every operator reads and writes, intermediate activations included. Launches are eager "
     "PyTorch's operators that compute. A floor is the time for the FLOPs or for the bytes at the device's peak, "
-    "whichever is longer; the last column is that floor as a share of the measured time."
+    "whichever is longer (data that stays in a cache can be faster than memory's); the last column is that floor as a "
+    "share of the measured time."
 )
 
 
@@ -69,9 +70,8 @@ def contest_of(row: dict) -> str | None:
 
 def timed_rows(rows: list[dict], model: str) -> list[dict]:
     """A model's rows of the bound step alone."""
-    return [
-        row for row in rows if row["model"] == model and "p50" in row and row.get("regime") in ("device", "offline")
-    ]
+    timed = [row for row in rows if "p50" in row and row.get("regime", "device") in STEP_ALONE]
+    return [row for row in timed if row["model"] == model]
 
 
 def headlines(rows: list[dict]) -> list[str]:
@@ -134,7 +134,7 @@ def floor_table(content: dict, rows: list[dict]) -> list[str]:
         "memory",
         "fastest",
         "by",
-        "of it the floor",
+        "floor share",
     )
     rate, memory = content["peak"]["flops"]["fp32"], content["peak"]["bytes"]
     peak = f"Peak: {rate / 1e9:,.0f} GFLOP/s in float32, {memory / 1e9:,.1f} GB/s ({content['peak']['source']})."
