@@ -57,24 +57,28 @@ def gpu_disturbed(before: dict | None, after: dict | None) -> bool:
 
 @cache
 def _nvml() -> tuple[ModuleType, object] | None:
-    """NVIDIA's management library and the handle of PyTorch's GPU, where nvidia-ml-py is installed."""
+    """NVIDIA's management library and the handle of PyTorch's GPU, where nvidia-ml-py is installed and may ask."""
     if not torch.cuda.is_available() or find_spec("pynvml") is None:
         return None
     import pynvml  # an optional package
 
     try:
         pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
-    except pynvml.NVMLError:  # no right to ask, as in some containers
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        read_gpu(pynvml, gpu)
+    except pynvml.NVMLError:  # a container or a part of a GPU that does not answer
         return None
+    return pynvml, gpu
 
 
 def gpu_state() -> dict | None:
-    """Clocks in MHz, power in W, temperature in °C and what holds the clocks back; None where nobody can be asked."""
+    """What ``read_gpu`` says now; None where nobody can be asked."""
     found = _nvml()
-    if found is None:
-        return None
-    nvml, gpu = found
+    return read_gpu(*found) if found else None
+
+
+def read_gpu(nvml: ModuleType, gpu: object) -> dict:
+    """Clocks in MHz, power in W, temperature in °C and what holds the clocks back."""
     return {
         "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),

@@ -255,3 +255,23 @@ def test_reasons_by_name():
     )
     assert reasons(library, 1) == []
     assert reasons(library, 1 | 4 | 32) == ["SwPowerCap", "SwThermalSlowdown"]
+
+
+def test_what_a_gpu_says_of_itself():
+    library = SimpleNamespace(
+        NVML_CLOCK_SM="sm",
+        NVML_CLOCK_MEM="memory",
+        NVML_TEMPERATURE_GPU="gpu",
+        nvmlClocksThrottleReasonSwPowerCap=4,
+        nvmlDeviceGetClockInfo=lambda gpu, clock: {"sm": 1980, "memory": 2619}[clock],
+        nvmlDeviceGetPowerUsage=lambda gpu: 350_500,
+        nvmlDeviceGetTemperature=lambda gpu, sensor: 41,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 4,
+    )
+    assert machine.read_gpu(library, object()) == {
+        "sm_clock_mhz": 1980,
+        "memory_clock_mhz": 2619,
+        "power_watts": 350.5,
+        "temperature_c": 41,
+        "held_back_by": ["SwPowerCap"],
+    }
