@@ -12,6 +12,11 @@ DEVICE ?= auto
 RUN ?= artifacts/$(DATASET)
 GRID ?= quick
 PYTEST ?=
+BASE ?=
+NEW ?= $(RUN)/bench.json
+ACROSS ?=
+ORT_SITE ?=
+OUT ?= benchmarks/results
 PARALLEL ?= $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --dist loadfile -p no:benchmark)
 VENV ?= .venv
 BOOTSTRAP ?= python3
@@ -19,10 +24,10 @@ PYTHON ?= $(VENV)/bin/python
 READY := $(if $(VENV),$(VENV)/.ready)
 STAGE := $(PYTHON) -m stn_export
 
-.PHONY: help setup train export verify bench report demo all test lint clean
+.PHONY: help setup train export verify bench bench-proof bench-compare bench-keep bench-results gpu-results report demo all test lint clean
 
 help: ## list targets and variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATASET=$(DATASET)  cifar10 or digits"
 	@echo "  DATA=$(DATA)  directory holding cifar-10-batches-py or {train,test}/<class>/*.png"
@@ -32,6 +37,8 @@ help: ## list targets and variables
 	@echo "  DEVICE=$(DEVICE)  auto, cpu or cuda"
 	@echo "  RUN=$(RUN)  run directory"
 	@echo "  GRID=$(GRID)  quick or full: how much 'make bench' times"
+	@echo "  BASE=$(BASE) NEW=$(NEW) ACROSS=$(ACROSS)  what 'make bench-compare' compares; ACROSS=1 allows two machines"
+	@echo "  ORT_SITE=$(ORT_SITE) OUT=$(OUT)  for 'make gpu-results': a directory with ONNX Runtime's GPU build; where files go"
 	@echo "  VENV=$(VENV)  set it empty, and PYTHON=python3, to use an interpreter that has the packages"
 
 setup: $(READY) ## build $(VENV) from constraints.txt (every target does this first)
@@ -53,6 +60,22 @@ verify: $(READY) ## prove every file equal to PyTorch
 bench: $(READY) ## time every file on every backend
 	@$(PYTHON) -m pytest benchmarks --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --data '$(DATA)' \
 		--benchmark-json='$(RUN)/bench.json' --benchmark-columns=min,median,iqr,rounds --benchmark-sort=min
+
+bench-proof: $(READY) ## the benchmarks' own trial: an artifact against itself, and against itself slowed down
+	@$(PYTHON) -m benchmarks.proof --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --data '$(DATA)' --out '$(OUT)'
+
+bench-compare: $(READY) ## compare NEW with BASE=file.json, fail on a regression
+	@$(PYTHON) -m benchmarks.compare '$(BASE)' '$(NEW)' $(if $(ACROSS),--across-machines)
+
+bench-keep: $(READY) ## keep this run's timings in OUT, small, and write RESULTS.md
+	@$(PYTHON) -m benchmarks.results --keep '$(RUN)/bench.json' --kept '$(OUT)'
+
+bench-results: $(READY) ## write benchmarks/RESULTS.md from the kept timings
+	@$(PYTHON) -m benchmarks.results
+
+gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minutes; again to go on
+	@$(PYTHON) -m benchmarks.gpu_results --dataset '$(DATASET)' --data '$(DATA)' --run '$(RUN)' --ort-site '$(ORT_SITE)' \
+		--out '$(OUT)' $(if $(filter auto,$(DEVICE)),,--device '$(DEVICE)') $(if $(filter file,$(origin GRID)),,--grid '$(GRID)')
 
 report: $(READY) ## write report.html and report.md
 	@$(STAGE).report --run '$(RUN)' --data '$(DATA)'

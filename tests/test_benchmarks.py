@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from benchmarks.methodology import Interleaved, bootstrap_ratio, rounds_for, warm_up
-from stn_export.runners import Step
 from tests.conftest import REPOSITORY
 
 
@@ -19,39 +16,6 @@ def bench(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", "--run", str(run), *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_the_interval_holds_the_ratio_of_the_samples():
-    random = np.random.default_rng(0)
-    baseline = random.uniform(1.0, 1.1, 50)
-    low, high = bootstrap_ratio(2 * baseline * random.uniform(0.99, 1.01, 50), baseline)
-    assert 1.98 < low < 2.0 < high < 2.02
-
-
-def test_a_drift_that_hits_both_leaves_the_ratio():
-    drift = np.linspace(1, 5, 40)
-    assert bootstrap_ratio(3 * drift, drift) == pytest.approx((3.0, 3.0))
-
-
-def test_the_contenders_take_turns():
-    order = []
-    turns = Interleaved(Step(lambda: order.append("a")), Step(lambda: order.append("b")), calls=2)
-    for _ in range(3):
-        turns.block()
-    assert "".join(order) == "aaabbb" + "bbbaaa" + "aaabbb"
-    assert turns.summary()["blocks"] == 3
-
-
-def test_rounds_stay_in_bounds():
-    assert rounds_for(1e-9, 1.0) == 5000
-    assert rounds_for(100.0, 1.0) == 5
-    assert rounds_for(0.01, 1.0) == 100
-
-
-def test_warming_up_calls_at_least_twice():
-    calls = []
-    assert warm_up(Step(lambda: calls.append(1)), 0) >= 0
-    assert len(calls) == 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,77 @@
+"""Benchmark files made up for tests: rows of known speed on known machines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+CPU = {"cpu": "Test CPU @ 1 GHz", "gpu": None, "threads": 1, "git_commit": "abc", "versions": {"torch": "2"}}
+RUNNERS = ("eager", "torchscript", "onnxruntime", "openvino")
+BATCHES = (1, 16, 64, 256)
+
+
+def timed(name: str, runner: str, model: str, batch: int, p50: float) -> dict:
+    """A row of the bound step alone, its interval 2 % wide."""
+    extra = {
+        "model": model,
+        "runner": f"{runner}-cpu",
+        "artifact": "some-fp32",
+        "sha256": "0",
+        "device": "cpu",
+        "precision": "fp32",
+        "batch": batch,
+        "regime": "device",
+        "p50": p50,
+        "p50_low": p50 * 0.99,
+        "p50_high": p50 * 1.01,
+        "images_per_second": batch / p50,
+    }
+    stats = {"median": p50, "data": [p50] * 1000, "rounds": 1000}
+    return {"name": name, "fullname": f"benchmarks/test_latency.py::{name}", "stats": stats, "extra_info": extra}
+
+
+def contest(name: str, kind: str, runner: str, batch: int, ratio: float) -> dict:
+    """A contest, its interval 2 % wide."""
+    row = timed(name, runner, "stn", batch, 1e-3)
+    times = {"p50", "p50_low", "p50_high", "images_per_second"}
+    row["extra_info"] = {key: value for key, value in row["extra_info"].items() if key not in times} | {
+        "regime": "contest",
+        "contest": kind,
+        "baseline": "cnn-some",
+        "seconds": 1e-3,
+        "baseline_seconds": 1e-3 / ratio,
+        "ratio": ratio,
+        "ratio_low": ratio * 0.99,
+        "ratio_high": ratio * 1.01,
+        "blocks": 25,
+        "disturbed_blocks": 2,
+        "verdict": "slower",
+    }
+    return row
+
+
+def rows_of(seed: int, noise: float = 0.0, drift: float = 1.0) -> dict[str, dict]:
+    """Every runner, model and batch, and contests; timed rows lie ``noise`` apart and take ``drift`` times as long."""
+    random, rows = np.random.default_rng(seed), []
+    for model in ("stn", "cnn"):
+        for speed, runner in enumerate(RUNNERS, 1):
+            for batch in BATCHES:
+                p50 = 1e-3 * batch / speed * drift * np.exp(random.normal(0, noise))
+                rows.append(timed(f"test_latency[{model}-{runner}-{batch}]", runner, model, batch, p50))
+    for kind, ratio in (("eager", 0.25), ("overhead", 1.8)):
+        for runner in RUNNERS[1:]:
+            value = ratio * np.exp(random.normal(0, 0.005))
+            rows.append(contest(f"test_{kind}[{runner}]", kind, runner, 1, value))
+    return {row["name"]: row for row in rows}
+
+
+def write(path: Path, rows: dict[str, dict], **machine: object) -> Path:
+    """A bench.json of these rows on this machine."""
+    content = {
+        "machine_info": {"stn_export": CPU | machine},
+        "benchmarks": list(rows.values()),
+        "datetime": "2026-01-31T12:00:00+00:00",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path

@@ -1,0 +1,113 @@
+"""Two runs compared: regressions are found, noise is not, and what cannot be compared is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare
+from stn_export import cli
+from tests.bench_files import rows_of, timed, write
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write(tmp_path / "base.json", rows_of(0))
+
+
+def run(*arguments: object) -> int:
+    return cli.run(compare.main, list(map(str, arguments)))
+
+
+def slow_down(row: dict, factor: float) -> None:
+    for name in ("p50", "p50_low", "p50_high", "ratio", "ratio_low", "ratio_high"):
+        if name in row["extra_info"]:
+            row["extra_info"][name] *= factor
+
+
+def test_the_same_file_twice(base: Path, capsys: pytest.CaptureFixture):
+    assert run(base, base) == 0
+    assert "slower" not in capsys.readouterr().out
+
+
+def test_noise_is_no_regression(base: Path, tmp_path: Path):
+    alarms = [run(base, write(tmp_path / "new.json", rows_of(seed, noise=0.03))) for seed in range(100, 140)]
+    assert sum(alarms) <= 1  # of 40 comparisons of 38 rows
+
+
+def test_a_machine_that_is_slower_today_is_no_regression(base: Path, tmp_path: Path):
+    rows = rows_of(1, noise=0.02, drift=1.08)
+    assert run(base, write(tmp_path / "new.json", rows)) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "factor"),
+    [("test_eager[openvino]", 1.1), ("test_overhead[onnxruntime]", 1.1), ("test_latency[stn-openvino-16]", 1.5)],
+)
+def test_a_regression_is_found_and_named(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture, row: str, factor: float
+):
+    rows = rows_of(1, noise=0.02)
+    slow_down(rows[row], factor)
+    assert run(base, write(tmp_path / "new.json", rows)) == 1
+    errors = capsys.readouterr().err
+    assert "1 rows are slower, 0 missing" in errors
+    assert row in errors
+
+
+def test_a_slowdown_of_everything_is_found(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert run(base, write(tmp_path / "new.json", rows_of(1, noise=0.02, drift=1.6))) == 1
+    assert "test_latency[stn-eager-1]" in capsys.readouterr().err
+
+
+def test_a_row_that_is_gone_fails_and_a_new_one_is_listed(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    rows = rows_of(0)
+    del rows["test_latency[stn-openvino-16]"]
+    rows["test_latency[stn-new-1]"] = timed("test_latency[stn-new-1]", "new", "stn", 1, 1e-3)
+    assert run(base, write(tmp_path / "new.json", rows)) == 1
+    output = capsys.readouterr()
+    assert "missing from" in output.err
+    assert "test_latency[stn-openvino-16]" in output.err
+    assert "new: test_latency.py::test_latency[stn-new-1]" in output.out
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ({"cpu": "Other CPU"}, "CPU Test CPU @ 1 GHz and Other CPU"),
+        ({"gpu": "NVIDIA H100"}, "GPU None and NVIDIA H100"),
+        ({"threads": 2}, "threads 1 and 2"),
+    ],
+)
+def test_other_machines_are_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture, machine: dict, said: str
+):
+    assert run(base, write(tmp_path / "new.json", rows_of(1), **machine)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_across_machines_there_are_ratios_to_eager_only(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    rows = rows_of(1)
+    slow_down(rows["test_eager[openvino]"], 2)
+    assert run(base, write(tmp_path / "new.json", rows, cpu="Other CPU"), "--across-machines", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["changes"]
+    assert {change["by"] for change in found} == {"ratio to eager", "contest: eager"}
+
+
+def test_nothing_in_common(base: Path, tmp_path: Path):
+    row = timed("test_latency[other]", "new", "stn", 1, 1e-3)
+    assert run(base, write(tmp_path / "new.json", {"other": row})) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"benchmarks": []}', '{"benchmarks": [1], "machine_info": 3}'])
+def test_nonsense_files(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture, text: str):
+    (tmp_path / "new.json").write_text(text)
+    assert run(base, tmp_path / "new.json") == 2
+    assert "is not a benchmark file of stn_export" in capsys.readouterr().err
+
+
+def test_no_file_at_all(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert run(base, tmp_path / "nowhere.json") == 2
+    assert "cannot be read: No such file" in capsys.readouterr().err
+    assert run("", base) == 2
+    assert "BASE=file.json" in capsys.readouterr().err

@@ -1,0 +1,193 @@
+"""What is kept of a run, RESULTS.md, the floors, the proof's judgement and the steps on a GPU machine."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import floors, gpu_results, kept, proof, results
+from benchmarks.floors import work
+from benchmarks.gpu_results import Step, bounded, environment_with, perform
+from benchmarks.kept import PROOF_SCHEMA, file_name, read_bench
+from stn_export import cli
+from stn_export.artifacts import write_json
+from stn_export.config import GPU_RESULTS, PEAKS, PROOF
+from stn_export.errors import UserError
+from tests.bench_files import rows_of, write
+
+PEAK = {"flops": {"fp32": 1e11}, "bytes": 1e10, "source": "measured"}
+
+
+@pytest.fixture
+def kept_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that holds one kept run."""
+    monkeypatch.setattr(kept, "measured_peak", lambda: PEAK)
+    bench = write(tmp_path / "bench.json", rows_of(0))
+    arguments = ["--keep", str(bench), "--kept", str(tmp_path / "kept"), "--out", str(tmp_path / "RESULTS.md")]
+    assert cli.run(results.main, arguments) == 0
+    return tmp_path / "kept"
+
+
+def proof_row(ratio: float, low: float, high: float, verdict: str) -> dict:
+    return {"ratio": ratio, "ratio_low": low, "ratio_high": high, "verdict": verdict, "blocks": 25}
+
+
+def test_a_kept_file_is_small_and_still_a_benchmark_file(kept_files: Path):
+    path = kept_files / "test-cpu-1-ghz-2026-01-31.json"
+    content = read_bench(path)
+    assert path.stat().st_size < 40_000
+    assert len(content["benchmarks"]) == len(rows_of(0))
+    assert all("data" not in row["stats"] and row["stats"]["median"] for row in content["benchmarks"])
+    assert content["peak"] == PEAK
+    assert set(content["work"]["stn"]) == {"1", "16", "64", "256"}
+
+
+def test_results_name_the_best_and_the_floors(kept_files: Path):
+    text = (kept_files.parent / "RESULTS.md").read_text()
+    assert "For latency: openvino-cpu some-fp32, 250 µs (248 µs to 252 µs) for one image." in text
+    assert "For throughput: openvino-cpu some-fp32, 4,000 images/s at batch" in text
+    assert "### What the transformer costs: STN against the plain CNN" in text
+    assert "### Against eager PyTorch" in text
+    # 4,151,576 FLOPs at 100 GFLOP/s are 41.5 µs, a sixth of 250 µs
+    assert "| 41.5 µs |" in text
+    assert "16.61%" in text
+
+
+def test_results_show_the_proof(kept_files: Path):
+    trial = {"trial": "A/A", "batch": 1, "found": 19, "passed": True}
+    rows = [proof_row(1.0, 0.99, 1.01, "same")] * 19 + [proof_row(1.02, 1.01, 1.03, "slower")]
+    content = {
+        "target": "stn-x",
+        "datetime": "2026-01-31T00:00:00",
+        "grid": "quick",
+        "trials": [trial | {"rows": rows}],
+    }
+    write_json(kept_files / "proof-x.json", PROOF_SCHEMA, content)
+    (kept_files / "old-report.json").write_text("{}")
+    assert "| A/A | 1 | 19 of 20 | 1.000 to 1.020 | 19 same, 1 slower | passed |" in results.document(kept_files)
+
+
+def test_names_of_files():
+    environment = {"cpu": "Intel(R) Xeon(R) Processor", "gpu": "NVIDIA H100 80GB HBM3"}
+    assert file_name(environment, "cuda", "2026-01-31T01:02") == "nvidia-h100-80gb-hbm3-2026-01-31.json"
+    assert file_name(environment, "cpu", "2026-01-31") == "intel-xeon-processor-2026-01-31.json"
+
+
+def test_the_work_of_the_plain_cnn():
+    """By hand: 2 × outputs × inputs a window, over both convolutions and both layers of the head."""
+    convolutions = 2 * (10 * 28 * 28 * 3 * 25 + 20 * 10 * 10 * 10 * 25)
+    found = work("cnn", 7)
+    assert found["flops"] == 7 * (convolutions + 2 * (500 * 50 + 50 * 10))
+    assert found["bytes_fused"] == 4 * (31_340 + 7 * 3 * 32 * 32 + 7 * 10)
+    assert found["bytes_unfused"] > found["bytes_fused"]
+    assert found["launches"] == 10
+
+
+def test_the_transformer_costs_more():
+    assert all(work("stn", 1)[name] > figure for name, figure in work("cnn", 1).items())
+
+
+def test_floors_in_seconds():
+    counted = {"flops": 200, "bytes_fused": 40, "bytes_unfused": 80}
+    peak = {"flops": {"fp32": 100.0, "fp16": 400.0}, "bytes": 10.0}
+    assert floors.floors(counted, peak, "fp32") == {"arithmetic": 2.0, "memory": 4.0, "memory, unfused": 8.0}
+    assert floors.floors(counted, peak, "fp16") == {"arithmetic": 0.5, "memory": 2.0, "memory, unfused": 4.0}
+
+
+def test_peaks_by_name():
+    assert floors.published_peak("NVIDIA H100 80GB HBM3")["bytes"] == PEAKS["H100"].bytes
+    assert floors.published_peak("NVIDIA T4") is None
+
+
+@pytest.mark.parametrize(("held", "misled", "passed"), [(20, 0, True), (18, 0, True), (17, 0, False), (19, 1, False)])
+def test_the_proof_is_strict(held: int, misled: int, passed: bool):
+    close = proof_row(1.01, 1.005, 1.02, "slower")  # misses the truth, by less than counts
+    rows = [proof_row(1.0, 0.99, 1.01, "same")] * held + [close] * (PROOF.trials - held - misled)
+    rows += [proof_row(1.05, 1.04, 1.06, "slower")] * misled
+    assert proof.judge_same(rows) == (held, passed)
+
+
+def test_every_planted_slowdown_must_be_found():
+    found, missed = proof_row(1.15, 1.1, 1.2, "slower"), proof_row(1.15, 0.9, 1.4, "cannot tell")
+    assert proof.judge_planted([found] * 20) == (20, True)
+    assert proof.judge_planted([found] * 19 + [missed]) == (19, False)
+
+
+@pytest.mark.slow
+def test_the_proof_runs_and_is_kept(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    arguments = ["--run", str(trained_run), "--trials", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.run(proof.main, arguments) in (0, 1)  # one trial on a busy machine may go either way
+    content = json.loads(next(tmp_path.glob("proof-*.json")).read_text())
+    assert [(trial["trial"], trial["batch"]) for trial in content["trials"]] == [
+        (name, batch) for batch in PROOF.batches for name in ("A/A", "planted")
+    ]
+    assert cli.run(proof.main, [*arguments, "--target", "nothing"]) == 2
+    assert "no target nothing on cpu" in capsys.readouterr().err
+
+
+def script(text: str, name: str = "step", limit: float = 60) -> Step:
+    return Step(name, (sys.executable, "-c", text), limit)
+
+
+def test_a_step_that_was_done_is_not_done_again(tmp_path: Path):
+    counting = script(f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
+    states = [perform(counting, tmp_path, 100, environment_with(None)).state for _ in range(2)]
+    assert states == ["done", "kept"]
+    (tmp_path / "stn").mkdir()
+    (tmp_path / "stn" / "manifest.json").write_text("{}")  # another model
+    assert perform(counting, tmp_path, 100, environment_with(None)).state == "done"
+    assert (tmp_path / "count").read_text() == "xx"
+
+
+def test_a_step_that_fails_leaves_no_marker(tmp_path: Path):
+    failing = script("raise SystemExit(3)")
+    assert [perform(failing, tmp_path, 100, environment_with(None)).state for _ in range(2)] == ["failed", "failed"]
+
+
+def test_a_step_that_takes_too_long_is_interrupted_and_may_still_write(tmp_path: Path):
+    path = tmp_path / "kept"
+    text = f"import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open({str(path)!r}, 'w').write('partial')"
+    assert bounded(script(text).command, 3.0, environment_with(None)) is None
+    assert path.read_text() == "partial"
+
+
+def test_no_step_begins_when_no_time_is_left(tmp_path: Path):
+    assert perform(script(""), tmp_path, GPU_RESULTS.shortest / 2, {}).state == "not begun"
+
+
+def test_onnx_runtime_from_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="holds no onnxruntime"):
+        environment_with(tmp_path)
+    (tmp_path / "onnxruntime").mkdir()
+    monkeypatch.setenv("PYTHONPATH", "other")
+    assert environment_with(tmp_path)["PYTHONPATH"] == f"{tmp_path}:other"
+
+
+@pytest.mark.slow
+def test_all_steps_are_gathered_though_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(kept, "measured_peak", lambda: PEAK)
+    run, out = tmp_path / "run", tmp_path / "out"
+    options = argparse.Namespace(run=run)
+    monkeypatch.setattr(gpu_results, "suites", lambda: [Path("test_one.py"), Path("test_two.py")])
+    monkeypatch.setattr(gpu_results, "steps", lambda _: [script("", "good"), script("raise SystemExit(1)", "bad")])
+    rows = rows_of(0)
+    half = len(rows) // 2
+    for suite, part in zip(gpu_results.suites(), (list(rows.items())[:half], list(rows.items())[half:]), strict=True):
+        write(gpu_results.part_of(options.run, suite), dict(part))
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    assert cli.run(gpu_results.main, ["--device", "cpu", "--run", str(run), "--out", str(out)]) == 1
+    assert "bad (failed); run it again to go on" in capsys.readouterr().err
+    assert len(read_bench(run / "bench.json")["benchmarks"]) == len(rows)
+    names = sorted(path.name.split("-")[0] for path in out.iterdir())
+    assert names == ["RESULTS.md", "steps", "test"]
+
+
+def test_the_table_of_steps(tmp_path: Path):
+    parser = gpu_results.build_parser()
+    options = parser.parse_args(["--run", str(tmp_path), "--device", "cpu", "--grid", "quick"])
+    names = [step.name for step in gpu_results.steps(options)]
+    assert names[:3] == ["train", "export", "verify"]
+    assert names[-1] == "proof"
+    assert "test_latency" in names
