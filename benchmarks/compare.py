@@ -24,8 +24,8 @@ from statistics import median
 from benchmarks.intervals import NORMAL, verdict
 from benchmarks.kept import read_bench
 from stn_export import cli
-from stn_export.config import METHOD
 from stn_export.errors import CheckFailedError, UserError
+from stn_export.method import METHOD
 
 MACHINE = {"cpu": "CPU", "gpu": "GPU", "threads": "threads"}
 COLUMNS = ("row", "by", "new/base", "interval", "verdict")

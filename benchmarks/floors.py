@@ -12,7 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from stn_export.config import IMAGE_SHAPE, MODELS, PEAKS, PROBE
+from stn_export.config import IMAGE_SHAPE, MODELS
+from stn_export.method import PEAKS, PROBE
 from stn_export.model import build_model
 
 BYTES_PER_VALUE = {"fp16": 2, "bf16": 2, "int8": 1}  # of the precisions that are not float32

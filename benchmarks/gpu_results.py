@@ -22,9 +22,11 @@ from benchmarks.kept import KEPT, compact, file_name, now, read_bench
 from benchmarks.results import RESULTS
 from stn_export import cli
 from stn_export.artifacts import BENCH_FILE, MANIFEST, VERIFY_FILE, write_atomically
-from stn_export.config import ARTIFACTS, DATASETS, GPU_RESULTS, GRIDS, MODELS
+from stn_export.config import ARTIFACTS, DATASETS, MODELS
 from stn_export.environment import describe, resolve_device
 from stn_export.errors import CheckFailedError, UserError, require_choice
+from stn_export.grids import GRIDS
+from stn_export.method import GPU_RESULTS
 
 SUITES = Path(__file__).parent
 LAST = "test_training.py"

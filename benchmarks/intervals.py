@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from stn_export.config import METHOD
+from stn_export.method import METHOD
 
 NORMAL = NormalDist()
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t by degrees of freedom, from 1

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from stn_export.config import METHOD
+from stn_export.method import METHOD
 
 # Reasons for a lower clock that are none: an idle GPU, and clocks that somebody has pinned.
 HARMLESS = ("GpuIdle", "ApplicationsClocksSetting", "UserDefinedClocks", "None", "All")

@@ -21,8 +21,8 @@ from benchmarks.clocks import use_clock
 from benchmarks.intervals import ratio_interval, summarise, verdict
 from benchmarks.machine import Watch
 from benchmarks.targets import Target
-from stn_export.config import METHOD
 from stn_export.grids import BenchGrid
+from stn_export.method import METHOD
 from stn_export.runners import Step
 
 CALLS = (5, 5000)  # a median of fewer than 5 calls is at the mercy of a single interruption

@@ -19,10 +19,12 @@ from benchmarks.methodology import interleave, warm_up
 from benchmarks.targets import Target, find_targets
 from stn_export import cli
 from stn_export.artifacts import model_directories, write_json
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET, GRIDS, METHOD, PROOF, BenchGrid
+from stn_export.config import ARTIFACTS, DEFAULT_DATASET
 from stn_export.data import example_images, trained_on
 from stn_export.environment import describe, resolve_device
 from stn_export.errors import CheckFailedError, UserError, require_choice
+from stn_export.grids import GRIDS, BenchGrid
+from stn_export.method import METHOD, PROOF
 from stn_export.runners import Step
 
 COLUMNS = ("trial", "batch", "n", "found", "ratios", "median half width", "disturbed blocks", "verdicts", "")

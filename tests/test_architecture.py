@@ -9,6 +9,7 @@ from tests.conftest import REPOSITORY
 
 FLOORS = (
     ("config", "errors", "grids", "tolerances"),
+    ("method",),
     ("environment", "artifacts"),
     ("cli", "compare", "intervals", "interrupts"),
     ("model", "digits", "augmentation", "capture", "sampling", "folding", "graph", "probes", "pictures"),

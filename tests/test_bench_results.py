@@ -13,8 +13,8 @@ from benchmarks.gpu_results import Step, bounded, environment_with, perform
 from benchmarks.kept import PROOF_SCHEMA, file_name, read_bench
 from stn_export import cli
 from stn_export.artifacts import write_json
-from stn_export.config import GPU_RESULTS, PEAKS, PROOF
 from stn_export.errors import UserError
+from stn_export.method import GPU_RESULTS, PEAKS, PROOF
 from tests.bench_files import rows_of, write
 
 PEAK = {"flops": {"fp32": 1e11}, "bytes": 1e10, "source": "measured"}

@@ -11,7 +11,8 @@ from benchmarks import machine, methodology
 from benchmarks.intervals import median_interval, ratio_interval, stretch, summarise, verdict
 from benchmarks.machine import Watch, gpu_disturbed, reasons
 from benchmarks.methodology import Interleaved, calls_for, interleave, load_pairs, warm_up
-from stn_export.config import GRIDS, METHOD
+from stn_export.grids import GRIDS
+from stn_export.method import METHOD
 
 BLOCKS = GRIDS["quick"].blocks
 TRIALS = 200
