@@ -208,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     resolve_device(options.device)
     options.run = options.run or ARTIFACTS / require_choice("data set", options.dataset, list(DATASETS))
     environment = environment_with(options.ort_site)
+    (options.run / MARKERS).mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.seconds
     outcomes = []
     for step in steps(options):

@@ -103,7 +103,7 @@ GRIDS = {
             throughput=(replace(SHIPPED, batches=(16, 256)),),
             startup=(replace(SHIPPED_STN, runners=STARTED), BASELINES),
             breakdown=(PROFILED,),
-            overhead=(replace(SHIPPED, runners=QUICK_RUNNERS, batches=(1, 256)),),
+            overhead=(replace(SHIPPED, runners=QUICK_RUNNERS, batches=(1, 64)),),
             lowering=(Pick(runners=("onnxruntime-c*",), precisions=("fp32",)),),
             eager=(replace(QUICK_STN, batches=(1, 256)),),
             default=(QUICK_STN,),

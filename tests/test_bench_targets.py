@@ -53,7 +53,7 @@ def test_the_questions_of_a_user_are_answered_by_the_quick_grid(found: list[Targ
     quick = GRIDS["quick"]
     against = {(str(case.target), case.batch): str(case.baseline) for case in rows("overhead", found, quick)}
     assert against["stn-onnxruntime-cpu-folded-fp32", 1] == "cnn-onnxruntime-cpu-plain-fp32"
-    assert against["stn-eager-cpu-checkpoint", 256] == "cnn-eager-cpu-checkpoint"
+    assert against["stn-eager-cpu-checkpoint", 64] == "cnn-eager-cpu-checkpoint"
     eager = {str(case.target): str(case.baseline) for case in rows("eager", found, quick)}
     assert eager["stn-onnxruntime-cpu-folded-fp32"] == "stn-eager-cpu-checkpoint"
     assert "stn-eager-cpu-checkpoint" not in eager

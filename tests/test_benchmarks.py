@@ -30,7 +30,7 @@ def test_bench_json_is_an_ordinary_pytest_benchmark_file(trained_run: Path, tmp_
     assert {row["group"] for row in content["benchmarks"]} == {
         "latency, batch 1, cpu",
         "overhead of the transformer, batch 1, cpu",
-        "overhead of the transformer, batch 256, cpu",
+        "overhead of the transformer, batch 64, cpu",
     }
     assert content["machine_info"]["stn_export"]["versions"]["torch"]
     for row in content["benchmarks"]:
