@@ -13,6 +13,7 @@ from benchmarks.machine import Watch, gpu_disturbed, reasons
 from benchmarks.methodology import Interleaved, calls_for, interleave, load_pairs, warm_up
 from stn_export.grids import GRIDS
 from stn_export.method import METHOD
+from stn_export.runners import Step
 
 BLOCKS = GRIDS["quick"].blocks
 TRIALS = 200
@@ -139,12 +140,12 @@ def contenders(seconds: tuple[float, float], monkeypatch: pytest.MonkeyPatch) ->
     called, clock = [], SimpleNamespace(now=0.0)
     monkeypatch.setattr(methodology.time, "perf_counter", lambda: clock.now)
 
-    def load(name: str, took: float) -> Callable[[], Callable[[], None]]:
+    def load(name: str, took: float) -> Callable[[], Step]:
         def step() -> None:
             called.append(name)
             clock.now += took
 
-        return lambda: step
+        return lambda: Step(step, lambda: clock.now)
 
     turns = interleave(load("a", seconds[0]), load("b", seconds[1]), "cpu", GRIDS["quick"], seed=0)
     called.clear()
