@@ -16,7 +16,8 @@ ALIGN_CORNERS = False
 INPUT_NAME = "images"
 OUTPUT_NAME = "log_probs"
 
-MODELS = ("stn", "cnn", "cnn-matched")
+MODEL_LABELS = {"stn": "spatial transformer", "cnn": "plain CNN", "cnn-matched": "CNN of equal cost"}
+MODELS = tuple(MODEL_LABELS)
 DEFAULT_MODELS = ("stn", "cnn")
 CHECKPOINT = "checkpoint"
 DEFAULT_SEED = 0

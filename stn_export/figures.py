@@ -10,6 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
+from stn_export.config import MODEL_LABELS
+
+INK, GRID, SOFT, CARD = "#111827", "#e5e7eb", "#6b7280", "#ffffff"
+PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#dc2626", "#65a30d")
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -18,14 +22,13 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#e5e7eb",
+    "grid.color": GRID,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.axisbelow": True,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 160,
 }
-MODEL_COLOURS = {"stn": "#2563eb", "cnn": "#f59e0b"}
-MODEL_LABELS = {"stn": "spatial transformer", "cnn": "plain CNN"}
-REFERENCE_COLOUR = "#9ca3af"
+MODEL_COLOURS = {"stn": PALETTE[0], "cnn": PALETTE[1], "cnn-matched": PALETTE[2]}
 CAPTIONS = {"axes.grid": False, "axes.titlesize": 9, "axes.titleweight": "normal"}  # of pictures
 LINES = ("-", "--", ":", "-.")
 
@@ -33,29 +36,6 @@ LINES = ("-", "--", ":", "-.")
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
     return figure, figure.add_subplot()
-
-
-@matplotlib.rc_context(STYLE)
-def accuracy_curves(accuracies: Mapping[str, Sequence[float]], reference: Sequence[float]) -> Figure:
-    """Test accuracy (0 to 1) after each epoch per model, over the reference run where there is one."""
-    figure, axes = _figure(7.5, 3.6)
-    if reference:
-        axes.plot(
-            _epochs(reference), _percent(reference), color=REFERENCE_COLOUR, lw=4, alpha=0.6, label="reference run"
-        )
-    for model, values in accuracies.items():
-        axes.plot(_epochs(values), _percent(values), color=MODEL_COLOURS[model], marker=".", label=MODEL_LABELS[model])
-    axes.set(title="Test accuracy", xlabel="epoch", ylabel="accuracy, %")
-    axes.legend(loc="lower right", frameon=False)
-    return figure
-
-
-def _epochs(values: Sequence[float]) -> range:
-    return range(1, len(values) + 1)
-
-
-def _percent(values: Sequence[float]) -> np.ndarray:
-    return 100 * np.asarray(values)
 
 
 @matplotlib.rc_context(STYLE | CAPTIONS)
