@@ -60,15 +60,16 @@ RECIPES = {
             localisation_scale=0.1,
         ),
         Recipe(
-            "tuned",
+            "short",
             optimizer="sgd",
             learning_rate=0.05,
-            epochs=50,
+            epochs=20,
             batch_size=128,
             momentum=0.9,
             weight_decay=5e-4,
             one_cycle=True,
-            localisation_scale=0.1,
+            warm_up=0.2,
+            localisation_scale=0.02,
             dropout=0.0,
             flip=True,
             crop=2,
@@ -77,6 +78,7 @@ RECIPES = {
 }
 
 PRECISIONS = ("fp32", "tf32", "bf16")  # of training; evaluation is in fp32
+KEEP = ("last", "best")  # epoch's weights; the best is told on held-out training images
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ DATASETS = {
         DatasetSpec(
             "cifar10-affine",
             CIFAR10_CLASSES,
-            recipe="tuned",
+            recipe="short",
             affine=AffineRange(degrees=45, scale=(0.6, 1.1), shift=5),
         ),
         DatasetSpec("digits", tuple("0123456789"), recipe="quick"),

@@ -1,14 +1,13 @@
 """Train a grid of models and seeds: ``python -m stn_export.train``.
 
 The first seed's models lie in the run directory itself, those of every further seed in a run of their own beneath it
-(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid, or with ``--ddp`` each model's batches.
+(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid, or with ``--ddp`` each model's batches:
+``torchrun --nproc-per-node 2 -m -- stn_export.train --seeds 8`` (the ``--`` keeps torchrun from reading our options).
 """
 
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -21,13 +20,12 @@ from stn_export.artifacts import (
     HISTORY_FILE,
     STATE_FILE,
     Artifact,
-    ModelDirectory,
     read_history,
-    seed_directory,
     sha256_of,
     write_atomically,
 )
 from stn_export.captured import CapturedSteps
+from stn_export.cells import Cell, grid, recipe_for
 from stn_export.checkpoint import load_tensors, save_checkpoint, serialise
 from stn_export.config import (
     ALIGN_CORNERS,
@@ -38,41 +36,21 @@ from stn_export.config import (
     DEFAULT_MODELS,
     DEFAULT_SEED,
     IMAGE_SHAPE,
+    KEEP,
     MEAN,
     MODELS,
     PRECISIONS,
     RECIPES,
     STD,
-    Recipe,
 )
 from stn_export.data import Dataset, load_dataset
 from stn_export.distributed import ALONE, SplitTrainer, World, joined
 from stn_export.environment import DEVICES, describe, resolve_device
-from stn_export.errors import UserError, require_choice
 from stn_export.interrupts import Interrupts
 from stn_export.intervals import estimate
 from stn_export.model import multiply_adds
 from stn_export.plan import Plan, measured_weights
-from stn_export.trainer import Settings, Trainer, advance, run_epoch
-
-KEEP = ("last", "best")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of the grid and where it goes."""
-
-    settings: Settings
-    directory: ModelDirectory
-
-    @property
-    def up_to_date(self) -> bool:
-        """Whether it was trained with these settings before and its checkpoint is as it was."""
-        return self.directory.holds(CHECKPOINT, None, self.settings.as_dict())
-
-    def __str__(self) -> str:
-        return f"{self.settings.model} seed {self.settings.seed}"
-
+from stn_export.trainer import Trainer, advance, run_epoch
 
 Pair = tuple[Cell, Trainer]
 
@@ -208,45 +186,6 @@ def _meta(trainer: Trainer) -> dict:
     }
 
 
-def recipe_for(dataset: str, name: str | None, epochs: int | None) -> Recipe:
-    """The named recipe, or the data set's own, with its epochs replaced where given.
-
-    Raises:
-        UserError: for an unknown recipe or a count of epochs below 1.
-    """
-    name = name or DATASETS[require_choice("data set", dataset, list(DATASETS))].recipe
-    recipe = RECIPES[require_choice("recipe", name, list(RECIPES))]
-    if epochs is not None and epochs < 1:
-        raise UserError(f"EPOCHS={epochs} trains nothing", "give 1 or more")
-    return recipe if epochs is None else replace(recipe, epochs=epochs)
-
-
-def grid(options: Namespace, dataset: Dataset) -> list[Cell]:
-    """Every model with every seed.
-
-    Raises:
-        UserError: for settings that cannot be trained with.
-    """
-    recipe = recipe_for(options.dataset, options.recipe, options.epochs)
-    precision = require_choice("precision", options.precision, PRECISIONS)
-    if options.seeds < 1:
-        raise UserError(f"SEEDS={options.seeds} trains nothing", "give 1 or more")
-    if not 0 <= options.validation < len(dataset.train):
-        raise UserError(f"{options.validation} images cannot be held out of {len(dataset.train)}", "hold out fewer")
-    if require_choice("checkpoint to keep", options.keep, KEEP) == "best" and not options.validation:
-        raise UserError("the best epoch cannot be told without held-out images", "add --validation 5000")
-    run = options.run or ARTIFACTS / options.dataset
-    fixed = (dataset.name, dataset.fingerprint, precision, options.validation, options.keep)
-    return [
-        Cell(
-            Settings(model, recipe, seed, *fixed),
-            ModelDirectory(seed_directory(run, options.seed, seed) / require_choice("model", model, MODELS)),
-        )
-        for seed in range(options.seed, options.seed + options.seeds)
-        for model in options.models
-    ]
-
-
 def print_summary(cells: Sequence[Cell]) -> None:
     """A row a model: the last epoch's test accuracy over the seeds."""
     rows = []
@@ -287,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset = load_dataset(options.dataset, options.data)
         cells = grid(options, dataset)
         todo = [cell for cell in cells if not cell.up_to_date]
-        if world.writes:
+        if world.rank == 0:
             announce(cells, todo, dataset, device)
         mine = world.share(todo, [multiply_adds(cell.settings.model) for cell in todo])
         train_cells(mine, dataset.to(device), device, interrupts, world)

@@ -1,4 +1,12 @@
+"""The stage: grids, interruptions, torchrun, and what it says."""
+
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,29 +15,34 @@ import torch
 
 from stn_export import cli, train
 from stn_export.artifacts import ModelDirectory, read_json
+from stn_export.cells import Cell, recipe_for
+from stn_export.checkpoint import load_checkpoint
 from stn_export.data import Dataset
 from stn_export.errors import CheckFailedError, UserError
-from stn_export.train import Settings, Trainer, batches, evaluate, recipe_for, train_model
+from stn_export.interrupts import Interrupts
+from stn_export.train import train_cells
+from stn_export.trainer import Settings, Trainer, evaluate
+from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
 
 
-def finish(settings: Settings, dataset: Dataset, path: Path) -> bytes:
+def finish(settings: Settings, dataset: Dataset, path: Path, interrupts: Interrupts | None = None) -> bytes:
     """Train to the end in ``path`` and return the checkpoint's bytes."""
     directory = ModelDirectory(path / settings.model)
-    return (directory.path / train_model(settings, dataset, CPU, directory).file).read_bytes()
+    train_cells([Cell(settings, directory)], dataset, CPU, interrupts or Interrupts())
+    return (directory.path / "checkpoint.pt").read_bytes()
 
 
-def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise KeyboardInterrupt in the middle of the epoch after ``epochs`` complete ones."""
-    whole = Trainer.run_epoch
+def interrupt_at(step: int, interrupts: Interrupts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Request the end within the step of this number, counted from 1 over all epochs."""
+    whole, calls = Trainer.step, iter(range(1, 10_000))
 
-    def run_epoch(self: Trainer, on_step: object) -> dict:
-        if self.epoch == epochs:
-            whole(self, lambda count: (_ for _ in ()).throw(KeyboardInterrupt))
-        return whole(self, on_step)
+    def interrupted(self: Trainer, chosen: torch.Tensor) -> torch.Tensor:
+        interrupts.requested = next(calls) == step
+        return whole(self, chosen)
 
-    monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
+    monkeypatch.setattr(Trainer, "step", interrupted)
 
 
 def test_two_runs_of_one_seed_give_the_same_bytes(settings: Settings, small: Dataset, tmp_path: Path):
@@ -38,16 +51,32 @@ def test_two_runs_of_one_seed_give_the_same_bytes(settings: Settings, small: Dat
     assert first != finish(replace(settings, seed=2), small, tmp_path / "c")
 
 
-@pytest.mark.parametrize("model", ["stn", "cnn"])
+@pytest.mark.parametrize(
+    ("model", "step", "kept"),
+    [
+        ("stn", 1, "step 1 of 9 of epoch 1 is kept"),
+        ("stn", 16, "step 7 of 9 of epoch 2 is kept"),
+        ("cnn", 18, "epoch 2 of 3 is kept"),
+        ("cnn-matched", 26, "step 8 of 9 of epoch 3 is kept"),
+    ],
+)
 def test_going_on_gives_the_bytes_of_an_uninterrupted_run(
-    model: str, settings: Settings, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    step: int,
+    kept: str,
+    settings: Settings,
+    small: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    settings = replace(settings, model=model)
+    recipe = replace(settings.recipe, flip=True, crop=2)  # all that draws random numbers
+    settings = replace(settings, model=model, recipe=recipe, validation=64, keep="best")
     uninterrupted = finish(settings, small, tmp_path / "a")
     with monkeypatch.context() as patch:
-        interrupt_after(2, patch)
-        with pytest.raises(KeyboardInterrupt, match="epoch 2 is kept"):
-            finish(settings, small, tmp_path / "b")
+        interrupts = Interrupts()
+        interrupt_at(step, interrupts, patch)
+        with pytest.raises(KeyboardInterrupt, match=f"{kept}; run again to go on"):
+            finish(settings, small, tmp_path / "b", interrupts)
     directory = tmp_path / "b" / model
     assert sorted(path.name for path in directory.iterdir()) == ["history.jsonl", "training.pt"]
     assert finish(settings, small, tmp_path / "b") == uninterrupted
@@ -55,37 +84,95 @@ def test_going_on_gives_the_bytes_of_an_uninterrupted_run(
     assert len((directory / "history.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_state_of_other_settings_is_not_gone_on_with(settings: Settings, small: Dataset):
-    trainer = Trainer(settings, small, CPU)
-    trainer.run_epoch(lambda count: None)
-    other = Trainer(replace(settings, seed=9), small, CPU)
-    assert not other.restore(trainer.state())
-    assert other.epoch == 0
+def test_twenty_kills_lose_no_file_and_change_no_byte(settings: Settings, small: Dataset, tmp_path: Path):
+    settings = replace(settings, recipe=replace(settings.recipe, epochs=12))
+    started = time.perf_counter()
+    uninterrupted = finish(settings, small, tmp_path / "a")
+    whole = time.perf_counter() - started
+    directory, moments = ModelDirectory(tmp_path / "b" / settings.model), random.Random(0)
+    kills, before = 0, 0
+    while kills < 20 and not directory.artifacts:
+        child = os.fork()
+        if child == 0:
+            try:
+                finish(settings, small, tmp_path / "b")
+            finally:
+                os._exit(0)
+        time.sleep(moments.uniform(0, whole / 6))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        history = directory.path / "history.jsonl"
+        complete = len(history.read_text().splitlines()) if history.exists() else 0
+        assert complete >= before
+        before = complete
+    assert kills == 20 or directory.artifacts
+    assert finish(settings, small, tmp_path / "b") == uninterrupted
 
 
-def test_every_image_is_seen_once_and_the_last_batch_is_kept(small: Dataset):
-    torch.manual_seed(0)
-    sizes = [len(labels) for _, labels in batches(small.train, 100)]
-    assert sizes == [100] * 6 + [40]
-
-
-def test_the_localisation_network_learns_at_its_own_rate(settings: Settings, small: Dataset):
-    groups = Trainer(settings, small, CPU).optimizer.param_groups
-    assert [group["max_lr"] for group in groups] == pytest.approx([3e-4, 3e-3])
-
-
-def test_evaluation_weighs_images_not_batches(settings: Settings, small: Dataset, monkeypatch: pytest.MonkeyPatch):
-    model = Trainer(settings, small, CPU).model
-    whole = evaluate(model, small.test)
-    monkeypatch.setattr(train, "EVALUATION_BATCH", 70)
-    assert evaluate(model, small.test) == pytest.approx(whole)
-
-
-def test_a_diverging_run_stops_and_says_where(settings: Settings, small: Dataset, tmp_path: Path):
+def test_a_diverging_run_names_the_step_the_rate_and_what_is_kept(settings: Settings, small: Dataset, tmp_path: Path):
     wild = replace(settings, recipe=replace(settings.recipe, optimizer="sgd", one_cycle=False, learning_rate=1e6))
-    with pytest.raises(CheckFailedError, match=r"stn diverged in epoch 1 .*learning rate 1e\+06"):
+    with pytest.raises(CheckFailedError, match=r"stn \(seed 1\) diverged in epoch 1 at step \d+ of 10 .*rate 1e\+06"):
         finish(wild, small, tmp_path)
     assert not (tmp_path / "stn" / "checkpoint.pt").exists()
+
+
+def test_the_best_epoch_is_kept_where_that_is_asked_for(settings: Settings, small: Dataset, tmp_path: Path):
+    settings = replace(settings, recipe=replace(settings.recipe, epochs=6), validation=200, keep="best")
+    finish(settings, small, tmp_path)
+    directory = ModelDirectory(tmp_path / "stn")
+    rows = [json.loads(line) for line in (directory.path / "history.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["validation_accuracy"])
+    model = load_checkpoint(directory.path / "checkpoint.pt").model
+    trainer = Trainer(settings, small, CPU)
+    assert (len(trainer.train), len(trainer.held_out)) == (440, 200)
+    assert evaluate(model, trainer.held_out)[1] == best["validation_accuracy"]
+
+
+def test_a_grid_puts_further_seeds_beside_the_first(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(train, "load_dataset", lambda name, data: small)
+    arguments = ["--models", "stn,cnn-matched", "--seed", "4", "--seeds", "2", "--epochs", "1", "--device", "cpu"]
+    assert cli.run(train.main, [*arguments, "--run", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "2,088,076" in out
+    assert "2,064,000" in out
+    seeds = {path.parent.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("checkpoint.pt")}
+    assert sorted(seeds) == ["cnn-matched", "seed-5/cnn-matched", "seed-5/stn", "stn"]
+    assert load_checkpoint(seeds["seed-5/stn"]).meta["settings"]["seed"] == 5
+    assert cli.run(train.main, [*arguments, "--run", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("up to date") == 4
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_the_step_saves_and_exits_with_130(tmp_path: Path):
+    command = [sys.executable, "-m", "stn_export.train", "--device", "cpu", "--models", "cnn", "--run", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while " epoch " not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "is kept; run again to go on" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "cnn" / "training.pt").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_shares_the_grid_and_changes_no_byte(tmp_path: Path):
+    arguments = ["--device", "cpu", "--models", "stn,cnn", "--epochs", "1", "--seeds", "2", "--run"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    for start, path in ((torchrun, tmp_path / "two"), (["-m"], tmp_path / "one")):
+        command = [sys.executable, *start, "stn_export.train", *arguments, str(path)]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    found = {path.relative_to(tmp_path / "two"): path for path in (tmp_path / "two").rglob("checkpoint.pt")}
+    assert len(found) == 4
+    for name, path in found.items():
+        assert path.read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 
 
 def test_training_again_does_nothing_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -129,6 +216,11 @@ def test_recipes_follow_the_data_set():
         (["--epochs", "0"], "EPOCHS=0 trains nothing"),
         (["--epochs", "many"], "argument --epochs: invalid"),
         (["--nonsense"], "unrecognized arguments"),
+        (["--models", "resnet"], "unknown model 'resnet'"),
+        (["--seeds", "0"], "SEEDS=0 trains nothing"),
+        (["--keep", "best"], "the best epoch cannot be told"),
+        (["--validation", "10000"], "10000 images cannot be held out of 10000"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
     ],
 )
 def test_nonsense_is_one_line_and_a_hint(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
@@ -144,11 +236,3 @@ def test_nonsense_is_one_line_and_a_hint(arguments: list[str], message: str, cap
 def test_cuda_without_a_gpu_is_an_error(capsys: pytest.CaptureFixture[str]):
     assert cli.run(train.main, ["--device", "cuda"]) == 2
     assert "PyTorch sees no GPU" in capsys.readouterr().err
-
-
-@pytest.mark.cuda
-def test_training_on_cuda_learns(settings: Settings, small: Dataset):
-    trainer = Trainer(settings, small, torch.device("cuda"))
-    losses = [trainer.run_epoch(lambda count: None)["train_loss"] for _ in range(3)]
-    assert losses[-1] < losses[0]
-    assert next(trainer.model.parameters()).device.type == "cuda"
