@@ -1,19 +1,23 @@
-"""The report's figures: each function takes plain data and returns a matplotlib figure."""
+"""The report's figures: each function takes plain data and returns a matplotlib figure.
+
+The colours stand for names that a page may give other values (``to_svg``), so that one drawing serves light and dark.
+"""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from stn_export.config import MODEL_LABELS
-
 INK, GRID, SOFT, CARD = "#111827", "#e5e7eb", "#6b7280", "#ffffff"
 PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#dc2626", "#65a30d")
+PAGE_COLOURS = {INK: "var(--ink)", GRID: "var(--line)", SOFT: "var(--soft)", CARD: "var(--card)"} | {
+    colour: f"var(--c{index})" for index, colour in enumerate(PALETTE)
+}
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -30,7 +34,14 @@ STYLE = {
 }
 MODEL_COLOURS = {"stn": PALETTE[0], "cnn": PALETTE[1], "cnn-matched": PALETTE[2]}
 CAPTIONS = {"axes.grid": False, "axes.titlesize": 9, "axes.titleweight": "normal"}  # of pictures
-LINES = ("-", "--", ":", "-.")
+SVG_TRIMS = (  # namespaces, ids of groups (those referred to are hashes), comments, fonts, decimals of coordinates
+    (r' (xmlns(:\w+)?|version)="[^"]*"', ""),
+    (r' id="[A-Za-z]\w*_\d+"', ""),
+    (r"<!--.*?-->\s*", ""),
+    (r" font-family: [^;\"]*;", ""),
+    (r"(\d\.\d\d)\d+(?=[^<>]*>)", r"\1"),
+    (r"\n\s*", "\n"),
+)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -66,7 +77,7 @@ def warped_pairs(images: Tensor, warped: Tensor, titles: Sequence[str]) -> Figur
 
 def _show_picture(axes: Axes, picture: Tensor) -> None:
     """One uint8 3×H×W picture, pixel by pixel, without ticks or frame."""
-    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="none")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -76,6 +87,24 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None}, dpi=STYLE["savefig.dpi"])
     return buffer.getvalue()
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> for a page's own text: letters are letters, colours the page's ``PAGE_COLOURS``.
+
+    Args:
+        figure: drawn in the colours of this module.
+        name: another one for each figure of a page, which keeps their ids apart.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    body = buffer.getvalue()
+    body = body[body.index("<svg") :]
+    for pattern, kept in SVG_TRIMS:
+        body = re.sub(pattern, kept, body)
+    return re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found.group()], body)
 
 
 @matplotlib.rc_context(STYLE)
@@ -96,45 +125,4 @@ def error_strips(errors: Mapping[str, Mapping[str, Sequence[float]]], eager: Map
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_yaxis()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def latency_bars(milliseconds: Mapping[str, Mapping[str, float]], device: str) -> Figure:
-    """Median milliseconds of one image, by backend and then by model; the fastest transformer on top."""
-    backends = sorted(milliseconds, key=lambda name: -milliseconds[name].get("stn", 0))
-    figure, axes = _figure(7.5, 1.2 + 0.55 * len(backends))
-    for offset, model in ((0.2, "stn"), (-0.2, "cnn")):
-        values = [milliseconds[name].get(model, np.nan) for name in backends]
-        bars = axes.barh(np.arange(len(backends)) + offset, values, 0.38, color=MODEL_COLOURS[model])
-        bars.set_label(MODEL_LABELS[model])
-        axes.bar_label(bars, [f"{value:.3f}" if np.isfinite(value) else "" for value in values], padding=3, fontsize=8)
-    axes.set_yticks(range(len(backends)), backends)
-    axes.set(title=f"Latency of one image on {device}", xlabel="median, ms (shorter is better)")
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12, y=0.01)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def throughput_curves(rates: Mapping[tuple[str, str], Mapping[int, float]], device: str) -> Figure:
-    """Images per second against batch size, by (backend, model)."""
-    figure, axes = _figure(7.5, 4.2)
-    runners = list(dict.fromkeys(backend.split()[0] for backend, _ in rates))  # a line style each
-    for (backend, model), by_batch in rates.items():
-        batches = sorted(by_batch)
-        style = LINES[runners.index(backend.split()[0]) % len(LINES)]
-        values = [by_batch[batch] for batch in batches]
-        axes.plot(batches, values, style, marker="o", ms=4, color=MODEL_COLOURS[model], label=f"{model}, {backend}")
-    batches = sorted({batch for by_batch in rates.values() for batch in by_batch})
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.set(
-        title=f"Throughput on {device}, each runner's fastest artifact",
-        xlabel="batch size",
-        ylabel="images per second (higher is better)",
-    )
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure

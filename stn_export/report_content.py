@@ -20,7 +20,8 @@ class Report:
     differing: dict[str, str] = field(default_factory=dict)  # a sentence by figure
     reduced: list[dict] = field(default_factory=list)
     portability: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
-    overhead: list[dict] = field(default_factory=list)
+    advice: list[list[str]] = field(default_factory=list)  # a paragraph in parts for each device
+    bench: dict[str, dict] = field(default_factory=dict)  # tables, see report_bench.tables
     environment: dict = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
 

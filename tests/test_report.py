@@ -4,48 +4,34 @@ from pathlib import Path
 import pytest
 
 from stn_export import cli, report, verify
-from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, ModelDirectory, write_json
+from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, ModelDirectory, model_directories, write_json
 from stn_export.config import DATASETS
 from stn_export.data import Dataset
-from stn_export.report import _accuracy_sentence, latencies, read_reference, throughputs
+from stn_export.report import _accuracy_sentence, read_reference
 from stn_export.report_parity import most_different
+from tests import bench_rows
 
 
-def bench_row(model: str, artifact: str, sha256: str, batch: int, **more: object) -> dict:
-    facts = {"model": model, "artifact": artifact, "sha256": sha256, "runner": "onnxruntime-cpu", "device": "cpu"}
-    facts |= {"precision": "fp32", "input": "float"}
-    return {
-        "extra_info": facts | {"batch": batch, "threads": 1, "inputs": "test images", "images_per_second": 10.0} | more,
-        "stats": {"median": 0.002 if model == "stn" else 0.001},
-    }
+def write_bench(run: Path, content: list[dict]) -> None:
+    (run / "bench.json").write_text(json.dumps(bench_rows.bench_file(content)))
 
 
-def write_bench(run: Path, sha256: str) -> None:
-    ratio = {"seconds": 2e-4, "baseline_seconds": 1e-4, "ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1, "blocks": 30}
-    ratio["baseline"] = "cnn-onnxruntime-cpu-plain-fp32"
-    rows = [
-        bench_row("stn", "matmul-fp32", sha256, 1),
-        bench_row("cnn", "plain-fp32", sha256, 1),
-        bench_row("stn", "matmul-fp32", sha256, 16),
-        bench_row("stn", "matmul-fp32", sha256, 1, **ratio),
-    ]
-    environment = {"cpu": "a <fast> one", "gpu": None, "versions": {"torch": "2"}}
-    content = {"machine_info": {"stn_export": environment}, "benchmarks": rows}
-    (run / "bench.json").write_text(json.dumps(content))
-
-
-def test_a_whole_report(run: Path, stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
+def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(verify.main, ["--run", str(run)]) == 0
-    write_bench(run, stn.artifacts["matmul-fp32"].sha256)
+    write_bench(run, bench_rows.rows(bench_rows.artifacts_of(model_directories(run))))
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "stale" not in capsys.readouterr().out
     html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
-    assert html.count("data:image/png;base64,") == 7
+    assert html.count("<svg") == 10
     assert "http" not in html
+    assert "var(--c0)" in html
+    for name in ("latency", "throughput", "overhead", "pareto", "breakdown"):
+        assert (run / "figures" / f"{name}-cpu.png").exists()
     assert "a &lt;fast&gt; one" in html
     for text in (html, markdown):
         assert "checks equal PyTorch within tolerance" in text
-        assert "the transformer costs 2.00 times the plain CNN" in text
+        assert "On the CPU, for latency ship" in text
+        assert "26 / 0" in text
         assert "39,884" in text
     content = json.loads((run / "report.json").read_text())
     assert [row["accuracy"] for row in content["training"]] == [row["accuracies"][-1] for row in content["training"]]
@@ -114,9 +100,34 @@ def test_the_largest_difference_of_an_image_counts():
 
 
 def test_timings_of_other_artifacts_are_stale(run: Path, capsys: pytest.CaptureFixture[str]):
-    write_bench(run, "0" * 64)
+    write_bench(run, bench_rows.rows())
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "The timings are stale" in capsys.readouterr().out
+
+
+def test_timings_of_an_older_format_are_not_shown(run: Path, capsys: pytest.CaptureFixture[str]):
+    row = bench_rows.facts(bench_rows.FEW[0], "eager-cpu", "cpu", 1, "device")
+    write_bench(run, [{name: value for name, value in row.items() if name != "regime"}])
+    assert cli.run(report.main, ["--run", str(run)]) == 0
+    assert "of an older format and not shown: run 'make bench' again" in capsys.readouterr().out
+    assert "What to ship" not in (run / "report.html").read_text()
+
+
+def test_a_row_that_is_missing_is_a_dash(run: Path):
+    content = bench_rows.rows(bench_rows.artifacts_of(model_directories(run)))
+    kept = [
+        row for row in content if (row["batch"], row["runner"]) != (1, "openvino-cpu") or row["regime"] == "start-up"
+    ]
+    write_bench(run, [{name: value for name, value in row.items() if name != "file_bytes"} for row in kept])
+    assert cli.run(report.main, ["--run", str(run)]) == 0
+    assert "<td>openvino" not in (run / "report.html").read_text()
+    assert "| stn/folded-fp32 | openvino-cpu | – | – | – | – | 20.0 |" in (run / "report.md").read_text()
+
+
+def test_no_timings_at_all(run: Path):
+    write_bench(run, [])
+    assert cli.run(report.main, ["--run", str(run)]) == 0
+    assert not (run / "figures" / "latency-cpu.png").exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"machine_info": {}, "benchmarks": []}'])
@@ -138,13 +149,3 @@ def test_the_reference_is_quoted_only_beside_as_many_epochs():
     assert "reference run 57.29%" in _accuracy_sentence({"stn": [0.5] * 50}, reference)
     assert "reference" not in _accuracy_sentence({"stn": [0.5] * 49}, reference)
     assert "50.00% (the last epoch)" in _accuracy_sentence({"stn": [0.4, 0.5]}, [])
-
-
-def test_the_plain_cnn_stands_beside_every_lowering_of_its_runner():
-    rows = [
-        {"runner": "a", "precision": "fp32", "input": "float", "artifact": name, "model": model, "batch": 1}
-        | {"median": median, "images_per_second": 1 / median}
-        for name, model, median in (("matmul", "stn", 0.002), ("affinegrid", "stn", 0.003), ("plain", "cnn", 0.001))
-    ]
-    assert latencies(rows) == {"a\nmatmul": {"stn": 2.0, "cnn": 1.0}, "a\naffinegrid": {"stn": 3.0, "cnn": 1.0}}
-    assert throughputs(rows) == {("a matmul", "stn"): {1: 500.0}, ("a plain", "cnn"): {1: 1000.0}}

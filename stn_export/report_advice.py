@@ -1,0 +1,193 @@
+"""The benchmarks in words: which artifact to ship, what the transformer costs there, and how sure that is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stn_export.config import CHECKPOINT
+
+APART = (
+    0.05  # rows are timed one after the other: medians closer than this are not told apart, whatever their intervals
+)
+PORTABLE = ("onnx", "torchscript", "pt2", CHECKPOINT)  # formats, the one that most programs read first; all others last
+NAMED = 3  # ties that are named
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+
+Rows = list[dict]
+Proved = Mapping[tuple[str, str, str], float]  # accuracy by model, artifact and runner
+
+
+def program(row: Mapping) -> tuple[str, str, str]:
+    """What rows of one program share: model, artifact and runner."""
+    return row["model"], row["artifact"], row["runner"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The row to ship, the fastest one, and those that cannot be told from the fastest."""
+
+    row: dict
+    fastest: dict
+    tied: tuple[dict, ...]
+
+
+def choose(rows: Rows, portability: Mapping[str, Mapping]) -> Choice:
+    """The row with the least time an image; among those that cannot be told from it, the most portable file."""
+    fastest = min(rows, key=lambda row: _each(row, "p50"))
+    tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row))
+    return Choice(min((fastest, *tied), key=lambda row: _portable(row, portability)), fastest, tied)
+
+
+def told_apart(fast: dict, slow: dict) -> bool:
+    """Whether two medians differ by more than ``APART`` and their 95 % intervals do not meet."""
+    beyond = _each(slow, "p50") > (1 + APART) * _each(fast, "p50")
+    return beyond and _each(slow, "p50_low") > _each(fast, "p50_high")
+
+
+def _each(row: dict, name: str) -> float:
+    """Seconds an image."""
+    return row[name] / row["batch"]
+
+
+def _portable(row: dict, portability: Mapping[str, Mapping]) -> tuple:
+    """Sorts by format, then float32 first, then by how many runtimes refuse the lowering, then by size."""
+    refusing = sum("not" in verdict for verdict, _ in portability.get(row["lowering"], {}).values())
+    form = PORTABLE.index(row["format"]) if row["format"] in PORTABLE else len(PORTABLE)
+    return form, row["precision"] != "fp32", refusing, row["file_bytes"]
+
+
+def advise(
+    rows: Rows, timed: Rows, proved: Proved, portability: Mapping[str, Mapping], environment: Mapping
+) -> list[str]:
+    """What to ship for latency, what for throughput, and what this holds for; one device's, a text each.
+
+    Args:
+        rows: all of the device's rows.
+        timed: one of them for each program and batch, of the bound step.
+        proved: the accuracy of what verification found equal.
+        portability: verdicts by lowering and runtime.
+        environment: the machine's, as the results carry it.
+
+    Returns:
+        nothing where no transformer that is proved equal was timed for one image.
+    """
+    ours = [row for row in timed if row["model"] == "stn" and program(row) in proved]
+    single = [row for row in ours if row["batch"] == 1]
+    if not single:
+        return []
+    quick, most = choose(single, portability), choose(_best_batches(ours), portability)
+    opening = f"On the {DEVICES[quick.row['device']]}, for latency ship {_named(quick.row)}: {_latency(quick.row)}."
+    second = f"For throughput ship {_named(most.row)} at batch {most.row['batch']:,}: {_rate(most.row)}."
+    last = [*_unproved(timed, proved, quick.fastest), _holds_for(quick.row, environment), *_disturbed(rows)]
+    return [
+        " ".join([opening, *_ties(quick), *_costs(rows, quick.row, proved)]),
+        " ".join([second, *_ties(most), *_costs(rows, most.row, proved)]),
+        " ".join(last),
+    ]
+
+
+def _best_batches(rows: Rows) -> Rows:
+    """Each program at the batch where it takes the least time an image."""
+    best: dict[tuple, dict] = {}
+    for row in sorted(rows, key=lambda row: -_each(row, "p50")):
+        best[program(row)] = row
+    return list(best.values())
+
+
+def _named(row: dict) -> str:
+    return f"{row['artifact']} in {row['runner']}"
+
+
+def _latency(row: dict) -> str:
+    median, low, high = (f"{1e3 * row[name]:.3g}" for name in ("p50", "p50_low", "p50_high"))
+    return f"{median} ms for one image (95 % interval {low} to {high})"
+
+
+def _rate(row: dict) -> str:
+    median, low, high = (f"{row['batch'] / row[name]:,.0f}" for name in ("p50", "p50_high", "p50_low"))
+    return f"{median} images a second (95 % interval {low} to {high})"
+
+
+def _ties(choice: Choice) -> list[str]:
+    """That the fastest cannot be told from others, and what decided."""
+    if not choice.tied:
+        return []
+    others = [row for row in (choice.fastest, *choice.tied) if row is not choice.row]
+    names = ", ".join(map(_named, others[:NAMED])) + (f" and {len(others) - NAMED} more" if others[NAMED:] else "")
+    return [f"We cannot tell whether it is faster or slower than {names}; of these it is the most portable file."]
+
+
+def _costs(rows: Rows, row: dict, proved: Proved) -> list[str]:
+    """The transformer against the plain CNN, and the artifact against eager, each with its interval; accuracy."""
+    sentences = []
+    if contest := _contest(rows, "overhead", row):
+        where = "There" if contest["batch"] == row["batch"] else f"At batch {contest['batch']:,}"
+        sentences.append(f"{where} the transformer {_cost(contest)}.")
+    else:
+        sentences.append("What the transformer costs there was not measured.")
+    if contest := _contest(rows, "eager", row):
+        where = "there" if contest["batch"] == row["batch"] else f"at batch {contest['batch']:,}"
+        sentences.append(f"This artifact is {_speed(contest, where)}.")
+    return sentences + _accuracy(row, proved)
+
+
+def _contest(rows: Rows, name: str, row: dict) -> dict | None:
+    """The program's contest at the batch nearest to the row's."""
+    found = [each for each in rows if each.get("contest") == name and program(each) == program(row)]
+    return min(found, key=lambda each: abs(each["batch"] - row["batch"]), default=None)
+
+
+def _cost(contest: dict) -> str:
+    interval = f"95 % interval {contest['ratio_low']:.2f} to {contest['ratio_high']:.2f}"
+    if contest["verdict"] == "cannot tell":
+        return f"may cost something or nothing, we cannot tell ({contest['ratio']:.2f} times the plain CNN, {interval})"
+    return f"costs {contest['ratio']:.2f} times the plain CNN ({interval})"
+
+
+def _speed(contest: dict, where: str) -> str:
+    ratio, low, high = (1 / contest[name] for name in ("ratio", "ratio_high", "ratio_low"))
+    doubt = ": we cannot tell them apart" if contest["verdict"] == "cannot tell" else ""
+    return f"{ratio:.2f} times as fast as eager PyTorch {where} (95 % interval {low:.2f} to {high:.2f}){doubt}"
+
+
+def _accuracy(row: dict, proved: Proved) -> list[str]:
+    """The artifact's accuracy beside that of the checkpoint in eager PyTorch."""
+    accuracy = proved[program(row)]
+    eager = next((value for (model, name, _), value in proved.items() if (model, name) == ("stn", CHECKPOINT)), None)
+    if eager is None:
+        return [f"Its test accuracy is {accuracy:.2%}."]
+    change = f"{100 * (accuracy - eager):+.2f}"
+    told = "as in eager PyTorch" if float(change) == 0 else f"{change} points against eager PyTorch"
+    return [f"Its test accuracy is {accuracy:.2%}, {told}."]
+
+
+def _unproved(timed: Rows, proved: Proved, fastest: dict) -> list[str]:
+    """What was faster for one image and stays out because nothing proves it equal."""
+    known = [
+        row
+        for row in timed
+        if row["model"] == "stn" and row["batch"] == 1 and program(row) not in proved and row["p50"] < fastest["p50"]
+    ]
+    if not known:
+        return []
+    return [f"Faster, but left out because no check of today proves it equal: {', '.join(map(_named, known[:NAMED]))}."]
+
+
+def _holds_for(row: dict, environment: Mapping) -> str:
+    """The machine, threads and arithmetic that the figures are of."""
+    machine = environment["gpu"] if row["device"] == "cuda" else environment["cpu"]
+    threads = f"{row['threads']} thread{'s' * (row['threads'] != 1)}"
+    tf32 = f", TF32 {'on' if row['tf32'] else 'off'}" if row["device"] == "cuda" else ""
+    return f"All this holds for {machine}, {threads}{tf32}; another machine may order them otherwise."
+
+
+def _disturbed(rows: Rows) -> list[str]:
+    """A warning where the machine was busy with something else, or throttled."""
+    timings = [row["disturbed"] for row in rows if "disturbed" in row]
+    blocks = sum(row.get("blocks", 0) for row in rows)
+    disturbed = sum(row.get("disturbed_blocks", 0) for row in rows)
+    if not any(timings) and not disturbed:
+        return []
+    return [
+        f"Warning: {sum(timings)} of {len(timings)} timings and {disturbed:,} of {blocks:,} blocks were disturbed by "
+        "something else on the machine; they are flagged, not deleted, and a quiet machine would say it more surely."
+    ]
