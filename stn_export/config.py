@@ -182,7 +182,7 @@ class ExportSpec:
 
     def applies_to(self, model: str) -> bool:
         """Whether this row is one of ``model``'s."""
-        return self.lowering is None or (self.lowering == "plain") == (model == "cnn")
+        return self.lowering is None or (self.lowering == "plain") == (model != "stn")
 
 
 EXPORTS = (

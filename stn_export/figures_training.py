@@ -53,7 +53,7 @@ def accuracy_curves(groups: Sequence[tuple[str, Curves]], reference: Sequence[fl
                 axes.fill_between(_epochs(values[0]), values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
             axes.plot(_epochs(values[0]), values.mean(axis=0), line, color=colour, marker=".", label=label)
     axes.set(title=f"Test accuracy: {groups[0][0]}", xlabel="epoch", ylabel="accuracy, %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.legend(loc="lower right", frameon=False)
     return figure
 
@@ -140,7 +140,7 @@ def _histogram(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
     """Histograms by letter over one range, the middle of all values."""
     low, high = np.quantile(np.concatenate(list(values.values())), MIDDLE)
     for letter, those in values.items():
-        axes.hist(those, BINS, (low, high), color=XY.get(letter, PALETTE[0]), alpha=0.6, label=letter)
+        axes.hist(those, BINS, range=(low, high), color=XY.get(letter, PALETTE[0]), alpha=0.6, label=letter)
     if len(values) > 1:
         axes.legend(frameon=False)
 

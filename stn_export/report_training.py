@@ -26,7 +26,15 @@ REFERENCE_RUN, REFERENCE_DATASET = "reference_run.csv", "cifar10"
 PICTURES = 10
 OUTLINES = 40
 BATCH = 1000
-UNITS = {"rotation": "degrees", "shift_x": "pixels", "shift_y": "pixels", "outside": "%"}
+LABELS = {
+    "rotation": "rotation, degrees",
+    "scale_x": "scale x",
+    "scale_y": "scale y",
+    "shear": "shear",
+    "shift_x": "shift x, pixels",
+    "shift_y": "shift y, pixels",
+    "outside": "output grid outside the image, %",
+}
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ def add_learned(report: Report, trained: Trained, index: int) -> None:
             "images": len(theta),
             "warped": numbered("warped", index),
             "theta": numbered("theta", index),
-            "parts": {name: spread(part) | {"unit": UNITS.get(name, "")} for name, part in values.items()},
+            "parts": {name: spread(part) | {"label": LABELS[name]} for name, part in values.items()},
         }
     )
 

@@ -32,7 +32,7 @@ FLOORS = (
     ("portability", "runners", "captured", "cells", "plan", "distributed"),
     ("checks", "sides", "report_parity", "report_bench", "report_training"),
     ("versus", "search"),
-    ("train", "export", "verify", "report", "predict", "audit"),
+    ("train", "export", "verify", "report", "predict", "audit", "keep"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 READ_ONNX = {"graph", "kernels", "placement", "deployment", "lint", "portability", "audit"}
