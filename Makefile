@@ -7,7 +7,10 @@ DATASET ?= digits
 DATA ?=
 RECIPE ?=
 EPOCHS ?=
+MODELS ?=
 SEED ?= 0
+SEEDS ?=
+PRECISION ?=
 DEVICE ?= auto
 RUN ?= artifacts/$(DATASET)
 GRID ?= quick
@@ -23,17 +26,25 @@ BOOTSTRAP ?= python3
 PYTHON ?= $(VENV)/bin/python
 READY := $(if $(VENV),$(VENV)/.ready)
 STAGE := $(PYTHON) -m stn_export
+TRAINING = --data '$(DATA)' --epochs '$(EPOCHS)' --seed '$(SEED)' --device '$(DEVICE)' \
+	$(if $(PRECISION),--precision '$(PRECISION)')
+GAIN := artifacts/gain
+GAIN_DATASETS := cifar10-affine cifar10 digits
+EVERY_MODEL := stn,cnn,cnn-matched
 
-.PHONY: help setup train export verify bench bench-proof bench-compare bench-keep bench-results gpu-results report demo all test lint clean
+.PHONY: help setup train export verify bench bench-proof bench-compare bench-keep bench-results gpu-results report gain demo all test lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  DATASET=$(DATASET)  cifar10 or digits"
+	@echo "  DATASET=$(DATASET)  digits, cifar10 or cifar10-affine"
 	@echo "  DATA=$(DATA)  directory holding cifar-10-batches-py or {train,test}/<class>/*.png"
-	@echo "  RECIPE=$(RECIPE)  reference or quick; by default the data set's own"
+	@echo "  RECIPE=$(RECIPE)  reference, quick, short or tuned; by default the data set's own"
 	@echo "  EPOCHS=$(EPOCHS)  instead of the recipe's own"
-	@echo "  SEED=$(SEED)"
+	@echo "  MODELS=$(MODELS)  of stn, cnn and cnn-matched, with commas; 'make gain' takes all three"
+	@echo "  SEED=$(SEED)  the first one"
+	@echo "  SEEDS=$(SEEDS)  how many; 1 unless given, of 'make gain' 3"
+	@echo "  PRECISION=$(PRECISION)  of training: fp32 (unless given), tf32 or bf16"
 	@echo "  DEVICE=$(DEVICE)  auto, cpu or cuda"
 	@echo "  RUN=$(RUN)  run directory"
 	@echo "  GRID=$(GRID)  quick or full: how much 'make bench' times"
@@ -49,7 +60,8 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 train: $(READY) ## train the spatial transformer and the plain CNN
-	@$(STAGE).train --dataset '$(DATASET)' --data '$(DATA)' --recipe '$(RECIPE)' --epochs '$(EPOCHS)' --seed '$(SEED)' --device '$(DEVICE)' --run '$(RUN)'
+	@$(STAGE).train --dataset '$(DATASET)' --recipe '$(RECIPE)' --run '$(RUN)' $(TRAINING) \
+		$(if $(MODELS),--models '$(MODELS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
 export: $(READY) ## write TorchScript and ONNX files
 	@$(STAGE).export --run '$(RUN)' --data '$(DATA)'
@@ -79,6 +91,16 @@ gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minu
 
 report: $(READY) ## write report.html and report.md
 	@$(STAGE).report --run '$(RUN)' --data '$(DATA)'
+
+gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by seeds on three data sets, one report
+	@$(STAGE).keep $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
+	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits --data '$(DATA)'
+
+gain-digits: OWN_RECIPE := quick
+gain-%: OWN_RECIPE := tuned
+gain-%: $(READY)
+	@$(STAGE).train --dataset '$*' --recipe '$(or $(RECIPE),$(OWN_RECIPE))' --run '$(GAIN)/$*' $(TRAINING) \
+		--models '$(or $(MODELS),$(EVERY_MODEL))' --seeds '$(or $(SEEDS),3)'
 
 all: train export verify bench report ## all stages, one after the other
 

@@ -27,6 +27,7 @@ REPOSITORY_FILE = "repository.json"
 MANIFEST_SCHEMA = "stn_export/manifest/1"
 VERIFY_SCHEMA = "stn_export/verify/1"
 REPORT_SCHEMA = "stn_export/report/1"
+TRAINING_SCHEMA = "stn_export/training/1"
 REPOSITORY_SCHEMA = "stn_export/triton/1"
 
 

@@ -16,7 +16,8 @@ ALIGN_CORNERS = False
 INPUT_NAME = "images"
 OUTPUT_NAME = "log_probs"
 
-MODELS = ("stn", "cnn", "cnn-matched")
+MODEL_LABELS = {"stn": "spatial transformer", "cnn": "plain CNN", "cnn-matched": "CNN of equal cost"}
+MODELS = tuple(MODEL_LABELS)
 DEFAULT_MODELS = ("stn", "cnn")
 CHECKPOINT = "checkpoint"
 DEFAULT_SEED = 0
@@ -188,7 +189,7 @@ class ExportSpec:
 
     def applies_to(self, model: str) -> bool:
         """Whether this row is one of ``model``'s."""
-        return self.lowering in (None, DEFAULT_EXPORT) or (self.lowering == "plain") == (model == "cnn")
+        return self.lowering in (None, DEFAULT_EXPORT) or (self.lowering == "plain") == (model != "stn")
 
 
 EXPORTS = (

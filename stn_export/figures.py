@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -33,8 +32,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 160,
 }
-MODEL_COLOURS = {"stn": PALETTE[0], "cnn": PALETTE[1]}
-MODEL_LABELS = {"stn": "spatial transformer", "cnn": "plain CNN"}
+MODEL_COLOURS = {"stn": PALETTE[0], "cnn": PALETTE[1], "cnn-matched": PALETTE[2]}
 CAPTIONS = {"axes.grid": False, "axes.titlesize": 9, "axes.titleweight": "normal"}  # of pictures
 SVG_TRIMS = (  # namespaces, ids of groups (those referred to are hashes), comments, fonts, decimals of coordinates
     (r' (xmlns(:\w+)?|version)="[^"]*"', ""),
@@ -49,27 +47,6 @@ SVG_TRIMS = (  # namespaces, ids of groups (those referred to are hashes), comme
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
     return figure, figure.add_subplot()
-
-
-@matplotlib.rc_context(STYLE)
-def accuracy_curves(accuracies: Mapping[str, Sequence[float]], reference: Sequence[float]) -> Figure:
-    """Test accuracy (0 to 1) after each epoch per model, over the reference run where there is one."""
-    figure, axes = _figure(7.5, 3.6)
-    if reference:
-        axes.plot(_epochs(reference), _percent(reference), color=SOFT, lw=4, alpha=0.5, label="reference run")
-    for model, values in accuracies.items():
-        axes.plot(_epochs(values), _percent(values), color=MODEL_COLOURS[model], marker=".", label=MODEL_LABELS[model])
-    axes.set(title="Test accuracy", xlabel="epoch", ylabel="accuracy, %")
-    axes.legend(loc="lower right", frameon=False)
-    return figure
-
-
-def _epochs(values: Sequence[float]) -> range:
-    return range(1, len(values) + 1)
-
-
-def _percent(values: Sequence[float]) -> np.ndarray:
-    return 100 * np.asarray(values)
 
 
 @matplotlib.rc_context(STYLE | CAPTIONS)

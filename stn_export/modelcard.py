@@ -17,11 +17,14 @@ SHORT_HASH = 12
 MODEL_NOTES = {
     "stn": "spatial transformer in front of the classifier",
     "cnn": "the same classifier alone",
+    "cnn-matched": "that classifier widened until it takes as many multiply-adds as the one with the transformer",
 }
 DATA_NOTES = {
     "digits": "10,000 training and 2,000 test images of the digits 0 to 9, drawn from the fonts that matplotlib "
     "ships: turned, scaled, shifted and cluttered",
     "cifar10": "CIFAR-10 (A. Krizhevsky, 2009): 50,000 training and 10,000 test photographs",
+    "cifar10-affine": "CIFAR-10 (A. Krizhevsky, 2009), each photograph turned, scaled and shifted at random: 50,000 "
+    "for training, afresh each time they are seen, and 10,000 for testing, once",
 }
 
 

@@ -12,7 +12,9 @@ class Report:
     name: str
     summary: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    training: list[dict] = field(default_factory=list)
+    training: list[dict] = field(default_factory=list)  # a row each model and setting
+    gains: list[dict] = field(default_factory=list)  # a row each paired difference
+    learned: list[dict] = field(default_factory=list)  # an entry each transformer
     parity: list[dict] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
     differing: dict[str, str] = field(default_factory=dict)  # a sentence by figure

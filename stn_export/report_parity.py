@@ -7,7 +7,7 @@ from torch import nn
 
 from stn_export import figures
 from stn_export.artifacts import VERIFY_SCHEMA, ModelDirectory, read_json
-from stn_export.config import DATASETS
+from stn_export.config import CHECKPOINT, DATASETS
 from stn_export.data import Dataset, denormalise, normalise
 from stn_export.graph import read_model
 from stn_export.portability import portability
@@ -46,6 +46,9 @@ def errors_by_point(checks: list[dict]) -> dict[str, dict[str, list[float]]]:
 
 def add_portability(report: Report, directories: list[ModelDirectory]) -> None:
     """Every lowering in every runtime: tried where it is installed, else what the rules say."""
+    if all(set(directory.artifacts) == {CHECKPOINT} for directory in directories):
+        report.warnings.append("Nothing has been exported yet: run 'make export'.")
+        return
     for directory in directories:
         for artifact, path in directory.expected():
             plain_float = (artifact.precision, artifact.input_contract["dtype"]) == ("fp32", "float32")

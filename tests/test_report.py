@@ -7,7 +7,6 @@ from stn_export import cli, report, verify
 from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, ModelDirectory, model_directories, write_json
 from stn_export.config import DATASETS
 from stn_export.data import Dataset
-from stn_export.report import _accuracy_sentence, read_reference
 from stn_export.report_parity import most_different
 from tests import bench_rows
 
@@ -22,7 +21,7 @@ def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "stale" not in capsys.readouterr().out
     html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
-    assert html.count("<svg") == 10
+    assert html.count("<svg") == 13
     assert "http" not in html
     assert "var(--c0)" in html
     for name in ("latency", "throughput", "overhead", "pareto", "breakdown"):
@@ -34,7 +33,7 @@ def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
         assert "26 / 0" in text
         assert "39,884" in text
     content = json.loads((run / "report.json").read_text())
-    assert [row["accuracy"] for row in content["training"]] == [row["accuracies"][-1] for row in content["training"]]
+    assert [row["mean"] for row in content["training"]] == [row["accuracies"][0][-1] for row in content["training"]]
     assert content["parity"][0]["comparisons"] == 21
     for line in markdown.splitlines():
         if line.startswith("!["):
@@ -136,16 +135,3 @@ def test_a_foreign_benchmark_file(run: Path, content: str, capsys: pytest.Captur
     assert cli.run(report.main, ["--run", str(run)]) == 2
     assert "not a benchmark file of stn_export" in capsys.readouterr().err
     assert not (run / "report.html").exists()
-
-
-def test_the_reference_run_is_the_published_one():
-    reference = read_reference()
-    assert len(reference) == 50
-    assert sum(reference[40:50]) / 10 == pytest.approx(0.5729, abs=5e-5)
-
-
-def test_the_reference_is_quoted_only_beside_as_many_epochs():
-    reference = read_reference()
-    assert "reference run 57.29%" in _accuracy_sentence({"stn": [0.5] * 50}, reference)
-    assert "reference" not in _accuracy_sentence({"stn": [0.5] * 49}, reference)
-    assert "50.00% (the last epoch)" in _accuracy_sentence({"stn": [0.4, 0.5]}, [])

@@ -1,0 +1,178 @@
+"""Estimates and paired differences of synthetic histories, and what is kept of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stn_export import cli, keep
+from stn_export.artifacts import CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact, ModelDirectory, seed_directory
+from stn_export.errors import UserError
+from stn_export.gain import caveats, comparisons, finding, markdown, verdict
+from stn_export.intervals import estimate
+
+MODELS = ("stn", "cnn", "cnn-matched")
+
+
+def write(run: Path, model: str, seed: int, accuracies: list[float], recipe: str = "quick", **settings: object) -> Path:
+    """One finished training as the trainer leaves it, without a checkpoint's bytes."""
+    directory = ModelDirectory(seed_directory(run, 0, seed) / model)
+    directory.path.mkdir(parents=True)
+    recipes = {"name": recipe, "epochs": len(accuracies)}
+    settings = {"model": model, "seed": seed, "dataset": "digits", "recipe": recipes, "precision": "fp32"} | settings
+    entry = Artifact("checkpoint", CHECKPOINT_FILE, model, "checkpoint", "0", settings=settings)
+    entry.details["device"] = "cpu"
+    entry.environment["cpu"] = "a fast one"
+    directory.add(entry)
+    rows = [{"epoch": index + 1, "test_accuracy": value, "seconds": 2.0} for index, value in enumerate(accuracies)]
+    (directory.path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory.path
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Three models by three seeds: ahead by 3, 4 and 5 points of one, by 1, -1 and 0 of the other."""
+    run = tmp_path / "digits"
+    ahead = {"stn": (0, 0, 0), "cnn": (3, 4, 5), "cnn-matched": (1, -1, 0)}
+    for model in MODELS:
+        for seed in range(3):
+            write(run, model, seed, [0.1, 0.8 + seed / 100 - ahead[model][seed] / 100])
+    return run
+
+
+def test_differences_are_taken_seed_by_seed(grid: Path):
+    [one] = comparisons(grid)
+    assert one.estimates["stn"].mean == pytest.approx(0.81)
+    assert one.differences["cnn"] == pytest.approx({0: 3, 1: 4, 2: 5})
+    gain = one.gains["cnn"]
+    assert (gain.mean, gain.deviation, gain.count) == pytest.approx((4, 1, 3))
+    assert gain.high - gain.mean == pytest.approx(4.303 / 3**0.5)
+    assert finding(gain) == "gain"
+    assert finding(one.gains["cnn-matched"]) == "no measurable gain"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([3.0, 3.1, 3.2], "the transformer gains 3.1 points (95 % interval 2.9 to 3.3, 3 seeds)"),
+        ([-3.0, -3.1, -3.2], "the transformer costs 3.1 points (95 % interval 2.9 to 3.3, 3 seeds)"),
+        ([1.0, -1.0, 0.6], "there is no measurable gain: +0.2 points (95 % interval −2.4 to 2.8, 3 seeds)"),
+        ([0.0, 0.0], "there is no measurable gain: +0.0 points (95 % interval 0.0 to 0.0, 2 seeds)"),
+        ([-1.5], "the transformer is at −1.5 points, one seed only: no interval"),
+    ],
+)
+def test_a_difference_in_words(values: list[float], words: str):
+    assert verdict(estimate(values)) == words
+
+
+def test_only_common_seeds_are_paired(tmp_path: Path):
+    for model, seed in (("stn", 0), ("stn", 1), ("cnn", 0), ("cnn-matched", 2)):
+        write(tmp_path, model, seed, [0.5 + seed / 10])
+    [one] = comparisons(tmp_path)
+    assert one.differences == {"cnn": {0: 0.0}}
+    assert finding(one.gains["cnn"]) == "one seed only: no interval"
+
+
+def test_without_a_transformer_there_is_no_difference(tmp_path: Path):
+    write(tmp_path, "cnn", 0, [0.5])
+    [one] = comparisons(tmp_path)
+    assert one.gains == {}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "expected", "measure"),
+    [
+        ("reference", 50, 0.445, "the mean over epochs 41 to 50"),
+        ("reference", 60, 0.445, "the mean over epochs 41 to 50"),
+        ("reference", 49, 0.48, "the last epoch"),
+        ("tuned", 50, 0.49, "the last epoch"),
+    ],
+)
+def test_the_reference_is_measured_over_its_last_ten_epochs(
+    tmp_path: Path, recipe: str, epochs: int, expected: float, measure: str
+):
+    write(tmp_path, "stn", 0, [epoch / 100 for epoch in range(epochs)], recipe)
+    [one] = comparisons(tmp_path)
+    assert one.measure == measure
+    assert one.accuracies("stn")[0] == pytest.approx(expected)
+
+
+def test_the_best_epoch_counts_where_it_was_kept(tmp_path: Path):
+    path = write(tmp_path, "stn", 0, [0.5, 0.6, 0.9], keep="best", validation=10)
+    rows = [json.loads(line) for line in (path / HISTORY_FILE).read_text().splitlines()]
+    held_out = (0.4, 0.7, 0.7)  # of equals the first was kept
+    rows = [row | {"validation_accuracy": value} for row, value in zip(rows, held_out, strict=True)]
+    (path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [one] = comparisons(tmp_path)
+    assert one.accuracies("stn") == {0: 0.6}
+    assert one.measure == "the epoch that did best on held-out images"
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [({"recipe": "tuned"}, "recipe"), ({"accuracies": [0.5, 0.6]}, "recipe"), ({"precision": "bf16"}, "precision")],
+)
+def test_different_settings_are_told_and_not_averaged(tmp_path: Path, other: dict, named: str):
+    write(tmp_path, "stn", 0, [0.8])
+    write(tmp_path, **({"model": "cnn", "seed": 0, "accuracies": [0.5]} | other))
+    found = comparisons(tmp_path)
+    assert [list(one.models) for one in found] == [["stn"], ["cnn"]]
+    assert all(not one.gains for one in found)
+    [line] = caveats(tmp_path, found)
+    assert f"more than one setting ({named}): shown apart, not compared" in line
+
+
+def test_what_is_not_finished_is_left_out_and_said(grid: Path):
+    (grid / "seed-2" / "stn" / STATE_FILE).touch()
+    [one] = comparisons(grid)
+    assert list(one.accuracies("stn")) == [0, 1]
+    assert list(one.differences["cnn"]) == [0, 1]
+    assert caveats(grid, [one]) == ["digits/seed-2/stn is not finished and left out."]
+
+
+def test_a_seed_that_is_there_twice_counts_once(grid: Path):
+    first = ModelDirectory(grid / "stn").checkpoint()
+    first.settings["seed"] = 1  # as after training again with another first seed
+    ModelDirectory(grid / "stn").add(first)
+    [one] = comparisons(grid)
+    assert [seed.seed for seed in one.models["stn"]] == [1, 2]
+    assert one.accuracies("stn")[1] == 0.8
+
+
+def test_a_run_where_nothing_is_finished(tmp_path: Path):
+    (write(tmp_path, "stn", 0, [0.5]) / STATE_FILE).touch()
+    with pytest.raises(UserError, match=r"no training in .* is finished"):
+        comparisons(tmp_path)
+
+
+def test_five_lines_of_markdown(grid: Path, tmp_path: Path):
+    write(tmp_path / "one", "stn", 0, [0.5])
+    lines = markdown(comparisons(grid) + comparisons(tmp_path / "one") + comparisons(grid)).splitlines()
+    assert len(lines) == 5
+    assert {line.count("|") for line in lines} == {8}
+    assert "| digits, quick, 2 epochs | 3 | 81.0 % (78.5 to 83.5) | 77.0 % (77.0 to 77.0) |" in lines[2]
+    assert lines[2].endswith("| +4.0 (1.5 to 6.5) | +0.0 (−2.5 to 2.5) |")
+    assert lines[3] == "| digits, quick, 1 epochs | 1 | 50.0 % | – | – | – | – |"
+
+
+def test_what_is_kept(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    output = tmp_path / "kept" / "training.json"
+    assert cli.run(keep.main, [str(grid), "--output", str(output)]) == 0
+    assert capsys.readouterr().out.count("\n") == 4
+    content = json.loads(output.read_text())
+    assert content["schema"] == "stn_export/training/1"
+    [one] = content["runs"]
+    assert (one["dataset"], one["recipe"], one["epochs"], one["precision"]) == ("digits", "quick", 2, "fp32")
+    assert one["models"]["cnn"]["seeds"] == {"0": 0.77, "1": 0.77, "2": 0.77}
+    assert one["models"]["cnn"]["accuracies"]["2"] == [0.1, 0.77]
+    assert one["models"]["stn"]["multiply_adds"] == 2_088_076
+    assert one["differences"]["cnn"]["seeds"] == {"0": 3.0, "1": 4.0, "2": 5.0}
+    assert one["differences"]["cnn"]["sentence"].startswith("the transformer gains 4.0 points")
+    assert one["environments"] == [{"cpu": "a fast one", "device": "cpu"}]
+    assert '"2": [ 0.1, 0.77 ]' in output.read_text()
+
+
+def test_keeping_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.run(keep.main, [str(tmp_path / "none"), "--output", str(tmp_path / "a.json")]) == 2
+    assert "there is no run at" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
