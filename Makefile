@@ -19,10 +19,10 @@ PYTHON ?= $(VENV)/bin/python
 READY := $(if $(VENV),$(VENV)/.ready)
 STAGE := $(PYTHON) -m stn_export
 
-.PHONY: help setup train export verify bench report demo all test lint clean
+.PHONY: help setup train export verify bench bench-train report demo all test lint clean
 
 help: ## list targets and variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATASET=$(DATASET)  cifar10 or digits"
 	@echo "  DATA=$(DATA)  directory holding cifar-10-batches-py or {train,test}/<class>/*.png"
@@ -53,6 +53,11 @@ verify: $(READY) ## prove every file equal to PyTorch
 bench: $(READY) ## time every file on every backend
 	@$(PYTHON) -m pytest benchmarks --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --data '$(DATA)' \
 		--benchmark-json='$(RUN)/bench.json' --benchmark-columns=min,median,iqr,rounds --benchmark-sort=min
+
+bench-train: $(READY) ## time an epoch of training against the tutorial's loop, and keep the figures
+	@$(PYTHON) -m pytest benchmarks --dataset '$(DATASET)' --data '$(DATA)' --device '$(DEVICE)' \
+		--benchmark-json=artifacts/bench-train.json --benchmark-columns=min,median,max,rounds
+	@$(PYTHON) -m benchmarks.keep_training artifacts/bench-train.json
 
 report: $(READY) ## write report.html and report.md
 	@$(STAGE).report --run '$(RUN)' --data '$(DATA)'

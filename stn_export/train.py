@@ -56,6 +56,7 @@ from stn_export.plan import Plan, measured_weights
 from stn_export.trainer import Settings, Trainer, advance, run_epoch
 
 KEEP = ("last", "best")
+FIRST_STEP = "the first step is done"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ def train_cells(
         task = bar.add_task("training", total=plan.total, completed=plan.complete)
 
         def on_step(model: str, images: int) -> None:
+            if plan.complete == plan.before:  # this run's first
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                bar.console.print(f"{model}: {FIRST_STEP}")
             bar.update(task, completed=plan.advance(model, images), description=model)
 
         for cohort in cohorts(started, device):
