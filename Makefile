@@ -32,7 +32,7 @@ GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
-.PHONY: help setup train export verify bench bench-proof bench-compare bench-keep bench-results gpu-results report gain demo all test lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-compare bench-keep bench-results gpu-results report gain demo all test lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,11 @@ bench-results: $(READY) ## write benchmarks/RESULTS.md from the kept timings
 gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minutes; again to go on
 	@$(PYTHON) -m benchmarks.gpu_results --dataset '$(DATASET)' --data '$(DATA)' --run '$(RUN)' --ort-site '$(ORT_SITE)' \
 		--out '$(OUT)' $(if $(filter auto,$(DEVICE)),,--device '$(DEVICE)') $(if $(filter file,$(origin GRID)),,--grid '$(GRID)')
+
+bench-train: $(READY) ## time an epoch of training against the tutorial's loop, and keep the figures
+	@$(PYTHON) -m pytest benchmarks --dataset '$(DATASET)' --data '$(DATA)' --device '$(DEVICE)' \
+		--benchmark-json=artifacts/bench-train.json --benchmark-columns=min,median,max,rounds
+	@$(PYTHON) -m benchmarks.keep_training artifacts/bench-train.json
 
 report: $(READY) ## write report.html and report.md
 	@$(STAGE).report --run '$(RUN)' --data '$(DATA)'

@@ -1,6 +1,8 @@
 """Options and fixtures of the suites, and the closing tables.
 
 python -m pytest benchmarks --run artifacts/digits --grid quick --benchmark-json bench.json
+
+With ``--dataset`` training is timed, and nothing else: that takes minutes and needs no run.
 """
 
 from collections.abc import Callable
@@ -15,11 +17,12 @@ from benchmarks.targets import cases, find_targets, left_out
 from stn_export import cli
 from stn_export.artifacts import model_directories
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET
-from stn_export.data import example_images, trained_on
-from stn_export.environment import DEVICES, describe
+from stn_export.data import example_images, load_dataset, trained_on
+from stn_export.environment import DEVICES, describe, resolve_device
 from stn_export.errors import EXIT_USER, UserError, require_choice
 from stn_export.grids import GRIDS, BenchGrid
 
+OF_TRAINING = "test_training.py"
 CONTESTS = {
     "overhead": ("The spatial transformer against the plain CNN", "STN", "CNN"),
     "lowering": ("Lowerings against what PyTorch's exporter gives by itself", "lowering", "decomposed"),
@@ -35,18 +38,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--grid", default="quick", help=f"what is timed, one of: {', '.join(GRIDS)}")
     group.addoption("--device", default="auto", help="time on this device only: cpu or cuda; auto takes both")
     group.addoption("--data", type=cli.path_or_none, default=None, help="directory that holds CIFAR-10")
+    group.addoption("--dataset", default=None, help="time training on this data set instead of a run's files")
+    group.addoption("--pairs", type=int, default=5, help="how many epochs of either loop take turns")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse what cannot be timed before anything is collected; pin the threads."""
+    config.closing = {table: [] for table in (*CONTESTS, "start-up", "breakdown")}
+    config.targets = []
     try:
         config.grid = GRIDS[require_choice("grid", config.getoption("--grid"), list(GRIDS))]
         device = require_choice("device", config.getoption("--device"), DEVICES)
+        if name := config.getoption("--dataset"):
+            config.training_device = resolve_device(device)
+            config.training_dataset = load_dataset(name, config.getoption("--data"))
+            return
         config.targets = find_targets(config.getoption("--run"), device)
     except UserError as error:
         pytest.exit(f"error: {error}\nhint:  {error.hint}", returncode=EXIT_USER)
-    config.closing = {table: [] for table in (*CONTESTS, "start-up", "breakdown")}
     torch.set_num_threads(config.grid.threads)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Training's suite or the others, never both."""
+    if not collection_path.name.startswith("test_"):
+        return None
+    return (collection_path.name == OF_TRAINING) != bool(config.getoption("--dataset")) or None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

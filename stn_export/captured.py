@@ -25,7 +25,7 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
             work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):  # where cuBLAS has its workspace already
         work()
     return graph.replay
 
@@ -42,7 +42,7 @@ class CapturedSteps:
         self.streams = [torch.cuda.Stream() for _ in trainers] if on_cuda and len(trainers) > 1 else []
         before = [Snapshot(trainer) for trainer in trainers]
         for trainer in trainers:
-            trainer.optimizer.zero_grad()  # gradients are to be made anew in the graph's own memory
+            trainer.model.train()  # a graph keeps dropout as it was recorded; a test at an epoch's end turns it off
         self.replay = record(self._work)
         for snapshot in before:
             snapshot.put_back()

@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         momentum = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
         return torch.optim.SGD(groups, fused=on_cuda, **momentum)
-    return torch.optim.AdamW(groups, fused=on_cuda)
+    return torch.optim.AdamW(groups, fused=on_cuda, capturable=on_cuda)  # without it a capture is refused
 
 
 def _groups(part: nn.Module, name: str, recipe: Recipe) -> list[dict]:

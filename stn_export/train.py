@@ -52,6 +52,8 @@ from stn_export.model import multiply_adds
 from stn_export.plan import Plan, measured_weights
 from stn_export.trainer import Trainer, advance, run_epoch
 
+FIRST_STEP = "the first step is done"
+
 Pair = tuple[Cell, Trainer]
 
 
@@ -74,6 +76,10 @@ def train_cells(
         task = bar.add_task("training", total=plan.total, completed=plan.complete)
 
         def on_step(model: str, images: int) -> None:
+            if plan.complete == plan.before:  # this run's first
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                bar.console.print(f"{model}: {FIRST_STEP}")
             bar.update(task, completed=plan.advance(model, images), description=model)
 
         for cohort in cohorts(started, device):

@@ -83,6 +83,7 @@ class Trainer:
     def begin_epoch(self) -> None:
         """Draw the epoch's order of images, or take it up again where a restored state stands within it."""
         self.started = time.perf_counter()
+        allow_tf32(self.settings.precision == "tf32", self.device)  # another trainer may have changed it
         self.model.train()
         torch.manual_seed(self.settings.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.train)).to(self.device)  # drawn on the CPU: one order for every device
@@ -181,10 +182,8 @@ class Trainer:
         if json.loads(state["settings"]) != self.settings.as_dict():
             return False
         self.model.load_state_dict(state["model"])
-        rates = [group["lr"] for group in self.optimizer.param_groups]  # on CUDA tensors that have to stay there
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        ours = self.optimizer.state_dict()["param_groups"]  # how to step is this device's own affair
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": ours})
         self.history = json.loads(state["history"])
         self.best, self.position, self.generators = state["best"], state["position"], state["generators"]
         self.losses.copy_(state["losses"])
@@ -229,10 +228,16 @@ def run_epoch(
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:
     """Train ``model`` in ``fp32``, ``tf32`` (CUDA's own setting, for the whole process) or ``bf16``."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    allow_tf32(precision == "tf32", device)
     parts = dict(model.named_modules()) if precision == "bf16" else {}
     for part in (parts[name] for name in IN_BFLOAT16 if name in parts):
         part.forward = partial(_autocast, part, part.forward, device.type)
+
+
+def allow_tf32(allowed: bool, device: torch.device) -> None:
+    """Whether float32 products may be rounded to TF32 on CUDA from now on, in the whole process."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _autocast(part: nn.Module, forward: Callable[[Tensor], Tensor], device: str, images: Tensor) -> Tensor:
