@@ -8,12 +8,11 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stn_export.data import Dataset
-from stn_export.trainer import Settings, Trainer
+from stn_export.trainer import Settings, Trainer, loss_of
 
 Item = TypeVar("Item")
 
@@ -97,4 +96,5 @@ class SplitTrainer(Trainer):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """This rank's share of the whole batch's mean, times the ranks: DDP averages over them."""
-        return F.nll_loss(self.network(images), labels, reduction="sum") * self.world.size / self.whole
+        total = loss_of(self.network(images), labels, self.settings.recipe.label_smoothing, reduction="sum")
+        return total * self.world.size / self.whole

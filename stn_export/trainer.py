@@ -112,8 +112,8 @@ class Trainer:
         return loss.detach()
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The mean negative log-likelihood of a batch."""
-        return F.nll_loss(self.model(images), labels)
+        """The mean loss of a batch."""
+        return loss_of(self.model(images), labels, self.settings.recipe.label_smoothing)
 
     def note(self, loss: Tensor) -> None:
         """Remember a step's loss, which may still be on its way, and go on to the next step."""
@@ -188,6 +188,13 @@ class Trainer:
         self.best, self.position, self.generators = state["best"], state["position"], state["generators"]
         self.losses.copy_(state["losses"])
         return True
+
+
+def loss_of(log_probs: Tensor, labels: Tensor, smoothing: float, reduction: str = "mean") -> Tensor:
+    """The negative log-likelihood of labels, or their cross-entropy where they are smoothed."""
+    if not smoothing:
+        return F.nll_loss(log_probs, labels, reduction=reduction)
+    return F.cross_entropy(log_probs, labels, label_smoothing=smoothing, reduction=reduction)  # of itself normalised
 
 
 def advance(trainers: Sequence[Trainer]) -> None:
