@@ -104,7 +104,7 @@ class GpuResults:
 GPU_RESULTS = GpuResults(
     dataset=DEFAULT_DATASET,
     device="cuda",
-    grid="full",
+    grid="gpu",
     seconds=520.0,
     limits={"train": 120.0, "export": 90.0, "verify": 90.0, "suite": 120.0, "proof": 90.0, "results": 60.0},
 )
