@@ -9,10 +9,10 @@ from statistics import NormalDist
 
 import numpy as np
 
+from stn_export.intervals import T_95
 from stn_export.method import METHOD
 
 NORMAL = NormalDist()
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t by degrees of freedom, from 1
 TAILS = ((1 - METHOD.confidence) / 2, (1 + METHOD.confidence) / 2)
 
 
@@ -66,7 +66,7 @@ def ratio_interval(ratios: np.ndarray, loads: np.ndarray) -> tuple[float, float]
     low, high = centre + wider * (np.quantile(np.median(logs[chosen], axis=1), TAILS) - centre)
     by_load = np.array([np.median(logs[loads == load]) for load in np.unique(loads)])
     if len(by_load) > 1:
-        reach = T_975[len(by_load) - 2] * by_load.std(ddof=1) / math.sqrt(len(by_load))
+        reach = T_95[len(by_load) - 2] * by_load.std(ddof=1) / math.sqrt(len(by_load))
         low, high = min(low, by_load.mean() - reach), max(high, by_load.mean() + reach)
     else:
         low, high = low - METHOD.load_spread, high + METHOD.load_spread

@@ -12,7 +12,7 @@ from benchmarks.floors import floors
 from benchmarks.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep, read_bench
 from stn_export import cli
 from stn_export.artifacts import read_json, write_atomically
-from stn_export.figures import MODEL_LABELS
+from stn_export.config import MODEL_LABELS
 from stn_export.method import METHOD, PROOF
 
 RESULTS = KEPT.parent / "RESULTS.md"

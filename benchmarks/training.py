@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.methodology import bootstrap_ratio, timed
+from benchmarks.intervals import ratio_interval
+from benchmarks.methodology import timed
 from stn_export.captured import CapturedSteps
 from stn_export.config import RECIPES
 from stn_export.data import Dataset
+from stn_export.runners import Step
 from stn_export.train import FIRST_STEP
 from stn_export.trainer import Settings, Trainer, advance, run_epoch
 
@@ -60,18 +62,17 @@ def race(benchmark: BenchmarkFixture, ours: Epoch, baseline: Epoch, pairs: int) 
     """Time an epoch of either in turn, ``baseline`` first; ``ours`` is the benchmark's own row.
 
     Returns:
-        every epoch's seconds, the median of the pairs' ratios baseline / ours and its interval from resampled pairs:
-        of a few pairs, their smallest and largest ratio.
+        every epoch's seconds, the median of the pairs' ratios baseline / ours and its interval.
     """
     ours()
     baseline()
     theirs: list[float] = []
-    benchmark.pedantic(ours, setup=lambda: theirs.append(timed(baseline)), rounds=pairs)
+    benchmark.pedantic(ours, setup=lambda: theirs.append(timed(Step(baseline))), rounds=pairs)
     seconds = list(benchmark.stats.stats.data)
-    low, high = bootstrap_ratio(np.array(theirs), np.array(seconds))
-    ratio = statistics.median(baseline / ours for baseline, ours in zip(theirs, seconds, strict=True))
+    ratios = np.divide(theirs, seconds)
+    low, high = ratio_interval(ratios, np.zeros(len(ratios)))  # of one load
     figures = {"seconds": seconds, "baseline_seconds": theirs}
-    return figures | {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+    return figures | {"ratio": statistics.median(ratios.tolist()), "ratio_low": low, "ratio_high": high}
 
 
 class StartUp:
