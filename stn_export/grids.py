@@ -124,7 +124,7 @@ GRIDS = {
                 replace(SHIPPED_STN, runners=("compiled-*",), batches=(512,), slow=True),
             ),
             request=(replace(QUICK_STN, batches=(1, 256)), BASELINES),
-            startup=(QUICK_STN, BASELINES),
+            startup=(replace(SHIPPED_STN, runners=("eager-c*", "cudagraph-cuda", "onnxruntime-c*")), BASELINES),
             overhead=(replace(SHIPPED, batches=(1, 1024)),),
             lowering=(Pick(),),
             eager=(replace(SHIPPED_STN, batches=(1, 1024)),),
