@@ -20,13 +20,14 @@ from stn_export.figures import CARD, INK, MODEL_COLOURS, PALETTE, SOFT, STYLE
 
 Interval = tuple[float, float, float]
 Curves = Mapping[tuple[str, str, str], Mapping[int, Interval]]  # by (runner, artifact, model) and batch
+Bar = tuple[str, Mapping[int, Mapping[str, float]], Mapping[int, float]]  # name; ms by batch and part; 100 % by batch
 
 WIDTH = 10.8  # inches, a screen page
 LINES = ("-", "--", ":", "-.")
 NAME_GAP = 0.05  # of an axis: a line of small type
 PARTS = ("localisation", "grid", "sampler", "classifier", "other")
 PART_COLOURS = dict(zip(PARTS, (PALETTE[0], PALETTE[2], PALETTE[3], PALETTE[1], SOFT), strict=True))
-NAMED_SHARE = 0.09  # of the longest bar: shorter parts have no room for a number
+NAMED_SHARE = 8  # %: smaller parts have no room for a number
 DEVICES = {"cpu": "the CPU", "cuda": "the GPU"}
 LEADER = {"arrowstyle": "-", "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}  # from a name's left edge to its line
 MARK = 6  # pixels from a point's middle to its edge
@@ -115,23 +116,20 @@ def _plain_numbers(axes: Axes) -> None:
 
 
 def _name_ends(axes: Axes, values: Curves, device: str, looks: Mapping[str, tuple[str, str]]) -> None:
-    """Each line's backend right of its end, in its colour, moved apart where lines end together."""
-    ends = [(max(by_batch), by_batch[max(by_batch)][0]) for by_batch in values.values()]
+    """Each line's backend in its colour: right of the axes, moved apart, or beside its end where that is earlier."""
+    last = max(max(by_batch) for by_batch in values.values())
+    ends = {key: (max(by_batch), by_batch[max(by_batch)][0]) for key, by_batch in values.items()}
+    full = {key: value for key, (batch, value) in ends.items() if batch == last}
     low, high = np.log(axes.get_ylim())
-    heights = [float((np.log(value) - low) / (high - low)) for _, value in ends]
-    placed = spread(heights, min(NAME_GAP, 1 / max(len(ends), 1)))
-    for (runner, artifact, _), end, height in zip(values, ends, placed, strict=True):
-        colour = looks[runner][0]
-        axes.annotate(
-            short_name(runner, artifact, device),
-            end,
-            (1.06, height),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8,
-            color=colour,
-            arrowprops={"color": colour, "lw": 0.5, "alpha": 0.7} | LEADER,
-        )
+    heights = [float((np.log(value) - low) / (high - low)) for value in full.values()]
+    placed = dict(zip(full, spread(heights, min(NAME_GAP, 1 / len(full))), strict=True))
+    for (runner, artifact, model), end in ends.items():
+        colour, height = looks[runner][0], placed.get((runner, artifact, model))
+        where = {"xytext": (1.06, height), "textcoords": "axes fraction"}
+        where |= {"arrowprops": {"color": colour, "lw": 0.5, "alpha": 0.7} | LEADER}
+        beside = {"xytext": (7, 0), "textcoords": "offset points"}
+        name = short_name(runner, artifact, device)
+        axes.annotate(name, end, va="center", fontsize=8, color=colour, **(beside if height is None else where))
 
 
 @matplotlib.rc_context(STYLE)
@@ -232,35 +230,33 @@ def _marks(axes: Axes) -> list[Bbox]:
 
 
 @matplotlib.rc_context(STYLE)
-def breakdown_bars(bars: Sequence[tuple[str, Mapping[int, Mapping[str, float]]]], device: str) -> Figure:
-    """Milliseconds a call by part of the network, stacked; ``bars`` are names and, by batch, the parts of each."""
-    batches = sorted({batch for _, by_batch in bars for batch in by_batch})
+def breakdown_bars(bars: Sequence[Bar], device: str) -> Figure:
+    """Time a call by part of the network, stacked, as shares of the transformer's in the same runner, and in ms."""
+    batches = sorted({batch for _, by_batch, _ in bars for batch in by_batch})
     figure = Figure(figsize=(WIDTH, 1.6 + 0.3 * len(bars)))
-    panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(batches), sharex=True, sharey=True, squeeze=False)[0]
     for axes, batch in zip(panels, batches, strict=True):
-        parts = [by_batch.get(batch, {}) for _, by_batch in bars]
-        _stack(axes, parts)
-        axes.set_xlabel("ms a call, profiled")
-        axes.margins(y=0.02)
+        _stack(axes, [(by_batch.get(batch, {}), whole.get(batch, 1.0)) for _, by_batch, whole in bars])
+        axes.set_xlabel("% of the transformer's time in that runner")
+        axes.margins(x=0.16, y=0.02)
         axes.set_title(f"batch {batch:,}", fontsize=10, fontweight="normal")
         axes.grid(axis="y", visible=False)
-    panels[0].set_yticks(range(len(bars)), [name for name, _ in bars])
+    panels[0].set_yticks(range(len(bars)), [name for name, _, _ in bars])
     panels[0].invert_yaxis()
-    _title(figure, f"Where the time goes on {DEVICES[device]}: shares of a profiled call, which is slower than others")
+    _title(figure, f"Where the time goes on {DEVICES[device]}: profiled calls, which are slower than others")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False)
     return figure
 
 
-def _stack(axes: Axes, bars: Sequence[Mapping[str, float]]) -> None:
-    """One stacked bar for each mapping of parts to milliseconds, its larger shares in per cent."""
-    totals = np.array([sum(parts.values()) for parts in bars])
+def _stack(axes: Axes, bars: Sequence[tuple[Mapping[str, float], float]]) -> None:
+    """A stacked bar for each mapping of parts to milliseconds and whole that is 100 %; its sum behind it."""
     left = np.zeros(len(bars))
     for part in PARTS:
-        widths = np.array([parts.get(part, 0.0) for parts in bars])
+        widths = np.array([100 * parts.get(part, 0.0) / whole for parts, whole in bars])
         drawn = axes.barh(range(len(bars)), widths, 0.7, left, color=PART_COLOURS[part], label=part)
-        shares = [
-            f"{width / total:.0%}" if width > NAMED_SHARE * totals.max() else ""
-            for width, total in zip(widths, totals, strict=True)
-        ]
+        shares = [f"{width:.0f} %" if width > NAMED_SHARE else "" for width in widths]
         axes.bar_label(drawn, shares, label_type="center", fontsize=8, color=CARD)
         left += widths
+    for row, (parts, _) in enumerate(bars):
+        total = f"{sum(parts.values()):.3g} ms" if parts else ""
+        axes.annotate(total, (left[row], row), (5, 0), textcoords="offset points", va="center", fontsize=8)

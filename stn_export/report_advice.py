@@ -1,5 +1,6 @@
 """The benchmarks in words: which artifact to ship, what the transformer costs there, and how sure that is."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -131,9 +132,9 @@ def _costs(rows: Rows, row: dict, proved: Proved) -> list[str]:
 
 
 def _contest(rows: Rows, name: str, row: dict) -> dict | None:
-    """The program's contest at the batch nearest to the row's."""
+    """The program's contest at the batch nearest to the row's, by factor; at the larger of two that are as near."""
     found = [each for each in rows if each.get("contest") == name and program(each) == program(row)]
-    return min(found, key=lambda each: abs(each["batch"] - row["batch"]), default=None)
+    return min(found, key=lambda each: (abs(math.log(each["batch"] / row["batch"])), -each["batch"]), default=None)
 
 
 def _cost(contest: dict) -> str:

@@ -13,7 +13,7 @@ from stn_export import figures_bench
 from stn_export.artifacts import BENCH_FILE, ModelDirectory
 from stn_export.deployment import audit
 from stn_export.errors import UserError
-from stn_export.figures_bench import Curves, Interval, short_name
+from stn_export.figures_bench import Bar, Curves, Interval, short_name
 from stn_export.graph import read_model
 from stn_export.matrix import NONE
 from stn_export.report_advice import advise, program
@@ -232,18 +232,20 @@ def front(points: Rows) -> Rows:
     return best
 
 
-def breakdowns(rows: Rows, device: str) -> list[tuple[str, dict[int, dict[str, float]]]]:
+def breakdowns(rows: Rows, device: str) -> list[Bar]:
     """Milliseconds by part and batch: each runner's fastest transformer, and the plain CNN of its kind below it."""
     found = [row for row in rows if row["regime"] == "breakdown"]
     shown = _outer(row["batch"] for row in found)
     best = fastest(found, lambda rows: min((row["batch"], sum(row["breakdown"].values())) for row in rows)[1])
-    bars = []
+    bars: list[Bar] = []
     for (runner, model), lines in best.items():
         if model != "stn":
             continue
+        parts = _parts(lines, shown)
+        whole = {batch: sum(each.values()) for batch, each in parts.items()}
         plain = [row for row in found if row["model"] == "cnn" and kind(row) == kind(lines[0])]
-        bars.append((f"STN {short_name(runner, lines[0]['artifact'], device)}", _parts(lines, shown)))
-        bars += [(f"plain CNN in {short_name(runner, '', device)}".rstrip(), _parts(plain, shown))] if plain else []
+        bars.append((f"STN {short_name(runner, lines[0]['artifact'], device)}", parts, whole))
+        bars += [(f"plain CNN in {short_name(runner, '', device)}".rstrip(), _parts(plain, shown), whole)] * bool(plain)
     return bars
 
 

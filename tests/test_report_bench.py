@@ -111,10 +111,10 @@ def test_the_breakdown_has_the_plain_cnn_of_its_kind_below_each_transformer():
     plain_int8 = ("cnn", "plain-int8", "onnx", "f")
     found = breakdowns([broken(FOLDED, 2e-3), broken(INT8, 1e-3), broken(plain_int8, 4e-3), broken(PLAIN, 3e-3)], "cpu")
     assert found == [
-        ("STN onnxruntime matmul-int8", {1: {"classifier": 1.0}}),
-        ("plain CNN in onnxruntime", {1: {"classifier": 4.0}}),
+        ("STN onnxruntime matmul-int8", {1: {"classifier": 1.0}}, {1: 1.0}),
+        ("plain CNN in onnxruntime", {1: {"classifier": 4.0}}, {1: 1.0}),
     ]
-    assert [name for name, _ in breakdowns([broken(FOLDED, 2e-3)], "cpu")] == ["STN onnxruntime folded-fp32"]
+    assert [name for name, _, _ in breakdowns([broken(FOLDED, 2e-3)], "cpu")] == ["STN onnxruntime folded-fp32"]
 
 
 def test_a_whole_run_is_drawn_and_an_empty_one_is_not():
@@ -200,6 +200,13 @@ def test_doubt_and_disturbance_are_said():
     assert "the transformer may cost something or nothing, we cannot tell (1.02 times the plain CNN" in said
     assert "1.02 times as fast as eager PyTorch there (95 % interval 0.93 to 1.13): we cannot tell them apart." in said
     assert "Warning: 1 of 2 timings and 3 of 50 blocks were disturbed" in said
+
+
+def test_what_is_timed_at_one_batch_only_is_named_beside_its_point():
+    values = {("a-cpu", "x", "stn"): {1: (1.0, 0.9, 1.1), 64: (9.0, 8.0, 10.0)}, ("b-cpu", "y", "stn"): {1: (2.0,) * 3}}
+    axes = figures_bench.curves(values, "cpu", "Latency", "ms").axes[0]
+    names = {child.get_text(): child.anncoords for child in axes.get_children() if isinstance(child, Annotation)}
+    assert names == {"a x": "axes fraction", "b y": "offset points"}
 
 
 def test_positions_are_spread_in_their_order():
