@@ -141,6 +141,7 @@ def _histogram(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
     low, high = np.quantile(np.concatenate(list(values.values())), MIDDLE)
     for letter, those in values.items():
         axes.hist(those, BINS, range=(low, high), color=XY.get(letter, PALETTE[0]), alpha=0.6, label=letter)
+    axes.locator_params(axis="x", nbins=4)  # more would run into each other where a part hardly varies
     if len(values) > 1:
         axes.legend(frameon=False)
 
