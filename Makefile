@@ -102,7 +102,8 @@ gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by
 	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits --data '$(DATA)'
 
 gain-digits: OWN_RECIPE := quick
-gain-%: OWN_RECIPE := tuned
+gain-%: OWN_RECIPE := short
+gain-%: EPOCHS := $(or $(EPOCHS),20)
 gain-%: $(READY)
 	@$(STAGE).train --dataset '$*' --recipe '$(or $(RECIPE),$(OWN_RECIPE))' --run '$(GAIN)/$*' $(TRAINING) \
 		--models '$(or $(MODELS),$(EVERY_MODEL))' --seeds '$(or $(SEEDS),3)'

@@ -9,7 +9,7 @@ import jinja2
 
 from stn_export.artifacts import MODEL_CARD, Artifact, ModelDirectory, model_directories, write_if_changed
 from stn_export.checkpoint import load_checkpoint
-from stn_export.config import INPUT_NAME, OUTPUT_NAME
+from stn_export.config import DEFAULT_EXPORT, INPUT_NAME, OUTPUT_NAME
 from stn_export.data import class_names
 
 TEMPLATE = "MODEL_CARD.md.j2"
@@ -51,8 +51,12 @@ def card_facts(run: Path) -> dict:
         "classes": class_names(checkpoint),
         "models": [_model(directory) for directory in directories],
         "files": files,
-        "snippet": next((snippet(row) for row in files if row["format"] == "onnx"), ""),
+        "snippet": next((snippet(row) for row in files if _takes_any_batch(row)), ""),
     }
+
+
+def _takes_any_batch(file: dict) -> bool:
+    return file["format"] == "onnx" and file["lowering"] != DEFAULT_EXPORT
 
 
 def _model(directory: ModelDirectory) -> dict:

@@ -120,18 +120,18 @@ def epochs(
     captures = trainers[0].device.type == "cuda" and not world.split
     step_all = CapturedSteps(trainers) if captures and not trainers[0].done else advance
     model = trainers[0].settings.model
-    while not trainers[0].done:
-        with interrupts.deferred():
+    with interrupts.deferred():
+        while not trainers[0].done:
             complete = run_epoch(
                 trainers, partial(on_step, model), lambda: world.agreed(interrupts.requested), step_all
             )
             if world.writes:
                 for cell, trainer in cohort:
                     save(cell.directory.path, trainer)
-        if complete:
-            yield
-        if world.agreed(interrupts.requested):
-            raise KeyboardInterrupt(f"while training {cohort[0][0]}: {_kept(trainers[0])}; run again to go on")
+            if complete:
+                yield
+            if world.agreed(interrupts.requested):
+                raise KeyboardInterrupt(f"while training {cohort[0][0]}: {_kept(trainers[0])}; run again to go on")
 
 
 def save(path: Path, trainer: Trainer) -> None:

@@ -57,7 +57,7 @@ def make(*arguments: str) -> str:
 
 def test_make_help_lists_every_target():
     makefile = (REPOSITORY / "Makefile").read_text()
-    listed = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    listed = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert listed == set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     help_text = make("help")
     for word in (*listed, "DATASET", "DATA", "RECIPE", "EPOCHS", "SEED", "DEVICE", "RUN"):
