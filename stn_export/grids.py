@@ -56,6 +56,7 @@ SHIPPED = Pick(lowerings=(None, "folded", "plain"), precisions=("fp32",), inputs
 SHIPPED_STN = replace(SHIPPED, models=("stn",))
 QUICK_RUNNERS = ("eager-c*", "cudagraph-*", "torchscript-*", "onnxruntime-c*", "onnxruntime-graph-*", "openvino-*")
 QUICK_STN = replace(SHIPPED_STN, runners=QUICK_RUNNERS)
+INT8_STN = Pick(models=("stn",), precisions=("int8",), inputs=("float",))
 COLD = replace(SHIPPED_STN, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*"))
 BASELINES = Pick(models=("stn",), runners=("eager-autograd-*", "onnxruntime-default-*"))
 PROFILED = replace(SHIPPED, runners=("eager-c*", "onnxruntime-cpu"))  # ONNX Runtime times launches on CUDA, not kernels
@@ -100,12 +101,12 @@ GRIDS = {
             latency=(SHIPPED, BASELINES, Pick(precisions=("bf16", "fp16", "int8"), inputs=("float",))),
             cold=(COLD,),
             request=(QUICK_STN, BASELINES),
-            throughput=(replace(SHIPPED, batches=(16, 256)),),
+            throughput=(replace(SHIPPED, batches=(16, 256)), replace(INT8_STN, batches=(256,))),
             startup=(replace(SHIPPED_STN, runners=STARTED), BASELINES),
             breakdown=(PROFILED,),
             overhead=(replace(SHIPPED, runners=QUICK_RUNNERS, batches=(1, 64)),),
             lowering=(Pick(runners=("onnxruntime-c*",), precisions=("fp32",)),),
-            eager=(replace(QUICK_STN, batches=(1, 256)),),
+            eager=(replace(QUICK_STN, batches=(1, 256)), replace(INT8_STN, batches=(256,))),
             default=(QUICK_STN,),
         ),
         FULL,

@@ -132,6 +132,8 @@ def add_gains(report: Report, those: Sequence[Comparison]) -> None:
     for one in those:
         verdicts = [f"against the {MODEL_LABELS[model]} {verdict(found)}" for model, found in one.gains.items()]
         report.summary.append(f"{one.title}: {'; '.join(verdicts)}.")
+    if max(row["count"] for row in report.gains) < 2:
+        return  # there is no spread to draw
     panels = [
         (one.title, {model: (one.accuracies(model), found) for model, found in one.estimates.items()}) for one in those
     ]
