@@ -21,7 +21,7 @@ def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "stale" not in capsys.readouterr().out
     html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
-    assert html.count("<svg") == 13
+    assert html.count("<svg") == 11
     assert "http" not in html
     assert "var(--c0)" in html
     for name in ("latency", "throughput", "overhead", "pareto", "breakdown"):
