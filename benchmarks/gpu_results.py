@@ -112,7 +112,7 @@ def perform(step: Step, run: Path, remaining: float, environment: dict[str, str]
 
 def bounded(command: Sequence[str], limit: float, environment: dict[str, str]) -> int | None:
     """The exit code, or None where ``limit`` seconds were not enough; an interrupt lets pytest write what it has."""
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_heed_interrupts)
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -121,6 +121,11 @@ def bounded(command: Sequence[str], limit: float, environment: dict[str, str]) -
     except KeyboardInterrupt:
         end_group(process)
         raise
+
+
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and so would all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_group(process: subprocess.Popen) -> None:
