@@ -97,7 +97,7 @@ def start(cell: Cell, dataset: Dataset, device: torch.device, world: World) -> T
     trainer = SplitTrainer(cell.settings, dataset, device, world) if split else Trainer(cell.settings, dataset, device)
     path = cell.directory.path / STATE_FILE
     if path.exists() and trainer.restore(load_tensors(path)):
-        cli.say(f"{cell}: going on after {_kept(trainer)}")
+        cli.say(f"{cell}: going on after {_place(trainer)}")
     return trainer
 
 
@@ -131,7 +131,9 @@ def epochs(
             if complete:
                 yield
             if world.agreed(interrupts.requested):
-                raise KeyboardInterrupt(f"while training {cohort[0][0]}: {_kept(trainers[0])}; run again to go on")
+                raise KeyboardInterrupt(
+                    f"while training {cohort[0][0]}: {_place(trainers[0])} is kept; run again to go on"
+                )
 
 
 def save(path: Path, trainer: Trainer) -> None:
@@ -163,10 +165,10 @@ def write_checkpoint(cell: Cell, trainer: Trainer, source: str) -> Artifact:
     return artifact
 
 
-def _kept(trainer: Trainer) -> str:
+def _place(trainer: Trainer) -> str:
     if trainer.position:
-        return f"step {trainer.position} of {trainer.steps_per_epoch} of epoch {trainer.epoch + 1} is kept"
-    return f"epoch {trainer.epoch} of {trainer.settings.recipe.epochs} is kept"
+        return f"step {trainer.position} of {trainer.steps_per_epoch} of epoch {trainer.epoch + 1}"
+    return f"epoch {trainer.epoch} of {trainer.settings.recipe.epochs}"
 
 
 def epoch_line(trainer: Trainer) -> str:
