@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+TIMES = ("import_seconds", "load_seconds", "first_seconds")
+
 
 def main(path: str, runner: str, contract: dict, images: str, threads: int) -> dict:
     """Load ``path`` in ``runner``, classify the images in a ``.npy`` file once, and say how long each took."""
@@ -28,8 +30,7 @@ def main(path: str, runner: str, contract: dict, images: str, threads: int) -> d
         times.append(time.perf_counter())
         opened.infer(batch)
         times.append(time.perf_counter())
-    names = ("import_seconds", "load_seconds", "first_seconds")
-    seconds = {name: end - start for name, start, end in zip(names, times, times[1:], strict=False)}
+    seconds = {name: end - start for name, start, end in zip(TIMES, times, times[1:], strict=False)}
     sizes = {"host_bytes": memory.host_bytes, "device_bytes": memory.device_bytes}
     return seconds | sizes | {"threads": opened.threads, "options": opened.options}
 

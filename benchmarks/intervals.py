@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from stn_export.intervals import T_95
+from stn_export.intervals import estimate
 from stn_export.method import METHOD
 
 NORMAL = NormalDist()
@@ -66,8 +66,8 @@ def ratio_interval(ratios: np.ndarray, loads: np.ndarray) -> tuple[float, float]
     low, high = centre + wider * (np.quantile(np.median(logs[chosen], axis=1), TAILS) - centre)
     by_load = np.array([np.median(logs[loads == load]) for load in np.unique(loads)])
     if len(by_load) > 1:
-        reach = T_95[len(by_load) - 2] * by_load.std(ddof=1) / math.sqrt(len(by_load))
-        low, high = min(low, by_load.mean() - reach), max(high, by_load.mean() + reach)
+        between_loads = estimate(by_load.tolist())
+        low, high = min(low, between_loads.low), max(high, between_loads.high)
     else:
         low, high = low - METHOD.load_spread, high + METHOD.load_spread
     return math.exp(low), math.exp(high)

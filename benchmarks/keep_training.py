@@ -3,15 +3,14 @@
 import json
 import statistics
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.kept import KEPT
 from stn_export import cli
-from stn_export.artifacts import write_atomically
+from stn_export.artifacts import write_json
 from stn_export.errors import UserError
 
-RESULTS = Path(__file__).parent / "results"
 SCHEMA = "stn_export/training-speed/1"
 COMMAND = "make bench-train DATASET={dataset} DEVICE={device}"
 
@@ -27,7 +26,7 @@ def kept(measured: dict) -> dict:
         raise UserError("that file holds no timing of training", "run 'make bench-train'")
     environment = measured["machine_info"]["stn_export"]
     command = COMMAND.format(**rows[0])
-    return {"schema": SCHEMA, "command": command, "environment": environment, "rows": rows}
+    return {"command": command, "environment": environment, "rows": rows}
 
 
 def print_rows(rows: Sequence[dict]) -> None:
@@ -44,13 +43,13 @@ def print_rows(rows: Sequence[dict]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write ``benchmarks/results/training-speed-<device>.json``."""
-    parser = ArgumentParser("python -m benchmarks.keep_training", description=main.__doc__)
+    parser = cli.stage("keep_training", main.__doc__, "benchmarks")
     parser.add_argument("measured", type=Path, help="a file of --benchmark-json")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="directory to write into")
+    parser.add_argument("--results", type=Path, default=KEPT, help="directory to write into")
     options = parser.parse_args(arguments)
     content = kept(json.loads(options.measured.read_text()))
     path = options.results / f"training-speed-{content['rows'][0]['device']}.json"
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, SCHEMA, content)
     print_rows(content["rows"])
     cli.say(f"wrote {path}")
 

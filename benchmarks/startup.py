@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.fresh import TIMES
 from benchmarks.targets import Target
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMES = ("import_seconds", "load_seconds", "first_seconds")
 
 
 def start(target: Target, images: np.ndarray, threads: int) -> dict:

@@ -17,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.intervals import ratio_interval
 from benchmarks.methodology import timed
+from benchmarks.startup import ROOT
 from stn_export.captured import CapturedSteps
 from stn_export.config import RECIPES
 from stn_export.data import Dataset
@@ -24,7 +25,6 @@ from stn_export.runners import Step
 from stn_export.train import FIRST_STEP
 from stn_export.trainer import Settings, Trainer, advance, run_epoch
 
-REPOSITORY = Path(__file__).resolve().parent.parent  # whose stage is started, whatever is installed
 RECIPE = RECIPES["reference"]  # batch, optimiser and learning rate are the tutorial's
 
 Epoch = Callable[[], object]
@@ -52,10 +52,9 @@ class Loop:
 
     def train(self, dataset: Dataset, device: torch.device) -> None:
         """All the recipe's epochs, from the network's first weights on."""
-        trainers = self.trainers(dataset, device)
-        step_all = CapturedSteps(trainers) if self.captured else advance
-        while not trainers[0].done:
-            run_epoch(trainers, step_all=step_all)
+        epoch = self.epoch(dataset, device)
+        for _ in range(RECIPE.epochs):
+            epoch()
 
 
 def race(benchmark: BenchmarkFixture, ours: Epoch, baseline: Epoch, pairs: int) -> dict[str, object]:
@@ -94,9 +93,7 @@ class StartUp:
         """
         command = [*self.command, "--run", str(self.scratch / str(self.count))]
         self.count += 1
-        self.process = subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         said = []
         for line in self.process.stdout:
             said.append(line)

@@ -3,7 +3,7 @@
 Images are NCHW. ``float`` inputs are float32 normalised as ``(x / 255 - MEAN) / STD``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ARTIFACTS = Path("artifacts")
@@ -48,6 +48,21 @@ class Recipe:
     label_smoothing: float = 0.0
 
 
+SHORT = Recipe(
+    "short",
+    optimizer="sgd",
+    learning_rate=0.05,
+    epochs=20,
+    batch_size=128,
+    momentum=0.9,
+    weight_decay=5e-4,
+    one_cycle=True,
+    warm_up=0.2,
+    localisation_scale=0.02,
+    dropout=0.0,
+    flip=True,
+    crop=2,
+)
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -61,38 +76,9 @@ RECIPES = {
             one_cycle=True,
             localisation_scale=0.1,
         ),
-        Recipe(
-            "short",
-            optimizer="sgd",
-            learning_rate=0.05,
-            epochs=20,
-            batch_size=128,
-            momentum=0.9,
-            weight_decay=5e-4,
-            one_cycle=True,
-            warm_up=0.2,
-            localisation_scale=0.02,
-            dropout=0.0,
-            flip=True,
-            crop=2,
-        ),
+        SHORT,
         # chosen on 5,000 held-out training images
-        Recipe(
-            "tuned",
-            optimizer="sgd",
-            learning_rate=0.05,
-            epochs=50,
-            batch_size=128,
-            momentum=0.9,
-            weight_decay=1e-3,
-            one_cycle=True,
-            warm_up=0.2,
-            localisation_scale=0.002,
-            dropout=0.0,
-            flip=True,
-            crop=2,
-            label_smoothing=0.1,
-        ),
+        replace(SHORT, name="tuned", epochs=50, weight_decay=1e-3, localisation_scale=0.002, label_smoothing=0.1),
     )
 }
 

@@ -94,10 +94,13 @@ class Trainer:
 
     def next_batch(self) -> Tensor:
         """The indices of the next step's images, its learning rate set; the last batch of an epoch may be smaller."""
-        step = self.epoch * self.steps_per_epoch + self.position
-        share = learning_rate_share(self.settings.recipe, step, self.settings.recipe.epochs * self.steps_per_epoch)
-        set_learning_rates(self.optimizer, share)
+        set_learning_rates(self.optimizer, self._learning_rate_share(self.position))
         return self.batches[self.position]
+
+    def _learning_rate_share(self, position: int) -> float:
+        """The share of its peak that the learning rate has at a step of the epoch that is going on."""
+        recipe, steps = self.settings.recipe, self.steps_per_epoch
+        return learning_rate_share(recipe, self.epoch * steps + position, recipe.epochs * steps)
 
     def step(self, chosen: Tensor) -> Tensor:
         """One optimisation step on the training images at these indices; returns their mean loss."""
@@ -130,16 +133,15 @@ class Trainer:
         if finite.all():
             return
         step = int(finite.logical_not().nonzero()[0])
-        recipe, total = self.settings.recipe, self.settings.recipe.epochs * self.steps_per_epoch
-        rate = recipe.learning_rate * learning_rate_share(recipe, self.epoch * self.steps_per_epoch + step, total)
+        rate = self.settings.recipe.learning_rate * self._learning_rate_share(step)
         kept = f"the last good state, after epoch {self.epoch}, is kept" if self.epoch else "nothing was complete"
         raise CheckFailedError(
             f"{self.settings.model} (seed {self.settings.seed}) diverged in epoch {self.epoch + 1} at step {step + 1} "
             f"of {self.steps_per_epoch} (loss {self.losses[step].item()}, learning rate {rate:g}); {kept}"
         )
 
-    def finish_epoch(self) -> dict:
-        """Test after an epoch's last step, and return (and remember) the epoch's figures.
+    def finish_epoch(self) -> None:
+        """Test after an epoch's last step, and remember the epoch's figures.
 
         Raises:
             CheckFailedError: where a loss was not finite.
@@ -154,7 +156,6 @@ class Trainer:
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.history.append(figures | {"seconds": time.perf_counter() - self.started})
         self.position = 0
-        return self.history[-1]
 
     def _is_best(self, figures: dict) -> bool:
         return all(figures["validation_accuracy"] > row["validation_accuracy"] for row in self.history)
