@@ -20,7 +20,6 @@ from stn_export.artifacts import (
     HISTORY_FILE,
     STATE_FILE,
     Artifact,
-    read_history,
     sha256_of,
     write_atomically,
 )
@@ -46,8 +45,8 @@ from stn_export.config import (
 from stn_export.data import Dataset, load_dataset
 from stn_export.distributed import ALONE, SplitTrainer, World, joined
 from stn_export.environment import DEVICES, describe, resolve_device
+from stn_export.gain import Comparison, read_training
 from stn_export.interrupts import Interrupts
-from stn_export.intervals import estimate
 from stn_export.model import multiply_adds
 from stn_export.plan import Plan, measured_weights
 from stn_export.trainer import Trainer, advance, run_epoch
@@ -195,16 +194,21 @@ def _meta(trainer: Trainer) -> dict:
 
 
 def print_summary(cells: Sequence[Cell]) -> None:
-    """A row a model: the last epoch's test accuracy over the seeds."""
-    rows = []
-    for model in dict.fromkeys(cell.settings.model for cell in cells):
-        seeds = [cell.directory for cell in cells if cell.settings.model == model]
-        found = estimate([read_history(directory)[-1]["test_accuracy"] for directory in seeds])
-        interval = f"{found.low:.2%} to {found.high:.2%}" if found.count > 1 else "–"
-        spread = cli.figure(100 * found.deviation, ".2f")
-        rows.append((model, f"{multiply_adds(model):,}", str(found.count), f"{found.mean:.2%}", spread, interval))
+    """A row a model: the test accuracy that stands for each seed, over the seeds."""
+    found = Comparison(cells[0].directory.path.parent.name, tuple(read_training(cell.directory) for cell in cells))
+    rows = [
+        (
+            model,
+            f"{multiply_adds(model):,}",
+            str(figure.count),
+            f"{figure.mean:.2%}",
+            cli.figure(100 * figure.deviation, ".2f"),
+            f"{figure.low:.2%} to {figure.high:.2%}" if figure.count > 1 else "–",
+        )
+        for model, figure in found.estimates.items()
+    ]
     columns = ("model", "multiply-adds", "seeds", "test accuracy", "sd, points", "95 % interval of the mean")
-    cli.table("", columns, rows)
+    cli.table(f"Test accuracy: {found.measure}", columns, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -68,7 +68,7 @@ class Trainer:
         self.position = 0
         self.losses = torch.full((self.steps_per_epoch,), math.nan, device=device)
         self.generators: dict[str, Tensor] | None = None  # of a state within an epoch
-        self.started = 0.0
+        self.started = self.elapsed = 0.0  # elapsed: what the epoch took before it was interrupted, in seconds
 
     @property
     def epoch(self) -> int:
@@ -82,7 +82,7 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         """Draw the epoch's order of images, or take it up again where a restored state stands within it."""
-        self.started = time.perf_counter()
+        self.started, self.elapsed = time.perf_counter() - self.elapsed, 0.0
         allow_tf32(self.settings.precision == "tf32", self.device)  # another trainer may have changed it
         self.model.train()
         torch.manual_seed(self.settings.seed * 1_000_003 + self.epoch)
@@ -174,6 +174,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "position": self.position,
+            "elapsed": time.perf_counter() - self.started if self.position else 0.0,
             "losses": self.losses,
             "generators": get_generators(self.device) if self.position else None,
         }
@@ -187,6 +188,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": ours})
         self.history = json.loads(state["history"])
         self.best, self.position, self.generators = state["best"], state["position"], state["generators"]
+        self.elapsed = state["elapsed"]
         self.losses.copy_(state["losses"])
         return True
 

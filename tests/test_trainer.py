@@ -29,6 +29,18 @@ def test_a_state_of_other_settings_is_not_gone_on_with(settings: Settings, small
     assert other.epoch == 0
 
 
+def test_an_epoch_resumed_in_its_middle_counts_all_its_seconds(settings: Settings, small: Dataset):
+    trainer = Trainer(settings, small, CPU)
+    run_epoch([trainer], stopped=lambda: trainer.position == 3)
+    state = trainer.state()
+    assert 0 < state["elapsed"] < 1000
+    resumed = Trainer(settings, small, CPU)
+    assert resumed.restore(state | {"elapsed": 1000.0})
+    run_epoch([resumed])
+    run_epoch([resumed])
+    assert [row["seconds"] > 1000 for row in resumed.history] == [True, False]
+
+
 def test_every_image_is_seen_once_and_the_last_batch_is_kept(settings: Settings, small: Dataset):
     trainer = Trainer(replace(settings, recipe=replace(settings.recipe, batch_size=100)), small, CPU)
     trainer.begin_epoch()
