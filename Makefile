@@ -39,7 +39,7 @@ help: ## list targets and variables
 	@echo
 	@echo "  DATASET=$(DATASET)  digits, cifar10 or cifar10-affine"
 	@echo "  DATA=$(DATA)  directory holding cifar-10-batches-py or {train,test}/<class>/*.png"
-	@echo "  RECIPE=$(RECIPE)  reference, quick, short or tuned; by default the data set's own"
+	@echo "  RECIPE=$(RECIPE)  reference, quick, short, affine or tuned; by default the data set's own"
 	@echo "  EPOCHS=$(EPOCHS)  instead of the recipe's own"
 	@echo "  MODELS=$(MODELS)  of stn, cnn and cnn-matched, with commas; 'make gain' takes all three"
 	@echo "  SEED=$(SEED)  the first one"
@@ -101,8 +101,7 @@ gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by
 	@$(STAGE).keep $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
 	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits --data '$(DATA)'
 
-gain-digits: OWN_RECIPE := quick
-gain-%: OWN_RECIPE := short
+gain-cifar10: OWN_RECIPE := short
 gain-%: EPOCHS := $(or $(EPOCHS),20)
 gain-%: $(READY)
 	@$(STAGE).train --dataset '$*' --recipe '$(or $(RECIPE),$(OWN_RECIPE))' --run '$(GAIN)/$*' $(TRAINING) \

@@ -252,12 +252,15 @@ def announce(cells: Sequence[Cell], todo: Sequence[Cell], dataset: Dataset, devi
     for cell in cells:
         if cell not in todo:
             cli.say(f"{cell}: up to date ({cell.directory.path / CHECKPOINT_FILE})")
-    for cell in todo:
-        recipe = cell.settings.recipe
+    if todo:
+        recipe, precision = todo[0].settings.recipe, todo[0].settings.precision
         cli.say(
-            f"{cell}: training on {dataset.name} from {dataset.source}, recipe {recipe.name}, {recipe.epochs} epochs, "
-            f"{cell.settings.precision}, on {device.type}"
+            f"training on {dataset.name} ({dataset.source}), recipe {recipe.name}, {recipe.epochs} epochs, "
+            f"{precision}, on {device.type}"
         )
+    for model in dict.fromkeys(cell.settings.model for cell in todo):
+        seeds = [str(cell.settings.seed) for cell in todo if cell.settings.model == model]
+        cli.say(f"{model}: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
 
 
 if __name__ == "__main__":

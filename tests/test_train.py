@@ -134,6 +134,8 @@ def test_a_grid_puts_further_seeds_beside_the_first(
     arguments = ["--models", "stn,cnn-matched", "--seed", "4", "--seeds", "2", "--epochs", "1", "--device", "cpu"]
     assert cli.run(train.main, [*arguments, "--run", str(tmp_path)]) == 0
     out = capsys.readouterr().out
+    assert "cnn-matched: seeds 4, 5\n" in out
+    assert "Test accuracy: the last epoch" in out
     assert "2,088,076" in out
     assert "2,064,000" in out
     seeds = {path.parent.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("checkpoint.pt")}

@@ -59,7 +59,7 @@ def test_the_order_changes_from_epoch_to_epoch(settings: Settings, small: Datase
 
 def test_the_localisation_network_learns_at_its_own_rate_and_biases_do_not_decay(settings: Settings, small: Dataset):
     groups = Trainer(settings, small, CPU).optimizer.param_groups
-    assert [group["peak"] for group in groups] == pytest.approx([3e-4, 3e-4, 3e-3, 3e-3])
+    assert [group["peak"] for group in groups] == pytest.approx([9e-4, 9e-4, 3e-3, 3e-3])
     assert [group["weight_decay"] for group in groups] == [1e-4, 0, 1e-4, 0]
     assert all(parameter.ndim == 1 for group in groups[1::2] for parameter in group["params"])
 
