@@ -58,7 +58,7 @@ SHORT = Recipe(
     weight_decay=5e-4,
     one_cycle=True,
     warm_up=0.2,
-    localisation_scale=0.02,
+    localisation_scale=0.002,
     dropout=0.0,
     flip=True,
     crop=2,
@@ -78,7 +78,7 @@ RECIPES = {  # the localisation scales, and all of ``tuned``, were chosen on hel
         ),
         SHORT,
         replace(SHORT, name="affine", localisation_scale=0.1),
-        replace(SHORT, name="tuned", epochs=50, weight_decay=1e-3, localisation_scale=0.002, label_smoothing=0.1),
+        replace(SHORT, name="tuned", epochs=50, weight_decay=1e-3, label_smoothing=0.1),
     )
 }
 

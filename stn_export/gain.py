@@ -111,7 +111,7 @@ class Comparison:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Mean accuracy and its interval by model."""
-        return {model: estimate(list(self.accuracies(model).values())) for model in self.models}
+        return {model: estimate(list(self.accuracies(model).values())).within(0, 1) for model in self.models}
 
     @property
     def differences(self) -> dict[str, dict[int, float]]:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 # Student's t, two-sided 95 %, by degrees of freedom from 1; beyond the table it is within 2 % of the last value.
 T_95 = (
@@ -26,6 +26,10 @@ class Estimate:
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero; False for a single value."""
         return self.low > 0 or self.high < 0
+
+    def within(self, low: float, high: float) -> "Estimate":
+        """The same with its interval cut to what the quantity can be."""
+        return replace(self, low=max(self.low, low), high=min(self.high, high))  # NaN stays: it comes first
 
     def as_dict(self) -> dict:
         """JSON-ready."""

@@ -100,7 +100,7 @@ def training_rows(one: Comparison) -> list[dict]:
             **facts,
             "seeds": [seed.seed for seed in seeds],
             "device": ", ".join(dict.fromkeys(seed.device for seed in seeds)),
-            "seconds": statistics.fmean(seed.seconds for seed in seeds),
+            "seconds": statistics.median(seed.seconds for seed in seeds),
             "measure": one.measure,
             **one.estimates[model].as_dict(),
             "accuracies": [seed.accuracies for seed in seeds],

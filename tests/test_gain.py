@@ -65,6 +65,16 @@ def test_a_difference_in_words(values: list[float], words: str):
     assert verdict(estimate(values)) == words
 
 
+def test_no_interval_of_an_accuracy_leaves_what_an_accuracy_can_be(tmp_path: Path):
+    for seed, (good, bad) in enumerate([(0.98, 0.0), (0.99, 0.3)]):
+        write(tmp_path, "stn", seed, [good])
+        write(tmp_path, "cnn", seed, [bad])
+    [one] = comparisons(tmp_path)
+    assert one.estimates["stn"].high == 1
+    assert one.estimates["cnn"].low == 0
+    assert one.gains["cnn"].high > 100
+
+
 def test_only_common_seeds_are_paired(tmp_path: Path):
     for model, seed in (("stn", 0), ("stn", 1), ("cnn", 0), ("cnn-matched", 2)):
         write(tmp_path, model, seed, [0.5 + seed / 10])
