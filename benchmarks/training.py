@@ -18,12 +18,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.intervals import ratio_interval
 from benchmarks.methodology import timed
 from benchmarks.startup import ROOT
-from stn_export.captured import CapturedSteps
 from stn_export.config import RECIPES
 from stn_export.data import Dataset
 from stn_export.runners import Step
 from stn_export.train import FIRST_STEP
-from stn_export.trainer import Settings, Trainer, advance, run_epoch
+from stn_export.training.captured import CapturedSteps
+from stn_export.training.trainer import Settings, Trainer, advance, run_epoch
 
 RECIPE = RECIPES["reference"]  # batch, optimiser and learning rate are the tutorial's
 

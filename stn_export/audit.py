@@ -11,17 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.deployment import Audit, audit
-from stn_export.errors import CheckFailedError, UserError
-from stn_export.graph import (
+from stn_export.auditing.deployment import Audit, audit
+from stn_export.auditing.graph import (
     read_model,
 )
-from stn_export.kernels import CPU, CUDA, KERNELS, write_kernels
-from stn_export.lint import Finding, lint
-from stn_export.placement import (
+from stn_export.auditing.kernels import CPU, CUDA, KERNELS, write_kernels
+from stn_export.auditing.lint import Finding, lint
+from stn_export.auditing.placement import (
     PROVIDERS,
 )
-from stn_export.portability import Verdict, portability
+from stn_export.auditing.portability import Verdict, portability
+from stn_export.errors import CheckFailedError, UserError
 
 
 def _show(result: Audit) -> None:

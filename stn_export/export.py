@@ -18,7 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from stn_export import cli, matrix, modelcard, torch_files, triton
+from stn_export import cli, torch_files
 from stn_export.artifacts import (
     MODEL_CARD,
     Artifact,
@@ -28,6 +28,8 @@ from stn_export.artifacts import (
     sha256_of,
     write_atomically,
 )
+from stn_export.auditing.deployment import audit
+from stn_export.auditing.graph import initialiser_bytes
 from stn_export.checkpoint import Checkpoint, load_checkpoint
 from stn_export.config import (
     ALIGN_CORNERS,
@@ -46,14 +48,13 @@ from stn_export.config import (
     ExportSpec,
 )
 from stn_export.data import contract_batch, seen_in_training, trained_on
-from stn_export.deployment import audit
 from stn_export.environment import describe, git_commit, versions
 from stn_export.errors import UserError, require_choice
-from stn_export.graph import initialiser_bytes
-from stn_export.onnx_export import export_default, export_onnx
-from stn_export.optimise import optimise
-from stn_export.quantise import quantise
-from stn_export.variants import BODY_TYPES, at_precision, with_contract
+from stn_export.exporting import matrix, modelcard, triton
+from stn_export.exporting.onnx_export import export_default, export_onnx
+from stn_export.exporting.optimise import optimise
+from stn_export.exporting.quantise import quantise
+from stn_export.exporting.variants import BODY_TYPES, at_precision, with_contract
 
 EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
 DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}

@@ -15,12 +15,13 @@ from PIL import Image, ImageOps
 from rich.markup import escape
 from torch import Tensor
 
-from stn_export import cli, figures
+from stn_export import cli
 from stn_export.artifacts import MANIFEST, Artifact, ModelDirectory, write_atomically
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET, IMAGE_SHAPE
 from stn_export.data import class_names, contract_batch, denormalise, normalise
 from stn_export.errors import UserError
+from stn_export.reporting import figures
 from stn_export.runners import RUNNERS, RunnerSpec
 
 DEFAULT_ARTIFACT = ARTIFACTS / DEFAULT_DATASET / "stn" / "matmul-fp32.onnx"

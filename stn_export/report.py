@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import markupsafe
 
-from stn_export import cli, figures
+from stn_export import cli
 from stn_export.artifacts import (
     REPORT_SCHEMA,
     VERIFY_FILE,
@@ -20,10 +20,11 @@ from stn_export.artifacts import (
     write_json,
 )
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET
-from stn_export.report_bench import FILTERS, add_benchmarks
-from stn_export.report_content import Report
-from stn_export.report_parity import add_differing, add_parity, add_portability
-from stn_export.report_training import add_learned, add_training, find_transformer
+from stn_export.reporting import figures
+from stn_export.reporting.bench import FILTERS, add_benchmarks
+from stn_export.reporting.content import Report
+from stn_export.reporting.parity import add_differing, add_parity, add_portability
+from stn_export.reporting.training import add_learned, add_training, find_transformer
 
 
 def collect(run: Path, data: Path | None, beside: Sequence[Path] = ()) -> Report:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stn_export.capture import capture
+from stn_export.exporting.capture import capture
 
 METADATA = "metadata.json"
 

@@ -23,8 +23,6 @@ from stn_export.artifacts import (
     sha256_of,
     write_atomically,
 )
-from stn_export.captured import CapturedSteps
-from stn_export.cells import Cell, grid, recipe_for
 from stn_export.checkpoint import load_tensors, save_checkpoint, serialise
 from stn_export.config import (
     ALIGN_CORNERS,
@@ -43,13 +41,15 @@ from stn_export.config import (
     STD,
 )
 from stn_export.data import Dataset, load_dataset
-from stn_export.distributed import ALONE, SplitTrainer, World, joined
 from stn_export.environment import DEVICES, describe, resolve_device
 from stn_export.gain import Comparison, read_training
-from stn_export.interrupts import Interrupts
 from stn_export.model import multiply_adds
-from stn_export.plan import Plan, measured_weights
-from stn_export.trainer import Trainer, advance, run_epoch
+from stn_export.training.captured import CapturedSteps
+from stn_export.training.cells import Cell, grid, recipe_for
+from stn_export.training.distributed import ALONE, SplitTrainer, World, joined
+from stn_export.training.interrupts import Interrupts
+from stn_export.training.plan import Plan, measured_weights
+from stn_export.training.trainer import Trainer, advance, run_epoch
 
 FIRST_STEP = "the first step is done"
 

@@ -13,16 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from stn_export import cli, versus
+from stn_export import cli
 from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, Artifact, model_directories, write_json
-from stn_export.checks import Check, Truth, check_artifact, make_truth
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET, OUTPUT_NAME
 from stn_export.data import trained_on
 from stn_export.environment import describe
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
-from stn_export.search import with_search
 from stn_export.tolerances import REQUIRED_RUNNERS, TOLERANCES
+from stn_export.verifying import versus
+from stn_export.verifying.checks import Check, Truth, check_artifact, make_truth
+from stn_export.verifying.search import with_search
 
 Job = tuple[Artifact, Path, RunnerSpec]
 COLUMNS = ("artifact", "runner", "grid px", "log-prob", "× eager", "agreement", "accuracy", "repeats", "verdict")

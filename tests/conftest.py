@@ -10,9 +10,9 @@ import torch
 
 from stn_export import cli, export, train
 from stn_export.artifacts import ModelDirectory
-from stn_export.cells import recipe_for
 from stn_export.data import Dataset, load_dataset
-from stn_export.trainer import Settings
+from stn_export.training.cells import recipe_for
+from stn_export.training.trainer import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -8,41 +8,45 @@ import pytest
 from tests.conftest import REPOSITORY
 
 FLOORS = (
+    ("training", "exporting", "auditing", "verifying", "reporting"),  # a docstring each
     ("config", "errors", "grids", "tolerances"),
     ("method",),
     ("environment", "artifacts"),
-    ("cli", "compare", "intervals", "interrupts"),
-    ("model", "digits", "augmentation", "capture", "sampling", "folding", "graph", "probes", "pictures", "thetas"),
-    ("checkpoint", "torch_files", "lowering", "kernels", "gain"),
-    ("data", "onnx_export", "placement", "diagnosis"),
-    ("figures", "challenges", "variants", "quantise", "optimise", "optimizers", "triton", "modelcard"),
-    ("trainer", "lint", "deployment", "matrix", "report_content", "figures_bench", "figures_training", "report_advice"),
-    ("captured", "cells", "plan", "distributed"),
-    ("portability", "runners.base"),
+    ("cli", "compare", "intervals", "training.interrupts"),
+    ("model", "digits", "augmentation", "probes", "auditing.graph"),
+    ("exporting.capture", "exporting.sampling", "exporting.folding", "verifying.pictures", "reporting.thetas"),
+    ("checkpoint", "torch_files", "exporting.lowering", "auditing.kernels", "gain"),
+    ("data", "exporting.onnx_export", "auditing.placement", "verifying.diagnosis"),
+    ("challenges", "exporting.variants", "exporting.quantise", "exporting.optimise", "exporting.triton"),
+    ("exporting.modelcard", "training.optimizers", "reporting.content", "reporting.figures"),
+    ("training.trainer", "auditing.lint", "auditing.deployment", "exporting.matrix"),
+    ("reporting.figures_bench", "reporting.figures_training", "reporting.advice"),
+    ("training.captured", "training.cells", "training.plan", "training.distributed"),
+    ("auditing.portability", "runners.base"),
     ("runners.pytorch", "runners.onnx_runtime", "runners.open_vino"),
     ("runners.registry",),
     ("runners",),
-    ("checks", "sides", "report_parity", "report_bench", "report_training"),
-    ("versus", "search"),
+    ("verifying.checks", "verifying.sides", "reporting.parity", "reporting.bench", "reporting.training"),
+    ("verifying.versus", "verifying.search"),
     ("train", "export", "verify", "report", "predict", "audit", "keep"),
 )
 HEIGHT = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
-READ_ONNX = {"graph", "kernels", "placement", "deployment", "lint", "portability", "audit"}
-WRITE_ONNX = {"lowering", "onnx_export", "quantise", "optimise", "export"}
 ROOMS = {
-    "onnx": READ_ONNX
-    | {"optimise", "challenges", "probes", "runners.onnx_runtime"}
-    | {"lowering", "onnx_export", "quantise", "export"},
-    "onnx_ir": {"lowering", "sampling", "folding"},
-    "onnxscript": {"lowering", "sampling"},
-    "onnxruntime": {
-        *("runners.onnx_runtime", "runners.registry"),
-        *("quantise", "optimise", "kernels", "placement", "deployment"),
+    "onnx": {
+        *("auditing.graph", "auditing.kernels", "auditing.placement", "auditing.deployment", "auditing.lint"),
+        *("auditing.portability", "audit", "challenges", "probes", "runners.onnx_runtime", "export"),
+        *("exporting.lowering", "exporting.onnx_export", "exporting.quantise", "exporting.optimise"),
     },
-    "openvino": {"runners.open_vino", "portability"},
+    "onnx_ir": {"exporting.lowering", "exporting.sampling", "exporting.folding"},
+    "onnxscript": {"exporting.lowering", "exporting.sampling"},
+    "onnxruntime": {
+        *("runners.onnx_runtime", "runners.registry", "exporting.quantise", "exporting.optimise"),
+        *("auditing.kernels", "auditing.placement", "auditing.deployment"),
+    },
+    "openvino": {"runners.open_vino", "auditing.portability"},
     "pytest": set(),
-    "jinja2": {"report", "modelcard"},
-    "hypothesis": {"search"},
+    "jinja2": {"report", "exporting.modelcard"},
+    "hypothesis": {"verifying.search"},
 }
 PACKAGE = REPOSITORY / "stn_export"
 
@@ -58,15 +62,13 @@ MODULES = sorted(SOURCES)
 
 
 def imported(module: str) -> set[str]:
-    """Top-level names of other packages, and ``stn_export.x`` for ours."""
+    """Top-level names of other packages, and the dotted names that may be modules of ours."""
     names = set()
     for node in ast.walk(ast.parse(SOURCES[module].read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "stn_export":
-            names |= {f"stn_export.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return {name if name.startswith("stn_export.") else name.split(".")[0] for name in names}
 
 

@@ -9,12 +9,13 @@ import torch
 from onnx import TensorProto, numpy_helper, parser
 
 from stn_export import audit as audit_module
-from stn_export import cli, deployment, kernels, placement
+from stn_export import cli
 from stn_export.artifacts import ModelDirectory
-from stn_export.deployment import audit
+from stn_export.auditing import deployment, kernels, placement
+from stn_export.auditing.deployment import audit
+from stn_export.auditing.graph import flat, infer, macs
+from stn_export.auditing.kernels import Kernel, write_kernels
 from stn_export.errors import UserError
-from stn_export.graph import flat, infer, macs
-from stn_export.kernels import Kernel, write_kernels
 
 PREDICTED = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU places the nodes itself")
 

@@ -4,8 +4,8 @@ import pytest
 
 from stn_export.config import CONTRACTS, DATASETS, DEFAULT_EXPORT, EXPORTS, MODELS, RECIPES, ExportSpec
 from stn_export.export import EXPORTERS
+from stn_export.exporting.lowering import LOWERINGS, Lowering
 from stn_export.grids import GRIDS
-from stn_export.lowering import LOWERINGS, Lowering
 from stn_export.runners import RUNNERS
 from stn_export.tolerances import REQUIRED_RUNNERS, TOLERANCES
 

@@ -13,8 +13,8 @@ from stn_export import cli, export, train, verify
 from stn_export.artifacts import ModelDirectory
 from stn_export.checkpoint import load_checkpoint
 from stn_export.errors import UserError
+from stn_export.exporting.onnx_export import export_onnx
 from stn_export.model import build_model
-from stn_export.onnx_export import export_onnx
 from stn_export.torch_files import METADATA
 
 IMAGES = torch.zeros(2, 3, 32, 32)

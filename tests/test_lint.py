@@ -6,10 +6,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from stn_export import portability as portability_module
 from stn_export.artifacts import ModelDirectory
-from stn_export.lint import RULES, lint
-from stn_export.portability import RUNTIMES, SHOULD, TESTED, WILL_NOT, portability
+from stn_export.auditing import portability as portability_module
+from stn_export.auditing.lint import RULES, lint
+from stn_export.auditing.portability import RUNTIMES, SHOULD, TESTED, WILL_NOT, portability
 
 METADATA = {"classes": '["a", "b"]', "normalisation": '{"mean": 0.5, "std": 0.5}', "align_corners": "false"}
 

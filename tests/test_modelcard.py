@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stn_export import cli, export, modelcard
+from stn_export import cli, export
 from stn_export.artifacts import ModelDirectory
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import DATASETS, DEFAULT_MODELS, MODELS
 from stn_export.data import Dataset, example_images, normalise
 from stn_export.errors import UserError
-from stn_export.modelcard import DATA_NOTES, MODEL_NOTES, contract_text, write_model_card
+from stn_export.exporting import modelcard
+from stn_export.exporting.modelcard import DATA_NOTES, MODEL_NOTES, contract_text, write_model_card
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -123,4 +125,4 @@ def test_a_contract_in_words(contract: dict, text: str):
 
 
 def test_the_template_is_installed_with_the_package():
-    assert (Path(modelcard.__file__).parent / "resources" / modelcard.TEMPLATE).exists()
+    assert (REPOSITORY / "stn_export" / "resources" / modelcard.TEMPLATE).exists()

@@ -7,8 +7,8 @@ import torch
 
 from stn_export.data import Dataset
 from stn_export.intervals import estimate
-from stn_export.plan import Plan, measured_weights
-from stn_export.trainer import Settings, Trainer, run_epoch
+from stn_export.training.plan import Plan, measured_weights
+from stn_export.training.trainer import Settings, Trainer, run_epoch
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from stn_export import cli, report, verify
 from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, ModelDirectory, model_directories, write_json
 from stn_export.config import DATASETS
 from stn_export.data import Dataset
-from stn_export.report_parity import most_different
+from stn_export.reporting.parity import most_different
 from tests import bench_rows
 
 

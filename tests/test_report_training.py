@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stn_export import cli, figures, report, report_training, train
+from stn_export import cli, report, train
 from stn_export.data import Dataset
-from stn_export.figures_training import theta_histograms
 from stn_export.gain import Comparison, Training
-from stn_export.report_training import accuracy_sentence, read_reference
+from stn_export.reporting import figures
+from stn_export.reporting import training as report_training
+from stn_export.reporting.figures_training import theta_histograms
+from stn_export.reporting.training import accuracy_sentence, read_reference
 
 
 @pytest.fixture(scope="module")

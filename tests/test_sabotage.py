@@ -17,18 +17,19 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from stn_export import challenges, checks
+from stn_export import challenges
 from stn_export.artifacts import ModelDirectory, sha256_of
 from stn_export.challenges import THETAS
 from stn_export.checkpoint import load_checkpoint
-from stn_export.checks import Truth, check_artifact, truth_of
 from stn_export.data import Dataset
 from stn_export.errors import UserError
-from stn_export.folding import fold_linear
-from stn_export.lowering import base_grid
+from stn_export.exporting.folding import fold_linear
+from stn_export.exporting.lowering import base_grid
+from stn_export.exporting.onnx_export import export_onnx
 from stn_export.model import build_model
-from stn_export.onnx_export import export_onnx
 from stn_export.runners import RUNNERS, OnnxRuntime, RunnerSpec
+from stn_export.verifying import checks
+from stn_export.verifying.checks import Truth, check_artifact, truth_of
 
 ONNX = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")
 EXAMPLE = torch.zeros(2, 3, 32, 32)

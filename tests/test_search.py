@@ -7,16 +7,17 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from stn_export import checks, cli, search, verify
+from stn_export import cli, verify
 from stn_export.artifacts import ModelDirectory, sha256_of
 from stn_export.checkpoint import load_checkpoint
-from stn_export.checks import Truth, check_artifact, truth_of
 from stn_export.data import Dataset
-from stn_export.diagnosis import class_order
-from stn_export.pictures import Changed, Edge, Noisy, Picture, Sparse, Stripes
 from stn_export.runners import RUNNERS, OnnxRuntime
-from stn_export.search import SearchResult, describe, widened, with_search
 from stn_export.tolerances import TOLERANCES
+from stn_export.verifying import checks, search
+from stn_export.verifying.checks import Truth, check_artifact, truth_of
+from stn_export.verifying.diagnosis import class_order
+from stn_export.verifying.pictures import Changed, Edge, Noisy, Picture, Sparse, Stripes
+from stn_export.verifying.search import SearchResult, describe, widened, with_search
 
 ONNX = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")
 FP32 = TOLERANCES["fp32"]

@@ -15,13 +15,13 @@ import torch
 
 from stn_export import cli, train
 from stn_export.artifacts import ModelDirectory, read_json
-from stn_export.cells import Cell, recipe_for
 from stn_export.checkpoint import load_checkpoint
 from stn_export.data import Dataset
 from stn_export.errors import CheckFailedError, UserError
-from stn_export.interrupts import Interrupts
 from stn_export.train import train_cells
-from stn_export.trainer import Settings, Trainer, evaluate
+from stn_export.training.cells import Cell, recipe_for
+from stn_export.training.interrupts import Interrupts
+from stn_export.training.trainer import Settings, Trainer, evaluate
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")

@@ -6,10 +6,11 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import Message
 
-from stn_export import cli, export, triton
+from stn_export import cli, export
 from stn_export.artifacts import ModelDirectory
 from stn_export.errors import UserError
-from stn_export.triton import DATA_TYPES, model_config, to_text, write_repository
+from stn_export.exporting import triton
+from stn_export.exporting.triton import DATA_TYPES, model_config, to_text, write_repository
 from tests.conftest import REPOSITORY
 
 ONNX_TYPES = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.UINT8: "TYPE_UINT8"}

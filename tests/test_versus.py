@@ -10,12 +10,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from stn_export import cli, verify, versus
+from stn_export import cli, verify
 from stn_export.artifacts import MANIFEST, ModelDirectory, sha256_of
 from stn_export.errors import UserError
-from stn_export.sides import open_side
 from stn_export.tolerances import Bound
-from stn_export.versus import compare_arrays, compare_files, matched
+from stn_export.verifying import versus
+from stn_export.verifying.sides import open_side
+from stn_export.verifying.versus import compare_arrays, compare_files, matched
 
 Model = Callable[[str, str, str], Path]
 

@@ -20,7 +20,7 @@ from stn_export.config import DATASETS, Recipe
 from stn_export.data import Dataset, Split, normalise
 from stn_export.errors import CheckFailedError
 from stn_export.model import build_model
-from stn_export.optimizers import build_optimizer, learning_rate_share, set_learning_rates
+from stn_export.training.optimizers import build_optimizer, learning_rate_share, set_learning_rates
 
 EVALUATION_BATCH = 1000
 IN_BFLOAT16 = ("transformer.localisation", "classifier")  # theta, grid and sampler stay in float32

@@ -18,10 +18,10 @@ import torch
 from onnx import numpy_helper
 from onnxscript import opset18, opset20
 
-from stn_export import capture  # noqa: F401  (registers stn_export::affine_grid)
 from stn_export.errors import UserError
-from stn_export.folding import fold_grids
-from stn_export.sampling import gather_grid_sample
+from stn_export.exporting import capture  # noqa: F401  (registers stn_export::affine_grid)
+from stn_export.exporting.folding import fold_grids
+from stn_export.exporting.sampling import gather_grid_sample
 
 Value = Any  # a symbolic tensor of the graph being built
 

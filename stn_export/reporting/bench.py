@@ -9,15 +9,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from stn_export import figures_bench
 from stn_export.artifacts import BENCH_FILE, ModelDirectory
-from stn_export.deployment import audit
+from stn_export.auditing.deployment import audit
+from stn_export.auditing.graph import read_model
 from stn_export.errors import UserError
-from stn_export.figures_bench import Bar, Curves, Interval, short_name
-from stn_export.graph import read_model
-from stn_export.matrix import NONE
-from stn_export.report_advice import advise, program
-from stn_export.report_content import Report
+from stn_export.exporting.matrix import NONE
+from stn_export.reporting import figures_bench
+from stn_export.reporting.advice import advise, program
+from stn_export.reporting.content import Report
+from stn_export.reporting.figures_bench import Bar, Curves, Interval, short_name
 
 BASELINES = ("eager-autograd", "onnxruntime-default")  # runners: what people get without this project
 STEPS = ("device", "offline")  # regimes of a bound step

@@ -21,7 +21,7 @@ class Report:
     reduced: list[dict] = field(default_factory=list)
     portability: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
     advice: list[list[str]] = field(default_factory=list)  # a paragraph in parts for each device
-    bench: dict[str, dict] = field(default_factory=dict)  # tables, see report_bench.tables
+    bench: dict[str, dict] = field(default_factory=dict)  # tables, see reporting.bench.tables
     environment: dict = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
 

@@ -7,9 +7,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from stn_export.capture import capture, dynamic_shapes
 from stn_export.errors import UserError, require_choice
-from stn_export.lowering import LOWERINGS, Lowering
+from stn_export.exporting.capture import capture, dynamic_shapes
+from stn_export.exporting.lowering import LOWERINGS, Lowering
 
 
 def export_onnx(

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 
 from stn_export.config import MODEL_LABELS
-from stn_export.figures import CARD, INK, MODEL_COLOURS, PALETTE, SOFT, STYLE
+from stn_export.reporting.figures import CARD, INK, MODEL_COLOURS, PALETTE, SOFT, STYLE
 
 Interval = tuple[float, float, float]
 Curves = Mapping[tuple[str, str, str], Mapping[int, Interval]]  # by (runner, artifact, model) and batch

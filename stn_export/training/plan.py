@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from stn_export.data import Dataset
-from stn_export.trainer import Settings, Trainer
+from stn_export.training.trainer import Settings, Trainer
 
 TRIAL_STEPS = 4
 

@@ -13,8 +13,8 @@ from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from stn_export.config import IMAGE_SHAPE, MODEL_LABELS
-from stn_export.figures import INK, MODEL_COLOURS, PALETTE, SOFT, STYLE
 from stn_export.intervals import Estimate
+from stn_export.reporting.figures import INK, MODEL_COLOURS, PALETTE, SOFT, STYLE
 
 WIDTH = 10.8  # inches, a screen page
 LINES = ("-", "--", ":", "-.")

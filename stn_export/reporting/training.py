@@ -12,15 +12,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from stn_export import figures, figures_training
 from stn_export.artifacts import model_directories
 from stn_export.checkpoint import load_checkpoint
 from stn_export.config import MODEL_LABELS
 from stn_export.data import Dataset, denormalise, example_images, normalise, trained_on
 from stn_export.gain import SETTLED, SETTLED_WORDS, Comparison, caveats, comparisons, finding, verdict
 from stn_export.model import build_model, multiply_adds
-from stn_export.report_content import Report
-from stn_export.thetas import decompose, outside_share, windows
+from stn_export.reporting import figures, figures_training
+from stn_export.reporting.content import Report
+from stn_export.reporting.thetas import decompose, outside_share, windows
 
 REFERENCE_RUN, REFERENCE_DATASET = "reference_run.csv", "cifar10"
 PICTURES = 10

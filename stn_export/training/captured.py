@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from stn_export.trainer import Trainer, advance, get_generators, set_generators
+from stn_export.training.trainer import Trainer, advance, get_generators, set_generators
 
 WARM_UP_STEPS = 3  # before a capture: cuDNN and the optimiser make their choices and their buffers then
 

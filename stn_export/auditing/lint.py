@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from stn_export.errors import UserError
-from stn_export.graph import (
+from stn_export.auditing.graph import (
     CUBIC,
     FLOATS,
     HALVES,
@@ -28,8 +27,9 @@ from stn_export.graph import (
     since_version,
     walk,
 )
-from stn_export.kernels import lacks_kernel
-from stn_export.placement import REFUSALS, open_session
+from stn_export.auditing.kernels import lacks_kernel
+from stn_export.auditing.placement import REFUSALS, open_session
+from stn_export.errors import UserError
 
 METADATA = ("classes", "normalisation", "align_corners")
 TRIAL_BATCHES = (1, 3)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stn_export.data import Dataset
-from stn_export.trainer import Settings, Trainer, loss_of
+from stn_export.training.trainer import Settings, Trainer, loss_of
 
 Item = TypeVar("Item")
 

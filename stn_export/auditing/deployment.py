@@ -10,10 +10,18 @@ from dataclasses import asdict, dataclass
 import onnx
 import onnxruntime
 
-from stn_export.errors import require_choice
-from stn_export.graph import TensorInfo, activation_bytes, flat, infer, initialiser_bytes, inputs_of, macs, opset_of
-from stn_export.kernels import CPU, kernels
-from stn_export.placement import (
+from stn_export.auditing.graph import (
+    TensorInfo,
+    activation_bytes,
+    flat,
+    infer,
+    initialiser_bytes,
+    inputs_of,
+    macs,
+    opset_of,
+)
+from stn_export.auditing.kernels import CPU, kernels
+from stn_export.auditing.placement import (
     CONTROL_FLOW,
     CPU_INPUTS,
     CPU_OUTPUTS,
@@ -24,6 +32,7 @@ from stn_export.placement import (
     predict_cuda,
     read_placement,
 )
+from stn_export.errors import require_choice
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stn_export import cli
 from stn_export.artifacts import Artifact, ModelDirectory, model_directories
+from stn_export.auditing.graph import random_inputs
 from stn_export.challenges import image_challenges
 from stn_export.compare import Comparison, compare
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET, IMAGE_SHAPE
@@ -26,9 +27,8 @@ from stn_export.data import Dataset, contract_batch, example_images, trained_on
 from stn_export.digits import draw_digits
 from stn_export.environment import describe
 from stn_export.errors import CheckFailedError, UserError, require_choice
-from stn_export.graph import random_inputs
-from stn_export.sides import USABLE, Arrays, Side, Signature, image_contract, open_listed, open_side
 from stn_export.tolerances import ANY, TOLERANCES, Bound
+from stn_export.verifying.sides import USABLE, Arrays, Side, Signature, image_contract, open_listed, open_side
 
 SCHEMA = "stn_export/versus/1"
 BATCHES = (1, 2, 7)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from stn_export.artifacts import MANIFEST, Artifact, ModelDirectory
+from stn_export.auditing.graph import OnnxFile, read_model
 from stn_export.config import CONTRACTS, FORMATS, INPUT_NAME, OUTPUT_NAME
 from stn_export.errors import UserError
-from stn_export.graph import OnnxFile, read_model
 from stn_export.runners import FLOAT, RUNNERS, Runner
 from stn_export.torch_files import read_metadata
 

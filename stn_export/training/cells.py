@@ -7,7 +7,7 @@ from stn_export.artifacts import ModelDirectory, seed_directory
 from stn_export.config import ARTIFACTS, CHECKPOINT, DATASETS, KEEP, MODELS, PRECISIONS, RECIPES, Recipe
 from stn_export.data import Dataset
 from stn_export.errors import UserError, require_choice
-from stn_export.trainer import Settings
+from stn_export.training.trainer import Settings
 
 
 @dataclass(frozen=True)

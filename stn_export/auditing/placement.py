@@ -13,9 +13,9 @@ import torch
 from onnx import NodeProto, TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+from stn_export.auditing.graph import HALVES, UNKNOWN, TensorInfo, constants, infer, inputs_of, opset_of
+from stn_export.auditing.kernels import CPU, CUDA, kernels, lacks_kernel
 from stn_export.errors import UserError
-from stn_export.graph import HALVES, UNKNOWN, TensorInfo, constants, infer, inputs_of, opset_of
-from stn_export.kernels import CPU, CUDA, kernels, lacks_kernel
 
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 RECORD = "session.record_ep_graph_assignment_info"

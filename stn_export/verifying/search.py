@@ -20,12 +20,21 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import NoSuchExample
 
 from stn_export.artifacts import Artifact
-from stn_export.checks import Challenge, Check, Points, Truth, compare_points, feed, first_failure, make_challenge
 from stn_export.compare import Comparison, compare
 from stn_export.config import IMAGE_SHAPE, OUTPUT_NAME
-from stn_export.pictures import STRIPES, Changed, Edge, Noisy, Picture, Sparse, Stripes
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.tolerances import TOLERANCES, Tolerance
+from stn_export.verifying.checks import (
+    Challenge,
+    Check,
+    Points,
+    Truth,
+    compare_points,
+    feed,
+    first_failure,
+    make_challenge,
+)
+from stn_export.verifying.pictures import STRIPES, Changed, Edge, Noisy, Picture, Sparse, Stripes
 
 _, HEIGHT, WIDTH = IMAGE_SHAPE
 MOST_IMAGES = 4

@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stn_export import figures
 from stn_export.artifacts import VERIFY_SCHEMA, ModelDirectory, read_json
+from stn_export.auditing.graph import read_model
+from stn_export.auditing.portability import portability
 from stn_export.config import CHECKPOINT, DATASETS
 from stn_export.data import Dataset, denormalise, normalise
-from stn_export.graph import read_model
-from stn_export.portability import portability
 from stn_export.probes import POINTS
-from stn_export.report_content import Report
+from stn_export.reporting import figures
+from stn_export.reporting.content import Report
 
 MOST_DIFFERENT = 10
 

@@ -17,12 +17,12 @@ import onnxruntime
 from onnx import NodeProto, TensorProto
 
 from stn_export.artifacts import read_json, write_atomically
+from stn_export.auditing.graph import UNKNOWN, TensorInfo, since_version
 from stn_export.errors import UserError
-from stn_export.graph import UNKNOWN, TensorInfo, since_version
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SCHEMA = "stn_export/kernels/1"
-KERNELS = Path(__file__).parent / "resources" / "cuda_kernels.json"
+KERNELS = Path(__file__).parent.parent / "resources" / "cuda_kernels.json"
 UNBOUNDED = 2**31 - 1
 
 

@@ -20,11 +20,11 @@ from stn_export.checkpoint import load_checkpoint
 from stn_export.compare import Comparison, compare
 from stn_export.config import OUTPUT_NAME
 from stn_export.data import Dataset, contract_batch, normalise
-from stn_export.diagnosis import diagnose
 from stn_export.errors import UserError
 from stn_export.probes import POINTS, eager_points
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.tolerances import TOLERANCES, Bound, Tolerance
+from stn_export.verifying.diagnosis import diagnose
 
 TEST_BATCH = 1000
 REPEATS = 10

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from stn_export.auditing.graph import random_inputs
+from stn_export.auditing.kernels import CPU
+from stn_export.auditing.lint import Finding, Subject, lint
+from stn_export.auditing.placement import free_nodes, predict_cuda
 from stn_export.errors import UserError
-from stn_export.graph import random_inputs
-from stn_export.kernels import CPU
-from stn_export.lint import Finding, Subject, lint
-from stn_export.placement import free_nodes, predict_cuda
 
 TESTED, SHOULD, WILL_NOT = "runs (tested here)", "should run (rule)", "will not (why)"
 TOLERANCE = 1e-4
