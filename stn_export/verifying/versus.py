@@ -75,7 +75,7 @@ def compare_files(left: Path, right: Path, data: Path | None = None) -> list[Row
     if not any(side.artifact.input_contract for side in sides):
         return list(compare_tensors(*sides))
     images = drawn_images()
-    if TOLERANCES[precision_of(*sides)].log_probs == ANY:
+    if bound_of(precision_of(*sides)) == ANY:
         images |= {TEST_IMAGES: example_images(_test_images(sides, data), JUDGED)}
     return _with_origin(compare_images(*sides, images), *sides)
 
@@ -100,9 +100,14 @@ def precision_of(left: Side, right: Side) -> str:
     return max(names, key=lambda name: TOLERANCES[name].log_probs.absolute)
 
 
+def bound_of(precision: str) -> Bound:
+    """How far two outputs of a precision may lie apart: each may stray as far from the truth on a side of its own."""
+    return TOLERANCES[precision].log_probs.times(2)
+
+
 def rule_of(precision: str) -> str:
     """In words, what outputs of a precision must keep to."""
-    bound = TOLERANCES[precision].log_probs
+    bound = bound_of(precision)
     if bound == ANY:
         return f"{precision}: {TOLERANCES[precision].agreement:.0%} of the predictions agree on {TEST_IMAGES}"
     return f"{precision}: |a - b| <= {bound.absolute:g} + {bound.relative:g} |b|"
@@ -166,11 +171,11 @@ def compare_outputs(left: Side, right: Side, left_feeds: Arrays, right_feeds: Ar
 
 def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str) -> Row:
     """One output ``a`` against ``b``, of the same name on the same inputs."""
-    tolerance = TOLERANCES[precision]
-    result = compare_arrays(a, b, tolerance.log_probs)
+    bound, share = bound_of(precision), TOLERANCES[precision].agreement
+    result = compare_arrays(a, b, bound)
     reason, agreement = result.reason, result.agreement if a.ndim == 2 and a.shape[1] > 1 else float("nan")
-    if inputs == TEST_IMAGES and tolerance.log_probs == ANY and not agreement >= tolerance.agreement:
-        reason = reason or f"{agreement:.2%} of the predictions agree, less than {tolerance.agreement:.2%}"
+    if inputs == TEST_IMAGES and bound == ANY and not agreement >= share:
+        reason = reason or f"{agreement:.2%} of the predictions agree, less than {share:.2%}"
     figures = (None if math.isnan(value) else value for value in (result.max_abs, result.max_rel, agreement))
     return Row(name, inputs, *figures, reason, rule_of(precision))
 
