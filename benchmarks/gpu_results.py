@@ -29,7 +29,7 @@ from stn_export.grids import GRIDS
 from stn_export.method import GPU_RESULTS
 
 SUITES = Path(__file__).parent
-LAST = "test_training.py"
+OF_TRAINING = SUITES / "test_training.py"  # which takes a data set instead of a run
 MARKERS = "gpu-results"
 
 
@@ -57,13 +57,18 @@ class Outcome:
 
 
 def suites() -> list[Path]:
-    """The suites that are there, training last."""
-    return sorted(SUITES.glob("test_*.py"), key=lambda path: (path.name == LAST, path.name))
+    """The suites of a run's files."""
+    return sorted(path for path in SUITES.glob("test_*.py") if path != OF_TRAINING)
 
 
 def part_of(run: Path, suite: Path) -> Path:
     """Where a suite's own JSON goes."""
     return run / MARKERS / f"{suite.stem}.json"
+
+
+def json_of(run: Path, suite: Path) -> str:
+    """The option that makes a suite write it."""
+    return f"--benchmark-json={part_of(run, suite)}"
 
 
 def steps(options: argparse.Namespace) -> list[Step]:
@@ -73,16 +78,20 @@ def steps(options: argparse.Namespace) -> list[Step]:
     stage, here = (sys.executable, "-m"), ("--run", run, *data)
     device = ("--device", options.device)
     train = ("--dataset", options.dataset, *device, *here)
-    timing = ("pytest", "-p", "no:cacheprovider", "--benchmark-only", "--grid", options.grid, *device, *here)
+    pytest = ("pytest", "-p", "no:cacheprovider", "--benchmark-only", *device)
+    timing = (*pytest, "--grid", options.grid, *here)
+    of_training = (*pytest, "--dataset", options.dataset, *data, str(OF_TRAINING), json_of(options.run, OF_TRAINING))
+    keep = ("benchmarks.keep_training", str(part_of(options.run, OF_TRAINING)), "--results", str(options.out))
     return [
         Step("train", (*stage, "stn_export.train", *train), limits["train"], marked=False),
         Step("export", (*stage, "stn_export.export", *here), limits["export"], marked=False),
         Step("verify", (*stage, "stn_export.verify", *here), limits["verify"]),
         *(
-            Step(suite.stem, (*stage, *timing, str(suite), f"--benchmark-json={part_of(options.run, suite)}"), limit)
+            Step(suite.stem, (*stage, *timing, str(suite), json_of(options.run, suite)), limits["suite"])
             for suite in suites()
-            for limit in (limits.get(suite.stem, limits["suite"]),)
         ),
+        Step(OF_TRAINING.stem, (*stage, *of_training), limits["suite"]),
+        Step("keep_training", (*stage, *keep), limits["results"], marked=False),
         Step("proof", (*stage, "benchmarks.proof", *device, *here, "--out", str(options.out)), limits["proof"]),
     ]
 

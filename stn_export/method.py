@@ -88,7 +88,7 @@ PROBE = Probe()
 class GpuResults:
     """How the minutes on a lent GPU are spent; all in seconds.
 
-    ``limits``: at most, by step; a suite without an entry has ``suite``'s. A step is not begun with fewer than
+    ``limits``: at most, by step; ``suite`` is each suite's. A step is not begun with fewer than
     ``shortest`` left, and one that is stopped has ``grace`` to write what it has.
     """
 
@@ -106,5 +106,5 @@ GPU_RESULTS = GpuResults(
     device="cuda",
     grid="gpu",
     seconds=520.0,
-    limits={"train": 120.0, "export": 90.0, "verify": 90.0, "suite": 120.0, "proof": 90.0, "results": 60.0},
+    limits={"train": 120.0, "export": 90.0, "verify": 90.0, "suite": 120.0, "proof": 400.0, "results": 60.0},
 )

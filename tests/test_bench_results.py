@@ -187,7 +187,10 @@ def test_all_steps_are_gathered_though_one_fails(tmp_path: Path, monkeypatch: py
 def test_the_table_of_steps(tmp_path: Path):
     parser = gpu_results.build_parser()
     options = parser.parse_args(["--run", str(tmp_path), "--device", "cpu", "--grid", "quick"])
-    names = [step.name for step in gpu_results.steps(options)]
+    commands = {step.name: step.command for step in gpu_results.steps(options)}
+    names = list(commands)
+    assert "--dataset" in commands["test_training"]
+    assert "--run" not in commands["test_training"]
     assert names[:3] == ["train", "export", "verify"]
     assert names[-1] == "proof"
     assert "test_latency" in names
