@@ -7,7 +7,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.clocks import Reported, use_clock
+from benchmarks.clocks import time_reported
 from benchmarks.parts import Timed, summed
 from benchmarks.profiling import profile_eager, profile_onnx
 from benchmarks.targets import Case
@@ -36,8 +36,6 @@ def test_breakdown(
             nodes[:] = profile_eager(runner.module, torch.from_numpy(batch).to(runner.device), grid.profiled_calls)
         return sum(node.seconds for node in nodes)
 
-    reported = Reported(look).step
-    use_clock(benchmark, reported.clock)
-    benchmark.pedantic(reported, rounds=1)
+    time_reported(benchmark, look, rounds=1)
     benchmark.extra_info.update(target.facts(case.batch) | {"breakdown": summed(nodes), "nodes": nodes})
     close("breakdown", benchmark.extra_info)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.clocks import Reported, use_clock
+from benchmarks.clocks import time_reported
 from benchmarks.startup import start, summary
 from benchmarks.targets import Case
 from stn_export.data import contract_batch
@@ -29,8 +29,6 @@ def test_startup(
         starts.append(start(target, batch, grid.threads))
         return starts[-1]["load_seconds"] + starts[-1]["first_seconds"]
 
-    reported = Reported(begin).step
-    use_clock(benchmark, reported.clock)
-    benchmark.pedantic(reported, rounds=grid.startups)
+    time_reported(benchmark, begin, rounds=grid.startups)
     benchmark.extra_info.update(target.facts(case.batch) | summary(starts))
     close("start-up", benchmark.extra_info)

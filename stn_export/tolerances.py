@@ -1,5 +1,6 @@
 """How far an artifact may lie from the truth: one table, a row a precision, each with its reason. No I/O."""
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -13,6 +14,10 @@ class Bound:
     def at_least(self, absolute: float) -> "Bound":
         """The same where ``absolute`` is less than its own, else with that."""
         return replace(self, absolute=max(self.absolute, absolute))
+
+    def plus(self, absolute: float) -> "Bound":
+        """The same with so much more room everywhere."""
+        return replace(self, absolute=self.absolute + absolute)
 
     def times(self, factor: float) -> "Bound":
         """One that is wider by a factor."""
@@ -47,6 +52,18 @@ class Tolerance:
         """The same for a network on which float32 eager strays from float64 by as much, by point."""
         bounds = {point: self.at(point).at_least(self.own * error) for point, error in eager_errors.items()}
         return replace(self, **bounds)
+
+    def widened(self, eager_errors: dict[str, float]) -> "Tolerance":
+        """The same far from the data, where float32 eager strays as much: ``multiple`` times that is allowed on top.
+
+        There a network magnifies roundings: the bounds, made for the fixed challenges, would call every float32
+        implementation wrong. Reduced precisions have no multiple; theirs stay as they are.
+        """
+        if math.isinf(self.multiple):
+            return self
+        return replace(
+            self, **{point: self.at(point).plus(self.multiple * error) for point, error in eager_errors.items()}
+        )
 
     def at(self, point: str) -> Bound:
         """The bound of one point."""

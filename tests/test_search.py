@@ -17,7 +17,7 @@ from stn_export.verifying import checks, search
 from stn_export.verifying.checks import Truth, check_artifact, truth_of
 from stn_export.verifying.diagnosis import class_order
 from stn_export.verifying.pictures import Changed, Edge, Noisy, Picture, Sparse, Stripes
-from stn_export.verifying.search import SearchResult, describe, widened, with_search
+from stn_export.verifying.search import SearchResult, describe, with_search
 
 ONNX = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")
 FP32 = TOLERANCES["fp32"]
@@ -146,9 +146,9 @@ def test_a_picture_is_what_its_words_say(picture: Picture, words: str, small: Da
 
 def test_the_bounds_widen_where_eager_strays():
     eager = {"grid": 0.25, "log_probs": 1e-6}
-    assert widened(FP32, eager).grid == replace(FP32.grid, absolute=FP32.grid.absolute + FP32.multiple * 0.25)
-    assert widened(FP32, eager).theta == FP32.theta
-    assert widened(TOLERANCES["fp16"], eager) == TOLERANCES["fp16"]
+    assert FP32.widened(eager).grid == replace(FP32.grid, absolute=FP32.grid.absolute + FP32.multiple * 0.25)
+    assert FP32.widened(eager).theta == FP32.theta
+    assert TOLERANCES["fp16"].widened(eager) == TOLERANCES["fp16"]
 
 
 def test_verify_searches_where_it_is_told_to(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -76,21 +76,6 @@ def describe(batch: Batch) -> str:
     return "; ".join(map(str, batch))
 
 
-def widened(tolerance: Tolerance, eager_errors: dict[str, float]) -> Tolerance:
-    """The tolerance where float32 eager itself strays: an artifact may stray ``multiple`` times as far on top.
-
-    Far from the data a network magnifies roundings: there the bounds, made for the fixed challenges, would call every
-    float32 implementation wrong. Reduced precisions have no multiple; theirs stay as they are.
-    """
-    if math.isinf(tolerance.multiple):
-        return tolerance
-    old = {point: tolerance.at(point) for point in eager_errors}
-    room = {point: tolerance.multiple * error for point, error in eager_errors.items()}
-    return replace(
-        tolerance, **{point: replace(old[point], absolute=old[point].absolute + room[point]) for point in old}
-    )
-
-
 @dataclass(frozen=True)
 class SearchResult:
     """What a search came to.
@@ -144,7 +129,7 @@ class _Hunt:
         actual = feed(self.runner.points, images, self.runner, self.contract)
         usual = self.truth.eager_errors
         eager_errors = {point: max(error, usual[point]) for point, error in challenge.eager_errors.items()}
-        return compare_points(actual, challenge, widened(self.tolerance, eager_errors)), actual, challenge
+        return compare_points(actual, challenge, self.tolerance.widened(eager_errors)), actual, challenge
 
     def explain(self, batch: Batch) -> str:
         try:
