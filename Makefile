@@ -74,31 +74,31 @@ bench: $(READY) ## time every file on every backend
 		--benchmark-json='$(RUN)/bench.json' --benchmark-columns=min,median,iqr,rounds --benchmark-sort=min
 
 bench-proof: $(READY) ## the benchmarks' own trial: an artifact against itself, and against itself slowed down
-	@$(PYTHON) -m benchmarks.proof --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --data '$(DATA)' --out '$(OUT)'
+	@$(PYTHON) -m stn_export.bench.proof --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --data '$(DATA)' --out '$(OUT)'
 
 bench-compare: $(READY) ## compare NEW with BASE=file.json, fail on a regression
-	@$(PYTHON) -m benchmarks.compare '$(BASE)' '$(NEW)' $(if $(ACROSS),--across-machines)
+	@$(PYTHON) -m stn_export.bench.compare '$(BASE)' '$(NEW)' $(if $(ACROSS),--across-machines)
 
 bench-keep: $(READY) ## keep this run's timings in OUT, small, and write RESULTS.md
-	@$(PYTHON) -m benchmarks.results --keep '$(RUN)/bench.json' --kept '$(OUT)'
+	@$(PYTHON) -m stn_export.bench.results --keep '$(RUN)/bench.json' --kept '$(OUT)'
 
 bench-results: $(READY) ## write benchmarks/RESULTS.md from the kept timings
-	@$(PYTHON) -m benchmarks.results
+	@$(PYTHON) -m stn_export.bench.results
 
 gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minutes; again to go on
-	@$(PYTHON) -m benchmarks.gpu_results --dataset '$(DATASET)' --data '$(DATA)' --run '$(RUN)' --ort-site '$(ORT_SITE)' \
+	@$(PYTHON) -m stn_export.bench.gpu_results --dataset '$(DATASET)' --data '$(DATA)' --run '$(RUN)' --ort-site '$(ORT_SITE)' \
 		--out '$(OUT)' $(if $(filter auto,$(DEVICE)),,--device '$(DEVICE)') $(if $(filter file,$(origin GRID)),,--grid '$(GRID)')
 
 bench-train: $(READY) ## time an epoch of training against the tutorial's loop, and keep the figures
 	@$(PYTHON) -m pytest benchmarks --dataset '$(DATASET)' --data '$(DATA)' --device '$(DEVICE)' \
 		--benchmark-json=artifacts/bench-train.json --benchmark-columns=min,median,max,rounds
-	@$(PYTHON) -m benchmarks.keep_training artifacts/bench-train.json
+	@$(PYTHON) -m stn_export.train.keep_speed artifacts/bench-train.json
 
 report: $(READY) ## write report.html and report.md
 	@$(STAGE).report --run '$(RUN)' --data '$(DATA)'
 
 gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by seeds on three data sets, one report
-	@$(STAGE).keep $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
+	@$(STAGE).train.keep $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
 	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits --data '$(DATA)'
 
 gain-cifar10: OWN_RECIPE := short

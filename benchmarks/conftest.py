@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.parts import PARTS
-from benchmarks.targets import cases, find_targets, left_out
 from stn_export import cli
-from stn_export.artifacts import model_directories
+from stn_export.artifacts.environment import DEVICES, describe, resolve_device
+from stn_export.artifacts.manifest import network_directories
+from stn_export.bench.grids import GRIDS, BenchGrid
+from stn_export.bench.parts import PARTS
+from stn_export.bench.targets import cases, find_targets, left_out
 from stn_export.config import ARTIFACTS, DEFAULT_DATASET
-from stn_export.data import example_images, load_dataset, trained_on
-from stn_export.environment import DEVICES, describe, resolve_device
 from stn_export.errors import EXIT_USER, UserError, require_choice
-from stn_export.grids import GRIDS, BenchGrid
+from stn_export.train.data import example_images, load_dataset, trained_on
 
 OF_TRAINING = "test_training.py"
 CONTESTS = {
@@ -82,7 +82,7 @@ def grid(pytestconfig: pytest.Config) -> BenchGrid:
 @pytest.fixture(scope="session")
 def images(pytestconfig: pytest.Config) -> Callable[[int], Tensor]:
     """Real test images by batch size, N×3×32×32 uint8."""
-    checkpoint = model_directories(pytestconfig.getoption("--run"))[0].checkpoint()
+    checkpoint = network_directories(pytestconfig.getoption("--run"))[0].checkpoint()
     dataset = trained_on(checkpoint, pytestconfig.getoption("--data"))
     return lambda batch: example_images(dataset, batch)
 

@@ -7,12 +7,12 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.clocks import time_reported
-from benchmarks.parts import Timed, summed
-from benchmarks.profiling import profile_eager, profile_onnx
-from benchmarks.targets import Case
-from stn_export.data import contract_batch
-from stn_export.grids import BenchGrid
+from stn_export.bench.clocks import time_reported
+from stn_export.bench.grids import BenchGrid
+from stn_export.bench.parts import Timed, summed
+from stn_export.bench.profiling import profile_eager, profile_onnx
+from stn_export.bench.targets import Case
+from stn_export.train.data import contract_batch
 
 
 def test_breakdown(

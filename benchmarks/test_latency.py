@@ -6,9 +6,9 @@ from dataclasses import replace
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.methodology import time_target
-from benchmarks.targets import Case
-from stn_export.grids import BenchGrid
+from stn_export.bench.grids import BenchGrid
+from stn_export.bench.methodology import time_target
+from stn_export.bench.targets import Case
 
 DIFFERENT = 1000  # images that the buffers of a cold row are filled from
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.methodology import contest
-from benchmarks.targets import Case
-from stn_export.grids import BenchGrid
+from stn_export.bench.grids import BenchGrid
+from stn_export.bench.methodology import contest
+from stn_export.bench.targets import Case
 
 Close = Callable[[str, dict], None]
 Images = Callable[[int], Tensor]

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.clocks import time_reported
-from benchmarks.startup import start, summary
-from benchmarks.targets import Case
-from stn_export.data import contract_batch
-from stn_export.grids import BenchGrid
+from stn_export.bench.clocks import time_reported
+from stn_export.bench.grids import BenchGrid
+from stn_export.bench.startup import start, summary
+from stn_export.bench.targets import Case
+from stn_export.train.data import contract_batch
 
 
 def test_startup(

@@ -1,7 +1,7 @@
 """How long training takes: an epoch of our loop against the tutorial's, and on CUDA what capturing it brings.
 
 python -m pytest benchmarks --dataset digits --benchmark-json bench-train.json
-python -m benchmarks.keep_training bench-train.json
+python -m stn_export.train.keep_speed bench-train.json
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.training import RECIPE, Loop, StartUp, race
-from benchmarks.tutorial import WORKERS, Tutorial
-from stn_export.data import Dataset
+from stn_export.train.data import Dataset
+from stn_export.train.speed import RECIPE, Loop, StartUp, race
+from stn_export.train.tutorial import WORKERS, Tutorial
 
 MODELS = ("stn", "cnn")
 SEEDS = 8

@@ -92,10 +92,10 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message, f"see {self.prog} --help")
 
 
-def stage(module: str, description: str, package: str = "stn_export") -> argparse.ArgumentParser:
-    """The parser of ``python -m <package>.<module>``."""
+def stage(module: str, description: str) -> argparse.ArgumentParser:
+    """The parser of ``python -m stn_export.<module>``."""
     return _Parser(
-        f"python -m {package}.{module}",
+        f"python -m stn_export.{module}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

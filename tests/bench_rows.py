@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from stn_export.artifacts import ModelDirectory
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.config import CHECKPOINT
 
 ENVIRONMENT = {"cpu": "a <fast> one", "gpu": "a GPU", "versions": {"torch": "2"}}
@@ -31,7 +31,7 @@ FEW = (
 )
 
 
-def artifacts_of(directories: Iterable[ModelDirectory]) -> list[Artifact]:
+def artifacts_of(directories: Iterable[NetworkDirectory]) -> list[Artifact]:
     """The artifacts of a run."""
     listed = [artifact for directory in directories for artifact in directory.artifacts.values()]
     return [(each.model, each.name, each.format, each.sha256) for each in listed]

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_export import cli, export, train
-from stn_export.artifacts import ModelDirectory
-from stn_export.data import Dataset, load_dataset
-from stn_export.training.cells import recipe_for
-from stn_export.training.trainer import Settings
+from stn_export import cli
+from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.export import __main__ as export
+from stn_export.train import __main__ as train
+from stn_export.train.cells import recipe_for
+from stn_export.train.data import Dataset, load_dataset
+from stn_export.train.trainer import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -59,8 +61,8 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stn(run: Path) -> ModelDirectory:
-    return ModelDirectory(run / "stn")
+def stn(run: Path) -> NetworkDirectory:
+    return NetworkDirectory(run / "stn")
 
 
 @pytest.fixture(scope="session")

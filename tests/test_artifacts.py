@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from stn_export.artifacts import ModelDirectory, fingerprint, model_directories, read_json, write_atomically
+from stn_export.artifacts.files import fingerprint, read_json, write_atomically
+from stn_export.artifacts.manifest import NetworkDirectory, network_directories
 from stn_export.errors import UserError
 
 
@@ -20,7 +21,7 @@ def test_fingerprints_tell_lists_apart():
     assert fingerprint([b"ab", b"c"]) != fingerprint([b"a", b"bc"]) != fingerprint([b"abc"])
 
 
-def test_an_edited_artifact_is_refused(stn: ModelDirectory):
+def test_an_edited_artifact_is_refused(stn: NetworkDirectory):
     artifact = stn.artifacts["matmul-fp32"]
     path = stn.path / artifact.file
     path.write_bytes(path.read_bytes() + b"\0")
@@ -29,14 +30,14 @@ def test_an_edited_artifact_is_refused(stn: ModelDirectory):
     assert not stn.holds(artifact.name, artifact.parent_sha256, artifact.settings)
 
 
-def test_a_missing_artifact_is_refused(stn: ModelDirectory):
+def test_a_missing_artifact_is_refused(stn: NetworkDirectory):
     artifact = stn.artifacts["matmul-fp32"]
     (stn.path / artifact.file).unlink()
     with pytest.raises(UserError, match="missing"):
         stn.expected()
 
 
-def test_an_artifact_that_was_never_listed_is_missed(stn: ModelDirectory):
+def test_an_artifact_that_was_never_listed_is_missed(stn: NetworkDirectory):
     manifest = stn.path / "manifest.json"
     content = json.loads(manifest.read_text())
     del content["artifacts"]["affinegrid-fp32"]
@@ -45,7 +46,7 @@ def test_an_artifact_that_was_never_listed_is_missed(stn: ModelDirectory):
         stn.expected()
 
 
-def test_an_export_of_another_checkpoint_is_stale(stn: ModelDirectory):
+def test_an_export_of_another_checkpoint_is_stale(stn: NetworkDirectory):
     manifest = stn.path / "manifest.json"
     content = json.loads(manifest.read_text())
     content["artifacts"]["matmul-fp32"]["parent_sha256"] = "0" * 64
@@ -64,6 +65,6 @@ def test_a_foreign_manifest_is_refused(tmp_path: Path, content: str):
 
 def test_runs_that_hold_nothing(tmp_path: Path):
     with pytest.raises(UserError, match="there is no run"):
-        model_directories(tmp_path / "nowhere")
+        network_directories(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no trained model"):
-        model_directories(tmp_path)
+        network_directories(tmp_path)

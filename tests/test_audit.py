@@ -8,14 +8,14 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper, parser
 
-from stn_export import audit as audit_module
 from stn_export import cli
-from stn_export.artifacts import ModelDirectory
-from stn_export.auditing import deployment, kernels, placement
-from stn_export.auditing.deployment import audit
-from stn_export.auditing.graph import flat, infer, macs
-from stn_export.auditing.kernels import Kernel, write_kernels
+from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.audit import __main__ as audit_module
 from stn_export.errors import UserError
+from stn_export.graphs import deployment, kernels, placement
+from stn_export.graphs.deployment import audit
+from stn_export.graphs.graph import flat, infer, macs
+from stn_export.graphs.kernels import Kernel, write_kernels
 
 PREDICTED = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU places the nodes itself")
 
@@ -24,22 +24,22 @@ def parse(body: str, signature: str, opset: int = 18) -> onnx.ModelProto:
     return parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> g {signature} {{ {body} }}')
 
 
-def matmul(stn: ModelDirectory) -> Path:
+def matmul(stn: NetworkDirectory) -> Path:
     return stn.path / "matmul-fp32.onnx"
 
 
-def affinegrid(stn: ModelDirectory) -> Path:
+def affinegrid(stn: NetworkDirectory) -> Path:
     return stn.path / "affinegrid-fp32.onnx"
 
 
-def test_matmul_runs_on_cuda_from_end_to_end(stn: ModelDirectory):
+def test_matmul_runs_on_cuda_from_end_to_end(stn: NetworkDirectory):
     result = audit(onnx.load(matmul(stn)), "cuda")
     assert (result.fallbacks, result.copies, result.capturable) == ((), (), True)
     assert result.predicted is not placement.cuda_works()
     assert "predicted" in result.source or placement.cuda_works()
 
 
-def test_affinegrid_falls_back_and_takes_its_sampler_along(stn: ModelDirectory):
+def test_affinegrid_falls_back_and_takes_its_sampler_along(stn: NetworkDirectory):
     result = audit(onnx.load(affinegrid(stn)), "cuda")
     assert [node.op_type for node in result.fallbacks] == ["AffineGrid", "GridSample"]
     assert "AffineGrid" in result.capture_reason or result.fallbacks[0].name in result.capture_reason
@@ -49,7 +49,7 @@ def test_affinegrid_falls_back_and_takes_its_sampler_along(stn: ModelDirectory):
     assert not any(node.compute for node in shapes)
 
 
-def test_on_the_cpu_the_session_says_where(stn: ModelDirectory):
+def test_on_the_cpu_the_session_says_where(stn: NetworkDirectory):
     result = audit(onnx.load(affinegrid(stn)), "cpu")
     told = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
     assert result.predicted is not told
@@ -57,7 +57,7 @@ def test_on_the_cpu_the_session_says_where(stn: ModelDirectory):
     assert (result.fallbacks, result.copies, result.capturable) == ((), (), False)
 
 
-def test_an_onnxruntime_that_does_not_tell(stn: ModelDirectory, monkeypatch: pytest.MonkeyPatch):
+def test_an_onnxruntime_that_does_not_tell(stn: NetworkDirectory, monkeypatch: pytest.MonkeyPatch):
     class Session:
         def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -68,7 +68,9 @@ def test_an_onnxruntime_that_does_not_tell(stn: ModelDirectory, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("provider", "told"), [("CPUExecutionProvider", 1), ("CUDAExecutionProvider", 0)])
-def test_a_session_on_a_gpu_is_believed(stn: ModelDirectory, monkeypatch: pytest.MonkeyPatch, provider: str, told: int):
+def test_a_session_on_a_gpu_is_believed(
+    stn: NetworkDirectory, monkeypatch: pytest.MonkeyPatch, provider: str, told: int
+):
     model = onnx.load(matmul(stn))
     said = {node.name: "CUDAExecutionProvider" for node in model.graph.node} | {"node_grid_sampler": provider}
     monkeypatch.setattr(deployment, "read_placement", lambda model, provider: said)
@@ -79,7 +81,7 @@ def test_a_session_on_a_gpu_is_believed(stn: ModelDirectory, monkeypatch: pytest
 
 
 @pytest.mark.cuda
-def test_the_prediction_is_what_the_gpu_does(stn: ModelDirectory):
+def test_the_prediction_is_what_the_gpu_does(stn: NetworkDirectory):
     for path in stn.path.glob("*.onnx"):
         model = flat(onnx.load(path))
         read, predicted = placement.read_placement(model, "cuda"), placement.predict_cuda(model)
@@ -88,7 +90,7 @@ def test_the_prediction_is_what_the_gpu_does(stn: ModelDirectory):
         assert {name: read[name] for name in compute} == {name: predicted[name].provider for name in compute}
 
 
-def test_costs_at_batch_1(stn: ModelDirectory):
+def test_costs_at_batch_1(stn: NetworkDirectory):
     result = audit(onnx.load(matmul(stn)), "cpu")
     by_name = {node.op_type: node.macs for node in result.nodes}
     assert by_name["GridSample"] == 4 * 3 * 32 * 32
@@ -157,25 +159,25 @@ def test_control_flow_cannot_be_captured():
     assert result.capture_reason == "control flow: choice"
 
 
-def test_an_unknown_provider(stn: ModelDirectory):
+def test_an_unknown_provider(stn: NetworkDirectory):
     with pytest.raises(UserError, match="unknown provider 'tpu'"):
         audit(onnx.load(matmul(stn)), "tpu")
 
 
-def test_require_cuda(stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
+def test_require_cuda(stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     assert cli.run(audit_module.main, [str(matmul(stn)), "--require", "cuda"]) == 0
     assert cli.run(audit_module.main, [str(affinegrid(stn)), "--require", "cuda", "--provider", "cpu"]) == 1
     assert "(AffineGrid): " in capsys.readouterr().err
 
 
-def test_strict(stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
+def test_strict(stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     assert cli.run(audit_module.main, [str(matmul(stn)), "--strict"]) == 0
     assert cli.run(audit_module.main, [str(affinegrid(stn))]) == 0
     assert cli.run(audit_module.main, [str(affinegrid(stn)), "--strict"]) == 1
     assert "STN001, STN002, STN005" in capsys.readouterr().err
 
 
-def test_the_text_says_what_matters(stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
+def test_the_text_says_what_matters(stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     assert cli.run(audit_module.main, [str(affinegrid(stn))]) == 0
     shown = capsys.readouterr().out
     for text in (
@@ -189,7 +191,7 @@ def test_the_text_says_what_matters(stn: ModelDirectory, capsys: pytest.CaptureF
     assert ("(predicted)" in shown) is not placement.cuda_works()
 
 
-def test_json(stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
+def test_json(stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     assert cli.run(audit_module.main, [str(affinegrid(stn)), "--provider", "cuda", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     [result] = content["audits"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare
 from stn_export import cli
+from stn_export.bench import compare
 from tests.bench_files import rows_of, timed, write
 
 

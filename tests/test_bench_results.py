@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import floors, gpu_results, kept, proof, results
-from benchmarks.floors import work
-from benchmarks.gpu_results import Step, bounded, environment_with, perform
-from benchmarks.kept import PROOF_SCHEMA, file_name, read_bench
 from stn_export import cli
-from stn_export.artifacts import write_json
+from stn_export.artifacts.files import write_json
+from stn_export.bench import floors, gpu_results, kept, proof, results
+from stn_export.bench.floors import work
+from stn_export.bench.gpu_results import Step, bounded, environment_with, perform
+from stn_export.bench.kept import PROOF_SCHEMA, file_name, read_bench
+from stn_export.bench.method import GPU_RESULTS, PEAKS, PROOF
 from stn_export.errors import UserError
-from stn_export.method import GPU_RESULTS, PEAKS, PROOF
 from tests.bench_files import rows_of, write
 
 PEAK = {"flops": {"fp32": 1e11}, "bytes": 1e10, "source": "measured"}

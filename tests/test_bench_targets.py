@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from benchmarks import memory, targets
-from benchmarks.clocks import Reported
-from benchmarks.memory import Memory, cache_bytes
-from benchmarks.startup import start, summary
-from benchmarks.targets import BASELINES, Case, Target, cases, find_targets, left_out, picked, takes
-from stn_export.data import Dataset, contract_batch, example_images
+from stn_export.bench import memory, targets
+from stn_export.bench.clocks import Reported
+from stn_export.bench.grids import GRIDS, BenchGrid, Pick
+from stn_export.bench.memory import Memory, cache_bytes
+from stn_export.bench.startup import start, summary
+from stn_export.bench.targets import BASELINES, Case, Target, cases, find_targets, left_out, picked, takes
 from stn_export.errors import UserError
-from stn_export.grids import GRIDS, BenchGrid, Pick
 from stn_export.runners import RUNNERS, Step
 from stn_export.runners.pytorch import Eager
+from stn_export.train.data import Dataset, contract_batch, example_images
 
 SUITES = ("latency", "cold", "request", "throughput", "startup", "breakdown", *BASELINES)
 FACTS = {

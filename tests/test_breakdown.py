@@ -7,11 +7,11 @@ import onnx
 import pytest
 import torch
 
-from benchmarks.parts import PARTS, Timed, parts_of, summed
-from benchmarks.profiling import profile_eager, profile_onnx
-from stn_export.artifacts import ModelDirectory
-from stn_export.checkpoint import load_checkpoint
-from stn_export.data import Dataset, contract_batch, example_images
+from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.bench.parts import PARTS, Timed, parts_of, summed
+from stn_export.bench.profiling import profile_eager, profile_onnx
+from stn_export.train.checkpoint import load_checkpoint
+from stn_export.train.data import Dataset, contract_batch, example_images
 
 TRANSFORMER = ("localisation", "grid", "sampler")
 FLOAT_STN = ("matmul-fp32", "folded-fp32", "affinegrid-fp32", "decomposed-fp32", "gather-fp32", "default-fp32")
@@ -26,12 +26,12 @@ def check_whole(nodes: list[Timed]) -> dict[str, float]:
     return parts
 
 
-def batch_of(directory: ModelDirectory, name: str, digits: Dataset) -> np.ndarray:
+def batch_of(directory: NetworkDirectory, name: str, digits: Dataset) -> np.ndarray:
     return contract_batch(example_images(digits, 1), directory.artifacts[name].input_contract)
 
 
 @pytest.mark.parametrize("name", STN)
-def test_every_part_of_a_transformer_takes_time(stn: ModelDirectory, digits: Dataset, name: str):
+def test_every_part_of_a_transformer_takes_time(stn: NetworkDirectory, digits: Dataset, name: str):
     nodes = profile_onnx(stn.path / f"{name}.onnx", batch_of(stn, name, digits), 3, 1)
     parts = check_whole(nodes)
     assert all(parts[part] > 0 for part in (*TRANSFORMER, "classifier")), parts
@@ -45,7 +45,7 @@ def test_every_part_of_a_transformer_takes_time(stn: ModelDirectory, digits: Dat
 
 @pytest.mark.parametrize("name", ["plain-fp32", "plain-int8", "default-fp32"])
 def test_a_plain_cnn_is_all_classifier(run: Path, digits: Dataset, name: str):
-    cnn = ModelDirectory(run / "cnn")
+    cnn = NetworkDirectory(run / "cnn")
     parts = check_whole(profile_onnx(cnn.path / f"{name}.onnx", batch_of(cnn, name, digits), 3, 1))
     assert [parts[part] for part in (*TRANSFORMER, "other")] == [0, 0, 0, 0]
     assert parts["classifier"] > 0

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from stn_export.config import RECIPES, Recipe
-from stn_export.data import Dataset
-from stn_export.training.captured import WARM_UP_STEPS, CapturedSteps
-from stn_export.training.optimizers import learning_rate_share, set_learning_rates
-from stn_export.training.trainer import Settings, Trainer, advance, get_generators, run_epoch
+from stn_export.train.captured import WARM_UP_STEPS, CapturedSteps
+from stn_export.train.data import Dataset
+from stn_export.train.optimizers import learning_rate_share, set_learning_rates
+from stn_export.train.trainer import Settings, Trainer, advance, get_generators, run_epoch
 
 CPU = torch.device("cpu")
 FULL_BATCHES = 9  # and one of 24 images

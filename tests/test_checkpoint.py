@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_export.artifacts import ModelDirectory
-from stn_export.checkpoint import load_checkpoint, save_checkpoint
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.model import build_model
+from stn_export.train.checkpoint import load_checkpoint, save_checkpoint
+from stn_export.train.networks import build_model
 
 
 def test_round_trip(tmp_path: Path):
@@ -19,14 +19,14 @@ def test_round_trip(tmp_path: Path):
         assert torch.equal(ours, theirs)
 
 
-def test_the_trained_checkpoint_says_what_it_is(stn: ModelDirectory):
+def test_the_trained_checkpoint_says_what_it_is(stn: NetworkDirectory):
     meta = load_checkpoint(stn.path / "checkpoint.pt").meta
     assert meta["classes"] == list("0123456789")
     assert meta["settings"]["dataset"] == "digits"
     assert len(meta["history"]) == 2
 
 
-def test_a_truncated_checkpoint(stn: ModelDirectory):
+def test_a_truncated_checkpoint(stn: NetworkDirectory):
     path = stn.path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="truncated or no PyTorch file"):

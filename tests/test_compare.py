@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from stn_export.compare import compare
-from stn_export.tolerances import Bound
+from stn_export.comparison.compare import compare
+from stn_export.comparison.tolerances import Bound
 
 TOLERANCE = Bound(absolute=1e-5, relative=1e-6)
 EXPECTED = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], np.float32))

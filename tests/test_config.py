@@ -2,12 +2,12 @@
 
 import pytest
 
+from stn_export.bench.grids import GRIDS
+from stn_export.comparison.tolerances import REQUIRED_RUNNERS, TOLERANCES
 from stn_export.config import CONTRACTS, DATASETS, DEFAULT_EXPORT, EXPORTS, MODELS, RECIPES, ExportSpec
-from stn_export.export import EXPORTERS
-from stn_export.exporting.lowering import LOWERINGS, Lowering
-from stn_export.grids import GRIDS
+from stn_export.export.__main__ import EXPORTERS
+from stn_export.export.lowering import LOWERINGS, Lowering
 from stn_export.runners import RUNNERS
-from stn_export.tolerances import REQUIRED_RUNNERS, TOLERANCES
 
 
 @pytest.mark.parametrize("spec", EXPORTS, ids=lambda spec: spec.name)

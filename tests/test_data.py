@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stn_export import data
 from stn_export.config import DATASETS
-from stn_export.data import Dataset, example_images, load_dataset, normalise
 from stn_export.errors import UserError
+from stn_export.train import data
+from stn_export.train.data import Dataset, example_images, load_dataset, normalise
 
 
 @pytest.fixture

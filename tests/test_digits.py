@@ -1,6 +1,6 @@
 import torch
 
-from stn_export.digits import draw_digits
+from stn_export.train.digits import draw_digits
 
 
 def test_one_seed_gives_one_set():

@@ -9,13 +9,16 @@ import onnxruntime
 import pytest
 import torch
 
-from stn_export import cli, export, train, verify
-from stn_export.artifacts import ModelDirectory
-from stn_export.checkpoint import load_checkpoint
+from stn_export import cli
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.exporting.onnx_export import export_onnx
-from stn_export.model import build_model
-from stn_export.torch_files import METADATA
+from stn_export.export import __main__ as export
+from stn_export.export.onnx_export import export_onnx
+from stn_export.runners.torch_files import METADATA
+from stn_export.train import __main__ as train
+from stn_export.train.checkpoint import load_checkpoint
+from stn_export.train.networks import build_model
+from stn_export.verify import __main__ as verify
 
 IMAGES = torch.zeros(2, 3, 32, 32)
 
@@ -24,14 +27,14 @@ def operators(path: Path) -> Counter:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-def test_matmul_is_one_matmul_and_a_sampler_at_opset_18(stn: ModelDirectory):
+def test_matmul_is_one_matmul_and_a_sampler_at_opset_18(stn: NetworkDirectory):
     found = operators(stn.path / "matmul-fp32.onnx")
     assert (found["MatMul"], found["GridSample"]) == (1, 1)
     assert not {"AffineGrid", "ReduceSum"} & set(found)
     assert onnx.load(stn.path / "matmul-fp32.onnx").opset_import[0].version == 18
 
 
-def test_affinegrid_is_the_operator_at_opset_20(stn: ModelDirectory):
+def test_affinegrid_is_the_operator_at_opset_20(stn: NetworkDirectory):
     found = operators(stn.path / "affinegrid-fp32.onnx")
     assert (found["AffineGrid"], found["GridSample"], found["MatMul"]) == (1, 1, 0)
     assert onnx.load(stn.path / "affinegrid-fp32.onnx").opset_import[0].version == 20
@@ -42,14 +45,14 @@ def test_the_plain_cnn_has_no_sampler(run: Path):
 
 
 @pytest.mark.parametrize("name", ["matmul-fp32", "affinegrid-fp32"])
-def test_names_and_batch(stn: ModelDirectory, name: str):
+def test_names_and_batch(stn: NetworkDirectory, name: str):
     graph = onnx.load(stn.path / f"{name}.onnx").graph
     for value, expected in ((graph.input[0], "images"), (graph.output[0], "log_probs")):
         assert value.name == expected
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-def test_metadata_travels_inside_the_file(stn: ModelDirectory):
+def test_metadata_travels_inside_the_file(stn: NetworkDirectory):
     props = {prop.key: prop.value for prop in onnx.load(stn.path / "matmul-fp32.onnx").metadata_props}
     assert props.pop("lowering") == "matmul"
     props = {key: json.loads(value) for key, value in props.items()}
@@ -65,12 +68,12 @@ def test_metadata_travels_inside_the_file(stn: ModelDirectory):
     assert json.loads(loaded[METADATA]) == props
 
 
-def test_no_path_of_this_machine_is_left_in_a_graph(stn: ModelDirectory):
+def test_no_path_of_this_machine_is_left_in_a_graph(stn: NetworkDirectory):
     for path in stn.path.glob("*.onnx"):
         assert b".py" not in path.read_bytes()
 
 
-def test_two_onnx_exports_of_one_checkpoint_are_identical(stn: ModelDirectory):
+def test_two_onnx_exports_of_one_checkpoint_are_identical(stn: NetworkDirectory):
     model = load_checkpoint(stn.path / "checkpoint.pt").model
     first, second = (export_onnx(model, IMAGES).SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
@@ -106,7 +109,7 @@ def test_exporting_again_does_nothing_and_says_so(run: Path, capsys: pytest.Capt
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_an_edited_export_is_written_again(run: Path, stn: ModelDirectory):
+def test_an_edited_export_is_written_again(run: Path, stn: NetworkDirectory):
     path = stn.path / "matmul-fp32.onnx"
     good = path.read_bytes()
     path.write_bytes(b"edited")
@@ -114,14 +117,14 @@ def test_an_edited_export_is_written_again(run: Path, stn: ModelDirectory):
     assert path.read_bytes() == good
 
 
-def test_an_edited_checkpoint_is_not_exported(run: Path, stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
+def test_an_edited_checkpoint_is_not_exported(run: Path, stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     path = stn.path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-1])
     assert cli.run(export.main, ["--run", str(run)]) == 2
     assert "changed after it was written" in capsys.readouterr().err
 
 
-def test_a_fixed_batch_and_an_optimised_file_on_request(run: Path, stn: ModelDirectory):
+def test_a_fixed_batch_and_an_optimised_file_on_request(run: Path, stn: NetworkDirectory):
     assert cli.run(export.main, ["--run", str(run), "--only", "matmul-fp32", "--batch", "4", "--optimise"]) == 0
     fixed, optimised = stn.artifacts["matmul-fp32-batch4"], stn.artifacts["matmul-fp32-optimised"]
     assert fixed.input_contract["shape"] == [4, 3, 32, 32]

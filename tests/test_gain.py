@@ -5,18 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from stn_export import cli, keep
-from stn_export.artifacts import CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact, ModelDirectory, seed_directory
+from stn_export import cli
+from stn_export.artifacts.manifest import (
+    CHECKPOINT_FILE,
+    HISTORY_FILE,
+    STATE_FILE,
+    Artifact,
+    NetworkDirectory,
+    seed_directory,
+)
+from stn_export.comparison.estimates import estimate
 from stn_export.errors import UserError
-from stn_export.gain import caveats, comparisons, finding, markdown, verdict
-from stn_export.intervals import estimate
+from stn_export.train import keep
+from stn_export.train.gain import caveats, comparisons, finding, markdown, verdict
 
 MODELS = ("stn", "cnn", "cnn-matched")
 
 
 def write(run: Path, model: str, seed: int, accuracies: list[float], recipe: str = "quick", **settings: object) -> Path:
     """One finished training as the trainer leaves it, without a checkpoint's bytes."""
-    directory = ModelDirectory(seed_directory(run, 0, seed) / model)
+    directory = NetworkDirectory(seed_directory(run, 0, seed) / model)
     directory.path.mkdir(parents=True)
     recipes = {"name": recipe, "epochs": len(accuracies)}
     settings = {"model": model, "seed": seed, "dataset": "digits", "recipe": recipes, "precision": "fp32"} | settings
@@ -141,9 +149,9 @@ def test_what_is_not_finished_is_left_out_and_said(grid: Path):
 
 
 def test_a_seed_that_is_there_twice_counts_once(grid: Path):
-    first = ModelDirectory(grid / "stn").checkpoint()
+    first = NetworkDirectory(grid / "stn").checkpoint()
     first.settings["seed"] = 1  # as after training again with another first seed
-    ModelDirectory(grid / "stn").add(first)
+    NetworkDirectory(grid / "stn").add(first)
     [one] = comparisons(grid)
     assert [seed.seed for seed in one.models["stn"]] == [1, 2]
     assert one.accuracies("stn")[1] == 0.8

@@ -6,10 +6,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from stn_export.artifacts import ModelDirectory
-from stn_export.auditing import portability as portability_module
-from stn_export.auditing.lint import RULES, lint
-from stn_export.auditing.portability import RUNTIMES, SHOULD, TESTED, WILL_NOT, portability
+from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.graphs import portability as portability_module
+from stn_export.graphs.lint import RULES, lint
+from stn_export.graphs.portability import RUNTIMES, SHOULD, TESTED, WILL_NOT, portability
 
 METADATA = {"classes": '["a", "b"]', "normalisation": '{"mean": 0.5, "std": 0.5}', "align_corners": "false"}
 
@@ -122,7 +122,7 @@ def test_the_plain_sampler_is_clean():
     assert lint(sampler()) == []
 
 
-def test_the_matmul_file_is_clean_and_the_affinegrid_file_is_not(stn: ModelDirectory):
+def test_the_matmul_file_is_clean_and_the_affinegrid_file_is_not(stn: NetworkDirectory):
     assert lint(onnx.load(stn.path / "matmul-fp32.onnx")) == []
     rules = {each.rule for each in lint(onnx.load(stn.path / "affinegrid-fp32.onnx"))}
     assert rules == {"STN001", "STN002", "STN005"}
@@ -162,7 +162,7 @@ def test_what_was_loaded_from_outside_is_still_reported():
     assert finding.where == "w"
 
 
-def test_portability_names_every_runtime_and_three_verdicts(stn: ModelDirectory):
+def test_portability_names_every_runtime_and_three_verdicts(stn: NetworkDirectory):
     matmul = portability(onnx.load(stn.path / "matmul-fp32.onnx"))
     affinegrid = portability(onnx.load(stn.path / "affinegrid-fp32.onnx"))
     assert list(matmul) == [runtime.name for runtime in RUNTIMES]

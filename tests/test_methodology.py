@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import machine, methodology
-from benchmarks.intervals import median_interval, ratio_interval, stretch, summarise, verdict
-from benchmarks.machine import Watch, gpu_disturbed, reasons
-from benchmarks.methodology import Interleaved, calls_for, interleave, load_pairs, warm_up
-from stn_export.grids import GRIDS
-from stn_export.method import METHOD
+from stn_export.bench import machine, methodology
+from stn_export.bench.grids import GRIDS
+from stn_export.bench.intervals import median_interval, ratio_interval, stretch, summarise, verdict
+from stn_export.bench.machine import Watch, gpu_disturbed, reasons
+from stn_export.bench.method import METHOD
+from stn_export.bench.methodology import Interleaved, calls_for, interleave, load_pairs, warm_up
 from stn_export.runners import Step
 
 BLOCKS = GRIDS["quick"].blocks

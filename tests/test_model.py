@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stn_export.errors import UserError
-from stn_export.model import SpatialTransformer, build_model
+from stn_export.train.networks import SpatialTransformer, build_model
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("stn", 39_884), ("cnn", 31_340)])

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stn_export import cli, export
-from stn_export.artifacts import ModelDirectory
-from stn_export.checkpoint import load_checkpoint
+from stn_export import cli
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.config import DATASETS, DEFAULT_MODELS, MODELS
-from stn_export.data import Dataset, example_images, normalise
 from stn_export.errors import UserError
-from stn_export.exporting import modelcard
-from stn_export.exporting.modelcard import DATA_NOTES, MODEL_NOTES, contract_text, write_model_card
+from stn_export.export import __main__ as export
+from stn_export.export import modelcard
+from stn_export.export.modelcard import DATA_NOTES, MODEL_NOTES, contract_text, write_model_card
+from stn_export.train.checkpoint import load_checkpoint
+from stn_export.train.data import Dataset, example_images, normalise
 from tests.conftest import REPOSITORY
 
 
@@ -24,7 +25,7 @@ def card(trained_run: Path) -> str:
 
 def test_every_artifact_is_listed(card: str, trained_run: Path):
     for model in DEFAULT_MODELS:
-        directory = ModelDirectory(trained_run / model)
+        directory = NetworkDirectory(trained_run / model)
         for artifact in directory.artifacts.values():
             size = (directory.path / artifact.file).stat().st_size
             [row] = (line for line in card.splitlines() if f"`{model}/{artifact.file}`" in line)
@@ -93,7 +94,7 @@ def test_a_run_of_one_model(run: Path):
     assert 'InferenceSession("cnn/plain-fp32.onnx"' in card
 
 
-def test_an_entry_that_the_matrix_no_longer_has_is_dropped_by_export(run: Path, stn: ModelDirectory):
+def test_an_entry_that_the_matrix_no_longer_has_is_dropped_by_export(run: Path, stn: NetworkDirectory):
     manifest = stn.path / "manifest.json"
     content = json.loads(manifest.read_text())
     content["artifacts"]["old"] = content["artifacts"]["matmul-fp32"] | {"name": "old", "parent_sha256": "0" * 64}

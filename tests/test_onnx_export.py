@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import stn_export
 from stn_export.errors import UserError
-from stn_export.exporting.onnx_export import export_onnx
+from stn_export.export.onnx_export import export_onnx
 from tests.foreign import FOREIGN, PlateRectifier, Sampler, ThinPlate, TwoInputs, TwoSteps, Volume
 
 LOWERINGS = ("matmul", "folded", "affinegrid", "decomposed", "gather")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stn_export.data import Dataset
-from stn_export.intervals import estimate
-from stn_export.training.plan import Plan, measured_weights
-from stn_export.training.trainer import Settings, Trainer, run_epoch
+from stn_export.comparison.estimates import estimate
+from stn_export.train.data import Dataset
+from stn_export.train.plan import Plan, measured_weights
+from stn_export.train.trainer import Settings, Trainer, run_epoch
 
 CPU = torch.device("cpu")
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from stn_export import cli, predict
-from stn_export.artifacts import ModelDirectory
-from stn_export.checkpoint import load_checkpoint
-from stn_export.data import Dataset, contract_batch, denormalise, normalise
+from stn_export import cli
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.predict import read_picture, runner_for
+from stn_export.predict import __main__ as predict
+from stn_export.predict.__main__ import read_picture, runner_for
+from stn_export.train.checkpoint import load_checkpoint
+from stn_export.train.data import Dataset, contract_batch, denormalise, normalise
 
 FLOAT = {"shape": ["N", 3, 32, 32], "dtype": "float32", "mean": 0.5, "std": 0.5}
 BYTES = {"shape": ["N", 3, 32, 32], "dtype": "uint8"}
@@ -32,7 +33,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
 
 
 def files(run: Path) -> list[Path]:
-    directories = (ModelDirectory(run / "stn"), ModelDirectory(run / "cnn"))
+    directories = (NetworkDirectory(run / "stn"), NetworkDirectory(run / "cnn"))
     return [directory.path / artifact.file for directory in directories for artifact in directory.artifacts.values()]
 
 
@@ -205,7 +206,7 @@ def test_an_edited_artifact_is_refused(run: Path, picture: Path, capsys: pytest.
     assert "changed after it was written" in capsys.readouterr().err
 
 
-def test_a_format_without_a_runner_here(stn: ModelDirectory, monkeypatch: pytest.MonkeyPatch):
+def test_a_format_without_a_runner_here(stn: NetworkDirectory, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(predict, "RUNNERS", ())
     with pytest.raises(UserError, match="cannot run on the CPU here"):
         runner_for(stn.artifacts["matmul-fp32"])

@@ -3,11 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from stn_export import cli, report, verify
-from stn_export.artifacts import VERIFY_FILE, VERIFY_SCHEMA, ModelDirectory, model_directories, write_json
+from stn_export import cli
+from stn_export.artifacts.files import write_json
+from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA, NetworkDirectory, network_directories
 from stn_export.config import DATASETS
-from stn_export.data import Dataset
-from stn_export.reporting.parity import most_different
+from stn_export.report import __main__ as report
+from stn_export.report.parity import most_different
+from stn_export.train.data import Dataset
+from stn_export.verify import __main__ as verify
 from tests import bench_rows
 
 
@@ -17,7 +20,7 @@ def write_bench(run: Path, content: list[dict]) -> None:
 
 def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(verify.main, ["--run", str(run)]) == 0
-    write_bench(run, bench_rows.rows(bench_rows.artifacts_of(model_directories(run))))
+    write_bench(run, bench_rows.rows(bench_rows.artifacts_of(network_directories(run))))
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "stale" not in capsys.readouterr().out
     html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
@@ -48,7 +51,7 @@ def test_what_is_missing_is_said(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "Nothing has been verified yet" in (run / "report.html").read_text()
 
 
-def write_verify(run: Path, stn: ModelDirectory, *rows: tuple[str, str, list]) -> None:
+def write_verify(run: Path, stn: NetworkDirectory, *rows: tuple[str, str, list]) -> None:
     """``verify.json`` of a run as far as the report reads it; a row is artifact, precision and what differs most."""
     figures = {"errors": {}, "multiple": 1.0, "agreement": 1.0, "accuracy": 0.5, "grid_pixels": None, "failure": ""}
     checks = [
@@ -60,7 +63,7 @@ def write_verify(run: Path, stn: ModelDirectory, *rows: tuple[str, str, list]) -
     write_json(run / VERIFY_FILE, VERIFY_SCHEMA, {"checks": checks, "unavailable": {}})
 
 
-def test_where_the_backends_differ_most(run: Path, stn: ModelDirectory, digits: Dataset):
+def test_where_the_backends_differ_most(run: Path, stn: NetworkDirectory, digits: Dataset):
     many = [[index, 1e-6 * index] for index in range(12)]
     write_verify(
         run,
@@ -85,7 +88,7 @@ def test_where_the_backends_differ_most(run: Path, stn: ModelDirectory, digits: 
     assert (run / "figures" / "differing-reduced.png").exists()
 
 
-def test_nothing_that_differs_is_no_section(run: Path, stn: ModelDirectory):
+def test_nothing_that_differs_is_no_section(run: Path, stn: NetworkDirectory):
     write_verify(run, stn, ("matmul-fp32", "fp32", []))
     content = report.collect(run, None)
     assert not {"differing", "differing-reduced"} & set(content.figures)
@@ -113,7 +116,7 @@ def test_timings_of_an_older_format_are_not_shown(run: Path, capsys: pytest.Capt
 
 
 def test_a_row_that_is_missing_is_a_dash(run: Path):
-    content = bench_rows.rows(bench_rows.artifacts_of(model_directories(run)))
+    content = bench_rows.rows(bench_rows.artifacts_of(network_directories(run)))
     kept = [
         row for row in content if (row["batch"], row["runner"]) != (1, "openvino-cpu") or row["regime"] == "start-up"
     ]

@@ -3,9 +3,9 @@
 import pytest
 from matplotlib.text import Annotation, Text
 
-from stn_export.reporting import figures, figures_bench
-from stn_export.reporting.advice import advise, choose, program, told_apart
-from stn_export.reporting.bench import (
+from stn_export.report import figures, figures_bench
+from stn_export.report.advice import advise, choose, program, told_apart
+from stn_export.report.bench import (
     add_charts,
     breakdowns,
     front,
@@ -18,8 +18,8 @@ from stn_export.reporting.bench import (
     tables,
     throughput,
 )
-from stn_export.reporting.content import Report
-from stn_export.reporting.figures_bench import short_name, spread
+from stn_export.report.content import Report
+from stn_export.report.figures_bench import short_name, spread
 from tests.bench_rows import ENVIRONMENT, FEW, contest, facts, rows, timing
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stn_export import cli, report, train
-from stn_export.data import Dataset
-from stn_export.gain import Comparison, Training
-from stn_export.reporting import figures
-from stn_export.reporting import training as report_training
-from stn_export.reporting.figures_training import theta_histograms
-from stn_export.reporting.training import accuracy_sentence, read_reference
+from stn_export import cli
+from stn_export.report import __main__ as report
+from stn_export.report import figures
+from stn_export.report import training as report_training
+from stn_export.report.figures_training import theta_histograms
+from stn_export.report.training import accuracy_sentence, read_reference
+from stn_export.train import __main__ as train
+from stn_export.train.data import Dataset
+from stn_export.train.gain import Comparison, Training
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from stn_export.artifacts import ModelDirectory
-from stn_export.data import Dataset, contract_batch, example_images, normalise
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.runners import FLOAT, RUNNERS, Runner, RunnerSpec
 from stn_export.runners.base import EventClock
 from stn_export.runners.onnx_runtime import OnnxRuntimeDefault
+from stn_export.train.data import Dataset, contract_batch, example_images, normalise
 
 SPECS = [
     pytest.param(spec, id=spec.name, marks=[pytest.mark.cuda] * (spec.device == "cuda"))
@@ -32,7 +32,7 @@ def spec(request: pytest.FixtureRequest) -> RunnerSpec:
 
 
 @pytest.fixture
-def runner(spec: RunnerSpec, stn: ModelDirectory) -> Runner:
+def runner(spec: RunnerSpec, stn: NetworkDirectory) -> Runner:
     artifacts = [artifact for artifact in stn.artifacts.values() if spec.takes(artifact)]
     if not artifacts:
         pytest.skip(f"{spec.format} is exported on request only")
@@ -46,7 +46,7 @@ def infer(runner: Runner, images: np.ndarray) -> np.ndarray:
     return np.concatenate([runner.infer(part) for part in parts])
 
 
-def test_infer_equals_eager(runner: Runner, stn: ModelDirectory, digits: Dataset):
+def test_infer_equals_eager(runner: Runner, stn: NetworkDirectory, digits: Dataset):
     images = normalise(example_images(digits, 33)).numpy()
     expected = RUNNERS[0].open(stn.path / "checkpoint.pt").infer(images)
     actual = infer(runner, images)
@@ -114,7 +114,7 @@ def test_images_that_are_not_finite_are_refused(runner: Runner, value: float):
 
 
 @pytest.mark.parametrize("name", ["folded-fp32-uint8", "folded-fp32-uint8-nhwc"])
-def test_raw_bytes_are_classified_as_normalised_images_are(stn: ModelDirectory, digits: Dataset, name: str):
+def test_raw_bytes_are_classified_as_normalised_images_are(stn: NetworkDirectory, digits: Dataset, name: str):
     images, artifact = example_images(digits, 16), stn.artifacts[name]
     expected = RUNNERS[0].open(stn.path / "checkpoint.pt").infer(normalise(images).numpy())
     spec = next(spec for spec in RUNNERS if spec.format == "onnx")
@@ -175,7 +175,7 @@ def test_options_say_what_was_pinned(runner: Runner, spec: RunnerSpec):
         assert any("tf32" in name or "trt" in name for name in runner.options) or default_threads
 
 
-def test_a_graph_runner_leaves_out_what_does_not_run_on_the_gpu(stn: ModelDirectory):
+def test_a_graph_runner_leaves_out_what_does_not_run_on_the_gpu(stn: NetworkDirectory):
     spec = next(spec for spec in RUNNERS if spec.name == "onnxruntime-graph-cuda")
     assert spec.takes(stn.artifacts["folded-fp32"])
     assert not spec.takes(stn.artifacts["affinegrid-fp32"])
@@ -188,6 +188,6 @@ def test_a_runner_that_compiles_anew_is_verified_in_one_batch_size():
     assert RUNNERS[0].verified_as(FLOAT) == FLOAT
 
 
-def test_the_default_session_takes_the_default_export_only(stn: ModelDirectory):
+def test_the_default_session_takes_the_default_export_only(stn: NetworkDirectory):
     spec = next(spec for spec in RUNNERS if spec.load is OnnxRuntimeDefault)
     assert {artifact.name for artifact in stn.artifacts.values() if spec.takes(artifact)} == {"default-fp32"}

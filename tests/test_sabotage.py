@@ -17,19 +17,19 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from stn_export import challenges
-from stn_export.artifacts import ModelDirectory, sha256_of
-from stn_export.challenges import THETAS
-from stn_export.checkpoint import load_checkpoint
-from stn_export.data import Dataset
+from stn_export.artifacts.files import sha256_of
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.exporting.folding import fold_linear
-from stn_export.exporting.lowering import base_grid
-from stn_export.exporting.onnx_export import export_onnx
-from stn_export.model import build_model
+from stn_export.export.folding import fold_linear
+from stn_export.export.lowering import base_grid
+from stn_export.export.onnx_export import export_onnx
 from stn_export.runners import RUNNERS, OnnxRuntime, RunnerSpec
-from stn_export.verifying import checks
-from stn_export.verifying.checks import Truth, check_artifact, truth_of
+from stn_export.train.checkpoint import load_checkpoint
+from stn_export.train.data import Dataset
+from stn_export.train.networks import build_model
+from stn_export.verify import challenges, checks
+from stn_export.verify.challenges import THETAS
+from stn_export.verify.checks import Truth, check_artifact, truth_of
 
 ONNX = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")
 EXAMPLE = torch.zeros(2, 3, 32, 32)
@@ -220,7 +220,7 @@ def truth(model: nn.Module, small: Dataset) -> Truth:
     return truth_of(model, small)
 
 
-def verdict(directory: ModelDirectory, truth: Truth, model: onnx.ModelProto, spec: RunnerSpec = ONNX) -> str:
+def verdict(directory: NetworkDirectory, truth: Truth, model: onnx.ModelProto, spec: RunnerSpec = ONNX) -> str:
     """What verification says of a model that pretends to be the matmul artifact."""
     artifact = directory.artifacts["matmul-fp32"]
     path = directory.path / artifact.file
@@ -240,7 +240,7 @@ caught: set[str] = set()
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
-def test_a_planted_defect_is_caught_and_named(defect: Defect, stn: ModelDirectory, model: nn.Module, truth: Truth):
+def test_a_planted_defect_is_caught_and_named(defect: Defect, stn: NetworkDirectory, model: nn.Module, truth: Truth):
     failure = verdict(stn, truth, plant(defect, model))
     assert failure, f"{defect.name} was not caught"
     for words in defect.says:
@@ -248,14 +248,14 @@ def test_a_planted_defect_is_caught_and_named(defect: Defect, stn: ModelDirector
     caught.add(defect.name)
 
 
-def test_a_frozen_batch_is_caught(stn: ModelDirectory, model: nn.Module, truth: Truth):
+def test_a_frozen_batch_is_caught(stn: NetworkDirectory, model: nn.Module, truth: Truth):
     names = {"input_names": ["images"], "output_names": ["log_probs"]}
     frozen = export_onnx(model, EXAMPLE, dynamic_batch=False, **names)
     assert "images" in verdict(stn, truth, frozen)
     caught.add("batch frozen")
 
 
-def test_a_runner_that_reverses_its_batch_is_caught(stn: ModelDirectory, truth: Truth):
+def test_a_runner_that_reverses_its_batch_is_caught(stn: NetworkDirectory, truth: Truth):
     class Reversing(OnnxRuntime):
         def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
             return {"log_probs": super().points(images)["log_probs"][::-1]}
@@ -266,7 +266,7 @@ def test_a_runner_that_reverses_its_batch_is_caught(stn: ModelDirectory, truth: 
     caught.add("batch reversed")
 
 
-def test_a_runner_that_mixes_its_batch_is_caught(stn: ModelDirectory, truth: Truth):
+def test_a_runner_that_mixes_its_batch_is_caught(stn: NetworkDirectory, truth: Truth):
     class Mixing(OnnxRuntime):
         def infer_impl(self, images: np.ndarray) -> np.ndarray:
             return super().infer_impl(images) + 0.01 * images.mean()
@@ -277,14 +277,14 @@ def test_a_runner_that_mixes_its_batch_is_caught(stn: ModelDirectory, truth: Tru
     caught.add("batch mixed")
 
 
-def test_an_empty_set_of_challenges_is_caught(stn: ModelDirectory, truth: Truth):
+def test_an_empty_set_of_challenges_is_caught(stn: NetworkDirectory, truth: Truth):
     artifact = stn.artifacts["matmul-fp32"]
     nothing = replace(truth, challenges={}, forced={})
     assert check_artifact(artifact, stn.open(artifact), ONNX, nothing).failure
     caught.add("nothing compared")
 
 
-def lie(stn: ModelDirectory, **changes: object) -> None:
+def lie(stn: NetworkDirectory, **changes: object) -> None:
     stn.add(replace(stn.artifacts["matmul-fp32"], **changes))
 
 
@@ -296,7 +296,7 @@ def lie(stn: ModelDirectory, **changes: object) -> None:
         ("an artifact of another run", {"file": "../../elsewhere.onnx"}, "missing"),
     ],
 )
-def test_a_manifest_that_lies_is_caught(stn: ModelDirectory, name: str, changes: dict, says: str):
+def test_a_manifest_that_lies_is_caught(stn: NetworkDirectory, name: str, changes: dict, says: str):
     lie(stn, **changes)
     with pytest.raises(UserError, match=says):
         stn.expected()
@@ -337,7 +337,7 @@ def swap_weights(model: onnx.ModelProto, network: nn.Module) -> onnx.ModelProto:
 @pytest.mark.slow
 @pytest.mark.parametrize("lowering", ["matmul", "folded", "affinegrid", "decomposed", "gather"])
 def test_no_false_alarm_over_random_networks(
-    lowering: str, stn: ModelDirectory, small: Dataset, monkeypatch: pytest.MonkeyPatch
+    lowering: str, stn: NetworkDirectory, small: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     """40 initialisations a lowering, 200 in all: the exported graph with other weights must pass."""
     monkeypatch.setattr(challenges, "VERIFY_BATCHES", (1, 7))

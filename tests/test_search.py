@@ -7,17 +7,19 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from stn_export import cli, verify
-from stn_export.artifacts import ModelDirectory, sha256_of
-from stn_export.checkpoint import load_checkpoint
-from stn_export.data import Dataset
+from stn_export import cli
+from stn_export.artifacts.files import sha256_of
+from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.comparison.tolerances import TOLERANCES
 from stn_export.runners import RUNNERS, OnnxRuntime
-from stn_export.tolerances import TOLERANCES
-from stn_export.verifying import checks, search
-from stn_export.verifying.checks import Truth, check_artifact, truth_of
-from stn_export.verifying.diagnosis import class_order
-from stn_export.verifying.pictures import Changed, Edge, Noisy, Picture, Sparse, Stripes
-from stn_export.verifying.search import SearchResult, describe, with_search
+from stn_export.train.checkpoint import load_checkpoint
+from stn_export.train.data import Dataset
+from stn_export.verify import __main__ as verify
+from stn_export.verify import checks, search
+from stn_export.verify.checks import Truth, check_artifact, truth_of
+from stn_export.verify.diagnosis import class_order
+from stn_export.verify.pictures import Changed, Edge, Noisy, Picture, Sparse, Stripes
+from stn_export.verify.search import SearchResult, describe, with_search
 
 ONNX = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")
 FP32 = TOLERANCES["fp32"]
@@ -44,13 +46,13 @@ def clip_images(path: Path) -> None:
     onnx.save(model, path)
 
 
-def searched(directory: ModelDirectory, truth: Truth, **limits: float) -> SearchResult:
+def searched(directory: NetworkDirectory, truth: Truth, **limits: float) -> SearchResult:
     artifact = directory.artifacts["matmul-fp32"]
     runner = ONNX.open(directory.path / artifact.file, artifact.input_contract)
     return search.search(runner, artifact.input_contract, truth, FP32, **limits)
 
 
-def test_a_good_artifact_passes(stn: ModelDirectory, truth: Truth, workspace: Path):
+def test_a_good_artifact_passes(stn: NetworkDirectory, truth: Truth, workspace: Path):
     result = searched(stn, truth, seconds=3)
     assert not result.failure
     assert result.examples > 20
@@ -59,7 +61,7 @@ def test_a_good_artifact_passes(stn: ModelDirectory, truth: Truth, workspace: Pa
     assert not (workspace / ".hypothesis" / "constants").exists()
 
 
-def test_what_only_bright_images_show_is_found_and_described(stn: ModelDirectory, truth: Truth):
+def test_what_only_bright_images_show_is_found_and_described(stn: NetworkDirectory, truth: Truth):
     artifact = stn.artifacts["matmul-fp32"]
     path = stn.path / artifact.file
     clip_images(path)
@@ -76,7 +78,7 @@ def test_what_only_bright_images_show_is_found_and_described(stn: ModelDirectory
     json.dumps(check.as_dict())
 
 
-def test_the_same_seed_gives_the_same_result(stn: ModelDirectory, truth: Truth):
+def test_the_same_seed_gives_the_same_result(stn: NetworkDirectory, truth: Truth):
     limits = {"seconds": 60, "examples": 100}
     first = searched(stn, truth, seed=1, **limits)
     assert searched(stn, truth, seed=1, **limits) == first
@@ -87,7 +89,7 @@ def test_the_same_seed_gives_the_same_result(stn: ModelDirectory, truth: Truth):
     assert searched(stn, truth, seed=1, **limits) == broken
 
 
-def test_a_runner_that_raises_is_found(stn: ModelDirectory, truth: Truth, monkeypatch: pytest.MonkeyPatch):
+def test_a_runner_that_raises_is_found(stn: NetworkDirectory, truth: Truth, monkeypatch: pytest.MonkeyPatch):
     def crash(*_: object) -> None:
         raise RuntimeError("no kernel\nfor this")
 
@@ -97,7 +99,7 @@ def test_a_runner_that_raises_is_found(stn: ModelDirectory, truth: Truth, monkey
     assert result.excess == float("inf")
 
 
-def test_a_check_that_failed_already_is_not_searched(stn: ModelDirectory, truth: Truth):
+def test_a_check_that_failed_already_is_not_searched(stn: NetworkDirectory, truth: Truth):
     artifact = stn.artifacts["matmul-fp32"]
     failed = checks.Check("stn", artifact.name, artifact.sha256, ONNX.name, "fp32")
     assert with_search(failed, artifact, stn.path / artifact.file, ONNX, truth, 60) is failed
@@ -109,7 +111,7 @@ def test_a_rounding_is_not_called_another_order_of_classes():
     assert class_order(log_probs[:, ::-1], log_probs).startswith("the classes are in the order 9, 8")
 
 
-def test_no_time_is_no_search(stn: ModelDirectory, truth: Truth):
+def test_no_time_is_no_search(stn: NetworkDirectory, truth: Truth):
     assert searched(stn, truth, seconds=0) == SearchResult(0, 0.0, "", "")
 
 

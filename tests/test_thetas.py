@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_export.augmentation import affine_matrices
 from stn_export.config import AffineRange
-from stn_export.model import SpatialTransformer
-from stn_export.reporting.thetas import Affine, compose, decompose, outside_share, windows
+from stn_export.report.thetas import Affine, compose, decompose, outside_share, windows
+from stn_export.train.augmentation import affine_matrices
+from stn_export.train.networks import SpatialTransformer
 
 IDENTITY = {"rotation": 0.0, "scale_x": 1.0, "scale_y": 1.0, "shear": 0.0, "shift_x": 0.0, "shift_y": 0.0}
 

@@ -1,6 +1,6 @@
 """Bounds, and what a network that magnifies roundings adds to them."""
 
-from stn_export.tolerances import ANY, TOLERANCES, Bound
+from stn_export.comparison.tolerances import ANY, TOLERANCES, Bound
 
 
 def test_a_bound_grows_and_never_shrinks():

@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_export import cli, train
-from stn_export.artifacts import ModelDirectory, read_json
-from stn_export.checkpoint import load_checkpoint
-from stn_export.data import Dataset
+from stn_export import cli
+from stn_export.artifacts.files import read_json
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import CheckFailedError, UserError
-from stn_export.train import train_cells
-from stn_export.training.cells import Cell, recipe_for
-from stn_export.training.interrupts import Interrupts
-from stn_export.training.trainer import Settings, Trainer, evaluate
+from stn_export.train import __main__ as train
+from stn_export.train.__main__ import train_cells
+from stn_export.train.cells import Cell, recipe_for
+from stn_export.train.checkpoint import load_checkpoint
+from stn_export.train.data import Dataset
+from stn_export.train.interrupts import Interrupts
+from stn_export.train.trainer import Settings, Trainer, evaluate
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -29,7 +31,7 @@ CPU = torch.device("cpu")
 
 def finish(settings: Settings, dataset: Dataset, path: Path, interrupts: Interrupts | None = None) -> bytes:
     """Train to the end in ``path`` and return the checkpoint's bytes."""
-    directory = ModelDirectory(path / settings.model)
+    directory = NetworkDirectory(path / settings.model)
     train_cells([Cell(settings, directory)], dataset, CPU, interrupts or Interrupts())
     return (directory.path / "checkpoint.pt").read_bytes()
 
@@ -90,7 +92,7 @@ def test_twenty_kills_lose_no_file_and_change_no_byte(settings: Settings, small:
     started = time.perf_counter()
     uninterrupted = finish(settings, small, tmp_path / "a")
     epoch = (time.perf_counter() - started) / epochs
-    directory, moments = ModelDirectory(tmp_path / "b" / settings.model), random.Random(0)
+    directory, moments = NetworkDirectory(tmp_path / "b" / settings.model), random.Random(0)
     history, complete = directory.path / "history.jsonl", 0
     for _ in range(20):
         child = os.fork()
@@ -118,7 +120,7 @@ def test_a_diverging_run_names_the_step_the_rate_and_what_is_kept(settings: Sett
 def test_the_best_epoch_is_kept_where_that_is_asked_for(settings: Settings, small: Dataset, tmp_path: Path):
     settings = replace(settings, recipe=replace(settings.recipe, epochs=6), validation=200, keep="best")
     finish(settings, small, tmp_path)
-    directory = ModelDirectory(tmp_path / "stn")
+    directory = NetworkDirectory(tmp_path / "stn")
     rows = [json.loads(line) for line in (directory.path / "history.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: row["validation_accuracy"])
     model = load_checkpoint(directory.path / "checkpoint.pt").model
@@ -182,7 +184,7 @@ def test_training_again_does_nothing_and_says_so(run: Path, capsys: pytest.Captu
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_other_epochs_train_again_and_make_the_exports_stale(run: Path, stn: ModelDirectory):
+def test_other_epochs_train_again_and_make_the_exports_stale(run: Path, stn: NetworkDirectory):
     before = stn.checkpoint().sha256
     assert cli.run(train.main, ["--epochs", "1", "--run", str(run)]) == 0
     assert stn.checkpoint().sha256 != before
@@ -190,7 +192,7 @@ def test_other_epochs_train_again_and_make_the_exports_stale(run: Path, stn: Mod
         stn.open(stn.artifacts["matmul-fp32"])
 
 
-def test_the_manifest_and_the_history_say_how_it_went(stn: ModelDirectory):
+def test_the_manifest_and_the_history_say_how_it_went(stn: NetworkDirectory):
     checkpoint = stn.checkpoint()
     assert checkpoint.settings["recipe"]["epochs"] == 2
     assert checkpoint.details["device"] == "cpu"

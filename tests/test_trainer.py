@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from stn_export.config import RECIPES
-from stn_export.data import Dataset
-from stn_export.model import build_model
-from stn_export.training import trainer as module
-from stn_export.training.distributed import World
-from stn_export.training.optimizers import learning_rate_share
-from stn_export.training.trainer import Settings, Trainer, evaluate, run_epoch, set_precision
+from stn_export.train import trainer as module
+from stn_export.train.data import Dataset
+from stn_export.train.distributed import World
+from stn_export.train.networks import build_model
+from stn_export.train.optimizers import learning_rate_share
+from stn_export.train.trainer import Settings, Trainer, evaluate, run_epoch, set_precision
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -150,8 +150,8 @@ SPLIT = """
 import sys
 from pathlib import Path
 import torch
-from stn_export.training.distributed import SplitTrainer, joined
-from stn_export.training.trainer import run_epoch
+from stn_export.train.distributed import SplitTrainer, joined
+from stn_export.train.trainer import run_epoch
 
 folder = Path(sys.argv[0]).parent
 case = torch.load(folder / "case.pt", weights_only=False)

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import conftest, keep_training
-from benchmarks.training import Loop, StartUp, race
-from benchmarks.tutorial import BATCH, Pictures, Tutorial
+from benchmarks import conftest
 from stn_export import cli
-from stn_export.data import Dataset, normalise
+from stn_export.train import keep_speed as keep_training
+from stn_export.train.data import Dataset, normalise
+from stn_export.train.speed import Loop, StartUp, race
+from stn_export.train.tutorial import BATCH, Pictures, Tutorial
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")

@@ -6,11 +6,12 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import Message
 
-from stn_export import cli, export
-from stn_export.artifacts import ModelDirectory
+from stn_export import cli
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.exporting import triton
-from stn_export.exporting.triton import DATA_TYPES, model_config, to_text, write_repository
+from stn_export.export import __main__ as export
+from stn_export.export import triton
+from stn_export.export.triton import DATA_TYPES, model_config, to_text, write_repository
 from tests.conftest import REPOSITORY
 
 ONNX_TYPES = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.UINT8: "TYPE_UINT8"}
@@ -94,7 +95,7 @@ def test_batching_and_instances(repository: Path, schema: type[Message]):
 def test_a_model_carries_the_bytes_and_hashes_of_its_artifact(
     repository: Path, trained_run: Path, schema: type[Message]
 ):
-    stn = ModelDirectory(trained_run / "stn")
+    stn = NetworkDirectory(trained_run / "stn")
     config = parse(schema, (repository / "stn_matmul_fp32" / "config.pbtxt").read_text())
     assert config.parameters["sha256"].string_value == stn.artifacts["matmul-fp32"].sha256
     assert config.parameters["checkpoint_sha256"].string_value == stn.checkpoint().sha256
@@ -103,7 +104,7 @@ def test_a_model_carries_the_bytes_and_hashes_of_its_artifact(
 
 
 @pytest.mark.parametrize("dims", [[3, 32, 32], [32, 32, 3]])
-def test_raw_bytes(dims: list[int], stn: ModelDirectory, schema: type[Message]):
+def test_raw_bytes(dims: list[int], stn: NetworkDirectory, schema: type[Message]):
     contract = {"shape": ["N", *dims], "dtype": "uint8"}
     artifact = replace(stn.artifacts["matmul-fp32"], input_contract=contract)
     config = parse(schema, to_text(model_config(artifact, tuple("0123456789"))))
@@ -183,12 +184,12 @@ def test_a_listing_cannot_reach_outside(run: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("parts", "words"), [(("manifest.json",), "is not a directory"), (("..",), "did not write")])
-def test_a_place_that_cannot_be_taken(parts: tuple[str, ...], words: str, stn: ModelDirectory, run: Path):
+def test_a_place_that_cannot_be_taken(parts: tuple[str, ...], words: str, stn: NetworkDirectory, run: Path):
     with pytest.raises(UserError, match=words):
         write_repository(run, stn.path.joinpath(*parts))
 
 
-def test_a_place_that_cannot_be_written(run: Path, stn: ModelDirectory):
+def test_a_place_that_cannot_be_written(run: Path, stn: NetworkDirectory):
     with pytest.raises(UserError, match="cannot be written"):
         write_repository(run, stn.path / "manifest.json" / "repository")
 

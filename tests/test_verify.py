@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from stn_export import cli, verify
-from stn_export.artifacts import ModelDirectory
+from stn_export import cli
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.runners import OnnxRuntime
+from stn_export.verify import __main__ as verify
 
 
 @pytest.mark.slow
@@ -68,7 +69,7 @@ def test_a_runner_that_is_taken_away_turns_the_result_red(
     assert "torchscript-cpu did not run it" in capsys.readouterr().err
 
 
-def test_a_missing_artifact_is_no_shorter_table(run: Path, stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_artifact_is_no_shorter_table(run: Path, stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     (stn.path / "matmul-fp32.onnx").unlink()
     assert cli.run(verify.main, ["--run", str(run)]) == 2
     assert "missing" in capsys.readouterr().err

@@ -10,13 +10,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from stn_export import cli, verify
-from stn_export.artifacts import MANIFEST, ModelDirectory, sha256_of
+from stn_export import cli
+from stn_export.artifacts.files import sha256_of
+from stn_export.artifacts.manifest import MANIFEST, NetworkDirectory
+from stn_export.comparison.tolerances import Bound
 from stn_export.errors import UserError
-from stn_export.tolerances import Bound
-from stn_export.verifying import versus
-from stn_export.verifying.sides import open_side
-from stn_export.verifying.versus import compare_arrays, compare_files, matched
+from stn_export.verify import __main__ as verify
+from stn_export.verify import versus
+from stn_export.verify.sides import open_side
+from stn_export.verify.versus import compare_arrays, compare_files, matched
 
 Model = Callable[[str, str, str], Path]
 
@@ -111,7 +113,7 @@ def test_int8_is_judged_by_its_predictions(trained_run: Path, tmp_path: Path, mo
         compare_files(alone, alone)
 
 
-def test_a_stale_file_is_compared_and_an_edited_one_refused(stn: ModelDirectory, capsys: pytest.CaptureFixture[str]):
+def test_a_stale_file_is_compared_and_an_edited_one_refused(stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     entry = stn.artifacts["matmul-fp32"]
     stn.add(replace(entry, parent_sha256="older"))
     files = stn.path / "matmul-fp32.onnx", stn.path / "affinegrid-fp32.onnx"
@@ -264,13 +266,13 @@ def against(run: Path, other: Path) -> int:
 def test_a_run_against_itself(trained_run: Path, capsys: pytest.CaptureFixture[str]):
     assert against(trained_run, trained_run) == 0
     out = capsys.readouterr().out
-    listed = [ModelDirectory(trained_run / model).artifacts for model in ("cnn", "stn")]
+    listed = [NetworkDirectory(trained_run / model).artifacts for model in ("cnn", "stn")]
     assert len(re.findall(" equal$", out, re.MULTILINE)) == sum(map(len, listed))
     assert "stn/matmul-fp32" in out
 
 
 def test_a_run_against_a_spoiled_and_a_missing_artifact(
-    trained_run: Path, run: Path, stn: ModelDirectory, capsys: pytest.CaptureFixture[str]
+    trained_run: Path, run: Path, stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]
 ):
     entry, path = stn.artifacts["matmul-fp32"], stn.path / "matmul-fp32.onnx"
     move_a_bias(path, path)

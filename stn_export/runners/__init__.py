@@ -4,8 +4,8 @@ A runner is one class and one row of ``RUNNERS``. Everything runs with as many t
 row says otherwise.
 """
 
-from stn_export.runners.base import FLOAT, Runner, Step
+from stn_export.runners.base import Runner, Step
 from stn_export.runners.onnx_runtime import OnnxRuntime
 from stn_export.runners.registry import RUNNERS, RunnerSpec
 
-__all__ = ["FLOAT", "RUNNERS", "OnnxRuntime", "Runner", "RunnerSpec", "Step"]
+__all__ = ["RUNNERS", "OnnxRuntime", "Runner", "RunnerSpec", "Step"]

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stn_export.config import CONTRACTS, OUTPUT_NAME
 from stn_export.errors import UserError
-
-FLOAT = CONTRACTS["float"].as_dict()
+from stn_export.program.specs import Arrays, Contract
 
 
 @dataclass(frozen=True)
@@ -66,71 +64,75 @@ class EventClock:
 
 
 class Runner(ABC):
-    """One artifact loaded on one device (``cpu`` or ``cuda``), fed as its input contract says.
+    """One artifact loaded on one device (``cpu`` or ``cuda``), fed as its contract says.
 
-    ``options`` are the settings pinned beside threads and TF32; ``threads`` how many of the CPU's it may use;
-    ``inputs_lie`` where ``bind`` puts its images.
+    Inputs and outputs are arrays by name. ``options`` are the settings pinned beside threads and TF32; ``threads`` how
+    many of the CPU's it may use; ``inputs_lie`` where ``bind`` puts its inputs.
     """
 
     inputs_lie = "in place"
 
-    def __init__(self, path: Path, device: str, contract: dict, tf32: bool = False) -> None:
-        self.device, self.tf32 = device, tf32
-        self.dtype = np.dtype(contract["dtype"])
-        self.batch = contract["shape"][0] if isinstance(contract["shape"][0], int) else None
-        self.shape = tuple(contract["shape"][1:])
+    def __init__(self, path: Path, device: str, contract: Contract, tf32: bool = False) -> None:
+        self.device, self.contract, self.tf32 = device, contract, tf32
+        self.outputs = tuple(spec.name for spec in contract.outputs)
         self.options: dict[str, object] = {}
         self.threads = torch.get_num_threads()
         self.stream = self.open_stream() if device == "cuda" else None
         self.events = EventClock(self.stream) if self.stream is not None else None
         self.load(path)
 
-    def infer(self, images: np.ndarray) -> np.ndarray:
-        """Log-probabilities, N×10 float32, of a batch that keeps to the input contract.
+    def infer(self, feeds: Arrays) -> Arrays:
+        """The outputs for inputs that keep to the contract.
 
         Raises:
-            UserError: for another shape or type, an empty batch, or numbers that are not finite: ONNX Runtime's and
-                OpenVINO's kernels lose a NaN on the way and would give a confident answer.
+            UserError: for other names, shapes or types, an empty batch, or numbers that are not finite: ONNX Runtime's
+                and OpenVINO's kernels lose a NaN on the way and would give a confident answer.
         """
-        fits = self.batch in (None, len(images)) and len(images) > 0
-        if images.dtype != self.dtype or images.shape[1:] != self.shape or images.ndim != 4 or not fits:
-            wanted = "×".join(map(str, (self.batch or "N", *self.shape)))
-            raise UserError(
-                f"a batch of {images.dtype} {images.shape} cannot be classified",
-                f"give at least one image, as {self.dtype} of shape {wanted}",
-            )
-        if not np.isfinite(images).all():
-            raise UserError("a batch that is not finite cannot be classified", "leave out images with NaN or infinity")
-        return self.infer_impl(np.ascontiguousarray(images))
+        self.check(feeds)
+        return self.infer_impl(feeds)
 
-    def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """What ``infer`` gives, and what led to it as far as the format lets one look inside; see ``probes``."""
-        return {OUTPUT_NAME: self.infer(images)}
+    def check(self, feeds: Arrays) -> None:
+        """Refuse what ``infer`` refuses."""
+        for spec in self.contract.inputs:
+            array = feeds.get(spec.name)
+            if array is None or array.dtype != np.dtype(spec.dtype) or not spec.fits(array.shape):
+                found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+                raise UserError(f"input {spec.name} cannot be {found}", f"give at least one example, as {spec.text}")
+            if spec.is_float and not np.isfinite(array).all():
+                raise UserError(f"input {spec.name} is not finite", "leave out examples with NaN or infinity")
+        sizes = {len(feeds[spec.name]) for spec in self.contract.inputs if spec.batched}
+        if len(sizes) > 1:
+            raise UserError(f"inputs hold different numbers of examples: {sorted(sizes)}", "give as many of each")
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """The parameters that can be read off the artifact, by their names in the checkpoint."""
+    def points(self, feeds: Arrays) -> Arrays:
+        """What ``infer`` gives, and the points of the sites that led to it as far as the format shows them."""
+        return self.infer(feeds)
+
+    def weights(self) -> Arrays:
+        """The parameters that can be read off the artifact, by their names in the program."""
         return {}
 
-    def forced_points(self, images: np.ndarray, theta: list[list[float]], true: dict) -> dict[str, np.ndarray] | None:
-        """``points`` with every image's theta replaced, where the format lets one do that; else None.
+    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray) -> Arrays | None:
+        """``points`` with one site's theta replaced, where the format lets one do that; else None.
 
         Args:
-            images: as ``infer`` takes them.
-            theta: 2×3.
-            true: what the points should be, for graphs whose theta is folded into the grid.
+            feeds: as ``infer`` takes them.
+            site: its name.
+            theta: 2×3, for every image.
+            grid: H×W×2, what theta gives there: for files whose theta is folded into the grid.
         """
         return None
 
-    def bind(self, *batches: np.ndarray) -> Step:
-        """A step that classifies batches of one size already in place on the device, in turn, and waits.
+    def bind(self, *batches: Arrays) -> Step:
+        """A step that runs batches of one size already in place on the device, in turn, and waits.
 
         It keeps alive all that it needs, and returns what ``read`` takes.
         """
-        return in_turn([self.bind_one(images) for images in batches])
+        return in_turn([self.bind_one(feeds) for feeds in batches])
 
-    def request(self, *batches: np.ndarray) -> Step:
-        """A step as a caller sees it: a host array in, a host array out, copies included; batches in turn."""
-        return in_turn([Step(partial(self.infer_impl, images)) for images in batches])
+    def request(self, *batches: Arrays) -> Step:
+        """A step as a caller sees it: host arrays in, host arrays out, copies included; batches in turn."""
+        return in_turn([Step(partial(self.infer_impl, feeds)) for feeds in batches])
 
     def open_stream(self) -> "torch.cuda.Stream | None":
         """The stream that steps are queued on, where it can be had."""
@@ -145,13 +147,18 @@ class Runner(ABC):
         """Read the artifact and make it ready to run."""
 
     @abstractmethod
-    def infer_impl(self, images: np.ndarray) -> np.ndarray:
+    def infer_impl(self, feeds: Arrays) -> Arrays:
         """``infer`` after the checks."""
 
     @abstractmethod
-    def bind_one(self, images: np.ndarray) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step:
         """``bind`` for one batch."""
 
     @abstractmethod
-    def read(self, result: object) -> np.ndarray:
-        """The log-probabilities in what a bound step returned."""
+    def read(self, result: object) -> Arrays:
+        """The outputs in what a bound step returned."""
+
+
+def shapes_of(feeds: Arrays) -> tuple[tuple[int, ...], ...]:
+    """What a compiled or captured call is made for."""
+    return tuple(array.shape for array in feeds.values())

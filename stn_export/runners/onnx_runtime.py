@@ -11,10 +11,9 @@ import onnxruntime
 import torch
 from onnxruntime import OrtValue
 
-from stn_export.challenges import force_onnx_theta
-from stn_export.config import INPUT_NAME, OUTPUT_NAME
-from stn_export.probes import PIXELS_PER_UNIT, in_pixels, onnx_weights, with_points
-from stn_export.runners.base import Runner, Step
+from stn_export.graphs.points import point_values, weights_of, with_input, with_outputs
+from stn_export.program.specs import Arrays, TensorSpec
+from stn_export.runners.base import Runner, Step, shapes_of
 
 GRAPH_WARM_UPS = 3  # ONNX Runtime captures after two ordinary runs
 OURS = "ours"  # instead of a stream's address, which differs from run to run
@@ -55,70 +54,90 @@ class OnnxRuntime(Runner):
         return session
 
     @cached_property
-    def probe(self) -> tuple[onnx.ModelProto, dict[str, str]]:
-        """A copy of the model that gives all points, and their names."""
-        return with_points(onnx.load(self.path))
+    def model(self) -> onnx.ModelProto:
+        """The file's content."""
+        return onnx.load(self.path)
+
+    @cached_property
+    def shown(self) -> dict[str, str]:
+        """The values that are points of sites, by point, then the outputs."""
+        return point_values(self.model) | {name: name for name in self.outputs}
 
     @cached_property
     def probe_session(self) -> onnxruntime.InferenceSession:
-        """A session of that copy."""
-        return self.open_probe(self.probe[0])
+        """A session of a copy that gives all points."""
+        return self.open_probe(self.model)
 
     def open_probe(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-        """A session that ``run`` can be called on."""
-        return self.open_session(model.SerializeToString(), self.provider_options())
+        """A session that ``run`` can be called on and that gives all points."""
+        probed = with_outputs(model, list(self.shown.values()))
+        return self.open_session(probed.SerializeToString(), self.provider_options())
 
-    def weights(self) -> dict[str, np.ndarray]:
-        return onnx_weights(self.probe[0])
+    def weights(self) -> Arrays:
+        return weights_of(self.model)
 
-    def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        return self._points_of(self.probe_session, images)
+    def points(self, feeds: Arrays) -> Arrays:
+        self.check(feeds)
+        return self._points_of(self.probe_session, feeds, self.shown)
 
-    def forced_points(self, images: np.ndarray, theta: list[list[float]], true: dict) -> dict[str, np.ndarray] | None:
-        forced = force_onnx_theta(self.probe[0], theta, true["grid"][0] / PIXELS_PER_UNIT)
-        if forced is None:
-            return None
-        return self._points_of(self.open_probe(forced), images)
+    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray) -> Arrays | None:
+        for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
+            name = self.shown.get(point)
+            if name is not None and name not in feeds:
+                usual = self.points(feeds)[point]
+                fed = np.ascontiguousarray(np.broadcast_to(value, usual.shape).astype(usual.dtype))
+                shown = {other: each for other, each in self.shown.items() if other != point}
+                session = self.open_probe(with_input(self.model, name))
+                return {point: fed} | self._points_of(session, feeds | {name: fed}, shown)
+        return None
 
-    def _points_of(self, session: onnxruntime.InferenceSession, images: np.ndarray) -> dict[str, np.ndarray]:
-        names = self.probe[1]
-        values = session.run(list(names.values()), {INPUT_NAME: images})
-        return in_pixels(dict(zip(names, values, strict=True)))
+    @staticmethod
+    def _points_of(session: onnxruntime.InferenceSession, feeds: Arrays, shown: dict[str, str]) -> Arrays:
+        computed = {point: name for point, name in shown.items() if name not in feeds}
+        values = session.run(list(computed.values()), feeds)
+        found = dict(zip(computed, values, strict=True))
+        return {point: found[point] if point in found else feeds[name] for point, name in shown.items()}
 
-    def infer_impl(self, images: np.ndarray) -> np.ndarray:
-        return self.session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
+    def infer_impl(self, feeds: Arrays) -> Arrays:
+        return dict(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
 
-    def bind_one(self, images: np.ndarray) -> Step:
-        return self.step(self.place(images, self.run_options).run)
+    def bind_one(self, feeds: Arrays) -> Step:
+        return self.step(self.place(feeds, self.run_options).run)
 
-    def place(self, images: np.ndarray, run_options: onnxruntime.RunOptions | None) -> "Placed":
-        """A batch and room for its log-probabilities on the device, bound to the session."""
-        classes = self.session.get_outputs()[0].shape[1]
-        inputs = OrtValue.ortvalue_from_numpy(images, self.device)
-        output = OrtValue.ortvalue_from_numpy(np.zeros((len(images), classes), np.float32), self.device)
+    def place(self, feeds: Arrays, run_options: onnxruntime.RunOptions | None) -> "Placed":
+        """A batch and room for its outputs on the device, bound to the session."""
+        inputs = {name: OrtValue.ortvalue_from_numpy(array, self.device) for name, array in feeds.items()}
+        room = {name: np.zeros_like(array) for name, array in self.infer_plainly(feeds).items()}
+        outputs = {name: OrtValue.ortvalue_from_numpy(array, self.device) for name, array in room.items()}
         binding = self.session.io_binding()
-        binding.bind_ortvalue_input(INPUT_NAME, inputs)
-        binding.bind_ortvalue_output(OUTPUT_NAME, output)
-        return Placed(self.session, binding, inputs, output, run_options)
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        return Placed(self.session, binding, inputs, outputs, run_options)
 
-    def read(self, result: OrtValue) -> np.ndarray:
-        return result.numpy()
+    def infer_plainly(self, feeds: Arrays) -> Arrays:
+        """The outputs by an ordinary run, whatever the session is made for."""
+        return self.infer_impl(feeds)
+
+    def read(self, result: dict[str, OrtValue]) -> Arrays:
+        return {name: value.numpy() for name, value in result.items()}
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A session with an input and an output bound to it."""
+    """A session with inputs and outputs bound to it."""
 
     session: onnxruntime.InferenceSession
     binding: onnxruntime.IOBinding
-    inputs: OrtValue
-    output: OrtValue
+    inputs: dict[str, OrtValue]
+    outputs: dict[str, OrtValue]
     run_options: onnxruntime.RunOptions | None
 
-    def run(self) -> OrtValue:
-        """The output, once it is computed; with ``not_waiting`` options it may be computed later."""
+    def run(self) -> dict[str, OrtValue]:
+        """The outputs, once they are computed; with ``not_waiting`` options they may be computed later."""
         self.session.run_with_iobinding(self.binding, self.run_options)
-        return self.output
+        return self.outputs
 
 
 def not_waiting(**entries: str) -> onnxruntime.RunOptions:
@@ -145,37 +164,43 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
     def load(self, path: Path) -> None:
         super().load(path)
         self.graphs = 0
-        self.captured: dict[tuple[int, ...], Placed] = {}
+        self.captured: dict[tuple, Placed] = {}
 
     def provider_options(self) -> dict[str, str]:
         return super().provider_options() | {"enable_cuda_graph": "1"}
 
     def open_probe(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-        return self.open_session(model.SerializeToString(), super().provider_options())
+        probed = with_outputs(model, list(self.shown.values()))
+        return self.open_session(probed.SerializeToString(), super().provider_options())
 
-    def capture(self, images: np.ndarray) -> Placed:
+    def infer_plainly(self, feeds: Arrays) -> Arrays:
+        return {name: array for name, array in super().points(feeds).items() if name in self.outputs}
+
+    def capture(self, feeds: Arrays) -> Placed:
         """A batch whose run is recorded: afterwards it is replayed."""
         self.graphs += 1
-        placed = self.place(images, not_waiting(gpu_graph_id=str(self.graphs)))
+        placed = self.place(feeds, not_waiting(gpu_graph_id=str(self.graphs)))
         for _ in range(GRAPH_WARM_UPS):
             placed.run()
         self.stream.synchronize()
         return placed
 
-    def infer_impl(self, images: np.ndarray) -> np.ndarray:
-        if images.shape not in self.captured:
-            self.captured[images.shape] = self.capture(images)
-        placed = self.captured[images.shape]
-        placed.inputs.update_inplace(images)
+    def infer_impl(self, feeds: Arrays) -> Arrays:
+        key = shapes_of(feeds)
+        if key not in self.captured:
+            self.captured[key] = self.capture(feeds)
+        placed = self.captured[key]
+        for name, array in feeds.items():
+            placed.inputs[name].update_inplace(array)
         placed.run()
         self.stream.synchronize()
-        return placed.output.numpy()
+        return self.read(placed.outputs)
 
-    def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        return super().points(images) | {OUTPUT_NAME: self.infer(images)}
+    def points(self, feeds: Arrays) -> Arrays:
+        return super().points(feeds) | self.infer(feeds)
 
-    def bind_one(self, images: np.ndarray) -> Step:
-        return self.step(self.capture(images).run)
+    def bind_one(self, feeds: Arrays) -> Step:
+        return self.step(self.capture(feeds).run)
 
 
 class TensorRt(OnnxRuntimeStream):
@@ -185,12 +210,17 @@ class TensorRt(OnnxRuntimeStream):
     PROFILE = {"min": 1, "opt": 64, "max": 8192}
 
     def provider_options(self) -> dict[str, str]:
-        size = "x".join(map(str, self.shape))
         shapes = {
-            f"trt_profile_{bound}_shapes": f"{INPUT_NAME}:{self.batch or batch}x{size}"
+            f"trt_profile_{bound}_shapes": ",".join(
+                f"{spec.name}:{_sizes(spec, batch)}" for spec in self.contract.inputs
+            )
             for bound, batch in self.PROFILE.items()
         }
         return shapes | {"trt_engine_cache_enable": "0"}
+
+
+def _sizes(spec: TensorSpec, batch: int) -> str:
+    return "x".join(str(size if isinstance(size, int) else batch if size == "N" else 32) for size in spec.shape)
 
 
 class OnnxRuntimeDefault(OnnxRuntime):
@@ -209,8 +239,8 @@ class OnnxRuntimeDefault(OnnxRuntime):
     def open_session(self, model: Path | bytes, provider_options: dict[str, str]) -> onnxruntime.InferenceSession:
         return self._checked(model, {}, None)
 
-    def bind_one(self, images: np.ndarray) -> Step:
-        return Step(partial(self.infer_impl, images))
+    def bind_one(self, feeds: Arrays) -> Step:
+        return Step(partial(self.infer_impl, feeds))
 
-    def read(self, result: np.ndarray) -> np.ndarray:
+    def read(self, result: Arrays) -> Arrays:
         return result

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stn_export.config import INPUT_NAME, OUTPUT_NAME
+from stn_export.program.specs import Arrays
 from stn_export.runners.base import Runner, Step
 
 
@@ -20,19 +20,23 @@ class OpenVino(Runner):
         compiled = core.compile_model(core.read_model(path), "CPU", self.options | threads)
         self.inference = compiled.create_infer_request()
 
-    def infer_impl(self, images: np.ndarray) -> np.ndarray:
-        return self.inference.infer({INPUT_NAME: images})[OUTPUT_NAME].copy()
+    def infer_impl(self, feeds: Arrays) -> Arrays:
+        results = self.inference.infer(feeds)
+        return {name: results[name].copy() for name in self.outputs}
 
-    def bind_one(self, images: np.ndarray) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step:
         import openvino
 
-        tensor = openvino.Tensor(images)  # a copy: shared memory would not be kept alive
+        tensors = {
+            name: openvino.Tensor(array) for name, array in feeds.items()
+        }  # shared memory would not be kept alive
 
         def run() -> Mapping[str, np.ndarray]:
-            self.inference.set_tensor(INPUT_NAME, tensor)
+            for name, tensor in tensors.items():
+                self.inference.set_tensor(name, tensor)
             return self.inference.infer()
 
         return Step(run)
 
-    def read(self, result: Mapping[str, np.ndarray]) -> np.ndarray:
-        return result[OUTPUT_NAME]
+    def read(self, result: Mapping[str, np.ndarray]) -> Arrays:
+        return {name: np.array(result[name]) for name in self.outputs}

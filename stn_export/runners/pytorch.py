@@ -9,25 +9,25 @@ from types import FunctionType
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
-from stn_export.challenges import force_theta
-from stn_export.checkpoint import load_checkpoint
-from stn_export.probes import eager_points
-from stn_export.runners.base import Runner, Step
-from stn_export.torch_files import load_pt2, load_torchscript
+from stn_export.program.program import Program, load_program
+from stn_export.program.specs import Arrays, Contract
+from stn_export.runners.base import Runner, Step, shapes_of
+from stn_export.runners.torch_files import load_torchscript
 
 GRAPH_WARM_UPS = 3  # calls on a side stream before capture, as PyTorch's own example makes them
 
 
 class TorchRunner(Runner):
-    """A module called by PyTorch in inference mode on the current stream.
+    """A module called by PyTorch in inference mode on the current stream; it takes its inputs by position.
 
     TF32 and cuDNN's search are PyTorch's global settings: the last one opened pins them.
     """
 
-    module: Callable[[Tensor], Tensor]
+    module: Callable[..., object]
 
-    def __init__(self, path: Path, device: str, contract: dict, tf32: bool = False) -> None:
+    def __init__(self, path: Path, device: str, contract: Contract, tf32: bool = False) -> None:
         super().__init__(path, device, contract, tf32)
         self.pin()
         if device == "cuda":
@@ -47,70 +47,92 @@ class TorchRunner(Runner):
     def open_stream(self) -> torch.cuda.Stream:
         return torch.cuda.current_stream()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The log-probabilities of a batch on the device."""
+    def place(self, feeds: Arrays) -> list[Tensor]:
+        """The inputs on the device, in the contract's order."""
+        return [torch.from_numpy(feeds[spec.name]).to(self.device) for spec in self.contract.inputs]
+
+    def forward(self, inputs: list[Tensor]) -> object:
+        """What the module gives for inputs on the device."""
         with torch.inference_mode():
-            return self.module(inputs)
+            return self.module(*inputs)
 
-    def infer_impl(self, images: np.ndarray) -> np.ndarray:
-        return self.read(self.forward(torch.from_numpy(images).to(self.device)))
+    def infer_impl(self, feeds: Arrays) -> Arrays:
+        return self.read(self.forward(self.place(feeds)))
 
-    def bind_one(self, images: np.ndarray) -> Step:
-        inputs = torch.from_numpy(images).to(self.device)
+    def bind_one(self, feeds: Arrays) -> Step:
+        inputs = self.place(feeds)
         return self.step(lambda: self.forward(inputs))
 
-    def read(self, result: Tensor) -> np.ndarray:
-        return result.detach().cpu().numpy()
+    def read(self, result: object) -> Arrays:
+        leaves = (leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+        return {name: leaf.detach().cpu().numpy() for name, leaf in zip(self.outputs, leaves, strict=True)}
 
 
-class Checkpoint(TorchRunner):
-    """The trained network itself."""
+class OfProgram(TorchRunner):
+    """The network itself: its own code where that can be imported, else the captured graph."""
+
+    program: Program
 
     def load(self, path: Path) -> None:
-        self.module = load_checkpoint(path).model.to(self.device)
+        self.program = load_program(path, self.contract)
+        own = self.program.own_module()
+        self.options = {"code": "the module's own" if not isinstance(own, str) else f"the captured graph: {own}"}
+        self.module = (self.program.module if isinstance(own, str) else own).to(self.device)
 
 
-class Eager(Checkpoint):
+class Captured(TorchRunner):
+    """A ``torch.export`` file, run by PyTorch's interpreter of its graph, which can be looked into."""
+
+    def load(self, path: Path) -> None:
+        self.program = load_program(path, self.contract)
+        self.module = self.program.module.to(self.device)
+
+    def points(self, feeds: Arrays) -> Arrays:
+        self.check(feeds)
+        return _arrays(self.program.points(self.place(feeds)))
+
+    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray) -> Arrays | None:
+        forced = {f"{site}/theta": torch.from_numpy(theta.astype(np.float32)).to(self.device)}
+        return _arrays(self.program.points(self.place(feeds), forced))
+
+
+def _arrays(points: dict[str, Tensor]) -> Arrays:
+    return {name: value.cpu().numpy() for name, value in points.items()}
+
+
+class Eager(OfProgram):
     """The network as it stands."""
 
-    def points(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        return eager_points(self.module, torch.from_numpy(images).to(self.device))
 
-    def forced_points(self, images: np.ndarray, theta: list[list[float]], true: dict) -> dict[str, np.ndarray] | None:
-        if not hasattr(self.module, "transformer"):
-            return None
-        return eager_points(force_theta(self.module, theta), torch.from_numpy(images).to(self.device))
-
-
-class EagerAutograd(Checkpoint):
+class EagerAutograd(OfProgram):
     """The network as PyTorch runs it when nothing is said: recording gradients, TF32 in convolutions only."""
 
     def load(self, path: Path) -> None:
         super().load(path)
         self.module.requires_grad_(True)
-        self.options = {"inference_mode": False}
+        self.options |= {"inference_mode": False}
 
     def pin(self) -> None:
         super().pin()
         torch.backends.cuda.matmul.allow_tf32 = False
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.module(inputs)
+    def forward(self, inputs: list[Tensor]) -> object:
+        return self.module(*inputs)
 
 
-def own_code(module: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def own_code(module: Callable[..., object]) -> Callable[..., object]:
     """A function that calls ``module`` and shares its code with no other.
 
     ``torch.compile`` keeps what it compiles by code object, and looks through all of it at each call, up to a limit.
     """
 
-    def call(inputs: Tensor) -> Tensor:
-        return module(inputs)
+    def call(*inputs: Tensor) -> object:
+        return module(*inputs)
 
     return FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
 
 
-class Compiled(Checkpoint):
+class Compiled(OfProgram):
     """``torch.compile``, anew for every batch size; a graph break is an error."""
 
     SETTINGS = {"backend": "inductor", "mode": "default", "fullgraph": True, "dynamic": False}
@@ -120,31 +142,31 @@ class Compiled(Checkpoint):
         torch._inductor.config.compile_threads = 1  # no idle workers beside what is timed
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA_HOME without a GPU is no news
         self.module = torch.compile(own_code(self.module), **self.SETTINGS)
-        self.options = dict(self.SETTINGS)
+        self.options |= self.SETTINGS
 
 
 @dataclass(frozen=True)
-class Captured:
+class Graph:
     """A CUDA graph with the buffers it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: Tensor
-    output: Tensor
+    inputs: list[Tensor]
+    output: object
 
-    def replay(self) -> Tensor:
+    def replay(self) -> object:
         """Queue it on the current stream."""
         self.graph.replay()
         return self.output
 
 
-class CudaGraph(Checkpoint):
+class CudaGraph(OfProgram):
     """The network captured once for each batch size, then replayed."""
 
     def load(self, path: Path) -> None:
         super().load(path)
-        self.captured: dict[tuple[int, ...], Captured] = {}
+        self.captured: dict[tuple, Graph] = {}
 
-    def capture(self, inputs: Tensor) -> Captured:
+    def capture(self, inputs: list[Tensor]) -> Graph:
         """A graph that reads ``inputs``."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -155,17 +177,19 @@ class CudaGraph(Checkpoint):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = self.forward(inputs)
-        return Captured(graph, inputs, output)
+        return Graph(graph, inputs, output)
 
-    def infer_impl(self, images: np.ndarray) -> np.ndarray:
-        if images.shape not in self.captured:
-            self.captured[images.shape] = self.capture(torch.from_numpy(images).to(self.device))
-        captured = self.captured[images.shape]
-        captured.inputs.copy_(torch.from_numpy(images))
+    def infer_impl(self, feeds: Arrays) -> Arrays:
+        key = shapes_of(feeds)
+        if key not in self.captured:
+            self.captured[key] = self.capture(self.place(feeds))
+        captured = self.captured[key]
+        for target, source in zip(captured.inputs, self.place(feeds), strict=True):
+            target.copy_(source)
         return self.read(captured.replay())
 
-    def bind_one(self, images: np.ndarray) -> Step:
-        return self.step(self.capture(torch.from_numpy(images).to(self.device)).replay)
+    def bind_one(self, feeds: Arrays) -> Step:
+        return self.step(self.capture(self.place(feeds)).replay)
 
 
 class TorchScript(TorchRunner):
@@ -173,13 +197,6 @@ class TorchScript(TorchRunner):
 
     def load(self, path: Path) -> None:
         self.module = load_torchscript(path, self.device)
-
-
-class ExportedProgram(TorchRunner):
-    """A ``torch.export`` file, run by PyTorch's interpreter of its graph."""
-
-    def load(self, path: Path) -> None:
-        self.module = load_pt2(path).to(self.device)
 
 
 class AotInductor(TorchRunner):

@@ -10,9 +10,9 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from stn_export.artifacts import Artifact
-from stn_export.config import DEFAULT_EXPORT
-from stn_export.runners.base import FLOAT, Runner
+from stn_export.artifacts.manifest import Artifact
+from stn_export.program.specs import Contract
+from stn_export.runners.base import Runner
 from stn_export.runners.onnx_runtime import (
     OnnxRuntime,
     OnnxRuntimeDefault,
@@ -23,11 +23,11 @@ from stn_export.runners.onnx_runtime import (
 from stn_export.runners.open_vino import OpenVino
 from stn_export.runners.pytorch import (
     AotInductor,
+    Captured,
     Compiled,
     CudaGraph,
     Eager,
     EagerAutograd,
-    ExportedProgram,
     TorchScript,
 )
 
@@ -74,7 +74,7 @@ class RunnerSpec:
     name: str
     format: str
     device: str
-    load: Callable[[Path, str, dict, bool], Runner]
+    load: Callable[[Path, str, Contract, bool], Runner]
     unavailable: Callable[[], str] = lambda: ""
     tf32: bool = False
     lowering: str | None = None
@@ -86,7 +86,7 @@ class RunnerSpec:
         """Whether opening it for another batch size takes seconds or minutes."""
         return self.verify_batch is not None
 
-    def open(self, path: Path, contract: dict = FLOAT) -> Runner:
+    def open(self, path: Path, contract: Contract) -> Runner:
         """The runner of the artifact at ``path``."""
         return self.load(path, self.device, contract, self.tf32)
 
@@ -101,42 +101,43 @@ class RunnerSpec:
             return "not all of it runs on the GPU: no CUDA graph"
         return ""
 
-    def verified_as(self, contract: dict) -> dict:
-        """The input contract that the runner is verified under."""
-        batch = self.verify_batch or contract["shape"][0]
-        return contract | {"shape": [batch, *contract["shape"][1:]]}
+    def verified_as(self, contract: Contract) -> Contract:
+        """The contract that the runner is verified under."""
+        return contract.with_batch(self.verify_batch) if self.verify_batch and contract.batch is None else contract
 
     def tolerance_of(self, precision: str) -> str:
         """The row of ``TOLERANCES`` for an artifact of this precision in this runner."""
         return "tf32" if self.tf32 and precision == "fp32" else precision
 
 
+DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said
+
 RUNNERS = (
-    RunnerSpec("eager-cpu", "checkpoint", "cpu", Eager),
+    RunnerSpec("eager-cpu", "pt2", "cpu", Eager),
     RunnerSpec("torchscript-cpu", "torchscript", "cpu", TorchScript),
-    RunnerSpec("pt2-cpu", "pt2", "cpu", ExportedProgram),
+    RunnerSpec("pt2-cpu", "pt2", "cpu", Captured),
     RunnerSpec("aotinductor-cpu", "aotinductor", "cpu", AotInductor),
     RunnerSpec("onnxruntime-cpu", "onnx", "cpu", OnnxRuntime),
     RunnerSpec("openvino-cpu", "onnx", "cpu", OpenVino, _no_openvino),
-    RunnerSpec("compiled-cpu", "checkpoint", "cpu", Compiled, _no_compiler, verify_batch=64),
-    RunnerSpec("eager-autograd-cpu", "checkpoint", "cpu", EagerAutograd),
+    RunnerSpec("compiled-cpu", "pt2", "cpu", Compiled, _no_compiler, verify_batch=64),
+    RunnerSpec("eager-autograd-cpu", "pt2", "cpu", EagerAutograd),
     RunnerSpec("onnxruntime-default-cpu", "onnx", "cpu", OnnxRuntimeDefault, lowering=DEFAULT_EXPORT),
-    RunnerSpec("eager-cuda", "checkpoint", "cuda", Eager, no_gpu),
-    RunnerSpec("compiled-cuda", "checkpoint", "cuda", Compiled, _no_triton, verify_batch=64),
-    RunnerSpec("cudagraph-cuda", "checkpoint", "cuda", CudaGraph, no_gpu),
+    RunnerSpec("eager-cuda", "pt2", "cuda", Eager, no_gpu),
+    RunnerSpec("compiled-cuda", "pt2", "cuda", Compiled, _no_triton, verify_batch=64),
+    RunnerSpec("cudagraph-cuda", "pt2", "cuda", CudaGraph, no_gpu),
     RunnerSpec("torchscript-cuda", "torchscript", "cuda", TorchScript, no_gpu),
-    RunnerSpec("pt2-cuda", "pt2", "cuda", ExportedProgram, no_gpu),
+    RunnerSpec("pt2-cuda", "pt2", "cuda", Captured, no_gpu),
     RunnerSpec("aotinductor-cuda", "aotinductor-cuda", "cuda", AotInductor, no_gpu),
     RunnerSpec("onnxruntime-cuda", "onnx", "cuda", OnnxRuntime, _no_cuda_provider),
     RunnerSpec("onnxruntime-stream-cuda", "onnx", "cuda", OnnxRuntimeStream, _no_cuda_provider),
     RunnerSpec("onnxruntime-graph-cuda", "onnx", "cuda", OnnxRuntimeGraph, _no_cuda_provider, captures=True),
-    RunnerSpec("eager-cuda-tf32", "checkpoint", "cuda", Eager, no_gpu, tf32=True),
-    RunnerSpec("cudagraph-cuda-tf32", "checkpoint", "cuda", CudaGraph, no_gpu, tf32=True),
+    RunnerSpec("eager-cuda-tf32", "pt2", "cuda", Eager, no_gpu, tf32=True),
+    RunnerSpec("cudagraph-cuda-tf32", "pt2", "cuda", CudaGraph, no_gpu, tf32=True),
     RunnerSpec("torchscript-cuda-tf32", "torchscript", "cuda", TorchScript, no_gpu, tf32=True),
     RunnerSpec("onnxruntime-cuda-tf32", "onnx", "cuda", OnnxRuntime, _no_cuda_provider, tf32=True),
     RunnerSpec("onnxruntime-graph-cuda-tf32", "onnx", "cuda", OnnxRuntimeGraph, _no_cuda_provider, True, captures=True),
     RunnerSpec("onnxruntime-tensorrt-cuda-tf32", "onnx", "cuda", TensorRt, _no_tensorrt, tf32=True),
-    RunnerSpec("eager-autograd-cuda", "checkpoint", "cuda", EagerAutograd, no_gpu, tf32=True),
+    RunnerSpec("eager-autograd-cuda", "pt2", "cuda", EagerAutograd, no_gpu, tf32=True),
     RunnerSpec(
         "onnxruntime-default-cuda",
         "onnx",

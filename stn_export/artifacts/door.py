@@ -1,0 +1,80 @@
+"""How a network comes into a run, whoever made it: its program, what it is tried on, and what it is."""
+
+import os
+from pathlib import Path
+
+from stn_export.artifacts.environment import describe, versions
+from stn_export.artifacts.examples import EXAMPLES_FILE, Examples
+from stn_export.artifacts.files import fingerprint, sha256_of, write_atomically, write_if_changed
+from stn_export.artifacts.manifest import PROGRAM, PROGRAM_FILE, SUBJECT, Artifact, Facts, NetworkDirectory
+from stn_export.program.program import Program
+
+
+def write_examples(run: Path, examples: Examples) -> Path:
+    """Write what a run's networks are tried on, unless it is there already."""
+    path = run / EXAMPLES_FILE
+    write_if_changed(path, examples.to_bytes())
+    return path
+
+
+def enter(
+    directory: NetworkDirectory,
+    program: Program,
+    examples: Path,
+    *,
+    label: str,
+    role: str = SUBJECT,
+    note: str = "",
+    source: str = "",
+    classes: tuple[str, ...] = (),
+    parent_sha256: str | None = None,
+) -> Artifact:
+    """Put a captured network into a run; whatever was exported from an older program of it is stale from now on.
+
+    Args:
+        directory: where it goes.
+        program: the network.
+        examples: the file of ``write_examples``.
+        label: what people call it.
+        role: what it is to the others of its run.
+        note: a sentence on what it is.
+        source: where the examples are from, in words.
+        classes: names in label order.
+        parent_sha256: of the checkpoint that it was captured from.
+    """
+    path = directory.path / PROGRAM_FILE
+    write_atomically(path, program.to_bytes({"label": label, "classes": list(classes)}))
+    file = Path(os.path.relpath(examples, directory.path)).as_posix()
+    directory.describe(
+        Facts(
+            label=label,
+            role=role,
+            note=note,
+            sites=tuple(site.as_dict() for site in program.sites),
+            parameters=program.parameters,
+            multiply_adds=program.multiply_adds(),
+            examples={"file": file, "sha256": sha256_of(examples), "source": source},
+            classes=classes,
+        )
+    )
+    return directory.add(
+        Artifact(
+            name=PROGRAM,
+            file=path.name,
+            network=directory.name,
+            format="pt2",
+            sha256=sha256_of(path),
+            contract=program.contract,
+            parent_sha256=parent_sha256,
+            settings=program_settings(program),
+            details={"bytes": path.stat().st_size},
+            environment=describe(),
+        )
+    )
+
+
+def program_settings(program: Program) -> dict:
+    """What a program depends on beside the module that it was captured from."""
+    found = versions()
+    stamp = fingerprint(f"{name}={found[name]}".encode() for name in ("torch", "stn_export"))[:16]
+    return {"contract": program.contract.as_dict(), "origin": dict(program.origin), "versions": stamp}

@@ -1,0 +1,120 @@
+"""What a run's networks are tried on: a tensor file that travels with the run.
+
+Inputs are kept as the networks take them, but pictures whose normalisation is known as bytes. Where there are labels,
+they are whole numbers, one an example.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stn_export.artifacts.files import load_tensors, serialise
+from stn_export.errors import UserError
+from stn_export.program.specs import Batch, Contract
+
+EXAMPLES_FILE = "examples.pt"
+SCHEMA = "stn_export/examples/1"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs by name.
+
+    Attributes:
+        inputs: those in ``batched`` hold one example a row, the others are the same for all.
+        batched: the names of those inputs.
+        labels: int64, one an example, or None.
+        classes: their names in label order, or none.
+        calibration: inputs that ranges for int8 are taken from; by default the examples themselves.
+        source: where they are from, in words.
+    """
+
+    inputs: dict[str, Tensor]
+    batched: tuple[str, ...]
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    calibration: dict[str, Tensor] = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse inputs of different lengths.
+
+        Raises:
+            UserError: naming them.
+        """
+        lengths = {name: len(self.inputs[name]) for name in self.batched}
+        if self.labels is not None:
+            lengths["labels"] = len(self.labels)
+        if len(set(lengths.values())) > 1 or not all(lengths.values()):
+            said = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise UserError(
+                f"examples differ in number, or there are none: {said}", "give as many of each, at least one"
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs[self.batched[0]]) if self.batched else 1
+
+    def rows(self, chosen: slice | Sequence[int] | Tensor) -> Batch:
+        """Some of the examples."""
+        return _rows(self.inputs, self.batched, chosen)
+
+    def take(self, count: int) -> Batch:
+        """The first ``count``; they come round again where there are fewer."""
+        return self.rows(torch.arange(count) % len(self))
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """All of them in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.rows(slice(start, start + size))
+
+    def calibrating(self, size: int) -> Iterator[Batch]:
+        """What int8 is calibrated on, ``size`` at a time."""
+        inputs = self.calibration or self.inputs
+        count = len(inputs[self.batched[0]]) if self.batched else 1
+        for start in range(0, count, size):
+            yield _rows(inputs, self.batched, slice(start, start + size))
+
+    def to_bytes(self) -> bytes:
+        """As a file; equal examples give equal bytes."""
+        content = {name: value for name, value in vars(self).items() if value is not None}
+        return serialise(content | {"schema": SCHEMA})
+
+
+def _rows(inputs: Mapping[str, Tensor], batched: Sequence[str], chosen: slice | Sequence[int] | Tensor) -> Batch:
+    return {name: value[chosen] if name in batched else value for name, value in inputs.items()}
+
+
+def load_examples(path: Path) -> Examples:
+    """Read what ``Examples.to_bytes`` wrote.
+
+    Raises:
+        UserError: where it is missing or anything else.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+        raise UserError(f"{path} holds no examples of stn_export", "run 'make train' or adopt again")
+    return Examples(**content)
+
+
+def random_examples(contract: Contract, count: int, seed: int = 0) -> Examples:
+    """Examples for a network that nobody brought any for: uniform floats in [-1, 1] (pictures: bytes), zeros and ones.
+
+    Open sizes beside the batch are 32.
+    """
+    random = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for spec in contract.inputs:
+        shape = [size if isinstance(size, int) else count if size == "N" else 32 for size in spec.shape]
+        if spec.batched:
+            shape[0] = count
+        if spec.pixels is not None:
+            inputs[spec.name] = torch.randint(256, shape, generator=random, dtype=torch.uint8)
+        elif spec.is_float:
+            inputs[spec.name] = (2 * torch.rand(shape, generator=random) - 1).to(getattr(torch, spec.dtype))
+        else:
+            inputs[spec.name] = torch.randint(2, shape, generator=random).to(getattr(torch, spec.dtype))
+    batched = tuple(spec.name for spec in contract.inputs if spec.batched)
+    return Examples(inputs, batched, source=f"{count} random examples, seed {seed}: nobody brought any")

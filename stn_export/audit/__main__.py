@@ -1,0 +1,107 @@
+"""Where an ONNX file's nodes run, what that copies and costs, and what to mind: ``python -m stn_export.audit FILE``.
+
+For any ONNX file. On the CPU, and on CUDA where there is a GPU, ONNX Runtime itself says where it put each node; else
+CUDA is predicted from the kernels that its provider registers, and the output says so. Costs are those of batch 1;
+``graph.MACS`` states what counts as a multiply-add. Nodes inside the bodies of control flow are not placed.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from stn_export import cli
+from stn_export.errors import CheckFailedError, UserError
+from stn_export.graphs.deployment import Audit, audit
+from stn_export.graphs.graph import (
+    read_model,
+)
+from stn_export.graphs.kernels import CPU, CUDA, KERNELS, write_kernels
+from stn_export.graphs.lint import Finding, lint
+from stn_export.graphs.placement import (
+    PROVIDERS,
+)
+from stn_export.graphs.portability import Verdict, portability
+
+
+def _show(result: Audit) -> None:
+    short = {CPU: "CPU", CUDA: "CUDA"}
+    rows = [
+        (node.name, node.op_type, short.get(node.provider, node.provider), f"{node.macs:,}", node.reason)
+        for node in result.nodes
+    ]
+    how = "predicted" if result.predicted else "read"
+    cli.table(f"Provider {result.provider} ({how})", ("node", "operator", "runs on", "multiply-adds", "why"), rows)
+    copies = ", ".join(f"{each.tensor} to {short.get(each.target, each.target)}" for each in result.copies)
+    cli.say(f"placement    {result.source}")
+    cli.say(f"fallbacks    {', '.join(f'{node.name} ({node.op_type})' for node in result.fallbacks) or 'none'}")
+    cli.say(f"copies       {len(result.copies)}{': ' if copies else ''}{copies}")
+    cli.say(f"CUDA graph   {'can' if result.capturable else 'cannot'} be captured: {result.capture_reason}")
+    cli.say(f"at batch 1   {result.macs:,} multiply-adds, {result.activation_bytes:,} bytes of activations")
+    cli.say(f"weights      {result.initialiser_bytes:,} bytes\n")
+
+
+def _show_findings(findings: Sequence[Finding]) -> None:
+    cli.table("Findings", ("rule", "where", "what"), [(each.rule, each.where, each.detail) for each in findings])
+    for rule, reason, remedy in dict.fromkeys((each.rule, each.reason, each.remedy) for each in findings):
+        cli.say(f"{rule}  {reason}. Remedy: {remedy}")
+    cli.say("none\n" if not findings else "")
+
+
+def _show_portability(verdicts: dict[str, Verdict]) -> None:
+    cli.say("Portability")
+    for runtime, (verdict, why) in verdicts.items():
+        cli.say(f"{runtime:<25}{verdict:<19}{why}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Audit one file.
+
+    Raises:
+        UserError: where the file cannot be read or ONNX Runtime cannot load it.
+        CheckFailedError: where ``--require`` or ``--strict`` is not met.
+    """
+    parser = cli.stage("audit", "Say where the nodes of an ONNX file run, what they cost, and what to mind.")
+    parser.add_argument("model", type=cli.path_or_none, nargs="?", help="an ONNX file")
+    parser.add_argument("--provider", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS), help="where to")
+    parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
+    parser.add_argument("--strict", action="store_true", help="fail on any finding")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--kernels", type=Path, help=f"write the table of CUDA kernels ({KERNELS.name}) and stop")
+    options = parser.parse_args(arguments)
+    if options.kernels:
+        cli.say(f"{options.kernels}: {write_kernels(options.kernels)} operators")
+        return
+    if options.model is None:
+        raise UserError("no model is named", "name an ONNX file")
+
+    file = read_model(options.model)
+    audits = {name: audit(file.model, name) for name in dict.fromkeys([*options.provider, *_also(options.require)])}
+    findings, verdicts = lint(file.model, file.external), portability(file.model)
+    if options.json:
+        cli.print_json(
+            {
+                "model": str(options.model),
+                "audits": [each.as_dict() for each in audits.values()],
+                "findings": [asdict(each) for each in findings],
+                "portability": {name: {"verdict": verdict, "why": why} for name, (verdict, why) in verdicts.items()},
+            }
+        )
+    else:
+        for each in audits.values():
+            _show(each)
+        _show_findings(findings)
+        _show_portability(verdicts)
+    if options.require and (fallen := audits[options.require].fallbacks):
+        told = "; ".join(f"{node.name} ({node.op_type}): {node.reason}" for node in fallen)
+        raise CheckFailedError(f"{len(fallen)} compute nodes fall back to the CPU: {told}")
+    if options.strict and findings:
+        raise CheckFailedError(f"{len(findings)} findings: {', '.join(sorted({each.rule for each in findings}))}")
+
+
+def _also(required: str | None) -> list[str]:
+    return [required] if required else []
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

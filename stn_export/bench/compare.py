@@ -1,0 +1,196 @@
+"""What changed between two runs of the benchmarks: `make bench-compare`.
+
+Two runs are two moments of a machine, so two medians and their intervals would promise too much. A row is compared by
+the best that it has:
+
+- a contest by its ratio: both contenders took turns, which leaves out what the machine did that day;
+- any other row by its ratio to eager PyTorch of the same model, batch and regime in the same run; the rows of eager
+  itself, and those without such a companion, as they stand. How much such rows move between two runs is
+  taken from the runs themselves, as the spread of all these rows' changes about their middle, and is never less than
+  ``METHOD.run_spread``. All are widened by it.
+
+Many rows are many chances of a false alarm: the intervals are so wide that all rows together give one with the
+probability ``METHOD.false_alarms`` (Bonferroni). Start-up and breakdown rows are not judged.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from stn_export import cli
+from stn_export.bench.intervals import NORMAL, verdict
+from stn_export.bench.kept import read_bench
+from stn_export.bench.method import METHOD
+from stn_export.errors import CheckFailedError, UserError
+
+MACHINE = {"cpu": "CPU", "gpu": "GPU", "threads": "threads"}
+COLUMNS = ("row", "by", "new/base", "interval", "verdict")
+SIGMAS = NORMAL.inv_cdf((1 + METHOD.confidence) / 2)  # half of a 95 % interval, in standard deviations
+TO_NORMAL = 1.4826  # a normal distribution's standard deviation by its median absolute deviation
+FEWEST = 5  # rows whose spread says something
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row has to be compared by: ``value``, and the standard deviation of its logarithm."""
+
+    by: str
+    value: float
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row of both runs: the new value as a multiple of the base's, and the interval of that."""
+
+    row: str
+    by: str
+    ratio: float
+    low: float
+    high: float
+    verdict: str
+
+
+def measured(rows: dict[str, dict]) -> dict[str, Measured]:
+    """Every row that can be compared, by its name."""
+    eager = {_companion(row): row for row in rows.values() if "p50" in row and _is_eager(row)}
+    found = {}
+    for name, row in rows.items():
+        if "ratio" in row:
+            by = f"contest: {row.get('contest', 'baseline')}"
+            found[name] = Measured(by, row["ratio"], _sigma(row["ratio_low"], row["ratio_high"]))
+        elif "p50" in row:
+            own = _sigma(row["p50_low"], row["p50_high"])
+            other = None if _is_eager(row) else eager.get(_companion(row))
+            if other is None:
+                found[name] = Measured("seconds", row["p50"], own)
+            else:
+                sigma = math.hypot(own, _sigma(other["p50_low"], other["p50_high"]))
+                found[name] = Measured("ratio to eager", row["p50"] / other["p50"], sigma)
+    return found
+
+
+def _is_eager(row: dict) -> bool:
+    return row["runner"] == f"eager-{row['device']}"
+
+
+def _companion(row: dict) -> tuple:
+    """What a row shares with the eager row that it is held against."""
+    return row["model"], row["device"], row["batch"], row.get("regime"), row.get("inputs")
+
+
+def _sigma(low: float, high: float) -> float:
+    return math.log(high / low) / 2 / SIGMAS
+
+
+def changes(base: dict[str, Measured], new: dict[str, Measured]) -> list[Change]:
+    """The change of every row of both, the slowest first."""
+    common = [name for name in base if name in new and new[name].by == base[name].by]
+    logs = {name: math.log(new[name].value / base[name].value) for name in common}
+    moving = [logs[name] for name in common if not base[name].by.startswith("contest")]
+    spread = run_spread(moving)
+    reach = NORMAL.inv_cdf(1 - METHOD.false_alarms / 2 / max(len(common), 1))
+    found = []
+    for name in common:
+        by = base[name].by
+        sigma = math.hypot(base[name].sigma, new[name].sigma, 0.0 if by.startswith("contest") else spread)
+        low, high = math.exp(logs[name] - reach * sigma), math.exp(logs[name] + reach * sigma)
+        found.append(Change(name, by, math.exp(logs[name]), low, high, verdict(low, high)))
+    return sorted(found, key=lambda change: -change.low)
+
+
+def run_spread(logs: Sequence[float]) -> float:
+    """The standard deviation by which rows that were not interleaved move from run to run, as a logarithm.
+
+    About their middle, so that a slowdown of all does not pass for spread; by the median, so that one of few does not.
+    """
+    if len(logs) < FEWEST:
+        return METHOD.run_spread
+    middle = median(logs)
+    return max(METHOD.run_spread, TO_NORMAL * median(abs(value - middle) for value in logs))
+
+
+def different_machine(base: dict, new: dict) -> list[str]:
+    """The fields by which two runs are not of one machine."""
+    ours, theirs = (content["machine_info"]["stn_export"] for content in (base, new))
+    return [f"{name} {ours[key]} and {theirs[key]}" for key, name in MACHINE.items() if ours[key] != theirs[key]]
+
+
+def rows_of(content: dict) -> dict[str, dict]:
+    """What the suites noted, by pytest's name of the row."""
+    return {row["fullname"].removeprefix("benchmarks/"): row["extra_info"] for row in content["benchmarks"]}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.stage("bench.compare", "Compare two runs of the benchmarks, row by row.")
+    parser.add_argument("base", type=cli.path_or_none, help="bench.json, or a kept result")
+    parser.add_argument("new", type=Path, help="likewise")
+    parser.add_argument("--across-machines", action="store_true", help="show ratios to eager only, and judge nothing")
+    parser.add_argument("--all", action="store_true", help="list rows without a verdict as well")
+    parser.add_argument("--json", action="store_true", help="print the changes as JSON instead")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, print, and fail on a regression or a row that is gone.
+
+    Raises:
+        CheckFailedError: naming the rows.
+        UserError: for files of different machines, and for files that are none of ours.
+    """
+    options = build_parser().parse_args(arguments)
+    if options.base is None:
+        raise UserError("there is nothing to compare with", "make bench-compare BASE=file.json")
+    base, new = read_bench(options.base), read_bench(options.new)
+    differing = different_machine(base, new)
+    if differing and not options.across_machines:
+        hint = "time both on one machine, or add --across-machines (ACROSS=1) to see ratios to eager only"
+        raise UserError(f"the files are of different machines: {'; '.join(differing)}", hint)
+    ours, theirs = rows_of(base), rows_of(new)
+    found = changes(measured(ours), measured(theirs))
+    if options.across_machines:
+        found = [change for change in found if change.by in ("ratio to eager", "contest: eager")]
+    missing, added = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+    if options.json:
+        cli.print_json({"changes": list(map(asdict, found)), "missing": missing, "added": added})
+    else:
+        show(found, added, options.all or options.across_machines)
+    slower = [change for change in found if change.verdict == "slower"]
+    if options.across_machines:
+        return
+    if not found:
+        raise CheckFailedError("the files have no row in common that can be compared")
+    if slower or missing:
+        lines = [f"slower, {change.low:.2f} to {change.high:.2f} times: {change.row}" for change in slower]
+        lines += [f"missing from {options.new}: {name}" for name in missing]
+        raise CheckFailedError("\n".join([f"{len(slower)} rows are slower, {len(missing)} missing", *lines]))
+
+
+def show(found: Sequence[Change], added: Sequence[str], everything: bool) -> None:
+    """The table, new rows, and how many rows there were of each verdict."""
+    listed = [change for change in found if everything or change.verdict in ("faster", "slower")]
+    rows = [
+        (
+            cli.escape(change.row),
+            change.by,
+            f"{change.ratio:.3f}",
+            f"{change.low:.3f} to {change.high:.3f}",
+            change.verdict,
+        )
+        for change in listed
+    ]
+    if rows:
+        cli.table("New run against base: below 1 is faster", COLUMNS, rows)
+    for name in added:
+        cli.say(f"new: {cli.escape(name)}")
+    verdicts = [change.verdict for change in found]
+    cli.say(f"{len(found)} rows compared: " + ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts))))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

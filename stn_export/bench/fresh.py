@@ -1,0 +1,39 @@
+"""A fresh process that loads an artifact and gives its first answer; ``startup`` starts it.
+
+Nothing but the standard library is imported before the clock runs.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+TIMES = ("import_seconds", "load_seconds", "first_seconds")
+
+
+def main(path: str, runner: str, contract: dict, images: str, threads: int) -> dict:
+    """Load ``path`` in ``runner``, classify the images in a ``.npy`` file once, and say how long each took."""
+    times = [time.perf_counter()]
+    import numpy as np
+    import torch
+    from benchmarks.memory import Memory
+
+    from stn_export.runners import RUNNERS
+
+    torch.set_num_threads(threads)
+    spec, batch = next(spec for spec in RUNNERS if spec.name == runner), np.load(images)
+    if spec.device == "cuda":
+        torch.cuda.init()
+    times.append(time.perf_counter())
+    with Memory(spec.device) as memory:
+        opened = spec.open(Path(path), contract)
+        times.append(time.perf_counter())
+        opened.infer(batch)
+        times.append(time.perf_counter())
+    seconds = {name: end - start for name, start, end in zip(TIMES, times, times[1:], strict=False)}
+    sizes = {"host_bytes": memory.host_bytes, "device_bytes": memory.device_bytes}
+    return seconds | sizes | {"threads": opened.threads, "options": opened.options}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(**json.loads(sys.argv[1]))))

@@ -1,0 +1,92 @@
+"""Results that are kept: small files in `benchmarks/results/`, named by device and day."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from stn_export.artifacts.files import write_atomically
+from stn_export.bench.floors import all_work, measured_peak, published_peak
+from stn_export.errors import UserError
+
+KEPT = Path("benchmarks") / "results"
+PROOF_PREFIX = "proof-"
+PROOF_SCHEMA = "stn_export/proof/1"
+
+
+def now() -> str:
+    """The time in UTC, as ISO 8601 writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def file_name(environment: dict, device: str, date: str) -> str:
+    """``nvidia-h100-80gb-hbm3-2026-01-31.json``: the device's name, and the day of an ISO 8601 time."""
+    name = environment["gpu"] if device == "cuda" else environment["cpu"]
+    plain = re.sub(r"\((r|tm)\)", "", name.lower())
+    return f"{re.sub(r'[^a-z0-9]+', '-', plain).strip('-')}-{date[:10]}.json"
+
+
+def read_bench(path: Path) -> dict:
+    """A pytest-benchmark file that our suites wrote.
+
+    Raises:
+        UserError: where it is anything else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        environment = content["machine_info"]["stn_export"]
+        environment["cpu"], environment["gpu"], environment["threads"], content["datetime"]
+        for row in content["benchmarks"]:
+            row["fullname"], row["stats"]["median"], row["extra_info"].keys()
+    except OSError as error:
+        hint = "name a bench.json that 'make bench' wrote"
+        raise UserError(f"{path} cannot be read: {error.strerror}", hint) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a benchmark file of stn_export", "name one that 'make bench' wrote") from error
+    return content
+
+
+def device_of(content: dict) -> str:
+    """``cuda`` where anything was timed there."""
+    return "cuda" if any(row["extra_info"].get("device") == "cuda" for row in content["benchmarks"]) else "cpu"
+
+
+def keep(path: Path, directory: Path) -> Path:
+    """Write a benchmark file without its single samples, and with the floors of its device, into ``directory``.
+
+    It stays one that pytest-benchmark can compare. The floors of a CPU are measured here and now, so this belongs on
+    the machine that was timed.
+
+    Raises:
+        UserError: where it is no benchmark file of ours, or was taken on another processor.
+    """
+    content = read_bench(path)
+    environment, device = content["machine_info"]["stn_export"], device_of(content)
+    for row in content["benchmarks"]:
+        row["stats"].pop("data", None)
+        row["extra_info"].pop("nodes", None)
+        row.pop("options", None)
+    batches = {row["extra_info"]["batch"] for row in content["benchmarks"] if "batch" in row["extra_info"]}
+    content["work"] = all_work(sorted(batches))
+    content["peak"] = peak(environment, device)
+    kept = directory / file_name(environment, device, content["datetime"])
+    write_atomically(kept, compact(content))
+    return kept
+
+
+def peak(environment: dict, device: str) -> dict | None:
+    """The device's peak rates: published for a GPU (None for one that is not in the table), measured for a CPU."""
+    if device == "cuda":
+        return published_peak(environment["gpu"])
+    torch.set_num_threads(environment["threads"])
+    return measured_peak()
+
+
+def compact(content: dict) -> bytes:
+    """JSON with one row of ``benchmarks`` a line."""
+    rest = {name: value for name, value in content.items() if name != "benchmarks"}
+    head = json.dumps(rest, indent=1).removesuffix("\n}")
+    rows = ",\n".join("  " + json.dumps(row, separators=(",", ":")) for row in content["benchmarks"])
+    return f'{head},\n "benchmarks": [\n{rows}\n ]\n}}\n'.encode()

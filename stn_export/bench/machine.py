@@ -1,0 +1,99 @@
+"""The machine while something is timed: load, and what the GPU says of itself. Everything is read, nothing is set."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+
+from stn_export.bench.method import METHOD
+
+# Reasons for a lower clock that are none: an idle GPU, and clocks that somebody has pinned.
+HARMLESS = ("GpuIdle", "ApplicationsClocksSetting", "UserDefinedClocks", "None", "All")
+PREFIXES = ("nvmlClocksEventReason", "nvmlClocksThrottleReason")
+
+
+@dataclass
+class Watch:
+    """Looks at the machine before and after a stretch of work on ``device``, and says whether it was disturbed.
+
+    Disturbed is a stretch on the CPU in which less than ``METHOD.cpu_share`` of the time was ours (others ran on it),
+    and one on the GPU in which a clock was held back or moved by more than ``METHOD.clock_change``. Without
+    nvidia-ml-py a GPU is never seen disturbed.
+    """
+
+    device: str
+    gpu: dict | None = None
+    disturbed: list[bool] = field(default_factory=list)
+
+    def __enter__(self) -> "Watch":
+        self.before = gpu_state() if self.device == "cuda" else None
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        if self.device == "cuda":
+            self.gpu = gpu_state()
+            self.disturbed.append(gpu_disturbed(self.before, self.gpu))
+        else:
+            self.disturbed.append(cpu < METHOD.cpu_share * wall)
+
+    def facts(self) -> dict:
+        """The row's ``machine``: the load average of the last minute and the GPU's last state."""
+        return {"load_average": os.getloadavg()[0], "gpu": self.gpu}
+
+
+def gpu_disturbed(before: dict | None, after: dict | None) -> bool:
+    """Whether a GPU's clock was held back at either end of a stretch, or moved in between."""
+    if before is None or after is None:
+        return False
+    moved = abs(after["sm_clock_mhz"] / before["sm_clock_mhz"] - 1) > METHOD.clock_change
+    return bool(before["held_back_by"] or after["held_back_by"] or moved)
+
+
+@cache
+def _nvml() -> tuple[ModuleType, object] | None:
+    """NVIDIA's management library and the handle of PyTorch's GPU, where nvidia-ml-py is installed and may ask."""
+    if not torch.cuda.is_available() or find_spec("pynvml") is None:
+        return None
+    import pynvml  # an optional package
+
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        read_gpu(pynvml, gpu)
+    except pynvml.NVMLError:  # a container or a part of a GPU that does not answer
+        return None
+    return pynvml, gpu
+
+
+def gpu_state() -> dict | None:
+    """What ``read_gpu`` says now; None where nobody can be asked."""
+    found = _nvml()
+    return read_gpu(*found) if found else None
+
+
+def read_gpu(nvml: ModuleType, gpu: object) -> dict:
+    """Clocks in MHz, power in W, temperature in °C and what holds the clocks back."""
+    return {
+        "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+        "power_watts": nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
+        "temperature_c": nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+        "held_back_by": reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
+    }
+
+
+def reasons(nvml: ModuleType, bits: int) -> list[str]:
+    """The names of the throttle reasons that are set, without the harmless ones."""
+    names = {
+        name.removeprefix(prefix): getattr(nvml, name)
+        for prefix in PREFIXES
+        for name in dir(nvml)
+        if name.startswith(prefix)
+    }
+    return sorted(name for name, bit in names.items() if name not in HARMLESS and isinstance(bit, int) and bits & bit)

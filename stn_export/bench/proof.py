@@ -1,0 +1,176 @@
+"""The benchmarks' own trial: `python -m stn_export.bench.proof` (`make bench-proof`).
+
+A/A: one artifact is set against itself, loaded anew; the truth is 1. Planted: the same, but ours waits for a share of
+its own median call after each call; the truth is a slowdown. Both many times, by the very same functions that time
+every contest of `make bench`.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stn_export import cli
+from stn_export.artifacts.environment import describe, resolve_device
+from stn_export.artifacts.files import write_json
+from stn_export.artifacts.manifest import network_directories
+from stn_export.bench.grids import GRIDS, BenchGrid
+from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, file_name, now
+from stn_export.bench.method import METHOD, PROOF
+from stn_export.bench.methodology import interleave, warm_up
+from stn_export.bench.targets import Target, find_targets
+from stn_export.config import ARTIFACTS, DEFAULT_DATASET
+from stn_export.errors import CheckFailedError, UserError, require_choice
+from stn_export.runners import Step
+from stn_export.train.data import example_images, trained_on
+
+COLUMNS = ("trial", "batch", "n", "found", "ratios", "median half width", "disturbed blocks", "verdicts", "")
+
+
+def slowed(step: Step, share: float, seconds: float) -> Step:
+    """``step``, and behind each call a wait of ``share`` of its own median call, which takes ``seconds`` to find."""
+    wait = share * warm_up(step, seconds).call_seconds
+
+    def slow() -> object:
+        result = step()
+        end = time.perf_counter() + wait
+        while time.perf_counter() < end:
+            pass
+        return result
+
+    return Step(slow)
+
+
+def trial(target: Target, images: Tensor, grid: BenchGrid, slowdown: float, seed: int) -> dict:
+    """One contest of a target with itself, ours slowed down by ``slowdown`` where that is not 0."""
+
+    def plain() -> Step:
+        return Step(target.step(images).run)  # by the wall's clock, which the planted wait is on too
+
+    def ours() -> Step:
+        return slowed(plain(), slowdown, grid.warmup_seconds) if slowdown else plain()
+
+    turns = interleave(ours, plain, target.runner.device, grid, seed)
+    for _ in range(turns.blocks):
+        turns.block()
+    turns.go_on()
+    return turns.summary()
+
+
+def holds(row: dict) -> bool:
+    """A/A: the interval holds the truth."""
+    return row["ratio_low"] <= 1 <= row["ratio_high"]
+
+
+def misleads(row: dict) -> bool:
+    """A/A: the verdict names a difference, of more than what counts as the same."""
+    return row["verdict"] in ("faster", "slower") and abs(row["ratio"] - 1) > METHOD.same
+
+
+def judge_same(rows: Sequence[dict]) -> tuple[int, bool]:
+    """How many intervals hold 1, and whether that is enough and no verdict misleads."""
+    held = sum(map(holds, rows))
+    return held, held >= PROOF.holding * len(rows) / PROOF.trials and not any(map(misleads, rows))
+
+
+def judge_planted(rows: Sequence[dict]) -> tuple[int, bool]:
+    """How many slowdowns were found, and whether all were."""
+    found = sum(row["verdict"] == "slower" for row in rows)
+    return found, found == len(rows)
+
+
+TRIALS: dict[str, tuple[float, Callable[[Sequence[dict]], tuple[int, bool]]]] = {
+    "A/A": (0.0, judge_same),
+    "planted": (PROOF.slowdown, judge_planted),
+}
+
+
+def chosen_target(run: Path, device: str, name: str | None) -> Target:
+    """The named target, or the first of ``PROOF.targets`` that can run here.
+
+    Raises:
+        UserError: where there is none.
+    """
+    targets = {str(target): target for target in find_targets(run, device)}
+    names = [name] if name else [text.format(device=device) for text in PROOF.targets]
+    for wanted in names:
+        if wanted in targets:
+            return targets[wanted]
+    raise UserError(f"no target {' or '.join(names)} on {device} here", f"name one of: {', '.join(targets)}")
+
+
+def prove(target: Target, images: Callable[[int], Tensor], grid: BenchGrid, trials: int) -> list[dict]:
+    """All trials at all batch sizes, one after the other."""
+    results, seeds = [], itertools.count(METHOD.seed + 1)
+    with cli.progress() as bar:
+        task = bar.add_task("trials", total=trials * len(TRIALS) * len(PROOF.batches))
+        for batch in PROOF.batches:
+            for name, (slowdown, judge) in TRIALS.items():
+                rows = []
+                for _ in range(trials):
+                    rows.append(trial(target, images(batch), grid, slowdown, next(seeds)))
+                    bar.advance(task)
+                found, passed = judge(rows)
+                results.append({"trial": name, "batch": batch, "found": found, "passed": passed, "rows": rows})
+    return results
+
+
+def table_row(result: dict) -> tuple[str, ...]:
+    """One line of the closing table."""
+    rows = result["rows"]
+    ratios = [row["ratio"] for row in rows]
+    widths = sorted((row["ratio_high"] - row["ratio_low"]) / 2 for row in rows)
+    verdicts = [row["verdict"] for row in rows]
+    return (
+        result["trial"],
+        str(result["batch"]),
+        str(len(rows)),
+        f"{result['found']} of {len(rows)}",
+        f"{min(ratios):.3f} to {max(ratios):.3f}",
+        f"{widths[len(widths) // 2]:.3f}",
+        f"{sum(row['disturbed_blocks'] for row in rows)} of {sum(row['blocks'] for row in rows)}",
+        ", ".join(f"{verdicts.count(name)} {name}" for name in sorted(set(verdicts))),
+        "passed" if result["passed"] else "FAILED",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the trial, print both figures, keep them.
+
+    Raises:
+        CheckFailedError: where the benchmarks cannot be believed.
+    """
+    parser = cli.stage("bench.proof", "Time an artifact against itself, and against itself slowed down.")
+    parser.add_argument("--run", type=Path, default=ARTIFACTS / DEFAULT_DATASET, help="run directory")
+    parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--grid", default="quick", help=f"whose blocks, one of: {', '.join(GRIDS)}")
+    parser.add_argument("--target", help="what is timed; by default the fastest export that is always there")
+    parser.add_argument("--trials", type=int, default=PROOF.trials, help="how many of each kind")
+    parser.add_argument("--out", type=Path, default=KEPT, help="directory for the figures")
+    options = parser.parse_args(arguments)
+    if options.trials < 1:
+        raise UserError(f"--trials {options.trials} proves nothing", "give 1 or more")
+
+    grid = GRIDS[require_choice("grid", options.grid, list(GRIDS))]
+    device = resolve_device(options.device).type
+    target = chosen_target(options.run, device, options.target)
+    dataset = trained_on(network_directories(options.run)[0].checkpoint(), options.data)
+    torch.set_num_threads(grid.threads)
+    results = prove(target, lambda batch: example_images(dataset, batch), grid, options.trials)
+    content = {"target": str(target), "device": device, "grid": grid.name, "datetime": now(), "trials": results}
+    environment = describe()
+    path = options.out / (PROOF_PREFIX + file_name(environment, device, content["datetime"]))
+    write_json(path, PROOF_SCHEMA, content | {"environment": environment})
+    cli.table(f"{target}: intervals that hold 1, slowdowns found", COLUMNS, list(map(table_row, results)))
+    cli.say(f"wrote {path}")
+    if failed := [f"{row['trial']} at batch {row['batch']}" for row in results if not row["passed"]]:
+        raise CheckFailedError(f"the benchmarks are not to be believed here: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,1 @@
+"""Comparing numbers: tolerances, element-wise comparison, means with intervals."""

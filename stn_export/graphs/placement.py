@@ -1,0 +1,182 @@
+"""Where ONNX Runtime runs each node: read from a session where that is possible, else predicted for CUDA.
+
+The prediction takes the CUDA provider's kernels from ``resources/cuda_kernels.json`` and then, as ONNX Runtime does,
+moves to the CPU what depends on nothing but shapes in CPU memory, graph inputs and small constants. Source:
+``GetCpuPreferredNodes`` in ``onnxruntime/core/framework/fallback_cpu_capability.cc``.
+"""
+
+from dataclasses import dataclass
+
+import onnx
+import onnxruntime
+import torch
+from onnx import NodeProto, TensorProto
+from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+from stn_export.errors import UserError
+from stn_export.graphs.graph import HALVES, UNKNOWN, TensorInfo, constants, infer, inputs_of, opset_of
+from stn_export.graphs.kernels import CPU, CUDA, kernels, lacks_kernel
+
+PROVIDERS = {"cpu": CPU, "cuda": CUDA}
+RECORD = "session.record_ep_graph_assignment_info"
+SMALL = 100  # elements of a constant that ONNX Runtime would rather read on the CPU
+
+FOLDED = "depends on no input: folded when the session is made"
+
+REFUSALS = (
+    ort.Fail,
+    ort.InvalidArgument,
+    ort.InvalidGraph,
+    ort.InvalidProtobuf,
+    ort.NotImplemented,
+    ort.RuntimeException,
+)
+
+# What the CUDA kernels take from and leave in CPU memory, by index; source: InputMemoryType and OutputMemoryType in
+# onnxruntime/core/providers/cuda.
+_AXES = ("Squeeze", "Unsqueeze", "Split", "Tile", "Expand", "TopK", "CumSum", "Reshape", "Upsample", "Trilu", "OneHot")
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+CPU_INPUTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(_AXES, (1,)),
+    **{f"Reduce{name}": (1,) for name in _REDUCTIONS},
+    **dict.fromkeys(("Slice", "Pad", "Resize"), (1, 2, 3, 4)),
+    **dict.fromkeys(("Clip", "Dropout"), (1, 2)),
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "If": (0,),
+    "Loop": (0, 1),
+}
+CPU_OUTPUTS = ("Shape", "Size")
+CONTROL_FLOW = ("If", "Loop", "Scan")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one node runs, and why."""
+
+    provider: str
+    reason: str
+
+
+def free_nodes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> dict[str, str]:
+    """Nodes that compute nothing from the data of an input, by name, and why: constants and sizes of tensors.
+
+    Shape and Size are such nodes, and whatever depends on nothing but them and constants and stays small.
+    """
+    fixed, sizes, found = set(constants(model.graph)), set(), {}
+    for node in model.graph.node:
+        needed = {name for name in node.input if name}
+        if node.op_type in CONTROL_FLOW:
+            continue
+        if needed <= fixed and not node.op_type.startswith("Random"):
+            found[node.name] = FOLDED
+            fixed.update(node.output)
+        elif node.op_type in CPU_OUTPUTS or (needed <= fixed | sizes and _small(node, infos)):
+            found[node.name] = "computes a shape"
+            sizes.update(node.output)
+    return found
+
+
+def _small(node: NodeProto, infos: dict[str, TensorInfo]) -> bool:
+    found = [infos.get(name, UNKNOWN) for name in node.output if name]
+    return all((0 if each.elements is None else each.elements) <= SMALL for each in found) and all(
+        each.elements is not None or each.dtype in (TensorProto.INT64, TensorProto.INT32) for each in found
+    )
+
+
+def predict_cuda(model: onnx.ModelProto) -> dict[str, Placed]:
+    """Where each node of a ``graph.flat`` model would run with the CUDA provider, bodies of control flow aside."""
+    infos = infer(model)
+    free = free_nodes(model, infos)
+    harmless = _harmless(model, infos)
+    on_cpu: set[str] = set()  # tensors in CPU memory that a chain of CPU nodes has reached, starting at Shape and Size
+    placed = {}
+    for node in model.graph.node:
+        place = placed[node.name] = _predict(node, opset_of(model, node.domain), infos, free, on_cpu, harmless)
+        if free.get(node.name) == FOLDED:
+            harmless.update(name for name in node.output if (infos.get(name, UNKNOWN).elements or 0) <= SMALL)
+        elif node.op_type in CPU_OUTPUTS or (place.provider == CPU and on_cpu.intersection(node.input)):
+            on_cpu.update(node.output)
+    return placed
+
+
+def _predict(
+    node: NodeProto,
+    opset: int,
+    infos: dict[str, TensorInfo],
+    free: dict[str, str],
+    on_cpu: set[str],
+    harmless: set[str],
+) -> Placed:
+    if free.get(node.name) == FOLDED:
+        return Placed(CPU, FOLDED)
+    if missing := lacks_kernel(node, opset, infos):
+        expanded = _is_function(node, opset) and node.op_type not in kernels().cpu
+        return Placed(CUDA, "ONNX Runtime expands it into other operators") if expanded else Placed(CPU, missing)
+    if _prefers_cpu(node, on_cpu, harmless, infos):
+        return Placed(CPU, free.get(node.name) or f"its inputs are on the CPU: {_from(node, on_cpu)}")
+    return Placed(CUDA, "has a CUDA kernel")
+
+
+def _is_function(node: NodeProto, opset: int) -> bool:
+    if not onnx.defs.has(node.op_type, opset, node.domain):
+        return False
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    return schema.has_function or schema.has_context_dependent_function
+
+
+def _harmless(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> set[str]:
+    small = {name for name in constants(model.graph) if (infos[name].elements or 0) <= SMALL}
+    return small | {each.name for each in inputs_of(model.graph)}
+
+
+def _from(node: NodeProto, on_cpu: set[str]) -> str:
+    return ", ".join(name for name in node.input if name in on_cpu)
+
+
+def _prefers_cpu(node: NodeProto, on_cpu: set[str], harmless: set[str], infos: dict[str, TensorInfo]) -> bool:
+    """ONNX Runtime's rule: an input is a CPU tensor, and none is half precision, on the GPU or read on the CPU."""
+    if not any(name in on_cpu for name in node.input):
+        return False
+    for index, name in enumerate(node.input):
+        if name and infos.get(name, UNKNOWN).dtype in HALVES:
+            return False
+        if name in harmless or not name:
+            continue
+        if name not in on_cpu or index in CPU_INPUTS.get(node.op_type, ()):
+            return False
+    return True
+
+
+def cuda_works() -> bool:
+    """Whether a session can really run on a GPU here."""
+    return CUDA in onnxruntime.get_available_providers() and torch.cuda.is_available()
+
+
+def open_session(model: onnx.ModelProto, provider: str) -> onnxruntime.InferenceSession:
+    """A session that runs the graph as the file has it, without optimisations, and records placement where it can.
+
+    Raises:
+        UserError: where ONNX Runtime refuses the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # what it refuses is raised; what it warns of is what this module says
+    options.add_session_config_entry(RECORD, "1")
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS[provider]])
+    except REFUSALS as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"ONNX Runtime cannot load the model: {reason}", "check it with onnx.checker") from error
+
+
+def read_placement(model: onnx.ModelProto, provider: str) -> dict[str, str] | None:
+    """Each node's provider, from a session; None where this ONNX Runtime does not tell or lacks the provider here."""
+    if provider == "cuda" and not cuda_works():
+        return None
+    session = open_session(model, provider)
+    if not hasattr(session, "get_provider_graph_assignment_info") or session.get_providers()[0] != PROVIDERS[provider]:
+        return None
+    parts = session.get_provider_graph_assignment_info()
+    return {node.name: part.ep_name for part in parts for node in part.get_nodes()}

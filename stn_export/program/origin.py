@@ -1,0 +1,77 @@
+"""Where a module's own code is, and the module made from it again: eager PyTorch runs that, not the captured graph."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from stn_export.errors import UserError
+
+FORM = "file.py:callable or package.module:callable"
+
+
+def resolve(text: str) -> Callable[..., Any]:
+    """The callable that ``file.py:name`` or ``package.module:name`` names.
+
+    Raises:
+        UserError: where there is no such file, module or name.
+    """
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        raise UserError(f"{text} names no callable", f"write {FORM}")
+    try:
+        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (ImportError, OSError) as error:
+        raise UserError(f"{place} cannot be imported: {error}", f"write {FORM}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise UserError(f"{place} has no callable {name}", f"write {FORM}")
+    return found
+
+
+def _from_file(path: Path) -> Any:
+    path = path.resolve()
+    name = f"stn_export_origin_{path.stem}_{_digest(path)[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def origin_of(text: str, **arguments: Any) -> dict:
+    """JSON-ready: how to make the module again, and the bytes of the file that did it."""
+    place = text.rpartition(":")[0]
+    if not place.endswith(".py"):
+        return {"callable": text, "arguments": arguments}
+    path = Path(place).resolve()
+    return {"callable": f"{path}:{text.rpartition(':')[2]}", "arguments": arguments, "sha256": _digest(path)}
+
+
+def module_from(origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module | str:
+    """The module itself with these weights, in evaluation mode, or why there is none."""
+    if not origin:
+        return "its code was not given"
+    place = origin["callable"].rpartition(":")[0]
+    if "sha256" in origin and not (Path(place).is_file() and _digest(Path(place)) == origin["sha256"]):
+        return f"{Path(place).name} is not there any more, or was changed"
+    try:
+        module = resolve(origin["callable"])(**origin["arguments"])
+        module.load_state_dict(state, strict=False)
+    except Exception as error:  # other people's code
+        return f"its code cannot be run here ({type(error).__name__})"
+    return module.eval().requires_grad_(False)

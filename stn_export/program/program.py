@@ -1,0 +1,317 @@
+"""A captured network and what can be asked of it: run, look inside, force theta, in float64, without its samplers.
+
+Values at the points of a site bear its name: ``site0/theta`` (N×2×3), ``site0/grid`` (N×H×W×2, x before y, in [-1, 1]
+over the sampled image) and ``site0/warped`` (N×C×H×W).
+"""
+
+import copy
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.graph import CodeGen
+from torch.utils.flop_counter import FlopCounterMode
+
+from stn_export.errors import UserError
+from stn_export.program.capture import GRID_SAMPLE, capture
+from stn_export.program.origin import module_from
+from stn_export.program.parts import Step, Values, parts_of
+from stn_export.program.sites import TAPS, Site, find_sites
+from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_name
+
+CONTRACT_FILE = "contract.json"
+CHECKS = (  # nodes that compute nothing
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+    torch.ops.aten.sym_constrain_range.default,
+)
+NOTHING = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default, torch.ops.aten.alias.default)
+
+Points = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured network.
+
+    ``contract`` names and types its inputs and outputs; ``origin`` says where the module's own code is, see
+    ``program.origin``.
+    """
+
+    exported: ExportedProgram
+    contract: Contract
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def module(self) -> GraphModule:
+        """The network as one graph: tensors in by position, a tuple of tensors out; checks and dropout left out."""
+        found = self.exported.module(check_guards=False)
+        found.graph.set_codegen(CodeGen())  # no nested structures: they are flat in the graph already
+        return bare(GraphModule(found, found.graph))
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Where it samples."""
+        return find_sites(self.module.graph)
+
+    @cached_property
+    def exact(self) -> "Exact":
+        """The same network in float64."""
+        return Exact(self)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.exported.parameters())
+
+    def own_module(self) -> nn.Module | str:
+        """The module that was captured, made anew from its own code with these weights, or why that cannot be."""
+        return module_from(self.origin, self.state())
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name."""
+        return dict(self.exported.state_dict)
+
+    def values(self, batch: Batch) -> tuple[Tensor, ...]:
+        """A batch as ``module`` takes it: bytes of pictures are normalised."""
+        return tuple(torch.from_numpy(array) for array in self.contract.arrays(batch).values())
+
+    def run(self, values: Sequence[Tensor]) -> Points:
+        """The outputs by name."""
+        return self._named(self.module(*values))
+
+    def points(self, values: Sequence[Tensor], forced: Mapping[str, Tensor] | None = None) -> Points:
+        """The points of every site, in the network's order, then the outputs.
+
+        Args:
+            values: the inputs, as ``values`` gives them.
+            forced: by point (``site0/theta``), what stands there instead of what the network computes.
+        """
+        return probe(self.module, self.sites, self._names, values, forced or {})
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.contract.outputs)
+
+    def _named(self, results: Iterable[Tensor]) -> Points:
+        return dict(zip(self._names, results, strict=True))
+
+    @cached_property
+    def bypassed(self) -> Self:
+        """The same network with every sampler left out: its image goes on, resized where sizes differ."""
+        module = copy.deepcopy(self.module)
+        for node in list(module.graph.nodes):
+            if node.target is GRID_SAMPLE:
+                node.replace_all_uses_with(_resized(module, node))
+                module.graph.erase_node(node)
+        module.graph.eliminate_dead_code()
+        module.delete_all_unused_submodules()
+        module.recompile()
+        return self.recaptured(module)
+
+    def recaptured(self, module: nn.Module, contract: Contract | None = None) -> Self:
+        """Another module in the place of this one, captured anew with the same open dimensions.
+
+        Args:
+            module: takes the inputs by position.
+            contract: where inputs or outputs are others.
+        """
+        contract = contract or self.contract
+        exported = capture(module.eval(), example_values(contract), [spec.shape for spec in contract.inputs]).exported
+        return replace(self, exported=exported, contract=contract, origin={})
+
+    def parts(self) -> dict[str, str]:
+        """Every node's part of the network, by its name in ``module.graph``; constants and inputs have none."""
+        steps = [
+            Step(node.name, [each.name for each in node.all_input_nodes], [node.name])
+            for node in self.module.graph.nodes
+            if node.op == "call_function"
+        ]
+        sites = [Values(site.image, site.grid, site.warped, site.theta) for site in self.sites]
+        results = next(iter(reversed(self.module.graph.nodes))).all_input_nodes
+        return parts_of(steps, sites, [node.name for node in results])
+
+    def multiply_adds(self, batch: int = 1) -> int:
+        """Of one call, in convolutions, matrix products and samplers (4 a bilinear value); other open sizes are 32."""
+        with torch.device("meta"), torch.no_grad():
+            values = example_values(self.contract, batch)
+            module = copy.deepcopy(self.module).to("meta")
+            with FlopCounterMode(display=False) as counter:
+                points = probe(module, self.sites, self._names, values, {})
+        taps = sum(TAPS[site.mode] * points[site.point("warped")].numel() for site in self.sites)
+        return counter.get_total_flops() // 2 + taps
+
+    def to_bytes(self, metadata: dict) -> bytes:
+        """A ``.pt2`` file, its contract and ``metadata`` inside."""
+        buffer = io.BytesIO()
+        said = metadata | {"contract": self.contract.as_dict(), "origin": self.origin}
+        torch.export.save(self.exported, buffer, extra_files={CONTRACT_FILE: json.dumps(said)})
+        return buffer.getvalue()
+
+
+def load_program(path: Path, contract: Contract | None = None) -> Program:
+    """Read a ``.pt2`` file. This runs code where whoever wrote it wants that: load only what is trusted.
+
+    Args:
+        path: the file.
+        contract: of a file that ``Program.to_bytes`` did not write; by default the names are the graph's.
+
+    Raises:
+        UserError: where PyTorch cannot read it.
+    """
+    extra = {CONTRACT_FILE: ""}
+    try:
+        exported = torch.export.load(path, extra_files=extra)
+    except Exception as error:  # what PyTorch raises depends on the kind of damage
+        raise UserError(f"{path} is truncated or no torch.export file", "write it again") from error
+    said = json.loads(extra[CONTRACT_FILE]) if extra[CONTRACT_FILE] else {}
+    if contract is None:
+        contract = Contract.from_dict(said["contract"]) if said else contract_of(exported)
+    return Program(exported, contract, said.get("origin", {}))
+
+
+def contract_of(
+    exported: ExportedProgram,
+    shapes: Sequence[Sequence[int | str]] | None = None,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Contract:
+    """The contract of a captured program.
+
+    Args:
+        exported: whose graph says types and sizes.
+        shapes: of the inputs, with the names of what is open; by default the graph's symbols, ``N`` for the first.
+        inputs: their names instead of those in the graph.
+        outputs: likewise.
+    """
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+    signature = exported.graph_signature
+    if unsuitable := [name for name in signature.user_inputs if not isinstance(values.get(name), Tensor)]:
+        raise UserError(f"input {unsuitable[0]} is no tensor", "bind what is no tensor in a module of your own")
+    symbols: dict[str, str] = {}
+    found = [values[name] for name in signature.user_inputs]
+    for value, shape in zip(found, shapes or [None] * len(found), strict=True):
+        for axis, size in enumerate(value.shape):
+            if not isinstance(size, int):
+                symbols.setdefault(
+                    str(size), shape[axis] if shape else BATCH if axis == 0 else f"size{len(symbols)}"
+                )
+    specs = [
+        [
+            _spec_of(name, values[graph_name], symbols)
+            for name, graph_name in zip(names or graph_names, graph_names, strict=True)
+        ]
+        for names, graph_names in ((inputs, signature.user_inputs), (outputs, signature.user_outputs))
+    ]
+    return Contract(*map(tuple, specs))
+
+
+def _spec_of(name: str, value: Tensor, symbols: Mapping[str, str]) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else symbols.get(str(size), str(size)) for size in value.shape)
+    return TensorSpec(name, dtype_name(value), shape, batched=shape[:1] == (BATCH,))
+
+
+def example_values(contract: Contract, batch: int | None = None) -> tuple[Tensor, ...]:
+    """Inputs of any fixed values: what to capture, count or try a program with.
+
+    Floats are uniform in [0, 1), whole numbers zero; the batch is 2 and other open sizes are 32 unless fixed.
+    """
+    random = torch.Generator().manual_seed(0)
+    shapes = [
+        [size if isinstance(size, int) else (batch or 2) if size == BATCH else 32 for size in spec.shape]
+        for spec in contract.inputs
+    ]
+    return tuple(
+        torch.rand(shape, generator=random).to(getattr(torch, spec.dtype))
+        for spec, shape in zip(contract.inputs, shapes, strict=True)
+    )
+
+
+class Exact:
+    """A program in float64, which is taken for the truth."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.module = program, in_float64(program.module)
+
+    def points(self, values: Sequence[Tensor], forced: Mapping[str, Tensor] | None = None) -> Points:
+        """``Program.points`` in float64; the inputs are those of the program itself."""
+        forced = {point: value.double() for point, value in (forced or {}).items()}
+        wide = [value.double() if value.is_floating_point() else value for value in values]
+        return probe(self.module, self.program.sites, self.program._names, wide, forced)
+
+
+class _Probe(Interpreter):
+    """Runs a graph and notes what the nodes named in ``kept`` give; ``forced`` stands in for some of them."""
+
+    def __init__(self, module: GraphModule, kept: Iterable[str], forced: Mapping[str, Tensor]) -> None:
+        super().__init__(module)
+        self.kept, self.forced, self.found = set(kept), forced, {}
+
+    def run_node(self, node: Node) -> object:
+        result = super().run_node(node)
+        if node.name in self.forced:
+            result = self.forced[node.name].expand_as(result)
+        if node.name in self.kept:
+            self.found[node.name] = result
+        return result
+
+
+@torch.inference_mode()
+def probe(
+    module: GraphModule,
+    sites: Sequence[Site],
+    outputs: Sequence[str],
+    values: Sequence[Tensor],
+    forced: Mapping[str, Tensor],
+) -> Points:
+    """Run a flat graph node by node and note what stands at the points of its sites; see ``Program.points``."""
+    nodes = {point: node for site in sites for point, node in site.points.items()}
+    interpreter = _Probe(module, nodes.values(), {nodes[point]: value for point, value in forced.items()})
+    results = interpreter.run(*values)
+    return {point: interpreter.found[node] for point, node in nodes.items()} | dict(zip(outputs, results, strict=True))
+
+
+def bare(module: GraphModule) -> GraphModule:
+    """The graph without what computes nothing in evaluation mode: checks, dropout, aliases."""
+    for node in list(module.graph.nodes):
+        if node.target in CHECKS or (node.op == "call_module" and not node.users):
+            module.graph.erase_node(node)
+        elif node.target in NOTHING:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module.eval().requires_grad_(False)
+
+
+def in_float64(module: GraphModule) -> GraphModule:
+    """A copy that computes in float64, also where the graph itself names float32."""
+    wide = copy.deepcopy(module).double()
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    for node in wide.graph.nodes:
+        node.args = torch.fx.node.map_aggregate(node.args, lambda value: torch.float64 if value in narrow else value)
+        node.kwargs = {name: torch.float64 if value in narrow else value for name, value in node.kwargs.items()}
+    wide.recompile()
+    return wide
+
+
+def _resized(module: GraphModule, sampler: Node) -> Node:
+    """The sampler's image, bilinearly resized to what it would have given where that has another size."""
+    image, wanted = sampler.args[0], sampler.meta["val"].shape[-2:]
+    if image.meta["val"].shape[-2:] == wanted:
+        return image
+    if not all(isinstance(size, int) for size in wanted):
+        raise UserError("a sampler that changes an open size cannot be bypassed", "give a plain network with --plain")
+    with module.graph.inserting_before(sampler):
+        resize = module.graph.call_function(torch.ops.aten.upsample_bilinear2d.vec, (image, list(wanted), False, None))
+    resize.meta["val"] = sampler.meta["val"]
+    return resize

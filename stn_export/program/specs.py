@@ -1,0 +1,178 @@
+"""What goes into a network and comes out of it: names, types, shapes, and how the bytes of pictures become numbers."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stn_export.errors import UserError
+
+BATCH = "N"  # the name of the open batch in shapes
+Batch = Mapping[str, Tensor]  # what a network is tried on, by input: pictures may be bytes that are not normalised yet
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How uint8 pictures N×C×H×W become an input: ``(x / 255 - mean) / std``, each one figure or one a channel."""
+
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images N×C×H×W (or C×H×W) to float32."""
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return images.float().div_(255 * std).sub_(mean / std)
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Back to the nearest bytes."""
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+    def __str__(self) -> str:
+        return f"(x / 255 - {_said(self.mean)}) / {_said(self.std)}"
+
+
+def _said(values: tuple[float, ...]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"({', '.join(f'{value:g}' for value in values)})"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes:
+        name: by which it is fed or read.
+        dtype: as NumPy calls it.
+        shape: sizes, and the names of those that are open; ``N`` is the batch.
+        batched: whether its first dimension counts the examples of a batch.
+        pixels: of a float32 input that is a picture, how its bytes are normalised.
+        layout: ``NCHW``, or ``NHWC`` where pictures are fed with their channels last.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    batched: bool = True
+    pixels: Pixels | None = None
+    layout: str = "NCHW"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its values are floating-point numbers."""
+        return self.dtype.startswith(("float", "bfloat"))
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it has height and width: a floating-point tensor or bytes, N×C×H×W."""
+        return len(self.shape) == 4 and (self.is_float or self.dtype == "uint8")
+
+    @property
+    def text(self) -> str:
+        """For a person: ``N×3×32×32 float32``."""
+        return f"{'×'.join(map(str, self.shape)) or 'scalar'} {self.dtype}"
+
+    def array(self, values: Tensor) -> np.ndarray:
+        """What a runner is fed: ``values`` as this input takes them, bytes normalised where it takes no bytes."""
+        if values.dtype == torch.uint8 and self.pixels is not None and self.is_float:
+            values = self.pixels.normalise(values)
+        if self.layout == "NHWC":
+            values = values.permute(0, 2, 3, 1)
+        return np.ascontiguousarray(values.cpu().numpy().astype(self.dtype, copy=False))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape can be fed; sizes that share a name are not compared."""
+        return len(shape) == len(self.shape) and all(
+            size > 0 if isinstance(wanted, str) else size == wanted
+            for size, wanted in zip(shape, self.shape, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The inputs of an artifact, in order, and its outputs."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def batch(self) -> int | None:
+        """How many examples a call takes; None where any number."""
+        sizes = [spec.shape[0] for spec in self.inputs if spec.batched]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+    @property
+    def picture(self) -> TensorSpec | None:
+        """The first input that is a picture."""
+        return next((spec for spec in self.inputs if spec.is_picture), None)
+
+    @property
+    def open_sizes(self) -> tuple[str, ...]:
+        """The names of the dimensions that are open beside the batch."""
+        names = (size for spec in self.inputs for size in spec.shape if isinstance(size, str) and size != BATCH)
+        return tuple(dict.fromkeys(names))
+
+    def arrays(self, batch: Batch) -> Arrays:
+        """What a runner is fed for a batch.
+
+        Raises:
+            UserError: where the batch lacks an input.
+        """
+        if missing := [spec.name for spec in self.inputs if spec.name not in batch]:
+            raise UserError(f"there is no input {', '.join(missing)}", f"give {', '.join(s.name for s in self.inputs)}")
+        return {spec.name: spec.array(batch[spec.name]) for spec in self.inputs}
+
+    def with_batch(self, size: int | None) -> Self:
+        """The same with its batch fixed, or open."""
+        return replace(
+            self,
+            inputs=tuple(_sized(spec, size) for spec in self.inputs),
+            outputs=tuple(_sized(spec, size) for spec in self.outputs),
+        )
+
+    def as_dict(self) -> dict:
+        """JSON-ready."""
+        return {side: [_plain(spec) for spec in getattr(self, side)] for side in ("inputs", "outputs")}
+
+    @classmethod
+    def from_dict(cls, content: Mapping) -> Self:
+        """What ``as_dict`` gave.
+
+        Raises:
+            UserError: for anything else.
+        """
+        try:
+            return cls(*(tuple(_spec(item) for item in content[side]) for side in ("inputs", "outputs")))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"the contract {content} is unknown", "run 'make export' again with this version"
+            ) from error
+
+
+def _sized(spec: TensorSpec, size: int | None) -> TensorSpec:
+    return replace(spec, shape=(size or BATCH, *spec.shape[1:])) if spec.batched and spec.shape else spec
+
+
+def _plain(spec: TensorSpec) -> dict:
+    content = asdict(spec) | {"shape": list(spec.shape)}
+    if spec.pixels is None:
+        del content["pixels"]
+    else:
+        content["pixels"] = {name: list(values) for name, values in content["pixels"].items()}
+    return content
+
+
+def _spec(item: Mapping) -> TensorSpec:
+    pixels = item.get("pixels")
+    read = {"shape": tuple(item["shape"])}
+    if pixels is not None:
+        read["pixels"] = Pixels(tuple(pixels["mean"]), tuple(pixels["std"]))
+    return TensorSpec(**{**item, **read})
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """A tensor's type as NumPy calls it."""
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,261 @@
+"""Train a grid of models and seeds: ``python -m stn_export.train``.
+
+The first seed's models lie in the run directory itself, those of every further seed in a run of their own beneath it
+(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid, or with ``--ddp`` each model's batches:
+``torchrun --nproc-per-node 2 -m -- stn_export.train --seeds 8`` (the ``--`` keeps torchrun from reading our options).
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from stn_export import cli
+from stn_export.artifacts.environment import DEVICES, describe, resolve_device
+from stn_export.artifacts.files import sha256_of, write_atomically
+from stn_export.artifacts.manifest import CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
+from stn_export.config import (
+    ALIGN_CORNERS,
+    ARTIFACTS,
+    CHECKPOINT,
+    DATASETS,
+    DEFAULT_DATASET,
+    DEFAULT_MODELS,
+    DEFAULT_SEED,
+    IMAGE_SHAPE,
+    KEEP,
+    MEAN,
+    MODELS,
+    PRECISIONS,
+    RECIPES,
+    STD,
+)
+from stn_export.train.captured import CapturedSteps
+from stn_export.train.cells import Cell, grid, recipe_for
+from stn_export.train.checkpoint import load_tensors, save_checkpoint, serialise
+from stn_export.train.data import Dataset, load_dataset
+from stn_export.train.distributed import ALONE, SplitTrainer, World, joined
+from stn_export.train.gain import Comparison, read_training
+from stn_export.train.interrupts import Interrupts
+from stn_export.train.networks import multiply_adds
+from stn_export.train.plan import Plan, measured_weights
+from stn_export.train.trainer import Trainer, advance, run_epoch
+
+FIRST_STEP = "the first step is done"
+
+Pair = tuple[Cell, Trainer]
+
+
+def train_cells(
+    cells: Sequence[Cell], dataset: Dataset, device: torch.device, interrupts: Interrupts, world: World = ALONE
+) -> None:
+    """Train every cell to its recipe's last epoch, going on where an earlier run stopped.
+
+    Writes ``training.pt`` and ``history.jsonl`` after every epoch, at the end ``checkpoint.pt`` and its manifest entry.
+
+    Raises:
+        CheckFailedError: where a training diverges.
+        KeyboardInterrupt: with a line saying what was kept.
+    """
+    settings = [cell.settings for cell in cells]
+    weights = measured_weights(settings, dataset, device)
+    started = [(cell, start(cell, dataset, device, world)) for cell in cells]
+    plan = Plan([trainer for _, trainer in started], weights)
+    with cli.progress("images") as bar:
+        task = bar.add_task("training", total=plan.total, completed=plan.complete)
+
+        def on_step(model: str, images: int) -> None:
+            if plan.complete == plan.before:  # this run's first
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                bar.console.print(f"{model}: {FIRST_STEP}")
+            bar.update(task, completed=plan.advance(model, images), description=model)
+
+        for cohort in cohorts(started, device):
+            for _ in epochs(cohort, on_step, interrupts, world):
+                for _, trainer in cohort:
+                    bar.console.print(f"{epoch_line(trainer)}  {plan.eta()} left")
+            if world.writes:
+                for cell, trainer in cohort:
+                    write_checkpoint(cell, trainer, dataset.source)
+
+
+def start(cell: Cell, dataset: Dataset, device: torch.device, world: World) -> Trainer:
+    """The cell's trainer, as an earlier run with the same settings left it."""
+    split = world.split
+    trainer = SplitTrainer(cell.settings, dataset, device, world) if split else Trainer(cell.settings, dataset, device)
+    path = cell.directory.path / STATE_FILE
+    if path.exists() and trainer.restore(load_tensors(path)):
+        cli.say(f"{cell}: going on after {_place(trainer)}")
+    return trainer
+
+
+def cohorts(started: Sequence[Pair], device: torch.device) -> list[list[Pair]]:
+    """What may advance in step: on CUDA all seeds of a model that stand at the same step, else each alone."""
+    if device.type != "cuda":
+        return [[pair] for pair in started]
+
+    def place(pair: Pair) -> tuple[str, int, int]:
+        return pair[0].settings.model, pair[1].epoch, pair[1].position
+
+    return [list(cohort) for _, cohort in groupby(sorted(started, key=place), key=place)]
+
+
+def epochs(
+    cohort: Sequence[Pair], on_step: Callable[[str, int], None], interrupts: Interrupts, world: World
+) -> Iterator[None]:
+    """Train a cohort to the end, saving after every epoch and where the user stops it; yields after each epoch."""
+    trainers = [trainer for _, trainer in cohort]
+    captures = trainers[0].device.type == "cuda" and not world.split
+    step_all = CapturedSteps(trainers) if captures and not trainers[0].done else advance
+    model = trainers[0].settings.model
+    with interrupts.deferred():
+        while not trainers[0].done:
+            complete = run_epoch(
+                trainers, partial(on_step, model), lambda: world.agreed(interrupts.requested), step_all
+            )
+            if world.writes:
+                for cell, trainer in cohort:
+                    save(cell.directory.path, trainer)
+            if complete:
+                yield
+            if world.agreed(interrupts.requested):
+                raise KeyboardInterrupt(
+                    f"while training {cohort[0][0]}: {_place(trainers[0])} is kept; run again to go on"
+                )
+
+
+def save(path: Path, trainer: Trainer) -> None:
+    """Write what is needed to go on, and the history."""
+    write_atomically(path / STATE_FILE, serialise(trainer.state()))
+    write_atomically(path / HISTORY_FILE, "".join(json.dumps(row) + "\n" for row in trainer.history).encode())
+
+
+def write_checkpoint(cell: Cell, trainer: Trainer, source: str) -> Artifact:
+    """Write the checkpoint and its manifest entry; the state to go on from is no longer needed."""
+    trainer.finish()
+    path = cell.directory.path / CHECKPOINT_FILE
+    save_checkpoint(path, trainer.model, _meta(trainer))
+    artifact = cell.directory.add(
+        Artifact(
+            name=CHECKPOINT,
+            file=path.name,
+            model=cell.settings.model,
+            format="checkpoint",
+            sha256=sha256_of(path),
+            input_contract={"shape": ["N", *IMAGE_SHAPE], "dtype": "float32", "mean": MEAN, "std": STD},
+            settings=cell.settings.as_dict(),
+            details={"device": str(trainer.device), "data": source, "align_corners": ALIGN_CORNERS},
+            environment=describe(),
+        )
+    )
+    (cell.directory.path / STATE_FILE).unlink(missing_ok=True)
+    cli.say(f"{cell}: wrote {path}; whatever was made from an older one is now stale")
+    return artifact
+
+
+def _place(trainer: Trainer) -> str:
+    if trainer.position:
+        return f"step {trainer.position} of {trainer.steps_per_epoch} of epoch {trainer.epoch + 1}"
+    return f"epoch {trainer.epoch} of {trainer.settings.recipe.epochs}"
+
+
+def epoch_line(trainer: Trainer) -> str:
+    """One line on the last complete epoch."""
+    figures, count = trainer.history[-1], trainer.settings.recipe.epochs
+    held_out = f"validation accuracy {figures['validation_accuracy']:.2%}  " if trainer.settings.validation else ""
+    return (
+        f"{trainer.settings.model} seed {trainer.settings.seed} epoch {figures['epoch']:>{len(str(count))}}/{count}  "
+        f"train loss {figures['train_loss']:.4f}  test loss {figures['test_loss']:.4f}  {held_out}"
+        f"test accuracy {figures['test_accuracy']:.2%}  {len(trainer.train) / figures['seconds']:,.0f} images/s"
+    )
+
+
+def _meta(trainer: Trainer) -> dict:
+    """What the checkpoint says of itself; no times, so that equal runs give equal bytes."""
+    history = [{key: value for key, value in row.items() if key != "seconds"} for row in trainer.history]
+    classes = list(DATASETS[trainer.settings.dataset].classes)
+    return {
+        "model": trainer.settings.model,
+        "classes": classes,
+        "settings": trainer.settings.as_dict(),
+        "history": history,
+    }
+
+
+def print_summary(cells: Sequence[Cell]) -> None:
+    """A row a model: the test accuracy that stands for each seed, over the seeds."""
+    found = Comparison(cells[0].directory.path.parent.name, tuple(read_training(cell.directory) for cell in cells))
+    rows = [
+        (
+            model,
+            f"{multiply_adds(model):,}",
+            str(figure.count),
+            f"{figure.mean:.2%}",
+            cli.figure(100 * figure.deviation, ".2f"),
+            f"{figure.low:.2%} to {figure.high:.2%}" if figure.count > 1 else "–",
+        )
+        for model, figure in found.estimates.items()
+    ]
+    columns = ("model", "multiply-adds", "seeds", "test accuracy", "sd, points", "95 % interval of the mean")
+    cli.table(f"Test accuracy: {found.measure}", columns, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train every cell of the grid that is not up to date."""
+    parser = cli.stage("train", "Train a grid of models and seeds.")
+    parser.add_argument("--dataset", default=DEFAULT_DATASET, help=f"one of: {', '.join(DATASETS)}")
+    parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
+    parser.add_argument(
+        "--models", type=cli.names, default=DEFAULT_MODELS, help=f"of: {', '.join(MODELS)}; with commas"
+    )
+    parser.add_argument("--recipe", help=f"one of: {', '.join(RECIPES)}; by default the data set's own")
+    parser.add_argument("--epochs", type=cli.int_or_none, help="instead of the recipe's own")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="the first seed, of weights, order and dropout")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of: {', '.join(PRECISIONS)}")
+    parser.add_argument("--validation", type=int, default=0, help="training images to hold out")
+    parser.add_argument("--keep", default=KEEP[0], help="last, or best: the epoch that did best on the held-out images")
+    parser.add_argument("--ddp", action="store_true", help="under torchrun: split batches instead of the grid")
+    parser.add_argument("--device", default="auto", help=f"one of: {', '.join(DEVICES)}")
+    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
+    options = parser.parse_args(arguments)
+
+    device = resolve_device(options.device)
+    recipe_for(options.dataset, options.recipe, options.epochs)  # before the data set, which may take a while
+    interrupts = Interrupts()
+    with interrupts.installed(), joined(device, options.ddp) as world:
+        dataset = load_dataset(options.dataset, options.data)
+        cells = grid(options, dataset)
+        todo = [cell for cell in cells if not cell.up_to_date]
+        if world.rank == 0:
+            announce(cells, todo, dataset, device)
+        mine = world.share(todo, [multiply_adds(cell.settings.model) for cell in todo])
+        train_cells(mine, dataset.to(device), device, interrupts, world)
+        world.wait()
+        if world.rank == 0:
+            print_summary(cells)
+
+
+def announce(cells: Sequence[Cell], todo: Sequence[Cell], dataset: Dataset, device: torch.device) -> None:
+    """Say what is up to date and what is going to be trained, on what."""
+    for cell in cells:
+        if cell not in todo:
+            cli.say(f"{cell}: up to date ({cell.directory.path / CHECKPOINT_FILE})")
+    if todo:
+        recipe, precision = todo[0].settings.recipe, todo[0].settings.precision
+        cli.say(
+            f"training on {dataset.name} ({dataset.source}), recipe {recipe.name}, {recipe.epochs} epochs, "
+            f"{precision}, on {device.type}"
+        )
+    for model in dict.fromkeys(cell.settings.model for cell in todo):
+        seeds = [str(cell.settings.seed) for cell in todo if cell.settings.model == model]
+        cli.say(f"{model}: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

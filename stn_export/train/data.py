@@ -1,0 +1,260 @@
+"""Data sets as uint8 NCHW tensors, decoded once and cached under ``data/cache``.
+
+``load_dataset`` never switches to another data set: what was asked for cannot be had is an error that names the
+ways on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+
+from stn_export.artifacts.files import fingerprint, write_atomically
+from stn_export.artifacts.manifest import Artifact
+from stn_export.config import DATA, DATASETS, IMAGE_SHAPE, MEAN, STD, AffineRange
+from stn_export.errors import UserError, require_choice
+from stn_export.train.augmentation import random_affine
+from stn_export.train.checkpoint import serialise
+from stn_export.train.digits import draw_digits
+
+PICKLED_CIFAR10 = "cifar-10-batches-py"
+DIGITS_TRAIN, DIGITS_TEST = 10_000, 2_000
+CHANNELS, HEIGHT, WIDTH = IMAGE_SHAPE
+AXES = {(CHANNELS, HEIGHT, WIDTH): (0, 1, 2, 3), (HEIGHT, WIDTH, CHANNELS): (0, 2, 3, 1)}  # from NCHW, by shape
+WARP_SEED = 0
+CACHE_VERSION = "1"  # raised whenever a decoder or the drawing of digits changes
+
+
+@dataclass(frozen=True)
+class Split:
+    """uint8 images N×3×32×32 and int64 labels N."""
+
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Split":
+        """The same split on ``device``."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def __getitem__(self, part: slice) -> "Split":
+        return Split(self.images[part], self.labels[part])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory; ``fingerprint`` is the sha256 of its pixels and labels."""
+
+    name: str
+    train: Split
+    test: Split
+    fingerprint: str
+    source: str
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same data set on ``device``."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def normalise(images: Tensor, mean: float = MEAN, std: float = STD) -> Tensor:
+    """uint8 images of any shape to float32, in [-1, 1] by default: (x / 255 - mean) / std."""
+    return images.float().div_(255 * std).sub_(mean / std)
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """Back from ``normalise`` with its defaults: float32 images of any shape to uint8."""
+    return (images * STD + MEAN).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def contract_batch(images: Tensor, contract: dict) -> np.ndarray:
+    """What an artifact of this input contract takes for uint8 images N×3×32×32.
+
+    Returns:
+        a C-contiguous array of the contract's dtype, N×3×32×32 or N×32×32×3 as its shape says. ``float32`` is
+        normalised by the contract's mean and std; ``uint8`` keeps the bytes, the graph normalises them itself.
+
+    Raises:
+        ValueError: for other images.
+        UserError: for a contract that this version does not know.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != IMAGE_SHAPE:
+        raise ValueError(f"expected uint8 images N×3×32×32, got {images.dtype} {tuple(images.shape)}")
+    order, dtype = AXES.get(tuple(contract.get("shape", ())[1:])), contract.get("dtype")
+    if order is None or dtype not in ("float32", "uint8"):
+        raise UserError(f"the input contract {contract} is unknown", "run 'make export' again with this version")
+    if dtype == "float32":
+        images = normalise(images, contract["mean"], contract["std"])
+    return np.ascontiguousarray(images.permute(order).cpu().numpy())
+
+
+def load_dataset(name: str, data: Path | None = None) -> Dataset:
+    """Load ``digits`` (drawn here) or ``cifar10`` (from ``data``, else from ``data/``, else downloaded).
+
+    Of a variant with an affine range the test images are warped, once and for all; training images are warped when
+    they are seen (``seen_in_training``).
+
+    Raises:
+        UserError: for an unknown name, and where CIFAR-10 cannot be found, fetched or read.
+    """
+    require_choice("data set", name, list(DATASETS))
+    dataset = _load_digits() if name == "digits" else _load_cifar10(data)
+    limits = DATASETS[name].affine
+    return dataset if limits is None else _with_warped_test(dataset, name, limits)
+
+
+def _with_warped_test(dataset: Dataset, name: str, limits: AffineRange) -> Dataset:
+    warped = random_affine(dataset.test.images, limits, torch.Generator().manual_seed(WARP_SEED))
+    digest = fingerprint([dataset.fingerprint.encode(), warped.numpy().tobytes()])
+    return replace(dataset, name=name, test=Split(warped, dataset.test.labels), fingerprint=digest)
+
+
+def seen_in_training(dataset: Dataset, count: int) -> Tensor:
+    """The first ``count`` training images, uint8, as training sees them up to its recipe's flips and crops."""
+    images, limits = dataset.train.images[:count], DATASETS[dataset.name].affine
+    return images if limits is None else random_affine(images, limits, torch.Generator().manual_seed(WARP_SEED))
+
+
+def _load_digits() -> Dataset:
+    def draw() -> tuple[Split, Split]:
+        images, labels = draw_digits(DIGITS_TRAIN + DIGITS_TEST, seed=0)
+        return Split(images[:DIGITS_TRAIN], labels[:DIGITS_TRAIN]), Split(images[DIGITS_TRAIN:], labels[DIGITS_TRAIN:])
+
+    return _cached("digits", "drawn from matplotlib's fonts", str(DIGITS_TRAIN), draw)
+
+
+def _load_cifar10(data: Path | None) -> Dataset:
+    if data is not None and not data.is_dir():
+        raise UserError(
+            f"DATA={data} is not a directory", "name one that holds cifar-10-batches-py or train/ and test/"
+        )
+    for folder in [data] if data is not None else [DATA]:
+        if (folder / "train").is_dir() and (folder / "test").is_dir():
+            return _load_tree(folder)
+        if (folder / PICKLED_CIFAR10).is_dir():
+            return _load_pickled(folder)
+    if data is not None:
+        raise UserError(f"{data} holds neither {PICKLED_CIFAR10} nor train/ and test/", "point DATA= at one of them")
+    return _download()
+
+
+def _download() -> Dataset:
+    try:
+        CIFAR10(DATA, download=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"CIFAR-10 is neither in {DATA}/ nor could it be downloaded ({error})",
+            "give DATA=<directory>, or connect to the network, or use DATASET=digits, which needs neither",
+        ) from error
+    return _load_pickled(DATA)
+
+
+def _load_pickled(folder: Path) -> Dataset:
+    def read(train: bool) -> Split:
+        try:
+            part = CIFAR10(folder, train=train)
+        except (RuntimeError, OSError, EOFError) as error:
+            raise UserError(f"{folder / PICKLED_CIFAR10} is incomplete or corrupted", "fetch it again") from error
+        return Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+
+    files = sorted((folder / PICKLED_CIFAR10).iterdir())
+    return _cached("cifar10", str(folder), _stamp(files), lambda: (read(True), read(False)))
+
+
+def _load_tree(folder: Path) -> Dataset:
+    files = {split: _tree_files(folder / split) for split in ("train", "test")}
+
+    def decode(split: str) -> Split:
+        classes = DATASETS["cifar10"].classes
+        images = torch.stack([_decode(file) for file in files[split]])
+        return Split(images, torch.tensor([classes.index(file.parent.name) for file in files[split]]))
+
+    stamp = _stamp(files["train"] + files["test"])
+    return _cached("cifar10", str(folder), stamp, lambda: (decode("train"), decode("test")))
+
+
+def _tree_files(folder: Path) -> list[Path]:
+    """Every PNG of ``<folder>/<class>/``, shuffled once and for all so that any prefix is a fair sample."""
+    files = []
+    for label in DATASETS["cifar10"].classes:
+        found = sorted((folder / label).glob("*.png"))
+        if not found:
+            raise UserError(f"{folder / label} is missing or holds no .png", "every class needs its own directory")
+        files += found
+    return [files[index] for index in torch.randperm(len(files), generator=torch.Generator().manual_seed(0))]
+
+
+def _decode(file: Path) -> Tensor:
+    """One RGB picture as uint8 3×32×32."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            kind, pixels = (*image.size, image.mode), bytearray(image.tobytes())
+    except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as either
+        raise UserError(f"{file} cannot be decoded: {error}", "replace the file") from error
+    if kind != (32, 32, "RGB"):
+        raise UserError(f"{file} is {kind[0]}×{kind[1]} {kind[2]}, not 32×32 RGB", "replace the file")
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
+
+
+def _stamp(files: list[Path]) -> str:
+    """Changes whenever a file is added, removed, resized or written again."""
+    return fingerprint(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode() for file in files for stat in [file.stat()])
+
+
+def _cached(name: str, source: str, stamp: str, build: Callable[[], tuple[Split, Split]]) -> Dataset:
+    """The data set that ``build`` makes, read from the cache where the same stamp was built before."""
+    key = fingerprint(part.encode() for part in (CACHE_VERSION, torch.__version__, name, source, stamp))
+    path = DATA / "cache" / f"{name}-{key[:16]}.pt"
+    if path.exists():
+        try:
+            content = torch.load(path, weights_only=True, mmap=True)
+            return _dataset(name, source, *content["tensors"], content["fingerprint"])
+        except Exception:  # a damaged cache is no error: it is built again
+            path.unlink()
+    train, test = build()
+    tensors = [train.images, train.labels, test.images, test.labels]
+    digest = fingerprint(tensor.numpy().tobytes() for tensor in tensors)
+    write_atomically(path, serialise({"tensors": tensors, "fingerprint": digest}))
+    return _dataset(name, source, *tensors, digest)
+
+
+def _dataset(name: str, source: str, *rest: Tensor | str) -> Dataset:
+    train_images, train_labels, test_images, test_labels, digest = rest
+    return Dataset(name, Split(train_images, train_labels), Split(test_images, test_labels), digest, source)
+
+
+def example_images(dataset: Dataset, count: int) -> Tensor:
+    """The first ``count`` test images, uint8; they come round again where there are fewer."""
+    return dataset.test.images[torch.arange(count) % len(dataset.test)]
+
+
+def class_names(checkpoint: Artifact) -> tuple[str, ...]:
+    """The classes that a checkpoint tells apart, in label order.
+
+    Raises:
+        UserError: where it was trained on a data set that this version does not know.
+    """
+    return DATASETS[require_choice("data set", checkpoint.settings["dataset"], list(DATASETS))].classes
+
+
+def trained_on(checkpoint: Artifact, data: Path | None = None) -> Dataset:
+    """The data set that a checkpoint was trained on, from ``data`` or from where training read it.
+
+    Raises:
+        UserError: where it cannot be loaded or its pixels are not those that training saw.
+    """
+    name, expected = checkpoint.settings["dataset"], checkpoint.settings["dataset_fingerprint"]
+    dataset = load_dataset(name, data or Path(checkpoint.details["data"]))
+    if dataset.fingerprint != expected:
+        raise UserError(
+            f"{dataset.source} is not the {name} that {checkpoint.model} was trained on",
+            "give DATA= as it was given to train, or train again",
+        )
+    return dataset

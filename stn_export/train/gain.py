@@ -1,0 +1,267 @@
+"""What the transformer is worth: test accuracies over seeds, and their differences from seed to seed.
+
+Two models are compared only where data set, recipe, epochs and precision were the same, and pair by pair: a seed draws
+one order of images for all models. Every interval is Student's 95 % interval of a mean over seeds; accuracies are in
+[0, 1], and points are hundredths of that.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from stn_export.artifacts.manifest import MANIFEST, STATE_FILE, NetworkDirectory, network_directories, read_history
+from stn_export.comparison.estimates import Estimate, estimate
+from stn_export.config import MODEL_LABELS, MODELS, PRECISIONS
+from stn_export.errors import UserError
+
+SETTLED = slice(40, 50)  # epochs 41 to 50, where the recipe ``reference`` goes up and down and no further
+SETTLED_WORDS = f"the mean over epochs {SETTLED.start + 1} to {SETTLED.stop}"
+TRANSFORMER = "stn"
+DIGITS = 6  # behind the point, in JSON
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model, finished with one seed; ``settings`` are those that must be equal to compare it with another."""
+
+    model: str
+    seed: int
+    settings: dict
+    history: tuple[dict, ...]  # a row an epoch
+    device: str
+    environment: dict
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy after each epoch."""
+        return [row["test_accuracy"] for row in self.history]
+
+    @cached_property
+    def measured(self) -> tuple[str, float]:
+        """Which epochs' test accuracy stands for this training, in words, and what it is."""
+        if self.settings.get("keep") == "best":
+            best = max(self.history, key=lambda row: row["validation_accuracy"])
+            return "the epoch that did best on held-out images", best["test_accuracy"]
+        if self.settings["recipe"]["name"] == "reference" and len(self.history) >= SETTLED.stop:
+            settled = statistics.fmean(self.accuracies[SETTLED])
+            return SETTLED_WORDS, settled
+        return "the last epoch", self.accuracies[-1]
+
+    @property
+    def seconds(self) -> float:
+        """How long all epochs took."""
+        return sum(row["seconds"] for row in self.history)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The trainings of one run that share all settings but model and seed; at least one."""
+
+    run: str
+    trainings: tuple[Training, ...]
+
+    @property
+    def settings(self) -> dict:
+        """What all of them were trained with."""
+        return self.trainings[0].settings
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name."""
+        return self.settings["dataset"]
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return self.settings["recipe"]["name"]
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs each was trained for."""
+        return self.settings["recipe"]["epochs"]
+
+    @property
+    def precision(self) -> str:
+        """The precision of training; runs from before there was a choice do not name it."""
+        return self.settings.get("precision", PRECISIONS[0])
+
+    @property
+    def title(self) -> str:
+        """Data set and settings in a few words."""
+        words = f"{self.dataset}, {self.recipe}, {self.epochs} epochs"
+        return words if self.precision == PRECISIONS[0] else f"{words}, {self.precision}"
+
+    @property
+    def measure(self) -> str:
+        """Which epochs' test accuracy stands for a training, in words."""
+        return self.trainings[0].measured[0]
+
+    @cached_property
+    def models(self) -> dict[str, list[Training]]:
+        """The trainings of each model by rising seed, models in the order of ``config.MODELS``."""
+        found = {model: [training for training in self.trainings if training.model == model] for model in MODELS}
+        return {model: sorted(those, key=lambda one: one.seed) for model, those in found.items() if those}
+
+    def accuracies(self, model: str) -> dict[int, float]:
+        """The accuracy that stands for each seed."""
+        return {training.seed: training.measured[1] for training in self.models[model]}
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """Mean accuracy and its interval by model."""
+        return {model: estimate(list(self.accuracies(model).values())).within(0, 1) for model in self.models}
+
+    @property
+    def differences(self) -> dict[str, dict[int, float]]:
+        """By model other than the transformer: how many points the transformer is ahead, by common seed, if any."""
+        if TRANSFORMER not in self.models:
+            return {}
+        ours = self.accuracies(TRANSFORMER)
+        pairs = {
+            model: {seed: 100 * (ours[seed] - value) for seed, value in self.accuracies(model).items() if seed in ours}
+            for model in self.models
+            if model != TRANSFORMER
+        }
+        return {model: values for model, values in pairs.items() if values}
+
+    @property
+    def gains(self) -> dict[str, Estimate]:
+        """The mean of each difference, in points, and its interval."""
+        return {model: estimate(list(values.values())) for model, values in self.differences.items()}
+
+    def as_dict(self) -> dict:
+        """JSON-ready: what was trained how, each seed's accuracy, each difference and what it says."""
+        return {
+            "run": self.run,
+            "dataset": self.dataset,
+            "recipe": self.recipe,
+            "epochs": self.epochs,
+            "precision": self.precision,
+            "measure": self.measure,
+            "models": {
+                model: {"label": MODEL_LABELS[model], "seeds": _rounded(self.accuracies(model)), **_figures(found)}
+                for model, found in self.estimates.items()
+            },
+            "differences": {
+                model: {
+                    "label": MODEL_LABELS[model],
+                    "seeds": _rounded(self.differences[model]),
+                    **_figures(found),
+                    "sentence": verdict(found),
+                }
+                for model, found in self.gains.items()
+            },
+        }
+
+
+def _rounded(values: dict[int, float]) -> dict[str, float]:
+    return {str(seed): round(value, DIGITS) for seed, value in values.items()}
+
+
+def _figures(found: Estimate) -> dict:
+    return {name: value if value is None else round(value, DIGITS) for name, value in found.as_dict().items()}
+
+
+def finding(gain: Estimate) -> str:
+    """What an interval allows one to say."""
+    if gain.count == 1:
+        return "one seed only: no interval"
+    if not gain.excludes_zero:
+        return "no measurable gain"
+    return "gain" if gain.mean > 0 else "loss"
+
+
+def verdict(gain: Estimate) -> str:
+    """One difference in words, in points."""
+    sentences = {
+        "one seed only: no interval": f"the transformer is at {signed(gain.mean)} points, one seed only: no interval",
+        "no measurable gain": f"there is no measurable gain: {signed(gain.mean)} points",
+        "gain": f"the transformer gains {gain.mean:.1f} points",
+        "loss": f"the transformer costs {-gain.mean:.1f} points",
+    }
+    found = finding(gain)
+    low, high = (-gain.high, -gain.low) if found == "loss" else (gain.low, gain.high)
+    interval = f" (95 % interval {low:.1f} to {high:.1f}, {gain.count} seeds)".replace("-", "−")
+    return sentences[found] + (interval if gain.count > 1 else "")
+
+
+def signed(value: float) -> str:
+    """A number with its sign, one digit behind the point."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def comparisons(run: Path) -> list[Comparison]:
+    """The finished trainings of a run, those with equal settings together; the run's own come first.
+
+    Raises:
+        UserError: where there is no run, or no finished training in it.
+    """
+    own = network_directories(run)
+    further = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"seed-*/*/{MANIFEST}"))]
+    busy = unfinished(run)
+    groups: list[list[Training]] = []
+    for training in [read_training(directory) for directory in own + further if directory.path not in busy]:
+        group = next((group for group in groups if group[0].settings == training.settings), None)
+        if group is None:
+            groups.append([training])
+        elif all((other.model, other.seed) != (training.model, training.seed) for other in group):
+            group.append(training)  # a seed of an older run with another first seed may be there twice
+    if not groups:
+        raise UserError(f"no training in {run} is finished", "run 'make train' again to go on")
+    return [Comparison(run.name, tuple(group)) for group in groups]
+
+
+def unfinished(run: Path) -> list[Path]:
+    """The model directories of a run where a training is going on or was stopped."""
+    return [path.parent for pattern in ("*", "seed-*/*") for path in sorted(run.glob(f"{pattern}/{STATE_FILE}"))]
+
+
+def read_training(directory: NetworkDirectory) -> Training:
+    """What the manifest and the history say of one model."""
+    checkpoint = directory.checkpoint()
+    settings = {key: value for key, value in checkpoint.settings.items() if key not in ("model", "seed")}
+    return Training(
+        checkpoint.model,
+        checkpoint.settings["seed"],
+        settings,
+        tuple(read_history(directory)),
+        checkpoint.details["device"],
+        checkpoint.environment,
+    )
+
+
+def caveats(run: Path, found: Sequence[Comparison]) -> list[str]:
+    """What a reader of a run's comparisons has to know: trainings left out, settings that differ."""
+    lines = [f"{path.relative_to(run.parent)} is not finished and left out." for path in unfinished(run)]
+    differing = [
+        key for key in found[0].settings if any(one.settings.get(key) != found[0].settings[key] for one in found)
+    ]
+    if len(found) > 1:
+        what = ", ".join(differing).replace("_", " ")
+        lines.append(f"{run.name} was trained with more than one setting ({what}): shown apart, not compared.")
+    return lines
+
+
+def markdown(found: Sequence[Comparison]) -> str:
+    """A line for each comparison below two of heading: accuracies in percent, differences in points, 95 % intervals."""
+    others = MODELS[1:]
+    names = [*MODEL_LABELS.values(), *(f"gain over the {MODEL_LABELS[model]}, points" for model in others)]
+    lines = [f"| data set | seeds | {' | '.join(names)} |", "|---|--:|" + "--:|" * len(names)]
+    for one in found:
+        counts = sorted({len(those) for those in one.models.values()})
+        cells = [one.title]
+        cells.append(" to ".join(map(str, counts)))
+        cells += [_cell(one.estimates.get(model), 100, ".1f", " %") for model in MODELS]
+        cells += [_cell(one.gains.get(model), 1, "+.1f") for model in others]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Estimate | None, factor: float, form: str, unit: str = "") -> str:
+    if found is None:
+        return "–"
+    text = format(factor * found.mean, form) + unit
+    text += f" ({factor * found.low:.1f} to {factor * found.high:.1f})" if found.count > 1 else ""
+    return text.replace("-", "−")
