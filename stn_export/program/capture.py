@@ -1,13 +1,16 @@
 """``torch.export`` of modules that sample in 2-D, with open dimensions where they are asked for and can be kept."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 
 from stn_export.errors import UserError
 from stn_export.program.specs import BATCH
@@ -30,7 +33,7 @@ def _(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
 
 
 AFFINE_GRIDS = (torch.ops.aten.affine_grid_generator.default, torch.ops.stn_export.affine_grid.default)
-GRID_SAMPLE = torch.ops.aten.grid_sampler.default
+GRID_SAMPLES = (torch.ops.aten.grid_sampler.default, torch.ops.aten.grid_sampler_2d.default)
 
 
 @contextmanager
@@ -44,10 +47,14 @@ def _opaque_affine_grid() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Captured:
-    """A captured module, and the shapes that its inputs have there: what could not be kept open is a number."""
+    """A captured module, and the shapes that its inputs have there: what could not be kept open is a number.
+
+    ``problem`` is what ``torch.export`` said to the named open dimensions, where it did not take them.
+    """
 
     exported: ExportedProgram
     shapes: tuple[tuple[int | str, ...], ...]
+    problem: str = ""
 
 
 def capture(module: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[Shape]) -> Captured:
@@ -66,19 +73,20 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[Shap
         raise UserError(f"{type(module).__name__} is in training mode", "call module.eval() first")
     _check_sizes(inputs, shapes)
     sizes_open = any(name != BATCH for shape in shapes for name in shape if isinstance(name, str))
-    problem: Exception | None = None
+    problem = ""
     for make in TRIES:
         try:
             with _opaque_affine_grid() if sizes_open else nullcontext():
                 exported = torch.export.export(module, inputs, dynamic_shapes=_dynamic(shapes, make))
-            return _checked(exported, shapes)
-        except (torch._dynamo.exc.UserError, ValueError, RuntimeError) as error:
-            problem = problem or error
-    reason = " ".join(str(problem).split())[:300]
+            return _checked(exported, shapes, problem)
+        except UserError:
+            raise
+        except Exception as error:  # of other people's code, or what PyTorch raises for it
+            problem, cause = problem or " ".join(str(error).split())[:300], error
     raise UserError(
-        f"torch.export cannot capture {type(module).__name__}: {reason}",
+        f"torch.export cannot capture {type(module).__name__}: {problem}",
         "shapes must not decide what forward does; call F.affine_grid as such where sizes are to stay open",
-    ) from problem
+    ) from cause
 
 
 def _check_sizes(inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> None:
@@ -105,16 +113,70 @@ def _dynamic(shapes: Sequence[Shape], make: type) -> tuple[dict[int, object] | N
     return tuple({axis: dims[name] for axis, name in enumerate(shape) if isinstance(name, str)} for shape in shapes)
 
 
-def _checked(exported: ExportedProgram, shapes: Sequence[Shape]) -> Captured:
+def _checked(exported: ExportedProgram, shapes: Sequence[Shape], problem: str) -> Captured:
     for node in exported.graph.nodes:
-        if node.target is GRID_SAMPLE and node.args[0].meta["val"].ndim == 5:
-            raise UserError("grid_sample of 5-D images cannot be exported", "few runtimes run it; use 4-D images")
+        if node.target in GRID_SAMPLES[:1] and node.args[0].meta["val"].ndim == 5:
+            raise UserError(
+                f"grid_sample of 5-D images cannot be exported: {location(node)}",
+                "few runtimes run it; use 4-D images",
+            )
     found = {node.name: node.meta["val"].shape for node in exported.graph.nodes if node.op == "placeholder"}
     kept = tuple(
         tuple(size if isinstance(size, int) else wanted for size, wanted in zip(found[name], shape, strict=True))
         for name, shape in zip(exported.graph_signature.user_inputs, shapes, strict=True)
     )
-    return Captured(exported, kept)
+    _own_memory(exported)
+    return Captured(exported, kept, problem)
+
+
+def _own_memory(exported: ExportedProgram) -> None:
+    """Weights that are windows into larger tensors become tensors of their own: a file would hold all of those."""
+    for name, value in exported.state_dict.items():
+        if value.untyped_storage().nbytes() != value.nbytes:
+            copied = value.detach().clone(memory_format=torch.contiguous_format)
+            exported.state_dict[name] = nn.Parameter(copied) if isinstance(value, nn.Parameter) else copied
+
+
+def location(node: Node) -> str:
+    """The module that a node is from, and its line: ``transformer (networks.py:62)``."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    module = stack[-1][0] if stack else ""
+    frames = [
+        line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")
+    ]
+    own = [frame for frame in frames if f"{Path(torch.__file__).parent}" not in frame]
+    if not own:
+        return module or "forward"
+    file, line = own[-1].split(", ")[:2]
+    return f"{module or 'forward'} ({Path(file.split(chr(34))[1]).name}:{line.removeprefix('line ')})"
+
+
+def symbols_of(exported: ExportedProgram, shapes: Sequence[Shape] | None = None) -> dict[str, str]:
+    """The names of the open sizes by the symbols that stand for them in the graph.
+
+    Args:
+        exported: whose inputs have them.
+        shapes: of the inputs, with these names; by default ``N`` for the first of a shape, ``size1`` and so on else.
+    """
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
+    inputs = exported.graph_signature.user_inputs
+    symbols: dict[str, str] = {}
+    for name, shape in zip(inputs, shapes or [None] * len(inputs), strict=True):
+        for axis, size in enumerate(values[name].shape):
+            if not isinstance(size, int):
+                named = shape[axis] if shape else BATCH if axis == 0 else f"size{len(symbols)}"
+                symbols.setdefault(str(size), named)
+    return symbols
+
+
+def named_shape(sizes: torch.Size, symbols: Mapping[str, str]) -> tuple[int | str, ...]:
+    """Sizes of a value in the graph, with the names of open ones: ``("2*N", 8, 12)``."""
+    return tuple(
+        size
+        if isinstance(size, int)
+        else re.sub(r"[A-Za-z_]\w*", lambda found: symbols.get(found[0], found[0]), str(size))
+        for size in sizes
+    )
 
 
 def file_names(shapes: Sequence[Shape]) -> tuple[dict[int, str], ...]:

@@ -7,7 +7,8 @@ over the sampled image) and ``site0/warped`` (N×C×H×W).
 import copy
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.graph import CodeGen
+from torch.fx.node import map_aggregate
 from torch.utils.flop_counter import FlopCounterMode
 
 from stn_export.errors import UserError
-from stn_export.program.capture import GRID_SAMPLE, capture
+from stn_export.program.capture import GRID_SAMPLES, capture, named_shape, symbols_of
 from stn_export.program.origin import module_from
 from stn_export.program.parts import Step, Values, parts_of
 from stn_export.program.sites import TAPS, Site, find_sites
@@ -56,12 +58,19 @@ class Program:
         """The network as one graph: tensors in by position, a tuple of tensors out; checks and dropout left out."""
         found = self.exported.module(check_guards=False)
         found.graph.set_codegen(CodeGen())  # no nested structures: they are flat in the graph already
-        return bare(GraphModule(found, found.graph))
+        return bare(with_buffers(GraphModule(found, found.graph)))
+
+    def on(self, device: torch.device | str) -> GraphModule:
+        """``module`` moved there for good, together with the devices that its graph names."""
+        for node in self.module.graph.nodes:
+            _rewrite(node, lambda value: torch.device(device) if isinstance(value, torch.device) else value)
+        self.module.recompile()
+        return self.module.to(device)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """Where it samples."""
-        return find_sites(self.module.graph)
+        return find_sites(self.module.graph, symbols_of(self.exported, [spec.shape for spec in self.contract.inputs]))
 
     @cached_property
     def exact(self) -> "Exact":
@@ -110,7 +119,7 @@ class Program:
         """The same network with every sampler left out: its image goes on, resized where sizes differ."""
         module = copy.deepcopy(self.module)
         for node in list(module.graph.nodes):
-            if node.target is GRID_SAMPLE:
+            if node.target in GRID_SAMPLES:
                 node.replace_all_uses_with(_resized(module, node))
                 module.graph.erase_node(node)
         module.graph.eliminate_dead_code()
@@ -142,11 +151,9 @@ class Program:
 
     def multiply_adds(self, batch: int = 1) -> int:
         """Of one call, in convolutions, matrix products and samplers (4 a bilinear value); other open sizes are 32."""
-        with torch.device("meta"), torch.no_grad():
-            values = example_values(self.contract, batch)
-            module = copy.deepcopy(self.module).to("meta")
-            with FlopCounterMode(display=False) as counter:
-                points = probe(module, self.sites, self._names, values, {})
+        values = example_values(self.contract, batch)
+        with FlopCounterMode(display=False) as counter:
+            points = self.points(values)
         taps = sum(TAPS[site.mode] * points[site.point("warped")].numel() for site in self.sites)
         return counter.get_total_flops() // 2 + taps
 
@@ -195,28 +202,21 @@ def contract_of(
     """
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
     signature = exported.graph_signature
-    if unsuitable := [name for name in signature.user_inputs if not isinstance(values.get(name), Tensor)]:
-        raise UserError(f"input {unsuitable[0]} is no tensor", "bind what is no tensor in a module of your own")
-    symbols: dict[str, str] = {}
-    found = [values[name] for name in signature.user_inputs]
-    for value, shape in zip(found, shapes or [None] * len(found), strict=True):
-        for axis, size in enumerate(value.shape):
-            if not isinstance(size, int):
-                symbols.setdefault(
-                    str(size), shape[axis] if shape else BATCH if axis == 0 else f"size{len(symbols)}"
-                )
+    for side, found in (("input", signature.user_inputs), ("output", signature.user_outputs)):
+        if unsuitable := [name for name in found if not isinstance(values.get(name), Tensor)]:
+            raise UserError(
+                f"{side} {unsuitable[0]} is no tensor", "leave it out in a module of your own around this one"
+            )
+    symbols = symbols_of(exported, shapes)
     specs = [
-        [
-            _spec_of(name, values[graph_name], symbols)
-            for name, graph_name in zip(names or graph_names, graph_names, strict=True)
-        ]
-        for names, graph_names in ((inputs, signature.user_inputs), (outputs, signature.user_outputs))
+        [_spec_of(name, values[node], symbols) for name, node in zip(names or nodes, nodes, strict=True)]
+        for names, nodes in ((inputs, signature.user_inputs), (outputs, signature.user_outputs))
     ]
     return Contract(*map(tuple, specs))
 
 
 def _spec_of(name: str, value: Tensor, symbols: Mapping[str, str]) -> TensorSpec:
-    shape = tuple(size if isinstance(size, int) else symbols.get(str(size), str(size)) for size in value.shape)
+    shape = named_shape(value.shape, symbols)
     return TensorSpec(name, dtype_name(value), shape, batched=shape[:1] == (BATCH,))
 
 
@@ -246,7 +246,8 @@ class Exact:
         """``Program.points`` in float64; the inputs are those of the program itself."""
         forced = {point: value.double() for point, value in (forced or {}).items()}
         wide = [value.double() if value.is_floating_point() else value for value in values]
-        return probe(self.module, self.program.sites, self.program._names, wide, forced)
+        with _default_dtype(torch.float64):  # of what the graph makes without naming a type
+            return probe(self.module, self.program.sites, self.program._names, wide, forced)
 
 
 class _Probe(Interpreter):
@@ -298,10 +299,33 @@ def in_float64(module: GraphModule) -> GraphModule:
     wide = copy.deepcopy(module).double()
     narrow = (torch.float32, torch.float16, torch.bfloat16)
     for node in wide.graph.nodes:
-        node.args = torch.fx.node.map_aggregate(node.args, lambda value: torch.float64 if value in narrow else value)
-        node.kwargs = {name: torch.float64 if value in narrow else value for name, value in node.kwargs.items()}
+        _rewrite(node, lambda value: torch.float64 if value in narrow else value)
     wide.recompile()
     return wide
+
+
+def with_buffers(module: GraphModule) -> GraphModule:
+    """The same module; tensors that it holds as plain attributes become buffers, so that they move along with it."""
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor):
+                delattr(part, name)
+                part.register_buffer(name, value, persistent=False)
+    return module
+
+
+def _rewrite(node: Node, change: Callable[[Any], Any]) -> None:
+    node.args, node.kwargs = map_aggregate(node.args, change), map_aggregate(node.kwargs, change)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _resized(module: GraphModule, sampler: Node) -> Node:
@@ -309,9 +333,17 @@ def _resized(module: GraphModule, sampler: Node) -> Node:
     image, wanted = sampler.args[0], sampler.meta["val"].shape[-2:]
     if image.meta["val"].shape[-2:] == wanted:
         return image
-    if not all(isinstance(size, int) for size in wanted):
-        raise UserError("a sampler that changes an open size cannot be bypassed", "give a plain network with --plain")
     with module.graph.inserting_before(sampler):
-        resize = module.graph.call_function(torch.ops.aten.upsample_bilinear2d.vec, (image, list(wanted), False, None))
+        sizes = [size if isinstance(size, int) else _size_of_input(module, size) for size in wanted]
+        resize = module.graph.call_function(torch.ops.aten.upsample_bilinear2d.vec, (image, sizes, False, None))
     resize.meta["val"] = sampler.meta["val"]
     return resize
+
+
+def _size_of_input(module: GraphModule, wanted: torch.SymInt) -> Node:
+    """An open size as a node that reads it off an input."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        for axis, size in enumerate(node.meta["val"].shape):
+            if str(size) == str(wanted):
+                return module.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
+    raise UserError(f"a sampler gives pictures of an open size, {wanted}, that no input has", "give one with --plain")

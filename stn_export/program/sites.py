@@ -4,20 +4,19 @@ A site is a ``grid_sample`` node of the graph with the value it samples (image),
 and, where the grid is an ``affine_grid``, the matrices that it is made from (theta).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import torch
 from torch.fx import Graph, Node
 
-from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLE
-from stn_export.program.specs import BATCH
+from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, location, named_shape
 
 MODES = ("bilinear", "nearest", "bicubic")  # by PyTorch's numbers
 PADDINGS = ("zeros", "border", "reflection")
 TAPS = {"bilinear": 4, "nearest": 0, "bicubic": 16}  # multiply-adds of one sampled value
 POINTS = ("theta", "grid", "warped")  # in the network's order
 SHAPING = ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "clone", "expand")
+SHAPING += ("select", "slice", "split", "getitem", "contiguous")
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,13 @@ class Site:
         return asdict(self) | {"kind": self.kind}
 
 
-def find_sites(graph: Graph) -> tuple[Site, ...]:
-    """Every sampler of a captured graph, in the order in which they run."""
-    samplers = [node for node in graph.nodes if node.target is GRID_SAMPLE]
-    return tuple(_site(index, node) for index, node in enumerate(samplers))
+def find_sites(graph: Graph, symbols: Mapping[str, str]) -> tuple[Site, ...]:
+    """Every sampler of a captured graph, in the order in which they run; ``symbols`` names open sizes."""
+    samplers = [node for node in graph.nodes if node.target in GRID_SAMPLES]
+    return tuple(_site(index, node, symbols) for index, node in enumerate(samplers))
 
 
-def _site(index: int, node: Node) -> Site:
+def _site(index: int, node: Node, symbols: Mapping[str, str]) -> Site:
     image, grid, mode, padding, align = node.args
     affine = grid if grid.target in AFFINE_GRIDS else None
     return Site(
@@ -79,34 +78,13 @@ def _site(index: int, node: Node) -> Site:
         padding_mode=PADDINGS[padding],
         align_corners=bool(align),
         grid_align_corners=bool(affine.args[2]) if affine else None,
-        image_shape=_shape(image),
-        warped_shape=_shape(node),
+        image_shape=named_shape(image.meta["val"].shape, symbols),
+        warped_shape=named_shape(node.meta["val"].shape, symbols),
         image=image.name,
         grid=grid.name,
         warped=node.name,
         theta=affine.args[0].name if affine else "",
     )
-
-
-def _shape(node: Node) -> tuple[int | str, ...]:
-    sizes = node.meta["val"].shape
-    return tuple(
-        size if isinstance(size, int) else (BATCH if axis == 0 else str(size)) for axis, size in enumerate(sizes)
-    )
-
-
-def location(node: Node) -> str:
-    """The module that a node is from, and its line: ``transformer (networks.py:62)``."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    module = stack[-1][0] if stack else ""
-    frames = [
-        line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")
-    ]
-    own = [frame for frame in frames if f"{Path(torch.__file__).parent}" not in frame]
-    if not own:
-        return module or "forward"
-    file, line = own[-1].split(", ")[:2]
-    return f"{module or 'forward'} ({Path(file.split(chr(34))[1]).name}:{line.removeprefix('line ')})"
 
 
 def _origin(node: Node) -> str:

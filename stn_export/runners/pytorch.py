@@ -77,7 +77,7 @@ class OfProgram(TorchRunner):
         self.program = load_program(path, self.contract)
         own = self.program.own_module()
         self.options = {"code": "the module's own" if not isinstance(own, str) else f"the captured graph: {own}"}
-        self.module = (self.program.module if isinstance(own, str) else own).to(self.device)
+        self.module = self.program.on(self.device) if isinstance(own, str) else own.to(self.device)
 
 
 class Captured(TorchRunner):
@@ -85,7 +85,7 @@ class Captured(TorchRunner):
 
     def load(self, path: Path) -> None:
         self.program = load_program(path, self.contract)
-        self.module = self.program.module.to(self.device)
+        self.module = self.program.on(self.device)
 
     def points(self, feeds: Arrays) -> Arrays:
         self.check(feeds)
