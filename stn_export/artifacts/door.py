@@ -1,13 +1,16 @@
 """How a network comes into a run, whoever made it: its program, what it is tried on, and what it is."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stn_export.artifacts.environment import describe, versions
 from stn_export.artifacts.examples import EXAMPLES_FILE, Examples
 from stn_export.artifacts.files import fingerprint, sha256_of, write_atomically, write_if_changed
 from stn_export.artifacts.manifest import PROGRAM, PROGRAM_FILE, SUBJECT, Artifact, Facts, NetworkDirectory
 from stn_export.program.program import Program
+from stn_export.program.specs import Contract
 
 
 def write_examples(run: Path, examples: Examples) -> Path:
@@ -66,15 +69,15 @@ def enter(
             sha256=sha256_of(path),
             contract=program.contract,
             parent_sha256=parent_sha256,
-            settings=program_settings(program),
+            settings=program_settings(program.contract, program.origin),
             details={"bytes": path.stat().st_size},
             environment=describe(),
         )
     )
 
 
-def program_settings(program: Program) -> dict:
+def program_settings(contract: Contract, origin: Mapping[str, Any]) -> dict:
     """What a program depends on beside the module that it was captured from."""
     found = versions()
     stamp = fingerprint(f"{name}={found[name]}".encode() for name in ("torch", "stn_export"))[:16]
-    return {"contract": program.contract.as_dict(), "origin": dict(program.origin), "versions": stamp}
+    return {"contract": contract.as_dict(), "origin": dict(origin), "versions": stamp}

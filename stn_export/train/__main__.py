@@ -7,6 +7,7 @@ The first seed's models lie in the run directory itself, those of every further 
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -16,33 +17,30 @@ import torch
 
 from stn_export import cli
 from stn_export.artifacts.environment import DEVICES, describe, resolve_device
-from stn_export.artifacts.files import sha256_of, write_atomically
-from stn_export.artifacts.manifest import CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
-from stn_export.config import (
+from stn_export.artifacts.files import load_tensors, serialise, sha256_of, write_atomically
+from stn_export.artifacts.manifest import CHECKPOINT, CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
+from stn_export.config import ARTIFACTS
+from stn_export.train.captured import CapturedSteps
+from stn_export.train.cells import Cell, grid, recipe_for
+from stn_export.train.checkpoint import save_checkpoint
+from stn_export.train.data import Dataset, load_dataset
+from stn_export.train.distributed import ALONE, SplitTrainer, World, joined
+from stn_export.train.entering import CONTRACT, cost, enter_trained, take_over
+from stn_export.train.gain import Group, read_training
+from stn_export.train.interrupts import Interrupts
+from stn_export.train.plan import Plan, measured_weights
+from stn_export.train.recipes import (
     ALIGN_CORNERS,
-    ARTIFACTS,
-    CHECKPOINT,
     DATASETS,
     DEFAULT_DATASET,
     DEFAULT_MODELS,
     DEFAULT_SEED,
-    IMAGE_SHAPE,
     KEEP,
-    MEAN,
     MODELS,
     PRECISIONS,
     RECIPES,
-    STD,
 )
-from stn_export.train.captured import CapturedSteps
-from stn_export.train.cells import Cell, grid, recipe_for
-from stn_export.train.checkpoint import load_tensors, save_checkpoint, serialise
-from stn_export.train.data import Dataset, load_dataset
-from stn_export.train.distributed import ALONE, SplitTrainer, World, joined
-from stn_export.train.gain import Comparison, read_training
-from stn_export.train.interrupts import Interrupts
-from stn_export.train.networks import multiply_adds
-from stn_export.train.plan import Plan, measured_weights
+from stn_export.train.results import write_trainings
 from stn_export.train.trainer import Trainer, advance, run_epoch
 
 FIRST_STEP = "the first step is done"
@@ -55,7 +53,8 @@ def train_cells(
 ) -> None:
     """Train every cell to its recipe's last epoch, going on where an earlier run stopped.
 
-    Writes ``training.pt`` and ``history.jsonl`` after every epoch, at the end ``checkpoint.pt`` and its manifest entry.
+    Writes ``training.pt`` and ``history.jsonl`` after every epoch, at the end ``checkpoint.pt`` and its manifest entry,
+    and what the stages behind this one need: the program, the examples, ``training.json``.
 
     Raises:
         CheckFailedError: where a training diverges.
@@ -82,6 +81,8 @@ def train_cells(
             if world.writes:
                 for cell, trainer in cohort:
                     write_checkpoint(cell, trainer, dataset.source)
+                enter_trained([cell for cell, _ in cohort], dataset)
+                write_trainings(cohort[0][0].run)
 
 
 def start(cell: Cell, dataset: Dataset, device: torch.device, world: World) -> Trainer:
@@ -144,10 +145,10 @@ def write_checkpoint(cell: Cell, trainer: Trainer, source: str) -> Artifact:
         Artifact(
             name=CHECKPOINT,
             file=path.name,
-            model=cell.settings.model,
+            network=cell.directory.name,
             format="checkpoint",
             sha256=sha256_of(path),
-            input_contract={"shape": ["N", *IMAGE_SHAPE], "dtype": "float32", "mean": MEAN, "std": STD},
+            contract=CONTRACT,
             settings=cell.settings.as_dict(),
             details={"device": str(trainer.device), "data": source, "align_corners": ALIGN_CORNERS},
             environment=describe(),
@@ -189,11 +190,11 @@ def _meta(trainer: Trainer) -> dict:
 
 def print_summary(cells: Sequence[Cell]) -> None:
     """A row a model: the test accuracy that stands for each seed, over the seeds."""
-    found = Comparison(cells[0].directory.path.parent.name, tuple(read_training(cell.directory) for cell in cells))
+    found = Group(cells[0].run.name, tuple(read_training(cell.directory) for cell in cells))
     rows = [
         (
             model,
-            f"{multiply_adds(model):,}",
+            f"{found.models[model][0].facts.multiply_adds:,}",
             str(figure.count),
             f"{figure.mean:.2%}",
             cli.figure(100 * figure.deviation, ".2f"),
@@ -205,8 +206,8 @@ def print_summary(cells: Sequence[Cell]) -> None:
     cli.table(f"Test accuracy: {found.measure}", columns, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train every cell of the grid that is not up to date."""
+def read_options(arguments: Sequence[str] | None) -> Namespace:
+    """What the command line asks for."""
     parser = cli.stage("train", "Train a grid of models and seeds.")
     parser.add_argument("--dataset", default=DEFAULT_DATASET, help=f"one of: {', '.join(DATASETS)}")
     parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
@@ -223,20 +224,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ddp", action="store_true", help="under torchrun: split batches instead of the grid")
     parser.add_argument("--device", default="auto", help=f"one of: {', '.join(DEVICES)}")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train every cell of the grid that is not up to date."""
+    options = read_options(arguments)
     device = resolve_device(options.device)
     recipe_for(options.dataset, options.recipe, options.epochs)  # before the data set, which may take a while
     interrupts = Interrupts()
     with interrupts.installed(), joined(device, options.ddp) as world:
         dataset = load_dataset(options.dataset, options.data)
         cells = grid(options, dataset)
+        if world.rank == 0:
+            take_over(cells[0].run)
+        world.wait()
         todo = [cell for cell in cells if not cell.up_to_date]
         if world.rank == 0:
             announce(cells, todo, dataset, device)
-        mine = world.share(todo, [multiply_adds(cell.settings.model) for cell in todo])
-        train_cells(mine, dataset.to(device), device, interrupts, world)
-        world.wait()
+            enter_trained([cell for cell in cells if cell not in todo], dataset)
+        mine = world.share(todo, lambda cell: cost(cell.settings.model))
+        try:
+            train_cells(mine, dataset.to(device), device, interrupts, world)
+            world.wait()
+        finally:  # a training that was stopped is said to be unfinished
+            if world.rank == 0:
+                write_trainings(cells[0].run)
         if world.rank == 0:
             print_summary(cells)
 

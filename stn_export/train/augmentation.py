@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_export.config import ALIGN_CORNERS, AffineRange
+from stn_export.train.recipes import ALIGN_CORNERS, AffineRange
 
 
 def flip_and_crop(images: Tensor, flip: bool, crop: int) -> Tensor:

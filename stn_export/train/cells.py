@@ -2,20 +2,23 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from stn_export.artifacts.manifest import NetworkDirectory, seed_directory
-from stn_export.config import ARTIFACTS, CHECKPOINT, DATASETS, KEEP, MODELS, PRECISIONS, RECIPES, Recipe
+from stn_export.artifacts.manifest import CHECKPOINT, NetworkDirectory
+from stn_export.config import ARTIFACTS
 from stn_export.errors import UserError, require_choice
 from stn_export.train.data import Dataset
+from stn_export.train.recipes import DATASETS, KEEP, MODELS, PRECISIONS, RECIPES, Recipe
 from stn_export.train.trainer import Settings
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the grid and where it goes."""
+    """One training of the grid and where it goes: into ``run`` itself or a run of its seed's own beneath it."""
 
     settings: Settings
     directory: NetworkDirectory
+    run: Path
 
     @property
     def up_to_date(self) -> bool:
@@ -57,9 +60,15 @@ def grid(options: Namespace, dataset: Dataset) -> list[Cell]:
     fixed = (dataset.name, dataset.fingerprint, precision, options.validation, options.keep)
     return [
         Cell(
-            Settings(model, recipe, seed, *fixed),
-            NetworkDirectory(seed_directory(run, options.seed, seed) / require_choice("model", model, MODELS)),
+            Settings(require_choice("model", model, list(MODELS)), recipe, seed, *fixed),
+            NetworkDirectory(seed_directory(run, options.seed, seed) / model),
+            run,
         )
         for seed in range(options.seed, options.seed + options.seeds)
         for model in options.models
     ]
+
+
+def seed_directory(run: Path, first: int, seed: int) -> Path:
+    """Where a seed's models lie: the first one's in the run itself, any other's in a run of its own beneath it."""
+    return run if seed == first else run / f"seed-{seed}"

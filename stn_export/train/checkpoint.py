@@ -3,15 +3,13 @@
 The same training gives the same bytes, so nothing here holds a time or a machine's name.
 """
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.files import load_tensors, serialise, write_atomically
 from stn_export.errors import UserError
 from stn_export.train.networks import build_model
 
@@ -24,13 +22,6 @@ class Checkpoint:
 
     model: nn.Module
     meta: dict
-
-
-def serialise(content: object) -> bytes:
-    """``torch.save`` into memory."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def save_checkpoint(path: Path, model: nn.Module, meta: dict) -> None:
@@ -56,17 +47,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except RuntimeError as error:
         raise UserError(f"{path} holds weights of another network than {meta['model']}", "train it again") from error
     return Checkpoint(model.eval().requires_grad_(False), meta)
-
-
-def load_tensors(path: Path) -> object:
-    """``torch.load`` without code execution, to the CPU.
-
-    Raises:
-        UserError: where the file is missing or PyTorch cannot read it.
-    """
-    if not path.exists():
-        raise UserError(f"there is no file {path}", "run 'make train' first")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... by kind of damage
-        raise UserError(f"{path} is truncated or no PyTorch file", "delete it, then run 'make train'") from error

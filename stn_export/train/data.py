@@ -9,24 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
-from stn_export.artifacts.files import fingerprint, write_atomically
-from stn_export.artifacts.manifest import Artifact
-from stn_export.config import DATA, DATASETS, IMAGE_SHAPE, MEAN, STD, AffineRange
+from stn_export.artifacts.files import fingerprint, serialise, write_atomically
+from stn_export.config import DATA
 from stn_export.errors import UserError, require_choice
 from stn_export.train.augmentation import random_affine
-from stn_export.train.checkpoint import serialise
 from stn_export.train.digits import draw_digits
+from stn_export.train.recipes import DATASETS, MEAN, STD, AffineRange
 
 PICKLED_CIFAR10 = "cifar-10-batches-py"
 DIGITS_TRAIN, DIGITS_TEST = 10_000, 2_000
-CHANNELS, HEIGHT, WIDTH = IMAGE_SHAPE
-AXES = {(CHANNELS, HEIGHT, WIDTH): (0, 1, 2, 3), (HEIGHT, WIDTH, CHANNELS): (0, 2, 3, 1)}  # from NCHW, by shape
 WARP_SEED = 0
 CACHE_VERSION = "1"  # raised whenever a decoder or the drawing of digits changes
 
@@ -64,35 +60,9 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def normalise(images: Tensor, mean: float = MEAN, std: float = STD) -> Tensor:
-    """uint8 images of any shape to float32, in [-1, 1] by default: (x / 255 - mean) / std."""
-    return images.float().div_(255 * std).sub_(mean / std)
-
-
-def denormalise(images: Tensor) -> Tensor:
-    """Back from ``normalise`` with its defaults: float32 images of any shape to uint8."""
-    return (images * STD + MEAN).mul(255).round().clamp(0, 255).to(torch.uint8)
-
-
-def contract_batch(images: Tensor, contract: dict) -> np.ndarray:
-    """What an artifact of this input contract takes for uint8 images N×3×32×32.
-
-    Returns:
-        a C-contiguous array of the contract's dtype, N×3×32×32 or N×32×32×3 as its shape says. ``float32`` is
-        normalised by the contract's mean and std; ``uint8`` keeps the bytes, the graph normalises them itself.
-
-    Raises:
-        ValueError: for other images.
-        UserError: for a contract that this version does not know.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != IMAGE_SHAPE:
-        raise ValueError(f"expected uint8 images N×3×32×32, got {images.dtype} {tuple(images.shape)}")
-    order, dtype = AXES.get(tuple(contract.get("shape", ())[1:])), contract.get("dtype")
-    if order is None or dtype not in ("float32", "uint8"):
-        raise UserError(f"the input contract {contract} is unknown", "run 'make export' again with this version")
-    if dtype == "float32":
-        images = normalise(images, contract["mean"], contract["std"])
-    return np.ascontiguousarray(images.permute(order).cpu().numpy())
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images of any shape to float32 in [-1, 1]: (x / 255 - MEAN) / STD; ``Pixels`` does the same."""
+    return images.float().div_(255 * STD).sub_(MEAN / STD)
 
 
 def load_dataset(name: str, data: Path | None = None) -> Dataset:
@@ -228,33 +198,3 @@ def _cached(name: str, source: str, stamp: str, build: Callable[[], tuple[Split,
 def _dataset(name: str, source: str, *rest: Tensor | str) -> Dataset:
     train_images, train_labels, test_images, test_labels, digest = rest
     return Dataset(name, Split(train_images, train_labels), Split(test_images, test_labels), digest, source)
-
-
-def example_images(dataset: Dataset, count: int) -> Tensor:
-    """The first ``count`` test images, uint8; they come round again where there are fewer."""
-    return dataset.test.images[torch.arange(count) % len(dataset.test)]
-
-
-def class_names(checkpoint: Artifact) -> tuple[str, ...]:
-    """The classes that a checkpoint tells apart, in label order.
-
-    Raises:
-        UserError: where it was trained on a data set that this version does not know.
-    """
-    return DATASETS[require_choice("data set", checkpoint.settings["dataset"], list(DATASETS))].classes
-
-
-def trained_on(checkpoint: Artifact, data: Path | None = None) -> Dataset:
-    """The data set that a checkpoint was trained on, from ``data`` or from where training read it.
-
-    Raises:
-        UserError: where it cannot be loaded or its pixels are not those that training saw.
-    """
-    name, expected = checkpoint.settings["dataset"], checkpoint.settings["dataset_fingerprint"]
-    dataset = load_dataset(name, data or Path(checkpoint.details["data"]))
-    if dataset.fingerprint != expected:
-        raise UserError(
-            f"{dataset.source} is not the {name} that {checkpoint.model} was trained on",
-            "give DATA= as it was given to train, or train again",
-        )
-    return dataset

@@ -1,7 +1,7 @@
 """Training on more than one device or machine under ``torchrun``: a grid shared out, or batches split (DDP)."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,11 +30,11 @@ class World:
         """Whether this rank writes files: ranks that share batches hold the same weights."""
         return self.rank == 0 or not self.split
 
-    def share(self, items: Sequence[Item], costs: Sequence[int]) -> list[Item]:
+    def share(self, items: Sequence[Item], cost: Callable[[Item], int]) -> list[Item]:
         """This rank's part of a grid: the dearest first, each to the rank that has least to do."""
-        if self.split:
+        if self.split or self.size == 1:
             return list(items)
-        loads = [0] * self.size
+        costs, loads = list(map(cost, items)), [0] * self.size
         mine = []
         for index in sorted(range(len(items)), key=lambda index: -costs[index]):
             rank = loads.index(min(loads))

@@ -5,21 +5,30 @@ one order of images for all models. Every interval is Student's 95 % interval of
 [0, 1], and points are hundredths of that.
 """
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from stn_export.artifacts.manifest import MANIFEST, STATE_FILE, NetworkDirectory, network_directories, read_history
+from stn_export.artifacts.manifest import (
+    CHECKPOINT,
+    HISTORY_FILE,
+    MANIFEST,
+    STATE_FILE,
+    SUBJECT,
+    Facts,
+    NetworkDirectory,
+)
 from stn_export.comparison.estimates import Estimate, estimate
-from stn_export.config import MODEL_LABELS, MODELS, PRECISIONS
 from stn_export.errors import UserError
+from stn_export.train.recipes import MODELS, PRECISIONS
 
 SETTLED = slice(40, 50)  # epochs 41 to 50, where the recipe ``reference`` goes up and down and no further
 SETTLED_WORDS = f"the mean over epochs {SETTLED.start + 1} to {SETTLED.stop}"
-TRANSFORMER = "stn"
-DIGITS = 6  # behind the point, in JSON
+TRANSFORMER = next(spec.name for spec in MODELS.values() if spec.role == SUBJECT)
+PLACES = ("*", "seed-*/*")  # of a run's networks: the first seed's, then those of the others
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Training:
     history: tuple[dict, ...]  # a row an epoch
     device: str
     environment: dict
+    facts: Facts
 
     @property
     def accuracies(self) -> list[float]:
@@ -56,7 +66,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Group:
     """The trainings of one run that share all settings but model and seed; at least one."""
 
     run: str
@@ -100,7 +110,7 @@ class Comparison:
 
     @cached_property
     def models(self) -> dict[str, list[Training]]:
-        """The trainings of each model by rising seed, models in the order of ``config.MODELS``."""
+        """The trainings of each model by rising seed, models in the order of ``MODELS``."""
         found = {model: [training for training in self.trainings if training.model == model] for model in MODELS}
         return {model: sorted(those, key=lambda one: one.seed) for model, those in found.items() if those}
 
@@ -131,38 +141,6 @@ class Comparison:
         """The mean of each difference, in points, and its interval."""
         return {model: estimate(list(values.values())) for model, values in self.differences.items()}
 
-    def as_dict(self) -> dict:
-        """JSON-ready: what was trained how, each seed's accuracy, each difference and what it says."""
-        return {
-            "run": self.run,
-            "dataset": self.dataset,
-            "recipe": self.recipe,
-            "epochs": self.epochs,
-            "precision": self.precision,
-            "measure": self.measure,
-            "models": {
-                model: {"label": MODEL_LABELS[model], "seeds": _rounded(self.accuracies(model)), **_figures(found)}
-                for model, found in self.estimates.items()
-            },
-            "differences": {
-                model: {
-                    "label": MODEL_LABELS[model],
-                    "seeds": _rounded(self.differences[model]),
-                    **_figures(found),
-                    "sentence": verdict(found),
-                }
-                for model, found in self.gains.items()
-            },
-        }
-
-
-def _rounded(values: dict[int, float]) -> dict[str, float]:
-    return {str(seed): round(value, DIGITS) for seed, value in values.items()}
-
-
-def _figures(found: Estimate) -> dict:
-    return {name: value if value is None else round(value, DIGITS) for name, value in found.as_dict().items()}
-
 
 def finding(gain: Estimate) -> str:
     """What an interval allows one to say."""
@@ -192,48 +170,63 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def comparisons(run: Path) -> list[Comparison]:
+def groups(run: Path) -> list[Group]:
     """The finished trainings of a run, those with equal settings together; the run's own come first.
 
     Raises:
         UserError: where there is no run, or no finished training in it.
     """
-    own = network_directories(run)
-    further = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"seed-*/*/{MANIFEST}"))]
-    busy = unfinished(run)
-    groups: list[list[Training]] = []
-    for training in [read_training(directory) for directory in own + further if directory.path not in busy]:
-        group = next((group for group in groups if group[0].settings == training.settings), None)
+    if not run.is_dir():
+        raise UserError(f"there is no run at {run}", "run 'make train' first, or name another")
+    found: list[list[Training]] = []
+    for training in _finished(run):
+        group = next((group for group in found if group[0].settings == training.settings), None)
         if group is None:
-            groups.append([training])
+            found.append([training])
         elif all((other.model, other.seed) != (training.model, training.seed) for other in group):
             group.append(training)  # a seed of an older run with another first seed may be there twice
-    if not groups:
+    if not found:
         raise UserError(f"no training in {run} is finished", "run 'make train' again to go on")
-    return [Comparison(run.name, tuple(group)) for group in groups]
+    return [Group(run.name, tuple(group)) for group in found]
+
+
+def _finished(run: Path) -> list[Training]:
+    """By place, then by model."""
+    busy, found = unfinished(run), []
+    for pattern in PLACES:
+        directories = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"{pattern}/{MANIFEST}"))]
+        those = [each for each in directories if each.path not in busy and _is_trained(each)]
+        found += sorted(map(read_training, those), key=lambda one: list(MODELS).index(one.model))
+    return found
+
+
+def _is_trained(directory: NetworkDirectory) -> bool:
+    content = directory.read()
+    return content.facts is not None and CHECKPOINT in content.artifacts
 
 
 def unfinished(run: Path) -> list[Path]:
     """The model directories of a run where a training is going on or was stopped."""
-    return [path.parent for pattern in ("*", "seed-*/*") for path in sorted(run.glob(f"{pattern}/{STATE_FILE}"))]
+    return [path.parent for pattern in PLACES for path in sorted(run.glob(f"{pattern}/{STATE_FILE}"))]
 
 
 def read_training(directory: NetworkDirectory) -> Training:
     """What the manifest and the history say of one model."""
-    checkpoint = directory.checkpoint()
+    checkpoint = directory.listed(CHECKPOINT)
     settings = {key: value for key, value in checkpoint.settings.items() if key not in ("model", "seed")}
     return Training(
-        checkpoint.model,
+        checkpoint.settings["model"],
         checkpoint.settings["seed"],
         settings,
-        tuple(read_history(directory)),
+        tuple(json.loads(line) for line in (directory.path / HISTORY_FILE).read_text().splitlines()),
         checkpoint.details["device"],
         checkpoint.environment,
+        directory.facts,
     )
 
 
-def caveats(run: Path, found: Sequence[Comparison]) -> list[str]:
-    """What a reader of a run's comparisons has to know: trainings left out, settings that differ."""
+def caveats(run: Path, found: Sequence[Group]) -> list[str]:
+    """What a reader of a run's groups has to know: trainings left out, settings that differ."""
     lines = [f"{path.relative_to(run.parent)} is not finished and left out." for path in unfinished(run)]
     differing = [
         key for key in found[0].settings if any(one.settings.get(key) != found[0].settings[key] for one in found)
@@ -242,26 +235,3 @@ def caveats(run: Path, found: Sequence[Comparison]) -> list[str]:
         what = ", ".join(differing).replace("_", " ")
         lines.append(f"{run.name} was trained with more than one setting ({what}): shown apart, not compared.")
     return lines
-
-
-def markdown(found: Sequence[Comparison]) -> str:
-    """A line for each comparison below two of heading: accuracies in percent, differences in points, 95 % intervals."""
-    others = MODELS[1:]
-    names = [*MODEL_LABELS.values(), *(f"gain over the {MODEL_LABELS[model]}, points" for model in others)]
-    lines = [f"| data set | seeds | {' | '.join(names)} |", "|---|--:|" + "--:|" * len(names)]
-    for one in found:
-        counts = sorted({len(those) for those in one.models.values()})
-        cells = [one.title]
-        cells.append(" to ".join(map(str, counts)))
-        cells += [_cell(one.estimates.get(model), 100, ".1f", " %") for model in MODELS]
-        cells += [_cell(one.gains.get(model), 1, "+.1f") for model in others]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(found: Estimate | None, factor: float, form: str, unit: str = "") -> str:
-    if found is None:
-        return "–"
-    text = format(factor * found.mean, form) + unit
-    text += f" ({factor * found.low:.1f} to {factor * found.high:.1f})" if found.count > 1 else ""
-    return text.replace("-", "−")

@@ -1,40 +1,39 @@
 """Keep what trainings gave as one small file: ``python -m stn_export.train.keep RUN... --output FILE.json``.
 
 The file holds every seed's accuracy after each epoch, the means and paired differences over seeds, and where they
-were trained; on standard output goes the gain table in Markdown, a line each run.
+were trained: the runs' ``training.json`` as one. On standard output goes the gain table in Markdown, a line each run.
 """
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.artifacts.files import json_bytes, write_atomically
-from stn_export.artifacts.manifest import TRAINING_SCHEMA
-from stn_export.train.gain import Comparison, caveats, comparisons, markdown
-from stn_export.train.networks import multiply_adds
-
-DIGITS = 4  # of an accuracy: what ten thousand test images tell apart
+from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.training import Comparison, Mean, merged, read_trainings
+from stn_export.train.recipes import MODELS
 
 
-def kept(one: Comparison) -> dict:
-    """JSON-ready: a comparison with its settings, the course of every training and the environments of all."""
-    content = one.as_dict()
-    for model, trainings in one.models.items():
-        content["models"][model] |= {
-            "multiply_adds": multiply_adds(model),
-            "accuracies": {str(each.seed): [round(value, DIGITS) for value in each.accuracies] for each in trainings},
-            "seconds": {str(each.seed): round(each.seconds, 1) for each in trainings},
-        }
-    environments = [each.environment | {"device": each.device} for each in one.trainings]
-    distinct = [each for index, each in enumerate(environments) if each not in environments[:index]]
-    return content | {"settings": one.settings, "environments": distinct}
+def markdown(found: Sequence[Comparison]) -> str:
+    """A line for each comparison below two of heading: accuracies in percent, differences in points, 95 % intervals."""
+    first, *others = MODELS.values()
+    names = [spec.label for spec in (first, *others)] + [f"gain over the {spec.label}, points" for spec in others]
+    lines = [f"| data set | seeds | {' | '.join(names)} |", "|---|--:|" + "--:|" * len(names)]
+    for one in found:
+        counts = sorted({len(those.seeds) for those in one.models.values()})
+        cells = [one.title, " to ".join(map(str, counts))]
+        cells += [_cell(one.models.get(model), 100, ".1f", " %") for model in MODELS]
+        cells += [_cell(one.differences.get(spec.name), 1, "+.1f") for spec in others]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def with_lists_in_a_line(content: bytes) -> bytes:
-    """JSON text with each innermost list on a line of its own, as fifty accuracies are read best."""
-    return re.sub(rb"\[[^][{}]*\]", lambda found: re.sub(rb"\n\s*", b" ", found.group()), content)
+def _cell(found: Mean | None, factor: float, form: str, unit: str = "") -> str:
+    if found is None:
+        return "–"
+    text = format(factor * found.mean, form) + unit
+    text += f" ({factor * found.low:.1f} to {factor * found.high:.1f})" if found.count > 1 else ""
+    return text.replace("-", "−")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,14 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="the file to write")
     options = parser.parse_args(arguments)
 
-    found = {run: comparisons(run) for run in options.runs}
-    every = [one for those in found.values() for one in those]
-    content = json_bytes(TRAINING_SCHEMA, {"runs": [kept(one) for one in every]})
-    write_atomically(options.output, with_lists_in_a_line(content))
-    for run, those in found.items():
-        for line in caveats(run, those):
-            cli.say(f"[yellow]{cli.escape(line)}[/]")
-    sys.stdout.write(markdown(every) + "\n")
+    every = merged(map(read_trainings, options.runs))
+    write_atomically(options.output, every.to_bytes())
+    for line in every.caveats:
+        cli.say(f"[yellow]{cli.escape(line)}[/]")
+    sys.stdout.write(markdown(every.runs) + "\n")
     cli.say(f"wrote {options.output}")
 
 

@@ -12,10 +12,9 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from stn_export.config import ALIGN_CORNERS, IMAGE_SHAPE, MODELS
 from stn_export.errors import require_choice
+from stn_export.train.recipes import ALIGN_CORNERS, IMAGE_SHAPE, MODELS
 
 CLASSIFIER_WIDTHS = {"cnn": 1.0, "cnn-matched": 1.5}
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -90,20 +89,12 @@ def build_model(name: str, dropout: float = 0.5) -> nn.Module:
     """A freshly initialised model in training mode.
 
     ``stn`` has 39,884 parameters, ``cnn`` is its classifier alone (31,340), and ``cnn-matched`` is that one widened
-    until an image costs it as many multiply-adds as ``stn`` (``multiply_adds`` counts them).
+    until an image costs it as many multiply-adds as ``stn`` (``Program.multiply_adds`` counts them).
 
     Raises:
         UserError: for any other name.
     """
-    require_choice("model", name, MODELS)
+    require_choice("model", name, list(MODELS))
     if name != "stn":
         return nn.Sequential(OrderedDict(classifier=Classifier(CLASSIFIER_WIDTHS[name], dropout)))
     return nn.Sequential(OrderedDict(transformer=SpatialTransformer(), classifier=Classifier(dropout=dropout)))
-
-
-def multiply_adds(name: str) -> int:
-    """Multiply-adds of one image in a model's convolutions, matrix products and sampler (4 a bilinear value)."""
-    model, images = build_model(name).eval(), torch.zeros(1, *IMAGE_SHAPE)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
-    return counter.get_total_flops() // 2 + (4 * images.numel() if hasattr(model, "transformer") else 0)

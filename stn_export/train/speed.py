@@ -18,11 +18,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from stn_export.bench.intervals import ratio_interval
 from stn_export.bench.methodology import timed
 from stn_export.bench.startup import ROOT
-from stn_export.config import RECIPES
 from stn_export.runners import Step
 from stn_export.train.__main__ import FIRST_STEP
 from stn_export.train.captured import CapturedSteps
 from stn_export.train.data import Dataset
+from stn_export.train.recipes import RECIPES
 from stn_export.train.trainer import Settings, Trainer, advance, run_epoch
 
 RECIPE = RECIPES["reference"]  # batch, optimiser and learning rate are the tutorial's

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_export.config import DATASETS, Recipe
 from stn_export.errors import CheckFailedError
 from stn_export.train.augmentation import flip_and_crop, random_affine
 from stn_export.train.data import Dataset, Split, normalise
 from stn_export.train.networks import build_model
 from stn_export.train.optimizers import build_optimizer, learning_rate_share, set_learning_rates
+from stn_export.train.recipes import DATASETS, Recipe
 
 EVALUATION_BATCH = 1000
 IN_BFLOAT16 = ("transformer.localisation", "classifier")  # theta, grid and sampler stay in float32

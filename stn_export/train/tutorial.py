@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import data
 from torchvision import transforms
 
-from stn_export.config import MEAN, STD
 from stn_export.train.data import Dataset, Split
 from stn_export.train.networks import build_model
+from stn_export.train.recipes import MEAN, STD
 
 BATCH = 64
 WORKERS = 4

@@ -1,0 +1,95 @@
+"""What the stages behind training need of a network: its program, and what it is tried on, put into the run."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stn_export import cli
+from stn_export.artifacts.door import enter, program_settings, write_examples
+from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.files import read_json, sha256_of, write_json
+from stn_export.artifacts.manifest import (
+    CHECKPOINT,
+    MANIFEST,
+    MANIFEST_SCHEMA,
+    PROGRAM,
+    PROGRAM_FILE,
+    Artifact,
+)
+from stn_export.config import INPUT_NAME, OUTPUT_NAME
+from stn_export.errors import UserError
+from stn_export.program.capture import capture
+from stn_export.program.origin import origin_of
+from stn_export.program.program import Program
+from stn_export.program.specs import BATCH, Contract, Pixels, TensorSpec
+from stn_export.train.cells import Cell
+from stn_export.train.checkpoint import load_checkpoint
+from stn_export.train.data import Dataset, seen_in_training
+from stn_export.train.gain import PLACES
+from stn_export.train.networks import build_model
+from stn_export.train.recipes import DATASETS, IMAGE_SHAPE, MEAN, MODELS, STD
+
+CONTRACT = Contract(
+    (TensorSpec(INPUT_NAME, "float32", (BATCH, *IMAGE_SHAPE), pixels=Pixels((MEAN,), (STD,))),),
+    (TensorSpec(OUTPUT_NAME, "float32", (BATCH, 10)),),
+)
+BUILDER = "stn_export.train.networks:build_model"
+CALIBRATION_IMAGES = 512
+OLDER_SCHEMA = "stn_export/manifest/1"
+
+
+def captured(model: nn.Module, name: str) -> Program:
+    """The program of one of our networks, which is on the CPU and in evaluation mode."""
+    found = capture(model, (torch.zeros(2, *IMAGE_SHAPE),), [spec.shape for spec in CONTRACT.inputs])
+    return Program(found.exported, CONTRACT, origin_of(BUILDER, name=name))
+
+
+@cache
+def cost(name: str) -> int:
+    """Multiply-adds of one image, which the time to train a network goes by."""
+    return captured(build_model(name).eval(), name).multiply_adds()
+
+
+def examples_of(dataset: Dataset) -> Examples:
+    """The test images with their labels; int8 is calibrated on training images as training sees them."""
+    spec, dataset = DATASETS[dataset.name], dataset.to(torch.device("cpu"))
+    parts = (dataset.test.images, dataset.test.labels, seen_in_training(dataset, CALIBRATION_IMAGES))
+    images, labels, seen = (part.clone() for part in parts)  # a view would be written with all that it looks into
+    return Examples({INPUT_NAME: images}, (INPUT_NAME,), labels, spec.classes, {INPUT_NAME: seen}, spec.note)
+
+
+def enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
+    """Write the examples and the programs of cells that have their checkpoints, where they are not there already."""
+    if not cells:
+        return
+    examples = write_examples(cells[0].run, examples_of(dataset))
+    digest, said = sha256_of(examples), DATASETS[dataset.name]
+    for cell in cells:
+        directory, network = cell.directory, MODELS[cell.settings.model]
+        checkpoint = directory.listed(CHECKPOINT)
+        settings = program_settings(CONTRACT, origin_of(BUILDER, name=network.name))
+        if directory.holds(PROGRAM, checkpoint.sha256, settings) and directory.facts.examples["sha256"] == digest:
+            continue
+        program = captured(load_checkpoint(directory.open(checkpoint)).model, network.name)
+        words = {"label": network.label, "role": network.role, "note": network.note, "source": said.note}
+        enter(directory, program, examples, classes=said.classes, parent_sha256=checkpoint.sha256, **words)
+        cli.say(f"{cell}: wrote {directory.path / PROGRAM_FILE}")
+
+
+def take_over(run: Path) -> None:
+    """Make manifests of today out of those of the version before: checkpoints count, exports no longer do."""
+    for path in [path for pattern in PLACES for path in run.glob(f"{pattern}/{MANIFEST}")]:
+        try:
+            listed = read_json(path, OLDER_SCHEMA)["artifacts"]
+        except UserError:
+            continue
+        found = {name: _of_today(entry) for name, entry in listed.items() if name == CHECKPOINT}
+        write_json(path, MANIFEST_SCHEMA, {"network": None, "artifacts": found, "rows": [], "refused": {}})
+
+
+def _of_today(entry: dict) -> dict:
+    entry = {name: value for name, value in entry.items() if name not in ("model", "input_contract")}
+    return Artifact(network=entry["settings"]["model"], contract=CONTRACT, **entry).as_dict()
