@@ -7,7 +7,7 @@ from typing import Any
 
 from stn_export.artifacts.environment import describe, versions
 from stn_export.artifacts.examples import EXAMPLES_FILE, Examples
-from stn_export.artifacts.files import fingerprint, sha256_of, write_atomically, write_if_changed
+from stn_export.artifacts.files import fingerprint, sha256_of, write_if_changed
 from stn_export.artifacts.manifest import PROGRAM, PROGRAM_FILE, SUBJECT, Artifact, Facts, NetworkDirectory
 from stn_export.program.program import Program
 from stn_export.program.specs import Contract
@@ -34,6 +34,8 @@ def enter(
 ) -> Artifact:
     """Put a captured network into a run; whatever was exported from an older program of it is stale from now on.
 
+    Where it is there already, nothing is written and its entry stays as it was.
+
     Args:
         directory: where it goes.
         program: the network.
@@ -45,21 +47,26 @@ def enter(
         classes: names in label order.
         parent_sha256: of the checkpoint that it was captured from.
     """
-    path = directory.path / PROGRAM_FILE
-    write_atomically(path, program.to_bytes({"label": label, "classes": list(classes)}))
-    file = Path(os.path.relpath(examples, directory.path)).as_posix()
-    directory.describe(
-        Facts(
-            label=label,
-            role=role,
-            note=note,
-            sites=tuple(site.as_dict() for site in program.sites),
-            parameters=program.parameters,
-            multiply_adds=program.multiply_adds(),
-            examples={"file": file, "sha256": sha256_of(examples), "source": source},
-            classes=classes,
-        )
+    path, content = directory.path / PROGRAM_FILE, program.to_bytes({"label": label, "classes": list(classes)})
+    facts = Facts(
+        label=label,
+        role=role,
+        note=note,
+        sites=tuple(site.as_dict() for site in program.sites),
+        parameters=program.parameters,
+        multiply_adds=program.multiply_adds(),
+        examples={
+            "file": Path(os.path.relpath(examples, directory.path)).as_posix(),
+            "sha256": sha256_of(examples),
+            "source": source,
+        },
+        classes=classes,
     )
+    settings = program_settings(program.contract, program.origin)
+    written = write_if_changed(path, content)
+    if not written and directory.describes(facts) and directory.holds(PROGRAM, parent_sha256, settings):
+        return directory.listed(PROGRAM)
+    directory.describe(facts)
     return directory.add(
         Artifact(
             name=PROGRAM,
@@ -69,7 +76,7 @@ def enter(
             sha256=sha256_of(path),
             contract=program.contract,
             parent_sha256=parent_sha256,
-            settings=program_settings(program.contract, program.origin),
+            settings=settings,
             details={"bytes": path.stat().st_size},
             environment=describe(),
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stn_export.artifacts.files import load_tensors, serialise
 from stn_export.errors import UserError
-from stn_export.program.specs import Batch, Contract
+from stn_export.program.specs import BATCH, OPEN_SIZE, Batch, Contract
 
 EXAMPLES_FILE = "examples.pt"
 SCHEMA = "stn_export/examples/1"
@@ -99,15 +99,16 @@ def load_examples(path: Path) -> Examples:
     return Examples(**content)
 
 
-def random_examples(contract: Contract, count: int, seed: int = 0) -> Examples:
+def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Examples:
     """Examples for a network that nobody brought any for: uniform floats in [-1, 1] (pictures: bytes), zeros and ones.
 
-    Open sizes beside the batch are 32.
+    Open sizes beside the batch are ``OPEN_SIZE`` unless given.
     """
     random = torch.Generator().manual_seed(seed)
+    sizes = dict(sizes or {}) | {BATCH: count}
     inputs = {}
     for spec in contract.inputs:
-        shape = [size if isinstance(size, int) else count if size == "N" else 32 for size in spec.shape]
+        shape = [size if isinstance(size, int) else sizes.get(size, OPEN_SIZE) for size in spec.shape]
         if spec.batched:
             shape[0] = count
         if spec.pixels is not None:

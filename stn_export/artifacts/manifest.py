@@ -165,6 +165,11 @@ class NetworkDirectory:
         """Say what the network is."""
         self.change(lambda content: replace(content, facts=facts))
 
+    def describes(self, facts: Facts) -> bool:
+        """Whether the manifest says just this."""
+        found = self.read().facts
+        return found is not None and json.dumps(asdict(found)) == json.dumps(asdict(facts))
+
     def plan(self, rows: tuple[str, ...], refused: dict[str, str]) -> None:
         """Say which artifacts the network is to have, and why it cannot have others."""
         self.change(lambda content: replace(content, rows=rows, refused=refused))

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.graph import CodeGen
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from stn_export.errors import UserError
@@ -27,7 +28,7 @@ from stn_export.program.capture import GRID_SAMPLES, capture, named_shape, symbo
 from stn_export.program.origin import module_from
 from stn_export.program.parts import Step, Values, parts_of
 from stn_export.program.sites import TAPS, Site, find_sites
-from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_name
+from stn_export.program.specs import BATCH, OPEN_SIZE, Batch, Contract, TensorSpec, dtype_name
 
 CONTRACT_FILE = "contract.json"
 CHECKS = (  # nodes that compute nothing
@@ -123,8 +124,7 @@ class Program:
                 node.replace_all_uses_with(_resized(module, node))
                 module.graph.erase_node(node)
         module.graph.eliminate_dead_code()
-        module.delete_all_unused_submodules()
-        module.recompile()
+        _forget_unused(module)
         return self.recaptured(module)
 
     def recaptured(self, module: nn.Module, contract: Contract | None = None) -> Self:
@@ -135,7 +135,8 @@ class Program:
             contract: where inputs or outputs are others.
         """
         contract = contract or self.contract
-        exported = capture(module.eval(), example_values(contract), [spec.shape for spec in contract.inputs]).exported
+        example = example_values(contract, sizes=self.sizes)
+        exported = capture(module.eval(), example, [spec.shape for spec in contract.inputs]).exported
         return replace(self, exported=exported, contract=contract, origin={})
 
     def parts(self) -> dict[str, str]:
@@ -149,9 +150,19 @@ class Program:
         results = next(iter(reversed(self.module.graph.nodes))).all_input_nodes
         return parts_of(steps, sites, [node.name for node in results])
 
-    def multiply_adds(self, batch: int = 1) -> int:
-        """Of one call, in convolutions, matrix products and samplers (4 a bilinear value); other open sizes are 32."""
-        values = example_values(self.contract, batch)
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Its open sizes beside the batch, as they were when it was captured."""
+        given = [each for each in tree_leaves(self.exported.example_inputs) if isinstance(each, Tensor)]
+        pairs = [pair for spec, each in zip(self.contract.inputs, given) for pair in zip(spec.shape, each.shape)]  # noqa: B905
+        return {name: size for name, size in pairs if isinstance(name, str) and name != BATCH}
+
+    def multiply_adds(self, batch: int = 1, values: Sequence[Tensor] | None = None) -> int:
+        """Of one call, in convolutions, matrix products and samplers (4 a bilinear value).
+
+        ``values`` may be given instead of ``batch``, with which other open sizes are those of ``sizes``.
+        """
+        values = example_values(self.contract, batch, self.sizes) if values is None else values
         with FlopCounterMode(display=False) as counter:
             points = self.points(values)
         taps = sum(TAPS[site.mode] * points[site.point("warped")].numel() for site in self.sites)
@@ -220,14 +231,17 @@ def _spec_of(name: str, value: Tensor, symbols: Mapping[str, str]) -> TensorSpec
     return TensorSpec(name, dtype_name(value), shape, batched=shape[:1] == (BATCH,))
 
 
-def example_values(contract: Contract, batch: int | None = None) -> tuple[Tensor, ...]:
+def example_values(
+    contract: Contract, batch: int | None = None, sizes: Mapping[str, int] | None = None
+) -> tuple[Tensor, ...]:
     """Inputs of any fixed values: what to capture, count or try a program with.
 
-    Floats are uniform in [0, 1), whole numbers zero; the batch is 2 and other open sizes are 32 unless fixed.
+    Floats are uniform in [0, 1), whole numbers zero; the batch is 2 and other open sizes are 32 unless given.
     """
+    sizes = {BATCH: batch or 2} | dict(sizes or {})
     random = torch.Generator().manual_seed(0)
     shapes = [
-        [size if isinstance(size, int) else (batch or 2) if size == BATCH else 32 for size in spec.shape]
+        [size if isinstance(size, int) else sizes.get(size, OPEN_SIZE) for size in spec.shape]
         for spec in contract.inputs
     ]
     return tuple(
@@ -242,12 +256,17 @@ class Exact:
     def __init__(self, program: Program) -> None:
         self.program, self.module = program, in_float64(program.module)
 
-    def points(self, values: Sequence[Tensor], forced: Mapping[str, Tensor] | None = None) -> Points:
-        """``Program.points`` in float64; the inputs are those of the program itself."""
+    def points(
+        self,
+        values: Sequence[Tensor],
+        forced: Mapping[str, Tensor] | None = None,
+        sites: Sequence[Site] | None = None,
+    ) -> Points:
+        """``Program.points`` in float64, of other sites if such are given; the inputs are those of the program."""
         forced = {point: value.double() for point, value in (forced or {}).items()}
         wide = [value.double() if value.is_floating_point() else value for value in values]
         with _default_dtype(torch.float64):  # of what the graph makes without naming a type
-            return probe(self.module, self.program.sites, self.program._names, wide, forced)
+            return probe(self.module, sites or self.program.sites, self.program._names, wide, forced)
 
 
 class _Probe(Interpreter):
@@ -302,6 +321,17 @@ def in_float64(module: GraphModule) -> GraphModule:
         _rewrite(node, lambda value: torch.float64 if value in narrow else value)
     wide.recompile()
     return wide
+
+
+def _forget_unused(module: GraphModule) -> None:
+    """Drop the parameters and buffers that the graph does not read."""
+    used = {node.target for node in module.graph.find_nodes(op="get_attr")}
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, _ in tensors:
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
+    module.recompile()
 
 
 def with_buffers(module: GraphModule) -> GraphModule:

@@ -11,6 +11,7 @@ from torch import Tensor
 from stn_export.errors import UserError
 
 BATCH = "N"  # the name of the open batch in shapes
+OPEN_SIZE = 32  # what another open size is tried at where nobody says otherwise
 Batch = Mapping[str, Tensor]  # what a network is tried on, by input: pictures may be bytes that are not normalised yet
 Arrays = dict[str, np.ndarray]
 
