@@ -1,7 +1,8 @@
 """Fold the last Linear of a regressor and the affine grid behind it into one Gemm.
 
 Both are linear: ``grid = base @ (W h + b)`` is ``(base W) h + base b``. The product is taken in float64 and rounded
-once. What is left of MatMul, Transpose and two Reshapes is one Gemm that gives the grid directly.
+once. What is left of MatMul, Transpose and two Reshapes is one Gemm that gives the grid directly, and theta is gone:
+one that is read by anything else, or given, stays as it is.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ FOLDED = "affine_grids_folded"
 
 
 def fold_grids(model: onnx_ir.Model) -> dict[str, str]:
-    """Fold every affine grid, lowered as one MatMul, whose theta comes straight from a Gemm of constants.
+    """Fold every affine grid, lowered as one MatMul, whose theta comes straight from a Gemm and serves nothing else.
 
     Returns:
         How many of how many were folded; the others stay as they were.
@@ -34,10 +35,11 @@ def _is_grid_product(node: onnx_ir.Node) -> bool:
 
 
 def _fold(model: onnx_ir.Model, product: onnx_ir.Node) -> bool:
-    gemm = _producer(_producer(product.inputs[0], "Reshape"), "Gemm")
+    theta = _producer(product.inputs[0], "Reshape")
+    gemm = _producer(theta, "Gemm")
     transpose = _only_user(product, "Transpose")
     reshape = transpose and _only_user(transpose, "Reshape")
-    if gemm is None or reshape is None:
+    if gemm is None or reshape is None or not (_serves_one(gemm) and _serves_one(theta)):
         return False
     weights = fold_linear(_constant(product.inputs[1]), *_linear_of(gemm))
     if weights is None:
@@ -103,6 +105,10 @@ def _producer(source: onnx_ir.Value | onnx_ir.Node | None, op_type: str) -> onnx
     value = source.inputs[0] if isinstance(source, onnx_ir.Node) else source
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op_type else None
+
+
+def _serves_one(node: onnx_ir.Node) -> bool:
+    return len(node.outputs[0].uses()) == 1 and not node.outputs[0].is_graph_output()
 
 
 def _only_user(node: onnx_ir.Node, op_type: str) -> onnx_ir.Node | None:

@@ -21,7 +21,7 @@ from onnxscript import opset18, opset20
 from stn_export.errors import UserError
 from stn_export.export.folding import fold_grids
 from stn_export.export.sampling import gather_grid_sample
-from stn_export.program import capture  # noqa: F401  (registers stn_export::affine_grid)
+from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES
 
 Value = Any  # a symbolic tensor of the graph being built
 
@@ -43,9 +43,8 @@ class Lowering:
     def translations(self) -> dict[Callable, Callable]:
         """The table that ``torch.onnx.export`` takes."""
         rows = {
-            torch.ops.aten.affine_grid_generator.default: self.affine_grid,
-            torch.ops.stn_export.affine_grid.default: self.affine_grid,
-            torch.ops.aten.grid_sampler.default: self.grid_sample,
+            **dict.fromkeys(AFFINE_GRIDS, self.affine_grid),
+            **dict.fromkeys(GRID_SAMPLES, self.grid_sample),
         }
         return {operator: function for operator, function in rows.items() if function is not None}
 

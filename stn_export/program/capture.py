@@ -123,11 +123,16 @@ def _checked(exported: ExportedProgram, shapes: Sequence[Shape], problem: str) -
             )
     found = {node.name: node.meta["val"].shape for node in exported.graph.nodes if node.op == "placeholder"}
     kept = tuple(
-        tuple(size if isinstance(size, int) else wanted for size, wanted in zip(found[name], shape, strict=True))
+        tuple(wanted if _fixed(each) is None else _fixed(each) for each, wanted in zip(found[name], shape, strict=True))
         for name, shape in zip(exported.graph_signature.user_inputs, shapes, strict=True)
     )
     _own_memory(exported)
     return Captured(exported, kept, problem)
+
+
+def _fixed(size: int | torch.SymInt) -> int | None:
+    """A size that is a number, also where a symbol was found to stand for one only."""
+    return int(str(size)) if str(size).isdigit() else None
 
 
 def _own_memory(exported: ExportedProgram) -> None:
@@ -164,7 +169,7 @@ def symbols_of(exported: ExportedProgram, shapes: Sequence[Shape] | None = None)
     symbols: dict[str, str] = {}
     for name, shape in zip(inputs, shapes or [None] * len(inputs), strict=True):
         for axis, size in enumerate(values[name].shape):
-            if not isinstance(size, int):
+            if _fixed(size) is None:
                 named = shape[axis] if shape else BATCH if axis == 0 else f"size{len(symbols)}"
                 symbols.setdefault(str(size), named)
     return symbols
@@ -173,9 +178,9 @@ def symbols_of(exported: ExportedProgram, shapes: Sequence[Shape] | None = None)
 def named_shape(sizes: torch.Size, symbols: Mapping[str, str]) -> tuple[int | str, ...]:
     """Sizes of a value in the graph, with the names of open ones: ``("2*N", 8, 12)``."""
     return tuple(
-        size
-        if isinstance(size, int)
-        else re.sub(r"[A-Za-z_]\w*", lambda found: symbols.get(found[0], found[0]), str(size))
+        re.sub(r"[A-Za-z_]\w*", lambda found: symbols.get(found[0], found[0]), str(size))
+        if _fixed(size) is None
+        else _fixed(size)
         for size in sizes
     )
 

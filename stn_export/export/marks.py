@@ -1,0 +1,116 @@
+"""Marks: how the points of a captured graph's sites are found again in the ONNX file made from it.
+
+An exporter folds, renames and merges what it likes, so every point goes through an operator of ours, ``mark``, which
+it must keep. Once the ONNX graph is made the marks are taken out, and their values bear the points' names.
+"""
+
+import copy
+import json
+
+import onnx
+import onnx_ir
+import torch
+from onnx.defs import OpSchema
+from onnxscript.values import Opset
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from stn_export.graphs.points import SITES
+from stn_export.program.program import Program
+from stn_export.program.sites import POINTS, find_sites
+
+DOMAIN, OPERATOR = "stn_export", "Mark"
+
+
+@torch.library.custom_op("stn_export::mark", mutates_args=())
+def mark(value: Tensor, name: str) -> Tensor:
+    """``value`` itself, under a name."""
+    return value.clone()
+
+
+@mark.register_fake
+def _(value: Tensor, name: str) -> Tensor:
+    return torch.empty_like(value)
+
+
+MARK = torch.ops.stn_export.mark.default
+TRANSLATIONS = {MARK: lambda value, name: Opset(DOMAIN, 1).Mark(value, name=name)}
+if not onnx.defs.has(OPERATOR, DOMAIN):  # the exporter asks for the schema of whatever it writes
+    onnx.defs.register_schema(
+        OpSchema(
+            OPERATOR,
+            DOMAIN,
+            1,
+            inputs=[OpSchema.FormalParameter("value", "T")],
+            outputs=[OpSchema.FormalParameter("same", "T")],
+            type_constraints=[("T", [f"tensor({kind})" for kind in ("float", "double", "float16", "bfloat16")], "")],
+            attributes=[OpSchema.Attribute("name", OpSchema.AttrType.STRING, required=True)],
+        )
+    )
+
+
+def marked(module: GraphModule) -> GraphModule:
+    """A copy of a flat graph in which image, theta, grid and warped image of every site go through marks."""
+    module = copy.deepcopy(module)
+    nodes = {node.name: node for node in module.graph.nodes}
+    for site in find_sites(module.graph, {}):
+        sampler = nodes[site.warped]
+        _mark_argument(sampler, 0, site.point("image"))
+        if site.theta:
+            _mark_argument(nodes[site.grid], 0, site.point("theta"))
+        _mark_argument(sampler, 1, site.point("grid"))
+        with module.graph.inserting_after(sampler):
+            warped = module.graph.call_function(MARK, (sampler, site.point("warped")))
+        sampler.replace_all_uses_with(warped, delete_user_cb=lambda user, warped=warped: user is not warped)
+    module.recompile()
+    return module
+
+
+def _mark_argument(node: Node, index: int, point: str) -> None:
+    with node.graph.inserting_before(node):
+        node.update_arg(index, node.graph.call_function(MARK, (node.args[index], point)))
+
+
+def marked_program(program: Program) -> Program:
+    """The program captured anew with its marks; itself where it samples nowhere."""
+    return program.recaptured(marked(program.module)) if program.sites else program
+
+
+Marked = dict[str, onnx_ir.Value]
+
+
+def take_marks(model: onnx_ir.Model) -> Marked:
+    """Take the marks out of a graph and name their values by point, but for the graph's own inputs and outputs.
+
+    Returns:
+        The values by point; a value that is several points bears the name of the first.
+    """
+    graph, found = model.graph, {}
+    for node in [node for node in graph if node.domain == DOMAIN]:
+        [value], [same] = node.inputs, node.outputs
+        if same.is_graph_output():
+            value.name = same.name
+        onnx_ir.convenience.replace_all_uses_with(same, value, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        fixed = value.is_graph_input() or value.is_graph_output() or value.is_initializer() or value in found.values()
+        found[node.attributes.get_string("name")] = value
+        if not fixed:
+            value.name = node.attributes.get_string("name")
+    model.graph.opset_imports.pop(DOMAIN, None)
+    return found
+
+
+def site_notes(model: onnx_ir.Model, found: Marked) -> dict[str, str]:
+    """What the file's metadata says of its sites: those of their values that a rewrite left in the graph."""
+    graph = model.graph
+    left = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    sites: dict[str, dict[str, str]] = {}
+    for point, value in sorted(found.items(), key=_by_site):
+        site, _, name = point.partition("/")
+        sites.setdefault(site, {}).update({name: value.name} if value.name in left else {})
+    return {SITES: json.dumps(list(sites.values()))} if sites else {}
+
+
+def _by_site(item: tuple[str, onnx_ir.Value]) -> tuple[int, int]:
+    site, _, name = item[0].partition("/")
+    return int(site.removeprefix("site")), ("image", *POINTS).index(name)
