@@ -4,29 +4,29 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from stn_export.artifacts.manifest import NetworkDirectory
-from stn_export.config import CHECKPOINT
+from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, NetworkDirectory
 
 ENVIRONMENT = {"cpu": "a <fast> one", "gpu": "a GPU", "versions": {"torch": "2"}}
 # By runner: what it runs, microseconds a call, and microseconds an image
 RUNNERS = {
-    "eager-{}": (CHECKPOINT, 400.0, 60.0),
-    "eager-autograd-{}": (CHECKPOINT, 430.0, 62.0),
+    "eager-{}": ("pt2", 400.0, 60.0),
+    "eager-autograd-{}": ("pt2", 430.0, 62.0),
     "torchscript-{}": ("torchscript", 300.0, 58.0),
     "aotinductor-{}": ("aotinductor", 100.0, 55.0),
     "onnxruntime-{}": ("onnx", 20.0, 42.0),
     "onnxruntime-default-{}": ("onnx", 40.0, 70.0),
     "openvino-{}": ("onnx", 60.0, 30.0),
 }
-SHARES = {"localisation": 0.3, "grid": 0.06, "sampler": 0.2, "classifier": 0.4, "other": 0.04}
+SHARES = {"localisation": 0.3, "grid": 0.06, "sampler": 0.2, "rest": 0.44}
+NETWORKS = {"stn": ("spatial transformer", "subject"), "cnn": ("plain CNN", "plain")}
 CONTESTS = {"overhead": 0.45, "eager": 4.0, "default": 2.2, "lowering": 1.5}  # the baseline's time over ours
 
-Artifact = tuple[str, str, str, str]  # model, name, format, sha256
+Artifact = tuple[str, str, str, str]  # network, name, format, sha256
 FEW = (
-    ("stn", CHECKPOINT, CHECKPOINT, "a"),
+    ("stn", PROGRAM, "pt2", "a"),
     ("stn", "folded-fp32", "onnx", "b"),
     ("stn", "matmul-int8", "onnx", "c"),
-    ("cnn", CHECKPOINT, CHECKPOINT, "d"),
+    ("cnn", PROGRAM, "pt2", "d"),
     ("cnn", "plain-fp32", "onnx", "e"),
 )
 
@@ -34,15 +34,19 @@ FEW = (
 def artifacts_of(directories: Iterable[NetworkDirectory]) -> list[Artifact]:
     """The artifacts of a run."""
     listed = [artifact for directory in directories for artifact in directory.artifacts.values()]
-    return [(each.model, each.name, each.format, each.sha256) for each in listed]
+    listed = [artifact for artifact in listed if artifact.name != CHECKPOINT]
+    return [(each.network, each.name, each.format, each.sha256) for each in listed]
 
 
 def facts(artifact: Artifact, runner: str, device: str, batch: int, regime: str, **more: object) -> dict:
     """What every row carries."""
-    model, name, form, sha256 = artifact
+    network, name, form, sha256 = artifact
+    label, role = NETWORKS[network]
     lowering, precision, *contract = name.split("-") if form == "onnx" else (None, "fp32")
     return {
-        "model": model,
+        "network": network,
+        "label": label,
+        "role": role,
         "artifact": name,
         "sha256": sha256,
         "format": form,
@@ -70,7 +74,7 @@ def timing(seconds: float, batch: int, noise: float = 0.02, **more: object) -> d
         "iqr": 0.05 * seconds,
         "p50_low": (1 - noise) * seconds,
         "p50_high": (1 + noise) * seconds,
-        "images_per_second": batch / seconds,
+        "examples_per_second": batch / seconds,
         "disturbed": False,
         "machine": {"load_average": 1.0, "gpu": None},
         "file_bytes": 180_000,
@@ -86,6 +90,8 @@ def contest(name: str, seconds: float, ratio: float, noise: float = 0.03, **more
     return {
         "contest": name,
         "baseline": "another",
+        "baseline_label": NETWORKS["cnn"][0],
+        "baseline_artifact": "another",
         "seconds": seconds,
         "baseline_seconds": seconds / ratio,
         "ratio": ratio,

@@ -20,11 +20,12 @@ from stn_export.report.bench import (
 )
 from stn_export.report.content import Report
 from stn_export.report.figures_bench import short_name, spread
-from tests.bench_rows import ENVIRONMENT, FEW, contest, facts, rows, timing
+from tests.bench_rows import ENVIRONMENT, FEW, NETWORKS, contest, facts, rows, timing
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
+LOOKS = figures.looks((name, *said) for name, said in NETWORKS.items())
 PROVED = {
-    ("stn", "checkpoint", "eager-cpu"): 0.9,
+    ("stn", "program", "eager-cpu"): 0.9,
     ("stn", "folded-fp32", "onnxruntime-cpu"): 0.9,
     ("stn", "matmul-int8", "onnxruntime-cpu"): 0.895,
     ("cnn", "plain-fp32", "onnxruntime-cpu"): 0.7,
@@ -32,7 +33,7 @@ PROVED = {
 
 
 def timed(artifact: tuple[str, str, str, str], seconds: float, batch: int = 1, **more: object) -> dict:
-    runner = "eager-cpu" if artifact[2] == "checkpoint" else "onnxruntime-cpu"
+    runner = "eager-cpu" if artifact[2] == "pt2" else "onnxruntime-cpu"
     return facts(artifact, runner, "cpu", batch, "device") | timing(seconds, batch, 0.01) | more
 
 
@@ -46,16 +47,16 @@ def advice(*content: dict, proved: dict = PROVED) -> str:
 
 def test_every_row_of_a_run_finds_its_place():
     content = rows()
-    found = tables(content, {"b": {"cuda": 9, "cpu": 1}})
+    found = tables(content, {"b": {"on_cuda": 9, "on_cpu": 1}})
     assert found["costs"]["columns"] == ["batch 1", "batch 256"]
-    assert {line["artifact"] for line in found["costs"]["lines"]} == {"checkpoint", "folded-fp32", "matmul-int8"}
+    assert {line["artifact"] for line in found["costs"]["lines"]} == {"program", "folded-fp32", "matmul-int8"}
     placed = {line["artifact"]: line["placement"] for line in found["costs"]["lines"]}
-    assert placed == {"checkpoint": None, "folded-fp32": {"cuda": 9, "cpu": 1}, "matmul-int8": None}
+    assert placed == {"program": None, "folded-fp32": {"on_cuda": 9, "on_cpu": 1}, "matmul-int8": None}
     assert found["against"]["columns"][:2] == ["default export, batch 1", "default export, batch 256"]
     assert set(found["single"]["columns"]) == {"device", "request", "start-up"}
     single = {program(line) for line in found["single"]["lines"]}
     assert single == {program(row) for row in content}
-    assert [line["model"] for line in found["single"]["lines"]] == sorted((each[0] for each in single), reverse=True)
+    assert [line["network"] for line in found["single"]["lines"]] == sorted((each[0] for each in single), reverse=True)
 
 
 def test_hot_inputs_in_place_come_first():
@@ -99,22 +100,22 @@ def test_the_front_is_what_nothing_beats_in_both():
 def test_only_what_is_proved_equal_is_set_against_accuracy():
     content = [timed(FOLDED, 1e-4), timed(PLAIN, 5e-5), timed(PLAIN_EAGER, 1e-4), timed(FOLDED, 1e-3, 16)]
     assert pareto_points(content, PROVED, "cpu") == [
-        {"name": "STN onnxruntime folded-fp32", "model": "stn", "milliseconds": 0.1, "accuracy": 0.9},
-        {"name": "CNN onnxruntime plain-fp32", "model": "cnn", "milliseconds": 0.05, "accuracy": 0.7},
+        {"name": "stn onnxruntime folded-fp32", "network": "stn", "milliseconds": 0.1, "accuracy": 0.9},
+        {"name": "cnn onnxruntime plain-fp32", "network": "cnn", "milliseconds": 0.05, "accuracy": 0.7},
     ]
 
 
-def test_the_breakdown_has_the_plain_cnn_of_its_kind_below_each_transformer():
+def test_the_breakdown_has_the_plain_network_of_its_kind_below_each_of_the_subject():
     def broken(artifact: tuple[str, str, str, str], seconds: float) -> dict:
-        return facts(artifact, "onnxruntime-cpu", "cpu", 1, "breakdown", breakdown={"classifier": seconds})
+        return facts(artifact, "onnxruntime-cpu", "cpu", 1, "breakdown", breakdown={"rest": seconds})
 
     plain_int8 = ("cnn", "plain-int8", "onnx", "f")
     found = breakdowns([broken(FOLDED, 2e-3), broken(INT8, 1e-3), broken(plain_int8, 4e-3), broken(PLAIN, 3e-3)], "cpu")
     assert found == [
-        ("STN onnxruntime matmul-int8", {1: {"classifier": 1.0}}, {1: 1.0}),
-        ("plain CNN in onnxruntime", {1: {"classifier": 4.0}}, {1: 1.0}),
+        ("stn onnxruntime matmul-int8", {1: {"rest": 1.0}}, {1: 1.0}),
+        ("plain CNN in onnxruntime", {1: {"rest": 4.0}}, {1: 1.0}),
     ]
-    assert [name for name, _, _ in breakdowns([broken(FOLDED, 2e-3)], "cpu")] == ["STN onnxruntime folded-fp32"]
+    assert [name for name, _, _ in breakdowns([broken(FOLDED, 2e-3)], "cpu")] == ["stn onnxruntime folded-fp32"]
 
 
 def test_a_whole_run_is_drawn_and_an_empty_one_is_not():
@@ -140,13 +141,13 @@ def test_the_advice_names_what_is_fastest_and_what_it_costs():
         in_contest(INT8, "overhead", 2.5, 16),
     )
     assert said.startswith(
-        "On the CPU, for latency ship folded-fp32 in onnxruntime-cpu: 0.1 ms for one image "
-        "(95 % interval 0.099 to 0.101). There the transformer costs 2.00 times the plain CNN (95 % interval 1.94 to "
-        "2.06). This artifact is 5.00 times as fast as eager PyTorch there (95 % interval 4.85 to 5.15). "
-        "Its test accuracy is 90.00%, as in eager PyTorch."
+        "On the CPU, for latency ship folded-fp32 in onnxruntime-cpu: 0.1 ms for one example "
+        "(95 % interval 0.099 to 0.101). There the spatial transformer costs 2.00 times the plain CNN (95 % interval "
+        "1.94 to 2.06). This artifact is 5.00 times as fast as eager PyTorch there (95 % interval 4.85 to 5.15). "
+        "Its accuracy is 90.00%, as in eager PyTorch."
     )
-    assert "For throughput ship matmul-int8 in onnxruntime-cpu at batch 64: 20,000 images a second" in said
-    assert "At batch 16 the transformer costs 2.50 times" in said
+    assert "For throughput ship matmul-int8 in onnxruntime-cpu at batch 64: 20,000 examples a second" in said
+    assert "At batch 16 the spatial transformer costs 2.50 times the plain CNN" in said
     assert "89.50%, -0.50 points against eager PyTorch." in said
     assert "holds for a <fast> one, 1 thread; another machine" in said
     assert "cannot tell" not in said
@@ -154,13 +155,13 @@ def test_the_advice_names_what_is_fastest_and_what_it_costs():
 
 
 def test_a_tie_is_said_and_goes_to_the_more_portable_file():
-    said = advice(timed(INT8, 1e-4), timed(FOLDED, 1.01e-4))
+    said = advice(timed(INT8, 1e-4), timed(FOLDED, 1.01e-4), timed(PLAIN, 1e-5))
     assert "for latency ship folded-fp32 in onnxruntime-cpu" in said
     assert (
         "We cannot tell whether it is faster or slower than matmul-int8 in onnxruntime-cpu; "
         "of these it is the most portable file." in said
     )
-    assert "What the transformer costs there was not measured." in said
+    assert "What it costs against the plain CNN was not measured there." in said
 
 
 def test_portability_goes_by_format_precision_and_the_runtimes_that_refuse():
@@ -171,7 +172,7 @@ def test_portability_goes_by_format_precision_and_the_runtimes_that_refuse():
     assert choose(tied, {}).row["artifact"] == "folded-fp32"
     assert choose(tied[::3], {}).row["artifact"] == "matmul-int8"
     compiled = ("stn", "aotinductor-fp32", "aotinductor", "h")
-    assert choose([timed(compiled, 1e-4), timed(EAGER, 1e-4)], {}).row["artifact"] == "checkpoint"
+    assert choose([timed(compiled, 1e-4), timed(EAGER, 1e-4)], {}).row["artifact"] == "program"
 
 
 @pytest.mark.parametrize(
@@ -186,8 +187,26 @@ def test_what_is_not_proved_is_not_shipped_but_named():
     said = advice(timed(INT8, 1e-5), timed(FOLDED, 1e-4), proved={program(timed(FOLDED, 1e-4)): 0.9})
     assert "for latency ship folded-fp32" in said
     assert "left out because no check of today proves it equal: matmul-int8 in onnxruntime-cpu." in said
-    assert "Its test accuracy is 90.00%." in said
+    assert "Its accuracy is 90.00%." in said
     assert advice(timed(FOLDED, 1e-4), proved={}) == ""
+
+
+def test_without_labels_nothing_is_said_of_accuracy():
+    content = [timed(FOLDED, 1e-4), timed(EAGER, 9e-4), in_contest(FOLDED, "eager", 0.2)]
+    unlabelled = dict.fromkeys(PROVED)
+    said = advice(*content, proved=unlabelled)
+    assert "for latency ship folded-fp32" in said
+    assert "accuracy" not in said
+    assert "was not measured" not in said  # no network to set it against either
+    assert pareto_points(content, unlabelled, "cpu") == []
+
+
+def test_colours_go_by_role_and_the_subject_comes_first():
+    shown = figures.looks(
+        [("a", "one", "other"), ("b", "two", "plain"), ("c", "three", "subject"), ("d", "four", "other")]
+    )
+    assert list(shown) == ["c", "b", "a", "d"]
+    assert [look.colour for look in shown.values()] == list(figures.PALETTE[:4])
 
 
 def test_doubt_and_disturbance_are_said():
@@ -197,14 +216,14 @@ def test_doubt_and_disturbance_are_said():
         in_contest(FOLDED, "overhead", 1.02, noise=0.1, disturbed_blocks=3),
         in_contest(FOLDED, "eager", 0.98, noise=0.1),
     )
-    assert "the transformer may cost something or nothing, we cannot tell (1.02 times the plain CNN" in said
+    assert "the spatial transformer may cost something or nothing, we cannot tell (1.02 times the plain CNN" in said
     assert "1.02 times as fast as eager PyTorch there (95 % interval 0.93 to 1.13): we cannot tell them apart." in said
     assert "Warning: 1 of 2 timings and 3 of 50 blocks were disturbed" in said
 
 
 def test_what_is_timed_at_one_batch_only_is_named_beside_its_point():
     values = {("a-cpu", "x", "stn"): {1: (1.0, 0.9, 1.1), 64: (9.0, 8.0, 10.0)}, ("b-cpu", "y", "stn"): {1: (2.0,) * 3}}
-    axes = figures_bench.curves(values, "cpu", "Latency", "ms").axes[0]
+    axes = figures_bench.curves(values, LOOKS, "cpu", "Latency", "ms").axes[0]
     names = {child.get_text(): child.anncoords for child in axes.get_children() if isinstance(child, Annotation)}
     assert names == {"a x": "axes fraction", "b y": "offset points"}
 
@@ -218,10 +237,10 @@ def test_positions_are_spread_in_their_order():
 def test_names_of_points_lie_on_no_other():
     near = [(1 + index / 10, 0.9 + index / 1000) for index in range(6)]
     points = [
-        {"name": "a backend with a long name", "model": "stn", "milliseconds": milliseconds, "accuracy": accuracy}
+        {"name": "a backend with a long name", "network": "stn", "milliseconds": milliseconds, "accuracy": accuracy}
         for milliseconds, accuracy in [(0.1, 0.5), *near]
     ]
-    figure = figures_bench.pareto(points, points, "cpu")
+    figure = figures_bench.pareto(points, points, LOOKS, "cpu")
     figure.draw_without_rendering()
     labels = [child for child in figure.axes[0].get_children() if isinstance(child, Annotation)]
     boxes = [Text.get_window_extent(label) for label in labels]
@@ -230,8 +249,8 @@ def test_names_of_points_lie_on_no_other():
 
 
 def test_a_drawing_takes_the_colours_and_letters_of_its_page():
-    points = [{"name": "a & b", "model": "cnn", "milliseconds": 0.123456, "accuracy": 0.5}]
-    svg = figures.to_svg(figures_bench.pareto(points, points, "cpu"), "pareto")
+    points = [{"name": "a & b", "network": "cnn", "milliseconds": 0.123456, "accuracy": 0.5}]
+    svg = figures.to_svg(figures_bench.pareto(points, points, LOOKS, "cpu"), "pareto")
     assert svg.startswith("<svg")
     assert "var(--c1)" in svg
     assert "a &amp; b, 0.123 ms" in svg

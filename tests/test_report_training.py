@@ -1,37 +1,31 @@
-"""The report of a small grid that was really trained, and the sentences of its training part."""
+"""The training part of the report, and the part that says what samplers look at."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from stn_export import cli
+from stn_export.artifacts.manifest import POINTS_FILE
+from stn_export.artifacts.training import Reference
 from stn_export.report import __main__ as report
-from stn_export.report import figures
-from stn_export.report import training as report_training
-from stn_export.report.figures_training import theta_histograms
-from stn_export.report.training import accuracy_sentence, read_reference
-from stn_export.train import __main__ as train
-from stn_export.train.data import Dataset
-from stn_export.train.gain import Comparison, Training
+from stn_export.report import figures, learned
+from stn_export.report.figures_training import accuracy_curves, theta_histograms
+from stn_export.report.thetas import Frame
+from tests.report_files import comparison, write_points, write_training
 
 
-@pytest.fixture(scope="module")
-def grid(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models by two seeds after one epoch on ``small``, and ``cnn`` beside it. Shared: read it."""
-    path = tmp_path_factory.mktemp("grid")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "load_dataset", lambda name, data: small)
-        for name, models, seeds in (("digits", "stn,cnn,cnn-matched", "2"), ("beside", "stn,cnn", "1")):
-            arguments = ["--models", models, "--seeds", seeds, "--epochs", "1", "--device", "cpu"]
-            assert cli.run(train.main, [*arguments, "--run", str(path / name)]) == 0
-    return path
-
-
-@pytest.fixture(autouse=True)
-def trained_on_small(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_training, "trained_on", lambda checkpoint, data: small)
+@pytest.fixture
+def grid(entered_run: Path, tmp_path: Path) -> Path:
+    """``digits`` with two seeds and points, and ``beside`` with one seed."""
+    for name, seeds in (("digits", 2), ("beside", 1)):
+        run = Path(shutil.copytree(entered_run, tmp_path / name))
+        write_training(run, comparison(seeds), caveats=(f"{name}/stn is not finished and left out.",))
+        write_points(run)
+    return tmp_path
 
 
 def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.CaptureFixture[str]):
@@ -39,17 +33,19 @@ def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.
     assert cli.run(report.main, ["--run", str(run)]) == 0
     out = capsys.readouterr().out
     assert "Nothing has been exported yet" in out
-    assert "digits, quick, 1 epochs: against the plain CNN" in out
-    assert "; against the CNN of equal cost" in out
+    assert "digits/stn is not finished" in out
+    assert "Test accuracy: spatial transformer 90.00%" in out
+    assert "epochs: against the plain CNN the transformer gains; against the wide CNN the transformer gains." in out
     content = json.loads((run / "report.json").read_text())
-    assert [(row["model"], row["count"]) for row in content["training"]] == [
+    assert [(row["label"], row["count"]) for row in content["training"]] == [
         ("spatial transformer", 2),
         ("plain CNN", 2),
-        ("CNN of equal cost", 2),
+        ("wide CNN", 2),
     ]
-    first, second = ({row["model"]: row for row in content[name]} for name in ("training", "gains"))
-    expected = 100 * (first["spatial transformer"]["mean"] - first["plain CNN"]["mean"])
-    assert second["plain CNN"]["mean"] == pytest.approx(expected)
+    assert [(row["label"], row["mean"]) for row in content["gains"]] == [
+        ("plain CNN", pytest.approx(20)),
+        ("wide CNN", pytest.approx(10)),
+    ]
     html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
     assert html.count("<svg") == 5
     for text in (html, markdown):
@@ -64,9 +60,12 @@ def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.
 def test_other_runs_stand_beside_it(grid: Path):
     assert cli.run(report.main, ["--run", str(grid / "digits"), "--beside", str(grid / "beside")]) == 0
     content = json.loads((grid / "digits" / "report.json").read_text())
-    assert [row["count"] for row in content["gains"]] == [2, 2, 1]
+    assert [row["count"] for row in content["gains"]] == [2, 2, 1, 1]
     assert content["gains"][-1]["finding"] == "one seed only: no interval"
     assert [one["theta"] for one in content["learned"]] == ["theta", "theta-2"]
+    assert [one["title"] for one in content["learned"]] == [
+        f"{name}: spatial transformer" for name in ("digits", "beside")
+    ]
     markdown = (grid / "digits" / "report.md").read_text()
     assert "| one seed only: no interval |" in markdown
     for line in markdown.splitlines():
@@ -79,50 +78,100 @@ def test_a_run_beside_it_that_is_not_there(grid: Path, capsys: pytest.CaptureFix
     assert "there is no run at" in capsys.readouterr().err
 
 
-def test_a_fresh_transformer_has_learned_little(grid: Path):
-    [one] = report.collect(grid / "digits", None).learned
-    assert (one["dataset"], one["seed"], one["images"]) == ("digits", 0, 200)
-    parts = one["parts"]
-    assert parts["scale_x"]["mean"] == pytest.approx(1, abs=0.2)
-    assert abs(parts["rotation"]["median"]) < 20
-    assert 0 <= parts["outside"]["low"] <= parts["outside"]["median"] <= parts["outside"]["high"] < 50
+def test_a_network_that_nobody_trained_here_has_no_training_section(
+    entered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(shutil.copytree(entered_run, tmp_path / "run"))
+    assert cli.run(report.main, ["--run", str(run)]) == 0
+    assert "rain" not in capsys.readouterr().out
+    html = (run / "report.html").read_text()
+    assert "<h2>Training</h2>" not in html
+    assert "What the samplers look at" not in html
+
+
+def test_one_seed_has_a_gain_but_no_spread_to_draw(grid: Path):
+    content = report.collect(grid / "beside")
+    assert len(content.gains) == 2
+    assert "gain" not in content.figures
+
+
+def test_what_a_transformer_looks_at_is_told_in_pixels_of_its_image(grid: Path):
+    [one] = report.collect(grid / "digits").learned
+    assert (one["title"], one["site"], one["examples"]) == ("spatial transformer", "site0", 50)
+    kept = torch.load(grid / "digits" / POINTS_FILE)["networks"]["stn"]["sites"]["site0"]
+    assert one["parts"]["shift_x"]["mean"] == pytest.approx(16 * kept["theta"][:, 0, 2].mean().item(), rel=1e-5)
+    assert one["parts"]["outside"]["mean"] == pytest.approx(100 * kept["outside"].mean().item(), rel=1e-5)
+
+
+def test_a_site_without_theta_has_pictures_and_what_lies_outside(grid: Path):
+    site = {"outside": torch.tensor([0.25, 0.75]), "image_size": [24, 94], "align_corners": True}
+    write_points(grid / "digits", sites={"site0": site})
+    content = report.collect(grid / "digits")
+    [one] = content.learned
+    assert one["parts"].keys() == {"outside"}
+    assert one["parts"]["outside"]["mean"] == 50
+    assert "theta" not in one
+    assert {"warped", "theta"} & set(content.figures) == {"warped"}
+
+
+def test_four_sites_are_drawn_and_the_others_named(grid: Path):
+    site = {
+        "outside": torch.tensor([0.25]),
+        "image_size": [24, 94],
+        "align_corners": True,
+        "theta": torch.eye(2, 3)[None],
+    }
+    write_points(grid / "digits", sites={f"site{index}": site for index in range(6)}, pictures={"warped": {}})
+    content = report.collect(grid / "digits")
+    assert [one["site"] for one in content.learned] == ["site0", "site1", "site2", "site3"]
+    assert content.unshown == ["spatial transformer: site4, site5"]
+    report.write_report(content, grid / "digits")
+    for name in ("report.html", "report.md"):
+        assert "Not drawn: spatial transformer: site4, site5." in (grid / "digits" / name).read_text()
+
+
+def test_points_of_another_program_are_not_shown(grid: Path):
+    write_points(grid / "digits", program="another")
+    content = report.collect(grid / "digits")
+    assert content.learned == []
+    assert "The points of digits/stn are of another program. Run 'make verify'." in content.warnings
+
+
+def test_a_foreign_points_file(grid: Path, capsys: pytest.CaptureFixture[str]):
+    torch.save({"schema": "other"}, grid / "digits" / POINTS_FILE)
+    assert cli.run(report.main, ["--run", str(grid / "digits")]) == 2
+    assert "is not of schema stn_export/points/1" in capsys.readouterr().err
+
+
+def test_maps_that_flatten_the_image_do_not_stop_the_report(grid: Path):
+    theta = torch.eye(2, 3).repeat(3, 1, 1)
+    theta[1] = 0
+    site = {"outside": torch.zeros(3), "image_size": [32, 32], "align_corners": False}
+    write_points(grid / "digits", sites={"site0": site | {"theta": theta}, "site1": site | {"theta": 0 * theta}})
+    some, none = report.collect(grid / "digits").learned
+    assert some["parts"]["shear"]["mean"] == 0  # of those that have one
+    assert "shear" not in none["parts"]
 
 
 def test_curves_have_a_band_where_there_are_seeds(grid: Path):
-    content = report.collect(grid / "digits", None, [grid / "beside"])
+    content = report.collect(grid / "digits", [grid / "beside"])
     [several], [single] = (content.figures[name].axes for name in ("accuracy", "accuracy-2"))
     assert (len(several.lines), len(several.collections)) == (3, 3)
-    assert (len(single.lines), len(single.collections)) == (2, 0)
+    assert (len(single.lines), len(single.collections)) == (3, 0)
     [label, *_] = [text.get_text() for text in several.get_legend().get_texts()]
     assert label == "spatial transformer, 2 seeds: mean, worst to best"
 
 
+def test_the_published_run_lies_below_the_curves():
+    figure = accuracy_curves([comparison(1, reference=Reference([0.4, 0.5, 0.6], None))])
+    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "reference run"
+    assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx([40, 50, 60])
+
+
 def test_a_transformer_that_never_moved_can_be_drawn():
-    parts = {name: np.full(9, 1.0) for name in report_training.LABELS}
-    figure = theta_histograms(parts, np.zeros((9, 4, 2)))
+    parts = {name: np.full(9, 1.0) for name in learned.LABELS}
+    figure = theta_histograms(parts, np.zeros((9, 4, 2)), Frame(24, 94))
     assert len(figure.axes[0].patches) == 40
+    assert figure.axes[5].get_xlim() == (-1, 95)
+    assert figure.axes[5].get_ylim() == (25, -1)
     assert figures.to_svg(figure, "theta").count("<svg") == 1
-
-
-def comparison(dataset: str, recipe: str, accuracies: list[float]) -> Comparison:
-    """One training of the transformer."""
-    settings = {"dataset": dataset, "recipe": {"name": recipe, "epochs": len(accuracies)}}
-    history = tuple({"test_accuracy": value, "seconds": 1.0} for value in accuracies)
-    return Comparison("run", (Training("stn", 0, settings, history, "cpu", {}),))
-
-
-def test_the_reference_run_is_the_published_one():
-    reference = read_reference()
-    assert len(reference) == 50
-    assert sum(reference[40:50]) / 10 == pytest.approx(0.5729, abs=5e-5)
-
-
-def test_the_reference_is_quoted_only_beside_its_like():
-    assert "reference run 57.29% (the mean over" in accuracy_sentence(comparison("cifar10", "reference", [0.5] * 50))
-    for dataset, recipe, epochs in (
-        ("cifar10", "reference", 49),
-        ("cifar10", "tuned", 50),
-        ("digits", "reference", 50),
-    ):
-        assert "reference run" not in accuracy_sentence(comparison(dataset, recipe, [0.5] * epochs))
-    assert accuracy_sentence(comparison("digits", "quick", [0.4, 0.5])).endswith("transformer 50.00% (the last epoch).")

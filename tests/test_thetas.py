@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_export.config import AffineRange
-from stn_export.report.thetas import Affine, compose, decompose, outside_share, windows
+from stn_export.report.thetas import Affine, Frame
 from stn_export.train.augmentation import affine_matrices
-from stn_export.train.networks import SpatialTransformer
+from stn_export.train.recipes import AffineRange
 
+SQUARE = Frame(32, 32)
+FRAMES = (SQUARE, Frame(24, 94), Frame(24, 94, align_corners=True), Frame(28, 28, align_corners=True))
 IDENTITY = {"rotation": 0.0, "scale_x": 1.0, "scale_y": 1.0, "shear": 0.0, "shift_x": 0.0, "shift_y": 0.0}
 
 
@@ -18,10 +19,18 @@ def parts(**values: float) -> Affine:
     return Affine(**{name: torch.tensor([value], dtype=torch.double) for name, value in (IDENTITY | values).items()})
 
 
-def sample(image: Tensor, **values: float) -> Tensor:
-    """The H×W image as the transformer samples it through these parts."""
-    grid = F.affine_grid(compose(parts(**values)).float(), [1, 1, *image.shape], align_corners=False)
-    return F.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
+def sample(image: Tensor, frame: Frame = SQUARE, **values: float) -> Tensor:
+    """The H×W image as a transformer samples it through these parts."""
+    align = frame.align_corners
+    grid = F.affine_grid(frame.compose(parts(**values)).float(), [1, 1, *image.shape], align_corners=align)
+    return F.grid_sample(image[None, None], grid, align_corners=align)[0, 0]
+
+
+def outside(frame: Frame, **values: float) -> float:
+    """The share of the grid of these parts beyond the image."""
+    size = [1, 1, frame.height, frame.width]
+    grid = F.affine_grid(frame.compose(parts(**values)), size, align_corners=frame.align_corners)
+    return frame.outside(grid).item()
 
 
 @pytest.fixture
@@ -29,34 +38,54 @@ def image() -> Tensor:
     return torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_any_map_is_put_together_again():
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+def test_any_map_is_put_together_again(frame: Frame):
     theta = torch.randn(2000, 2, 3, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     determinants = theta[:, :, :2].det()
     assert (determinants < 0).any()
-    found = decompose(theta)
-    torch.testing.assert_close(compose(found), theta, rtol=1e-9, atol=1e-9)
+    found = frame.decompose(theta)
+    torch.testing.assert_close(frame.compose(found), theta, rtol=1e-9, atol=1e-9)
     assert (found.scale_x >= 0).all()
     assert torch.equal(found.scale_y < 0, determinants < 0)
 
 
-def test_the_parts_come_back():
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+def test_the_parts_come_back(frame: Frame):
     draw = torch.Generator().manual_seed(1)
     turn, x, y, shear, right, down = torch.rand(6, 500, dtype=torch.double, generator=draw)
     given = Affine(360 * turn - 180, 0.2 + x, 0.2 + y, 2 * shear - 1, 20 * right - 10, 20 * down - 10)
-    found = decompose(compose(given)).as_dict()
+    found = frame.decompose(frame.compose(given)).as_dict()
     for name, values in given.as_dict().items():
         torch.testing.assert_close(found[name], values, rtol=1e-9, atol=1e-9)
 
 
-def test_an_untrained_transformer_does_nothing():
-    theta = SpatialTransformer().theta(torch.zeros(1, 3, 32, 32)).detach()
-    assert {name: value.item() for name, value in decompose(theta).as_dict().items()} == IDENTITY
-    assert outside_share(theta).item() == 0
-    assert windows(theta)[0].tolist() == [[0, 0], [32, 0], [32, 32], [0, 32]]
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+def test_the_identity_does_nothing(frame: Frame):
+    theta = torch.eye(2, 3).double()[None]
+    assert {name: value.item() for name, value in frame.decompose(theta).as_dict().items()} == IDENTITY
+    assert outside(frame) == 0
+    inset = 0.5 if frame.align_corners else 0.0  # there a window ends in the middle of the outer pixels
+    right, lower = frame.width - inset, frame.height - inset
+    expected = torch.tensor([[inset, inset], [right, inset], [right, lower], [inset, lower]]).double()
+    torch.testing.assert_close(frame.windows(theta)[0], expected)
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+def test_a_turn_keeps_distances_in_pixels_whatever_the_shape_of_the_image(frame: Frame):
+    [corners] = frame.windows(frame.compose(parts(rotation=30)))
+    whole = frame.windows(torch.eye(2, 3).double()[None])[0]
+    torch.testing.assert_close(torch.cdist(corners, corners), torch.cdist(whole, whole))
+
+
+@pytest.mark.parametrize("frame", [Frame(32, 24), Frame(32, 24, align_corners=True)], ids=str)
+def test_pixels_are_those_of_the_image(frame: Frame):
+    image = torch.rand(frame.height, frame.width, generator=torch.Generator().manual_seed(0))
+    moved = sample(image, frame, shift_x=3, shift_y=1)
+    torch.testing.assert_close(moved[:31, :21], image[1:, 3:], atol=1e-4, rtol=0)
 
 
 def test_random_warps_are_turns_and_sizes_without_shear():
-    found = decompose(affine_matrices(500, AffineRange(45, (0.5, 2.0), 5), 32, torch.device("cpu")))
+    found = SQUARE.decompose(affine_matrices(500, AffineRange(45, (0.5, 2.0), 5), 32, torch.device("cpu")))
     assert 40 < found.rotation.abs().max() <= 45
     assert found.shear.abs().max() < 1e-5
     torch.testing.assert_close(found.scale_x, found.scale_y)
@@ -65,17 +94,17 @@ def test_random_warps_are_turns_and_sizes_without_shear():
 
 def test_a_shift_moves_the_window_right_and_down(image: Tensor):
     torch.testing.assert_close(sample(image, shift_x=3, shift_y=1)[:31, :29], image[1:, 3:])
-    assert windows(compose(parts(shift_x=3, shift_y=1)))[0, 0].tolist() == [3, 1]
+    assert SQUARE.windows(SQUARE.compose(parts(shift_x=3, shift_y=1)))[0, 0].tolist() == [3, 1]
 
 
 def test_a_positive_rotation_shows_the_picture_turned_anticlockwise(image: Tensor):
     torch.testing.assert_close(sample(image, rotation=90), image.rot90(1), atol=1e-4, rtol=0)
-    [corners] = windows(compose(parts(rotation=90)))
+    [corners] = SQUARE.windows(SQUARE.compose(parts(rotation=90)))
     torch.testing.assert_close(corners[0], torch.tensor([32.0, 0.0], dtype=torch.double))  # upper left goes upper right
 
 
 def test_a_scale_of_half_is_a_window_half_as_large():
-    assert windows(compose(parts(scale_x=0.5)))[0].tolist() == [[8, 0], [24, 0], [24, 32], [8, 32]]
+    assert SQUARE.windows(SQUARE.compose(parts(scale_x=0.5)))[0].tolist() == [[8, 0], [24, 0], [24, 32], [8, 32]]
 
 
 def test_a_negative_scale_mirrors(image: Tensor):
@@ -87,4 +116,4 @@ def test_a_negative_scale_mirrors(image: Tensor):
     [({"scale_x": 2}, 1 / 2), ({"scale_x": 2, "scale_y": 2}, 3 / 4), ({"shift_x": 8}, 1 / 4), ({"shift_y": 40}, 1)],
 )
 def test_what_falls_outside(values: dict, share: float):
-    assert outside_share(compose(parts(**values))).item() == share
+    assert outside(SQUARE, **values) == share

@@ -1,79 +1,27 @@
-"""Classify pictures through any artifact of a run: ``python -m stn_export.predict photo.jpg --artifact FILE``.
+"""Run pictures through any artifact of a run: ``python -m stn_export.predict photo.jpg --artifact FILE``.
 
-A picture of any size or mode is turned upright, resized to 32×32 and classified on the CPU by the artifact's own
-runner, with the input that its manifest asks for.
+A picture of any size or mode becomes what the artifact's manifest asks for, and goes through the artifact's own runner
+on the CPU. Of a classifier the likeliest classes are shown, of any other network figures of each output.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
-from rich.markup import escape
-from torch import Tensor
 
 from stn_export import cli
 from stn_export.artifacts.files import write_atomically
-from stn_export.artifacts.manifest import MANIFEST, Artifact, NetworkDirectory
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET, IMAGE_SHAPE
+from stn_export.artifacts.manifest import MANIFEST, PROGRAM_FILE, Artifact, NetworkDirectory, network_directories
+from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
-from stn_export.report import figures
+from stn_export.predict.outputs import archive, described, likeliest, probabilities, shown
+from stn_export.predict.pictures import Feeder, feeder_of
+from stn_export.program.specs import Arrays
 from stn_export.runners import RUNNERS, RunnerSpec
-from stn_export.train.checkpoint import load_checkpoint
-from stn_export.train.data import class_names, contract_batch, denormalise, normalise
 
-DEFAULT_ARTIFACT = ARTIFACTS / DEFAULT_DATASET / "stn" / "matmul-fp32.onnx"
-TOP = 3
-BATCH = 256
 MOST_SHOWN = 64
 NAME_SHOWN = 20  # characters of a file's name that fit above its picture
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # all of them Pillow's, by kind of damage
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A picture's likeliest classes with their probabilities (0 to 1), the likeliest first."""
-
-    picture: str
-    classes: tuple[tuple[str, float], ...]
-
-    def as_dict(self) -> dict:
-        """JSON-ready."""
-        return {
-            "picture": self.picture,
-            "classes": [{"class": name, "probability": probability} for name, probability in self.classes],
-        }
-
-
-def read_picture(path: Path) -> Tensor:
-    """A picture of any format, size and mode as uint8 3×32×32 RGB.
-
-    Its EXIF orientation is applied, what is transparent becomes white, 16-bit greys become 8-bit ones, and it is
-    resized bilinearly with antialiasing, whatever its proportions.
-
-    Raises:
-        UserError: where there is no such file or it is no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(to_rgb(ImageOps.exif_transpose(image)).resize(IMAGE_SHAPE[:0:-1], Image.BILINEAR))
-    except UNREADABLE as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "no picture that Pillow can read"
-        raise UserError(f"{path} cannot be classified: {reason}", "name a PNG, JPEG or other picture file") from error
-    return torch.tensor(pixels).permute(2, 0, 1)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture in 8-bit RGB, as a viewer would show it on white."""
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit greys at 255
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def find_artifact(path: Path) -> tuple[NetworkDirectory, Artifact]:
@@ -105,95 +53,116 @@ def runner_for(artifact: Artifact) -> RunnerSpec:
     raise UserError(f"{artifact.file} cannot run on the CPU here ({reasons})", "name an artifact of another format")
 
 
-def classify(directory: NetworkDirectory, artifact: Artifact, images: Tensor) -> np.ndarray:
-    """Probabilities N×10 of uint8 images N×3×32×32 through an artifact whose bytes are checked first."""
-    runner = runner_for(artifact).open(directory.open(artifact), artifact.input_contract)
-    parts = images.split(BATCH)
-    return np.exp(np.concatenate([runner.infer(contract_batch(part, artifact.input_contract)) for part in parts]))
+def outputs_of(directory: NetworkDirectory, artifact: Artifact, feeder: Feeder) -> Arrays:
+    """Every output through an artifact whose bytes are checked first: a row a picture."""
+    runner = runner_for(artifact).open(directory.open(artifact), artifact.contract)
+    found = [(count, runner.infer(artifact.contract.arrays(batch))) for count, batch in feeder.parts(artifact.contract)]
+    return {
+        spec.name: np.concatenate(
+            [each[spec.name][:count] if spec.batched else each[spec.name][None] for count, each in found]
+        )
+        for spec in artifact.contract.outputs
+    }
 
 
-def predictions(pictures: Sequence[Path], names: Sequence[str], probabilities: np.ndarray) -> list[Prediction]:
-    """The ``TOP`` likeliest classes of every picture."""
-    result = []
-    for picture, row in zip(pictures, probabilities, strict=True):
-        order = np.argsort(-row, kind="stable")[:TOP]
-        result.append(Prediction(str(picture), tuple((names[index], float(row[index])) for index in order)))
-    return result
-
-
-def load_transformer(directory: NetworkDirectory, artifact: Artifact) -> torch.nn.Module:
-    """The spatial transformer of the checkpoint that ``artifact`` was made from.
-
-    Raises:
-        UserError: where the model has none.
-    """
-    model = load_checkpoint(directory.open(directory.checkpoint())).model
-    if not hasattr(model, "transformer"):
-        raise UserError(f"{artifact.model} has no transformer whose work could be shown", "name an artifact of stn")
-    return model.transformer
-
-
-def show(path: Path, images: Tensor, transformer: torch.nn.Module, found: Sequence[Prediction]) -> None:
-    """Write every picture (uint8 N×3×32×32) beside its warped self into the PNG ``path``.
-
-    Raises:
-        UserError: where it cannot be written there.
-    """
-    best = [(Path(item.picture).name[-NAME_SHOWN:], *item.classes[0]) for item in found]
-    titles = [f"{name}: {label} {probability:.0%}" for name, label, probability in best]
-    figure = figures.warped_pairs(images, denormalise(transformer(normalise(images))), titles)
+def _write(path: Path, content: bytes, option: str) -> None:
     try:
-        write_atomically(path, figures.to_png(figure))
+        write_atomically(path, content)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}", "name another file with --show") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}", f"name another file with {option}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Classify pictures and print the likeliest classes of each."""
-    parser = cli.stage("predict", "Classify pictures through an artifact of a run.")
+    """Run pictures and print what came out for each."""
+    parser = cli.stage("predict", "Run pictures through an artifact of a run.")
     parser.add_argument("pictures", nargs="+", type=Path, metavar="IMAGE", help="a picture file of any size and mode")
     parser.add_argument(
         "--artifact",
-        type=Path,
-        default=DEFAULT_ARTIFACT,
-        help="checkpoint, ONNX or TorchScript file in a run's model directory",
+        type=cli.path_or_none,
+        help=f"file in a network's directory; by default the {PROGRAM_FILE} of {DEFAULT_RUN}'s subject",
     )
-    parser.add_argument("--show", type=cli.path_or_none, metavar="PNG", help="draw each picture beside its warped self")
+    parser.add_argument(
+        "--show", type=cli.path_or_none, metavar="PNG", help="draw each picture beside what the sites make of it"
+    )
+    parser.add_argument(
+        "--output", type=cli.path_or_none, metavar="NPZ", help="keep the outputs as they are, a row a picture"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args(arguments)
 
-    directory, artifact = find_artifact(options.artifact)
-    transformer = load_transformer(directory, artifact) if _showable(options.show, options.pictures) else None
-    images = torch.stack([read_picture(picture) for picture in options.pictures])
-    probabilities = classify(directory, artifact, images)
-    found = predictions(options.pictures, class_names(directory.checkpoint()), probabilities)
-    if transformer is not None:
-        show(options.show, images, transformer, found)
+    directory, artifact = find_artifact(options.artifact or network_directories(DEFAULT_RUN)[0].path / PROGRAM_FILE)
+    if options.show:
+        _check_showing(options.show, options.pictures, directory)
+    if options.output and options.output.suffix != ".npz":
+        raise UserError(f"--output {options.output} is no NPZ file", "give it a name that ends in .npz")
+    feeder = feeder_of(artifact.contract, directory.examples(), options.pictures)
+    outputs = outputs_of(directory, artifact, feeder)
+    rows = found(options.pictures, outputs, directory.facts.classes)
+    if options.show:
+        _write(options.show, shown(directory.program(), feeder, [_title(row) for row in rows]), "--show")
+    if options.output:
+        _write(options.output, archive(outputs), "--output")
+    facts = {
+        "artifact": str(directory.path / artifact.file),
+        "sha256": artifact.sha256,
+        "runner": runner_for(artifact).name,
+    }
     if options.json:
-        facts = {"artifact": str(options.artifact), "sha256": artifact.sha256, "runner": runner_for(artifact).name}
-        cli.print_json(facts | {"pictures": [item.as_dict() for item in found]})
+        cli.print_json(facts | {"from_first_example": feeder.others, "pictures": rows})
     else:
-        _print(artifact, found)
+        _print(f"{directory.name}/{artifact.name} on {facts['runner']}", rows, feeder.others)
 
 
-def _showable(path: Path | None, pictures: Sequence[Path]) -> bool:
-    """Whether there is something to draw, refused early where it could not be written."""
-    if path is None:
-        return False
+def found(pictures: Sequence[Path], outputs: Arrays, classes: Sequence[str]) -> list[dict]:
+    """Of every picture its likeliest classes, or where there are none figures of each output; JSON-ready."""
+    chances = probabilities(outputs, classes)
+    return [
+        {"picture": str(picture)}
+        | (
+            {"outputs": {name: described(values[index]) for name, values in outputs.items()}}
+            if chances is None
+            else {"classes": likeliest(chances[index], classes)}
+        )
+        for index, picture in enumerate(pictures)
+    ]
+
+
+def _check_showing(path: Path, pictures: Sequence[Path], directory: NetworkDirectory) -> None:
+    """Refuse early what could not be drawn."""
     if path.suffix.lower() != ".png":
         raise UserError(f"--show {path} is no PNG file", "give it a name that ends in .png")
     if len(pictures) > MOST_SHOWN:
         raise UserError(f"--show draws up to {MOST_SHOWN} pictures, not {len(pictures)}", "name fewer pictures")
-    return True
+    if not directory.facts.sites:
+        raise UserError(f"{directory.name} samples nowhere: there is nothing to show", "leave out --show")
 
 
-def _print(artifact: Artifact, found: Sequence[Prediction]) -> None:
-    rows = [
-        (escape(item.picture), *(f"{escape(name)} {probability:.1%}" for name, probability in item.classes))
-        for item in found
-    ]
-    title = f"{artifact.model}/{artifact.name} on {runner_for(artifact).name}"
-    cli.table(title, ("picture", "first", "second", "third"), rows)
+def _title(row: dict) -> str:
+    name = Path(row["picture"]).name[-NAME_SHOWN:]
+    return name + "".join(f": {best['class']} {best['probability']:.0%}" for best in row.get("classes", ())[:1])
+
+
+def _print(title: str, rows: Sequence[dict], others: Sequence[str]) -> None:
+    if others:
+        cli.say(f"not from the pictures but from the run's first example: {', '.join(map(cli.escape, others))}")
+    if "classes" in rows[0]:
+        columns = ("picture", "first", "second", "third")[: 1 + len(rows[0]["classes"])]
+        cells = [
+            (row["picture"], *(f"{best['class']} {best['probability']:.1%}" for best in row["classes"])) for row in rows
+        ]
+    else:
+        columns = ("picture", "output", "shape", "min", "mean", "max")
+        cells = [
+            (
+                row["picture"],
+                name,
+                f"{'×'.join(map(str, of['shape'])) or 'scalar'} {of['dtype']}",
+                *(cli.figure(of[key], ".4g") for key in columns[3:]),
+            )
+            for row in rows
+            for name, of in row["outputs"].items()
+        ]
+    cli.table(cli.escape(title), columns, [tuple(map(cli.escape, row)) for row in cells])
 
 
 if __name__ == "__main__":

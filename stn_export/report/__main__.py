@@ -13,34 +13,42 @@ import markupsafe
 
 from stn_export import cli
 from stn_export.artifacts.files import write_atomically, write_json
-from stn_export.artifacts.manifest import REPORT_SCHEMA, VERIFY_FILE, network_directories
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET
+from stn_export.artifacts.manifest import PROGRAM, REPORT_SCHEMA, VERIFY_FILE, network_directories
+from stn_export.config import DEFAULT_RUN
 from stn_export.report import figures
 from stn_export.report.bench import FILTERS, add_benchmarks
 from stn_export.report.content import Report
-from stn_export.report.parity import add_differing, add_parity, add_portability
-from stn_export.report.training import add_learned, add_training, find_transformer
+from stn_export.report.learned import add_learned, read_points
+from stn_export.report.networks import add_networks
+from stn_export.report.parity import add_differing, add_parity, add_portability, artifacts_of, site_markdown
+from stn_export.report.training import add_training
 
 
-def collect(run: Path, data: Path | None, beside: Sequence[Path] = ()) -> Report:
+def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
     """Read everything that the run directory holds, and of the runs ``beside`` it what was trained and learned.
 
     Raises:
         UserError: where there is no run, or a file of it cannot be read.
     """
-    directories = network_directories(run)
-    report = Report(run.name, environment=directories[0].checkpoint().environment)
-    runs = [run, *beside]
-    add_training(report, runs)
-    transformers = [find_transformer(path, data) for path in runs]
-    for index, trained in enumerate(transformers):
-        if trained:
-            add_learned(report, trained, index)
+    runs = {path: network_directories(path) for path in (run, *beside)}
+    directories = runs[run]
+    report = Report(run.name, environment=directories[0].listed(PROGRAM).environment)
+    add_networks(report, directories)
+    add_training(report, list(runs))
+    for path, those in runs.items():
+        points, stale = read_points(path, those)
+        report.warnings += [
+            f"The points of {path.name}/{name} are of another program. Run 'make verify'." for name in stale
+        ]
+        for directory in those:
+            if directory.name in points:
+                add_learned(report, directory, points[directory.name], f"{path.name}: " if beside else "")
     add_portability(report, directories)
-    current = {artifact.sha256 for directory in directories for artifact in directory.artifacts.values()}
-    add_parity(report, run / VERIFY_FILE, current)
-    if transformers[0]:
-        add_differing(report, transformers[0].transformer, transformers[0].dataset, current)
+    artifacts = artifacts_of(directories)
+    current = {artifact.sha256 for artifact in artifacts.values()}
+    add_parity(report, run / VERIFY_FILE, artifacts)
+    points, _ = read_points(run, directories)
+    add_differing(report, directories[0], points.get(directories[0].name), current)
     add_benchmarks(report, run, directories, current)
     return report
 
@@ -49,7 +57,7 @@ def render(report: Report, template: str, pictures: dict[str, str]) -> str:
     """Fill a template; ``pictures`` are what it shows for each figure, as mark-up or as an address."""
     loader = jinja2.PackageLoader("stn_export", "resources")
     environment = jinja2.Environment(loader=loader, autoescape=template.startswith("report.html"), trim_blocks=True)
-    environment.filters |= FILTERS
+    environment.filters |= FILTERS | {"site_markdown": site_markdown}
     return environment.get_template(template).render(report=report, pictures=pictures)
 
 
@@ -67,12 +75,11 @@ def write_report(report: Report, run: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report of a run."""
     parser = cli.stage("report", "Write a run's report.")
-    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
+    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
     parser.add_argument("--beside", type=Path, nargs="+", default=(), help="runs whose trainings are shown beside it")
-    parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
     options = parser.parse_args(arguments)
-    run = options.run or ARTIFACTS / DEFAULT_DATASET
-    report = collect(run, options.data, options.beside)
+    run = options.run or DEFAULT_RUN
+    report = collect(run, options.beside)
     write_report(report, run)
     for line in report.summary:
         cli.say(line)

@@ -1,25 +1,25 @@
-"""The benchmarks in words: which artifact to ship, what the transformer costs there, and how sure that is."""
+"""The benchmarks in words: which artifact to ship, what the network costs there, and how sure that is."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stn_export.config import CHECKPOINT
+from stn_export.artifacts.manifest import PLAIN, PROGRAM, SUBJECT
 
 APART = (
     0.05  # rows are timed one after the other: medians closer than this are not told apart, whatever their intervals
 )
-PORTABLE = ("onnx", "torchscript", "pt2", CHECKPOINT)  # formats, the one that most programs read first; all others last
+PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the one that most programs read first; all others last
 NAMED = 3  # ties that are named
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 Rows = list[dict]
-Proved = Mapping[tuple[str, str, str], float]  # accuracy by model, artifact and runner
+Proved = Mapping[tuple[str, str, str], float | None]  # accuracy, where there are labels, by what ``program`` gives
 
 
 def program(row: Mapping) -> tuple[str, str, str]:
-    """What rows of one program share: model, artifact and runner."""
-    return row["model"], row["artifact"], row["runner"]
+    """What rows of one program share: network, artifact and runner."""
+    return row["network"], row["artifact"], row["runner"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Choice:
 
 
 def choose(rows: Rows, portability: Mapping[str, Mapping]) -> Choice:
-    """The row with the least time an image; among those that cannot be told from it, the most portable file."""
+    """The row with the least time an example; among those that cannot be told from it, the most portable file."""
     fastest = min(rows, key=lambda row: _each(row, "p50"))
     tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row))
     return Choice(min((fastest, *tied), key=lambda row: _portable(row, portability)), fastest, tied)
@@ -45,7 +45,7 @@ def told_apart(fast: dict, slow: dict) -> bool:
 
 
 def _each(row: dict, name: str) -> float:
-    """Seconds an image."""
+    """Seconds an example."""
     return row[name] / row["batch"]
 
 
@@ -69,9 +69,9 @@ def advise(
         environment: the machine's, as the results carry it.
 
     Returns:
-        nothing where no transformer that is proved equal was timed for one image.
+        nothing where no artifact of the subject that is proved equal was timed for one example.
     """
-    ours = [row for row in timed if row["model"] == "stn" and program(row) in proved]
+    ours = [row for row in timed if row["role"] == SUBJECT and program(row) in proved]
     single = [row for row in ours if row["batch"] == 1]
     if not single:
         return []
@@ -87,7 +87,7 @@ def advise(
 
 
 def _best_batches(rows: Rows) -> Rows:
-    """Each program at the batch where it takes the least time an image."""
+    """Each program at the batch where it takes the least time an example."""
     best: dict[tuple, dict] = {}
     for row in sorted(rows, key=lambda row: -_each(row, "p50")):
         best[program(row)] = row
@@ -100,12 +100,12 @@ def _named(row: dict) -> str:
 
 def _latency(row: dict) -> str:
     median, low, high = (f"{1e3 * row[name]:.3g}" for name in ("p50", "p50_low", "p50_high"))
-    return f"{median} ms for one image (95 % interval {low} to {high})"
+    return f"{median} ms for one example (95 % interval {low} to {high})"
 
 
 def _rate(row: dict) -> str:
     median, low, high = (f"{row['batch'] / row[name]:,.0f}" for name in ("p50", "p50_high", "p50_low"))
-    return f"{median} images a second (95 % interval {low} to {high})"
+    return f"{median} examples a second (95 % interval {low} to {high})"
 
 
 def _ties(choice: Choice) -> list[str]:
@@ -118,13 +118,13 @@ def _ties(choice: Choice) -> list[str]:
 
 
 def _costs(rows: Rows, row: dict, proved: Proved) -> list[str]:
-    """The transformer against the plain CNN, and the artifact against eager, each with its interval; accuracy."""
+    """The subject against the plain network, and the artifact against eager, each with its interval; accuracy."""
     sentences = []
     if contest := _contest(rows, "overhead", row):
         where = "There" if contest["batch"] == row["batch"] else f"At batch {contest['batch']:,}"
-        sentences.append(f"{where} the transformer {_cost(contest)}.")
-    else:
-        sentences.append("What the transformer costs there was not measured.")
+        sentences.append(f"{where} the {row['label']} {_cost(contest)}.")
+    elif plain := next((each["label"] for each in rows if each["role"] == PLAIN), None):
+        sentences.append(f"What it costs against the {plain} was not measured there.")
     if contest := _contest(rows, "eager", row):
         where = "there" if contest["batch"] == row["batch"] else f"at batch {contest['batch']:,}"
         sentences.append(f"This artifact is {_speed(contest, where)}.")
@@ -139,9 +139,10 @@ def _contest(rows: Rows, name: str, row: dict) -> dict | None:
 
 def _cost(contest: dict) -> str:
     interval = f"95 % interval {contest['ratio_low']:.2f} to {contest['ratio_high']:.2f}"
+    times = f"{contest['ratio']:.2f} times the {contest['baseline_label']}"
     if contest["verdict"] == "cannot tell":
-        return f"may cost something or nothing, we cannot tell ({contest['ratio']:.2f} times the plain CNN, {interval})"
-    return f"costs {contest['ratio']:.2f} times the plain CNN ({interval})"
+        return f"may cost something or nothing, we cannot tell ({times}, {interval})"
+    return f"costs {times} ({interval})"
 
 
 def _speed(contest: dict, where: str) -> str:
@@ -151,22 +152,25 @@ def _speed(contest: dict, where: str) -> str:
 
 
 def _accuracy(row: dict, proved: Proved) -> list[str]:
-    """The artifact's accuracy beside that of the checkpoint in eager PyTorch."""
+    """The artifact's accuracy, where there are labels, beside the network's own in PyTorch."""
     accuracy = proved[program(row)]
-    eager = next((value for (model, name, _), value in proved.items() if (model, name) == ("stn", CHECKPOINT)), None)
+    own = (row["network"], PROGRAM)
+    eager = next((value for (*name, _), value in proved.items() if tuple(name) == own), None)
+    if accuracy is None:
+        return []
     if eager is None:
-        return [f"Its test accuracy is {accuracy:.2%}."]
+        return [f"Its accuracy is {accuracy:.2%}."]
     change = f"{100 * (accuracy - eager):+.2f}"
     told = "as in eager PyTorch" if float(change) == 0 else f"{change} points against eager PyTorch"
-    return [f"Its test accuracy is {accuracy:.2%}, {told}."]
+    return [f"Its accuracy is {accuracy:.2%}, {told}."]
 
 
 def _unproved(timed: Rows, proved: Proved, fastest: dict) -> list[str]:
-    """What was faster for one image and stays out because nothing proves it equal."""
+    """What was faster for one example and stays out because nothing proves it equal."""
     known = [
         row
         for row in timed
-        if row["model"] == "stn" and row["batch"] == 1 and program(row) not in proved and row["p50"] < fastest["p50"]
+        if row["role"] == SUBJECT and row["batch"] == 1 and program(row) not in proved and row["p50"] < fastest["p50"]
     ]
     if not known:
         return []

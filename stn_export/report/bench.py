@@ -9,19 +9,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from stn_export.artifacts.manifest import BENCH_FILE, NetworkDirectory
+from stn_export.artifacts.manifest import BENCH_FILE, PLAIN, SUBJECT, NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.export.matrix import NONE
-from stn_export.graphs.deployment import audit
-from stn_export.graphs.graph import read_model
 from stn_export.report import figures_bench
-from stn_export.report.advice import advise, program
+from stn_export.report.advice import Proved, advise, program
 from stn_export.report.content import Report
+from stn_export.report.figures import looks
 from stn_export.report.figures_bench import Bar, Curves, Interval, short_name
 
+NONE = "–"
 BASELINES = ("eager-autograd", "onnxruntime-default")  # runners: what people get without this project
 STEPS = ("device", "offline")  # regimes of a bound step
-SINGLE = (*STEPS, "request", "start-up")  # what the table of one image shows
+SINGLE = (*STEPS, "request", "start-up")  # what the table of one example shows
 AGAINST = {"eager": "eager", "default": "default export", "lowering": "exporter's lowering"}  # by contest
 
 Rows = list[dict]
@@ -36,7 +35,7 @@ def add_benchmarks(report: Report, run: Path, directories: list[NetworkDirectory
     content = read_bench(path)
     rows: Rows = [row["extra_info"] for row in content["benchmarks"]]
     report.environment = content["machine_info"]["stn_export"]
-    if not all("regime" in row for row in rows):
+    if not all({"regime", "role"} <= row.keys() for row in rows):
         report.warnings.append("The timings are of an older format and not shown: run 'make bench' again.")
         return
     if not {row["sha256"] for row in rows if not is_baseline(row)} <= current:
@@ -74,25 +73,13 @@ def is_baseline(row: Mapping) -> bool:
 
 
 def placements(directories: Iterable[NetworkDirectory]) -> dict[str, dict]:
-    """Where ONNX Runtime's CUDA provider puts each ONNX file's compute nodes, by the file's sha256."""
-    found = {}
-    for directory in directories:
-        for artifact, path in directory.expected():
-            if artifact.format == "onnx":
-                placed = audit(read_model(path).model, "cuda")
-                compute = sum(node.compute for node in placed.nodes)
-                found[artifact.sha256] = {
-                    "cuda": compute - len(placed.fallbacks),
-                    "cpu": len(placed.fallbacks),
-                    "graph": placed.capturable,
-                    "reason": placed.capture_reason,
-                    "predicted": placed.predicted,
-                }
-    return found
+    """What ``export`` found of each ONNX file in ONNX Runtime's CUDA provider, by the file's sha256."""
+    listed = (artifact for directory in directories for artifact in directory.artifacts.values())
+    return {artifact.sha256: artifact.details["cuda"] for artifact in listed if "cuda" in artifact.details}
 
 
 def tables(rows: Rows, placed: Mapping[str, dict]) -> dict[str, dict]:
-    """The report's tables: ``costs`` (STN against CNN), ``against`` (other baselines) and ``single`` (one image).
+    """The tables: ``costs`` (against the plain network), ``against`` (other baselines) and ``single`` (one example).
 
     Each has its ``columns``, and ``lines`` that hold what names them and ``cells``: a row by column.
     """
@@ -100,7 +87,7 @@ def tables(rows: Rows, placed: Mapping[str, dict]) -> dict[str, dict]:
     for line in costs["lines"]:
         line["placement"] = placed.get(line["sha256"])
     return {
-        "costs": costs,
+        "costs": costs | dict(zip(("ours", "other"), contestants(rows), strict=True)),
         "against": pivot((row for row in rows if row.get("contest") in AGAINST), _against),
         "single": pivot((row for row in rows if row["batch"] == 1 and row["regime"] in SINGLE), _timing),
     }
@@ -122,29 +109,36 @@ def _timing(row: Mapping) -> str:
 
 
 def pivot(rows: Iterable[dict], column: Callable[[dict], str]) -> dict:
-    """One line for each program on each device, transformers first, its rows beside each other as ``cells``."""
+    """One line for each program on each device, the subject's first, its rows beside each other as ``cells``."""
     ordered = sorted(rows, key=lambda row: (row.get("contest", ""), row["batch"]))
     lines: dict[tuple, dict] = {}
     for row in ordered:
-        names = {name: row[name] for name in ("device", "model", "artifact", "runner", "sha256")}
+        names = {name: row[name] for name in ("device", "network", "role", "artifact", "runner", "sha256")}
         lines.setdefault((row["device"], *program(row)), names | {"cells": {}})["cells"][column(row)] = row
     return {
         "columns": list(dict.fromkeys(map(column, ordered))),
-        "lines": sorted(lines.values(), key=lambda line: (line["device"], line["model"] != "stn")),
+        "lines": sorted(lines.values(), key=lambda line: (line["device"], line["role"] != SUBJECT)),
     }
 
 
-def add_charts(report: Report, rows: Rows, device: str, proved: Mapping[tuple, float]) -> None:
+def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
     """A device's charts, each where there is something to draw."""
     timed, points = steps(rows), pareto_points(rows, proved, device)
+    seen = looks((row["network"], row["label"], row["role"]) for row in rows)
     drawn = {
-        "latency": (timed, lambda: figures_bench.curves(latency(timed), device, "Latency", "ms a batch (median)")),
+        "latency": (
+            timed,
+            lambda: figures_bench.curves(latency(timed), seen, device, "Latency", "ms a batch (median)"),
+        ),
         "throughput": (
             timed,
-            lambda: figures_bench.curves(throughput(timed), device, "Throughput", "images per second"),
+            lambda: figures_bench.curves(throughput(timed), seen, device, "Throughput", "examples per second"),
         ),
-        "overhead": (ratios := overheads(rows, device), lambda: figures_bench.overhead_bars(ratios, device)),
-        "pareto": (points, lambda: figures_bench.pareto(points, front(points), device)),
+        "overhead": (
+            ratios := overheads(rows, device),
+            lambda: figures_bench.overhead_bars(ratios, contestants(rows), device),
+        ),
+        "pareto": (points, lambda: figures_bench.pareto(points, front(points), seen, device)),
         "breakdown": (bars := breakdowns(rows, device), lambda: figures_bench.breakdown_bars(bars, device)),
     }
     for name, (content, draw) in drawn.items():
@@ -160,11 +154,17 @@ def steps(rows: Rows) -> Rows:
     return sorted(chosen.values(), key=lambda row: row["batch"])
 
 
+def contestants(rows: Rows) -> tuple[str, str]:
+    """The labels of the subject and of the plain network that it is set against, where it was."""
+    labels = ((row["label"], row["baseline_label"]) for row in rows if row.get("contest") == "overhead")
+    return next(labels, ("", ""))
+
+
 def fastest(rows: Rows, seconds: Callable[[Rows], float]) -> dict[tuple[str, str], Rows]:
-    """By runner and model: of the artifacts timed at the most batches, the rows of the one with fewest ``seconds``."""
+    """By runner and network: the rows of the artifact with fewest ``seconds`` of those timed at the most batches."""
     artifacts: dict[tuple[str, str], dict[str, Rows]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        artifacts[row["runner"], row["model"]][row["artifact"]].append(row)
+        artifacts[row["runner"], row["network"]][row["artifact"]].append(row)
     return {
         key: min(each.values(), key=lambda rows: (-len({row["batch"] for row in rows}), seconds(rows)))
         for key, each in artifacts.items()
@@ -178,20 +178,20 @@ def latency(timed: Rows) -> Curves:
 
 
 def throughput(timed: Rows) -> Curves:
-    """Images a second, of each runner's artifact that reaches the most."""
+    """Examples a second, of each runner's artifact that reaches the most."""
     best = fastest(timed, lambda rows: min(row["p50"] / row["batch"] for row in rows))
     return _curves(best, lambda row: tuple(row["batch"] / row[name] for name in ("p50", "p50_high", "p50_low")))
 
 
 def _curves(best: Mapping[tuple[str, str], Rows], interval: Callable[[dict], Interval]) -> Curves:
     return {
-        (runner, rows[0]["artifact"], model): {row["batch"]: interval(row) for row in rows}
-        for (runner, model), rows in best.items()
+        (runner, rows[0]["artifact"], network): {row["batch"]: interval(row) for row in rows}
+        for (runner, network), rows in best.items()
     }
 
 
 def overheads(rows: Rows, device: str) -> dict[str, dict[int, Interval]]:
-    """STN over CNN by backend and batch, of each runner's artifact that is fastest at the smallest batch."""
+    """The subject over the plain network by backend and batch, of each runner's fastest at the smallest batch."""
     found = [row for row in rows if row.get("contest") == "overhead"]
     shown = _outer(row["batch"] for row in found)
     best = fastest(found, lambda rows: min((row["batch"], row["seconds"]) for row in rows)[1])
@@ -209,17 +209,17 @@ def _outer(batches: Iterable[int]) -> set[int]:
     return {*ordered[:1], *ordered[-1:]}
 
 
-def pareto_points(rows: Rows, proved: Mapping[tuple, float], device: str) -> Rows:
-    """Latency of one image and accuracy of every program that is timed and proved equal today."""
+def pareto_points(rows: Rows, proved: Proved, device: str) -> Rows:
+    """Latency of one example and accuracy of every program that is timed and proved equal today, where it has one."""
     return [
         {
-            "name": f"{'STN' if row['model'] == 'stn' else 'CNN'} {short_name(row['runner'], row['artifact'], device)}",
-            "model": row["model"],
+            "name": f"{row['network']} {short_name(row['runner'], row['artifact'], device)}",
+            "network": row["network"],
             "milliseconds": 1e3 * row["p50"],
             "accuracy": proved[program(row)],
         }
         for row in steps(rows)
-        if row["batch"] == 1 and program(row) in proved
+        if row["batch"] == 1 and proved.get(program(row)) is not None
     ]
 
 
@@ -233,19 +233,21 @@ def front(points: Rows) -> Rows:
 
 
 def breakdowns(rows: Rows, device: str) -> list[Bar]:
-    """Milliseconds by part and batch: each runner's fastest transformer, and the plain CNN of its kind below it."""
+    """Milliseconds by part and batch: each runner's fastest of the subject, above the plain network of its kind."""
     found = [row for row in rows if row["regime"] == "breakdown"]
     shown = _outer(row["batch"] for row in found)
     best = fastest(found, lambda rows: min((row["batch"], sum(row["breakdown"].values())) for row in rows)[1])
     bars: list[Bar] = []
-    for (runner, model), lines in best.items():
-        if model != "stn":
+    for (runner, _), lines in best.items():
+        if lines[0]["role"] != SUBJECT:
             continue
         parts = _parts(lines, shown)
         whole = {batch: sum(each.values()) for batch, each in parts.items()}
-        plain = [row for row in found if row["model"] == "cnn" and kind(row) == kind(lines[0])]
-        bars.append((f"STN {short_name(runner, lines[0]['artifact'], device)}", parts, whole))
-        bars += [(f"plain CNN in {short_name(runner, '', device)}".rstrip(), _parts(plain, shown), whole)] * bool(plain)
+        plain = [row for row in found if row["role"] == PLAIN and kind(row) == kind(lines[0])]
+        bars.append((f"{lines[0]['network']} {short_name(runner, lines[0]['artifact'], device)}", parts, whole))
+        if plain:
+            name = f"{plain[0]['label']} in {short_name(runner, '', device)}"
+            bars.append((name.rstrip(), _parts(plain, shown), whole))
     return bars
 
 
@@ -258,7 +260,7 @@ def _parts(rows: Rows, shown: set[int]) -> dict[int, dict[str, float]]:
 
 
 def kind(row: Mapping) -> tuple[str, str, str]:
-    """What a transformer and the plain CNN share where they may be set against each other."""
+    """What two networks share where they may be set against each other."""
     return row["runner"], row["precision"], row["input"]
 
 
@@ -275,4 +277,14 @@ def size(count: int | None, unit: int) -> str:
     return NONE if not isinstance(count, float | int) else f"{count / unit:,.{1 if count < 100 * unit else 0}f}"
 
 
-FILTERS = {"ms": milliseconds, "size": size}
+def number(value: float | None, form: str) -> str:
+    """A number in printf's format, or a dash."""
+    return form % value if isinstance(value, float | int) else NONE
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent, or a dash."""
+    return f"{100 * share:.2f} %" if isinstance(share, float | int) else NONE
+
+
+FILTERS = {"ms": milliseconds, "size": size, "num": number, "percent": percent}

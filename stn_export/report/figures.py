@@ -5,13 +5,16 @@ The colours stand for names that a page may give other values (``to_svg``), so t
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import NamedTuple
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
+
+from stn_export.artifacts.manifest import OTHER, PLAIN, SUBJECT
 
 INK, GRID, SOFT, CARD = "#111827", "#e5e7eb", "#6b7280", "#ffffff"
 PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#dc2626", "#65a30d")
@@ -32,7 +35,6 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 160,
 }
-MODEL_COLOURS = {"stn": PALETTE[0], "cnn": PALETTE[1], "cnn-matched": PALETTE[2]}
 CAPTIONS = {"axes.grid": False, "axes.titlesize": 9, "axes.titleweight": "normal"}  # of pictures
 SVG_TRIMS = (  # namespaces, ids of groups (those referred to are hashes), comments, fonts, decimals of coordinates
     (r' (xmlns(:\w+)?|version)="[^"]*"', ""),
@@ -44,42 +46,35 @@ SVG_TRIMS = (  # namespaces, ids of groups (those referred to are hashes), comme
 )
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height))
-    return figure, figure.add_subplot()
+class Look(NamedTuple):
+    """How a network is shown."""
+
+    label: str
+    role: str
+    colour: str
+
+
+def looks(networks: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
+    """How networks, each by name, label and role, are shown: the subject first, the plain one next, then the others."""
+    found = sorted(dict.fromkeys(networks), key=lambda each: (SUBJECT, PLAIN, OTHER).index(each[2]))
+    own, others = {SUBJECT: PALETTE[0], PLAIN: PALETTE[1]}, cycle(PALETTE[2:])
+    return {name: Look(label, role, own.pop(role, None) or next(others)) for name, label, role in found}
 
 
 @matplotlib.rc_context(STYLE | CAPTIONS)
-def warped_images(images: Tensor, warped: Tensor, titles: Sequence[str] = ()) -> Figure:
-    """Images (uint8 N×3×32×32) above what the transformer made of them (the same, uint8), titles over all."""
-    figure = Figure(figsize=(0.75 * max(len(images), 2), 2.1 if titles else 1.75))
-    rows = figure.subplots(2, len(images), squeeze=False)
-    for row, pictures, label in zip(rows, (images, warped), ("input", "warped"), strict=True):
-        for axes, picture in zip(row, pictures, strict=True):
-            _show_picture(axes, picture)
-        row[0].set_ylabel(label)
-    for axes, title in zip(rows[0], titles, strict=False):
+def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
+    """Pictures (uint8 N×C×H×W, grey or RGB, N the same for all) in rows by name, titles over the first."""
+    count = max(map(len, rows.values()))
+    figure = Figure(figsize=(0.75 * max(count, 2), 0.25 + 0.75 * len(rows) + 0.35 * bool(titles)))
+    for (name, pictures), panels in zip(rows.items(), figure.subplots(len(rows), count, squeeze=False), strict=True):
+        for axes, picture in zip(panels, pictures, strict=True):
+            axes.imshow(picture.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="none")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        panels[0].set_ylabel(name)
+    for axes, title in zip(figure.axes, titles, strict=False):
         axes.set_title(title, loc="center", fontsize=7.5)
     return figure
-
-
-@matplotlib.rc_context(STYLE | CAPTIONS)
-def warped_pairs(images: Tensor, warped: Tensor, titles: Sequence[str]) -> Figure:
-    """A row an image: it (uint8 N×3×32×32) under its title, beside what the transformer made of it (the same)."""
-    figure = Figure(figsize=(4.6, 2.5 * len(images)))
-    rows = figure.subplots(len(images), 2, squeeze=False)
-    for row, pair, title in zip(rows, zip(images, warped, strict=True), titles, strict=True):
-        for axes, picture, label in zip(row, pair, (title, "warped"), strict=True):
-            _show_picture(axes, picture)
-            axes.set_title(label.replace("$", r"\$"))  # a pair of $ would start a formula
-    return figure
-
-
-def _show_picture(axes: Axes, picture: Tensor) -> None:
-    """One uint8 3×H×W picture, pixel by pixel, without ticks or frame."""
-    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="none")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
 
 
 def to_png(figure: Figure) -> bytes:
@@ -109,15 +104,16 @@ def to_svg(figure: Figure, name: str) -> str:
 
 @matplotlib.rc_context(STYLE)
 def error_strips(errors: Mapping[str, Mapping[str, Sequence[float]]], eager: Mapping[str, float]) -> Figure:
-    """Errors against float64 by point and artifact, a dot a challenge; float32 eager's own worst as a line."""
-    artifacts = list(next(iter(errors.values())))
+    """Errors against float64 by kind of point and artifact, a dot a challenge; float32 eager's own worst as a line."""
+    artifacts = list(dict.fromkeys(artifact for by_artifact in errors.values() for artifact in by_artifact))
     figure = Figure(figsize=(8.5, 1.0 + 0.3 * len(artifacts)))
-    panels = figure.subplots(1, len(errors), sharey=True)
+    panels = figure.subplots(1, len(errors), sharey=True, squeeze=False)[0]
     for axes, (point, by_artifact) in zip(panels, errors.items(), strict=True):
         for row, artifact in enumerate(artifacts):
-            values = [value for value in by_artifact.get(artifact, ()) if value > 0]
-            axes.plot(values, [row] * len(values), "o", ms=4, alpha=0.4, color=MODEL_COLOURS["stn"])
-        axes.axvline(eager[point], color=MODEL_COLOURS["cnn"], label="float32 eager's worst")
+            values = [value for value in by_artifact.get(artifact, ()) if value]
+            axes.plot(values, [row] * len(values), "o", ms=4, alpha=0.4, color=PALETTE[0])
+        if eager[point]:
+            axes.axvline(eager[point], color=PALETTE[1], label="float32 eager's worst")
         axes.set(title=f"{point}, px" if point == "grid" else point, xscale="log", xlabel="error")
         axes.set_yticks(range(len(artifacts)), artifacts)
         axes.tick_params(labelsize=8)

@@ -15,18 +15,18 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 
-from stn_export.config import MODEL_LABELS
-from stn_export.report.figures import CARD, INK, MODEL_COLOURS, PALETTE, SOFT, STYLE
+from stn_export.artifacts.manifest import PLAIN
+from stn_export.program.parts import PARTS
+from stn_export.report.figures import CARD, INK, PALETTE, SOFT, STYLE, Look
 
 Interval = tuple[float, float, float]
-Curves = Mapping[tuple[str, str, str], Mapping[int, Interval]]  # by (runner, artifact, model) and batch
+Curves = Mapping[tuple[str, str, str], Mapping[int, Interval]]  # by (runner, artifact, network) and batch
 Bar = tuple[str, Mapping[int, Mapping[str, float]], Mapping[int, float]]  # name; ms by batch and part; 100 % by batch
 
 WIDTH = 10.8  # inches, a screen page
 LINES = ("-", "--", ":", "-.")
 NAME_GAP = 0.05  # of an axis: a line of small type
-PARTS = ("localisation", "grid", "sampler", "classifier", "other")
-PART_COLOURS = dict(zip(PARTS, (PALETTE[0], PALETTE[2], PALETTE[3], PALETTE[1], SOFT), strict=True))
+PART_COLOURS = dict(zip(PARTS, (PALETTE[0], PALETTE[2], PALETTE[3], PALETTE[1]), strict=True))
 NAMED_SHARE = 8  # %: smaller parts have no room for a number
 DEVICES = {"cpu": "the CPU", "cuda": "the GPU"}
 LEADER = {"arrowstyle": "-", "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}  # from a name's left edge to its line
@@ -55,26 +55,26 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 
 @matplotlib.rc_context(STYLE)
-def curves(values: Curves, device: str, title: str, unit: str) -> Figure:
-    """Something against batch size on two logarithmic axes, a panel a model, a line a backend, with intervals."""
-    models = [model for model in MODEL_LABELS if any(key[2] == model for key in values)]
+def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, unit: str) -> Figure:
+    """Something against batch size on two logarithmic axes, a panel a network, a line a backend, with intervals."""
+    networks = [network for network in looks if any(key[2] == network for key in values)]
     figure = Figure(figsize=(WIDTH, 4.2))
-    panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
-    looks = _looks([runner for runner, _, _ in values])
-    for axes, model in zip(panels, models, strict=True):
-        axes.set_title(MODEL_LABELS[model], fontsize=10, fontweight="normal")
-        for (runner, _, _), by_batch in _of(values, model).items():
-            _curve(axes, by_batch, *looks[runner])
+    panels = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
+    lines = _lines([runner for runner, _, _ in values])
+    for axes, network in zip(panels, networks, strict=True):
+        axes.set_title(looks[network].label, fontsize=10, fontweight="normal")
+        for (runner, _, _), by_batch in _of(values, network).items():
+            _curve(axes, by_batch, *lines[runner])
     batches = sorted({batch for by_batch in values.values() for batch in by_batch})
     panels[0].set(xscale="log", yscale="log", ylabel=unit)
     shown = batches[:: 1 + len(batches) // 9]
     panels[0].set_xticks(shown, [f"{batch:,}" for batch in shown])
     figure.supxlabel("batch size", fontsize=10)
     _title(figure, f"{title} against batch size on {DEVICES[device]}")
-    for axes, model in zip(panels, models, strict=True):
+    for axes, network in zip(panels, networks, strict=True):
         axes.xaxis.set_minor_locator(NullLocator())
         _plain_numbers(axes)
-        _name_ends(axes, _of(values, model), device, looks)
+        _name_ends(axes, _of(values, network), device, lines)
     return figure
 
 
@@ -82,11 +82,11 @@ def _title(figure: Figure, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
-def _of(values: Curves, model: str) -> Curves:
-    return {key: by_batch for key, by_batch in values.items() if key[2] == model}
+def _of(values: Curves, network: str) -> Curves:
+    return {key: by_batch for key, by_batch in values.items() if key[2] == network}
 
 
-def _looks(runners: Sequence[str]) -> dict[str, tuple[str, str]]:
+def _lines(runners: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and line style by runner: a family, such as all of ONNX Runtime's, shares its colour."""
     families: dict[str, list[str]] = {}
     for runner in dict.fromkeys(runners):
@@ -115,7 +115,7 @@ def _plain_numbers(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _name_ends(axes: Axes, values: Curves, device: str, looks: Mapping[str, tuple[str, str]]) -> None:
+def _name_ends(axes: Axes, values: Curves, device: str, lines: Mapping[str, tuple[str, str]]) -> None:
     """Each line's backend in its colour: right of the axes, moved apart, or beside its end where that is earlier."""
     last = max(max(by_batch) for by_batch in values.values())
     ends = {key: (max(by_batch), by_batch[max(by_batch)][0]) for key, by_batch in values.items()}
@@ -123,8 +123,8 @@ def _name_ends(axes: Axes, values: Curves, device: str, looks: Mapping[str, tupl
     low, high = np.log(axes.get_ylim())
     heights = [float((np.log(value) - low) / (high - low)) for value in full.values()]
     placed = dict(zip(full, spread(heights, min(NAME_GAP, 1 / len(full))), strict=True))
-    for (runner, artifact, model), end in ends.items():
-        colour, height = looks[runner][0], placed.get((runner, artifact, model))
+    for (runner, artifact, network), end in ends.items():
+        colour, height = lines[runner][0], placed.get((runner, artifact, network))
         where = {"xytext": (1.06, height), "textcoords": "axes fraction"}
         where |= {"arrowprops": {"color": colour, "lw": 0.5, "alpha": 0.7} | LEADER}
         beside = {"xytext": (7, 0), "textcoords": "offset points"}
@@ -133,8 +133,9 @@ def _name_ends(axes: Axes, values: Curves, device: str, looks: Mapping[str, tupl
 
 
 @matplotlib.rc_context(STYLE)
-def overhead_bars(ratios: Mapping[str, Mapping[int, Interval]], device: str) -> Figure:
-    """Time of the spatial transformer over the plain CNN's, by backend, a panel a batch size."""
+def overhead_bars(ratios: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str], device: str) -> Figure:
+    """Time of one network over another's (the second label), by backend, a panel a batch size."""
+    ours, other = labels
     backends = list(ratios)
     batches = sorted({batch for by_batch in ratios.values() for batch in by_batch})
     figure = Figure(figsize=(WIDTH, 1.3 + 0.32 * len(backends)))
@@ -143,31 +144,32 @@ def overhead_bars(ratios: Mapping[str, Mapping[int, Interval]], device: str) -> 
         for row, backend in enumerate(backends):
             if interval := ratios[backend].get(batch):
                 _ratio_bar(axes, row, interval)
-        axes.axvline(1, color=MODEL_COLOURS["cnn"], lw=1.5)
+        axes.axvline(1, color=PALETTE[1], lw=1.5)
         axes.set_title(f"batch {batch:,}", fontsize=10, fontweight="normal")
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.25, y=0.02)
     panels[0].set_yticks(range(len(backends)), backends)
     panels[0].invert_yaxis()
-    figure.supxlabel("time of the transformer ÷ time of the plain CNN, which is the line at 1", fontsize=10)
-    _title(figure, f"What the transformer costs on {DEVICES[device]}, with 95 % intervals")
+    figure.supxlabel(f"time of the {ours} ÷ time of the {other}, which is the line at 1", fontsize=10)
+    _title(figure, f"What the {ours} costs on {DEVICES[device]}, with 95 % intervals")
     return figure
 
 
 def _ratio_bar(axes: Axes, row: int, interval: Interval) -> None:
     ratio, low, high = interval
-    axes.barh(row, ratio, 0.62, color=MODEL_COLOURS["stn"], alpha=0.75)
+    axes.barh(row, ratio, 0.62, color=PALETTE[0], alpha=0.75)
     axes.errorbar(ratio, row, xerr=[[ratio - low], [high - ratio]], color=INK, capsize=3, lw=1.2)
     axes.annotate(f"{ratio:.2f}", (high, row), (6, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
 @matplotlib.rc_context(STYLE)
-def pareto(points: Sequence[Mapping], front: Sequence[Mapping], device: str) -> Figure:
-    """Test accuracy against the latency of one image; the points that no other beats in both are named.
+def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[str, Look], device: str) -> Figure:
+    """Accuracy against the latency of one example; the points that no other beats in both are named.
 
     Args:
-        points: each with ``name``, ``model``, ``milliseconds`` and ``accuracy`` (0 to 1).
+        points: each with ``name``, ``network``, ``milliseconds`` and ``accuracy`` (0 to 1).
         front: those of them on the Pareto front, the fastest first.
+        looks: of the networks.
         device: for the title.
     """
     figure = Figure(figsize=(WIDTH, 4.2))
@@ -175,23 +177,29 @@ def pareto(points: Sequence[Mapping], front: Sequence[Mapping], device: str) -> 
     steps = [(point["milliseconds"], 100 * point["accuracy"]) for point in front]
     axes.step(*zip(*steps, strict=True), where="post", color=SOFT, lw=1.2, ls="--", zorder=1)
     for point in points:
-        filled = MODEL_COLOURS[point["model"]] if point in front else CARD
-        look = {"marker": "os"[point["model"] == "cnn"], "mfc": filled, "mec": MODEL_COLOURS[point["model"]]}
-        axes.plot(point["milliseconds"], 100 * point["accuracy"], ls="", ms=7, mew=1.4, **look)
-    axes.set(xscale="log", xlabel="median latency of one image, ms (left is better)", ylabel="test accuracy, %")
+        look = looks[point["network"]]
+        filled = look.colour if point in front else CARD
+        mark = {"marker": _marker(look), "mfc": filled, "mec": look.colour}
+        axes.plot(point["milliseconds"], 100 * point["accuracy"], ls="", ms=7, mew=1.4, **mark)
+    axes.set(xscale="log", xlabel="median latency of one example, ms (left is better)", ylabel="accuracy, %")
     axes.set_title(f"Accuracy against latency on {DEVICES[device]}")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(0.12, 0.3)
     keys = [
-        Line2D([], [], ls="", marker=marker, color=MODEL_COLOURS[model], label=MODEL_LABELS[model])
-        for model, marker in (("stn", "o"), ("cnn", "s"))
+        Line2D([], [], ls="", marker=_marker(look), color=look.colour, label=look.label)
+        for network, look in looks.items()
+        if any(point["network"] == network for point in points)
     ]
     keys.append(Line2D([], [], ls="--", color=SOFT, label="Pareto front (filled points)"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
     place_names(axes, steps, [f"{point['name']}, {point['milliseconds']:.3g} ms" for point in front])
     return figure
+
+
+def _marker(look: Look) -> str:
+    return "s" if look.role == PLAIN else "o"
 
 
 def place_names(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
@@ -231,13 +239,13 @@ def _marks(axes: Axes) -> list[Bbox]:
 
 @matplotlib.rc_context(STYLE)
 def breakdown_bars(bars: Sequence[Bar], device: str) -> Figure:
-    """Time a call by part of the network, stacked, as shares of the transformer's in the same runner, and in ms."""
+    """Time a call by part of the network, stacked, as shares of the subject's in the same runner, and in ms."""
     batches = sorted({batch for _, by_batch, _ in bars for batch in by_batch})
     figure = Figure(figsize=(WIDTH, 1.6 + 0.3 * len(bars)))
     panels = figure.subplots(1, len(batches), sharex=True, sharey=True, squeeze=False)[0]
     for axes, batch in zip(panels, batches, strict=True):
         _stack(axes, [(by_batch.get(batch, {}), whole.get(batch, 1.0)) for _, by_batch, whole in bars])
-        axes.set_xlabel("% of the transformer's time in that runner")
+        axes.set_xlabel("% of the first network's time in that runner")
         axes.margins(x=0.16, y=0.02)
         axes.set_title(f"batch {batch:,}", fontsize=10, fontweight="normal")
         axes.grid(axis="y", visible=False)

@@ -1,88 +1,202 @@
 """The part of the report that says how equal the artifacts are, where they differ, and where they run."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor
 
 from stn_export.artifacts.files import read_json
-from stn_export.artifacts.manifest import VERIFY_SCHEMA, NetworkDirectory
-from stn_export.config import CHECKPOINT, DATASETS
-from stn_export.graphs.graph import read_model
-from stn_export.graphs.portability import portability
-from stn_export.program.probes import POINTS
+from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, VERIFY_SCHEMA, Artifact, NetworkDirectory
 from stn_export.report import figures
 from stn_export.report.content import Report
-from stn_export.train.data import Dataset, denormalise, normalise
 
 MOST_DIFFERENT = 10
+MOST_SITES = 4  # that are drawn of a network
+KINDS = ("theta", "grid", "warped", "output")  # of points, as ``verify`` names them
+
+Checks = list[dict]
+Artifacts = Mapping[tuple[str, str], Artifact]  # by network and name
 
 
-def add_parity(report: Report, path: Path, current: set[str]) -> None:
-    """The table of ``verify.json``."""
+def artifacts_of(directories: Iterable[NetworkDirectory]) -> Artifacts:
+    """What a run holds beside checkpoints."""
+    listed = (artifact for directory in directories for artifact in directory.artifacts.values())
+    return {(each.network, each.name): each for each in listed if each.name != CHECKPOINT}
+
+
+def add_parity(report: Report, path: Path, artifacts: Artifacts) -> None:
+    """The tables of ``verify.json``."""
     if not path.exists():
         report.warnings.append("Nothing has been verified yet: run 'make verify'.")
         return
     content = read_json(path, VERIFY_SCHEMA)
-    report.parity, report.unavailable = content["checks"], content["unavailable"]
-    if {check["sha256"] for check in report.parity} != current:
-        report.warnings.append("The parity table is stale: it was made of other artifacts. Run 'make verify'.")
-    passed = sum(check["passed"] for check in report.parity)
-    report.summary.append(f"{passed} of {len(report.parity)} checks equal PyTorch within tolerance.")
-    report.reduced = [check for check in report.parity if check["precision"] != "fp32"]
-    probed = [check for check in report.parity if check["grid_pixels"] and check["precision"] == "fp32"]
-    if probed:
-        report.figures["errors"] = figures.error_strips(errors_by_point(probed), probed[0]["errors"])
-
-
-def errors_by_point(checks: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """The errors of every challenge, by point and artifact."""
-    errors: dict[str, dict[str, list[float]]] = {point: {check["artifact"]: [] for check in checks} for point in POINTS}
+    checks, networks = content["checks"], content["networks"]
     for check in checks:
-        for points in check["comparisons"].values():
-            for point, comparison in points.items():
-                errors[point][check["artifact"]].append(comparison["max_abs"])
+        worst = worst_by_kind(check["errors"], networks[check["network"]]["points"])
+        check |= {"grid": worst.get("grid"), "output": worst.get("output")}
+    report.parity, report.unavailable = checks, content["unavailable"]
+    if not {check["sha256"] for check in checks} <= {artifact.sha256 for artifact in artifacts.values()}:
+        report.warnings.append("The parity table is stale: it was made of other artifacts. Run 'make verify'.")
+    if missing := unverified(checks, artifacts):
+        report.warnings.append(f"Not verified: {', '.join(missing)}. Run 'make verify'.")
+    passed = sum(check["passed"] for check in checks)
+    report.summary.append(f"{passed} of {len(checks)} checks equal PyTorch within tolerance.")
+    report.sites = site_tables(checks, artifacts, networks)
+    report.reduced = [check | {"pixels": worst_pixels(check)} for check in checks if check["precision"] != "fp32"]
+    probed = [check for check in checks if check["grid_pixels"] and check["precision"] == "fp32"]
+    if probed:
+        own = networks[probed[0]["network"]]["points"]
+        probed = [check for check in probed if check["network"] == probed[0]["network"]]
+        eager = worst_by_kind({point: each["eager_error"] for point, each in own.items()}, own)
+        report.figures["errors"] = figures.error_strips(errors_by_kind(probed, own), eager)
+
+
+def unverified(checks: Checks, artifacts: Artifacts) -> list[str]:
+    """The artifacts of today that nobody checked, but those of formats that no runner here takes."""
+    checked = {check["sha256"] for check in checks}
+    formats = {artifact.format for artifact in artifacts.values() if artifact.sha256 in checked}
+    return [
+        "/".join(name)
+        for name, artifact in artifacts.items()
+        if artifact.sha256 not in checked and (not formats or artifact.format in formats)
+    ]
+
+
+def worst_by_kind(errors: Mapping[str, float | None], points: Mapping[str, Mapping]) -> dict[str, float | None]:
+    """The largest of the errors by point of each kind, in the kinds' order; None where one is no number."""
+    found: dict[str, list] = defaultdict(list)
+    for point, error in errors.items():
+        found[points[point]["kind"]].append(error)
+    return {kind: None if None in found[kind] else max(found[kind]) for kind in KINDS if kind in found}
+
+
+def worst_pixels(check: Mapping) -> dict[str, float | None]:
+    """The mean and the worst grid error over the examples, at the site where it is largest."""
+    found = {name: [each[name] for each in check["grid_pixels"].values()] for name in ("mean", "worst")}
+    return {name: None if None in values else max(values, default=None) for name, values in found.items()}
+
+
+def errors_by_kind(checks: Checks, points: Mapping[str, Mapping]) -> dict[str, dict[str, list[float]]]:
+    """The errors of every challenge, by kind of point and artifact."""
+    kinds = [kind for kind in KINDS if any(each["kind"] == kind for each in points.values())]
+    errors: dict[str, dict[str, list[float]]] = {kind: {check["artifact"]: [] for check in checks} for kind in kinds}
+    for check in checks:
+        for compared in check["comparisons"].values():
+            for point, comparison in compared.items():
+                errors[points[point]["kind"]][check["artifact"]].append(comparison["max_abs"])
     return errors
 
 
-def add_portability(report: Report, directories: list[NetworkDirectory]) -> None:
-    """Every lowering in every runtime: tried where it is installed, else what the rules say."""
-    if all(set(directory.artifacts) == {CHECKPOINT} for directory in directories):
+def site_tables(checks: Checks, artifacts: Artifacts, networks: Mapping[str, Mapping]) -> list[dict]:
+    """How far every lowering is off at every site and at the outputs in every runner, a table each network.
+
+    A table has ``network``, ``runners`` and ``rows``: ``at`` (a site's name, or "outputs"), ``measure`` of its errors
+    (the grid in pixels; the warped image where a lowering shows no grid; the output's own units), ``lowering`` with any
+    precision below float32, and the worst of ``errors`` over challenges and artifacts by runner.
+    """
+    tables: dict[str, dict] = {}
+    for check in checks:
+        artifact = artifacts.get((check["network"], check["artifact"]))
+        if artifact is None:
+            continue
+        lowering = f"{artifact.lowering or artifact.name} {artifact.precision}".removesuffix(" fp32")
+        table = tables.setdefault(check["network"], {"network": check["network"], "runners": [], "rows": {}})
+        for at, (measure, error) in worst_by_place(check["errors"], networks[check["network"]]["points"]).items():
+            row = {"at": at, "measure": measure, "lowering": lowering, "errors": {}}
+            errors = table["rows"].setdefault((at, measure, lowering), row)["errors"]
+            known = [errors.get(check["runner"], 0.0), error]
+            errors[check["runner"]] = None if None in known else max(known)
+        table["runners"] += [check["runner"]] * (check["runner"] not in table["runners"])
+    for table in tables.values():
+        places = [*dict.fromkeys(each["site"] or "outputs" for each in networks[table["network"]]["points"].values())]
+        table["rows"] = sorted(table["rows"].values(), key=lambda row: places.index(row["at"]))
+    return list(tables.values())
+
+
+def site_markdown(table: Mapping) -> str:
+    """One of ``site_tables`` for Markdown."""
+    columns = ["at", "lowering", *table["runners"]]
+    lines = [columns, ["---", "---", *["--:"] * len(table["runners"])]]
+    for row in table["rows"]:
+        errors = (row["errors"].get(runner) for runner in table["runners"])
+        at = f"{row['at']}, {row['measure']}".removesuffix(", ")
+        lines.append([at, row["lowering"], *("–" if error is None else f"{error:.1e}" for error in errors)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def worst_by_place(errors: Mapping[str, float | None], points: Mapping[str, Mapping]) -> dict[str, tuple]:
+    """What is measured at each site, or else at the outputs, and the worst error there."""
+    found = {}
+    for place in dict.fromkeys(points[point]["site"] for point in errors):
+        here = worst_by_kind({point: each for point, each in errors.items() if points[point]["site"] == place}, points)
+        kind = next(kind for kind in ("grid", "warped", "output", "theta") if kind in here)
+        found[place or "outputs"] = ("grid, px" if kind == "grid" else "" if kind == "output" else kind, here[kind])
+    return found
+
+
+def add_portability(report: Report, directories: Sequence[NetworkDirectory]) -> None:
+    """Every lowering of the subject in every runtime: tried where it is installed, else what the rules say."""
+    if all(set(directory.artifacts) <= {CHECKPOINT, PROGRAM} for directory in directories):
         report.warnings.append("Nothing has been exported yet: run 'make export'.")
-        return
-    for directory in directories:
-        for artifact, path in directory.expected():
-            plain_float = (artifact.precision, artifact.input_contract["dtype"]) == ("fp32", "float32")
-            if directory.model == "stn" and artifact.format == "onnx" and plain_float:
-                report.portability[artifact.lowering] = portability(read_model(path).model)
+    for artifact in directories[0].artifacts.values():
+        if artifact.precision == "fp32" and "portability" in artifact.details:
+            report.portability.setdefault(artifact.lowering, artifact.details["portability"]["runtime"])
 
 
-def add_differing(report: Report, transformer: nn.Module, dataset: Dataset, current: set[str]) -> None:
-    """The test images that the transformer's artifacts of today differ most on, in float32 and in less."""
-    checks = [check for check in report.parity if check["model"] == "stn" and check["sha256"] in current]
+def add_differing(report: Report, directory: NetworkDirectory, points: Mapping | None, current: set[str]) -> None:
+    """The examples that a network's artifacts of today differ most on, in float32 and in less.
+
+    Args:
+        report: its parity rows must be in place.
+        directory: the network.
+        points: what ``points.pt`` holds of it, where that is of today.
+        current: sha256 of today's artifacts.
+    """
+    checks = [check for check in report.parity if check["network"] == directory.name and check["sha256"] in current]
     for name, full in (("differing", True), ("differing-reduced", False)):
         rows = most_different([check for check in checks if (check["precision"] == "fp32") == full])
         if not rows:
             continue
-        classes = DATASETS[dataset.name].classes
-        images = dataset.test.images[[index for index, _, _ in rows]]
-        titles = [f"#{index}\n{classes[dataset.test.labels[index]]}\n{error:.0e}" for index, error, _ in rows]
-        with torch.inference_mode():
-            warped = denormalise(transformer(normalise(images)))
-        report.figures[name] = figures.warped_images(images, warped, titles)
-        index, error, check = rows[0]
+        index, error, output, check = rows[0]
         report.differing[name] = (
-            f"In {'float32' if full else 'reduced precision'} test image {index} differs most from float64: "
-            f"{error:.0e} in a log-probability, by {check['artifact']} on {check['runner']}."
+            f"In {'float32' if full else 'reduced precision'} example {index} differs most from float64: "
+            f"{error:.0e} in {output}, by {check['artifact']} on {check['runner']}."
         )
+        if points and "pictures" in points:
+            drawn = differing_pictures(points["pictures"], rows, directory.facts.classes)
+            report.figures |= {name: figures.picture_rows(*drawn)} if drawn[1] else {}
 
 
-def most_different(checks: list[dict]) -> list[tuple[int, float, dict]]:
-    """The ten test images with the largest difference over all checks: index, difference, and the check that has it."""
-    worst: dict[int, tuple[float, dict]] = {}
+def most_different(checks: Checks) -> list[tuple[int, float, str, dict]]:
+    """The ten examples with the largest difference over all checks: index, difference, output, and whose it is."""
+    worst: dict[int, tuple[float, str, dict]] = {}
     for check in checks:
-        for index, error in check["differing"]:
-            if error > worst.get(index, (-1.0,))[0]:
-                worst[index] = (error, check)
+        for index, error, output in check["differing"]:
+            if error is not None and error > worst.get(index, (-1.0,))[0]:
+                worst[index] = (error, output, check)
     ranked = sorted(worst.items(), key=lambda item: -item[1][0])[:MOST_DIFFERENT]
-    return [(index, error, check) for index, (error, check) in ranked]
+    return [(index, *found) for index, found in ranked]
+
+
+def differing_pictures(
+    pictures: Mapping, rows: Sequence[tuple], classes: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Those examples that there are pictures of, above what each site makes of them, and a title for each."""
+    places = {int(index): place for place, index in enumerate(pictures["indices"])}
+    known = [row for row in rows if row[0] in places]
+    chosen = [places[index] for index, *_ in known]
+    titles = []
+    for place, (index, error, *_) in zip(chosen, known, strict=True):
+        label = int(pictures["labels"][place]) if "labels" in pictures else None
+        said = [] if label is None else [classes[label] if classes else str(label)]
+        titles.append("\n".join([f"#{index}", *said, f"{error:.0e}"]))
+    return rows_of(pictures, chosen), titles
+
+
+def rows_of(pictures: Mapping, chosen: slice | list[int], sites: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Some of the pictures by what they are: the input, and what sites made of it."""
+    names = [name for name in pictures["warped"] if sites is None or name in sites][:MOST_SITES]
+    labels = names if len(names) > 1 else ["warped"]
+    warped = {label: pictures["warped"][name][chosen] for label, name in zip(labels, names, strict=False)}
+    return {"input": pictures["input"][chosen]} | warped

@@ -1,20 +1,17 @@
 """Affine maps taken apart: how far a transformer turns, scales, shears and shifts what it looks at.
 
-Convention: theta is N×2×3 and maps output to input coordinates, both in [-1, 1] over the image's edges, x before y and
-y downwards (``align_corners`` is False). So the parts describe the window of the input that fills the output: a scale
-of 0.5 is a window half as wide, in which everything looks twice as large; a positive rotation turns the window
-clockwise on the screen and so what is seen anticlockwise; a shift moves the window's centre to the right or down.
+Convention: theta is N×2×3 and maps output to input coordinates, x before y and y downwards. A coordinate runs from -1
+to 1 over the sampled image's edges, or over the middles of its outer pixels where ``align_corners`` is True. The parts
+describe, in pixels of that image, the window of it that fills the output: a scale of 0.5 is a window half as wide, in
+which everything looks twice as large; a positive rotation turns the window clockwise on the screen and so what is seen
+anticlockwise; a shift moves the window's centre to the right or down.
 """
 
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from stn_export.config import ALIGN_CORNERS, IMAGE_SHAPE
-
-HALF = IMAGE_SHAPE[-1] / 2  # pixels in one unit of a coordinate
 CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 
 
@@ -34,44 +31,64 @@ class Affine:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def compose(parts: Affine) -> Tensor:
-    """Theta, N×2×3, of the parts: the matrix is rotation · [[1, shear], [0, 1]] · diag(scale_x, scale_y)."""
-    angle = parts.rotation.deg2rad()
-    cosine, sine = angle.cos(), angle.sin()
-    first = torch.stack([cosine, sine], dim=1) * parts.scale_x[:, None]
-    second = torch.stack([cosine * parts.shear - sine, sine * parts.shear + cosine], dim=1) * parts.scale_y[:, None]
-    shift = torch.stack([parts.shift_x, parts.shift_y], dim=1) / HALF
-    return torch.stack([first, second, shift], dim=2)
+@dataclass(frozen=True)
+class Frame:
+    """A sampled image, H×W pixels, and how a site's coordinates lie over it."""
 
+    height: int
+    width: int
+    align_corners: bool = False
 
-def decompose(theta: Tensor) -> Affine:
-    """The parts of theta, N×2×3: ``compose`` read backwards.
+    @property
+    def half(self) -> Tensor:
+        """Pixels in one unit of x and of y."""
+        return torch.tensor([self.width - self.align_corners, self.height - self.align_corners]).double() / 2
 
-    The rotation is in (-180, 180] degrees and ``scale_x`` is never negative; where the map mirrors, ``scale_y`` is.
-    A map that flattens the image to a line has no finite shear.
+    @property
+    def edge(self) -> Tensor:
+        """The coordinates x and y of the right and the lower edge."""
+        return torch.tensor([self.width, self.height]).double() / 2 / self.half
 
-    Source: S. W. Thomas, "Decomposing a Matrix into Simple Transformations", Graphics Gems II, 1991, in two dimensions:
-    Gram and Schmidt's procedure on the columns.
-    """
-    (a, b, right), (c, d, down) = (row.unbind(1) for row in theta.unbind(1))
-    scale_x, determinant = torch.hypot(a, c), a * d - b * c
-    return Affine(
-        rotation=torch.atan2(c, a).rad2deg(),
-        scale_x=scale_x,
-        scale_y=determinant / scale_x,
-        shear=(a * b + c * d) / determinant,
-        shift_x=right * HALF,
-        shift_y=down * HALF,
-    )
+    def pixels(self, coordinates: Tensor) -> Tensor:
+        """Coordinates (..., 2), x before y, as pixels from the image's upper left edge."""
+        return (coordinates + self.edge) * self.half
 
+    def outside(self, grid: Tensor) -> Tensor:
+        """The share, N values in [0, 1], of the points of each grid (N×H×W×2) that lie beyond the image's edges."""
+        return (grid.abs() > self.edge).any(dim=3).double().mean(dim=(1, 2))
 
-def outside_share(theta: Tensor) -> Tensor:
-    """The share, N values in [0, 1], of each output grid's points that lie beyond the image's edges."""
-    grid = F.affine_grid(theta, [len(theta), *IMAGE_SHAPE], align_corners=ALIGN_CORNERS)
-    return (grid.abs() > 1).any(dim=3).double().mean(dim=(1, 2))
+    def windows(self, theta: Tensor) -> Tensor:
+        """The corners of what each map looks at, in pixels from the image's upper left edge: N×4×2, x before y."""
+        corners = torch.tensor([(*corner, 1.0) for corner in CORNERS], dtype=theta.dtype)
+        return self.pixels(corners @ theta.transpose(1, 2))
 
+    def compose(self, parts: Affine) -> Tensor:
+        """Theta, N×2×3: in pixels the matrix is rotation · [[1, shear], [0, 1]] · diag(scale_x, scale_y)."""
+        angle, (across, down) = parts.rotation.deg2rad(), self.half
+        cosine, sine = angle.cos(), angle.sin()
+        first = torch.stack([cosine, sine * across / down], dim=1) * parts.scale_x[:, None]
+        second = torch.stack([(cosine * parts.shear - sine) * down / across, sine * parts.shear + cosine], dim=1)
+        shift = torch.stack([parts.shift_x, parts.shift_y], dim=1) / self.half
+        return torch.stack([first, second * parts.scale_y[:, None], shift], dim=2)
 
-def windows(theta: Tensor) -> Tensor:
-    """The corners of what each map looks at, in pixels from the image's upper left edge: N×4×2, x before y."""
-    corners = torch.tensor([(*corner, 1.0) for corner in CORNERS], dtype=theta.dtype)
-    return (corners @ theta.transpose(1, 2) + 1) * HALF
+    def decompose(self, theta: Tensor) -> Affine:
+        """The parts of theta: ``compose`` read backwards.
+
+        The rotation is in (-180, 180] degrees and ``scale_x`` is never negative; where the map mirrors, ``scale_y`` is.
+        A map that flattens the image to a line has no finite shear.
+
+        Source: S. W. Thomas, "Decomposing a Matrix into Simple Transformations", Graphics Gems II, 1991, in two
+        dimensions: Gram and Schmidt's procedure on the columns.
+        """
+        (a, b, right), (c, d, lower) = (row.unbind(1) for row in theta.unbind(1))
+        across, down = self.half
+        b, c = b * across / down, c * down / across
+        scale_x, determinant = torch.hypot(a, c), a * d - b * c
+        return Affine(
+            rotation=torch.atan2(c, a).rad2deg(),
+            scale_x=scale_x,
+            scale_y=determinant / scale_x,
+            shear=(a * b + c * d) / determinant,
+            shift_x=right * across,
+            shift_y=lower * down,
+        )

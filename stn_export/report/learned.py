@@ -1,0 +1,91 @@
+"""The part of the report that says what the sites of a run's networks look at: what ``points.pt`` holds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stn_export.artifacts.files import load_tensors
+from stn_export.artifacts.manifest import POINTS_FILE, PROGRAM, NetworkDirectory
+from stn_export.errors import UserError
+from stn_export.report import figures, figures_training
+from stn_export.report.content import Report
+from stn_export.report.parity import MOST_SITES, rows_of
+from stn_export.report.thetas import Frame
+from stn_export.report.training import numbered
+
+SCHEMA = "stn_export/points/1"
+PICTURES = 10
+OUTLINES = 40
+LABELS = {
+    "rotation": "rotation, degrees",
+    "scale_x": "scale x",
+    "scale_y": "scale y",
+    "shear": "shear",
+    "shift_x": "shift x, pixels",
+    "shift_y": "shift y, pixels",
+    "outside": "output grid outside the image, %",
+}
+
+
+def read_points(run: Path, directories: Sequence[NetworkDirectory]) -> tuple[dict[str, dict], list[str]]:
+    """What verification kept of the points of each network, and the names of those whose program is another today.
+
+    Raises:
+        UserError: where the file is not one of ours.
+    """
+    if not (run / POINTS_FILE).exists():
+        return {}, []
+    content = load_tensors(run / POINTS_FILE)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f"{run / POINTS_FILE} is not of schema {SCHEMA}", "delete it, then run 'make verify'")
+    kept = content["networks"]
+    programs = {each.name: each.artifacts[PROGRAM].sha256 for each in directories if PROGRAM in each.artifacts}
+    stale = [name for name, each in kept.items() if programs.get(name) != each["program"]]
+    return {name: each for name, each in kept.items() if name not in stale}, stale
+
+
+def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, prefix: str = "") -> None:
+    """A network's first sites: examples above what the site made of them, and theta over all examples.
+
+    Args:
+        report: what is added to.
+        directory: the network.
+        points: what ``points.pt`` holds of it.
+        prefix: of the titles, where the network is of another run.
+    """
+    facts = directory.facts
+    where = {site["name"]: site["where"] for site in facts.sites}
+    for count, (name, site) in enumerate(points["sites"].items()):
+        if count == MOST_SITES:
+            report.unshown.append(f"{prefix}{facts.label}: {', '.join(list(points['sites'])[count:])}")
+            break
+        title = prefix + facts.label + (f", {name} in {where[name]}" if len(where) > 1 else "")
+        index = len(report.learned)
+        entry = {"title": title, "network": directory.name, "site": name, "examples": points["examples"]}
+        if name in points.get("pictures", {}).get("warped", {}):
+            entry["warped"] = numbered("warped", index)
+            rows = rows_of(points["pictures"], slice(PICTURES), [name])
+            report.figures[entry["warped"]] = figures.picture_rows(rows)
+        values = {"outside": 100 * site["outside"].double()}
+        if "theta" in site:
+            theta, frame = site["theta"].double(), Frame(*site["image_size"], site["align_corners"])
+            values = frame.decompose(theta).as_dict() | values
+            entry["theta"] = numbered("theta", index)
+            report.figures[entry["theta"]] = figures_training.theta_histograms(
+                {part: each.numpy() for part, each in values.items()}, frame.windows(theta[:OUTLINES]).numpy(), frame
+            )
+        entry["parts"] = {
+            part: spread(known) | {"label": LABELS[part]}
+            for part, each in values.items()
+            if len(known := each[each.isfinite()])  # a map that flattens the image has no finite shear
+        }
+        report.learned.append(entry)
+
+
+def spread(values: Tensor) -> dict[str, float]:
+    """Mean, standard deviation and what nine tenths of N values lie between."""
+    low, median, high = values.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)).tolist()
+    deviation = values.std(correction=min(1, len(values) - 1))
+    return {"mean": values.mean().item(), "deviation": deviation.item(), "low": low, "median": median, "high": high}

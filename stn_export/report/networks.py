@@ -1,0 +1,39 @@
+"""The part of the report that says what the networks are: what goes in and out, where they sample."""
+
+from collections.abc import Iterable, Mapping
+
+from stn_export.artifacts.manifest import PLAIN, PROGRAM, NetworkDirectory
+from stn_export.report.content import Report
+
+
+def add_networks(report: Report, directories: Iterable[NetworkDirectory]) -> None:
+    """An entry each network, the subject first."""
+    report.networks = [network(directory) for directory in directories]
+    report.subject = report.networks[0]["label"]
+    report.plain = next((each["label"] for each in report.networks if each["role"] == PLAIN), "")
+
+
+def network(directory: NetworkDirectory) -> dict:
+    """What the manifest says of one network, JSON-ready."""
+    content = directory.read()
+    program = content.artifacts.get(PROGRAM)
+    specs = {side: getattr(program.contract, side) if program else () for side in ("inputs", "outputs")}
+    return {
+        "name": directory.name,
+        "label": content.facts.label,
+        "role": content.facts.role,
+        "note": content.facts.note,
+        "parameters": content.facts.parameters,
+        "multiply_adds": content.facts.multiply_adds,
+        "examples": content.facts.examples.get("source", ""),
+        **{side: [f"{spec.name}: {spec.text}" for spec in found] for side, found in specs.items()},
+        "sites": [site_row(site) for site in content.facts.sites],
+        "refused": content.refused,
+    }
+
+
+def site_row(site: Mapping) -> dict:
+    """A site as ``Facts`` keeps it, with its sizes in words: height×width of the image, and of the grid."""
+    sizes = ("×".join(map(str, site[shape][-2:])) for shape in ("image_shape", "warped_shape"))
+    shown = ("name", "where", "kind", "source", "mode", "padding_mode", "align_corners", "grid_align_corners")
+    return {name: site[name] for name in shown} | dict(zip(("image", "grid"), sizes, strict=True))
