@@ -1,20 +1,21 @@
-"""One small trained and exported run, shared by all tests; nothing is written into the checkout."""
+"""Runs that are made once a session and shared by all tests and workers; nothing is written into the checkout."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from stn_export import cli
 from stn_export.artifacts.manifest import NetworkDirectory
-from stn_export.export import __main__ as export
 from stn_export.train import __main__ as train
 from stn_export.train.cells import recipe_for
 from stn_export.train.data import Dataset, load_dataset
 from stn_export.train.trainer import Settings
+from tests.runs import enter_networks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -46,12 +47,37 @@ def digits() -> Dataset:
     return load_dataset("digits")
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The directory ``name/digits``, made by the first worker of the session that asks for it."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    run, done = shared / name / "digits", shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(run, ignore_errors=True)
+            make(run)
+            done.touch()
+    return run
+
+
+def train_and_export(run: Path) -> None:
+    """Two epochs of ``digits``, then all that is exported by default."""
+    from stn_export.export import __main__ as export  # most tests do not need it
+
+    assert cli.run(train.main, ["--epochs", "2", "--device", "cpu", "--run", str(run)]) == 0
+    assert cli.run(export.main, ["--run", str(run)]) == 0
+
+
 @pytest.fixture(scope="session")
-def trained_run(workspace: Path) -> Path:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``digits`` after two epochs, exported. Shared: read it, never change it."""
-    assert cli.run(train.main, ["--epochs", "2", "--device", "cpu"]) == 0
-    assert cli.run(export.main, []) == 0
-    return workspace / "artifacts" / "digits"
+    return once(tmp_path_factory, "trained", train_and_export)
+
+
+@pytest.fixture(scope="session")
+def entered_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``stn`` and ``cnn`` untrained, not exported. Shared: read it, never change it."""
+    return once(tmp_path_factory, "entered", enter_networks)
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stn_export.config import DATASETS
 from stn_export.errors import UserError
 from stn_export.train import data
-from stn_export.train.data import Dataset, example_images, load_dataset, normalise
+from stn_export.train.data import Dataset, load_dataset, normalise
+from stn_export.train.entering import CONTRACT
+from stn_export.train.recipes import DATASETS
 
 
 @pytest.fixture
@@ -41,9 +42,10 @@ def test_normalisation_ends_at_one():
     assert normalise(torch.tensor(100, dtype=torch.uint8)) == pytest.approx((100 / 255 - 0.5) / 0.5, abs=1e-7)
 
 
-def test_examples_come_round_again(digits: Dataset):
-    images = example_images(digits, 2_003)
-    assert torch.equal(images[2_000:], images[:3])
+def test_programs_normalise_as_training_does():
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    [spec] = CONTRACT.inputs
+    assert torch.equal(torch.from_numpy(spec.array(images)), normalise(images))
 
 
 def test_an_image_tree(tree: Path):

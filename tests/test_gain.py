@@ -7,19 +7,25 @@ import pytest
 
 from stn_export import cli
 from stn_export.artifacts.manifest import (
+    CHECKPOINT,
     CHECKPOINT_FILE,
     HISTORY_FILE,
     STATE_FILE,
+    TRAINING_FILE,
     Artifact,
+    Facts,
     NetworkDirectory,
-    seed_directory,
 )
+from stn_export.artifacts.training import read_trainings
 from stn_export.comparison.estimates import estimate
 from stn_export.errors import UserError
 from stn_export.train import keep
-from stn_export.train.gain import caveats, comparisons, finding, markdown, verdict
-
-MODELS = ("stn", "cnn", "cnn-matched")
+from stn_export.train.cells import seed_directory
+from stn_export.train.entering import CONTRACT
+from stn_export.train.gain import caveats, finding, groups, verdict
+from stn_export.train.keep import markdown
+from stn_export.train.recipes import MODELS
+from stn_export.train.results import accuracy_sentence, comparison, read_reference, write_trainings
 
 
 def write(run: Path, model: str, seed: int, accuracies: list[float], recipe: str = "quick", **settings: object) -> Path:
@@ -28,10 +34,11 @@ def write(run: Path, model: str, seed: int, accuracies: list[float], recipe: str
     directory.path.mkdir(parents=True)
     recipes = {"name": recipe, "epochs": len(accuracies)}
     settings = {"model": model, "seed": seed, "dataset": "digits", "recipe": recipes, "precision": "fp32"} | settings
-    entry = Artifact("checkpoint", CHECKPOINT_FILE, model, "checkpoint", "0", settings=settings)
+    entry = Artifact(CHECKPOINT, CHECKPOINT_FILE, model, CHECKPOINT, "0", CONTRACT, settings=settings)
     entry.details["device"] = "cpu"
     entry.environment["cpu"] = "a fast one"
     directory.add(entry)
+    directory.describe(Facts(MODELS[model].label, MODELS[model].role, parameters=40_000, multiply_adds=2_000_000))
     rows = [{"epoch": index + 1, "test_accuracy": value, "seconds": 2.0} for index, value in enumerate(accuracies)]
     (directory.path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return directory.path
@@ -49,12 +56,12 @@ def grid(tmp_path: Path) -> Path:
 
 
 def test_differences_are_taken_seed_by_seed(grid: Path):
-    [one] = comparisons(grid)
+    [one] = groups(grid)
     assert one.estimates["stn"].mean == pytest.approx(0.81)
     assert one.differences["cnn"] == pytest.approx({0: 3, 1: 4, 2: 5})
     gain = one.gains["cnn"]
     assert (gain.mean, gain.deviation, gain.count) == pytest.approx((4, 1, 3))
-    assert gain.high - gain.mean == pytest.approx(4.303 / 3**0.5)
+    assert gain.high - gain.mean == pytest.approx(4.302653 / 3**0.5)
     assert finding(gain) == "gain"
     assert finding(one.gains["cnn-matched"]) == "no measurable gain"
 
@@ -77,7 +84,7 @@ def test_no_interval_of_an_accuracy_leaves_what_an_accuracy_can_be(tmp_path: Pat
     for seed, (good, bad) in enumerate([(0.98, 0.0), (0.99, 0.3)]):
         write(tmp_path, "stn", seed, [good])
         write(tmp_path, "cnn", seed, [bad])
-    [one] = comparisons(tmp_path)
+    [one] = groups(tmp_path)
     assert one.estimates["stn"].high == 1
     assert one.estimates["cnn"].low == 0
     assert one.gains["cnn"].high > 100
@@ -86,14 +93,14 @@ def test_no_interval_of_an_accuracy_leaves_what_an_accuracy_can_be(tmp_path: Pat
 def test_only_common_seeds_are_paired(tmp_path: Path):
     for model, seed in (("stn", 0), ("stn", 1), ("cnn", 0), ("cnn-matched", 2)):
         write(tmp_path, model, seed, [0.5 + seed / 10])
-    [one] = comparisons(tmp_path)
+    [one] = groups(tmp_path)
     assert one.differences == {"cnn": {0: 0.0}}
     assert finding(one.gains["cnn"]) == "one seed only: no interval"
 
 
 def test_without_a_transformer_there_is_no_difference(tmp_path: Path):
     write(tmp_path, "cnn", 0, [0.5])
-    [one] = comparisons(tmp_path)
+    [one] = groups(tmp_path)
     assert one.gains == {}
 
 
@@ -110,7 +117,7 @@ def test_the_reference_is_measured_over_its_last_ten_epochs(
     tmp_path: Path, recipe: str, epochs: int, expected: float, measure: str
 ):
     write(tmp_path, "stn", 0, [epoch / 100 for epoch in range(epochs)], recipe)
-    [one] = comparisons(tmp_path)
+    [one] = groups(tmp_path)
     assert one.measure == measure
     assert one.accuracies("stn")[0] == pytest.approx(expected)
 
@@ -121,7 +128,7 @@ def test_the_best_epoch_counts_where_it_was_kept(tmp_path: Path):
     held_out = (0.4, 0.7, 0.7)  # of equals the first was kept
     rows = [row | {"validation_accuracy": value} for row, value in zip(rows, held_out, strict=True)]
     (path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    [one] = comparisons(tmp_path)
+    [one] = groups(tmp_path)
     assert one.accuracies("stn") == {0: 0.6}
     assert one.measure == "the epoch that did best on held-out images"
 
@@ -133,7 +140,7 @@ def test_the_best_epoch_counts_where_it_was_kept(tmp_path: Path):
 def test_different_settings_are_told_and_not_averaged(tmp_path: Path, other: dict, named: str):
     write(tmp_path, "stn", 0, [0.8])
     write(tmp_path, **({"model": "cnn", "seed": 0, "accuracies": [0.5]} | other))
-    found = comparisons(tmp_path)
+    found = groups(tmp_path)
     assert [list(one.models) for one in found] == [["stn"], ["cnn"]]
     assert all(not one.gains for one in found)
     [line] = caveats(tmp_path, found)
@@ -142,17 +149,17 @@ def test_different_settings_are_told_and_not_averaged(tmp_path: Path, other: dic
 
 def test_what_is_not_finished_is_left_out_and_said(grid: Path):
     (grid / "seed-2" / "stn" / STATE_FILE).touch()
-    [one] = comparisons(grid)
+    [one] = groups(grid)
     assert list(one.accuracies("stn")) == [0, 1]
     assert list(one.differences["cnn"]) == [0, 1]
     assert caveats(grid, [one]) == ["digits/seed-2/stn is not finished and left out."]
 
 
 def test_a_seed_that_is_there_twice_counts_once(grid: Path):
-    first = NetworkDirectory(grid / "stn").checkpoint()
+    first = NetworkDirectory(grid / "stn").listed(CHECKPOINT)
     first.settings["seed"] = 1  # as after training again with another first seed
     NetworkDirectory(grid / "stn").add(first)
-    [one] = comparisons(grid)
+    [one] = groups(grid)
     assert [seed.seed for seed in one.models["stn"]] == [1, 2]
     assert one.accuracies("stn")[1] == 0.8
 
@@ -160,12 +167,13 @@ def test_a_seed_that_is_there_twice_counts_once(grid: Path):
 def test_a_run_where_nothing_is_finished(tmp_path: Path):
     (write(tmp_path, "stn", 0, [0.5]) / STATE_FILE).touch()
     with pytest.raises(UserError, match=r"no training in .* is finished"):
-        comparisons(tmp_path)
+        groups(tmp_path)
 
 
 def test_five_lines_of_markdown(grid: Path, tmp_path: Path):
     write(tmp_path / "one", "stn", 0, [0.5])
-    lines = markdown(comparisons(grid) + comparisons(tmp_path / "one") + comparisons(grid)).splitlines()
+    found = [comparison(one) for one in groups(grid) + groups(tmp_path / "one") + groups(grid)]
+    lines = markdown(found).splitlines()
     assert len(lines) == 5
     assert {line.count("|") for line in lines} == {8}
     assert "| digits, quick, 2 epochs | 3 | 81.0 % (78.5 to 83.5) | 77.0 % (77.0 to 77.0) |" in lines[2]
@@ -173,24 +181,103 @@ def test_five_lines_of_markdown(grid: Path, tmp_path: Path):
     assert lines[3] == "| digits, quick, 1 epochs | 1 | 50.0 % | – | – | – | – |"
 
 
+def test_what_a_run_says_of_its_trainings(grid: Path):
+    (grid / "seed-2" / "cnn" / STATE_FILE).touch()
+    write_trainings(grid)
+    found = read_trainings(grid)
+    assert found.caveats == ["digits/seed-2/cnn is not finished and left out."]
+    [one] = found.runs
+    assert (one.title, one.epochs, one.measure) == ("digits, quick, 2 epochs", 2, "the last epoch")
+    assert one.sentence == (
+        "Test accuracy: spatial transformer 81.00% (3 seeds), plain CNN 77.00% (2 seeds), "
+        "CNN of equal cost 81.00% (3 seeds) (the last epoch)."
+    )
+    ours = one.models["stn"]
+    assert list(one.models) == ["stn", "cnn", "cnn-matched"]
+    assert (ours.label, ours.role, ours.parameters, ours.device) == ("spatial transformer", "subject", 40_000, "cpu")
+    assert (ours.mean, ours.deviation, ours.count, ours.median_seconds) == (0.81, 0.01, 3, 4.0)
+    assert (one.differences["cnn"].seeds, one.differences["cnn"].finding) == ({"0": 3, "1": 4}, "no measurable gain")
+    assert (one.reference, one.environments) == (None, [{"cpu": "a fast one", "device": "cpu"}])
+    text = (grid / TRAINING_FILE).read_text()
+    assert '"2": [ 0.1, 0.82 ]' in text
+    assert "NaN" not in text
+
+
+def test_one_training_has_no_interval_and_nothing_beside_it(tmp_path: Path):
+    write(tmp_path, "stn", 0, [0.5])
+    write_trainings(tmp_path)
+    [one] = read_trainings(tmp_path).runs
+    assert (one.models["stn"].mean, one.models["stn"].low, one.differences) == (0.5, None, {})
+
+
+def test_a_stopped_training_leaves_what_was_said_before(grid: Path):
+    write_trainings(grid)
+    before = (grid / TRAINING_FILE).read_bytes()
+    for path in list(grid.rglob(HISTORY_FILE)):
+        (path.parent / STATE_FILE).touch()
+    write_trainings(grid)
+    assert (grid / TRAINING_FILE).read_bytes() == before
+
+
+def test_the_reference_run_is_the_published_one():
+    reference = read_reference()
+    assert len(reference) == 50
+    assert sum(reference[40:50]) / 10 == pytest.approx(0.5729, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "recipe", "epochs", "quoted"),
+    [
+        ("cifar10", "reference", 50, True),
+        ("cifar10", "reference", 49, False),
+        ("cifar10", "tuned", 50, False),
+        ("digits", "reference", 50, False),
+    ],
+)
+def test_the_reference_is_quoted_only_beside_its_like(
+    tmp_path: Path, dataset: str, recipe: str, epochs: int, quoted: bool
+):
+    write(tmp_path, "stn", 0, [0.5] * epochs, recipe, dataset=dataset)
+    [one] = groups(tmp_path)
+    reference = comparison(one).reference
+    assert (reference is not None) == (dataset == "cifar10")
+    assert bool(reference and reference.settled) == quoted
+    assert ("reference run 57.29% (the mean over" in accuracy_sentence(one)) == quoted
+
+
 def test_what_is_kept(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    output = tmp_path / "kept" / "training.json"
-    assert cli.run(keep.main, [str(grid), "--output", str(output)]) == 0
-    assert capsys.readouterr().out.count("\n") == 4
+    other, output = tmp_path / "other", tmp_path / "kept" / "training.json"
+    write(other, "stn", 0, [0.5], precision="bf16")
+    (write(other, "cnn", 0, [0.5]) / STATE_FILE).touch()
+    for run in (grid, other):
+        write_trainings(run)
+    assert cli.run(keep.main, [str(grid), str(other), "--output", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("other/cnn is not finished and left out.")
+    assert out.count("\n") == 6
     content = json.loads(output.read_text())
-    assert content["schema"] == "stn_export/training/1"
-    [one] = content["runs"]
+    assert content["schema"] == "stn_export/training/2"
+    one, second = content["runs"]
+    assert (second["run"], second["precision"]) == ("other", "bf16")
     assert (one["dataset"], one["recipe"], one["epochs"], one["precision"]) == ("digits", "quick", 2, "fp32")
     assert one["models"]["cnn"]["seeds"] == {"0": 0.77, "1": 0.77, "2": 0.77}
     assert one["models"]["cnn"]["accuracies"]["2"] == [0.1, 0.77]
-    assert one["models"]["stn"]["multiply_adds"] == 2_088_076
+    assert one["models"]["stn"]["multiply_adds"] == 2_000_000
     assert one["differences"]["cnn"]["seeds"] == {"0": 3.0, "1": 4.0, "2": 5.0}
     assert one["differences"]["cnn"]["sentence"].startswith("the transformer gains 4.0 points")
-    assert one["environments"] == [{"cpu": "a fast one", "device": "cpu"}]
     assert '"2": [ 0.1, 0.77 ]' in output.read_text()
 
 
-def test_keeping_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.run(keep.main, [str(tmp_path / "none"), "--output", str(tmp_path / "a.json")]) == 2
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no training in"), ("{}", "is not of schema"), ('{"schema": "stn_export/training/2"}', "is damaged")],
+)
+def test_keeping_what_is_not_there(content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    output = tmp_path / "a.json"
+    assert cli.run(keep.main, [str(tmp_path / "none"), "--output", str(output)]) == 2
     assert "there is no run at" in capsys.readouterr().err
-    assert not (tmp_path / "a.json").exists()
+    if content:
+        (tmp_path / TRAINING_FILE).write_text(content)
+    assert cli.run(keep.main, [str(tmp_path), "--output", str(output)]) == 2
+    assert said in capsys.readouterr().err
+    assert not output.exists()

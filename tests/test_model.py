@@ -2,12 +2,18 @@ import pytest
 import torch
 
 from stn_export.errors import UserError
+from stn_export.train import entering
 from stn_export.train.networks import SpatialTransformer, build_model
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("stn", 39_884), ("cnn", 31_340)])
 def test_parameter_counts(name: str, parameters: int):
     assert sum(parameter.numel() for parameter in build_model(name).parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "cost"), [("stn", 2_088_076), ("cnn", 1_113_500), ("cnn-matched", 2_064_000)])
+def test_the_wider_classifier_costs_what_the_transformer_does(name: str, cost: int):
+    assert entering.cost(name) == cost
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 32, 32), (3, 32, 32), (2, 32, 32, 3)])

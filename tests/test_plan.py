@@ -41,8 +41,8 @@ def test_weights_are_measured_where_there_is_something_to_compare(settings: Sett
 def test_a_mean_and_its_interval():
     found = estimate([1.0, 2.0, 3.0])
     assert (found.mean, found.deviation, found.count) == (2.0, 1.0, 3)
-    assert found.high - found.mean == pytest.approx(4.303 / math.sqrt(3))
-    assert found.low == pytest.approx(2 - 4.303 / math.sqrt(3))
+    assert found.high - found.mean == pytest.approx(4.302653 / math.sqrt(3))
+    assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3))
     assert not found.excludes_zero
     assert estimate([2.0, 2.1, 1.9]).excludes_zero
 

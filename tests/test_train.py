@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +17,25 @@ import torch
 
 from stn_export import cli
 from stn_export.artifacts.files import read_json
-from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.artifacts.manifest import (
+    CHECKPOINT,
+    PROGRAM,
+    TRAINING_FILE,
+    NetworkDirectory,
+    network_directories,
+)
+from stn_export.artifacts.training import read_trainings
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.train import __main__ as train
 from stn_export.train.__main__ import train_cells
 from stn_export.train.cells import Cell, recipe_for
 from stn_export.train.checkpoint import load_checkpoint
-from stn_export.train.data import Dataset
+from stn_export.train.data import Dataset, seen_in_training
+from stn_export.train.entering import CONTRACT, captured, examples_of
 from stn_export.train.interrupts import Interrupts
 from stn_export.train.trainer import Settings, Trainer, evaluate
 from tests.conftest import REPOSITORY
+from tests.runs import lively
 
 CPU = torch.device("cpu")
 
@@ -32,7 +43,7 @@ CPU = torch.device("cpu")
 def finish(settings: Settings, dataset: Dataset, path: Path, interrupts: Interrupts | None = None) -> bytes:
     """Train to the end in ``path`` and return the checkpoint's bytes."""
     directory = NetworkDirectory(path / settings.model)
-    train_cells([Cell(settings, directory)], dataset, CPU, interrupts or Interrupts())
+    train_cells([Cell(settings, directory, path)], dataset, CPU, interrupts or Interrupts())
     return (directory.path / "checkpoint.pt").read_bytes()
 
 
@@ -89,9 +100,9 @@ def test_going_on_gives_the_bytes_of_an_uninterrupted_run(
 def test_twenty_kills_lose_no_file_and_change_no_byte(settings: Settings, small: Dataset, tmp_path: Path):
     epochs = 24
     settings = replace(settings, recipe=replace(settings.recipe, epochs=epochs))
-    started = time.perf_counter()
     uninterrupted = finish(settings, small, tmp_path / "a")
-    epoch = (time.perf_counter() - started) / epochs
+    rows = (tmp_path / "a" / settings.model / "history.jsonl").read_text().splitlines()
+    epoch = sum(json.loads(row)["seconds"] for row in rows) / epochs
     directory, moments = NetworkDirectory(tmp_path / "b" / settings.model), random.Random(0)
     history, complete = directory.path / "history.jsonl", 0
     for _ in range(20):
@@ -129,12 +140,18 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for(settings: Settings, smal
     assert evaluate(model, trainer.held_out)[1] == best["validation_accuracy"]
 
 
-def test_a_grid_puts_further_seeds_beside_the_first(
-    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+@pytest.fixture
+def on_small(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the stage on ``small``, on the CPU."""
     monkeypatch.setattr(train, "load_dataset", lambda name, data: small)
-    arguments = ["--models", "stn,cnn-matched", "--seed", "4", "--seeds", "2", "--epochs", "1", "--device", "cpu"]
-    assert cli.run(train.main, [*arguments, "--run", str(tmp_path)]) == 0
+    return lambda run, *arguments: cli.run(train.main, ["--device", "cpu", "--run", str(run), *arguments])
+
+
+def test_a_grid_puts_further_seeds_beside_the_first(
+    on_small: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--models", "stn,cnn-matched", "--seed", "4", "--seeds", "2", "--epochs", "1"]
+    assert on_small(tmp_path, *arguments) == 0
     out = capsys.readouterr().out
     assert "cnn-matched: seeds 4, 5\n" in out
     assert "Test accuracy: the last epoch" in out
@@ -143,8 +160,165 @@ def test_a_grid_puts_further_seeds_beside_the_first(
     seeds = {path.parent.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("checkpoint.pt")}
     assert sorted(seeds) == ["cnn-matched", "seed-5/cnn-matched", "seed-5/stn", "stn"]
     assert load_checkpoint(seeds["seed-5/stn"]).meta["settings"]["seed"] == 5
-    assert cli.run(train.main, [*arguments, "--run", str(tmp_path)]) == 0
+    [one] = read_trainings(tmp_path).runs
+    assert {name: sorted(those.seeds) for name, those in one.models.items()} == {
+        "stn": ["4", "5"],
+        "cnn-matched": ["4", "5"],
+    }
+    roles = [(each.name, each.facts.role) for each in network_directories(tmp_path / "seed-5")]
+    assert roles == [("stn", "subject"), ("cnn-matched", "other")]
+    assert {path.name for path in tmp_path.rglob("examples.pt")} == {"examples.pt"}
+    assert NetworkDirectory(tmp_path / "seed-5" / "stn").facts.examples["file"] == "../../examples.pt"
+    assert on_small(tmp_path, *arguments) == 0
     assert capsys.readouterr().out.count("up to date") == 4
+
+
+@pytest.fixture(scope="module")
+def trained(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``stn`` and ``cnn`` after two epochs on ``small``. Shared: copy it."""
+    run = tmp_path_factory.mktemp("trained") / "digits"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "load_dataset", lambda name, data: small)
+        assert cli.run(train.main, ["--epochs", "2", "--device", "cpu", "--run", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def own(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, for a test to spoil."""
+    return Path(shutil.copytree(trained, tmp_path / "digits"))
+
+
+@pytest.fixture
+def own_stn(own: Path) -> NetworkDirectory:
+    return NetworkDirectory(own / "stn")
+
+
+def test_the_trained_network_is_a_program_that_computes_the_same(own_stn: NetworkDirectory, small: Dataset):
+    model, program = load_checkpoint(own_stn.path / "checkpoint.pt").model, own_stn.program()
+    [images] = program.values(own_stn.examples().take(20))
+    with torch.inference_mode():
+        assert torch.equal(program.run([images])["log_probs"], model(images))
+        own_model = program.own_module()
+        assert torch.equal(own_model(images), model(images))
+        assert torch.equal(program.points([images])["site0/theta"], model.transformer.theta(images))
+    assert own_stn.listed(PROGRAM).parent_sha256 == own_stn.listed(CHECKPOINT).sha256
+    assert own_stn.listed(PROGRAM).contract == CONTRACT
+
+
+def test_the_run_says_what_it_is_and_what_it_is_tried_on(own: Path, small: Dataset):
+    stn, cnn = network_directories(own)
+    assert (stn.facts.label, stn.facts.role) == ("spatial transformer", "subject")
+    assert (cnn.facts.label, cnn.facts.role, cnn.facts.note) == ("plain CNN", "plain", "the same classifier alone")
+    assert (stn.facts.classes, stn.facts.parameters) == (tuple("0123456789"), 39_884)
+    assert stn.facts.examples["file"] == "../examples.pt"
+    assert "drawn from the fonts" in stn.facts.examples["source"]
+    examples = cnn.examples()
+    assert torch.equal(examples.inputs["images"], small.test.images)
+    assert torch.equal(examples.labels, small.test.labels)
+    assert torch.equal(examples.calibration["images"], small.train.images[:512])
+    assert (examples.classes, examples.source) == (stn.facts.classes, stn.facts.examples["source"])
+    assert (own / "examples.pt").stat().st_size < 3072 * (200 + 512) * 1.1  # not all that they were cut from
+
+
+def test_int8_is_calibrated_on_what_training_sees(small: Dataset):
+    affine = replace(small, name="cifar10-affine")
+    found = examples_of(affine)
+    assert torch.equal(found.calibration["images"], seen_in_training(affine, 512))
+    assert not torch.equal(found.calibration["images"], small.train.images[:512])
+    assert found.classes[0] == "airplane"
+
+
+def test_what_was_captured_has_the_contract_that_training_states():
+    program = captured(lively("cnn-matched"), "cnn-matched")
+    for stated, value in zip(CONTRACT.outputs, program.run(torch.zeros(1, 5, 3, 32, 32)).values(), strict=True):
+        assert stated.fits(tuple(value.shape))
+        assert stated.dtype == "float32"
+    assert not program.sites
+
+
+def remove_program(run: Path) -> None:
+    (run / "stn" / "program.pt2").unlink()
+
+
+def spoil_program(run: Path) -> None:
+    (run / "stn" / "program.pt2").write_bytes(b"edited")
+
+
+def forget_program(run: Path) -> None:
+    NetworkDirectory(run / "stn").forget(PROGRAM)
+
+
+def remove_examples(run: Path) -> None:
+    (run / "examples.pt").unlink()
+
+
+def spoil_examples(run: Path) -> None:
+    (run / "examples.pt").write_bytes(b"edited")
+
+
+def remove_results(run: Path) -> None:
+    (run / TRAINING_FILE).unlink()
+
+
+def make_manifests_older(run: Path) -> None:
+    """As the version before this one left them."""
+    for path in run.rglob("manifest.json"):
+        entry = json.loads(path.read_text())["artifacts"][CHECKPOINT]
+        entry |= {"model": entry.pop("network"), "input_contract": entry.pop("contract")}
+        content = {"schema": "stn_export/manifest/1", "artifacts": {CHECKPOINT: entry, "matmul-fp32": {}}}
+        path.write_text(json.dumps(content))
+    for name in ("examples.pt", TRAINING_FILE, "stn/program.pt2", "cnn/program.pt2"):
+        (run / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        remove_program,
+        spoil_program,
+        forget_program,
+        remove_examples,
+        spoil_examples,
+        remove_results,
+        make_manifests_older,
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_what_is_missing_is_written_without_training(
+    spoil: Callable[[Path], None],
+    trained: Path,
+    own: Path,
+    on_small: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    spoil(own)
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("trained again"))
+    assert on_small(own, "--epochs", "2") == 0
+    assert capsys.readouterr().out.count("up to date") == 2
+    for before in trained.rglob("[!.]*"):
+        if before.is_file():
+            assert (own / before.relative_to(trained)).read_bytes() == before.read_bytes(), before
+
+
+def test_other_examples_are_told_to_every_network(own: Path, small: Dataset, monkeypatch: pytest.MonkeyPatch):
+    fewer = replace(small, test=small.test[:50])
+    monkeypatch.setattr(train, "load_dataset", lambda name, data: fewer)
+    assert cli.run(train.main, ["--epochs", "2", "--device", "cpu", "--run", str(own)]) == 0
+    assert [len(directory.examples()) for directory in network_directories(own)] == [50, 50]
+
+
+def test_a_stopped_training_is_said_to_be_unfinished(
+    own: Path, on_small: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (own / "cnn" / "training.pt").touch()  # as where it is killed after an epoch
+    monkeypatch.setattr(train, "train_cells", stopped)
+    assert on_small(own, "--epochs", "2") == 130
+    assert read_trainings(own).caveats == ["digits/cnn is not finished and left out."]
 
 
 @pytest.mark.slow
@@ -177,30 +351,37 @@ def test_torchrun_shares_the_grid_and_changes_no_byte(tmp_path: Path):
         assert path.read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 
 
-def test_training_again_does_nothing_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]):
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert cli.run(train.main, ["--epochs", "2", "--run", str(run)]) == 0
+def test_training_again_does_nothing_and_says_so(
+    own: Path, on_small: Callable[..., int], capsys: pytest.CaptureFixture[str]
+):
+    before = {path: path.stat().st_mtime_ns for path in own.rglob("[!.]*")}
+    assert on_small(own, "--epochs", "2") == 0
     assert capsys.readouterr().out.count("up to date") == 2
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in own.rglob("[!.]*")} == before
 
 
-def test_other_epochs_train_again_and_make_the_exports_stale(run: Path, stn: NetworkDirectory):
-    before = stn.checkpoint().sha256
-    assert cli.run(train.main, ["--epochs", "1", "--run", str(run)]) == 0
-    assert stn.checkpoint().sha256 != before
+def test_other_epochs_train_again_and_make_the_exports_stale(
+    own: Path, own_stn: NetworkDirectory, on_small: Callable[..., int]
+):
+    before = own_stn.listed(CHECKPOINT).sha256, own_stn.listed(PROGRAM).sha256
+    export = replace(own_stn.listed(PROGRAM), name="an export", parent_sha256=before[1])
+    own_stn.add(export)
+    assert on_small(own, "--epochs", "1") == 0
+    assert own_stn.listed(CHECKPOINT).sha256 != before[0]
+    assert own_stn.program()
     with pytest.raises(UserError, match="stale"):
-        stn.open(stn.artifacts["matmul-fp32"])
+        own_stn.open(replace(export, sha256=own_stn.listed(PROGRAM).sha256))
 
 
-def test_the_manifest_and_the_history_say_how_it_went(stn: NetworkDirectory):
-    checkpoint = stn.checkpoint()
+def test_the_manifest_and_the_history_say_how_it_went(own_stn: NetworkDirectory):
+    checkpoint = own_stn.listed(CHECKPOINT)
     assert checkpoint.settings["recipe"]["epochs"] == 2
     assert checkpoint.details["device"] == "cpu"
     assert checkpoint.environment["versions"]["torch"] == torch.__version__.split("+")[0]
-    rows = [json.loads(line) for line in (stn.path / "history.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (own_stn.path / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert rows[1]["test_accuracy"] > rows[0]["test_accuracy"] > 0.1
-    assert read_json(stn.path / "manifest.json", "stn_export/manifest/1")
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+    assert read_json(own_stn.path / "manifest.json", "stn_export/manifest/2")
 
 
 def test_recipes_follow_the_data_set():

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_export.config import RECIPES
 from stn_export.train import trainer as module
 from stn_export.train.data import Dataset
 from stn_export.train.distributed import World
 from stn_export.train.networks import build_model
 from stn_export.train.optimizers import learning_rate_share
+from stn_export.train.recipes import RECIPES
 from stn_export.train.trainer import Settings, Trainer, evaluate, run_epoch, set_precision
 from tests.conftest import REPOSITORY
 
@@ -120,11 +120,12 @@ def test_held_out_images_are_not_trained_on(settings: Settings, small: Dataset):
 
 def test_ranks_share_a_grid_by_cost():
     names, costs = ["stn 0", "cnn 0", "matched 0", "stn 1"], [20, 11, 19, 20]
-    shares = [World(rank, 2).share(names, costs) for rank in range(2)]
+    cost = dict(zip(names, costs, strict=True)).get
+    shares = [World(rank, 2).share(names, cost) for rank in range(2)]
     assert sorted(shares[0] + shares[1]) == sorted(names)
     assert shares == [["stn 0", "matched 0"], ["cnn 0", "stn 1"]]
-    assert World().share(names, costs) == names
-    assert World(1, 2, split=True).share(names, costs) == names
+    assert World().share(names, cost) == names
+    assert World(1, 2, split=True).share(names, cost) == names
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import conftest
 from stn_export import cli
-from stn_export.train import keep_speed as keep_training
+from stn_export.train import keep_speed
 from stn_export.train.data import Dataset, normalise
 from stn_export.train.speed import Loop, StartUp, race
 from stn_export.train.tutorial import BATCH, Pictures, Tutorial
@@ -34,7 +34,7 @@ class Benchmark:
 def test_loops_take_turns_after_an_epoch_that_does_not_count(monkeypatch: pytest.MonkeyPatch):
     order = []
     theirs = iter([6.0, 9.0, 8.0])
-    monkeypatch.setattr("benchmarks.training.timed", lambda baseline: (baseline(), next(theirs))[1])
+    monkeypatch.setattr("stn_export.train.speed.timed", lambda baseline: (baseline(), next(theirs))[1])
     figures = race(Benchmark([2.0, 2.0, 2.0]), lambda: order.append("a"), lambda: order.append("b"), pairs=3)
     assert "".join(order) == "ab" + "ba" * 3
     assert figures["baseline_seconds"] == [6.0, 9.0, 8.0]
@@ -138,7 +138,7 @@ MEASURED = {
 def keep(content: dict, tmp_path: Path) -> int:
     measured = tmp_path / "bench.json"
     measured.write_text(json.dumps(content))
-    return cli.run(keep_training.main, [str(measured), "--results", str(tmp_path)])
+    return cli.run(keep_speed.main, [str(measured), "--results", str(tmp_path)])
 
 
 def test_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

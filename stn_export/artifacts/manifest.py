@@ -122,6 +122,8 @@ class NetworkDirectory:
         content = read_json(path, MANIFEST_SCHEMA)
         try:
             facts = content["network"]
+            if facts:
+                facts = Facts(**{**facts, "sites": tuple(facts["sites"]), "classes": tuple(facts["classes"])})
             artifacts = {
                 name: Artifact(**{**entry, "contract": Contract.from_dict(entry["contract"])})
                 for name, entry in content["artifacts"].items()
@@ -129,7 +131,7 @@ class NetworkDirectory:
             rows, refused = tuple(content["rows"]), dict(content["refused"])
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged: {error}", "delete it, then run 'make train export' again") from error
-        return _Content(Facts(**facts) if facts else None, artifacts, rows, refused)
+        return _Content(facts, artifacts, rows, refused)
 
     def change(self, change: Callable[[_Content], _Content]) -> None:
         """Read the manifest, change it and write it, while nobody else may."""

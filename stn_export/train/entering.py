@@ -19,7 +19,6 @@ from stn_export.artifacts.manifest import (
     PROGRAM_FILE,
     Artifact,
 )
-from stn_export.config import INPUT_NAME, OUTPUT_NAME
 from stn_export.errors import UserError
 from stn_export.program.capture import capture
 from stn_export.program.origin import origin_of
@@ -32,9 +31,10 @@ from stn_export.train.gain import PLACES
 from stn_export.train.networks import build_model
 from stn_export.train.recipes import DATASETS, IMAGE_SHAPE, MEAN, MODELS, STD
 
+IMAGES = "images"
 CONTRACT = Contract(
-    (TensorSpec(INPUT_NAME, "float32", (BATCH, *IMAGE_SHAPE), pixels=Pixels((MEAN,), (STD,))),),
-    (TensorSpec(OUTPUT_NAME, "float32", (BATCH, 10)),),
+    (TensorSpec(IMAGES, "float32", (BATCH, *IMAGE_SHAPE), pixels=Pixels((MEAN,), (STD,))),),
+    (TensorSpec("log_probs", "float32", (BATCH, 10)),),
 )
 BUILDER = "stn_export.train.networks:build_model"
 CALIBRATION_IMAGES = 512
@@ -58,7 +58,7 @@ def examples_of(dataset: Dataset) -> Examples:
     spec, dataset = DATASETS[dataset.name], dataset.to(torch.device("cpu"))
     parts = (dataset.test.images, dataset.test.labels, seen_in_training(dataset, CALIBRATION_IMAGES))
     images, labels, seen = (part.clone() for part in parts)  # a view would be written with all that it looks into
-    return Examples({INPUT_NAME: images}, (INPUT_NAME,), labels, spec.classes, {INPUT_NAME: seen}, spec.note)
+    return Examples({IMAGES: images}, (IMAGES,), labels, spec.classes, {IMAGES: seen}, spec.note)
 
 
 def enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
