@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stn_export.comparison.tolerances import Bound
+from stn_export.comparison.tolerances import WHOLE, Bound
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class Comparison:
         return not self.reason
 
 
-def compare(actual: np.ndarray, expected: np.ndarray, tolerance: Bound) -> Comparison:
-    """Compare arrays element by element, and along the last axis the index of the largest."""
+def compare(actual: np.ndarray, expected: np.ndarray, tolerance: Bound, strays: int = 0) -> Comparison:
+    """Compare arrays element by element, and along the last axis the index of the largest.
+
+    The ``strays`` elements furthest beyond their tolerance are taken for right.
+    """
     if expected.size == 0:
         return Comparison("nothing was compared")
     if actual.shape != expected.shape:
@@ -41,6 +44,9 @@ def compare(actual: np.ndarray, expected: np.ndarray, tolerance: Bound) -> Compa
     difference = np.abs(actual.astype(np.float64) - expected)
     magnitude = np.abs(expected.astype(np.float64))
     excess = difference / (tolerance.absolute + tolerance.relative * magnitude)
+    if strays:
+        forgiven = np.argsort(excess, axis=None)[-strays:]
+        difference.flat[forgiven] = excess.flat[forgiven] = 0.0
     worst = tuple(map(int, np.unravel_index(excess.argmax(), excess.shape)))
     reason = ""
     if excess[worst] > 1:
@@ -54,3 +60,13 @@ def compare(actual: np.ndarray, expected: np.ndarray, tolerance: Bound) -> Compa
         worst=worst,
         excess=float(excess[worst]),
     )
+
+
+def compare_typed(actual: np.ndarray, expected: np.ndarray, tolerance: Bound) -> Comparison:
+    """``compare`` for arrays of any one type: floats within their tolerance, everything else the same."""
+    if actual.dtype != expected.dtype:
+        return Comparison(f"type {actual.dtype} instead of {expected.dtype}")
+    if actual.dtype.kind in "fiub":
+        return compare(actual, expected, tolerance if actual.dtype.kind == "f" else WHOLE)
+    equal = expected.size > 0 and np.array_equal(actual, expected)
+    return Comparison("" if equal else "not the same, or nothing was compared")

@@ -2,42 +2,51 @@
 
 Two files, or a run and ``--against`` another, are compared with each other instead; see ``versus``.
 
-Every artifact goes through every runner that is available here. The truth is the same network in float64; eager
+Every artifact goes through every runner that is available here. The truth is the captured network in float64; eager
 PyTorch in float32 is measured beside it, so that "as accurate as PyTorch" is a number. ``checks`` says what is
-compared; this module chooses, shows and writes.
+compared; this module chooses, shows and writes ``verify.json`` and ``points.pt``.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe
-from stn_export.artifacts.files import write_json
-from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA, Artifact, network_directories
-from stn_export.comparison.tolerances import REQUIRED_RUNNERS, TOLERANCES
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET, OUTPUT_NAME
+from stn_export.artifacts.files import serialise, write_atomically, write_json
+from stn_export.artifacts.manifest import (
+    POINTS_FILE,
+    PROGRAM,
+    VERIFY_FILE,
+    VERIFY_SCHEMA,
+    Artifact,
+    NetworkDirectory,
+    network_directories,
+)
+from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, finite
+from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
-from stn_export.train.data import trained_on
-from stn_export.verify import versus
-from stn_export.verify.checks import Check, Truth, check_artifact, make_truth
+from stn_export.verify import points_file, versus
+from stn_export.verify.checks import Check, check_artifact
 from stn_export.verify.search import with_search
+from stn_export.verify.truth import Truth, truth_of
 
 Job = tuple[Artifact, Path, RunnerSpec]
-COLUMNS = ("artifact", "runner", "grid px", "log-prob", "× eager", "agreement", "accuracy", "repeats", "verdict")
+COLUMNS = ("artifact", "runner", "grid px", "output", "× eager", "agreement", "accuracy", "repeats", "verdict")
 
 
 def jobs_of(artifacts: Sequence[tuple[Artifact, Path]], only: Sequence[str]) -> list[Job]:
-    """Every artifact of a model with every runner available here, those named in ``only`` if any are."""
+    """Every artifact of a network with every runner available here, those named in ``only`` if any are."""
     return [
         (artifact, path, spec)
         for artifact, path in artifacts
         for spec in RUNNERS
         if spec.takes(artifact) and not spec.unavailable()
-        if not only or {artifact.name, f"{artifact.model}/{artifact.name}", spec.name} & set(only)
+        if not only or {artifact.name, f"{artifact.network}/{artifact.name}", spec.name} & set(only)
     ]
 
 
@@ -47,34 +56,60 @@ def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> 
     for artifact, _ in artifacts:
         runner = REQUIRED_RUNNERS[artifact.format]
         if (artifact.name, runner) not in planned:
-            known = (artifact.model, artifact.name, artifact.sha256, runner, artifact.precision)
+            known = (artifact.network, artifact.name, artifact.sha256, runner, artifact.precision)
             yield Check(*known, failure=f"{runner} did not run it")
 
 
-def verify_run(run: Path, data: Path | None, only: Sequence[str], seconds: float = 0) -> Iterator[tuple[int, Check]]:
-    """Check a run's artifacts one by one; with each comes how many there are in all.
+@dataclass(frozen=True)
+class Verified:
+    """A network of a run, the checks of its artifacts so far, and the truth that they were held against."""
 
-    Each that passes is searched for worse inputs over that many ``seconds``, with 0 not at all.
+    directory: NetworkDirectory
+    jobs: list[Job]
+    skipped: list[Check]
+    checks: list[Check] = field(default_factory=list)
+
+    @cached_property
+    def truth(self) -> Truth:
+        """Made when it is first asked for: it takes long."""
+        return truth_of(self.directory.program(), self.directory.examples())
+
+    def run(self, seconds: float) -> Iterator[Check]:
+        """Check one artifact after the other; each that passes is searched for worse inputs over ``seconds``."""
+        for check in self.skipped:
+            self.checks.append(check)
+            yield check
+        for artifact, path, spec in self.jobs:
+            check = check_artifact(artifact, path, spec, self.truth)
+            self.checks.append(with_search(check, artifact, path, spec, self.truth, seconds) if seconds else check)
+            yield self.checks[-1]
+
+    def facts(self) -> dict:
+        """For ``verify.json``."""
+        truth = self.truth
+        points = {name: point.as_dict() for name, point in truth.points.items()}
+        labels = truth.examples.labels is not None
+        return {"examples": len(truth.examples), "labels": labels, "notes": truth.notes, "points": points}
+
+    def points(self) -> dict:
+        """For ``points.pt``; empty where the network samples nowhere."""
+        return points_file.points_of(self.truth, self.checks, self.directory.listed(PROGRAM).sha256)
+
+
+def planned(run: Path, only: Sequence[str]) -> list[Verified]:
+    """What is to be checked of a run.
 
     Raises:
-        UserError: where there is no run, an artifact of it is missing, edited or stale, its data set cannot be had,
-            or ``only`` names nothing of it.
+        UserError: where there is no run, an artifact is missing, edited or stale, or ``only`` names nothing of it.
     """
-    directories = network_directories(run)
-    artifacts = {directory.model: directory.expected() for directory in directories}
-    jobs = {model: jobs_of(listed, only) for model, listed in artifacts.items()}
-    total = sum(map(len, jobs.values()))
-    if only and not total:
+    found = []
+    for directory in network_directories(run):
+        artifacts = directory.expected()
+        jobs = jobs_of(artifacts, only)
+        found.append(Verified(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
+    if only and not any(network.jobs for network in found):
         raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "python -m stn_export.export --list")
-    dataset = trained_on(directories[0].checkpoint(), data)
-    for directory in directories:
-        if not only:
-            yield from ((total, check) for check in skipped(jobs[directory.model], artifacts[directory.model]))
-        truth: Truth | None = None
-        for artifact, path, spec in jobs[directory.model]:
-            truth = truth or make_truth(directory, dataset)
-            check = check_artifact(artifact, path, spec, truth)
-            yield total, with_search(check, artifact, path, spec, truth, seconds) if seconds else check
+    return found
 
 
 def unavailable_runners() -> dict[str, str]:
@@ -82,28 +117,37 @@ def unavailable_runners() -> dict[str, str]:
     return {spec.name: reason for spec in RUNNERS if (reason := spec.unavailable())}
 
 
-def verify(run: Path, data: Path | None, only: Sequence[str], fail_fast: bool, seconds: float = 0) -> list[Check]:
-    """``verify_run`` to its end, or to the first failure, with progress."""
+def verify(networks: Sequence[Verified], fail_fast: bool, seconds: float = 0) -> list[Check]:
+    """Check everything, or all up to the first failure, with progress."""
     checks = []
     with cli.progress() as bar:
-        task = bar.add_task("verify", total=None)
-        for total, check in verify_run(run, data, only, seconds):
+        task = bar.add_task("verify", total=sum(len(each.jobs) + len(each.skipped) for each in networks))
+        for check in (check for each in networks for check in each.run(seconds)):
             checks.append(check)
-            bar.update(task, total=total, advance=1, description=f"{check.model}/{check.artifact}")
+            bar.update(task, advance=1, description=f"{check.network}/{check.artifact}")
             if fail_fast and check.failure:
                 break
     return checks
 
 
-def result_of(checks: Sequence[Check]) -> dict:
+def result_of(networks: Sequence[Verified], checks: Sequence[Check]) -> dict:
     """The content of ``verify.json``."""
     return {
         "passed": bool(checks) and not any(check.failure for check in checks),
         "checks": [check.as_dict() for check in checks],
+        "networks": finite({each.directory.name: each.facts() for each in networks if each.jobs and each.checks}),
         "unavailable": unavailable_runners(),
-        "tolerances": {precision: asdict(tolerance) for precision, tolerance in TOLERANCES.items()},
+        "tolerances": {precision: tolerance.as_dict() for precision, tolerance in TOLERANCES.items()},
         "environment": describe(),
     }
+
+
+def write(run: Path, networks: Sequence[Verified], content: dict) -> None:
+    """Write both files."""
+    points = {each.directory.name: each.points() for each in networks if each.jobs and each.checks}
+    kept = {"schema": points_file.SCHEMA, "networks": {name: said for name, said in points.items() if said}}
+    write_atomically(run / POINTS_FILE, serialise(kept))
+    write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content)
 
 
 def seconds(text: str) -> float:
@@ -117,10 +161,7 @@ def seconds(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.stage("verify", "Prove that every artifact of a run gives what PyTorch gives.")
-    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/{DEFAULT_DATASET}")
-    parser.add_argument(
-        "--data", type=cli.path_or_none, help="directory of CIFAR-10; by default where training read it"
-    )
+    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
     )
@@ -134,8 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="two files to compare with each other, ONNX of any origin; one of PyTorch's without manifest or metadata "
-        "gets images normalised as ours are",
+        help="two files of any origin to compare with each other",
     )
     parser.add_argument("--against", type=cli.path_or_none, metavar="RUN", help="compare --run with this run instead")
     return parser
@@ -152,46 +192,55 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.files or options.against:
         if options.only or options.fail_fast:
             raise UserError("--only and --fail-fast are for checks against PyTorch", "leave them out")
-        versus.versus(options.files, options.run, options.against, options.data, options.json)
+        versus.versus(options.files, options.run, options.against, options.json)
         return
-    run = options.run or ARTIFACTS / DEFAULT_DATASET
-
-    checks = verify(run, options.data, options.only, options.fail_fast, options.search)
-    content = result_of(checks)
+    run = options.run or DEFAULT_RUN
+    networks = planned(run, options.only)
+    checks = verify(networks, options.fail_fast, options.search)
+    content = result_of(networks, checks)
     if not options.only:
-        write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content)
+        write(run, networks, content)
     if options.json:
         cli.print_json({"schema": VERIFY_SCHEMA} | content)
     else:
-        show(content["checks"])
+        show(content)
     failures = [check for check in checks if check.failure]
     if failures or not checks:
         raise CheckFailedError("\n".join([f"{len(failures)} of {len(checks)} checks", *map(_line, failures)]))
 
 
 def _line(check: Check) -> str:
-    return f"{check.model}/{check.artifact} on {check.runner}: {check.failure}"
+    return f"{check.network}/{check.artifact} on {check.runner}: {check.failure}"
 
 
-def show(checks: Sequence[dict]) -> None:
+def show(content: dict) -> None:
     """The table, what failed first."""
     rows = [
         (
-            f"{check['model']}/{check['artifact']}",
+            f"{check['network']}/{check['artifact']}",
             check["runner"],
-            cli.figure(check["errors"].get("grid"), ".1e"),
-            cli.figure(check["errors"].get(OUTPUT_NAME), ".1e"),
+            cli.figure(_worst(check, content["networks"], GRID), ".1e"),
+            cli.figure(_worst(check, content["networks"], OUTPUT), ".1e"),
             cli.figure(check["multiple"], ".1f"),
             cli.figure(check["agreement"], ".2%"),
             cli.figure(check["accuracy"], ".2%"),
             "yes" if check["deterministic"] else "no",
             "[green]equal[/]" if check["passed"] else "[red]FAILED[/]",
         )
-        for check in sorted(checks, key=lambda check: check["passed"])
+        for check in sorted(content["checks"], key=lambda check: check["passed"])
     ]
     cli.table("Parity with PyTorch: worst errors against float64", COLUMNS, rows)
     for name, reason in unavailable_runners().items():
         cli.say(f"[dim]{name} was not run: {cli.escape(reason)}[/]")
+    for name, network in content["networks"].items():
+        for note in network["notes"]:
+            cli.say(f"[dim]{cli.escape(f'{name}: {note}')}[/]")
+
+
+def _worst(check: dict, networks: dict, kind: str) -> float | None:
+    """The worst error at any point of a kind; None where there was none."""
+    points = networks[check["network"]]["points"] if check["network"] in networks else {}
+    return max((error for name, error in check["errors"].items() if points[name]["kind"] == kind), default=None)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
-"""What artifacts are verified on: images of every kind, and thetas that a trained network would rarely give."""
+"""What artifacts are verified on: inputs of every kind, and thetas that a trained network would rarely give.
 
-import copy
+Everything is made of a program's contract and its examples, and always the same. Whole numbers come from the examples.
+"""
+
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 
-import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
-from stn_export.config import IMAGE_SHAPE, VERIFY_BATCHES
-from stn_export.train.data import Dataset, example_images
+from stn_export.artifacts.examples import Examples
+from stn_export.program.specs import Batch, Contract, TensorSpec
 
-CHANNELS, HEIGHT, WIDTH = IMAGE_SHAPE
+BATCHES = (1, 2, 3, 7, 64, 257)
 NOISE_BATCHES = (1, 64)
 GREYS = (0, 1, 127, 128, 254, 255)
-ONE_HOT = tuple((y, x) for y in (0, 1, 15, 16, 31) for x in (0, 16, 31))
+MANY = 7  # examples that are never too large together
+LARGEST = 2**24  # numbers in the inputs of larger batches
+QUARTERS = {"smaller size": 3, "larger size": 5}  # of an open size of the examples
 
 
 def _rotation(degrees: float) -> list[list[float]]:
@@ -24,6 +25,7 @@ def _rotation(degrees: float) -> list[list[float]]:
     return [[cos, sin, 0.0], [-sin, cos, 0.0]]
 
 
+A_THIRD = "a third of a pixel right"
 THETAS = {
     "identity": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
     "turned by 30°": _rotation(30),
@@ -33,52 +35,125 @@ THETAS = {
     "scale 0.1": [[0.1, 0.0, 0.0], [0.0, 0.1, 0.0]],
     "scale 10": [[10.0, 0.0, 0.0], [0.0, 10.0, 0.0]],
     "off the image": [[1.0, 0.0, 3.0], [0.0, 1.0, -3.0]],
-    "a third of a pixel right": [[1.0, 0.0, 2 / 3 / WIDTH], [0.0, 1.0, 0.0]],
+    A_THIRD: [[1.0, 0.0, 1 / 3], [0.0, 1.0, 0.0]],  # the shift in pixels
     "halfway over the border": [[1.0, 0.0, 1.0], [0.0, 1.0, 0.7]],
     "sheared, not square": [[1.3, 0.4, 0.1], [-0.2, 0.6, -0.3]],
 }
 
 
-def image_challenges(dataset: Dataset) -> dict[str, Tensor]:
-    """uint8 batches N×3×32×32 by name: test images, noise, constants, single bright pixels."""
-    random = torch.Generator().manual_seed(0)
-    batches = {f"test images ×{batch}": example_images(dataset, batch) for batch in VERIFY_BATCHES}
-    for batch in NOISE_BATCHES:
-        batches[f"noise ×{batch}"] = torch.randint(256, (batch, *IMAGE_SHAPE), generator=random, dtype=torch.uint8)
-    batches["constants"] = torch.tensor(GREYS, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, *IMAGE_SHAPE)
-    single = torch.zeros(len(ONE_HOT), *IMAGE_SHAPE, dtype=torch.uint8)
-    for image, (y, x) in zip(single, ONE_HOT, strict=True):
-        image[:, y, x] = 255
-    return batches | {"single pixels": single}
+def theta_of(name: str, pixels_per_unit: float) -> Tensor:
+    """One of ``THETAS``, 2×3 float32, for an image that has so many pixels in one unit of x."""
+    theta = torch.tensor(THETAS[name])
+    if name == A_THIRD:
+        theta[0, 2] /= pixels_per_unit
+    return theta
 
 
-def force_theta(model: nn.Module, theta: list[list[float]]) -> nn.Module:
-    """A copy of a model of ours whose transformer gives ``theta`` for every image."""
-    forced = copy.deepcopy(model)
-    last = forced.transformer.regressor[-1]
-    last.weight.data.zero_()
-    last.bias.data.copy_(torch.tensor(theta).flatten())
-    return forced
+def challenges(contract: Contract, examples: Examples) -> dict[str, Batch]:
+    """Batches by name: examples, noise, constants, single bright pixels, and other sizes where sizes are open.
 
-
-def force_onnx_theta(model: onnx.ModelProto, theta: list[list[float]], grid: np.ndarray) -> onnx.ModelProto | None:
-    """The same in an exported graph, where it has the regressor's last layer or, folded, the layer that gives the grid.
-
-    Args:
-        theta: 2×3.
-        grid: H×W×2, what ``theta`` gives, for a folded graph.
+    Where the program's batch is fixed, each has exactly that size.
     """
-    changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "regressor.2.weight": np.zeros_like,
-        "regressor.2.bias": lambda old: np.array(theta, old.dtype).ravel(),
-        "affine_grid_generator.weight": np.zeros_like,
-        "affine_grid_generator.bias": lambda old: grid.astype(old.dtype).ravel(),
+    random, fixed = torch.Generator().manual_seed(0), contract.batch
+    found = {f"examples ×{n}": examples.take(n) for n in ((fixed,) if fixed else BATCHES) if fixed or fits(examples, n)}
+    if any(spec.is_float for spec in contract.inputs):
+        for n in (fixed,) if fixed else NOISE_BATCHES:
+            if fixed or fits(examples, n):
+                found[f"noise ×{n}"] = _noise(contract, examples, n, random)
+    for name, batch in (_drawn(contract, examples) | _resized(contract, examples)).items():
+        found |= dict(_as_batches(name, batch, contract))
+    return found
+
+
+def fits(examples: Examples, count: int) -> bool:
+    """Whether so many examples may be put to a network in float64 at once."""
+    return count <= MANY or count * sum(value.numel() for value in examples.take(1).values()) <= LARGEST
+
+
+def _noise(contract: Contract, examples: Examples, count: int, random: torch.Generator) -> Batch:
+    """Uniform between the smallest and the largest value of each floating input."""
+    batch = dict(examples.take(count))
+    for spec in contract.inputs:
+        values = batch[spec.name]
+        if spec.is_float and values.dtype == torch.uint8:
+            batch[spec.name] = torch.randint(256, values.shape, generator=random, dtype=torch.uint8)
+        elif spec.is_float:
+            low, high = range_of(examples.inputs[spec.name])
+            batch[spec.name] = (low + (high - low) * torch.rand(values.shape, generator=random)).to(values.dtype)
+    return batch
+
+
+def range_of(values: Tensor) -> tuple[float, float]:
+    """What is black and what is white in an input."""
+    return (0.0, 255.0) if values.dtype == torch.uint8 else (float(values.min()), float(values.max()))
+
+
+def _drawn(contract: Contract, examples: Examples) -> dict[str, Batch]:
+    """Pictures of one grey, and black ones with one white pixel; nothing where no input is a picture."""
+    pictures = [spec for spec in contract.inputs if spec.is_picture and spec.is_float and spec.batched]
+    if not pictures:
+        return {}
+    size = examples.inputs[pictures[0].name].shape[-2:]
+    places = _places(*size)
+    greys, single = (dict(examples.take(count)) for count in (len(GREYS), len(places)))
+    for spec in pictures:
+        given = examples.inputs[spec.name]
+        low, high = range_of(given)
+        levels = low + (high - low) * torch.tensor(GREYS).double() / 255
+        greys[spec.name] = torch.zeros_like(greys[spec.name]) + levels.view(-1, 1, 1, 1).to(given.dtype)
+        single[spec.name] = torch.full_like(single[spec.name], low)
+        for picture, (y, x) in zip(single[spec.name], _places(*given.shape[-2:], len(places)), strict=True):
+            picture[:, y, x] = high
+    return {"constants": greys, "single pixels": single}
+
+
+def _places(height: int, width: int, count: int | None = None) -> list[tuple[int, int]]:
+    """Rows and columns at the edges and in the middle, ``count`` of them where that is given."""
+    rows, columns = (
+        dict.fromkeys(max(0, min(each, size - 1)) for each in wanted)
+        for size, wanted in (
+            (height, (0, 1, height // 2 - 1, height // 2, height - 1)),
+            (width, (0, width // 2, width - 1)),
+        )
+    )
+    places = [(y, x) for y in rows for x in columns]
+    return places if count is None else [places[index % len(places)] for index in range(count)]
+
+
+def _resized(contract: Contract, examples: Examples) -> dict[str, Batch]:
+    """A few examples with every open size smaller, and larger."""
+    if not contract.open_sizes:
+        return {}
+    return {
+        name: {spec.name: _stretched(spec, examples.take(3)[spec.name], quarters) for spec in contract.inputs}
+        for name, quarters in QUARTERS.items()
     }
-    forced, changed = onnx.ModelProto(), 0
-    forced.CopyFrom(model)
-    for tensor in forced.graph.initializer:
-        for ending, change in changes.items():
-            if tensor.name.endswith(ending):
-                tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
-                changed += 1
-    return forced if changed == 2 else None
+
+
+def _stretched(spec: TensorSpec, values: Tensor, quarters: int) -> Tensor:
+    for axis, name in enumerate(spec.shape):
+        if isinstance(name, str) and not (spec.batched and axis == 0):
+            size = values.shape[axis]
+            wanted = max(2, size // 4 * quarters if size % 4 == 0 else round(size * quarters / 4))
+            values = values.index_select(axis, torch.arange(wanted) * size // wanted)
+    return values
+
+
+def _as_batches(name: str, batch: Batch, contract: Contract) -> list[tuple[str, Batch]]:
+    """The batch itself or, where the program fixes its size, as many of that size as it takes, the last filled up."""
+    size, fixed = size_of(batch, contract), contract.batch
+    if fixed in (None, size):
+        return [(name, batch)]
+    count = math.ceil(size / fixed)
+    parts = [rows_of(batch, contract, torch.arange(fixed * part, fixed * (part + 1)) % size) for part in range(count)]
+    return [(name if count == 1 else f"{name} {part + 1}", each) for part, each in enumerate(parts)]
+
+
+def size_of(batch: Batch, contract: Contract) -> int:
+    """How many examples a batch holds; 1 where no input is batched."""
+    return next((len(batch[spec.name]) for spec in contract.inputs if spec.batched), 1)
+
+
+def rows_of(batch: Mapping[str, Tensor], contract: Contract, chosen: Tensor) -> Batch:
+    """Some examples of a batch."""
+    return {spec.name: batch[spec.name][chosen] if spec.batched else batch[spec.name] for spec in contract.inputs}

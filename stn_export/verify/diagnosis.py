@@ -4,38 +4,162 @@ A mistake whose result lies within tolerance of what the artifact gave is named;
 which rows to try. Nothing here decides whether something differs: ``compare`` has done that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stn_export.config import OUTPUT_NAME
-from stn_export.program.probes import PIXELS_PER_UNIT, eager_points
+from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, THETA, WARPED
+from stn_export.program.program import Program
+from stn_export.program.sites import MODES, PADDINGS, Site
+from stn_export.program.specs import TensorSpec
+from stn_export.verify.points import Point, in_pixels, sampled_images
+from stn_export.verify.truth import Challenge
 
-Points = dict[str, np.ndarray]
-CLOSE = {"theta": 1e-3, "grid": 0.01, "warped": 1e-3, OUTPUT_NAME: 1e-3}  # a mistake is named within these
+CLOSE = {THETA: 1e-3, GRID: 0.01, WARPED: 1e-3, OUTPUT: 1e-3, COUNT: 0.0}  # of the magnitude, but of a grid in pixels
 USUAL = {
-    "theta": "other weights, another precision, a changed normalisation or channel order",
-    "grid": "align_corners, a transposed theta, x and y swapped, a base grid half a pixel off, precision",
-    "warped": "the interpolation mode, the padding mode, align_corners",
-    OUTPUT_NAME: "the classifier's weights, softmax for log-softmax, the order of classes",
+    THETA: "other weights, another precision, a changed normalisation or channel order",
+    GRID: "align_corners, a transposed theta, x and y swapped, a base grid half a pixel off, precision",
+    WARPED: "the interpolation mode, the padding mode, align_corners",
+    OUTPUT: "the weights behind the samplers, softmax for log-softmax, the order of classes",
+    COUNT: "another order of classes, a tie broken otherwise",
 }
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """What the point would be, given the true points, the model and its normalised images."""
+class Scene:
+    """A challenge seen from one point of a program."""
 
-    point: str
-    name: str
-    result: Callable[[Points, nn.Module, Tensor], np.ndarray]
+    point: Point
+    challenge: Challenge
+    program: Program
+    actual: np.ndarray
+
+    @property
+    def site(self) -> Site:
+        """The point's."""
+        return self.point.site
+
+    def true(self, kind: str) -> np.ndarray:
+        """A point of the same site, or the output itself."""
+        return self.challenge.true[self.site.point(kind) if self.site else self.point.name]
+
+    @cached_property
+    def values(self) -> tuple[Tensor, ...]:
+        """The inputs as the program takes them."""
+        return self.program.values(self.challenge.batch)
+
+    @cached_property
+    def image(self) -> Tensor:
+        """What the site samples, float64."""
+        return sampled_images(self.program, self.values, self.challenge.forcing)[self.site.name]
+
+    def fed(self, index: int, change: Callable[[Tensor], Tensor]) -> np.ndarray:
+        """The point where one input is changed."""
+        values = [change(value) if each == index else value for each, value in enumerate(self.values)]
+        points = {name: value.numpy() for name, value in self.program.exact.points(values).items()}
+        return in_pixels(points, self.challenge.units)[self.point.name]
+
+    def grid(self, theta: np.ndarray, align_corners: bool | None = None) -> np.ndarray:
+        """What a theta gives, in pixels."""
+        align = self.site.grid_align_corners if align_corners is None else align_corners
+        height, width = self.true(GRID).shape[1:3]
+        grid = F.affine_grid(torch.from_numpy(theta), [len(theta), 1, height, width], align_corners=align).numpy()
+        return grid * self.challenge.units[self.site.point(GRID)]
+
+    def warp(self, **changes: object) -> np.ndarray:
+        """The image sampled on the true grid, otherwise than the site does it."""
+        grid = torch.from_numpy(self.true(GRID) / self.challenge.units[self.site.point(GRID)])
+        options = {name: getattr(self.site, name) for name in ("mode", "padding_mode", "align_corners")}
+        return F.grid_sample(self.image, grid, **(options | changes)).numpy()
+
+    def moved(self) -> np.ndarray:
+        """The theta that takes output pixels at their corners instead of their centres."""
+        theta, (height, width) = self.true(THETA).copy(), self.true(GRID).shape[1:3]
+        theta[:, :, 2] -= theta[:, :, 0] / width + theta[:, :, 1] / height
+        return theta
 
 
-def _grid(theta: np.ndarray, images: Tensor, align_corners: bool = False) -> np.ndarray:
-    return F.affine_grid(torch.from_numpy(theta), images.shape, align_corners=align_corners).numpy() * PIXELS_PER_UNIT
+Mistake = tuple[str, Callable[[], np.ndarray]]  # its name and what the point would be
+
+
+def _mistakes(scene: Scene) -> Iterator[Mistake]:
+    """Those that could be made at the point or before it."""
+    yield from BY_KIND[scene.point.name.rpartition("/")[2] if scene.site else OUTPUT](scene)
+    for index, spec in enumerate(scene.program.contract.inputs):
+        if spec.is_picture and spec.is_float:
+            for name, change in _of_picture(spec, scene.values[index]):
+                yield name, lambda change=change, index=index: scene.fed(index, change)
+
+
+def _of_picture(spec: TensorSpec, values: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    if spec.pixels:
+        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (spec.pixels.mean, spec.pixels.std))
+        yield f"{spec.name} were normalised twice", lambda x: (x - mean) / std
+        yield f"{spec.name} were not normalised, only scaled to [0, 1]", lambda x: x * std + mean
+        yield f"{spec.name} were not normalised, but left at 0 to 255", lambda x: (x * std + mean) * 255
+    if values.shape[1] > 1:
+        what = "red and blue are swapped" if values.shape[1] == 3 else "the channels are in reverse order"
+        yield f"{what} in {spec.name}", lambda x: x.flip(1)
+    if values.shape[2] == values.shape[3]:
+        yield f"height and width of {spec.name} are swapped", lambda x: x.transpose(2, 3)
+
+
+def _of_theta(scene: Scene) -> Iterator[Mistake]:
+    yield "theta is transposed", lambda: _transposed(scene.true(THETA))
+    yield "the base grid is half a pixel off", scene.moved
+    yield "the batch is reversed", lambda: scene.true(THETA)[::-1]
+
+
+def _of_grid(scene: Scene) -> Iterator[Mistake]:
+    if scene.site.theta:
+        theta, other = scene.true(THETA), not scene.site.grid_align_corners
+        yield f"align_corners is {other}", lambda: scene.grid(theta, other)
+        yield "theta is transposed", lambda: scene.grid(_transposed(theta))
+        yield "the base grid is half a pixel off", lambda: scene.grid(scene.moved())
+    yield "x and y are swapped", lambda: _swapped(scene)
+    yield "the batch is reversed", lambda: scene.true(GRID)[::-1]
+
+
+def _of_warped(scene: Scene) -> Iterator[Mistake]:
+    for mode in MODES:
+        if mode != scene.site.mode:
+            yield f"the interpolation is {mode}", lambda mode=mode: scene.warp(mode=mode)
+    for padding in PADDINGS:
+        if padding != scene.site.padding_mode:
+            yield f"the padding is {padding}", lambda padding=padding: scene.warp(padding_mode=padding)
+    other = not scene.site.align_corners
+    yield f"the sampler's align_corners is {other}", lambda: scene.warp(align_corners=other)
+    yield "the batch is reversed", lambda: scene.true(WARPED)[::-1]
+
+
+def _of_output(scene: Scene) -> Iterator[Mistake]:
+    true = scene.true(OUTPUT)
+    axis = scene.point.kind == OUTPUT and _normalised_axis(true)
+    if axis:
+        yield "softmax was written for log-softmax", lambda: np.exp(true)
+        yield "log-softmax was left out", lambda: true + _log_sum(scene.actual, axis)
+    yield "the sign is turned", lambda: -true if true.dtype.kind != "b" else ~true
+    yield "the batch is reversed", lambda: true[::-1]
+    if true.ndim > 1:
+        yield "the classes are in reverse order", lambda: np.flip(true, axis or -1)
+
+
+BY_KIND = {THETA: _of_theta, GRID: _of_grid, WARPED: _of_warped, OUTPUT: _of_output}
+
+
+def _normalised_axis(values: np.ndarray) -> int:
+    """The axis along which these are log-probabilities; 0 where they are none."""
+    axes = (axis for axis in range(values.ndim - 1, 0, -1) if values.shape[axis] > 1)
+    return next((axis for axis in axes if np.abs(np.exp(np.minimum(values, 1)).sum(axis) - 1).max() < 1e-6), 0)
+
+
+def _log_sum(values: np.ndarray, axis: int) -> np.ndarray:
+    return torch.from_numpy(values).double().logsumexp(axis, keepdim=True).numpy()
 
 
 def _transposed(theta: np.ndarray) -> np.ndarray:
@@ -43,90 +167,54 @@ def _transposed(theta: np.ndarray) -> np.ndarray:
     return np.concatenate([theta[:, :, :2].transpose(0, 2, 1), theta[:, :, 2:]], axis=2)
 
 
-def _warp(
-    points: Points, images: Tensor, mode: str = "bilinear", padding: str = "zeros", align: bool = False
-) -> np.ndarray:
-    grid = torch.from_numpy(points["grid"] / PIXELS_PER_UNIT).to(images.dtype)
-    return F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=align).numpy()
+def _swapped(scene: Scene) -> np.ndarray:
+    """x in the place of y, each in pixels of the other's side."""
+    unit = scene.challenge.units[scene.site.point(GRID)]
+    return (scene.true(GRID) / unit)[..., ::-1] * unit
 
 
-def _theta_of(change: Callable[[Tensor], Tensor]) -> Callable[[Points, nn.Module, Tensor], np.ndarray]:
-    return lambda points, model, images: eager_points(model, change(images))["theta"]
-
-
-def _output_of(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Points, nn.Module, Tensor], np.ndarray]:
-    return lambda points, model, images: change(points[OUTPUT_NAME])
-
-
-MISTAKES = (
-    Mistake("theta", "the images were normalised twice", _theta_of(lambda x: (x - 0.5) / 0.5)),
-    Mistake("theta", "the images were not normalised, only scaled to [0, 1]", _theta_of(lambda x: x * 0.5 + 0.5)),
-    Mistake(
-        "theta", "the images were not normalised, but left at 0 to 255", _theta_of(lambda x: (x * 0.5 + 0.5) * 255)
-    ),
-    Mistake("theta", "red and blue are swapped", _theta_of(lambda x: x.flip(1))),
-    Mistake("theta", "height and width are swapped", _theta_of(lambda x: x.transpose(2, 3))),
-    Mistake("grid", "align_corners is True", lambda p, m, x: _grid(p["theta"], x, align_corners=True)),
-    Mistake("grid", "theta is transposed", lambda p, m, x: _grid(_transposed(p["theta"]), x)),
-    Mistake("grid", "x and y are swapped", lambda p, m, x: p["grid"][..., ::-1]),
-    Mistake("grid", "the base grid is half a pixel off", lambda p, m, x: _shifted_base(p["theta"], x)),
-    Mistake("warped", "the interpolation is nearest", lambda p, m, x: _warp(p, x, mode="nearest")),
-    Mistake("warped", "the interpolation is bicubic", lambda p, m, x: _warp(p, x, mode="bicubic")),
-    Mistake("warped", "the padding is border", lambda p, m, x: _warp(p, x, padding="border")),
-    Mistake("warped", "the padding is reflection", lambda p, m, x: _warp(p, x, padding="reflection")),
-    Mistake("warped", "the sampler's align_corners is True", lambda p, m, x: _warp(p, x, align=True)),
-    Mistake(OUTPUT_NAME, "softmax was written for log-softmax", _output_of(np.exp)),
-    Mistake(OUTPUT_NAME, "the sign is turned", _output_of(np.negative)),
-    Mistake(OUTPUT_NAME, "the batch is reversed", _output_of(lambda values: values[::-1])),
-    Mistake(OUTPUT_NAME, "the classes are in reverse order", _output_of(lambda values: values[:, ::-1])),
-)
-
-
-def _shifted_base(theta: np.ndarray, images: Tensor) -> np.ndarray:
-    """The grid of output pixels taken at their corners instead of their centres."""
-    moved = theta.copy()
-    moved[:, :, 2] -= theta[:, :, :2].sum(axis=2) / images.shape[-1]
-    return _grid(moved, images)
-
-
-def diagnose(point: str, actual: np.ndarray, true: Points, model: nn.Module, images: Tensor) -> str:
+def diagnose(point: Point, actual: np.ndarray, challenge: Challenge, program: Program) -> str:
     """Name the mistakes that would give ``actual`` at the first ``point`` that differs, or what usually does.
 
     Args:
-        point: one of ``probes.POINTS``.
-        actual: the artifact's value there, the grid in pixels.
-        true: all points of the reference.
-        model: the reference model, of the images' precision.
-        images: normalised, N×3×32×32.
+        point: where.
+        actual: the artifact's value there, a grid in pixels.
+        challenge: that it was put to.
+        program: the reference.
     """
+    scene, true = Scene(point, challenge, program, actual), challenge.true[point.name]
+    close = CLOSE[point.kind] * (1.0 if point.kind == GRID else max(point.magnitude, 1e-30))
     named = []
-    for mistake in MISTAKES:
-        if mistake.point == point:
-            with torch.inference_mode():
-                expected = mistake.result(true, model, images)
-            if _explains(expected, actual, true[point], CLOSE[point]):
-                named.append(mistake.name)
+    for name, result in _mistakes(scene):
+        with torch.inference_mode():
+            if _explains(result, actual, true, close):
+                named.append(name)
     if named:
         return ", or ".join(named)
-    if point == OUTPUT_NAME and (order := class_order(actual, true[OUTPUT_NAME])):
+    if point.site is None and (order := class_order(actual, true, close)):
         return order
-    return f"usually {USUAL[point]}"
+    return f"usually {USUAL[point.kind]}"
 
 
-def _explains(expected: np.ndarray, actual: np.ndarray, true: np.ndarray, close: float) -> bool:
+def _explains(result: Callable[[], np.ndarray], actual: np.ndarray, true: np.ndarray, close: float) -> bool:
     """Whether a mistake's result is close to what was found, and far closer than the truth is."""
+    try:
+        expected = result()
+    except (RuntimeError, ValueError):  # a network may refuse what is not its usual input
+        return False
     if not expected.shape == actual.shape == true.shape:
         return False
-    return np.abs(actual - expected).max() <= min(close, 0.05 * np.abs(actual - true).max())
+    off = np.abs(actual.astype(np.float64) - true).max()
+    return np.abs(actual.astype(np.float64) - expected).max() <= min(close, 0.05 * off)
 
 
-def class_order(actual: np.ndarray, expected: np.ndarray) -> str:
+def class_order(actual: np.ndarray, expected: np.ndarray, close: float = 1e-3) -> str:
     """Says so where the columns are the expected ones in another order."""
-    if actual.shape != expected.shape or not np.isfinite(actual).all():
+    if actual.shape != expected.shape or actual.ndim != 2 or not np.isfinite(actual).all():
         return ""
     nearest = np.abs(actual[:, :, None] - expected[:, None, :]).max(axis=0)
     order = nearest.argmin(axis=1)
     straight = list(range(len(order)))
-    if sorted(order) == straight != list(order) and nearest.min(axis=1).max() <= CLOSE[OUTPUT_NAME]:
+    if sorted(order) == straight != list(order) and nearest.min(axis=1).max() <= close:
         return f"the classes are in the order {', '.join(map(str, order))}"
     return ""

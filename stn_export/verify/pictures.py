@@ -1,5 +1,6 @@
 """Structured images told by a few numbers each, which put into words say how to draw them again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,23 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_export.config import IMAGE_SHAPE
-
-_, HEIGHT, WIDTH = IMAGE_SHAPE
 STRIPES = ("rows", "columns", "a checkerboard")
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]  # a level of 255 for each channel
 
 
 class Picture(Protocol):
     """One image, told by its parameters; ``str`` puts them into words."""
 
     def draw(self, images: Tensor) -> Tensor:
-        """uint8 3×32×32; ``images`` are the test images to start from, uint8 N×3×32×32."""
+        """uint8 C×H×W; ``images`` are the examples to start from, uint8 N×C×H×W."""
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A test image cut, mirrored, stretched about grey and made brighter, in this order."""
+    """An example cut, mirrored, stretched about grey and made brighter, in this order."""
 
     index: int
     margin: int  # pixels cut off every side before it is enlarged again
@@ -32,8 +30,9 @@ class Changed:
     brightness: int  # steps of 255
 
     def draw(self, images: Tensor) -> Tensor:
-        window = slice(self.margin, HEIGHT - self.margin)
-        image = F.interpolate(images[self.index, None, :, window, window].float(), (HEIGHT, WIDTH))[0]
+        height, width = images.shape[2:]
+        rows, columns = (slice(self.margin, size - self.margin) for size in (height, width))
+        image = F.interpolate(images[self.index, None, :, rows, columns].float(), (height, width))[0]
         image = image.flip(-1) if self.mirrored else image
         return _bytes((image - 127.5) * (1 + self.contrast / 100) + 127.5 + self.brightness)
 
@@ -44,23 +43,23 @@ class Changed:
             f"contrast {self.contrast:+d} %": self.contrast,
             f"brightness {self.brightness:+d}": self.brightness,
         }
-        return ", ".join([f"test image {self.index}", *(words for words, made in changes.items() if made)])
+        return ", ".join([f"example {self.index}", *(words for words, made in changes.items() if made)])
 
 
 @dataclass(frozen=True)
 class Noisy:
-    """A test image blended with uniform noise."""
+    """An example blended with uniform noise."""
 
     index: int
     share: int  # per cent of noise
     seed: int
 
     def draw(self, images: Tensor) -> Tensor:
-        noise = torch.randint(256, IMAGE_SHAPE, generator=torch.Generator().manual_seed(self.seed))
+        noise = torch.randint(256, images.shape[1:], generator=torch.Generator().manual_seed(self.seed))
         return _bytes(images[self.index] * (1 - self.share / 100) + noise * (self.share / 100))
 
     def __str__(self) -> str:
-        return f"test image {self.index} under {self.share} % noise (seed {self.seed})"
+        return f"example {self.index} under {self.share} % noise (seed {self.seed})"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class Stripes:
     colours: tuple[Colour, Colour]
 
     def draw(self, images: Tensor) -> Tensor:
-        y, x = torch.arange(HEIGHT)[:, None] // self.width, torch.arange(WIDTH) // self.width
+        height, width = images.shape[2:]
+        y, x = torch.arange(height)[:, None] // self.width, torch.arange(width) // self.width
         second = {"rows": y + 0 * x, "columns": x + 0 * y, "a checkerboard": x + y}[self.kind] % 2
         return torch.where(second.bool(), _flat(self.colours[1]), _flat(self.colours[0]))
 
@@ -89,7 +89,7 @@ class Edge:
     colours: tuple[Colour, Colour]
 
     def draw(self, images: Tensor) -> Tensor:
-        image = _flat(self.colours[0]).expand(IMAGE_SHAPE).clone()
+        image = _flat(self.colours[0]).expand(images.shape[1:]).clone()
         (image[:, :, self.at :] if self.upright else image[:, self.at :])[:] = _flat(self.colours[1])
         return image
 
@@ -107,7 +107,7 @@ class Sparse:
     pixels: tuple[tuple[int, int, Colour], ...]  # y, x, colour
 
     def draw(self, images: Tensor) -> Tensor:
-        image = torch.zeros(IMAGE_SHAPE, dtype=torch.uint8)
+        image = torch.zeros(images.shape[1:], dtype=torch.uint8)
         for y, x, colour in self.pixels:
             image[:, y, x] = torch.tensor(colour, dtype=torch.uint8)
         return image
@@ -115,6 +115,26 @@ class Sparse:
     def __str__(self) -> str:
         pixels = [f"{_name(colour)} at row {y}, column {x}" for y, x, colour in self.pixels]
         return f"black but for {', '.join(pixels)}"
+
+
+@dataclass(frozen=True)
+class Blended:
+    """Where no input is a picture: an example, all its floating inputs blended with noise of the examples' range."""
+
+    index: int
+    share: int  # per cent of noise
+    seed: int
+
+    def blend(self, row: Mapping[str, Tensor], ranges: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
+        """The example's inputs; ``ranges`` are those of the floating ones."""
+        random, blended = torch.Generator().manual_seed(self.seed), dict(row)
+        for name, (low, high) in ranges.items():
+            noise = low + (high - low) * torch.rand(row[name].shape, generator=random)
+            blended[name] = row[name] * (1 - self.share / 100) + noise.to(row[name].dtype) * (self.share / 100)
+        return blended
+
+    def __str__(self) -> str:
+        return f"example {self.index} under {self.share} % noise (seed {self.seed})"
 
 
 def _bytes(image: Tensor) -> Tensor:
@@ -126,4 +146,4 @@ def _flat(colour: Colour) -> Tensor:
 
 
 def _name(colour: Colour) -> str:
-    return f"grey {colour[0]}" if len(set(colour)) == 1 else f"RGB {colour}"
+    return f"grey {colour[0]}" if len(set(colour)) == 1 else f"{'RGB' if len(colour) == 3 else 'levels'} {colour}"

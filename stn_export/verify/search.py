@@ -1,7 +1,8 @@
 """A bounded search for inputs that an artifact gets wrong, beyond the fixed challenges.
 
-Hypothesis draws small batches of structured images, climbs towards a larger error and shrinks what fails. A batch is
-a few numbers, so the smallest one that fails can be said in words.
+Hypothesis draws small batches of structured pictures for the first input that takes them, other inputs come from the
+examples; where there is none, examples are blended with noise. It climbs towards a larger error and shrinks what fails.
+A batch is a few numbers, so the smallest one that fails can be said in words.
 """
 
 import math
@@ -18,25 +19,20 @@ from hypothesis import HealthCheck, Phase, Verbosity, find, settings, target
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import NoSuchExample
+from torch import Tensor
 
 from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.compare import Comparison, compare
-from stn_export.comparison.tolerances import TOLERANCES, Tolerance
-from stn_export.config import IMAGE_SHAPE, OUTPUT_NAME
+from stn_export.comparison.tolerances import COUNT, TOLERANCES, Tolerance
+from stn_export.program.specs import Arrays, Batch, TensorSpec
 from stn_export.runners import Runner, RunnerSpec
-from stn_export.verify.checks import (
-    Challenge,
-    Check,
-    Points,
-    Truth,
-    compare_points,
-    feed,
-    first_failure,
-    make_challenge,
-)
-from stn_export.verify.pictures import STRIPES, Changed, Edge, Noisy, Picture, Sparse, Stripes
+from stn_export.verify.challenges import range_of
+from stn_export.verify.checks import Check, compare_points, first_failure, told
+from stn_export.verify.feeding import feed
+from stn_export.verify.pictures import STRIPES, Blended, Changed, Edge, Noisy, Picture, Sparse, Stripes
+from stn_export.verify.points import Point, in_pixels
+from stn_export.verify.truth import Challenge, Truth
 
-_, HEIGHT, WIDTH = IMAGE_SHAPE
 MOST_IMAGES = 4
 MOST_PIXELS = 8
 SEED = 0
@@ -53,25 +49,51 @@ QUIET = settings(
 )
 
 LEVELS = st.integers(0, 255)
-COLOURS = LEVELS.map(lambda level: (level, level, level)) | st.tuples(LEVELS, LEVELS, LEVELS)
-Batch = tuple[Picture, ...]
+LARGEST_MARGIN, LEAST_LEFT = 12, 8  # pixels
+Items = tuple[Picture | Blended, ...]
 
 
-def batches(test_images: int) -> st.SearchStrategy[Batch]:
-    """Batches of one to four pictures, the simplest kind first; ``test_images`` may be changed or blended."""
-    index = st.integers(0, test_images - 1)
-    pixels = st.tuples(st.integers(0, HEIGHT - 1), st.integers(0, WIDTH - 1), COLOURS)
-    pictures = st.one_of(
-        st.builds(Edge, st.booleans(), st.integers(1, WIDTH - 1), st.tuples(COLOURS, COLOURS)),
+def batches(examples: int, size: tuple[int, int, int] | None) -> st.SearchStrategy[Items]:
+    """Batches of one to four pictures, the simplest kind first.
+
+    Args:
+        examples: how many there are to be changed or blended.
+        size: channels, height and width; None where no input is a picture.
+    """
+    kind = _pictures(examples, *size) if size else st.builds(Blended, *_noise(examples))
+    return st.lists(kind, min_size=1, max_size=MOST_IMAGES).map(tuple)
+
+
+def _noise(examples: int) -> tuple[st.SearchStrategy[int], ...]:
+    return st.integers(0, examples - 1), st.integers(1, 100), st.integers(0, 2**16)
+
+
+def _pictures(examples: int, channels: int, height: int, width: int) -> st.SearchStrategy[Picture]:
+    colours = LEVELS.map(lambda level: (level,) * channels) | st.tuples(*[LEVELS] * channels)
+    two, least = st.tuples(colours, colours), min(height, width)
+    pixels = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1), colours)
+    margin = st.integers(0, max(0, min(LARGEST_MARGIN, (least - LEAST_LEFT) // 2)))
+    edges = [
+        st.builds(Edge, st.just(upright), st.integers(1, max(1, side - 1)), two)
+        for upright, side in ((False, height), (True, width))
+    ]
+    return st.one_of(
+        st.one_of(*edges),
         st.builds(Sparse, st.lists(pixels, min_size=1, max_size=MOST_PIXELS).map(tuple)),
-        st.builds(Stripes, st.sampled_from(STRIPES), st.integers(1, WIDTH // 2), st.tuples(COLOURS, COLOURS)),
-        st.builds(Changed, index, st.integers(0, 12), st.booleans(), st.integers(-100, 300), st.integers(-255, 255)),
-        st.builds(Noisy, index, st.integers(1, 100), st.integers(0, 2**16)),
+        st.builds(Stripes, st.sampled_from(STRIPES), st.integers(1, max(1, least // 2)), two),
+        st.builds(
+            Changed,
+            st.integers(0, examples - 1),
+            margin,
+            st.booleans(),
+            st.integers(-100, 300),
+            st.integers(-255, 255),
+        ),
+        st.builds(Noisy, *_noise(examples)),
     )
-    return st.lists(pictures, min_size=1, max_size=MOST_IMAGES).map(tuple)
 
 
-def describe(batch: Batch) -> str:
+def describe(batch: Items) -> str:
     """The pictures of a batch in words."""
     return "; ".join(map(str, batch))
 
@@ -80,7 +102,7 @@ def describe(batch: Batch) -> str:
 class SearchResult:
     """What a search came to.
 
-    ``examples`` batches were tried; ``excess`` is the worst error of the log-probabilities in units of its tolerance
+    ``examples`` batches were tried; ``excess`` is the worst error of an output in units of its tolerance
     (1.0 at the bound, infinite where an output was missing or no number), at the batch that ``worst`` describes.
     ``failure`` describes the smallest batch that fails, and how; it is empty where none was found.
     """
@@ -91,19 +113,57 @@ class SearchResult:
     failure: str
 
 
+class _Drawer:
+    """Makes batches for a program of what is drawn."""
+
+    def __init__(self, truth: Truth) -> None:
+        self.contract, self.examples = truth.contract, truth.examples
+        pictures = (spec for spec in self.contract.inputs if spec.is_picture and spec.is_float and spec.batched)
+        self.picture: TensorSpec | None = next(pictures, None)
+        floating = [spec.name for spec in self.contract.inputs if spec.is_float and spec.batched]
+        self.ranges = {name: range_of(self.examples.inputs[name]) for name in floating}
+        self.images = self._as_bytes() if self.picture else None
+
+    @property
+    def size(self) -> tuple[int, int, int] | None:
+        """Of a picture."""
+        return tuple(self.images.shape[1:]) if self.picture else None
+
+    def _as_bytes(self) -> Tensor:
+        given, (low, high) = self.examples.inputs[self.picture.name], self.ranges[self.picture.name]
+        return given if given.dtype == torch.uint8 else ((given - low) / max(high - low, 1e-30) * 255).to(torch.uint8)
+
+    def batch(self, items: Items) -> Batch:
+        """As many examples as there are items, or as the program takes."""
+        count = self.contract.batch or len(items)
+        rows = [self._row(position, items[position % len(items)]) for position in range(count)]
+        return rows[0] | {name: torch.cat([row[name] for row in rows]) for name in self.examples.batched}
+
+    def _row(self, position: int, item: Picture | Blended) -> Batch:
+        row = self.examples.rows(torch.tensor([getattr(item, "index", position) % len(self.examples)]))
+        if self.picture is None:
+            return item.blend(row, self.ranges)
+        drawn, (low, high) = item.draw(self.images)[None], self.ranges[self.picture.name]
+        given = self.examples.inputs[self.picture.name].dtype
+        return row | {
+            self.picture.name: drawn if given == torch.uint8 else (low + drawn.double() * (high - low) / 255).to(given)
+        }
+
+
 class _Hunt:
     """One artifact in one runner under search: what was tried, and the clock."""
 
-    def __init__(self, runner: Runner, contract: dict, truth: Truth, tolerance: Tolerance, seconds: float) -> None:
-        self.runner, self.contract, self.truth, self.tolerance = runner, contract, truth, tolerance
+    def __init__(self, runner: Runner, truth: Truth, tolerance: Tolerance, seconds: float) -> None:
+        self.runner, self.truth, self.tolerance = runner, truth, tolerance
+        self.drawer = _Drawer(truth)
         self.end = time.monotonic() + seconds
-        self.tried: dict[Batch, tuple[float, bool]] = {}  # the excess, and whether the batch fails
+        self.tried: dict[Items, tuple[float, bool]] = {}  # the excess, and whether the batch fails
 
     @property
     def late(self) -> bool:
         return time.monotonic() >= self.end
 
-    def fails(self, batch: Batch) -> bool:
+    def fails(self, batch: Items) -> bool:
         """Whether a batch fails. Out of time, one that was never tried does not: shrinking ends with what it has."""
         if batch not in self.tried:
             if self.late:
@@ -113,31 +173,35 @@ class _Hunt:
         target(min(excess, 1e9))
         return failed
 
-    def run(self, batch: Batch) -> tuple[float, bool]:
+    def run(self, batch: Items) -> tuple[float, bool]:
         try:
             results, actual, challenge = self.compare(batch)
         except Exception:  # whatever a runner raises is a failure, named by ``explain``
             return INFINITE, True
-        if OUTPUT_NAME not in actual:
+        outputs = [point for name, point in self.truth.points.items() if point.site is None and name in results]
+        if any(point.name not in actual for point in outputs):
             return INFINITE, True
-        excess = compare(actual[OUTPUT_NAME], challenge.true[OUTPUT_NAME], self.tolerance.at(OUTPUT_NAME)).excess
+        usual = [point for point in outputs if point.kind != COUNT]
+        excess = max((self.excess(point, actual, challenge) for point in usual), default=0.0)
         return INFINITE if math.isnan(excess) else excess, not all(results.values())
 
-    def compare(self, batch: Batch) -> tuple[dict[str, Comparison], Points, Challenge]:
-        images = torch.stack([picture.draw(self.truth.dataset.test.images) for picture in batch])
-        challenge = make_challenge(self.truth.model, self.truth.model64, images)
-        actual = feed(self.runner.points, images, self.runner, self.contract)
-        usual = self.truth.eager_errors
-        eager_errors = {point: max(error, usual[point]) for point, error in challenge.eager_errors.items()}
-        return compare_points(actual, challenge, self.tolerance.widened(eager_errors)), actual, challenge
+    def excess(self, point: Point, actual: Arrays, challenge: Challenge) -> float:
+        """An output's error in units of what it would be bound by near the data."""
+        bound = self.tolerance.at(point.kind, point.scale)
+        return compare(actual[point.name], challenge.true[point.name], bound).excess
 
-    def explain(self, batch: Batch) -> str:
+    def compare(self, batch: Items) -> tuple[dict[str, Comparison], Arrays, Challenge]:
+        challenge = self.truth.challenge(self.drawer.batch(batch))
+        actual = in_pixels(feed(self.runner.points, challenge.batch, self.runner.contract, self.truth), challenge.units)
+        return compare_points(self.runner, actual, challenge, self.truth, self.tolerance, far=True), actual, challenge
+
+    def explain(self, batch: Items) -> str:
         try:
-            return first_failure(*self.compare(batch)) or "it fails only now and then"
+            return first_failure(*self.compare(batch), self.truth) or "it fails only now and then"
         except Exception as problem:
-            return f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
+            return told(problem)
 
-    def result(self, smallest: Batch | None) -> SearchResult:
+    def result(self, smallest: Items | None) -> SearchResult:
         worst = max(self.tried, key=lambda batch: self.tried[batch][0], default=())
         excess = self.tried[worst][0] if worst else 0.0
         failure = f"search: {describe(smallest)}: {self.explain(smallest)}" if smallest else ""
@@ -146,25 +210,23 @@ class _Hunt:
 
 def search(
     runner: Runner,
-    contract: dict,
     truth: Truth,
     tolerance: Tolerance,
     seconds: float,
     seed: int = SEED,
     examples: int = MOST_EXAMPLES,
 ) -> SearchResult:
-    """Look for a batch whose points leave ``tolerance``, ``widened``, of the network in float64, and shrink it.
+    """Look for a batch whose points leave ``tolerance.far`` of the network in float64, and shrink it.
 
     Args:
         runner: of the artifact.
-        contract: the artifact's input contract.
-        truth: of the model that the artifact was made from.
+        truth: of the program that the artifact was made from.
         seconds: how long to search; what is found late is shrunk as far as time allows.
         seed: the same seed tries the same batches in the same order.
         examples: how many to draw at most, in rounds of 100.
     """
-    hunt = _Hunt(runner, contract, truth, tolerance, seconds)
-    strategy = batches(len(truth.dataset.test))
+    hunt = _Hunt(runner, truth, tolerance, seconds)
+    strategy = batches(len(truth.examples), hunt.drawer.size)
     with _no_traces():
         for number in range(0, examples, ROUND):
             if hunt.late:
@@ -191,6 +253,6 @@ def with_search(check: Check, artifact: Artifact, path: Path, spec: RunnerSpec, 
     """A check that passed with what a search of ``seconds`` came to; what it finds makes the check fail."""
     if check.failure:
         return check
-    contract, tolerance = spec.verified_as(artifact.input_contract), TOLERANCES[check.precision]
-    result = search(spec.open(path, contract), contract, truth, tolerance, seconds)
+    runner = spec.open(path, spec.verified_as(artifact.contract))
+    result = search(runner, truth, TOLERANCES[check.precision], seconds)
     return replace(check, failure=result.failure, search=asdict(result) | {"seconds": seconds, "seed": SEED})

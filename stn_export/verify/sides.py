@@ -1,80 +1,77 @@
-"""Files of any origin, opened to be compared: ours with or without their manifest, and other people's ONNX."""
+"""Files of any origin, opened to be compared: ours with or without their manifest, and other people's."""
 
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
-from stn_export.artifacts.manifest import MANIFEST, Artifact, NetworkDirectory
-from stn_export.config import CONTRACTS, FORMATS, INPUT_NAME, OUTPUT_NAME
+from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.manifest import MANIFEST, PROGRAM, Artifact, NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.graphs.graph import OnnxFile, read_model
-from stn_export.runners import FLOAT, RUNNERS, Runner
+from stn_export.graphs.graph import read_model
+from stn_export.program.program import load_program
+from stn_export.program.specs import BATCH, Arrays, Batch, Contract, TensorSpec
+from stn_export.runners import RUNNERS, Runner
 from stn_export.runners.torch_files import read_metadata
 
-SUFFIXES = {".pt": "checkpoint"} | {suffix: name for name, suffix in FORMATS.items()}
-USABLE = "name two .onnx, .ts, .pt2 or checkpoint.pt files"
-TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}  # as ONNX Runtime calls them
-
-Arrays = dict[str, np.ndarray]
-Signature = dict[str, tuple[str, tuple[int | None, ...]]]  # type and dimensions by name, None where open
+FORMATS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2", ".aoti.pt2": "aotinductor"}
+USABLE = "name two .onnx, .ts or .pt2 files"
+TYPES = {"float": "float32", "double": "float64"}  # as ONNX Runtime calls them, where NumPy says otherwise
+BLANK = Contract((), ())
 
 
 @dataclass(frozen=True)
 class Side:
-    """An opened file. ``artifact`` has no input contract where the file says nothing of images."""
+    """An opened file. ``known`` says whether it knows what it takes: a TorchScript file of others does not."""
 
     path: Path
     artifact: Artifact
     runner: Runner
-    onnx: OnnxFile | None
+    known: bool = True
     directory: NetworkDirectory | None = None  # where a manifest lists the file
 
     @property
-    def origin(self) -> str | None:
-        """The sha256 of the checkpoint it was made from, or that it is; None where it is not known."""
-        return self.artifact.parent_sha256 or self.artifact.sha256 or None
+    def contract(self) -> Contract:
+        """What goes in and comes out."""
+        return self.runner.contract
 
     @property
-    def signature(self) -> Signature:
-        """An ONNX file's declared inputs."""
-        return {
-            each.name: (each.type, tuple(size if isinstance(size, int) else None for size in each.shape))
-            for each in self.runner.session.get_inputs()
-        }
+    def origin(self) -> str | None:
+        """The sha256 of the program that it was made from, or that it is; None where it is not known."""
+        return (self.artifact.sha256 if self.artifact.name == PROGRAM else self.artifact.parent_sha256) or None
 
-    def feed(self, batch: np.ndarray) -> Arrays:
-        """A batch of images under the name of the one input that takes it."""
-        return {next(iter(self.signature)) if self.onnx else INPUT_NAME: batch}
+    @property
+    def examples(self) -> Examples | None:
+        """What the run tries it on."""
+        return self.directory.examples() if self.directory else None
 
-    def run(self, feeds: Arrays) -> Arrays | str:
-        """Every output by name, or why there is none; in filled-up batches where the artifact's own is fixed."""
-        if self.runner.batch is None:
-            return self._run(feeds)
-        [(name, images)] = feeds.items()
-        parts = [self._run({name: part}) for part in _filled(images, self.runner.batch)]
-        if failures := [part for part in parts if isinstance(part, str)]:
-            return failures[0]
-        return {output: np.concatenate([part[output] for part in parts])[: len(images)] for output in parts[0]}
+    def taking(self, contract: Contract) -> "Side":
+        """The same under another contract."""
+        self.runner.contract, self.runner.outputs = contract, tuple(spec.name for spec in contract.outputs)
+        return replace(self, artifact=replace(self.artifact, contract=contract), known=True)
 
-    def _run(self, feeds: Arrays) -> Arrays | str:
-        """What a foreign file raises is its own affair."""
+    def run(self, batch: Batch, size: int) -> Arrays | str:
+        """Every output of ``size`` examples by name, or why there is none.
+
+        Where the file's batch is fixed it gets filled-up ones, and what is not an example's own is left out.
+        """
         try:
-            if self.onnx is None:
-                return {OUTPUT_NAME: self.runner.infer(feeds[INPUT_NAME])}
-            names = [each.name for each in self.runner.session.get_outputs()]
-            return dict(zip(names, self.runner.session.run(names, feeds), strict=True))
-        except Exception as error:
-            return f"{self.path} does not run on it: {_first_line(error)}"
+            feeds, fixed = self.contract.arrays(batch), self.contract.batch
+            if fixed in (None, size):
+                return self.runner.infer(feeds)
+            parts = [self.runner.infer(self._part(feeds, start, fixed, size)) for start in range(0, size, fixed)]
+            own = [spec.name for spec in self.contract.outputs if spec.batched]
+            return {name: np.concatenate([part[name] for part in parts])[:size] for name in own}
+        except Exception as error:  # what a foreign file raises is its own affair
+            return f"{self.path} does not run on it: {first_line(error)}"
 
-
-def _filled(images: np.ndarray, size: int) -> list[np.ndarray]:
-    """Parts of ``size`` images, zeros added to the last."""
-    rest = -len(images) % size
-    zeros = np.zeros((rest, *images.shape[1:]), images.dtype)
-    return list(np.concatenate([images, zeros]).reshape(-1, size, *images.shape[1:]))
+    def _part(self, feeds: Arrays, start: int, count: int, size: int) -> Arrays:
+        chosen = np.minimum(np.arange(start, start + count), size - 1)
+        return {s.name: feeds[s.name][chosen] if s.batched else feeds[s.name] for s in self.contract.inputs}
 
 
 def open_side(path: Path) -> Side:
@@ -87,12 +84,12 @@ def open_side(path: Path) -> Side:
         raise UserError(f"there is no file {path}", USABLE)
     directory = NetworkDirectory(path.parent)
     for artifact in _entries(directory).values():
-        if artifact.file == path.name:
+        if artifact.file == path.name and artifact.format in FORMATS.values():
             return open_listed(directory, artifact)
-    suffix = next((each for each in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(each)), None)
+    suffix = next((each for each in sorted(FORMATS, key=len, reverse=True) if path.name.endswith(each)), None)
     if suffix is None:
         raise UserError(f"{path} is of no kind that can be compared", USABLE)
-    return _open_unlisted(path, SUFFIXES[suffix])
+    return _open_unlisted(path, FORMATS[suffix])
 
 
 def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
@@ -103,33 +100,41 @@ def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
 
 
 def open_listed(directory: NetworkDirectory, artifact: Artifact) -> Side:
-    """Open an artifact of a run; one made from an older checkpoint will do.
+    """Open an artifact of a run; one made from an older program will do.
 
     Raises:
         UserError: where it is missing, edited or unreadable.
     """
     path = directory.intact(artifact)
-    onnx = read_model(path) if artifact.format == "onnx" else None
-    return Side(path, artifact, _runner(path, artifact), onnx, directory)
+    return Side(path, artifact, _runner(path, artifact), directory=directory)
 
 
 def _open_unlisted(path: Path, kind: str) -> Side:
-    """A file on its own: what its metadata says is believed; what is no ONNX takes images, normalised by default."""
-    onnx = read_model(path) if kind == "onnx" else None
-    said = {each.key: _parsed(each.value) for each in onnx.model.metadata_props} if onnx else read_metadata(path)
-    contract = said.get("input_contract")
-    ours = isinstance(contract, dict)
+    """A file on its own: what it says of itself is believed."""
+    said = _metadata(path, kind)
+    ours = isinstance(said.get("contract"), dict)
     artifact = Artifact(
         name=path.name,
         file=path.name,
-        model="",
+        network="",
         format=kind,
         sha256="",
-        parent_sha256=said.get("checkpoint_sha256") if ours else None,
+        contract=Contract.from_dict(said["contract"]) if ours else BLANK,
+        parent_sha256=said.get("program_sha256") if ours else None,
         precision=said.get("precision", "fp32") if ours else "fp32",
-        input_contract=contract if ours else {} if onnx else FLOAT,
     )
-    return Side(path, artifact, _runner(path, artifact), onnx)
+    side = Side(path, artifact, _runner(path, artifact), known=ours)
+    if not ours and kind == "onnx":
+        return side.taking(contract_of_session(side.runner.session))
+    return side
+
+
+def _metadata(path: Path, kind: str) -> dict:
+    if kind == "onnx":
+        return {each.key: _parsed(each.value) for each in read_model(path).model.metadata_props}
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is truncated or no PyTorch file", USABLE)
+    return {"contract": load_program(path).contract.as_dict()} if kind == "pt2" else read_metadata(path)
 
 
 def _parsed(text: str) -> object:
@@ -141,27 +146,112 @@ def _parsed(text: str) -> object:
 
 
 def _runner(path: Path, artifact: Artifact) -> Runner:
-    if artifact.format != "onnx" and not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is truncated or no PyTorch file", USABLE)
     specs = [spec for spec in RUNNERS if (spec.format, spec.device) == (artifact.format, "cpu")]
     if not specs:
         raise UserError(f"{path} does not run on the CPU, where files are compared", USABLE)
     try:
-        return specs[0].open(path, artifact.input_contract or FLOAT)
+        return specs[0].open(path, artifact.contract)
     except UserError:
         raise
     except Exception as error:  # what PyTorch and ONNX Runtime raise depends on the kind of damage
-        raise UserError(f"{path} cannot be opened as {artifact.format}: {_first_line(error)}", USABLE) from error
+        raise UserError(f"{path} cannot be opened as {artifact.format}: {first_line(error)}", USABLE) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def image_contract(side: Side) -> dict:
-    """A side's input contract, or for another's ONNX file the one that its only input looks like; else empty."""
-    if side.artifact.input_contract or len(side.signature) != 1:
-        return side.artifact.input_contract
-    kind, shape = next(iter(side.signature.values()))
-    known = [contract.as_dict() for contract in CONTRACTS.values()]
-    return next((each for each in known if (TYPES[each["dtype"]], each["shape"][1:]) == (kind, [*shape[1:]])), {})
+def contract_of_session(session: onnxruntime.InferenceSession) -> Contract:
+    """What other people's ONNX file declares. What is called as the first input's first dimension is the batch.
+
+    A first dimension that all inputs and outputs share is a batch of fixed size.
+    """
+    sides = session.get_inputs(), session.get_outputs()
+    shapes = [each.shape for side in sides for each in side]
+    first = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
+    shared = len({shape[0] if shape else None for shape in shapes}) == 1
+
+    def spec(place: str, each: onnxruntime.NodeArg) -> TensorSpec:
+        shape = tuple(_size(size, axis, place, first) for axis, size in enumerate(each.shape))
+        batched = bool(shape) and (shape[0] == BATCH or (shared and isinstance(shape[0], int)))
+        kind = each.type.removeprefix("tensor(").removesuffix(")")
+        return TensorSpec(each.name, TYPES.get(kind, kind), shape, batched)
+
+    return Contract(*(tuple(spec(each.name, each) for each in side) for side in sides))
+
+
+def _size(size: int | str | None, axis: int, place: str, batch: str | None) -> int | str:
+    if isinstance(size, int):
+        return size
+    return BATCH if axis == 0 and size in (None, batch) else size or f"{place}{axis}"
+
+
+def agreed(left: Side, right: Side) -> tuple[Side, Side] | str:
+    """Both sides, what one does not know of itself taken from the other, or why they cannot be fed with the same."""
+    if not left.known and not right.known:
+        return f"neither {left.path} nor {right.path} says what it takes"
+    if not (left.known and right.known):
+        left, right = (
+            side if side.known else side.taking(other.contract) for side, other in ((left, right), (right, left))
+        )
+    pairs = dict(matched([s.name for s in left.contract.inputs], [s.name for s in right.contract.inputs]))
+    ours, theirs = ({spec.name: spec for spec in side.contract.inputs} for side in (left, right))
+    unlike = len(ours) != len(theirs) or not all(alike(ours[a], theirs[b]) for a, b in pairs.items())
+    if unlike:
+        return f"takes {said(left.contract)} instead of {said(right.contract)}"
+    back = {b: a for a, b in pairs.items()}
+    return (
+        _normalised(left, lambda name: theirs[pairs[name]]),
+        _normalised(right, lambda name: ours[back[name]]),
+    )
+
+
+def _normalised(side: Side, other: Callable[[str], TensorSpec]) -> Side:
+    """A side that normalises pictures as the other one does, where it does not know by itself."""
+    inputs = tuple(
+        replace(spec, pixels=other(spec.name).pixels) if spec.is_float and spec.pixels is None else spec
+        for spec in side.contract.inputs
+    )
+    return side.taking(replace(side.contract, inputs=inputs))
+
+
+def alike(left: TensorSpec, right: TensorSpec) -> bool:
+    """Whether two inputs can be fed with the same: raw pictures, and normalised ones, are."""
+    raw = {left.dtype, right.dtype} == {"uint8", "float32"} and bool(left.pixels or right.pixels)
+    shapes = [_nchw(spec) for spec in (left, right)]
+    return (
+        (left.dtype == right.dtype or raw)
+        and len(shapes[0]) == len(shapes[1])
+        and all(
+            a == b or isinstance(a, str) or isinstance(b, str) or (axis == 0 and left.batched and right.batched)
+            for axis, (a, b) in enumerate(zip(*shapes, strict=True))
+        )
+    )
+
+
+def _nchw(spec: TensorSpec) -> tuple[int | str, ...]:
+    return spec.shape if spec.layout == "NCHW" else (spec.shape[0], spec.shape[3], *spec.shape[1:3])
+
+
+def said(contract: Contract) -> str:
+    """The inputs for a person."""
+    return ", ".join(f"{spec.name} {spec.text}" for spec in contract.inputs) or "nothing"
+
+
+def matched(left: Iterable[str], right: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of one name, then the others by position where there are as many on both sides."""
+    left, right = list(left), list(right)
+    others = [name for name in left if name not in right], [name for name in right if name not in left]
+    same = [(name, name) for name in left if name in right]
+    return [*same, *zip(*others, strict=True)] if len(left) == len(right) else same
+
+
+def shape_of(left: TensorSpec, right: TensorSpec, sizes: Mapping[str, int]) -> Sequence[int]:
+    """What both sides can be fed with, NCHW: sizes that either fixes, the others by name or ``sizes['']``."""
+    pairs = zip(_nchw(left), _nchw(right), strict=True)
+    return [
+        sizes[BATCH] if axis == 0 and left.batched and right.batched
+        else a if isinstance(a, int) else b if isinstance(b, int) else sizes.get(a, sizes[""])
+        for axis, (a, b) in enumerate(pairs)
+    ]  # fmt: skip

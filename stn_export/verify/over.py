@@ -1,0 +1,106 @@
+"""An artifact over all examples: predictions, grids in pixels, the examples that differ most."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stn_export.comparison.tolerances import COUNT, GRID, THETA
+from stn_export.runners import Runner
+from stn_export.verify.feeding import feed, uncut
+from stn_export.verify.points import Point, in_pixels
+from stn_export.verify.truth import Truth, parts_of, predictions, share_of
+
+MOST_DIFFERENT = 10
+
+
+@dataclass(frozen=True)
+class OverExamples:
+    """An artifact over all examples.
+
+    ``whole`` is the share of each output's whole numbers that are right, ``rms`` the root mean squared error of each
+    other output against its root mean square; ``broken`` names what is not finite; ``left_out`` is what could not be
+    compared.
+    """
+
+    agreement: float
+    accuracy: float
+    grid_pixels: dict[str, dict[str, float]]
+    differing: tuple[tuple[int, float, str], ...]
+    whole: dict[str, float]
+    rms: dict[str, float]
+    broken: str
+    left_out: set[str]
+
+
+def over_examples(runner: Runner, truth: Truth) -> OverExamples:
+    """Agreement, accuracy, the grids' errors in pixels, and the examples that differ most."""
+    tally = _Tally(truth)
+    for (batch, count), true in zip(parts_of(truth.examples, truth.contract), truth.parts, strict=True):
+        actual = in_pixels(feed(runner.points, batch, runner.contract, truth), truth.units)
+        for name in (name for name in true if name in actual):
+            tally.add(truth.points[name], actual[name][: len(true[name])], true[name], count)
+    batch, _ = next(parts_of(truth.examples, truth.contract))
+    return tally.result(uncut(batch, runner.contract, truth) & {spec.name for spec in truth.contract.outputs})
+
+
+class _Tally:
+    """What is added up over the examples, by point."""
+
+    def __init__(self, truth: Truth) -> None:
+        self.truth = truth
+        self.sums: dict[str, np.ndarray] = {}  # of errors, of what they are measured in, and the worst
+        self.strayed: dict[str, list[np.ndarray]] = {}  # by output, the worst error of each example
+        self.classes: list[np.ndarray] = []
+        self.broken = ""
+
+    def add(self, point: Point, actual: np.ndarray, true: np.ndarray, count: int) -> None:
+        """A part of ``count`` examples; whole arrays where a point is not one example's own."""
+        if not np.isfinite(actual).all():
+            self.broken = self.broken or f"{point.name} is not finite over the examples"
+        if point.kind == GRID:
+            distance = np.linalg.norm(actual - true, axis=-1)
+            self._sum(point.name, distance.sum(), distance.size, distance.max())
+        elif point.kind == THETA:
+            return
+        elif point.kind == COUNT:
+            self._sum(point.name, (actual == true).sum(), true.size, 0.0)
+        else:
+            error = np.abs(actual - true)
+            self._sum(point.name, np.square(error).sum(), np.square(true).sum(), error.max())
+            if point.rows:
+                self.strayed.setdefault(point.name, []).append(error.reshape(count, -1).max(axis=1))
+        if point.name == self.truth.scored:
+            self.classes.append(predictions(actual))
+
+    def _sum(self, name: str, error: float, whole: float, worst: float) -> None:
+        before = self.sums.get(name, np.zeros(3))
+        self.sums[name] = np.array([before[0] + error, before[1] + whole, max(before[2], worst)])
+
+    def result(self, left_out: set[str]) -> OverExamples:
+        """All of it."""
+        points, sums = self.truth.points, self.sums
+        shares = {name: float(error / max(whole, 1e-300)) for name, (error, whole, _) in sums.items()}
+        grids = {points[name].site.name: (shares[name], sums[name][2]) for name in sums if points[name].kind == GRID}
+        outputs = [name for name in sums if points[name].kind not in (GRID, COUNT)]
+        classes = np.concatenate(self.classes) if self.classes else None
+        return OverExamples(
+            agreement=share_of(classes, self.truth.predicted),
+            accuracy=share_of(classes, self.truth.examples.labels),
+            grid_pixels={site: {"mean": mean, "worst": float(worst)} for site, (mean, worst) in sorted(grids.items())},
+            differing=self._differing(),
+            whole={name: shares[name] for name in sums if points[name].kind == COUNT},
+            rms={name: shares[name] ** 0.5 for name in outputs if name != self.truth.scored},
+            broken=self.broken,
+            left_out=left_out,
+        )
+
+    def _differing(self) -> tuple[tuple[int, float, str], ...]:
+        """The examples whose worst output, in units of its magnitude, strays furthest."""
+        if not self.strayed:
+            return ()
+        names = sorted(self.strayed, key=list(self.truth.points).index)
+        errors = np.stack([np.concatenate(self.strayed[name]) for name in names])
+        relative = errors / np.array([[self.truth.points[name].rounding] for name in names])
+        worst = relative.argmax(axis=0)
+        furthest = np.argsort(-relative.max(axis=0))[:MOST_DIFFERENT]
+        return tuple((int(i), float(errors[worst[i], i]), names[worst[i]]) for i in furthest)

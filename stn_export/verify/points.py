@@ -1,0 +1,161 @@
+"""What artifacts are compared at: theta, grid and warped image of every site, then the outputs.
+
+Grids are in pixels of the image that the site samples, x and y scaled apart.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stn_export.artifacts.examples import Examples
+from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, THETA, WARPED, Bound, Tolerance
+from stn_export.program.program import Program
+from stn_export.program.sites import Site
+from stn_export.program.specs import Arrays
+from stn_export.verify.challenges import rows_of, size_of
+
+TRIED = 3  # examples that say which rows of a point belong to which example
+SAME = 1e-9  # in float64, of the largest magnitude
+STEADY = 0.999  # the quantile of float32 eager's errors that counts behind a sampler of the nearest pixel
+ULP = 2.0**-24  # half a unit in float32's last place
+TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Something that artifacts are compared at.
+
+    Attributes:
+        name: ``site0/theta`` and so on, or an output's.
+        kind: the column of ``TOLERANCES`` that bounds it.
+        site: where it belongs to one.
+        rows: how many of its first dimension are one example's; 0 where it is not one example's own.
+        scale: the unit of its bound, see ``Tolerance``.
+        magnitude: its largest over the examples.
+        steady: whether no sampler of the nearest pixel lies before it.
+        eager_error: float32 eager's worst over all challenges.
+    """
+
+    name: str
+    kind: str
+    site: Site | None = None
+    rows: int = 0
+    scale: float = 1.0
+    magnitude: float = 0.0
+    steady: bool = True
+    eager_error: float = 0.0
+
+    def bound(self, tolerance: Tolerance) -> Bound:
+        """How far an artifact may lie from the truth here."""
+        return tolerance.at(self.kind, self.scale, self.eager_error)
+
+    def error(self, actual: np.ndarray, true: np.ndarray) -> float:
+        """The worst error of float32 eager, but for what another nearest pixel makes of it."""
+        error = np.abs(actual - true)
+        return float(error.max() if self.steady else np.quantile(error, STEADY, method="lower"))
+
+    @property
+    def rounding(self) -> float:
+        """The least error that float32 may be expected to make."""
+        return ULP * self.magnitude or float(np.finfo(np.float32).tiny)
+
+    def as_dict(self) -> dict:
+        """JSON-ready."""
+        kind = OUTPUT if self.site is None else self.name.rpartition("/")[2]
+        site = self.site.name if self.site else None
+        return {"kind": kind, "site": site, "eager_error": self.eager_error, "scale": self.magnitude}
+
+
+def points_of(program: Program, examples: Examples) -> tuple[dict[str, Point], list[str]]:
+    """Every point of a program with its rows, and which outputs mix the examples of a batch on purpose."""
+    specs = {spec.name: spec for spec in program.contract.outputs}
+    kinds = {site.point(kind): (kind, site) for site in program.sites for kind in (THETA, GRID, WARPED)}
+    rows, points, steady, notes = _rows(program, examples), {}, True, []
+    for name, count in rows.items():
+        kind, site = kinds.get(name, ("", None))
+        if site is None:
+            spec = specs[name]
+            picture = spec.is_picture and program.sites
+            kind = COUNT if not spec.is_float else WARPED if picture else OUTPUT
+            if spec.batched and not count:
+                notes.append(f"{name} mixes the examples of a batch in float64 too: not tried among other neighbours")
+        steady = steady and not (kind == WARPED and site and site.mode == "nearest")
+        points[name] = Point(name, kind, site, count, steady=steady)
+    return points, notes
+
+
+def _rows(program: Program, examples: Examples) -> dict[str, int]:
+    """By point, how many rows belong to one example and depend on no other; 0 where that is not so."""
+    contract = program.contract
+    batch = examples.take(contract.batch or TRIED)
+    size = size_of(batch, contract)
+    orders = torch.arange(size), torch.arange(size).flip(0), torch.zeros(size, dtype=torch.long)
+    straight, backwards, first = (
+        program.exact.points(program.values(rows_of(batch, contract, order))) for order in orders
+    )
+    batched = {spec.name: spec.batched for spec in contract.outputs}
+    found = {}
+    for name, value in straight.items():
+        count = len(value) // size if value.ndim and len(value) % size == 0 and batched.get(name, True) else 0
+        alike = count and all(
+            _same(_reordered(value, order, count), other)
+            for order, other in zip(orders[1:], (backwards[name], first[name]), strict=True)
+        )
+        found[name] = count if alike else 0
+    return found
+
+
+def _reordered(value: Tensor, order: Tensor, rows: int) -> Tensor:
+    return value.view(len(order), rows, *value.shape[1:])[order].flatten(0, 1)
+
+
+def _same(value: Tensor, other: Tensor) -> bool:
+    scale = float(value.abs().max()) if value.is_floating_point() and value.numel() else 1.0
+    return torch.allclose(value.double(), other.double(), rtol=0, atol=SAME * scale, equal_nan=True)
+
+
+def in_pixels(points: Arrays, units: Mapping[str, np.ndarray]) -> Arrays:
+    """The same with grids in pixels."""
+    return {name: value * units[name] if name in units else value for name, value in points.items()}
+
+
+def units_of(program: Program, values: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+    """The pixels in one unit of x and of y, by grid: half the sampled image's size, less with aligned corners."""
+    if all(isinstance(size, int) for site in program.sites for size in site.image_shape[-2:]):
+        sizes = {site.name: site.image_shape[-2:] for site in program.sites}
+    else:
+        sizes = {name: image.shape[-2:] for name, image in sampled_images(program, values, {}).items()}
+    return {
+        site.point(GRID): np.array([max(1, size - site.align_corners) for size in reversed(sizes[site.name])]) / 2
+        for site in program.sites
+    }
+
+
+def sampled_images(program: Program, values: tuple[Tensor, ...], forced: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What every site samples, N×C×H×W float64, by its name."""
+    images = [replace(site, name=f"{site.name}/image", theta="", grid=site.image) for site in program.sites]
+    points = program.exact.points(values, forced, (*program.sites, *images))
+    return {site.name: points[f"{site.name}/image/grid"] for site in program.sites}
+
+
+def measured(point: Point, true: Iterable[Arrays], units: Mapping[str, np.ndarray], errors: Iterable[float]) -> Point:
+    """A point with its scale and what float32 eager does there.
+
+    Args:
+        point: without them.
+        true: what float64 gives for examples.
+        units: of their grids.
+        errors: float32 eager's.
+    """
+    values = [each[point.name] for each in true if point.name in each]
+    magnitude = max((float(np.abs(value).max()) for value in values), default=0.0)
+    known = replace(point, magnitude=magnitude, eager_error=max(errors, default=0.0))
+    halves = {name: float(unit.max()) / 16 for name, unit in units.items()}
+    side = halves.get(point.site.point(GRID) if point.site else "", max(halves.values(), default=1.0))
+    moved = magnitude * max(1.0, side)  # in larger images the grid, and so what is sampled, moves by more pixels
+    return replace(
+        known, scale={GRID: side, WARPED: max(moved, TINY), OUTPUT: max(magnitude, TINY)}.get(point.kind, 1.0)
+    )

@@ -1,0 +1,112 @@
+"""``points.pt``: what the sites of a run's networks see, kept so that a report needs no network.
+
+Layout: ``{"schema", "networks": {name: {"program", "examples", "sites": {site: {"theta", "outside", "image_size",
+"align_corners"}}, "pictures": {"of", "indices", "input", "warped": {site: ...}, "labels"}}}}``. Pictures are uint8
+k×C×H×W with C 1 or 3, at the indices of the first examples and of those that differ most.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stn_export.comparison.tolerances import GRID, THETA, WARPED
+from stn_export.program.sites import Site
+from stn_export.program.specs import Pixels
+from stn_export.verify.challenges import range_of
+from stn_export.verify.checks import Check
+from stn_export.verify.points import sampled_images
+from stn_export.verify.truth import Truth
+
+SCHEMA = "stn_export/points/1"
+FIRST = 10
+MOST_DIFFERENT = 10  # in float32, and in less
+
+
+def points_of(truth: Truth, checks: Iterable[Check], sha256: str) -> dict:
+    """What is kept of one network; empty where it samples nowhere.
+
+    Args:
+        truth: of the network.
+        checks: of its artifacts.
+        sha256: of the program.
+    """
+    sites = [site for site in truth.program.sites if truth.points[site.point(GRID)].rows]
+    if not sites:
+        return {}
+    kept = {"program": sha256, "examples": len(truth.examples), "sites": _sites(truth, sites)}
+    shown = [site for site in sites if truth.points[site.point(WARPED)].rows]
+    if truth.contract.picture and shown:
+        kept["pictures"] = _pictures(truth, shown, chosen(len(truth.examples), checks))
+    return kept
+
+
+def chosen(count: int, checks: Iterable[Check]) -> list[int]:
+    """The first examples and those that differ most, in float32 and in less, each once."""
+    indices = list(range(min(FIRST, count)))
+    for full in (True, False):
+        worst: dict[int, float] = {}
+        for check in checks:
+            for index, error, _ in check.differing if (check.precision == "fp32") == full else ():
+                worst[index] = max(error, worst.get(index, 0.0))
+        indices += sorted(worst, key=worst.__getitem__, reverse=True)[:MOST_DIFFERENT]
+    return list(dict.fromkeys(indices))
+
+
+def _sites(truth: Truth, sites: list[Site]) -> dict[str, dict]:
+    batch = truth.examples.take(truth.contract.batch or 1)
+    images = sampled_images(truth.program, truth.program.values(batch), {})
+    kept = {}
+    for site in sites:
+        size, theta = images[site.name].shape[-2:], truth.points.get(site.point(THETA))
+        rows, edge = truth.points[site.point(GRID)].rows, np.array([size[1], size[0]]) / 2  # from the middle, in pixels
+        outside = [
+            (np.abs(part[site.point(GRID)]) > edge).any(-1).reshape(len(part[site.point(GRID)]) // rows, -1).mean(1)
+            for part in truth.parts
+        ]
+        kept[site.name] = {"outside": torch.from_numpy(np.concatenate(outside)).float()}
+        kept[site.name] |= {"image_size": list(size), "align_corners": site.align_corners}
+        if theta and theta.rows == 1:
+            thetas = np.concatenate([part[theta.name] for part in truth.parts])
+            kept[site.name]["theta"] = torch.from_numpy(thetas).float()
+    return kept
+
+
+def _pictures(truth: Truth, sites: list[Site], indices: list[int]) -> dict:
+    """The input's pictures and what each site makes of them, as bytes."""
+    spec, examples, fixed = truth.contract.picture, truth.examples, truth.contract.batch
+    pictures = examples.inputs[spec.name][indices]
+    warped = {site.name: [] for site in sites}
+    for index in range(0, len(indices), fixed or len(indices)):
+        some = indices[index : index + (fixed or len(indices))]
+        batch = examples.rows(torch.tensor(some)[torch.arange(fixed or len(some)) % len(some)])
+        points = truth.program.points(truth.program.values(batch))
+        for site in sites:
+            value = points[site.point(WARPED)]
+            each = value.reshape(len(value) // truth.points[site.point(WARPED)].rows, -1, *value.shape[-2:])
+            warped[site.name].append(each[: len(some)])  # the channels of all its rows
+    kept = {
+        "of": spec.name,
+        "indices": torch.tensor(indices),
+        "input": as_bytes(pictures, range_of(examples.inputs[spec.name])),
+        "warped": {name: _seen(torch.cat(parts), pictures.shape[1], spec.pixels) for name, parts in warped.items()},
+    }
+    return kept | ({} if examples.labels is None else {"labels": examples.labels[indices]})
+
+
+def _seen(warped: Tensor, channels: int, pixels: Pixels | None) -> Tensor:
+    """A warped image as the input's pictures are where it has as many channels, else over its own range."""
+    if pixels and warped.shape[1] == channels:
+        return as_bytes(pixels.denormalise(warped), (0, 255))
+    return as_bytes(warped, range_of(warped))
+
+
+def as_bytes(pictures: Tensor, span: tuple[float, float]) -> Tensor:
+    """uint8 N×C×H×W with C 1 or 3; other channels are averaged, and ``span`` is what becomes black and white."""
+    if pictures.shape[1] not in (1, 3):
+        pictures = pictures.float().mean(1, keepdim=True)
+    if span == (0.0, 255.0):
+        return pictures.round().to(torch.uint8) if pictures.is_floating_point() else pictures.to(torch.uint8)
+    low, high = span
+    return ((pictures - low) * (255 / max(high - low, 1e-30))).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,214 @@
+"""The truth that artifacts are held against: a program in float64, challenge by challenge and over all its examples.
+
+Float32 eager is measured beside it. Grids are in pixels.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stn_export.artifacts.examples import Examples
+from stn_export.comparison.tolerances import COUNT, GRID, THETA, WARPED, Tolerance
+from stn_export.program.program import Program
+from stn_export.program.sites import Site
+from stn_export.program.specs import Arrays, Batch, Contract, TensorSpec
+from stn_export.verify.challenges import THETAS, challenges, theta_of
+from stn_export.verify.points import Point, in_pixels, measured, points_of, units_of
+from stn_export.verify.weights import folded_weights, weights_of
+
+PART = 1000  # examples at once
+PART_NUMBERS = 2**22  # or so many numbers in their inputs
+FORCED_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A batch, what float64 and float32 eager give for it, and the theta that is forced on a site, if one is.
+
+    ``units`` are the pixels in one unit of x and of y of each grid, ``whole`` what float32 eager gives where a point
+    holds whole numbers.
+    """
+
+    batch: Batch
+    true: Arrays
+    eager_errors: dict[str, float]
+    units: dict[str, np.ndarray]
+    whole: Arrays = field(default_factory=dict)
+    forced: tuple[Site, Tensor] | None = None
+
+    @property
+    def forcing(self) -> dict[str, Tensor]:
+        """As ``Program.points`` takes it."""
+        return {self.forced[0].point(THETA): self.forced[1]} if self.forced else {}
+
+    def strays(self, point: Point, tolerance: Tolerance) -> int:
+        """How many elements of a point may be anything."""
+        true = self.true[point.name]
+        if point.kind == COUNT:
+            return math.ceil(tolerance.own * np.count_nonzero(self.whole[point.name] != true))
+        return 0 if point.steady else math.ceil(tolerance.strays * true.size)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a program gives in float64, challenge by challenge and, in ``parts``, over all examples.
+
+    ``parts`` hold thetas, grids (float32) and outputs; ``predicted`` is what float32 eager says of every
+    example, where there are labels; ``notes`` say what was left out.
+    """
+
+    program: Program
+    examples: Examples
+    points: dict[str, Point]
+    challenges: dict[str, Challenge]
+    parts: tuple[Arrays, ...]
+    predicted: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> tuple[Arrays, Arrays]:
+        """The program's parameters, and what some of them become where an exporter folds them with others."""
+        return weights_of(self.program), folded_weights(self.program)
+
+    @property
+    def contract(self) -> Contract:
+        """The program's."""
+        return self.program.contract
+
+    @property
+    def scored(self) -> str | None:
+        """The output that predicts labels."""
+        spec = scored_output(self.contract, self.examples)
+        return spec.name if spec else None
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Of float32 eager over the examples, in [0, 1]; NaN without labels."""
+        return share_of(self.predicted, self.examples.labels)
+
+    @property
+    def units(self) -> dict[str, np.ndarray]:
+        """The pixels in one unit of x and of y of every grid over the examples."""
+        return next(iter(self.challenges.values())).units if self.challenges else {}
+
+    def challenge(self, batch: Batch) -> Challenge:
+        """One more."""
+        return make_challenge(self.program, self.points, batch)
+
+    def called(self, point: str) -> str:
+        """A point's name for a person: without its site where there is one only."""
+        return point.removeprefix("site0/") if len(self.program.sites) == 1 else point
+
+
+def scored_output(contract: Contract, examples: Examples) -> TensorSpec | None:
+    """The first output that has a number for each class, where the examples have labels."""
+    if examples.labels is None:
+        return None
+    known, least = len(examples.classes), int(examples.labels.max()) + 1
+    for spec in contract.outputs:
+        sizes = [size for size in spec.shape[1:] if size != 1]
+        scores = spec.batched and spec.is_float and len(sizes) == 1 and isinstance(sizes[0], int)
+        if scores and (sizes[0] == known if known else sizes[0] >= least):
+            return spec
+    return None
+
+
+def share_of(classes: np.ndarray | None, expected: np.ndarray | Tensor | None) -> float:
+    """How many are the same, in [0, 1]; NaN where there are none."""
+    return float("nan") if classes is None else float((classes == np.asarray(expected)).mean())
+
+
+def parts_of(examples: Examples, contract: Contract) -> Iterator[tuple[Batch, int]]:
+    """All examples in order, as many at once as may be, and how many of each batch count.
+
+    Where the program's batch is fixed, the last one is filled up.
+    """
+    numbers = sum(value.numel() for value in examples.take(1).values())
+    size = contract.batch or max(1, min(PART, PART_NUMBERS // numbers))
+    for start in range(0, len(examples), size):
+        count = min(size, len(examples) - start)
+        yield examples.rows(torch.arange(start, start + (contract.batch or count)) % len(examples)), count
+
+
+def predictions(scores: np.ndarray) -> np.ndarray:
+    """The likeliest class of each row."""
+    return scores.reshape(len(scores), -1).argmax(1)
+
+
+def truth_of(program: Program, examples: Examples) -> Truth:
+    """Run a program in float64 and in float32 on the CPU."""
+    points, notes = points_of(program, examples)
+    made, skipped = _challenges_of(program, points, examples)
+    usual = [challenge for name, challenge in made.items() if name.startswith("examples")]
+    for name, point in points.items():
+        errors = [each.eager_errors[name] for each in made.values() if name in each.eager_errors]
+        points[name] = measured(point, (each.true for each in usual), usual[0].units, errors)
+    parts, predicted = _over_examples(program, points, examples)
+    return Truth(program, examples, points, made, parts, predicted, (*notes, *skipped))
+
+
+def _challenges_of(
+    program: Program, points: Mapping[str, Point], examples: Examples
+) -> tuple[dict[str, Challenge], list[str]]:
+    """Every challenge that the program itself can take, and why others are left out."""
+    made, notes = {}, []
+    for name, batch in challenges(program.contract, examples).items():
+        try:
+            made[name] = make_challenge(program, points, batch)
+        except Exception as error:  # what a network raises at a size that it cannot take is its own affair
+            if name.startswith("examples"):
+                raise
+            notes.append(f"{name}: the network itself cannot take it ({type(error).__name__})")
+    batch = examples.take(program.contract.batch or FORCED_EXAMPLES)
+    matrices = [site for site in program.sites if site.theta]
+    for site in matrices:
+        pixels = units_of(program, program.values(batch))[site.point(GRID)][0]
+        for name in THETAS:
+            label = f"theta {name}" if len(matrices) == 1 else f"{site.name}/theta {name}"
+            made[label] = make_challenge(program, points, batch, (site, theta_of(name, pixels)))
+    for name, challenge in made.items():
+        if lost := [point for point in points if point not in challenge.true]:
+            notes.append(f"{name}: {', '.join(lost)} not compared: empty, or not finite in PyTorch itself")
+    return made, notes
+
+
+def make_challenge(
+    program: Program, points: Mapping[str, Point], batch: Batch, forced: tuple[Site, Tensor] | None = None
+) -> Challenge:
+    """Put a batch to a program in float64 and in float32; points that are not finite there are left out."""
+    values = program.values(batch)
+    blank = Challenge(batch, {}, {}, units_of(program, values), forced=forced)
+    true, eager = (
+        in_pixels({name: value.numpy() for name, value in run(values, blank.forcing).items()}, blank.units)
+        for run in (program.exact.points, program.points)
+    )
+    whole = {name: value for name, value in eager.items() if points[name].kind == COUNT}
+    true = {name: value for name, value in true.items() if value.size and np.isfinite([value, eager[name]]).all()}
+    errors = {name: points[name].error(eager[name], true[name]) for name in true if points[name].kind != COUNT}
+    return replace(blank, true=true, eager_errors=errors, whole=whole)
+
+
+def _over_examples(
+    program: Program, points: Mapping[str, Point], examples: Examples
+) -> tuple[tuple[Arrays, ...], np.ndarray | None]:
+    """Thetas, grids and outputs of all examples in float64, and what float32 eager predicts."""
+    scored, parts, predicted = scored_output(program.contract, examples), [], []
+    for batch, count in parts_of(examples, program.contract):
+        values = program.values(batch)
+        exact, units = program.exact.points(values), units_of(program, values)
+        kept = {name: exact[name].numpy() for name, point in points.items() if not point.site or point.kind != WARPED}
+        parts.append({name: _kept(value, points[name].rows * count, units.get(name)) for name, value in kept.items()})
+        if scored:
+            predicted.append(predictions(program.run(values)[scored.name].numpy())[:count])
+    return tuple(parts), np.concatenate(predicted) if predicted else None
+
+
+def _kept(value: np.ndarray, rows: int, unit: np.ndarray | None) -> np.ndarray:
+    """A value without what filled up its batch; a grid in pixels, as float32."""
+    value = value[: rows or None]
+    return value if unit is None else (value * unit).astype(np.float32)
