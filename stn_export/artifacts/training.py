@@ -6,7 +6,7 @@ single seed there is none, and no deviation.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -143,9 +143,3 @@ def read_trainings(run: Path) -> Trainings:
         return Trainings([Comparison.from_dict(each) for each in content["runs"]], content["caveats"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}", "delete it, then run 'make train' again") from error
-
-
-def merged(every: Iterable[Trainings]) -> Trainings:
-    """Those of several runs as one."""
-    every = list(every)
-    return Trainings([one for each in every for one in each.runs], [line for each in every for line in each.caveats])

@@ -23,7 +23,7 @@ from stn_export.artifacts.manifest import (
 )
 from stn_export.comparison.estimates import Estimate, estimate
 from stn_export.errors import UserError
-from stn_export.train.recipes import MODELS, PRECISIONS
+from stn_export.train.recipes import MODELS
 
 SETTLED = slice(40, 50)  # epochs 41 to 50, where the recipe ``reference`` goes up and down and no further
 SETTLED_WORDS = f"the mean over epochs {SETTLED.start + 1} to {SETTLED.stop}"
@@ -76,32 +76,6 @@ class Group:
     def settings(self) -> dict:
         """What all of them were trained with."""
         return self.trainings[0].settings
-
-    @property
-    def dataset(self) -> str:
-        """The data set's name."""
-        return self.settings["dataset"]
-
-    @property
-    def recipe(self) -> str:
-        """The recipe's name."""
-        return self.settings["recipe"]["name"]
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs each was trained for."""
-        return self.settings["recipe"]["epochs"]
-
-    @property
-    def precision(self) -> str:
-        """The precision of training; runs from before there was a choice do not name it."""
-        return self.settings.get("precision", PRECISIONS[0])
-
-    @property
-    def title(self) -> str:
-        """Data set and settings in a few words."""
-        words = f"{self.dataset}, {self.recipe}, {self.epochs} epochs"
-        return words if self.precision == PRECISIONS[0] else f"{words}, {self.precision}"
 
     @property
     def measure(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stn_export import cli
 from stn_export.artifacts.files import write_atomically
-from stn_export.artifacts.training import Comparison, Mean, merged, read_trainings
+from stn_export.artifacts.training import Comparison, Mean, Trainings, read_trainings
 from stn_export.train.recipes import MODELS
 
 
@@ -43,11 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="the file to write")
     options = parser.parse_args(arguments)
 
-    every = merged(map(read_trainings, options.runs))
-    write_atomically(options.output, every.to_bytes())
-    for line in every.caveats:
+    every = list(map(read_trainings, options.runs))
+    kept = Trainings([one for each in every for one in each.runs], [line for each in every for line in each.caveats])
+    write_atomically(options.output, kept.to_bytes())
+    for line in kept.caveats:
         cli.say(f"[yellow]{cli.escape(line)}[/]")
-    sys.stdout.write(markdown(every.runs) + "\n")
+    sys.stdout.write(markdown(kept.runs) + "\n")
     cli.say(f"wrote {options.output}")
 
 

@@ -14,7 +14,7 @@ from stn_export.artifacts.training import Comparison, Difference, Reference, Tra
 from stn_export.comparison.estimates import Estimate
 from stn_export.errors import UserError
 from stn_export.train.gain import SETTLED, SETTLED_WORDS, Group, caveats, finding, groups, verdict
-from stn_export.train.recipes import MODELS
+from stn_export.train.recipes import MODELS, PRECISIONS
 
 REFERENCE_RUN, REFERENCE_DATASET = "reference_run.csv", "cifar10"
 LOCK = ".training.lock"
@@ -35,14 +35,17 @@ def write_trainings(run: Path) -> None:
 
 def comparison(one: Group) -> Comparison:
     """All that is kept of trainings with equal settings."""
+    dataset, recipe = one.settings["dataset"], one.settings["recipe"]
+    precision = one.settings.get("precision", PRECISIONS[0])  # runs from before there was a choice do not name it
+    title = f"{dataset}, {recipe['name']}, {recipe['epochs']} epochs"
     environments = [each.environment | {"device": each.device} for each in one.trainings]
     return Comparison(
         run=one.run,
-        title=one.title,
-        dataset=one.dataset,
-        recipe=one.recipe,
-        epochs=one.epochs,
-        precision=one.precision,
+        title=title if precision == PRECISIONS[0] else f"{title}, {precision}",
+        dataset=dataset,
+        recipe=recipe["name"],
+        epochs=recipe["epochs"],
+        precision=precision,
         measure=one.measure,
         sentence=accuracy_sentence(one),
         models={model: trained(one, model) for model in one.models},
@@ -100,7 +103,7 @@ def accuracy_sentence(one: Group) -> str:
 
 def reference_for(one: Group) -> Reference | None:
     """The published run, where it was of the same data set."""
-    if one.dataset != REFERENCE_DATASET:
+    if one.settings["dataset"] != REFERENCE_DATASET:
         return None
     accuracies = read_reference()
     return Reference(accuracies, statistics.fmean(accuracies[SETTLED]) if one.measure == SETTLED_WORDS else None)
