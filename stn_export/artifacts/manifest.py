@@ -243,7 +243,7 @@ class NetworkDirectory:
         """
         content = self.read()
         listed = {name: artifact for name, artifact in content.artifacts.items() if name != CHECKPOINT}
-        if not content.rows:
+        if not content.rows and not content.refused:
             raise UserError(f"{self.path} holds no exports", "run 'make export' first")
         if missing := [name for name in (PROGRAM, *content.rows) if name not in listed]:
             raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")

@@ -4,7 +4,6 @@ An exporter folds, renames and merges what it likes, so every point goes through
 it must keep. Once the ONNX graph is made the marks are taken out, and their values bear the points' names.
 """
 
-import copy
 import json
 
 import onnx
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from stn_export.graphs.points import SITES
-from stn_export.program.program import Program
+from stn_export.program.program import Program, sharing_copy
 from stn_export.program.sites import POINTS, find_sites
 
 DOMAIN, OPERATOR = "stn_export", "Mark"
@@ -51,7 +50,7 @@ if not onnx.defs.has(OPERATOR, DOMAIN):  # the exporter asks for the schema of w
 
 def marked(module: GraphModule) -> GraphModule:
     """A copy of a flat graph in which image, theta, grid and warped image of every site go through marks."""
-    module = copy.deepcopy(module)
+    module = sharing_copy(module)
     nodes = {node.name: node for node in module.graph.nodes}
     for site in find_sites(module.graph, {}):
         sampler = nodes[site.warped]

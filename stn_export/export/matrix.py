@@ -4,38 +4,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stn_export.artifacts.files import read_json
-from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA, Artifact, NetworkDirectory
-from stn_export.config import EXPORTS, MODELS, ExportSpec
+from stn_export.artifacts.manifest import PROGRAM, VERIFY_FILE, VERIFY_SCHEMA, Artifact
+from stn_export.export.source import Source
+from stn_export.export.writing import unavailable
 
 KIND = ("artifact", "format", "lowering", "precision", "input")
 COLUMNS = (*KIND, "exported", "verified", "KiB", "nodes", "CUDA graph", "note")
 NONE = "–"
 
 
-def matrix_rows(run: Path, unavailable: dict[str, str]) -> Iterator[tuple[str, ...]]:
-    """One row for each model and export, whether it has been written in ``run`` or not.
+def matrix_rows(source: Source, run: Path) -> Iterator[tuple[str, ...]]:
+    """The program of a network, then one row for each of its exports, whether it has been written or not."""
+    verdicts, content = read_verdicts(run), source.directory.read()
+    yield _row(source, (PROGRAM, source.parent.format, NONE, "fp32", "float"), source.parent, verdicts, "")
+    for spec in source.rows:
+        kind = spec.name, spec.format, spec.lowering or NONE, spec.precision, spec.contract
+        why = content.refused.get(spec.name) or unavailable(spec)
+        note = f"refused: {why}" if why else "" if spec.default else f"on request: --only {spec.name}"
+        yield _row(source, kind, content.artifacts.get(spec.name), verdicts, note)
 
-    Args:
-        run: a run directory; it may be missing or empty.
-        unavailable: why an export cannot be written here, by name.
-    """
-    verdicts = read_verdicts(run)
-    for model in MODELS:
-        artifacts = NetworkDirectory(run / model).artifacts
-        checkpoint = artifacts.get("checkpoint")
-        for spec in EXPORTS:
-            if spec.applies_to(model):
-                artifact = artifacts.get(spec.name)
-                note = unavailable.get(spec.name) or ("" if spec.default else f"on request: --only {spec.name}")
-                yield (
-                    f"{model}/{spec.name}",
-                    *_kind(spec),
-                    _exported(artifact, checkpoint),
-                    verdicts.get(artifact.sha256, NONE) if artifact else NONE,
-                    *sizes(artifact),
-                    cuda_graph(artifact),
-                    note,
-                )
+
+def _row(
+    source: Source, kind: tuple[str, ...], artifact: Artifact | None, verdicts: dict[str, str], note: str
+) -> tuple[str, ...]:
+    name, *others = kind
+    verified = verdicts.get(artifact.sha256, NONE) if artifact else NONE
+    exported = _exported(artifact, source.parent)
+    return f"{source.directory.name}/{name}", *others, exported, verified, *sizes(artifact), cuda_graph(artifact), note
 
 
 def read_verdicts(run: Path) -> dict[str, str]:
@@ -50,14 +45,10 @@ def read_verdicts(run: Path) -> dict[str, str]:
     return verdicts
 
 
-def _kind(spec: ExportSpec) -> tuple[str, ...]:
-    return spec.format, spec.lowering or NONE, spec.precision, spec.contract
-
-
-def _exported(artifact: Artifact | None, checkpoint: Artifact | None) -> str:
-    if artifact is None or checkpoint is None:
+def _exported(artifact: Artifact | None, program: Artifact) -> str:
+    if artifact is None:
         return NONE
-    return "yes" if artifact.parent_sha256 == checkpoint.sha256 else "stale"
+    return "yes" if artifact is program or artifact.parent_sha256 == program.sha256 else "stale"
 
 
 def cuda_graph(artifact: Artifact | None) -> str:

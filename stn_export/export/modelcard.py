@@ -1,104 +1,111 @@
-"""``MODEL_CARD.md``: what a run's models are, how far they can be trusted, and every file of them.
+"""``MODEL_CARD.md``: what a run's networks are, how far they can be trusted, and every file of them.
 
-The card states what the manifests and checkpoints hold and no times, so that equal runs give equal cards.
+The card states what the run directory holds and no times, so that equal runs give equal cards.
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
 from stn_export.artifacts.files import write_if_changed
-from stn_export.artifacts.manifest import MODEL_CARD, Artifact, NetworkDirectory, network_directories
-from stn_export.config import DEFAULT_EXPORT, INPUT_NAME, OUTPUT_NAME
-from stn_export.train.checkpoint import load_checkpoint
-from stn_export.train.data import class_names
+from stn_export.artifacts.manifest import (
+    MODEL_CARD,
+    PROGRAM,
+    TRAINING_FILE,
+    Artifact,
+    NetworkDirectory,
+    network_directories,
+)
+from stn_export.artifacts.training import read_trainings
+from stn_export.program.specs import TensorSpec
 
 TEMPLATE = "MODEL_CARD.md.j2"
 SHORT_HASH = 12
-MODEL_NOTES = {
-    "stn": "spatial transformer in front of the classifier",
-    "cnn": "the same classifier alone",
-    "cnn-matched": "that classifier widened until it takes as many multiply-adds as the one with the transformer",
-}
-DATA_NOTES = {
-    "digits": "10,000 training and 2,000 test images of the digits 0 to 9, drawn from the fonts that matplotlib "
-    "ships: turned, scaled, shifted and cluttered",
-    "cifar10": "CIFAR-10 (A. Krizhevsky, 2009): 50,000 training and 10,000 test photographs",
-    "cifar10-affine": "CIFAR-10 (A. Krizhevsky, 2009), each photograph turned, scaled and shifted at random: 50,000 "
-    "for training, afresh each time they are seen, and 10,000 for testing, once",
-}
 
 
 def write_model_card(run: Path) -> bool:
     """Write ``<run>/MODEL_CARD.md`` where its content changes, and say whether it did.
 
     Raises:
-        UserError: where the run has no models, or one of its artifacts is missing, edited or stale.
+        UserError: where the run has no networks, or one of its artifacts is missing, edited or stale.
     """
     loader = jinja2.PackageLoader("stn_export", "resources")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["sizes"] = lambda shape: "×".join(map(str, shape))
     text = environment.get_template(TEMPLATE).render(card_facts(run))
     return write_if_changed(run / MODEL_CARD, text.encode())
 
 
 def card_facts(run: Path) -> dict:
-    """What the template shows: models, files, classes, the data set and the snippet (empty without an ONNX file)."""
+    """What the template shows: networks, their files, trainings where there are any, and a snippet, or ""."""
     directories = network_directories(run)
-    checkpoint = directories[0].checkpoint()
-    files = [_file(*entry) for directory in directories for entry in directory.expected()]
+    exported = [directory for directory in directories if directory.read().rows]
+    entries = [entry for directory in exported for entry in directory.expected()]
     return {
-        "dataset": checkpoint.settings["dataset"],
-        "data_note": DATA_NOTES[checkpoint.settings["dataset"]],
-        "classes": class_names(checkpoint),
-        "models": [_model(directory) for directory in directories],
-        "files": files,
-        "snippet": next((snippet(row) for row in files if _takes_any_batch(row)), ""),
+        "networks": [_network(directory) for directory in directories],
+        "files": [_file(*entry) for entry in entries],
+        "trainings": read_trainings(run).runs if (run / TRAINING_FILE).is_file() else [],
+        "snippet": next((snippet(artifact) for artifact, _ in entries if _takes_any_batch(artifact)), ""),
     }
 
 
-def _takes_any_batch(file: dict) -> bool:
-    return file["format"] == "onnx" and file["lowering"] != DEFAULT_EXPORT
+def _takes_any_batch(artifact: Artifact) -> bool:
+    return artifact.format == "onnx" and artifact.settings["batch"] is None
 
 
-def _model(directory: NetworkDirectory) -> dict:
-    checkpoint = load_checkpoint(directory.open(directory.checkpoint()))
-    history = checkpoint.meta["history"]
-    return {
-        "name": directory.model,
-        "note": MODEL_NOTES[directory.model],
-        "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
-        "recipe": checkpoint.meta["settings"]["recipe"],
-        "seed": checkpoint.meta["settings"]["seed"],
-        "epochs": len(history),
-        "accuracy": history[-1]["test_accuracy"],
-    }
+def _network(directory: NetworkDirectory) -> dict:
+    facts, contract = directory.facts, directory.listed(PROGRAM).contract
+    tensors = [
+        (side, spec.name, contract_text([spec])) for side in ("inputs", "outputs") for spec in getattr(contract, side)
+    ]
+    return {"name": directory.name, "facts": facts, "tensors": tensors}
 
 
 def _file(artifact: Artifact, path: Path) -> dict:
     return {
-        "path": f"{artifact.model}/{artifact.file}",
+        "path": f"{artifact.network}/{artifact.file}",
         "format": artifact.format,
         "lowering": artifact.lowering or "–",
         "precision": artifact.precision,
         "opset": artifact.opset or "–",
-        "contract": contract_text(artifact.input_contract),
+        "contract": contract_text(artifact.contract.inputs),
         "bytes": path.stat().st_size,
         "sha256": artifact.sha256[:SHORT_HASH],
     }
 
 
-def contract_text(contract: dict) -> str:
-    """An input contract for a person: ``N×3×32×32 float32, (x / 255 - 0.5) / 0.5``."""
-    meaning = f"(x / 255 - {contract['mean']}) / {contract['std']}" if "mean" in contract else "bytes as they are"
-    return f"{'×'.join(map(str, contract['shape']))} {contract['dtype']}, {meaning}"
+def contract_text(specs: Sequence[TensorSpec]) -> str:
+    """Inputs or outputs for a person: ``N×3×32×32 float32, (x / 255 - 0.5) / 0.5``; with their names if several."""
+    texts = [_meaning(spec) for spec in specs]
+    return (
+        texts[0]
+        if len(specs) == 1
+        else "; ".join(f"{spec.name} {text}" for spec, text in zip(specs, texts, strict=True))
+    )
 
 
-def snippet(file: dict) -> str:
-    """Three lines of Python that run an ONNX file from the run directory on ``images``."""
+def _meaning(spec: TensorSpec) -> str:
+    if spec.pixels is not None:
+        return f"{spec.text}, {spec.pixels}"
+    return f"{spec.text}, bytes as they are" if spec.dtype == "uint8" and spec.is_picture else spec.text
+
+
+def snippet(artifact: Artifact) -> str:
+    """Three lines of Python that run an ONNX file from the run directory on arrays that bear the inputs' names."""
+    inputs, outputs = artifact.contract.inputs, artifact.contract.outputs
+    feeds = ", ".join(f'"{spec.name}": {_variable(spec)}' for spec in inputs)
+    results = ", ".join(_variable(spec) for spec in outputs)
     return "\n".join(
         (
             "import onnxruntime",
-            f'session = onnxruntime.InferenceSession("{file["path"]}", providers=["CPUExecutionProvider"])',
-            f'log_probs = session.run(["{OUTPUT_NAME}"], {{"{INPUT_NAME}": images}})[0]  # images: {file["contract"]}',
+            f'session = onnxruntime.InferenceSession("{artifact.network}/{artifact.file}", '
+            'providers=["CPUExecutionProvider"])',
+            f"[{results}] = session.run(None, {{{feeds}}})  # {contract_text(inputs)}",
         )
     )
+
+
+def _variable(spec: TensorSpec) -> str:
+    return re.sub(r"\W|^(?=\d)", "_", spec.name)

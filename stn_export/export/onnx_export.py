@@ -51,7 +51,9 @@ def export_onnx(
     _checked_opset(lowering, opset)
     named = ({0: BATCH} if dynamic_batch else {}) | (SIZES if dynamic_size else {})
     shapes = [
-        tuple(named.get(axis, size) if axis == 0 or tensor.ndim == 4 else size for axis, size in enumerate(tensor.shape))
+        tuple(
+            named.get(axis, size) if axis == 0 or tensor.ndim == 4 else size for axis, size in enumerate(tensor.shape)
+        )
         for tensor in inputs
     ]
     captured = capture(module, inputs, shapes)
@@ -79,7 +81,7 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
     with _without_warnings():
         exported = torch.onnx.export(
             program.exported,
-            example_values(program.contract),
+            example_values(program.contract, sizes=program.sizes),
             dynamo=True,
             verbose=False,
             opset_version=opset,
@@ -97,14 +99,19 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
     return model
 
 
-def export_default(program: Program) -> onnx.ModelProto:
+def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
     """What ``torch.onnx.export`` gives for the module when it is told nothing: an opset of its own, one batch size.
 
-    The names are the only thing that it is told; they cost no time. The sites are found by the order of the samplers.
+    The contract's names are the only thing that it is told; they cost no time. The sites are found by the order of the
+    samplers.
     """
     with _without_warnings():
         exported = torch.onnx.export(
-            program.module, example_values(program.contract), dynamo=True, verbose=False, **_names(program.contract)
+            program.module,
+            example_values(contract, sizes=program.sizes),
+            dynamo=True,
+            verbose=False,
+            **_names(contract),
         )
     model = exported.model_proto
     strip_traces(model)

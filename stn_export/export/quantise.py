@@ -1,37 +1,45 @@
-"""Static int8 quantisation of an ONNX model by ONNX Runtime, calibrated on real images; the sampler stays float32."""
+"""Static int8 quantisation of an ONNX model by ONNX Runtime, calibrated on examples; what samples stays float32."""
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import onnx
 from onnxruntime import quantization
-from torch import Tensor
 
-from stn_export.config import INPUT_NAME
-from stn_export.train.data import normalise
+from stn_export.errors import UserError
+from stn_export.graphs.points import part_values, steps_of
+from stn_export.program.parts import parts_of
+from stn_export.program.specs import Arrays
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
-BATCH = 64
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+BATCH, CALLS = 64, 8  # examples a call, and calls
 
 
 class _Reader(quantization.CalibrationDataReader):
-    """Normalised batches, once."""
+    """The first batches, once."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.batches: Iterator[Tensor] = iter(images.split(BATCH))
+    def __init__(self, batches: Iterable[Arrays]) -> None:
+        self.batches: Iterator[Arrays] = islice(batches, CALLS)
 
-    def get_next(self) -> dict | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {INPUT_NAME: normalise(batch).numpy()}
+    def get_next(self) -> Arrays | None:
+        return next(self.batches, None)
 
 
-def quantise(model: onnx.ModelProto, images: Tensor) -> onnx.ModelProto:
-    """Weights per channel to int8, activations to uint8 (QDQ), with ranges seen on uint8 N×3×32×32 ``images``.
+def quantise(model: onnx.ModelProto, batches: Iterable[Arrays]) -> onnx.ModelProto:
+    """Weights per channel to int8, activations to uint8 (QDQ), with ranges seen on the first ``CALLS`` batches.
 
-    What precision hangs on stays in float32: the sampler, theta and the grid, and the layer that gives the logits.
+    What precision hangs on stays in float32: see ``sensitive_nodes``.
+
+    Raises:
+        UserError: where nothing else is left.
     """
+    kept = sensitive_nodes(model)
+    if all(node.name in kept for node in model.graph.node if node.op_type in QUANTISED):
+        raise UserError("no layer of it may compute in int8", "use fp32")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
@@ -41,10 +49,10 @@ def quantise(model: onnx.ModelProto, images: Tensor) -> onnx.ModelProto:
             quantization.quantize_static(
                 source,
                 target,
-                _Reader(images),
+                _Reader(batches),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTISED),
-                nodes_to_exclude=sensitive_nodes(model),
+                nodes_to_exclude=kept,
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
@@ -55,21 +63,26 @@ def quantise(model: onnx.ModelProto, images: Tensor) -> onnx.ModelProto:
 
 
 def sensitive_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the samplers, of every linear layer from theta to a grid, and of the one that gives the logits."""
+    """Names of all nodes of grids and samplers, and of the last layers before each theta and floating output."""
+    outputs, sites = model.graph.output, part_values(model)
+    parts = parts_of(steps_of(model), sites, [each.name for each in outputs])
+    ends = [site.theta or site.grid for site in sites]
+    ends += [each.name for each in outputs if each.type.tensor_type.elem_type in FLOATS]
+    last = {name for end in ends for name in _last_layers(model, end)}
+    return [node.name for node in model.graph.node if parts[node.name] in ("grid", "sampler") or node.name in last]
+
+
+def _last_layers(model: onnx.ModelProto, value: str) -> set[str]:
+    """The nearest quantisable nodes that a value comes from, one on every way to it."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    samplers = [node for node in model.graph.node if node.op_type == "GridSample"]
-    names = [node.name for node in samplers]
-    for value in (*(node.input[1] for node in samplers), model.graph.output[0].name):
-        linear = _linear_before(value, producers)
-        names.append(linear.name)
-        if linear.op_type == "MatMul":  # the base grid; theta's own layer comes before it
-            names.append(_linear_before(linear.input[0], producers).name)
-    return names
-
-
-def _linear_before(value: str, producers: dict[str, onnx.NodeProto]) -> onnx.NodeProto:
-    """The nearest quantisable node that ``value`` comes from, along first inputs."""
-    node = producers[value]
-    while node.op_type not in QUANTISED:
-        node = producers[node.input[0]]
-    return node
+    waiting, seen, found = [value], set(), set()
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type in QUANTISED:
+            found.add(node.name)
+        else:
+            waiting += node.input
+    return found

@@ -1,8 +1,11 @@
 """A model repository for NVIDIA Triton Inference Server, written from a run.
 
-One model per ONNX and TorchScript artifact: ``<model>_<artifact>/1/model.onnx``, ``config.pbtxt`` and ``labels.txt``.
+One model per ONNX and TorchScript artifact whose batch was not fixed on request: ``<model>_<artifact>/1/model.onnx``,
+``config.pbtxt`` and, for a classifier, ``labels.txt``.
 The configuration is an ``inference.ModelConfig`` in protobuf's text format; the names of its fields are those of
 ``model_config.proto`` in https://github.com/triton-inference-server/common.
+
+Where every input and output has an open batch, Triton gathers requests into larger ones; else shapes are whole ones.
 """
 
 import json
@@ -15,13 +18,13 @@ from stn_export.artifacts.manifest import (
     REPOSITORY_FILE,
     REPOSITORY_SCHEMA,
     Artifact,
-    NetworkDirectory,
     network_directories,
 )
-from stn_export.config import INPUT_NAME, OUTPUT_NAME, SERVING
 from stn_export.errors import UserError
-from stn_export.train.data import class_names
+from stn_export.program.specs import TensorSpec
 
+MAX_BATCH, PREFERRED_BATCHES = 64, (16, 64)  # requests are gathered up to so many examples
+MAX_DELAY_US = 1000  # how long one waits for others
 LABELS = "labels.txt"
 CONFIG = "config.pbtxt"
 REMEDY = "name a new or empty directory with --triton"
@@ -33,57 +36,81 @@ class Symbol(str):
 
 @dataclass(frozen=True)
 class Backend:
-    """How Triton runs a format: its backend, platform and file name, and what it calls the input and the output."""
+    """How Triton runs a format: its backend, platform and file name, and whether it knows tensors by their names."""
 
     backend: str
     platform: str
     file: str
-    input: str
-    output: str
+    named: bool = True
 
 
-# libtorch has no names for tensors: Triton takes the number behind the two underscores for the position
 BACKENDS = {
-    "onnx": Backend("onnxruntime", "onnxruntime_onnx", "model.onnx", INPUT_NAME, OUTPUT_NAME),
-    "torchscript": Backend("pytorch", "pytorch_libtorch", "model.pt", "INPUT__0", "OUTPUT__0"),
+    "onnx": Backend("onnxruntime", "onnxruntime_onnx", "model.onnx"),
+    "torchscript": Backend("pytorch", "pytorch_libtorch", "model.pt", named=False),
 }
-DATA_TYPES = {"float32": Symbol("TYPE_FP32"), "float16": Symbol("TYPE_FP16"), "uint8": Symbol("TYPE_UINT8")}
+DATA_TYPES = {
+    name: Symbol(f"TYPE_{kind}")
+    for name, kind in (
+        ("bool", "BOOL"),
+        *((f"{sign}int{bits}", f"{sign.upper()}INT{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
+        *((f"float{bits}", f"FP{bits}") for bits in (16, 32, 64)),
+        ("bfloat16", "BF16"),
+    )
+}
 
 
 def model_name(artifact: Artifact) -> str:
     """The name that clients ask for, and the model's directory: ``stn_matmul_fp32``."""
-    return f"{artifact.model}_{artifact.name}".replace("-", "_")
+    return f"{artifact.network}_{artifact.name}".replace("-", "_")
 
 
 def model_config(artifact: Artifact, classes: tuple[str, ...]) -> dict:
-    """The fields of the artifact's ``ModelConfig``; dims leave out the batch, which any number up to the maximum is."""
-    backend, contract = BACKENDS[artifact.format], artifact.input_contract
+    """The fields of the artifact's ``ModelConfig``.
+
+    Args:
+        artifact: of a format in ``BACKENDS``.
+        classes: names of what the first output with that many columns tells apart; empty where it is no classifier.
+    """
+    backend, contract = BACKENDS[artifact.format], artifact.contract
+    gathered = contract.batch is None and all(spec.batched for spec in (*contract.inputs, *contract.outputs))
+    inputs, outputs = (
+        [
+            _tensor(spec, spec.name if backend.named else f"{side}__{index}", gathered)
+            for index, spec in enumerate(specs)
+        ]
+        for side, specs in (("INPUT", contract.inputs), ("OUTPUT", contract.outputs))
+    )
+    if (labelled := _labelled(artifact, classes)) is not None:
+        outputs[labelled]["label_filename"] = LABELS
+    batching = {"preferred_batch_size": PREFERRED_BATCHES, "max_queue_delay_microseconds": MAX_DELAY_US}
     return {
         "name": model_name(artifact),
         "backend": backend.backend,
         "platform": backend.platform,
-        "max_batch_size": SERVING.max_batch,
-        "input": {
-            "name": backend.input,
-            "data_type": DATA_TYPES[contract["dtype"]],
-            "dims": tuple(contract["shape"][1:]),
-        },
-        "output": {
-            "name": backend.output,
-            "data_type": DATA_TYPES["float32"],
-            "dims": (len(classes),),
-            "label_filename": LABELS,
-        },
-        "dynamic_batching": {
-            "preferred_batch_size": SERVING.preferred_batches,
-            "max_queue_delay_microseconds": SERVING.max_delay_us,
-        },
-        "instance_group": {"count": SERVING.instances, "kind": Symbol("KIND_AUTO")},
+        "max_batch_size": MAX_BATCH if gathered else 0,
+        "input": inputs,
+        "output": outputs,
+        **({"dynamic_batching": batching} if gathered else {}),
+        "instance_group": {"count": 1, "kind": Symbol("KIND_AUTO")},
         "parameters": [
             {"key": key, "value": {"string_value": value}}
-            for key, value in (("sha256", artifact.sha256), ("checkpoint_sha256", artifact.parent_sha256))
+            for key, value in (("sha256", artifact.sha256), ("program_sha256", artifact.parent_sha256))
         ],
     }
+
+
+def _tensor(spec: TensorSpec, name: str, gathered: bool) -> dict:
+    """An input or output; dims leave out a batch that Triton gathers, and there must be one, so a number is of one."""
+    shape = spec.shape[1:] if gathered else spec.shape
+    dims = tuple(size if isinstance(size, int) else -1 for size in shape)
+    scalar = {} if dims else {"reshape": {}}
+    return {"name": name, "data_type": DATA_TYPES[spec.dtype], "dims": dims or (1,)} | scalar
+
+
+def _labelled(artifact: Artifact, classes: tuple[str, ...]) -> int | None:
+    """The position of the output whose columns are the classes."""
+    fitting = [spec.is_float and spec.shape[1:] == (len(classes),) for spec in artifact.contract.outputs]
+    return fitting.index(True) if classes and True in fitting else None
 
 
 def to_text(fields: Mapping[str, object], indent: str = "") -> str:
@@ -108,21 +135,15 @@ def repository_files(run: Path) -> Iterator[tuple[str, bytes]]:
         UserError: where the run has no models, or one of its artifacts is missing, edited or stale.
     """
     for directory in network_directories(run):
-        classes = class_names(directory.checkpoint())
-        for artifact, path in _servable(directory):
+        classes = directory.facts.classes
+        for artifact, path in directory.expected():
+            if artifact.format not in BACKENDS or artifact.settings["batch"] is not None:
+                continue  # Triton does not know it, or it takes one size of batch only
             name = model_name(artifact)
-            yield f"{name}/{LABELS}", "".join(f"{label}\n" for label in classes).encode()
+            if _labelled(artifact, classes) is not None:
+                yield f"{name}/{LABELS}", "".join(f"{label}\n" for label in classes).encode()
             yield f"{name}/1/{BACKENDS[artifact.format].file}", path.read_bytes()
             yield f"{name}/{CONFIG}", to_text(model_config(artifact, classes)).encode()
-
-
-def _servable(directory: NetworkDirectory) -> list[tuple[Artifact, Path]]:
-    return [(artifact, path) for artifact, path in directory.expected() if _can_be_served(artifact)]
-
-
-def _can_be_served(artifact: Artifact) -> bool:
-    """Of a format that Triton knows, and with an open batch: requests are gathered into batches of any size."""
-    return artifact.format in BACKENDS and artifact.input_contract["shape"][0] == "N"
 
 
 def write_repository(run: Path, target: Path) -> list[str]:

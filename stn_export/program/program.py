@@ -118,7 +118,7 @@ class Program:
     @cached_property
     def bypassed(self) -> Self:
         """The same network with every sampler left out: its image goes on, resized where sizes differ."""
-        module = copy.deepcopy(self.module)
+        module = sharing_copy(self.module)
         for node in list(module.graph.nodes):
             if node.target in GRID_SAMPLES:
                 node.replace_all_uses_with(_resized(module, node))
@@ -311,6 +311,11 @@ def bare(module: GraphModule) -> GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module.eval().requires_grad_(False)
+
+
+def sharing_copy(module: GraphModule) -> GraphModule:
+    """A copy of the graph that holds the same tensors: weights may be large."""
+    return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
 
 
 def in_float64(module: GraphModule) -> GraphModule:

@@ -1,10 +1,8 @@
-"""PyTorch's own file formats: TorchScript, ``torch.export`` programs, AOTInductor packages.
+"""PyTorch's own formats beside programs: TorchScript and AOTInductor packages.
 
-``torch.jit`` is deprecated since torch 2.14 and is what was asked for: exactly its own warnings are silenced here, and
-those of the tracer about the shape checks inside ``affine_grid``, which hold for every batch.
+``torch.jit`` is deprecated since torch 2.14 and is what was asked for: exactly its own warnings are silenced here.
 """
 
-import copy
 import io
 import json
 import tempfile
@@ -15,9 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.export.passes import move_to_device_pass
+from torch.fx import GraphModule
 
-from stn_export.program.capture import capture
+from stn_export.errors import UserError
+from stn_export.program.capture import AFFINE_GRIDS
+from stn_export.program.program import Program, sharing_copy
 
 METADATA = "metadata.json"
 
@@ -27,17 +29,42 @@ def _without_deprecation() -> Iterator[None]:
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", message=r".*torch\.jit\.", category=category)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")  # of FX's own classes
         yield
 
 
-def to_torchscript(module: nn.Module, images: Tensor, metadata: dict) -> bytes:
-    """Trace ``module`` (in evaluation mode) on a batch of at least 2, freeze it, and add ``metadata`` to the file."""
+def to_torchscript(module: GraphModule, metadata: dict) -> bytes:
+    """Compile a flat graph (``Program.module``), freeze it, and add ``metadata`` to the file.
+
+    Raises:
+        UserError: where TorchScript's compiler does not take the graph.
+    """
     buffer = io.BytesIO()
     with _without_deprecation():
-        traced = torch.jit.freeze(torch.jit.trace(module, images, check_trace=False))
-        torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata)})
+        try:
+            scripted = torch.jit.freeze(torch.jit.script(_scriptable(module)).eval())
+        except Exception as error:  # RuntimeError, NotSupportedError, ... by what it does not take
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(f"torch.jit.script does not take the graph: {reason}", "use another format") from error
+        torch.jit.save(scripted, buffer, _extra_files={METADATA: json.dumps(metadata)})
     return buffer.getvalue()
+
+
+def _scriptable(module: GraphModule) -> GraphModule:
+    """A copy as TorchScript's compiler takes it; operators are PyTorch's own, and one output comes bare."""
+    module = sharing_copy(module)
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.sym_size.int:
+            node.op, node.target = "call_method", "size"
+        elif node.target in AFFINE_GRIDS:
+            node.target = torch.ops.aten.affine_grid_generator
+        elif isinstance(node.target, torch._ops.OpOverload):
+            node.target = node.target.overloadpacket
+    [output] = module.graph.find_nodes(op="output")
+    if len(output.args[0]) == 1:
+        output.args = (output.args[0][0],)
+    module.recompile()
+    return module
 
 
 def load_torchscript(path: Path, device: str) -> nn.Module:
@@ -47,7 +74,7 @@ def load_torchscript(path: Path, device: str) -> nn.Module:
 
 
 def read_metadata(path: Path) -> dict:
-    """The metadata that ``to_torchscript`` or ``to_pt2`` added to a file; empty where it holds none."""
+    """The metadata that ``to_torchscript`` added to a file; empty where it holds none."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"extra/{METADATA}")]
@@ -56,24 +83,10 @@ def read_metadata(path: Path) -> dict:
         return {}
 
 
-def to_pt2(module: nn.Module, images: Tensor, metadata: dict) -> bytes:
-    """Capture ``module`` (in evaluation mode) with an open batch, and add ``metadata`` to the file."""
-    buffer = io.BytesIO()
-    torch.export.save(capture(module, (images,)), buffer, extra_files={METADATA: json.dumps(metadata)})
-    return buffer.getvalue()
-
-
-def load_pt2(path: Path) -> nn.Module:
-    """The module of a ``torch.export`` file, on the CPU."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11 about its own doing
-        return torch.export.load(path).module()
-
-
-def to_aotinductor(module: nn.Module, images: Tensor, device: str) -> bytes:
-    """Compile a copy of ``module`` for ``device`` as it is here, with an open batch: slow, needs a C++ compiler."""
-    module, images = copy.deepcopy(module).to(device), images.to(device)
+def to_aotinductor(program: Program, device: str) -> bytes:
+    """Compile a program for ``device`` as it is here: slow, needs a C++ compiler."""
+    exported = program.exported if device == "cpu" else move_to_device_pass(program.exported, device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "package.pt2"
-        torch._inductor.aoti_compile_and_package(capture(module, (images,)), package_path=str(path))
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
         return path.read_bytes()

@@ -1,0 +1,137 @@
+"""The bytes of every row of the export matrix, and what is to be said of them."""
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import onnx
+import torch
+
+from stn_export.artifacts.environment import describe
+from stn_export.artifacts.files import sha256_of, write_atomically
+from stn_export.artifacts.manifest import Artifact
+from stn_export.errors import UserError
+from stn_export.export.onnx_export import export_default, to_onnx
+from stn_export.export.optimise import optimise
+from stn_export.export.quantise import quantise
+from stn_export.export.rows import ExportSpec
+from stn_export.export.source import Source
+from stn_export.graphs.deployment import audit
+from stn_export.graphs.graph import initialiser_bytes
+from stn_export.graphs.portability import portability
+from stn_export.runners.registry import DEFAULT_EXPORT
+from stn_export.runners.torch_files import to_aotinductor, to_torchscript
+
+DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
+REASON = 200  # characters of it that are kept
+
+
+def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    if spec.lowering == DEFAULT_EXPORT:
+        model = export_default(source.program, source.contract(spec))
+    else:
+        model = to_onnx(source.marked(spec), spec.lowering)
+    notes = {prop.key: prop.value for prop in model.metadata_props}
+    if spec.precision == "int8":
+        model = quantise(model, source.calibration(spec))
+    nodes_before = len(model.graph.node)
+    if spec.optimised:
+        model = optimise(model)
+    texts = {key: json.dumps(value) for key, value in source.metadata(spec).items()}
+    onnx.helper.set_model_props(model, notes | texts)
+    operators = Counter(node.op_type for node in model.graph.node)
+    details = {
+        "opset": model.opset_import[0].version,
+        "ir_version": model.ir_version,
+        "operators": dict(sorted(operators.items())),
+        "nodes_before": nodes_before,
+        "initialiser_bytes": initialiser_bytes(model),
+        "cuda": _on_cuda(model),
+    }
+    if (spec.precision, spec.contract) == ("fp32", "float"):
+        details["portability"] = {runtime: list(verdict) for runtime, verdict in portability(model).items()}
+    return model.SerializeToString(deterministic=True), details
+
+
+def _on_cuda(model: onnx.ModelProto) -> dict:
+    """Where ONNX Runtime's CUDA provider would leave the model: what falls to the CPU, copies, CUDA graph or not."""
+    found = audit(model, "cuda")
+    return {
+        "predicted": found.predicted,
+        "fallbacks": [node.op_type for node in found.fallbacks],
+        "copies": len(found.copies),
+        "graph": found.capturable,
+        "reason": found.capture_reason,
+        "on_cuda": sum(node.compute for node in found.nodes) - len(found.fallbacks),
+        "on_cpu": len(found.fallbacks),
+    }
+
+
+def _torchscript_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    return to_torchscript(source.graph(spec), source.metadata(spec)), {}
+
+
+def _aotinductor_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    return to_aotinductor(source.program, DEVICES[spec.format]), {}
+
+
+WRITERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
+    "onnx": _onnx_bytes,
+    "torchscript": _torchscript_bytes,
+    "aotinductor": _aotinductor_bytes,
+    "aotinductor-cuda": _aotinductor_bytes,
+}
+
+
+def unavailable(spec: ExportSpec) -> str:
+    """Why a row cannot be written here, or an empty string."""
+    if spec.format in DEVICES and not shutil.which("c++"):
+        return "no C++ compiler here"
+    if DEVICES.get(spec.format) == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no GPU here"
+    if (spec.format, spec.precision) == ("onnx", "bf16"):
+        return "ONNX's Conv takes bfloat16 from opset 22 only, where no CUDA GridSample is"
+    return ""
+
+
+def write(source: Source, spec: ExportSpec) -> Artifact | str:
+    """Write one row's file and list it in the manifest, or say why this network cannot have it, or not here."""
+    if reason := unavailable(spec):
+        return reason
+    started = time.perf_counter()
+    try:
+        content, details = WRITERS[spec.format](source, spec)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # whatever the exporters raise for a network that they cannot take
+        return _reason(error)
+    path = source.directory.path / spec.file
+    write_atomically(path, content)
+    opset = details.pop("opset", None)
+    return source.directory.add(
+        Artifact(
+            name=spec.name,
+            file=path.name,
+            network=source.directory.name,
+            format=spec.format,
+            sha256=sha256_of(path),
+            contract=source.contract(spec),
+            parent_sha256=source.parent.sha256,
+            lowering=spec.lowering,
+            precision=spec.precision,
+            opset=opset,
+            settings=source.settings(spec),
+            details=details | {"bytes": len(content), "seconds": round(time.perf_counter() - started, 2)},
+            environment=describe(),
+        )
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an exporter's error was caused by."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}"[:REASON]
