@@ -4,25 +4,30 @@ import pytest
 
 from stn_export.bench.grids import GRIDS
 from stn_export.comparison.tolerances import REQUIRED_RUNNERS, TOLERANCES
-from stn_export.config import CONTRACTS, DATASETS, DEFAULT_EXPORT, EXPORTS, MODELS, RECIPES, ExportSpec
-from stn_export.export.__main__ import EXPORTERS
+from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.export.lowering import LOWERINGS, Lowering
+from stn_export.export.rows import CONTRACTS, EXPORTS, FORMATS, ExportSpec
+from stn_export.export.writing import WRITERS
 from stn_export.runners import RUNNERS
+from stn_export.runners.registry import DEFAULT_EXPORT
+from stn_export.train.entering import CONTRACT
+from stn_export.train.recipes import DATASETS, DEFAULT_DATASET, DEFAULT_MODELS, MODELS, RECIPES
 
 
 @pytest.mark.parametrize("spec", EXPORTS, ids=lambda spec: spec.name)
 def test_every_export_can_be_written_run_and_judged(spec: ExportSpec):
-    assert spec.format in EXPORTERS
+    assert spec.format in WRITERS
+    assert spec.format in FORMATS
     assert spec.format in {runner.format for runner in RUNNERS}
     assert spec.precision in TOLERANCES
     assert spec.contract in CONTRACTS
-    assert any(spec.applies_to(model) for model in MODELS)
+    assert any(spec.applies_to(samples, CONTRACT) for samples in (False, True))
     assert (spec.lowering in {*LOWERINGS, DEFAULT_EXPORT}) == (spec.format == "onnx")
 
 
-def test_names_are_unique_within_a_model():
-    for model in MODELS:
-        names = [spec.name for spec in EXPORTS if spec.applies_to(model)]
+def test_names_are_unique_within_a_network():
+    for samples in (False, True):
+        names = [spec.name for spec in EXPORTS if spec.applies_to(samples, CONTRACT)]
         assert len(names) == len(set(names))
     assert len({runner.name for runner in RUNNERS}) == len(RUNNERS)
 
@@ -33,7 +38,7 @@ def test_a_lowerings_own_opset_is_one_it_can_have(rule: Lowering):
 
 
 def test_every_runner_runs_something_that_is_exported():
-    assert {runner.format for runner in RUNNERS} == {spec.format for spec in EXPORTS} | {"checkpoint"}
+    assert {runner.format for runner in RUNNERS} == {spec.format for spec in EXPORTS} | {"pt2"}
 
 
 def test_every_format_has_a_runner_that_it_must_go_through():
@@ -44,6 +49,11 @@ def test_every_format_has_a_runner_that_it_must_go_through():
 
 def test_every_data_set_has_a_recipe():
     assert all(spec.recipe in RECIPES and len(spec.classes) == 10 for spec in DATASETS.values())
+
+
+def test_what_is_trained_by_default_is_what_other_stages_look_at():
+    assert DEFAULT_RUN == ARTIFACTS / DEFAULT_DATASET
+    assert [MODELS[name].role for name in DEFAULT_MODELS] == ["subject", "plain"]
 
 
 def test_the_reference_recipe_is_untouched():
