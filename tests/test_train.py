@@ -2,12 +2,10 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,28 +95,60 @@ def test_going_on_gives_the_bytes_of_an_uninterrupted_run(
     assert len((directory / "history.jsonl").read_text().splitlines()) == 3
 
 
-def test_twenty_kills_lose_no_file_and_change_no_byte(settings: Settings, small: Dataset, tmp_path: Path):
-    epochs = 24
+def killed_at(moment: int, work: Callable[[], object]) -> bool:
+    """Do ``work`` in a process that kills itself at so many moments from its start; whether it came so far.
+
+    Moments are the beginning of every step, and whatever puts a file in its place, takes it away or flushes it to disk.
+    """
+    child = os.fork()
+    if child == 0:
+        left = iter(range(moment - 1, -1, -1))
+
+        def dying(do: Callable) -> Callable:
+            def counted(*arguments: object) -> object:
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return do(*arguments)
+
+            return counted
+
+        try:
+            for place, name in ((Trainer, "step"), (os, "fsync"), (Path, "replace"), (Path, "rename")):
+                setattr(place, name, dying(getattr(place, name)))
+            unlink = dying(Path.unlink)
+            Path.unlink = lambda path, missing_ok=False: unlink(path, missing_ok)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, "training failed, it was not killed"
+    return status != 0
+
+
+def test_kills_at_every_step_and_every_write_lose_no_file_and_change_no_byte(
+    settings: Settings, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    epochs, before = 5, torch.get_num_threads()
     settings = replace(settings, recipe=replace(settings.recipe, epochs=epochs))
+    cell = Cell(settings, NetworkDirectory(tmp_path / "b" / settings.model), tmp_path / "b")
+    torch.set_num_threads(1)  # a forked process cannot use its parent's threads
+    monkeypatch.setattr(train, "enter_trained", lambda *_: None)  # which takes seconds, and is tried by itself
     uninterrupted = finish(settings, small, tmp_path / "a")
-    rows = (tmp_path / "a" / settings.model / "history.jsonl").read_text().splitlines()
-    epoch = sum(json.loads(row)["seconds"] for row in rows) / epochs
-    directory, moments = NetworkDirectory(tmp_path / "b" / settings.model), random.Random(0)
-    history, complete = directory.path / "history.jsonl", 0
-    for _ in range(20):
-        child = os.fork()
-        if child == 0:
-            try:
-                finish(settings, small, tmp_path / "b")
-            finally:
-                os._exit(0)
-        time.sleep(moments.uniform(0, 2 * epoch))  # every other child completes an epoch: ten of 24
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        before, complete = complete, len(history.read_text().splitlines()) if history.exists() else 0
-        assert complete >= before
-    assert 0 < complete < epochs
-    assert finish(settings, small, tmp_path / "b") == uninterrupted
+    complete, kills, moment = [0], 0, 1
+    while killed_at(moment, lambda: cell.up_to_date or finish(settings, small, cell.run)):
+        kills += 1
+        history = cell.directory.path / "history.jsonl"
+        rows = history.read_text().splitlines() if history.exists() else []
+        assert [json.loads(row)["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+        assert len(rows) >= complete[-1], "an epoch that was complete is lost"
+        moment = 1 if complete[-1] < len(rows) == epochs else moment + 1  # then all writes behind the last epoch
+        complete.append(len(rows))
+    torch.set_num_threads(before)
+    assert set(complete) == {0, 3, 4, 5}  # kills lie within the first epoch, between epochs, and behind the last
+    assert kills >= 20
+    assert cell.up_to_date
+    assert (cell.directory.path / "checkpoint.pt").read_bytes() == uninterrupted
 
 
 def test_a_diverging_run_names_the_step_the_rate_and_what_is_kept(settings: Settings, small: Dataset, tmp_path: Path):
