@@ -64,42 +64,41 @@ train: $(READY) ## train the spatial transformer and the plain CNN
 		$(if $(MODELS),--models '$(MODELS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
 export: $(READY) ## write TorchScript and ONNX files
-	@$(STAGE).export --run '$(RUN)' --data '$(DATA)'
+	@$(STAGE).export --run '$(RUN)'
 
 verify: $(READY) ## prove every file equal to PyTorch
-	@$(STAGE).verify --run '$(RUN)' --data '$(DATA)'
+	@$(STAGE).verify --run '$(RUN)'
 
 bench: $(READY) ## time every file on every backend
-	@$(PYTHON) -m pytest benchmarks --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --data '$(DATA)' \
-		--benchmark-json='$(RUN)/bench.json' --benchmark-columns=min,median,iqr,rounds --benchmark-sort=min
+	@$(STAGE).bench --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)'
 
 bench-proof: $(READY) ## the benchmarks' own trial: an artifact against itself, and against itself slowed down
-	@$(PYTHON) -m stn_export.bench.proof --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --data '$(DATA)' --out '$(OUT)'
+	@$(STAGE).bench.proof --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --out '$(OUT)'
 
 bench-compare: $(READY) ## compare NEW with BASE=file.json, fail on a regression
-	@$(PYTHON) -m stn_export.bench.compare '$(BASE)' '$(NEW)' $(if $(ACROSS),--across-machines)
+	@$(STAGE).bench.compare '$(BASE)' '$(NEW)' $(if $(ACROSS),--across-machines)
 
 bench-keep: $(READY) ## keep this run's timings in OUT, small, and write RESULTS.md
-	@$(PYTHON) -m stn_export.bench.results --keep '$(RUN)/bench.json' --kept '$(OUT)'
+	@$(STAGE).bench.results --keep '$(RUN)/bench.json' --kept '$(OUT)'
 
 bench-results: $(READY) ## write benchmarks/RESULTS.md from the kept timings
-	@$(PYTHON) -m stn_export.bench.results
+	@$(STAGE).bench.results
 
 gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minutes; again to go on
-	@$(PYTHON) -m stn_export.bench.gpu_results --dataset '$(DATASET)' --data '$(DATA)' --run '$(RUN)' --ort-site '$(ORT_SITE)' \
+	@$(STAGE).bench.gpu_results --dataset '$(DATASET)' --data '$(DATA)' --run '$(RUN)' --ort-site '$(ORT_SITE)' \
 		--out '$(OUT)' $(if $(filter auto,$(DEVICE)),,--device '$(DEVICE)') $(if $(filter file,$(origin GRID)),,--grid '$(GRID)')
 
 bench-train: $(READY) ## time an epoch of training against the tutorial's loop, and keep the figures
 	@$(PYTHON) -m pytest benchmarks --dataset '$(DATASET)' --data '$(DATA)' --device '$(DEVICE)' \
 		--benchmark-json=artifacts/bench-train.json --benchmark-columns=min,median,max,rounds
-	@$(PYTHON) -m stn_export.train.keep_speed artifacts/bench-train.json
+	@$(STAGE).train.keep_speed artifacts/bench-train.json
 
 report: $(READY) ## write report.html and report.md
-	@$(STAGE).report --run '$(RUN)' --data '$(DATA)'
+	@$(STAGE).report --run '$(RUN)'
 
 gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by seeds on three data sets, one report
 	@$(STAGE).train.keep $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
-	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits --data '$(DATA)'
+	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits
 
 gain-cifar10: OWN_RECIPE := short
 gain-%: EPOCHS := $(or $(EPOCHS),20)
@@ -115,8 +114,9 @@ demo: ## all stages on the built-in digits: nothing to download, a few minutes
 test: $(READY) ## the test suite; PYTEST= passes it options
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) $(PYTEST)
 
-lint: $(READY) ## ruff, style and format
+lint: $(READY) ## ruff (style and format), and imports that keep to the plan of the house
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+	@$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo
 
 clean: ## remove every generated run
 	rm -rf artifacts/*/ .pytest_cache .ruff_cache
