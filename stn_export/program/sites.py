@@ -7,6 +7,7 @@ and, where the grid is an ``affine_grid``, the matrices that it is made from (th
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import torch
 from torch.fx import Graph, Node
 
 from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, location, named_shape
@@ -16,7 +17,8 @@ PADDINGS = ("zeros", "border", "reflection")
 TAPS = {"bilinear": 4, "nearest": 0, "bicubic": 16}  # multiply-adds of one sampled value
 POINTS = ("theta", "grid", "warped")  # in the network's order
 SHAPING = ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "clone", "expand")
-SHAPING += ("select", "slice", "split", "getitem", "contiguous")
+SHAPING += ("select", "slice", "split", "getitem", "contiguous", "stack", "cat")
+WEIGHTED = ("linear", "addmm", "conv2d", "conv1d", "gru_cell", "grid_sampler", "grid_sampler_2d")  # go no further
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,17 @@ class Site:
 def find_sites(graph: Graph, symbols: Mapping[str, str]) -> tuple[Site, ...]:
     """Every sampler of a captured graph, in the order in which they run; ``symbols`` names open sizes."""
     samplers = [node for node in graph.nodes if node.target in GRID_SAMPLES]
-    return tuple(_site(index, node, symbols) for index, node in enumerate(samplers))
+    varying = _varying(graph)
+    return tuple(_site(index, node, symbols, varying) for index, node in enumerate(samplers))
 
 
-def _site(index: int, node: Node, symbols: Mapping[str, str]) -> Site:
+def _site(index: int, node: Node, symbols: Mapping[str, str], varying: set[Node]) -> Site:
     image, grid, mode, padding, align = node.args
     affine = grid if grid.target in AFFINE_GRIDS else None
     return Site(
         name=f"site{index}",
         where=location(node),
-        source=_origin(affine.args[0] if affine else grid),
+        source=_origin(affine.args[0] if affine else grid, varying),
         mode=MODES[mode],
         padding_mode=PADDINGS[padding],
         align_corners=bool(align),
@@ -87,10 +90,20 @@ def _site(index: int, node: Node, symbols: Mapping[str, str]) -> Site:
     )
 
 
-def _origin(node: Node) -> str:
-    """What gives a value, seen through changes of its shape only."""
-    while node.op == "call_function" and _operator(node) in SHAPING:
-        node = node.args[0]
+def _origin(node: Node, varying: set[Node]) -> str:
+    """What gives a value, and the arithmetic behind that: ``linear of localisation.4, then tanh, mul, add``."""
+    behind: list[str] = []
+    while node.op == "call_function" and _operator(node) not in WEIGHTED:
+        if _operator(node) not in SHAPING:
+            behind.insert(0, _operator(node))
+        before = [each for each in node.all_input_nodes if each in varying]
+        if not before:
+            break
+        node = before[0]
+    return _source(node) + (f", then {', '.join(dict.fromkeys(behind))}" if behind else "")
+
+
+def _source(node: Node) -> str:
     if node.op != "call_function":
         return f"input {node.name}" if node.op == "placeholder" else f"constant {node.target}"
     stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -98,4 +111,14 @@ def _origin(node: Node) -> str:
 
 
 def _operator(node: Node) -> str:
-    return getattr(node.target, "__name__", str(node.target)).split(".")[0].lstrip("_")
+    return getattr(node.target, "__name__", str(node.target)).split(".")[0].strip("_")
+
+
+def _varying(graph: Graph) -> set[Node]:
+    """What depends on an input's values, not only on its size."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        size = isinstance(node.meta.get("val"), torch.SymInt)
+        if node.op == "placeholder" or not (size or found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
+    return found

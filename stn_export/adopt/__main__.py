@@ -1,0 +1,112 @@
+"""Bring a network of anyone's into a run: ``python -m stn_export.adopt``."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from stn_export import cli
+from stn_export.adopt.adoption import Adoption, adopt, checked_name, default_name
+from stn_export.adopt.network import input_of
+from stn_export.config import ARTIFACTS
+from stn_export.program.program import Program
+from stn_export.program.sites import Site
+from stn_export.program.specs import Pixels, TensorSpec
+
+TRUST = "loading it runs what its maker put in: load only what you trust"
+COLUMNS = ("site", "where", "kind", "image", "grid", "mode", "padding", "align_corners", "made from")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Adopt a network, or look at it only."""
+    parser = cli.stage("adopt", "Capture anyone's network, say where it samples, and put it into a run.")
+    parser.add_argument("what", help="file.py:callable, package.module:callable, or a .pt2 file")
+    parser.add_argument("--weights", type=cli.path_or_none, help=".pt, .pth or .safetensors")
+    parser.add_argument("--input", action="append", default=[], metavar="NAME=N,3,24,94", help="in forward's order")
+    parser.add_argument("--output", action="append", default=[], metavar="NAME", help="in the order of what it gives")
+    parser.add_argument("--examples", type=cli.path_or_none, help=".npz, .pt, or a folder of pictures")
+    parser.add_argument("--labels", type=cli.path_or_none, help="lines of file name or index, and class number")
+    parser.add_argument("--mean", type=float, nargs="+", metavar="X", help="of pictures in [0, 1], also a channel each")
+    parser.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise")
+    parser.add_argument("--plain", help="a callable that gives a plain network, instead of the twin")
+    parser.add_argument("--name", help="of the network; by default the run's")
+    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<name>")
+    parser.add_argument("--eval", action="store_true", help="put the module into evaluation mode")
+    parser.add_argument("--data-seed", type=int, default=0, help="of random examples")
+    parser.add_argument("--inspect", action="store_true", help="write nothing")
+    parser.add_argument("--json", action="store_true", help="print what was found for a script to read")
+    options = parser.parse_args(arguments)
+    if options.what.endswith(".pt2"):
+        cli.console(stderr=True).print(f"{options.what}: {TRUST}")
+    found = _adopted(options)
+    if options.json:
+        cli.print_json(found.as_dict())
+    else:
+        tell(found)
+
+
+def _adopted(options: Namespace) -> Adoption:
+    specs, sizes = zip(*map(input_of, options.input), strict=True) if options.input else ((), ())
+    name = options.name or (options.run.name if options.run else default_name(options.what))
+    return adopt(
+        options.what,
+        specs,
+        run=None if options.inspect else options.run or Path(ARTIFACTS) / checked_name(name),
+        name=name,
+        outputs=options.output,
+        weights=options.weights,
+        examples=options.examples,
+        labels=options.labels,
+        pixels=_pixels(options.mean, options.std),
+        plain=options.plain,
+        sizes={name: size for each in sizes for name, size in each.items()},
+        evaluation=options.eval,
+        data_seed=options.data_seed,
+    )
+
+
+def _pixels(mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels | None:
+    if mean is None and std is None:
+        return None
+    return Pixels(tuple(mean or Pixels().mean), tuple(std or Pixels().std))
+
+
+def tell(found: Adoption) -> None:
+    """Print what was found and written."""
+    cli.say(f"[bold]{found.name}[/]" + (f": {_costs(found.program)}" if found.program else ""))
+    if found.program is not None:
+        for kind, specs in (("input", found.program.contract.inputs), ("output", found.program.contract.outputs)):
+            for spec in specs:
+                cli.say(f"{kind} {_said(spec)}")
+    if found.sites:
+        cli.table("Where it samples", COLUMNS, [_row(site) for site in found.sites])
+    labels = "labels" if found.examples.labels is not None else "no labels: errors only"
+    cli.say(f"examples: {found.examples.source}; {labels}")
+    if found.twin is not None:
+        cli.say(f"plain network: {_costs(found.twin)}")
+    for note in found.notes:
+        cli.say(f"note: {cli.escape(note)}")
+    state = "up to date" if found.up_to_date else "written" + "; older exports of it are stale now" * found.replaced
+    for path in found.written:
+        cli.say(f"{path}: {state}")
+
+
+def _costs(program: Program) -> str:
+    return f"{program.parameters:,} parameters, {program.multiply_adds():,} multiply-adds an example"
+
+
+def _said(spec: TensorSpec) -> str:
+    normalised = f", bytes as {spec.pixels}" if spec.pixels else ""
+    return f"{spec.name}: {spec.text}{normalised}{'' if spec.batched else ', the same for a whole batch'}"
+
+
+def _row(site: Site) -> tuple[str, ...]:
+    sizes = ["×".join(map(str, shape)) for shape in (site.image_shape, site.warped_shape[2:])]
+    align = str(site.align_corners)
+    if site.grid_align_corners not in (None, site.align_corners):
+        align += f", grid {site.grid_align_corners}"
+    return site.name, site.where, site.kind, *sizes, site.mode, site.padding_mode, align, site.source or "–"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,236 @@
+"""``adopt``: a network becomes a program of a run, its plain twin and what both are tried on beside it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stn_export.adopt.eager import watched
+from stn_export.adopt.network import in_evaluation, load_captured, load_module
+from stn_export.adopt.programs import program_of, values_of, with_origin
+from stn_export.adopt.samples import gather, with_classes, with_pixels
+from stn_export.artifacts.door import enter, write_examples
+from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.manifest import MANIFEST, PLAIN, SUBJECT, NetworkDirectory
+from stn_export.errors import UserError
+from stn_export.program.origin import origin_of
+from stn_export.program.program import Program
+from stn_export.program.sites import Site
+from stn_export.program.specs import BATCH, Pixels, TensorSpec, dtype_name
+
+TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
+PLAIN_NOTE = "a plain network that was given to set the other against"
+
+Inputs = Mapping[str, Tensor | Sequence[int | str]] | Sequence[TensorSpec]
+
+
+@dataclass
+class Adoption:
+    """What was found, and what was written.
+
+    Attributes:
+        name: of the network.
+        examples: what it is tried on.
+        program: the network, None where it cannot be captured.
+        sites: where it samples.
+        twin: what it is set against, if there is anything.
+        notes: what else a person must know: what could not be kept open, why there is no twin, and so on.
+        written: the directories of the networks; empty where it was only looked at.
+        up_to_date: whether all of it lay there already.
+        replaced: whether something else of its name did.
+    """
+
+    name: str
+    examples: Examples
+    program: Program | None = None
+    sites: tuple[Site, ...] = ()
+    twin: Program | None = None
+    notes: list[str] = field(default_factory=list)
+    written: tuple[Path, ...] = ()
+    up_to_date: bool = False
+    replaced: bool = False
+
+    def as_dict(self) -> dict:
+        """JSON-ready."""
+        tried = self.examples
+        return {
+            "network": self.name,
+            "sites": [site.as_dict() for site in self.sites],
+            "program": _figures(self.program),
+            "plain": _figures(self.twin),
+            "examples": {"count": len(tried), "source": tried.source, "classes": list(tried.classes)},
+            "notes": self.notes,
+            "written": [str(path) for path in self.written],
+            "up_to_date": self.up_to_date,
+        }
+
+
+def _figures(program: Program | None) -> dict | None:
+    if program is None:
+        return None
+    return program.contract.as_dict() | {
+        "parameters": program.parameters,
+        "multiply_adds": program.multiply_adds(),
+    }
+
+
+def adopt(
+    what: nn.Module | str,
+    inputs: Inputs = (),
+    *,
+    run: Path | str | None = None,
+    name: str | None = None,
+    outputs: Sequence[str] = (),
+    weights: Path | None = None,
+    examples: Path | Mapping[str, Tensor] | None = None,
+    labels: Path | Tensor | None = None,
+    pixels: Pixels | None = None,
+    plain: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+    evaluation: bool = False,
+    data_seed: int = 0,
+) -> Adoption:
+    """Capture a network, find where it samples, and put it into a run.
+
+    Args:
+        what: a module, ``file.py:callable``, ``package.module:callable``, or a ``.pt2`` file, whose loading runs what
+            its maker put in.
+        inputs: in the order of ``forward``, by name: a shape with the names of open sizes, ``N`` the batch, or an
+            example, whose first dimension is the batch.
+        run: the run directory; without one nothing is written.
+        name: of the network's directory; by default the run's.
+        outputs: their names.
+        weights: a ``.pt``, ``.pth`` or ``.safetensors`` file.
+        examples: what it is tried on: a file, a folder of pictures, or tensors by input; random numbers without.
+        labels: one an example: a file, or numbers.
+        pixels: how bytes of pictures are normalised.
+        plain: a callable that gives what the network is set against instead of its twin.
+        sizes: of open dimensions, where neither examples nor a captured program say them.
+        evaluation: whether a module in training mode may be put into evaluation mode.
+        data_seed: of random examples.
+
+    Raises:
+        UserError: where anything of it does not fit, before anything is written.
+    """
+    name = checked_name(name or (Path(run).name if run else default_name(what)))
+    specs, given = _specs(inputs)
+    network = _network(what, weights, evaluation, specs, outputs)
+    if isinstance(network, Program):
+        specs, sizes = network.contract.inputs, network.sizes | dict(sizes or {})
+    if not specs:
+        raise UserError("no input is named", "give each with --input NAME=N,3,24,94, in the order of forward")
+    specs = with_pixels(specs, pixels) if pixels else specs
+    tried, classes = gather(examples or given, labels, specs, sizes or {}, data_seed)
+    if any(tried.inputs[spec.name].dtype == torch.uint8 and spec.is_float and not spec.pixels for spec in specs):
+        specs = with_pixels(specs, Pixels())
+    result = Adoption(name, tried)
+    try:
+        result.program = program_of(network, specs, outputs, tried, result.notes)
+    except UserError as error:
+        if run is not None or isinstance(network, Program):
+            raise
+        result.notes.append(str(error))
+        result.sites = watched(network, values_of(specs, tried))
+        return result
+    if isinstance(what, str) and isinstance(network, nn.Module):
+        result.program = with_origin(result.program, origin_of(what), tried, result.notes)
+    result.sites = result.program.sites
+    result.examples = with_classes(tried, result.program.contract, classes)
+    result.twin = _given_plain(plain, result) if plain else _bypassed(result)
+    if run is not None:
+        _enter(result, Path(run), PLAIN_NOTE if plain else TWIN_NOTE)
+    return result
+
+
+def default_name(what: nn.Module | str) -> str:
+    """A name for a network that nobody named."""
+    if isinstance(what, str):
+        return Path(what).stem if what.endswith(".pt2") else what.rpartition(":")[2]
+    return type(what).__name__
+
+
+def checked_name(name: str) -> str:
+    """The name, once it can be that of a directory.
+
+    Raises:
+        UserError: where it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"{name!r} cannot be a network's name", "choose one of letters, digits, - and _ with --name")
+    return name
+
+
+def _specs(inputs: Inputs) -> tuple[tuple[TensorSpec, ...], dict[str, Tensor]]:
+    """The inputs' specs, and the examples among them."""
+    if not isinstance(inputs, Mapping):
+        return tuple(inputs), {}
+    given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    shapes = {name: (BATCH, *value.shape[1:]) if name in given else tuple(value) for name, value in inputs.items()}
+    types = {name: dtype_name(given[name]) if name in given else "float32" for name in inputs}
+    return tuple(TensorSpec(name, types[name], shape, shape[:1] == (BATCH,)) for name, shape in shapes.items()), given
+
+
+def _network(
+    what: nn.Module | str,
+    weights: Path | None,
+    evaluation: bool,
+    specs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+) -> nn.Module | Program:
+    if isinstance(what, nn.Module):
+        return in_evaluation(what, evaluation)
+    if not what.endswith(".pt2"):
+        return load_module(what, weights, evaluation)
+    if weights is not None:
+        raise UserError(f"{what} has its weights inside", "leave --weights out")
+    return load_captured(Path(what), specs, outputs)
+
+
+def _bypassed(result: Adoption) -> Program | None:
+    """The network with its samplers left out, or None and a note on why there is none."""
+    if not result.sites:
+        result.notes.append("no plain twin: it samples nowhere")
+        return None
+    try:
+        twin = result.program.bypassed
+    except UserError as error:
+        result.notes.append(f"no plain twin: {error}")
+        return None
+    if not twin.multiply_adds():
+        result.notes.append("no plain twin: without its samplers it computes nothing")
+        return None
+    return twin
+
+
+def _given_plain(what: str, result: Adoption) -> Program:
+    """The plain network that somebody brought; it takes the same inputs."""
+    contract = result.program.contract
+    program = program_of(load_module(what, None, True), contract.inputs, (), result.examples, result.notes)
+    if len(program.contract.outputs) == len(contract.outputs):
+        pairs = zip(program.contract.outputs, contract.outputs, strict=True)
+        outputs = tuple(replace(spec, name=other.name) for spec, other in pairs)
+        program = replace(program, contract=replace(program.contract, outputs=outputs))
+    return replace(program, origin=origin_of(what))
+
+
+def _enter(result: Adoption, run: Path, note: str) -> None:
+    """Write everything, or find that it lies there."""
+    subject, plain = (NetworkDirectory(run / name) for name in (result.name, f"{result.name}-plain"))
+    if others := sorted({path.parent.name for path in run.glob(f"*/{MANIFEST}")} - {subject.name, plain.name}):
+        raise UserError(f"{run} holds {', '.join(others)} already", "name another run with --run, or this network")
+    before = subject.read(), plain.read()
+    file = write_examples(run, result.examples)
+    said = {"source": result.examples.source, "classes": result.examples.classes}
+    enter(subject, result.program, file, label=result.name, role=SUBJECT, **said)
+    if result.twin is not None:
+        label = f"{result.name}, samplers bypassed" if note is TWIN_NOTE else f"{result.name}, plain"
+        enter(plain, result.twin, file, label=label, role=PLAIN, note=note, **said)
+    elif before[1].facts:
+        (plain.path / MANIFEST).unlink()
+        result.notes.append(f"{plain.path} is no part of the run any more")
+    result.written = (subject.path, plain.path) if result.twin is not None else (subject.path,)
+    result.replaced = before[0].facts is not None
+    result.up_to_date = before == (subject.read(), plain.read())

@@ -1,0 +1,202 @@
+"""What is to be adopted: somebody's module with its weights, or a program that somebody captured."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree
+
+from stn_export.errors import UserError, require_choice
+from stn_export.program.origin import resolve
+from stn_export.program.program import NOTHING, Program, contract_of, load_program
+from stn_export.program.specs import BATCH, TensorSpec
+
+SEED = 0  # of weights that the module draws itself
+DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+HOLDERS = ("state_dict", "model", "model_state_dict")  # where training scripts put weights in what they save
+INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>[\w=]+(,[\w=]+)*)(:(?P<dtype>\w+))?")
+
+
+def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
+    """An input from ``NAME=N,3,24,W=94:float32``, and what its open sizes are where it says so.
+
+    Raises:
+        UserError: for anything else.
+    """
+    found = INPUT.fullmatch(text)
+    if found is None:
+        raise UserError(f"input {text!r} cannot be read", "write NAME=N,3,24,94, with :uint8 or the like behind it")
+    dtype = require_choice("type", found["dtype"] or DTYPES[0], DTYPES)
+    shape, sizes = [], {}
+    for part in found["shape"].split(","):
+        name, _, size = part.partition("=")
+        if size and not size.isdecimal():
+            raise UserError(f"size {part!r} cannot be read", "write a number, a name, or NAME=NUMBER")
+        shape.append(int(name) if name.isdecimal() else name)
+        sizes |= {name: int(size)} if size else {}
+    return TensorSpec(found["name"], dtype, tuple(shape), batched=shape[0] in (BATCH, 1)), sizes
+
+
+def load_module(what: str, weights: Path | None, evaluation: bool) -> nn.Module:
+    """The module that a callable gives, with these weights.
+
+    Args:
+        what: ``file.py:callable`` or ``package.module:callable``, called without arguments.
+        weights: see ``read_weights``; without them it keeps what it draws or loads itself.
+        evaluation: whether to put it into evaluation mode.
+
+    Raises:
+        UserError: where that fails at any step, or the module is in training mode and is to stay so.
+    """
+    make = resolve(what)
+    torch.manual_seed(SEED)
+    try:
+        module = make()
+    except Exception as error:  # other people's code
+        raise UserError(f"{what} raised {said(error)}", "it is called without arguments") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{what} gives a {type(module).__name__}", "it must give an nn.Module")
+    if weights is not None:
+        load_weights(module, weights)
+    return in_evaluation(module, evaluation)
+
+
+def in_evaluation(module: nn.Module, wanted: bool) -> nn.Module:
+    """The module in evaluation mode.
+
+    Raises:
+        UserError: where it is in training mode and nobody wanted that changed.
+    """
+    if module.training and not wanted:
+        raise UserError(f"{type(module).__name__} is in training mode", "call .eval() on it, or say --eval")
+    return module.eval()
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Put the weights of a file into a module.
+
+    Raises:
+        UserError: where the file cannot be read, or its weights are not the module's: the first ones, and how many.
+    """
+    state, own = read_weights(path), module.state_dict()
+    if state and all(name.startswith("module.") for name in state):  # a DataParallel around it
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    other = [name for name in own if name in state and own[name].shape != state[name].shape]
+    problems = (
+        ("missing", [name for name in own if name not in state]),
+        ("unexpected", [name for name in state if name not in own]),
+        ("of another shape", [f"{name} {_shape(state[name])} for {_shape(own[name])}" for name in other]),
+    )
+    if found := [f"{len(names)} {how} (first {names[0]})" for how, names in problems if names]:
+        raise UserError(f"{path} does not fit {type(module).__name__}: {', '.join(found)}", "give its own")
+    module.load_state_dict(state)
+
+
+def _shape(value: Tensor) -> str:
+    return "×".join(map(str, value.shape)) or "scalar"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from ``.safetensors``, or from ``.pt`` or ``.pth`` without running what is in it.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}", "name the weights with --weights")
+    content = _safetensors(path) if path.suffix == ".safetensors" else tensors_of(path, "save module.state_dict()")
+    held = [content[name] for name in HOLDERS if isinstance(content, dict) and isinstance(content.get(name), dict)]
+    state = held[0] if held else content
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state dict", f"save module.state_dict(), bare or under {HOLDERS[0]!r}")
+    return state
+
+
+def tensors_of(path: Path, remedy: str) -> object:
+    """``torch.load`` of tensors only.
+
+    Raises:
+        UserError: where there is more in the file, or it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch raises by kind of damage
+        raise UserError(f"{path} is damaged, or holds more than tensors, which may run code", remedy) from error
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"{path} needs the safetensors package", "pip install safetensors") from error
+    try:
+        return load_file(path)
+    except Exception as error:  # its own kind, by version
+        raise UserError(f"{path} is damaged: {said(error)}", "save it again") from error
+
+
+def load_captured(path: Path, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Program:
+    """A program that somebody else captured, with other names where they are given. This runs what its maker put in.
+
+    Raises:
+        UserError: where it cannot be read, was captured in training mode, or has other inputs or outputs.
+    """
+    program = load_program(path)
+    if any(node.target in NOTHING and True in node.args[1:] for node in program.exported.graph.nodes):
+        raise UserError(f"{path} was captured in training mode", "capture module.eval()")
+    contract = program.contract
+    for kind, given, found in (("inputs", specs, contract.inputs), ("outputs", outputs, contract.outputs)):
+        if given and len(given) != len(found):
+            raise UserError(f"{path} has {len(found)} {kind}, not {len(given)}", f"name all {kind} or none")
+    if specs or outputs:
+        _check_shapes(specs, contract.inputs)
+        names, shapes = ([spec.name for spec in specs], [spec.shape for spec in specs]) if specs else (None, None)
+        contract = contract_of(program.exported, shapes, names, outputs or output_names(program.exported))
+    return Program(program.exported, contract, program.origin)
+
+
+def _check_shapes(asked: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> None:
+    for spec, other in zip(asked, found, strict=bool(asked)):
+        fits = len(spec.shape) == len(other.shape) and all(
+            size == own or (isinstance(size, str) and isinstance(own, str))
+            for size, own in zip(spec.shape, other.shape, strict=True)
+        )
+        if not fits or spec.dtype != other.dtype:
+            raise UserError(f"input {spec.name} is {other.text} there, not {spec.text}", "give it as it was captured")
+
+
+def called(module: nn.Module, values: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that a module gives.
+
+    Raises:
+        UserError: where it fails.
+    """
+    try:
+        with torch.inference_mode():
+            return [leaf for leaf in _pytree.tree_leaves(module(*values)) if isinstance(leaf, Tensor)]
+    except Exception as error:  # other people's code
+        given = ", ".join(_shape(value) for value in values)
+        raise UserError(f"{type(module).__name__} does not take {given}: {said(error)}", "see --input") from error
+
+
+def output_names(exported: ExportedProgram) -> list[str]:
+    """Names for outputs that nobody named: keys where the module gives a dictionary, else ``output0`` and so on."""
+    count = exported.call_spec.out_spec.num_leaves
+    if count == 1 and exported.call_spec.out_spec.is_leaf():
+        return ["output"]
+    leaves = _pytree.tree_unflatten(list(range(count)), exported.call_spec.out_spec)
+    paths = [path for path, _ in _pytree.tree_flatten_with_path(leaves)[0]]
+    names = ["_".join(str(_key(key)) for key in path) for path in paths]
+    return [f"output{name}" if name[:1].isdecimal() else re.sub(r"\W", "_", name) for name in names]
+
+
+def _key(key: object) -> object:
+    return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
+
+
+def said(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

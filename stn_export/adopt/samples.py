@@ -1,0 +1,202 @@
+"""What an adopted network is tried on: tensors from a file, pictures from a folder, and labels."""
+
+import csv
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stn_export.adopt.network import tensors_of
+from stn_export.artifacts.examples import Examples, random_examples
+from stn_export.errors import UserError
+from stn_export.program.specs import BATCH, Contract, Pixels, TensorSpec, dtype_name
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's, by channels
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+MOST_PICTURES = 2000  # of a folder, which may hold any number
+RANDOM, RANDOM_BYTES = 64, 2**26  # how many examples at most, and how large, where nobody brought any
+LABELS = "labels"
+
+
+def with_pixels(specs: Sequence[TensorSpec], pixels: Pixels) -> tuple[TensorSpec, ...]:
+    """The inputs, the first picture of them normalised from bytes like this.
+
+    Raises:
+        UserError: where there is no such picture, or it has another number of channels.
+    """
+    picture = Contract(tuple(specs), ()).picture
+    if picture is None or not picture.is_float:
+        raise UserError("no input is a picture of floating-point numbers", "leave --mean and --std out")
+    if any(len(values) not in (1, picture.shape[1]) for values in (pixels.mean, pixels.std)) or min(pixels.std) <= 0:
+        raise UserError(f"{pixels} does not fit {picture.text}", "give one figure or one a channel; std is above 0")
+    return tuple(replace(spec, pixels=pixels) if spec is picture else spec for spec in specs)
+
+
+def gather(
+    given: Path | Mapping[str, Tensor] | None,
+    labels: Path | Tensor | None,
+    specs: Sequence[TensorSpec],
+    sizes: Mapping[str, int],
+    seed: int = 0,
+) -> tuple[Examples, dict[int, str]]:
+    """What a network is tried on, and the names of classes where the labels' file has them.
+
+    Args:
+        given: an ``.npz`` or ``.pt`` file of tensors by input, a folder of pictures, tensors; random numbers without.
+        labels: a file, see ``read_labels``, or numbers; those among the tensors under ``labels`` count too.
+        specs: of the inputs.
+        sizes: of open dimensions, for random numbers and pictures.
+        seed: of random numbers.
+
+    Raises:
+        UserError: where an input or a label is missing or does not fit.
+    """
+    if not given:
+        if labels is not None:
+            raise UserError("there are labels, but no examples", "give those with --examples")
+        return _random(specs, sizes, seed), {}
+    if isinstance(given, Mapping):
+        found, names, source = dict(given), None, "in Python"
+    elif given.is_dir():
+        found, names, source = _pictures(given, specs, sizes)
+    else:
+        found, names, source = _tensors(given, specs), None, f"of {given.name}"
+    numbers, classes = found.pop(LABELS, None), {}
+    batched = tuple(spec.name for spec in specs if spec.batched)
+    found = checked(found, specs)
+    if isinstance(labels, Path):
+        count = len(found[batched[0]]) if batched else 1
+        numbers, classes = read_labels(labels, names or [str(index) for index in range(count)])
+    elif labels is not None:
+        numbers = labels
+    if numbers is not None and (numbers.ndim != 1 or numbers.is_floating_point() or int(numbers.min()) < 0):
+        raise UserError("labels are not whole numbers from 0, one an example", "give class numbers")
+    examples = Examples(found, batched, None if numbers is None else numbers.long())
+    return replace(examples, source=source if names else f"{len(examples)} examples {source}"), classes
+
+
+def _random(specs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int) -> Examples:
+    contract = Contract(tuple(specs), ())
+    one = sum(value.nbytes for value in random_examples(contract, 1, seed, sizes).inputs.values())
+    return random_examples(contract, max(2, min(RANDOM, RANDOM_BYTES // max(one, 1))), seed, sizes)
+
+
+def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
+    """The tensors, in the types of the inputs; bytes of pictures stay bytes.
+
+    Raises:
+        UserError: where an input is missing, or is of another type or shape, or not finite.
+    """
+    samples, sizes = {}, {}
+    for spec in specs:
+        if spec.name not in found:
+            raise UserError(f"the examples lack input {spec.name}", f"they hold {', '.join(found) or 'nothing'}")
+        value, dtype = found[spec.name], getattr(torch, spec.dtype)
+        bytes_of_picture = spec.is_float and spec.is_picture and value.dtype == torch.uint8
+        same_kind = value.is_floating_point() == spec.is_float
+        shape = (BATCH, *spec.shape[1:]) if spec.batched else spec.shape
+        fits = replace(spec, shape=shape).fits(tuple(value.shape)) and all(
+            sizes.setdefault(name, size) == size
+            for name, size in zip(shape, value.shape, strict=True)
+            if isinstance(name, str)
+        )
+        if not fits or not (same_kind or bytes_of_picture):
+            raise UserError(
+                f"the examples' {spec.name} is {'×'.join(map(str, value.shape))} {dtype_name(value)}, not {spec.text}",
+                "give an input's examples one behind the other, as it takes them",
+            )
+        samples[spec.name] = value if bytes_of_picture else value.to(dtype)
+        if not value.isfinite().all():
+            raise UserError(f"the examples' {spec.name} is not finite", "leave out those with NaN or infinity")
+    return samples
+
+
+def _tensors(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"there is nothing at {path}", "name a folder of pictures, an .npz or a .pt with --examples")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return {name: torch.from_numpy(content[name]) for name in content.files}
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} cannot be read: {error}", "write it with numpy.savez, numbers only") from error
+    content = tensors_of(path, "save a dictionary of tensors by input")
+    content = {specs[0].name: content} if isinstance(content, Tensor) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no tensors by input", "save a dictionary of tensors, or one tensor")
+    return content
+
+
+def _pictures(
+    folder: Path, specs: Sequence[TensorSpec], sizes: Mapping[str, int]
+) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
+    picture = Contract(tuple(specs), ()).picture
+    if picture is None or picture.shape[1] not in MODES or len(specs) > 1:
+        raise UserError(
+            f"a folder of pictures cannot fill {', '.join(spec.name for spec in specs)}", "give an .npz with all inputs"
+        )
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"{folder} holds no pictures", f"put {', '.join(SUFFIXES)} there")
+    spread = range(0, len(files), -(-len(files) // MOST_PICTURES))
+    chosen = [files[index] for index in spread]
+    height, width = (size if isinstance(size, int) else sizes.get(size) for size in picture.shape[2:])
+    images = []
+    for path in chosen:
+        try:
+            with Image.open(path) as image:
+                height, width = height or image.height, width or image.width  # open sizes are the first one's
+                resized = image.convert(MODES[picture.shape[1]]).resize((width, height), Image.Resampling.BILINEAR)
+        except OSError as error:
+            raise UserError(f"{path} is no picture: {error}", "take it out") from error
+        images.append(torch.from_numpy(np.array(resized)).view(height, width, -1).permute(2, 0, 1))
+    count = str(len(chosen)) if len(chosen) == len(files) else f"{len(chosen)} of {len(files)}, evenly spread"
+    names = tuple(path.relative_to(folder).as_posix() for path in chosen)
+    return {picture.name: torch.stack(images)}, names, f"{count} pictures of {folder.name}, as {height}×{width}"
+
+
+def read_labels(path: Path, names: Sequence[str]) -> tuple[Tensor, dict[int, str]]:
+    """Labels of examples from lines of file name or index, whole number and, if it has one, the class's name.
+
+    Raises:
+        UserError: where the file cannot be read or an example has no label.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}", "write lines of file name or index, and label") from error
+    if rows and not "".join(rows[0][1:2]).isdecimal():
+        del rows[0]  # a heading
+    for row in rows:
+        if len(row) < 2 or not row[1].isdecimal():
+            raise UserError(f"{path} has the line {','.join(row)!r}", "write file name or index, and a whole number")
+    found = {row[0]: int(row[1]) for row in rows}
+    missing = [name for name in names if name not in found and Path(name).name not in found]
+    if missing:
+        raise UserError(f"{path} has no label for {missing[0]} ({len(missing)} such)", "give every example its label")
+    labels = [found.get(name, found.get(Path(name).name)) for name in names]
+    return torch.tensor(labels), {int(row[1]): row[2] for row in rows if any(row[2:3])}
+
+
+def with_classes(examples: Examples, contract: Contract, classes: Mapping[int, str]) -> Examples:
+    """The same with the classes' names, a number where a class has none.
+
+    Raises:
+        UserError: where no output tells as many classes apart.
+    """
+    if examples.labels is None:
+        return examples
+    outputs = [spec for spec in contract.outputs if spec.batched and spec.is_float and len(spec.shape) == 2]
+    highest = int(examples.labels.max())
+    if not outputs or not isinstance(outputs[0].shape[1], int) or highest >= outputs[0].shape[1]:
+        raise UserError(
+            f"label {highest} has no place in the outputs {', '.join(spec.text for spec in contract.outputs)}",
+            "labels count from 0 and are for an output of N×classes; leave them out for other networks",
+        )
+    return replace(examples, classes=tuple(classes.get(index, str(index)) for index in range(outputs[0].shape[1])))
