@@ -1,19 +1,19 @@
 """The arithmetic of the benchmarks: percentiles, intervals, verdicts. Pure functions of arrays; nothing is timed here.
 
 Samples are in the order in which they were taken, since neighbours resemble each other: a machine has good and bad
-moments. No sample and no block is ever left out.
+moments. No sample and no block is ever left out. How often the intervals hold the truth: ``docs/method.md``.
 """
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 
 from stn_export.bench.method import METHOD
-from stn_export.comparison.estimates import estimate
+from stn_export.comparison.estimates import CONFIDENCE, Estimate, estimate, student
 
-NORMAL = NormalDist()
-TAILS = ((1 - METHOD.confidence) / 2, (1 + METHOD.confidence) / 2)
+TO_NORMAL = 1.4826  # a normal distribution's standard deviation by its median absolute deviation
+OF_MEDIAN = math.sqrt(math.pi / 2)  # the standard error of a normal sample's median by that of its mean
+OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2)  # a normal distribution's standard deviation by its mean absolute deviation
 
 
 def summarise(samples: np.ndarray) -> dict[str, float | int | None]:
@@ -35,42 +35,66 @@ def summarise(samples: np.ndarray) -> dict[str, float | int | None]:
 
 
 def median_interval(samples: np.ndarray) -> tuple[float, float]:
-    """The bootstrap interval of the median; whole stretches of neighbouring calls are resampled, not single calls."""
-    stretches = np.array_split(samples, min(METHOD.stretches, len(samples)))
-    order = np.argsort(samples, kind="stable")
-    owner = np.repeat(np.arange(len(stretches)), [len(part) for part in stretches])[order]
-    random = np.random.default_rng(METHOD.seed)
-    counts = random.multinomial(len(stretches), [1 / len(stretches)] * len(stretches), METHOD.resamples)
-    taken = np.cumsum(counts[:, owner], axis=1)  # how many of each resample lie at or below each sorted sample
-    medians = samples[order][(taken >= taken[:, -1:] / 2).argmax(axis=1)]
-    low, high = np.quantile(medians, TAILS)
-    centre, wider = np.median(samples), stretch(np.array([np.median(part) for part in stretches]))
-    return float(centre - wider * max(centre - low, 0)), float(centre + wider * max(high - centre, 0))
+    """The 95 % interval of the median of calls, in the order in which they ran.
+
+    They are cut into ``METHOD.stretches`` stretches of neighbours, whose medians are few and hardly know of each other:
+    Student's interval of these (batch means: B. Schmeiser, "Batch size effects in the analysis of simulation output",
+    Operations Research 1982), stretched where they do resemble each other, about the median of all. In logarithms.
+    """
+    medians = _medians(np.array_split(np.log(samples), min(METHOD.stretches, len(samples))))
+    return _around(float(np.log(np.median(samples))), stretch(medians) * _reach(estimate(medians.tolist())))
 
 
 def ratio_interval(ratios: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the median ratio of blocks, in the order in which they ran.
+    """The 95 % interval of a contest's ratio, whose middle (of logarithms) is the ratio itself.
 
-    Two things make a ratio uncertain, and the interval holds both. The blocks differ: they are resampled (bootstrap),
-    and the interval is stretched where neighbours resemble each other. And two loads of one file differ, by where
-    their memory came to lie: Student's interval of the loads' own medians sees that. With a single load nothing sees
-    it, and ``METHOD.load_spread`` is added.
+    Two loads of one file differ, by where their memory came to lie, for as long as they live. So the loads are what is
+    drawn anew: Student's interval of their medians holds their differences and what the noise of blocks adds to them,
+    and neither drift nor correlation of blocks can fool it, since every load meets them alike. With a single load
+    nothing sees how loads differ: five groups of neighbouring blocks stand for them, and ``METHOD.load_spread`` is
+    added.
 
     Args:
-        ratios: one a block.
+        ratios: one a block, in the order in which they ran.
         loads: which load of the contenders ran in each block.
     """
-    logs = np.log(ratios)
-    chosen = np.random.default_rng(METHOD.seed).integers(len(logs), size=(METHOD.resamples, len(logs)))
-    centre, wider = np.median(logs), stretch(logs)
-    low, high = centre + wider * (np.quantile(np.median(logs[chosen], axis=1), TAILS) - centre)
-    by_load = np.array([np.median(logs[loads == load]) for load in np.unique(loads)])
-    if len(by_load) > 1:
-        between_loads = estimate(by_load.tolist())
-        low, high = min(low, between_loads.low), max(high, between_loads.high)
-    else:
-        low, high = low - METHOD.load_spread, high + METHOD.load_spread
-    return math.exp(low), math.exp(high)
+    groups, unseen = by_load(np.log(ratios), loads), 0.0
+    if len(groups) == 1:
+        groups, unseen = np.array_split(groups[0], min(METHOD.loads, len(ratios))), METHOD.load_spread
+    found = estimate(_medians(groups).tolist())
+    return _around(found.mean, _reach(found) + unseen)
+
+
+def noise_reach(ratios: np.ndarray, loads: np.ndarray) -> float:
+    """Half of how wide a ratio's interval (of logarithms) is by the noise of blocks alone, loads being equal.
+
+    It says nothing of where the loads' medians lie, so that to go on until it is small does not bend the interval.
+    """
+    groups = by_load(np.log(ratios), loads)
+    noise = float(np.mean(np.abs(np.concatenate([group - np.median(group) for group in groups]))))
+    return student(CONFIDENCE, METHOD.loads - 1) * OF_MEDIAN * OF_MEAN_ABSOLUTE * noise / math.sqrt(len(ratios))
+
+
+def by_load(values: np.ndarray, loads: np.ndarray) -> list[np.ndarray]:
+    """The values of every load."""
+    return [values[loads == load] for load in np.unique(loads)]
+
+
+def scatter(values: np.ndarray) -> float:
+    """The standard deviation of normal values about their middle, by the median, so that a few others do not count."""
+    return TO_NORMAL * float(np.median(np.abs(values - np.median(values))))
+
+
+def _medians(groups: list[np.ndarray]) -> np.ndarray:
+    return np.array([np.median(group) for group in groups])
+
+
+def _reach(found: Estimate) -> float:
+    return 0.0 if found.count == 1 else found.high - found.mean
+
+
+def _around(centre: float, reach: float) -> tuple[float, float]:
+    return math.exp(centre - reach), math.exp(centre + reach)
 
 
 def stretch(values: np.ndarray) -> float:

@@ -4,12 +4,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 
-# Student's t, two-sided 95 %, by degrees of freedom from 1; beyond the table it is within 2 % of the last value.
-T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+CONFIDENCE = 0.95
+BISECTIONS = 60  # of an angle: as close as a double can tell
 
 
 @dataclass(frozen=True)
@@ -48,5 +46,28 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count == 1:
         return Estimate(mean, math.nan, math.nan, math.nan, 1)
     deviation = statistics.stdev(values)
-    reach = T_95[min(count - 1, len(T_95)) - 1] * deviation / math.sqrt(count)
+    reach = student(CONFIDENCE, count - 1) * deviation / math.sqrt(count)
     return Estimate(mean, deviation, mean - reach, mean + reach, count)
+
+
+@cache
+def student(confidence: float, freedom: int) -> float:
+    """What Student's t stays within, on either side, with this probability; ``freedom`` is 1 or more.
+
+    The probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4), which is bisected.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(BISECTIONS):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _share_within(angle, freedom) < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _share_within(angle: float, freedom: int) -> float:
+    """How much of Student's distribution lies between plus and minus ``sqrt(freedom) * tan(angle)``."""
+    odd = freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
