@@ -204,11 +204,12 @@ def test_other_inputs_come_from_the_first_example_and_that_is_said(tmp_path: Pat
     chosen = examples.inputs["images"][1]
     Image.fromarray(chosen.permute(1, 2, 0).numpy()).save(path := tmp_path / "second.png")
     artifact, kept = str(directory.path / "program.pt2"), tmp_path / "kept.npz"
-    assert cli.run(predict.main, [str(path), "--artifact", artifact, "--output", str(kept)]) == 0
+    assert cli.run(predict.main, [str(path)] * 2 + ["--artifact", artifact, "--output", str(kept)]) == 0
     assert "not from the pictures but from the run's first example: flow" in capsys.readouterr().out
     expected = program.run((Pixels().normalise(chosen[None]), given["flow"][:1]))
     with np.load(kept) as stored:  # the open height and width are those of the examples
-        np.testing.assert_allclose(stored["warped"], expected["warped"].numpy(), atol=1e-6)
+        for warped in stored["warped"]:
+            np.testing.assert_allclose(warped, expected["warped"][0].numpy(), atol=1e-6)
     assert run_json(capsys, path, "--artifact", artifact)["from_first_example"] == ["flow"]
 
 
@@ -246,6 +247,16 @@ def test_bytes_with_channels_last_are_the_same_picture(run: Path, picture: Path)
     np.testing.assert_array_equal(last.array(batch["images"])[0], np.asarray(Image.open(picture)))
 
 
+def test_what_fills_up_a_batch_is_cut_off_again(run: Path, picture: Path):
+    directory = NetworkDirectory(run / "stn")
+    artifact = directory.artifacts[PROGRAM]
+    fixed = replace(artifact, contract=artifact.contract.with_batch(3))
+    feeder = feeder_of(artifact.contract, directory.examples(), [picture] * 4)
+    found = [predict.outputs_of(directory, each, feeder)["log_probs"] for each in (artifact, fixed)]
+    assert [each.shape for each in found] == [(4, 10), (4, 10)]
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["logits", "log-probabilities", "probabilities"])
 def test_probabilities_of_whatever_a_classifier_gives(form: str):
     logits = torch.tensor([[1.0, 2.0, 300.0], [0.0, 0.0, 0.0]])
@@ -270,7 +281,8 @@ def test_what_is_no_picture_is_shown_as_its_mean():
     features = torch.tensor([[0.0, 1.0], [2.0, 4.0]]).expand(2, 8, 2, 2)  # two pictures
     assert seen(features, 2, 3, Pixels()).tolist() == [[[0, 63], [127, 255]]]
     assert seen(torch.full((2, 3, 2, 2), 1.0), 2, 3, Pixels()).unique().tolist() == [255]
-    assert seen(torch.zeros(8, 1, 2, 2), 2, 3, None).shape == (1, 2, 2)  # four heads a picture
+    heads = torch.stack([features[0, :1], 3 - features[0, :1], 9 * features[0, :1], features[0, :1]])  # two a picture
+    assert seen(heads, 2, 3, None).tolist() == [[[0, 0], [0, 0]]]
 
 
 @pytest.mark.parametrize("count", [1, 3])

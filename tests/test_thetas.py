@@ -26,13 +26,6 @@ def sample(image: Tensor, frame: Frame = SQUARE, **values: float) -> Tensor:
     return F.grid_sample(image[None, None], grid, align_corners=align)[0, 0]
 
 
-def outside(frame: Frame, **values: float) -> float:
-    """The share of the grid of these parts beyond the image."""
-    size = [1, 1, frame.height, frame.width]
-    grid = F.affine_grid(frame.compose(parts(**values)), size, align_corners=frame.align_corners)
-    return frame.outside(grid).item()
-
-
 @pytest.fixture
 def image() -> Tensor:
     return torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
@@ -63,7 +56,6 @@ def test_the_parts_come_back(frame: Frame):
 def test_the_identity_does_nothing(frame: Frame):
     theta = torch.eye(2, 3).double()[None]
     assert {name: value.item() for name, value in frame.decompose(theta).as_dict().items()} == IDENTITY
-    assert outside(frame) == 0
     inset = 0.5 if frame.align_corners else 0.0  # there a window ends in the middle of the outer pixels
     right, lower = frame.width - inset, frame.height - inset
     expected = torch.tensor([[inset, inset], [right, inset], [right, lower], [inset, lower]]).double()
@@ -109,11 +101,3 @@ def test_a_scale_of_half_is_a_window_half_as_large():
 
 def test_a_negative_scale_mirrors(image: Tensor):
     torch.testing.assert_close(sample(image, scale_y=-1), image.flip(0), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("values", "share"),
-    [({"scale_x": 2}, 1 / 2), ({"scale_x": 2, "scale_y": 2}, 3 / 4), ({"shift_x": 8}, 1 / 4), ({"shift_y": 40}, 1)],
-)
-def test_what_falls_outside(values: dict, share: float):
-    assert outside(SQUARE, **values) == share

@@ -53,10 +53,6 @@ class Frame:
         """Coordinates (..., 2), x before y, as pixels from the image's upper left edge."""
         return (coordinates + self.edge) * self.half
 
-    def outside(self, grid: Tensor) -> Tensor:
-        """The share, N values in [0, 1], of the points of each grid (N×H×W×2) that lie beyond the image's edges."""
-        return (grid.abs() > self.edge).any(dim=3).double().mean(dim=(1, 2))
-
     def windows(self, theta: Tensor) -> Tensor:
         """The corners of what each map looks at, in pixels from the image's upper left edge: N×4×2, x before y."""
         corners = torch.tensor([(*corner, 1.0) for corner in CORNERS], dtype=theta.dtype)
