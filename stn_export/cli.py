@@ -1,9 +1,10 @@
-"""What every command line shares: the console, error lines and exit codes.
+"""What every command line shares: the console, error lines and exit codes; and ``stn-export``, which starts stages.
 
 On a terminal there are progress bars and boxed tables; into a pipe go plain lines.
 """
 
 import argparse
+import importlib
 import json
 import math
 import sys
@@ -21,9 +22,20 @@ from stn_export.errors import (
     EXIT_USER,
     CheckFailedError,
     UserError,
+    require_choice,
 )
 
 PIPE_WIDTH = 200
+STAGES = {
+    "train": "train spatial transformers and plain CNNs on the built-in data sets",
+    "adopt": "bring anyone's network into a run, and say where it samples",
+    "export": "write a run's networks in every format",
+    "verify": "prove every file equal to PyTorch, or compare two files of anyone's",
+    "audit": "say what runtimes make of an ONNX file",
+    "bench": "time every file on every backend",
+    "report": "write report.html and report.md of a run",
+    "predict": "classify pictures, or see what a network gives for them",
+}
 
 
 def console(stderr: bool = False) -> Console:
@@ -120,3 +132,23 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
 def escape(text: object) -> str:
     """Text that rich shows as it stands, brackets and all."""
     return str(text).replace("[", r"\[")
+
+
+def start(arguments: Sequence[str] | None = None) -> int:
+    """``stn-export STAGE ...`` is ``python -m stn_export.STAGE ...``; only that stage is imported.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given[0] if given else "--help"
+    if name in ("-h", "--help"):
+        listed = "\n".join(f"  {stage:9}{words}" for stage, words in STAGES.items())
+        sys.stdout.write(f"usage: stn-export STAGE ...\n\n{listed}\n\n'stn-export STAGE --help' says more.\n")
+        return EXIT_OK
+
+    def main(_: object) -> None:
+        require_choice("stage", name, list(STAGES))
+        importlib.import_module(f"stn_export.{name}.__main__").main(given[1:])
+
+    return run(main)

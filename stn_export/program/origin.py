@@ -24,18 +24,25 @@ def resolve(text: str) -> Callable[..., Any]:
     place, _, name = text.rpartition(":")
     if not place or not name:
         raise UserError(f"{text} names no callable", f"write {FORM}")
+    file = Path(place).resolve()
+    _look_in(file.parent if file.suffix == ".py" else Path.cwd())
     try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, OSError) as error:
-        raise UserError(f"{place} cannot be imported: {error}", f"write {FORM}") from error
+        module = _from_file(file) if file.suffix == ".py" else importlib.import_module(place)
+    except Exception as error:  # other people's code
+        raise UserError(f"{place} cannot be imported: {type(error).__name__}: {error}", f"write {FORM}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise UserError(f"{place} has no callable {name}", f"write {FORM}")
     return found
 
 
+def _look_in(folder: Path) -> None:
+    """Let imports find what lies beside a file, or where a command was started, behind all that is installed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def _from_file(path: Path) -> Any:
-    path = path.resolve()
     name = f"stn_export_origin_{path.stem}_{_digest(path)[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
