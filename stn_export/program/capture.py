@@ -136,11 +136,17 @@ def _fixed(size: int | torch.SymInt) -> int | None:
 
 
 def _own_memory(exported: ExportedProgram) -> None:
-    """Weights that are windows into larger tensors become tensors of their own: a file would hold all of those."""
+    """Weights become tensors of their own, which no gradient is wanted of: the module's stay as they are.
+
+    Windows into larger tensors are copied: a file would hold all of those. What is one tensor under two names stays so.
+    """
+    made: dict[int, Tensor] = {}
     for name, value in exported.state_dict.items():
-        if value.untyped_storage().nbytes() != value.nbytes:
-            copied = value.detach().clone(memory_format=torch.contiguous_format)
-            exported.state_dict[name] = nn.Parameter(copied) if isinstance(value, nn.Parameter) else copied
+        if id(value) not in made:
+            window = value.untyped_storage().nbytes() != value.nbytes
+            own = value.detach().clone(memory_format=torch.contiguous_format) if window else value.detach()
+            made[id(value)] = nn.Parameter(own, requires_grad=False) if isinstance(value, nn.Parameter) else own
+        exported.state_dict[name] = made[id(value)]
 
 
 def location(node: Node) -> str:

@@ -32,14 +32,16 @@ def parts_of(steps: Iterable[Step], sites: Sequence[Values], outputs: Sequence[s
 
     ``sampler`` is what lies between image and grid on one side and the warped image on the other, ``grid`` what lies
     before a grid and behind its theta, ``localisation`` what only thetas need. What is needed for anything else, such
-    as a backbone that serves both, is ``rest``.
+    as a backbone that serves both, is ``rest``; that a value on the way to a grid is given out too does not count.
     """
     graph = _Graph(steps)
     samplers = set().union(*(graph.behind([site.warped], {site.image, site.grid}) for site in sites))
     jumps = {site.warped: site.image for site in sites}
-    rest = graph.behind([*outputs, *jumps.values()], {site.grid for site in sites}, jumps) - samplers
-    thetas = {site.theta for site in sites if site.theta}
-    grids = graph.behind([site.grid for site in sites], thetas, jumps) - samplers - rest
+    grids, thetas = {site.grid for site in sites}, {site.theta for site in sites if site.theta}
+    before = graph.behind(grids, (), jumps)
+    ends = [value for value in outputs if value not in graph.maker or graph.maker[value].name not in before]
+    rest = graph.behind([*ends, *jumps.values()], grids, jumps) - samplers
+    grids = graph.behind(grids, thetas, jumps) - samplers - rest
     return {name: _part(name, samplers, grids, rest) for name in graph.steps}
 
 

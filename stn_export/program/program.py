@@ -80,8 +80,8 @@ class Program:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(parameter.numel() for parameter in self.exported.parameters())
+        """How many numbers are trained; what is one tensor under two names counts once."""
+        return sum({each.data_ptr(): each.numel() for each in self.exported.parameters()}.values())
 
     def own_module(self) -> nn.Module | str:
         """The module that was captured, made anew from its own code with these weights, or why that cannot be."""
