@@ -42,7 +42,7 @@ def export(directory: NetworkDirectory, *rows: str) -> None:
                 parent_sha256=program.sha256,
                 lowering=lowering,
                 precision=precision,
-                details={"cuda": CUDA, "portability": {"runtime": PORTABLE}},
+                details={"cuda": CUDA, "portability": PORTABLE},
             )
         )
     directory.plan(rows, {"gather-fp32": "it samples <bicubic>"})

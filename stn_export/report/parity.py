@@ -14,6 +14,8 @@ from stn_export.report.content import Report
 MOST_DIFFERENT = 10
 MOST_SITES = 4  # that are drawn of a network
 KINDS = ("theta", "grid", "warped", "output")  # of points, as ``verify`` names them
+MEASURES = {"grid": "grid px", "warped": "warped", "theta": "theta"}  # at a site, the one to show first
+OUTPUTS = "outputs"
 
 Checks = list[dict]
 Artifacts = Mapping[tuple[str, str], Artifact]  # by network and name
@@ -89,50 +91,52 @@ def errors_by_kind(checks: Checks, points: Mapping[str, Mapping]) -> dict[str, d
 
 
 def site_tables(checks: Checks, artifacts: Artifacts, networks: Mapping[str, Mapping]) -> list[dict]:
-    """How far every lowering is off at every site and at the outputs in every runner, a table each network.
+    """How far every lowering is off in every runner at every site and at the outputs, a table each network.
 
-    A table has ``network``, ``runners`` and ``rows``: ``at`` (a site's name, or "outputs"), ``measure`` of its errors
-    (the grid in pixels; the warped image where a lowering shows no grid; the output's own units), ``lowering`` with any
-    precision below float32, and the worst of ``errors`` over challenges and artifacts by runner.
+    A table has ``network``, ``places`` (see ``worst_by_place``) and ``rows``: ``lowering`` (or format, with any
+    precision below float32), ``runner``, and the worst of ``errors`` over challenges and artifacts by place.
     """
     tables: dict[str, dict] = {}
     for check in checks:
         artifact = artifacts.get((check["network"], check["artifact"]))
         if artifact is None:
             continue
-        lowering = f"{artifact.lowering or artifact.name} {artifact.precision}".removesuffix(" fp32")
-        table = tables.setdefault(check["network"], {"network": check["network"], "runners": [], "rows": {}})
-        for at, (measure, error) in worst_by_place(check["errors"], networks[check["network"]]["points"]).items():
-            row = {"at": at, "measure": measure, "lowering": lowering, "errors": {}}
-            errors = table["rows"].setdefault((at, measure, lowering), row)["errors"]
-            known = [errors.get(check["runner"], 0.0), error]
-            errors[check["runner"]] = None if None in known else max(known)
-        table["runners"] += [check["runner"]] * (check["runner"] not in table["runners"])
-    for table in tables.values():
-        places = [*dict.fromkeys(each["site"] or "outputs" for each in networks[table["network"]]["points"].values())]
-        table["rows"] = sorted(table["rows"].values(), key=lambda row: places.index(row["at"]))
+        lowering = f"{artifact.lowering or artifact.format} {artifact.precision}".removesuffix(" fp32")
+        table = tables.setdefault(check["network"], {"network": check["network"], "rows": {}})
+        names = {"lowering": lowering, "runner": check["runner"]}
+        errors = table["rows"].setdefault((lowering, check["runner"]), names | {"errors": {}})["errors"]
+        for place, error in worst_by_place(check["errors"], networks[check["network"]]["points"]).items():
+            known = (errors.get(place, 0.0), error)
+            errors[place] = None if None in known else max(known)
+    for name, table in tables.items():
+        table["rows"] = list(table["rows"].values())
+        known = {place for row in table["rows"] for place in row["errors"]}
+        sites = dict.fromkeys(each["site"] for each in networks[name]["points"].values() if each["site"])
+        places = (f"{site}, {measure}" for site in sites for measure in MEASURES.values())
+        table["places"] = [place for place in (*places, OUTPUTS) if place in known]
     return list(tables.values())
+
+
+def worst_by_place(errors: Mapping[str, float | None], points: Mapping[str, Mapping]) -> dict[str, float | None]:
+    """The worst error at each site and at the outputs, in their own units.
+
+    At a site it is that of the grid in pixels, where a format shows no grid that of the warped image.
+    """
+    found = {}
+    for site in dict.fromkeys(points[point]["site"] for point in errors):
+        here = worst_by_kind({point: each for point, each in errors.items() if points[point]["site"] == site}, points)
+        kind = next(kind for kind in (*MEASURES, "output") if kind in here)
+        found[f"{site}, {MEASURES[kind]}" if site else OUTPUTS] = here[kind]
+    return found
 
 
 def site_markdown(table: Mapping) -> str:
     """One of ``site_tables`` for Markdown."""
-    columns = ["at", "lowering", *table["runners"]]
-    lines = [columns, ["---", "---", *["--:"] * len(table["runners"])]]
+    lines = [["lowering", "runner", *table["places"]], ["---", "---", *["--:"] * len(table["places"])]]
     for row in table["rows"]:
-        errors = (row["errors"].get(runner) for runner in table["runners"])
-        at = f"{row['at']}, {row['measure']}".removesuffix(", ")
-        lines.append([at, row["lowering"], *("–" if error is None else f"{error:.1e}" for error in errors)])
+        errors = (row["errors"].get(place) for place in table["places"])
+        lines.append([row["lowering"], row["runner"], *("–" if each is None else f"{each:.1e}" for each in errors)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def worst_by_place(errors: Mapping[str, float | None], points: Mapping[str, Mapping]) -> dict[str, tuple]:
-    """What is measured at each site, or else at the outputs, and the worst error there."""
-    found = {}
-    for place in dict.fromkeys(points[point]["site"] for point in errors):
-        here = worst_by_kind({point: each for point, each in errors.items() if points[point]["site"] == place}, points)
-        kind = next(kind for kind in ("grid", "warped", "output", "theta") if kind in here)
-        found[place or "outputs"] = ("grid, px" if kind == "grid" else "" if kind == "output" else kind, here[kind])
-    return found
 
 
 def add_portability(report: Report, directories: Sequence[NetworkDirectory]) -> None:
@@ -141,7 +145,7 @@ def add_portability(report: Report, directories: Sequence[NetworkDirectory]) -> 
         report.warnings.append("Nothing has been exported yet: run 'make export'.")
     for artifact in directories[0].artifacts.values():
         if artifact.precision == "fp32" and "portability" in artifact.details:
-            report.portability.setdefault(artifact.lowering, artifact.details["portability"]["runtime"])
+            report.portability.setdefault(artifact.lowering, artifact.details["portability"])
 
 
 def add_differing(report: Report, directory: NetworkDirectory, points: Mapping | None, current: set[str]) -> None:
