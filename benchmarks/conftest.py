@@ -1,62 +1,40 @@
-"""Options and fixtures of the suites, and the closing tables.
+"""Options and fixtures of the suites; what a session of them times and says is in ``stn_export.bench.session``.
 
-python -m pytest benchmarks --run artifacts/digits --grid quick --benchmark-json bench.json
+python -m stn_export.bench --run artifacts/digits --grid quick
 
 With ``--dataset`` training is timed, and nothing else: that takes minutes and needs no run.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export import cli
-from stn_export.artifacts.environment import DEVICES, describe, resolve_device
-from stn_export.artifacts.manifest import network_directories
-from stn_export.bench.grids import GRIDS, BenchGrid
-from stn_export.bench.parts import PARTS
-from stn_export.bench.targets import cases, find_targets, left_out
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET
-from stn_export.errors import EXIT_USER, UserError, require_choice
-from stn_export.train.data import example_images, load_dataset, trained_on
-
-OF_TRAINING = "test_training.py"
-CONTESTS = {
-    "overhead": ("The spatial transformer against the plain CNN", "STN", "CNN"),
-    "lowering": ("Lowerings against what PyTorch's exporter gives by itself", "lowering", "decomposed"),
-    "eager": ("Against eager PyTorch with the same images", "this", "eager"),
-    "default": ("Against the default export in a default session, one image", "this", "default"),
-}
+from stn_export.artifacts.environment import describe
+from stn_export.bench.grids import BenchGrid
+from stn_export.bench.session import OF_TRAINING, Session, refusing
+from stn_export.config import DEFAULT_RUN
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of our own."""
     group = parser.getgroup("stn_export")
-    group.addoption("--run", type=Path, default=ARTIFACTS / DEFAULT_DATASET, help="run directory")
-    group.addoption("--grid", default="quick", help=f"what is timed, one of: {', '.join(GRIDS)}")
+    group.addoption("--run", type=Path, default=DEFAULT_RUN, help="run directory")
+    group.addoption("--grid", default="quick", help="how much is timed")
     group.addoption("--device", default="auto", help="time on this device only: cpu or cuda; auto takes both")
-    group.addoption("--data", type=cli.path_or_none, default=None, help="directory that holds CIFAR-10")
     group.addoption("--dataset", default=None, help="time training on this data set instead of a run's files")
-    group.addoption("--pairs", type=int, default=5, help="how many epochs of either loop take turns")
+    group.addoption("--data", type=cli.path_or_none, help="of training: directory that holds CIFAR-10")
+    group.addoption("--pairs", type=int, default=5, help="of training: how many epochs of either loop take turns")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what cannot be timed before anything is collected; pin the threads."""
-    config.closing = {table: [] for table in (*CONTESTS, "start-up", "breakdown")}
-    config.targets = []
-    try:
-        config.grid = GRIDS[require_choice("grid", config.getoption("--grid"), list(GRIDS))]
-        device = require_choice("device", config.getoption("--device"), DEVICES)
-        if name := config.getoption("--dataset"):
-            config.training_device = resolve_device(device)
-            config.training_dataset = load_dataset(name, config.getoption("--data"))
-            return
-        config.targets = find_targets(config.getoption("--run"), device)
-    except UserError as error:
-        pytest.exit(f"error: {error}\nhint:  {error.hint}", returncode=EXIT_USER)
-    torch.set_num_threads(config.grid.threads)
+    """Refuse what cannot be timed before anything is collected."""
+    config.timing = None
+    if not config.getoption("--dataset"):
+        with refusing():
+            config.timing = Session.open(*map(config.getoption, ("--run", "--device", "--grid")))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -69,28 +47,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for every row that the grid has in the suite which the function is named after."""
     if "case" in metafunc.fixturenames:
-        suite, grid = metafunc.function.__name__.removeprefix("test_"), metafunc.config.grid
-        metafunc.parametrize("case", list(cases(suite, metafunc.config.targets, getattr(grid, suite))), ids=str)
+        suite = metafunc.function.__name__.removeprefix("test_")
+        metafunc.parametrize("case", list(metafunc.config.timing.cases(suite)), ids=str)
 
 
 @pytest.fixture
 def grid(pytestconfig: pytest.Config) -> BenchGrid:
     """How long and how often."""
-    return pytestconfig.grid
+    return pytestconfig.timing.grid
 
 
-@pytest.fixture(scope="session")
-def images(pytestconfig: pytest.Config) -> Callable[[int], Tensor]:
-    """Real test images by batch size, N×3×32×32 uint8."""
-    checkpoint = network_directories(pytestconfig.getoption("--run"))[0].checkpoint()
-    dataset = trained_on(checkpoint, pytestconfig.getoption("--data"))
-    return lambda batch: example_images(dataset, batch)
-
-
-@pytest.fixture
-def close(pytestconfig: pytest.Config) -> Callable[[str, dict], None]:
-    """Add a row's figures to one of the closing tables."""
-    return lambda table, figures: pytestconfig.closing[table].append(figures)
+@pytest.fixture(autouse=True)
+def noted(pytestconfig: pytest.Config, benchmark: BenchmarkFixture) -> Iterator[None]:
+    """Keep the row's figures for the closing tables."""
+    yield
+    if pytestconfig.timing is not None:
+        pytestconfig.timing.rows.append(benchmark.extra_info)
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
@@ -98,48 +70,14 @@ def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
     machine_info["stn_export"] = describe()
 
 
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
+    """Put the networks' work into the file, and name its rows as everywhere."""
+    if config.timing is not None:
+        config.timing.complete(output_json)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(config: pytest.Config) -> None:
-    """Close with the contests, what starting takes, where the time goes, and what could not be timed here."""
-    for name, (title, ours, theirs) in CONTESTS.items():
-        columns = ("backend", "batch", f"{ours} ms", f"{theirs} ms", f"{ours}/{theirs}", "95 % interval")
-        _table(title, columns, list(map(_contest_row, config.closing[name])))
-    columns = ("backend", "imports s", "load s", "first answer s")
-    _table("A fresh process until its first answer", columns, list(map(_start_row, config.closing["start-up"])))
-    columns = ("backend", "batch", *(f"{part} µs" for part in PARTS))
-    _table("Where the time goes (profiled)", columns, list(map(_breakdown_row, config.closing["breakdown"])))
-    reasons = left_out(config.getoption("--run"), config.getoption("--device"))
-    for reason in sorted(set(reasons.values())):
-        names = ", ".join(name for name, each in reasons.items() if each == reason)
-        cli.say(f"[dim]not timed, {cli.escape(reason)}: {cli.escape(names)}[/]")
-    if slow := sorted({each.runner.name for each in config.targets if each.runner.slow}):
-        cli.say(f"[dim]slow to start, timed only where grid {config.grid.name} asks for them: {', '.join(slow)}[/]")
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    if rows:
-        cli.table(f"\n{title}", columns, rows)
-
-
-def _name(figures: dict) -> str:
-    return f"{figures['model']} {figures['runner']} {figures['artifact']}"
-
-
-def _contest_row(figures: dict) -> tuple[str, ...]:
-    return (
-        _name(figures),
-        str(figures["batch"]),
-        f"{figures['seconds'] * 1e3:.3f}",
-        f"{figures['baseline_seconds'] * 1e3:.3f}",
-        f"{figures['ratio']:.2f}",
-        f"{figures['ratio_low']:.2f} to {figures['ratio_high']:.2f}",
-    )
-
-
-def _start_row(figures: dict) -> tuple[str, ...]:
-    times = (figures[name] for name in ("import_seconds", "load_seconds", "first_seconds"))
-    return (_name(figures), *(f"{seconds:.3f}" for seconds in times))
-
-
-def _breakdown_row(figures: dict) -> tuple[str, ...]:
-    return (_name(figures), str(figures["batch"]), *(f"{figures['breakdown'][part] * 1e6:.0f}" for part in PARTS))
+    """Close with tables."""
+    if config.timing is not None:
+        config.timing.close()

@@ -1,16 +1,12 @@
-"""What a caller sees: a host array in, a host array out, all copies included."""
-
-from collections.abc import Callable
-from dataclasses import replace
+"""What a caller sees: host arrays in, host arrays out, all copies included."""
 
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
 
 from stn_export.bench.grids import BenchGrid
-from stn_export.bench.methodology import time_target
+from stn_export.bench.methodology import time_case
 from stn_export.bench.targets import Case
 
 
-def test_request(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, images: Callable[[int], Tensor]) -> None:
+def test_request(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
     benchmark.group = f"request, batch {case.batch}, {case.target.runner.device}"
-    time_target(benchmark, replace(case.target, regime="request"), images(case.batch), grid)
+    time_case(benchmark, case, grid, regime="request")

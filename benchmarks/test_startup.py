@@ -1,34 +1,24 @@
 """A fresh process: loading (or compiling) an artifact and its first answer; imports are a figure of their own."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
 
 from stn_export.bench.clocks import time_reported
 from stn_export.bench.grids import BenchGrid
 from stn_export.bench.startup import start, summary
 from stn_export.bench.targets import Case
-from stn_export.train.data import contract_batch
 
 
-def test_startup(
-    benchmark: BenchmarkFixture,
-    case: Case,
-    grid: BenchGrid,
-    images: Callable[[int], Tensor],
-    close: Callable[[str, dict], None],
-) -> None:
+def test_startup(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
     """The row's time is loading and the first inference together."""
     benchmark.group = f"start-up of a fresh process, {case.target.runner.device}"
     target, starts = replace(case.target, regime="start-up"), []
-    batch = contract_batch(images(case.batch), target.artifact.input_contract)
+    [feeds] = target.feeds(case.batch)
 
     def begin() -> float:
-        starts.append(start(target, batch, grid.threads))
+        starts.append(start(target, feeds, grid.threads))
         return starts[-1]["load_seconds"] + starts[-1]["first_seconds"]
 
     time_reported(benchmark, begin, rounds=grid.startups)
     benchmark.extra_info.update(target.facts(case.batch) | summary(starts))
-    close("start-up", benchmark.extra_info)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from stn_export.train.data import Dataset
+from stn_export.artifacts.environment import resolve_device
+from stn_export.bench.session import refusing
+from stn_export.train.data import Dataset, load_dataset
 from stn_export.train.speed import RECIPE, Loop, StartUp, race
 from stn_export.train.tutorial import WORKERS, Tutorial
 
@@ -37,13 +39,15 @@ CONTESTS_ON_CUDA = {
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> torch.device:
     """Where training runs."""
-    return pytestconfig.training_device
+    with refusing():
+        return resolve_device(pytestconfig.getoption("--device"))
 
 
 @pytest.fixture(scope="session")
 def dataset(pytestconfig: pytest.Config, device: torch.device) -> Dataset:
     """What is trained on, in place on the device."""
-    return pytestconfig.training_dataset.to(device)
+    with refusing():
+        return load_dataset(pytestconfig.getoption("--dataset"), pytestconfig.getoption("--data")).to(device)
 
 
 @pytest.fixture

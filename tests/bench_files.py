@@ -8,12 +8,24 @@ import numpy as np
 CPU = {"cpu": "Test CPU @ 1 GHz", "gpu": None, "threads": 1, "git_commit": "abc", "versions": {"torch": "2"}}
 RUNNERS = ("eager", "torchscript", "onnxruntime", "openvino")
 BATCHES = (1, 16, 64, 256)
+NETWORKS = {"stn": ("spatial transformer", "subject"), "cnn": ("plain CNN", "plain")}
+# 2,075,788 multiply-adds of one example, in round bytes
+WORK = {
+    name: {
+        str(batch): {"flops": 4_151_576 * batch, "bytes_fused": 10**5, "bytes_unfused": 10**6, "launches": 20}
+        for batch in BATCHES
+    }
+    for name in NETWORKS
+}
 
 
-def timed(name: str, runner: str, model: str, batch: int, p50: float) -> dict:
+def timed(name: str, runner: str, network: str, batch: int, p50: float) -> dict:
     """A row of the bound step alone, its interval 2 % wide."""
+    label, role = NETWORKS[network]
     extra = {
-        "model": model,
+        "network": network,
+        "label": label,
+        "role": role,
         "runner": f"{runner}-cpu",
         "artifact": "some-fp32",
         "sha256": "0",
@@ -24,20 +36,22 @@ def timed(name: str, runner: str, model: str, batch: int, p50: float) -> dict:
         "p50": p50,
         "p50_low": p50 * 0.99,
         "p50_high": p50 * 1.01,
-        "images_per_second": batch / p50,
+        "examples_per_second": batch / p50,
     }
     stats = {"median": p50, "data": [p50] * 1000, "rounds": 1000}
-    return {"name": name, "fullname": f"benchmarks/test_latency.py::{name}", "stats": stats, "extra_info": extra}
+    return {"name": name, "fullname": f"test_latency.py::{name}", "stats": stats, "extra_info": extra}
 
 
 def contest(name: str, kind: str, runner: str, batch: int, ratio: float) -> dict:
     """A contest, its interval 2 % wide."""
     row = timed(name, runner, "stn", batch, 1e-3)
-    times = {"p50", "p50_low", "p50_high", "images_per_second"}
+    times = {"p50", "p50_low", "p50_high", "examples_per_second"}
     row["extra_info"] = {key: value for key, value in row["extra_info"].items() if key not in times} | {
         "regime": "contest",
         "contest": kind,
         "baseline": "cnn-some",
+        "baseline_label": NETWORKS["cnn"][0],
+        "baseline_artifact": "some",
         "seconds": 1e-3,
         "baseline_seconds": 1e-3 / ratio,
         "ratio": ratio,
@@ -51,13 +65,13 @@ def contest(name: str, kind: str, runner: str, batch: int, ratio: float) -> dict
 
 
 def rows_of(seed: int, noise: float = 0.0, drift: float = 1.0) -> dict[str, dict]:
-    """Every runner, model and batch, and contests; timed rows lie ``noise`` apart and take ``drift`` times as long."""
+    """Every runner, network and batch, and contests; timed rows lie ``noise`` apart and take ``drift`` times as long."""
     random, rows = np.random.default_rng(seed), []
-    for model in ("stn", "cnn"):
+    for network in NETWORKS:
         for speed, runner in enumerate(RUNNERS, 1):
             for batch in BATCHES:
                 p50 = 1e-3 * batch / speed * drift * np.exp(random.normal(0, noise))
-                rows.append(timed(f"test_latency[{model}-{runner}-{batch}]", runner, model, batch, p50))
+                rows.append(timed(f"test_latency[{network}-{runner}-{batch}]", runner, network, batch, p50))
     for kind, ratio in (("eager", 0.25), ("overhead", 1.8)):
         for runner in RUNNERS[1:]:
             value = ratio * np.exp(random.normal(0, 0.005))
@@ -71,6 +85,7 @@ def write(path: Path, rows: dict[str, dict], **machine: object) -> Path:
         "machine_info": {"stn_export": CPU | machine},
         "benchmarks": list(rows.values()),
         "datetime": "2026-01-31T12:00:00+00:00",
+        "work": WORK,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))

@@ -6,16 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from stn_export import cli
 from stn_export.artifacts.files import write_json
 from stn_export.bench import floors, gpu_results, kept, proof, results
-from stn_export.bench.floors import work
+from stn_export.bench.floors import all_work, work
 from stn_export.bench.gpu_results import Step, bounded, environment_with, perform
 from stn_export.bench.kept import PROOF_SCHEMA, file_name, read_bench
 from stn_export.bench.method import GPU_RESULTS, PEAKS, PROOF
 from stn_export.errors import UserError
-from tests.bench_files import rows_of, write
+from stn_export.program.capture import capture
+from stn_export.program.program import Program, contract_of
+from tests.bench_files import WORK, rows_of, write
+from tests.runs import built_in
 
 PEAK = {"flops": {"fp32": 1e11}, "bytes": 1e10, "source": "measured"}
 
@@ -46,9 +51,11 @@ def test_a_kept_file_is_small_and_still_a_benchmark_file(kept_files: Path):
 
 def test_results_name_the_best_and_the_floors(kept_files: Path):
     text = (kept_files.parent / "RESULTS.md").read_text()
-    assert "For latency: openvino-cpu some-fp32, 250 µs (248 µs to 252 µs) for one image." in text
-    assert "For throughput: openvino-cpu some-fp32, 4,000 images/s at batch" in text
-    assert "### What the transformer costs: STN against the plain CNN" in text
+    assert (
+        "- spatial transformer, for latency: openvino-cpu some-fp32, 250 µs (248 µs to 252 µs) for one example." in text
+    )
+    assert "- spatial transformer, for throughput: openvino-cpu some-fp32, 4,000 examples/s at batch" in text
+    assert "### What sampling costs: spatial transformer against plain CNN" in text
     assert "### Against eager PyTorch" in text
     # 4,151,576 FLOPs at 100 GFLOP/s are 41.5 µs, a sixth of 250 µs
     assert "| 41.5 µs |" in text
@@ -75,10 +82,14 @@ def test_names_of_files():
     assert file_name(environment, "cpu", "2026-01-31") == "intel-xeon-processor-2026-01-31.json"
 
 
+def counted(name: str, batch: int) -> dict[str, int]:
+    return work(built_in(name), (torch.empty(batch, 3, 32, 32),))
+
+
 def test_the_work_of_the_plain_cnn():
     """By hand: 2 × outputs × inputs a window, over both convolutions and both layers of the head."""
     convolutions = 2 * (10 * 28 * 28 * 3 * 25 + 20 * 10 * 10 * 10 * 25)
-    found = work("cnn", 7)
+    found = counted("cnn", 7)
     assert found["flops"] == 7 * (convolutions + 2 * (500 * 50 + 50 * 10))
     assert found["bytes_fused"] == 4 * (31_340 + 7 * 3 * 32 * 32 + 7 * 10)
     assert found["bytes_unfused"] > found["bytes_fused"]
@@ -86,7 +97,36 @@ def test_the_work_of_the_plain_cnn():
 
 
 def test_the_transformer_costs_more():
-    assert all(work("stn", 1)[name] > figure for name, figure in work("cnn", 1).items())
+    stn, cnn = counted("stn", 1), counted("cnn", 1)
+    assert all(stn[name] > figure for name, figure in cnn.items())
+    assert stn["launches"] == 21
+
+
+def test_work_is_counted_in_the_file_for_every_network_and_batch_that_was_timed():
+    class Timed:
+        program = built_in("cnn")
+
+        def shapes(self, batch: int) -> tuple[torch.Tensor, ...]:
+            return (torch.empty(batch, 3, 32, 32),)
+
+    rows = [{"network": "a", "batch": 1}, {"network": "a", "batch": 7}, {"network": "a", "batch": 7}, {"what": "no"}]
+    found = all_work({"a": Timed()}, rows)
+    assert list(found["a"]) == ["1", "7"]
+    assert found["a"]["7"] == counted("cnn", 7)
+
+
+class InPlace(nn.Module):
+    """A product, a sum in place, a view of it."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return (values @ values).add_(1.0).flatten()
+
+
+def test_what_is_done_in_place_is_work_and_a_view_is_none():
+    captured = capture(InPlace().eval(), (torch.rand(4, 4),), [(4, 4)])
+    found = work(Program(captured.exported, contract_of(captured.exported)), (torch.empty(4, 4),))
+    assert (found["flops"], found["launches"]) == (2 * 4**3, 2)
+    assert (found["bytes_fused"], found["bytes_unfused"]) == (2 * 64, 3 * 64 + 2 * 64)
 
 
 def test_floors_in_seconds():
@@ -135,8 +175,8 @@ def test_a_step_that_was_done_is_not_done_again(tmp_path: Path):
     counting = script(f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
     states = [perform(counting, tmp_path, 100, environment_with(None)).state for _ in range(2)]
     assert states == ["done", "kept"]
-    (tmp_path / "stn").mkdir()
-    (tmp_path / "stn" / "manifest.json").write_text("{}")  # another model
+    (tmp_path / "any").mkdir()
+    (tmp_path / "any" / "manifest.json").write_text("{}")  # another network
     assert perform(counting, tmp_path, 100, environment_with(None)).state == "done"
     assert (tmp_path / "count").read_text() == "xx"
 
@@ -170,7 +210,7 @@ def test_all_steps_are_gathered_though_one_fails(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(kept, "measured_peak", lambda: PEAK)
     run, out = tmp_path / "run", tmp_path / "out"
     options = argparse.Namespace(run=run)
-    monkeypatch.setattr(gpu_results, "suites", lambda: [Path("test_one.py"), Path("test_two.py")])
+    monkeypatch.setattr(gpu_results, "suites", lambda: ["one", "two"])
     monkeypatch.setattr(gpu_results, "steps", lambda _: [script("", "good"), script("raise SystemExit(1)", "bad")])
     rows = rows_of(0)
     half = len(rows) // 2
@@ -179,7 +219,9 @@ def test_all_steps_are_gathered_though_one_fails(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(Path(__file__).parent.parent)
     assert cli.run(gpu_results.main, ["--device", "cpu", "--run", str(run), "--out", str(out)]) == 1
     assert "bad (failed); run it again to go on" in capsys.readouterr().err
-    assert len(read_bench(run / "bench.json")["benchmarks"]) == len(rows)
+    gathered = read_bench(run / "bench.json")
+    assert len(gathered["benchmarks"]) == len(rows)
+    assert gathered["work"] == WORK
     names = sorted(path.name.split("-")[0] for path in out.iterdir())
     assert names == ["RESULTS.md", "steps", "test"]
 
@@ -190,7 +232,7 @@ def test_the_table_of_steps(tmp_path: Path):
     commands = {step.name: step.command for step in gpu_results.steps(options)}
     names = list(commands)
     assert "--dataset" in commands["test_training"]
-    assert "--run" not in commands["test_training"]
+    assert "--dataset" not in commands["test_latency"]
     assert names[:3] == ["train", "export", "verify"]
     assert names[-1] == "proof"
     assert "test_latency" in names

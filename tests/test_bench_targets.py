@@ -1,29 +1,38 @@
 """What the benchmarks time: which targets, set against what, fed with what."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import Tensor
+import torch
 
+from stn_export.artifacts.door import enter, write_examples
+from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory, network_directories
 from stn_export.bench import memory, targets
 from stn_export.bench.clocks import Reported
-from stn_export.bench.grids import GRIDS, BenchGrid, Pick
+from stn_export.bench.grids import BEST, GRIDS, SHIPPED, BenchGrid, Pick
 from stn_export.bench.memory import Memory, cache_bytes
 from stn_export.bench.startup import start, summary
-from stn_export.bench.targets import BASELINES, Case, Target, cases, find_targets, left_out, picked, takes
+from stn_export.bench.targets import BASELINES, Case, Target, cases, check_same, find_targets, left_out, picked, takes
 from stn_export.errors import UserError
+from stn_export.program.capture import capture
+from stn_export.program.program import Program, contract_of
+from stn_export.program.specs import Arrays
 from stn_export.runners import RUNNERS, Step
 from stn_export.runners.pytorch import Eager
-from stn_export.train.data import Dataset, contract_batch, example_images
+from tests.foreign import TwoInputs
+from tests.zoo import ZOO
 
 SUITES = ("latency", "cold", "request", "throughput", "startup", "breakdown", *BASELINES)
 FACTS = {
-    *("model", "artifact", "sha256", "format", "lowering", "precision", "input", "runner", "device", "batch"),
-    *("threads", "tf32", "options", "regime", "inputs", "file_bytes", "host_bytes", "device_bytes", "clock"),
+    *("network", "label", "role", "artifact", "sha256", "format", "lowering", "precision", "input", "runner", "device"),
+    *("batch", "sizes", "threads", "tf32", "options", "regime", "inputs", "file_bytes", "host_bytes", "device_bytes"),
+    "clock",
 }
 
 
@@ -41,6 +50,44 @@ def rows(suite: str, found: list[Target], grid: BenchGrid) -> list[Case]:
     return list(cases(suite, found, getattr(grid, suite)))
 
 
+def entered(run: Path, program: Program, inputs: Arrays, batched: tuple[str, ...], role: str = SUBJECT) -> list[Target]:
+    """The targets of a run that holds one network, which nothing was exported of."""
+    file = write_examples(run, Examples({name: torch.from_numpy(each) for name, each in inputs.items()}, batched))
+    directory = NetworkDirectory(run / "mine")
+    enter(directory, program, file, label="my network", role=role)
+    directory.plan(("program",), {})
+    return find_targets(run, "cpu")
+
+
+def by_name(found: list[Target], name: str) -> Target:
+    return next(each for each in found if str(each) == name)
+
+
+@pytest.fixture
+def two_inputs(tmp_path: Path) -> list[Target]:
+    """Pictures, and what is not batched: it is the same for all; the outputs are floats and whole numbers."""
+
+    class Warps(TwoInputs):
+        def forward(self, images: torch.Tensor, pose: torch.Tensor) -> dict[str, torch.Tensor]:
+            warped, theta = super().forward(images, pose.expand(images.shape[0], -1))
+            return {"warped": warped, "bright": (warped.mean((1, 2, 3)) > 0.4).long(), "theta": theta}
+
+    captured = capture(Warps().eval(), (torch.rand(2, 3, 12, 10), torch.rand(1, 5)), [("N", 3, 12, 10), (1, 5)])
+    contract = contract_of(captured.exported, captured.shapes, ["images", "pose"], ["warped", "bright", "theta"])
+    random = np.random.default_rng(0)
+    inputs = {"images": random.random((7, 3, 12, 10), np.float32), "pose": random.random((1, 5), np.float32)}
+    return entered(tmp_path, Program(captured.exported, contract), inputs, ("images",))
+
+
+@pytest.fixture
+def fixed(tmp_path: Path) -> list[Target]:
+    """A network that takes four examples at a time."""
+    program = ZOO["NoSampler"].program()
+    captured = capture(ZOO["NoSampler"].build(), (torch.rand(4, 3, 32, 32),), [(4, 3, 32, 32)])
+    program = Program(captured.exported, program.contract.with_batch(4))
+    return entered(tmp_path, program, {"images": np.zeros((5, 3, 32, 32), np.uint8)}, ("images",))
+
+
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=lambda grid: grid.name)
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_of_every_grid_times_something_once(found: list[Target], suite: str, grid: BenchGrid):
@@ -53,15 +100,37 @@ def test_the_questions_of_a_user_are_answered_by_the_quick_grid(found: list[Targ
     quick = GRIDS["quick"]
     against = {(str(case.target), case.batch): str(case.baseline) for case in rows("overhead", found, quick)}
     assert against["stn-onnxruntime-cpu-folded-fp32", 1] == "cnn-onnxruntime-cpu-plain-fp32"
-    assert against["stn-eager-cpu-checkpoint", 64] == "cnn-eager-cpu-checkpoint"
+    assert against["stn-eager-cpu-program", 64] == "cnn-eager-cpu-program"
+    assert not [name for name, _ in against if name.startswith("cnn")]
     eager = {str(case.target): str(case.baseline) for case in rows("eager", found, quick)}
-    assert eager["stn-onnxruntime-cpu-folded-fp32"] == "stn-eager-cpu-checkpoint"
-    assert "stn-eager-cpu-checkpoint" not in eager
+    assert eager["stn-onnxruntime-cpu-folded-fp32"] == "stn-eager-cpu-program"
+    assert "stn-eager-cpu-program" not in eager
     default = {str(case.target): str(case.baseline) for case in rows("default", found, quick)}
     assert set(default.values()) == {"stn-onnxruntime-default-cpu-default-fp32"}
-    assert {"stn-onnxruntime-cpu-folded-fp32", "stn-eager-cpu-checkpoint"} <= set(default)
+    assert {"stn-onnxruntime-cpu-folded-fp32", "stn-eager-cpu-program"} <= set(default)
     lowering = {str(case.target): str(case.baseline) for case in rows("lowering", found, quick)}
     assert lowering["stn-onnxruntime-cpu-matmul-fp32"] == "stn-onnxruntime-cpu-decomposed-fp32"
+
+
+def test_the_plain_network_is_told_by_its_role(entered_run: Path, tmp_path: Path):
+    run = Path(shutil.copytree(entered_run, tmp_path / "run"))
+    for directory in network_directories(run):
+        directory.plan(("program",), {})
+    found = find_targets(run, "cpu")
+    turned = {"stn": PLAIN, "cnn": SUBJECT}
+    found = [
+        replace(each, network=replace(each.network, facts=replace(each.network.facts, role=turned[each.network.name])))
+        for each in found
+    ]
+    against = {str(case.target): str(case.baseline) for case in rows("overhead", found, GRIDS["quick"])}
+    assert against["cnn-eager-cpu-program"] == "stn-eager-cpu-program"
+    assert not [name for name in against if name.startswith("stn")]
+
+
+def test_without_a_plain_network_or_exports_there_is_nothing_to_be_set_against(two_inputs: list[Target]):
+    assert not rows("overhead", two_inputs, GRIDS["quick"])
+    assert not rows("default", two_inputs, GRIDS["quick"])
+    assert rows("latency", two_inputs, GRIDS["quick"])
 
 
 def test_the_default_export_is_set_against_itself_only(found: list[Target]):
@@ -71,18 +140,35 @@ def test_the_default_export_is_set_against_itself_only(found: list[Target]):
 
 
 def test_what_has_a_batch_of_its_own_is_timed_at_that_only(found: list[Target]):
-    [default] = [each for each in found if str(each) == "stn-onnxruntime-default-cpu-default-fp32"]
+    default = by_name(found, "stn-onnxruntime-default-cpu-default-fp32")
     assert [case.batch for case in picked([default], [Pick(batches=(1, 2, 64))])] == [1]
+
+
+def test_a_network_that_is_made_for_one_batch_is_timed_at_that(fixed: list[Target]):
+    for suite in ("latency", "throughput", "eager"):
+        assert {case.batch for case in rows(suite, fixed, GRIDS["full"])} == {4}
+    eager = replace(by_name(fixed, "mine-eager-cpu-program"), regime="device")
+    eager.step(4)
+    assert eager.facts(4)["sizes"] == {"images": [4, 3, 32, 32]}
+
+
+def test_what_takes_no_batch_is_timed_as_one_example(two_inputs: list[Target]):
+    contract = two_inputs[0].network.contract
+    alone = replace(contract, inputs=tuple(replace(spec, batched=False) for spec in contract.inputs))
+    assert (targets.own_batch(contract), targets.own_batch(alone)) == (None, 1)
 
 
 @pytest.mark.parametrize(
     ("pick", "taken"),
     [
         (Pick(), True),
-        (Pick(models=("cnn",)), False),
+        (Pick(roles=("plain",)), False),
+        (Pick(roles=("subject",)), True),
         (Pick(runners=("onnx*",)), True),
         (Pick(runners=("eager-*", "openvino-*")), False),
         (Pick(lowerings=(None, "folded")), True),
+        (Pick(lowerings=("matmul", BEST)), True),
+        (Pick(lowerings=("matmul",)), False),
         (Pick(precisions=("fp16",)), False),
         (Pick(inputs=("uint8",)), False),
     ],
@@ -97,27 +183,38 @@ def test_what_is_slow_to_start_comes_only_where_asked_for(found: list[Target]):
     assert more - usual == slow
 
 
-def test_one_buffer_or_enough_to_leave_the_cache(target: Target, digits: Dataset, monkeypatch: pytest.MonkeyPatch):
-    images = example_images(digits, 4)
-    [hot] = target.batches(images)
-    assert hot.shape == (4, 3, 32, 32)
-    monkeypatch.setattr(targets, "cache_bytes", lambda device: 10 * hot.nbytes)
-    cold = replace(target, rotated=example_images(digits, 13)).batches(images)
-    assert sum(batch.nbytes for batch in cold) > 10 * hot.nbytes
-    assert not any(np.shares_memory(cold[0], other) for other in cold[1:])
-    np.testing.assert_array_equal(cold[0], hot)
-    assert not np.array_equal(cold[1], hot)
-    assert all(batch.std() > 0 for batch in cold)  # real images, never zeros
+@pytest.mark.parametrize("name", ["stn-onnxruntime-cpu-folded-fp32", "cnn-onnxruntime-cpu-plain-fp32"])
+def test_the_best_lowering_is_the_networks_own(found: list[Target], name: str):
+    best = [str(case.target) for case in picked(found, [SHIPPED]) if case.target.runner.name == "onnxruntime-cpu"]
+    assert name in best
+    assert len(best) == 2
+
+
+def test_one_buffer_or_enough_to_leave_the_cache(two_inputs: list[Target], monkeypatch: pytest.MonkeyPatch):
+    target = two_inputs[0]
+    [hot] = target.feeds(4)
+    assert {name: array.shape for name, array in hot.items()} == {"images": (4, 3, 12, 10), "pose": (1, 5)}
+    size = sum(array.nbytes for array in hot.values())
+    monkeypatch.setattr(targets, "cache_bytes", lambda device: 10 * size)
+    cold = replace(target, cold=True).feeds(4)
+    assert sum(array.nbytes for feeds in cold for array in feeds.values()) > 10 * size
+    for name in hot:
+        assert not any(np.shares_memory(cold[0][name], other[name]) for other in cold[1:])
+        np.testing.assert_array_equal(cold[0][name], hot[name])
+    assert not np.array_equal(cold[1]["images"], hot["images"])
+    np.testing.assert_array_equal(cold[1]["images"][0], target.network.examples.inputs["images"][4])
 
 
 @pytest.mark.parametrize("regime", ["device", "request", "offline"])
-def test_a_row_says_what_was_timed(target: Target, digits: Dataset, regime: str):
+def test_a_row_says_what_was_timed(target: Target, regime: str):
     timed = replace(target, regime=regime)
-    step = timed.step(example_images(digits, 2))
+    step = timed.step(2)
     assert step.clock() <= step.clock()
     facts = timed.facts(2)
     assert set(facts) == FACTS
+    assert (facts["network"], facts["label"], facts["role"]) == ("stn", "spatial transformer", "subject")
     assert (facts["regime"], facts["batch"], facts["tf32"], facts["device"]) == (regime, 2, False, "cpu")
+    assert (facts["input"], facts["sizes"]) == ("float", {"images": [2, 3, 32, 32]})
     assert facts["inputs"].startswith("hot: one buffer")
     assert facts["file_bytes"] == target.path.stat().st_size
     assert facts["host_bytes"] >= 0
@@ -125,38 +222,90 @@ def test_a_row_says_what_was_timed(target: Target, digits: Dataset, regime: str)
     json.dumps(facts)
 
 
-def test_a_cold_row_says_how_many_buffers(target: Target, digits: Dataset, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("stn", "the module's own"), ("mine", "the captured graph: its code was not given")],
+)
+def test_a_row_of_eager_says_whose_code_ran(found: list[Target], two_inputs: list[Target], name: str, code: str):
+    eager = replace(by_name([*found, *two_inputs], f"{name}-eager-cpu-program"), regime="device")
+    eager.step(1)
+    assert eager.facts(1)["options"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("artifact", "said"),
+    [
+        ("program", "float"),
+        ("folded-fp32", "float"),
+        ("folded-fp32-uint8", "uint8"),
+        ("folded-fp32-uint8-nhwc", "uint8-nhwc"),
+    ],
+)
+def test_a_row_says_how_it_is_fed(found: list[Target], artifact: str, said: str):
+    assert {each.input for each in found if each.artifact.name == artifact} == {said}
+
+
+def test_a_cold_row_says_how_many_buffers(target: Target, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(targets, "cache_bytes", lambda device: 2**20)
-    cold = replace(target, regime="device", rotated=example_images(digits, 100))
-    cold.step(example_images(digits, 1))
+    cold = replace(target, regime="device", cold=True)
+    cold.step(1)
     assert cold.facts(1)["inputs"] == "cold: 87 buffers, 1 MiB, in turn"
+    assert cold.facts(1)["sizes"] == {"images": [1, 3, 32, 32]}
 
 
-def test_a_request_gives_the_answer_to_the_host(target: Target, digits: Dataset):
-    assert isinstance(replace(target, regime="request").step(example_images(digits, 2))(), np.ndarray)
+def test_a_request_gives_the_answers_to_the_host(two_inputs: list[Target]):
+    answers = replace(two_inputs[0], regime="request").step(2)()
+    assert {name: type(each) for name, each in answers.items()} == dict.fromkeys(
+        ("warped", "bright", "theta"), np.ndarray
+    )
 
 
-def test_a_wrong_step_is_not_timed(target: Target, digits: Dataset, monkeypatch: pytest.MonkeyPatch):
-    runner = target.open()
-    wrong = np.zeros((2, 10), np.float32)
-    monkeypatch.setattr(type(runner), "bind_one", lambda self, images: Step(lambda: wrong))
-    monkeypatch.setattr(type(runner), "read", lambda self, result: result)
-    with pytest.raises(AssertionError, match="stn-onnxruntime-cpu-folded-fp32"):
-        target.step(example_images(digits, 2))
-
-
-def test_what_is_verified_at_one_batch_size_is_checked_at_the_timed_one(found: list[Target], digits: Dataset):
-    """A compiler that is wrong for one batch size: its step and its ``infer`` agree with each other."""
-    [eager] = [each for each in found if str(each) == "stn-eager-cpu-checkpoint"]
+@pytest.mark.parametrize("wrong", ["warped", "bright", "theta"])
+def test_a_wrong_step_is_not_timed(two_inputs: list[Target], wrong: str):
+    """Every output is looked at, whole numbers as well."""
+    eager = by_name(two_inputs, "mine-eager-cpu-program")
 
     class Off(Eager):
-        def read(self, result: Tensor) -> np.ndarray:
-            return super().read(result) + (0.1 if len(result) == 2 else 0.0)
+        def bind_one(self, feeds: Arrays) -> Step:
+            answers = {name: array.copy() for name, array in self.infer(feeds).items()}
+            answers[wrong].flat[-1] += 1 if wrong == "bright" else 0.01
+            return Step(lambda: answers)
+
+        def read(self, result: object) -> Arrays:
+            return (
+                result
+                if isinstance(result, dict) and isinstance(result["warped"], np.ndarray)
+                else super().read(result)
+            )
+
+    with pytest.raises(AssertionError, match=f"mine-off-program does not give what it infers: {wrong}"):
+        replace(eager, runner=replace(eager.runner, name="off", load=Off)).step(2)
+
+
+def test_floats_may_differ_by_a_share_of_the_largest_and_whole_numbers_not_at_all():
+    large, whole = np.array([1000.0, 1.0], np.float32), np.arange(1000)
+    check_same({"x": large + 0.05}, {"x": large}, 1e-4, "said")
+    with pytest.raises(AssertionError, match="said: x"):
+        check_same({"x": large + 0.5}, {"x": large}, 1e-4, "said")
+    one = whole + (whole == 3)
+    check_same({"x": one}, {"x": whole}, 1e-4, "said", strays=1e-3)
+    with pytest.raises(AssertionError, match="said: x, 1 of 1000 differ"):
+        check_same({"x": one}, {"x": whole}, 1e-4, "said")
+
+
+def test_what_is_verified_at_one_batch_size_is_checked_at_the_timed_one(two_inputs: list[Target]):
+    """A compiler that is wrong for one batch size: its step and its ``infer`` agree with each other."""
+    eager = by_name(two_inputs, "mine-eager-cpu-program")
+
+    class Off(Eager):
+        def read(self, result: object) -> Arrays:
+            answers = super().read(result)
+            return answers | {"warped": answers["warped"] + (0.1 if len(answers["warped"]) == 2 else 0.0)}
 
     off = replace(eager, runner=replace(eager.runner, name="off", load=Off, verify_batch=64))
-    off.step(example_images(digits, 3))
-    with pytest.raises(AssertionError, match="does not give what eager does at batch 2"):
-        off.step(example_images(digits, 2))
+    off.step(3)
+    with pytest.raises(AssertionError, match=r"does not give what eager does at .*'images': \[2, 3, 12, 10\]"):
+        off.step(2)
 
 
 def test_what_cannot_be_timed_is_named_with_the_reason(trained_run: Path):
@@ -167,7 +316,7 @@ def test_what_cannot_be_timed_is_named_with_the_reason(trained_run: Path):
 
 
 def test_a_device_without_runners(trained_run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("benchmarks.targets.RUNNERS", ())
+    monkeypatch.setattr(targets, "RUNNERS", ())
     with pytest.raises(UserError, match="nothing can run on cpu"):
         find_targets(trained_run, "cpu")
 
@@ -197,10 +346,12 @@ def test_something_that_reports_its_own_seconds():
 
 
 @pytest.mark.slow
-def test_a_fresh_process_gives_its_first_answer(target: Target, digits: Dataset):
-    batch = contract_batch(example_images(digits, 1), target.artifact.input_contract)
-    figures = summary([start(target, batch, 1)])
+def test_a_fresh_process_gives_its_first_answer(two_inputs: list[Target]):
+    target = by_name(two_inputs, "mine-eager-cpu-program")
+    [feeds] = target.feeds(1)
+    figures = summary([start(target, feeds, 1)])
     assert all(figures[name] > 0 for name in ("import_seconds", "load_seconds", "first_seconds"))
     assert figures["threads"] == figures["n"] == 1
+    assert figures["options"]["code"].startswith("the captured graph")
     with pytest.raises(RuntimeError, match=f"a fresh process with {target} failed"):
-        start(target, batch[:, :2], 1)
+        start(target, feeds | {"pose": feeds["pose"][:, :2]}, 1)

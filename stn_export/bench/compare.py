@@ -4,13 +4,14 @@ Two runs are two moments of a machine, so two medians and their intervals would 
 the best that it has:
 
 - a contest by its ratio: both contenders took turns, which leaves out what the machine did that day;
-- any other row by its ratio to eager PyTorch of the same model, batch and regime in the same run; the rows of eager
+- any other row by its ratio to eager PyTorch of the same network, batch and regime in the same run; the rows of eager
   itself, and those without such a companion, as they stand. How much such rows move between two runs is
   taken from the runs themselves, as the spread of all these rows' changes about their middle, and is never less than
   ``METHOD.run_spread``. All are widened by it.
 
 Many rows are many chances of a false alarm: the intervals are so wide that all rows together give one with the
-probability ``METHOD.false_alarms`` (Bonferroni). Start-up and breakdown rows are not judged.
+probability ``METHOD.false_alarms`` (Bonferroni), a contest's by Student's distribution, since its loads are few.
+Start-up and breakdown rows are not judged.
 """
 
 import argparse
@@ -19,18 +20,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import NormalDist
+
+import numpy as np
 
 from stn_export import cli
-from stn_export.bench.intervals import NORMAL, verdict
+from stn_export.bench.intervals import scatter, verdict
 from stn_export.bench.kept import read_bench
 from stn_export.bench.method import METHOD
+from stn_export.comparison.estimates import CONFIDENCE, student
 from stn_export.errors import CheckFailedError, UserError
 
 MACHINE = {"cpu": "CPU", "gpu": "GPU", "threads": "threads"}
 COLUMNS = ("row", "by", "new/base", "interval", "verdict")
-SIGMAS = NORMAL.inv_cdf((1 + METHOD.confidence) / 2)  # half of a 95 % interval, in standard deviations
-TO_NORMAL = 1.4826  # a normal distribution's standard deviation by its median absolute deviation
+LOADS, STRETCHES = METHOD.loads - 1, METHOD.stretches - 1  # degrees of freedom of a contest's interval, of a row's
 FEWEST = 5  # rows whose spread says something
 
 
@@ -62,14 +65,14 @@ def measured(rows: dict[str, dict]) -> dict[str, Measured]:
     for name, row in rows.items():
         if "ratio" in row:
             by = f"contest: {row.get('contest', 'baseline')}"
-            found[name] = Measured(by, row["ratio"], _sigma(row["ratio_low"], row["ratio_high"]))
+            found[name] = Measured(by, row["ratio"], _sigma(row["ratio_low"], row["ratio_high"], LOADS))
         elif "p50" in row:
-            own = _sigma(row["p50_low"], row["p50_high"])
+            own = _sigma(row["p50_low"], row["p50_high"], STRETCHES)
             other = None if _is_eager(row) else eager.get(_companion(row))
             if other is None:
                 found[name] = Measured("seconds", row["p50"], own)
             else:
-                sigma = math.hypot(own, _sigma(other["p50_low"], other["p50_high"]))
+                sigma = math.hypot(own, _sigma(other["p50_low"], other["p50_high"], STRETCHES))
                 found[name] = Measured("ratio to eager", row["p50"] / other["p50"], sigma)
     return found
 
@@ -80,11 +83,11 @@ def _is_eager(row: dict) -> bool:
 
 def _companion(row: dict) -> tuple:
     """What a row shares with the eager row that it is held against."""
-    return row["model"], row["device"], row["batch"], row.get("regime"), row.get("inputs")
+    return row["network"], row["device"], row["batch"], row.get("regime"), row.get("inputs")
 
 
-def _sigma(low: float, high: float) -> float:
-    return math.log(high / low) / 2 / SIGMAS
+def _sigma(low: float, high: float, freedom: int) -> float:
+    return math.log(high / low) / 2 / student(CONFIDENCE, freedom)
 
 
 def changes(base: dict[str, Measured], new: dict[str, Measured]) -> list[Change]:
@@ -93,11 +96,13 @@ def changes(base: dict[str, Measured], new: dict[str, Measured]) -> list[Change]
     logs = {name: math.log(new[name].value / base[name].value) for name in common}
     moving = [logs[name] for name in common if not base[name].by.startswith("contest")]
     spread = run_spread(moving)
-    reach = NORMAL.inv_cdf(1 - METHOD.false_alarms / 2 / max(len(common), 1))
+    each = METHOD.false_alarms / max(len(common), 1)
+    normal, of_contests = NormalDist().inv_cdf(1 - each / 2), student(1 - each, 2 * LOADS)
     found = []
     for name in common:
-        by = base[name].by
-        sigma = math.hypot(base[name].sigma, new[name].sigma, 0.0 if by.startswith("contest") else spread)
+        by, contest = base[name].by, base[name].by.startswith("contest")
+        sigma = math.hypot(base[name].sigma, new[name].sigma, 0.0 if contest else spread)
+        reach = of_contests if contest else normal
         low, high = math.exp(logs[name] - reach * sigma), math.exp(logs[name] + reach * sigma)
         found.append(Change(name, by, math.exp(logs[name]), low, high, verdict(low, high)))
     return sorted(found, key=lambda change: -change.low)
@@ -110,8 +115,7 @@ def run_spread(logs: Sequence[float]) -> float:
     """
     if len(logs) < FEWEST:
         return METHOD.run_spread
-    middle = median(logs)
-    return max(METHOD.run_spread, TO_NORMAL * median(abs(value - middle) for value in logs))
+    return max(METHOD.run_spread, scatter(np.array(logs)))
 
 
 def different_machine(base: dict, new: dict) -> list[str]:
@@ -122,7 +126,7 @@ def different_machine(base: dict, new: dict) -> list[str]:
 
 def rows_of(content: dict) -> dict[str, dict]:
     """What the suites noted, by pytest's name of the row."""
-    return {row["fullname"].removeprefix("benchmarks/"): row["extra_info"] for row in content["benchmarks"]}
+    return {row["fullname"]: row["extra_info"] for row in content["benchmarks"]}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,20 +1,21 @@
-"""What the work itself costs: FLOPs, bytes and kernel launches of a model, and the device's peak rates.
+"""What the work itself costs: FLOPs, bytes and kernel launches of a network, and the device's peak rates.
 
 A floor is the time that a device at its peak would need. Measured time is stated as a multiple of it, which says how
 much there is still to win.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from stn_export.bench.method import PEAKS, PROBE
-from stn_export.config import IMAGE_SHAPE, MODELS
-from stn_export.train.networks import build_model
+from stn_export.bench.targets import Network
+from stn_export.program.program import Program
 
 BYTES_PER_VALUE = {"fp16": 2, "bf16": 2, "int8": 1}  # of the precisions that are not float32
 
@@ -28,39 +29,48 @@ class _Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         result = func(*args, **(kwargs or {}))
-        returns = func._schema.returns
-        if not any(value.alias_info for value in returns) and "empty" not in func.name():
-            first = result[0] if isinstance(result, tuple) else result  # max-pooling's indices are nobody's need
+        aliases = [value.alias_info for value in func._schema.returns]
+        view = any(alias and not alias.is_write for alias in aliases)  # in place is no view
+        first = result[0] if isinstance(result, tuple | list) else result  # max-pooling's indices are nobody's need
+        if isinstance(first, Tensor) and not view and "empty" not in func.name():
             self.launches += 1
-            self.bytes += sum(value.nbytes for value in (*args, first) if isinstance(value, torch.Tensor))
+            self.bytes += sum(value.nbytes for value in (*args, first) if isinstance(value, Tensor))
         return result
 
 
-def work(model: str, batch: int) -> dict[str, int]:
-    """Work of one call on ``batch`` images, counted on the checkpoint's own operators in float32; nothing is computed.
+def work(program: Program, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """Work of one call, counted on the captured network's own operators in its own precision; nothing is computed.
+
+    Args:
+        program: the network.
+        inputs: of which shapes and types only matter.
 
     Returns:
-        ``flops``: two a multiply-add of convolutions and matrix products; all else is not counted.
+        ``flops``: two a multiply-add, see ``Program.multiply_adds``; all else is not counted.
         ``bytes_fused``: weights, input and output once each: what no implementation can avoid.
         ``bytes_unfused``: what every operator reads and writes, intermediate activations included.
         ``launches``: operators that compute, each at least one kernel on a GPU.
     """
-    with torch.device("meta"), torch.no_grad():
-        module, images = build_model(model).eval(), torch.empty(batch, *IMAGE_SHAPE)
-        with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
-            output = module(images)
-    weights = sum(parameter.nbytes for parameter in module.parameters())
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        values = [torch.empty(value.shape, dtype=value.dtype) for value in inputs]
+        with _Traffic() as traffic:
+            outputs = program.module(*values)
+        flops = 2 * program.multiply_adds(values=values)
     return {
-        "flops": flops.get_total_flops(),
-        "bytes_fused": weights + images.nbytes + output.nbytes,
+        "flops": flops,
+        "bytes_fused": sum(value.nbytes for value in (*program.state().values(), *values, *outputs)),
         "bytes_unfused": traffic.bytes,
         "launches": traffic.launches,
     }
 
 
-def all_work(batches: list[int]) -> dict[str, dict[str, dict[str, int]]]:
-    """``work`` by model and batch (a string, as JSON has no other keys)."""
-    return {model: {str(batch): work(model, batch) for batch in batches} for model in MODELS}
+def all_work(networks: Mapping[str, Network], rows: Iterable[dict]) -> dict[str, dict[str, dict[str, int]]]:
+    """``work`` of every network at every batch that a row is of, a string, as JSON has no other keys."""
+    found: dict[str, dict] = {}
+    for name, batch in sorted({(row["network"], row["batch"]) for row in rows if "network" in row}):
+        network = networks[name]
+        found.setdefault(name, {})[str(batch)] = work(network.program, network.shapes(batch))
+    return found
 
 
 def published_peak(gpu: str) -> dict | None:

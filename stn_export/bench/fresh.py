@@ -11,24 +11,27 @@ from pathlib import Path
 TIMES = ("import_seconds", "load_seconds", "first_seconds")
 
 
-def main(path: str, runner: str, contract: dict, images: str, threads: int) -> dict:
-    """Load ``path`` in ``runner``, classify the images in a ``.npy`` file once, and say how long each took."""
+def main(path: str, runner: str, contract: dict, inputs: str, threads: int) -> dict:
+    """Load ``path`` in ``runner``, run the inputs in an ``.npz`` file once, and say how long each took."""
     times = [time.perf_counter()]
     import numpy as np
     import torch
-    from benchmarks.memory import Memory
 
+    from stn_export.bench.memory import Memory
+    from stn_export.program.specs import Contract
     from stn_export.runners import RUNNERS
 
     torch.set_num_threads(threads)
-    spec, batch = next(spec for spec in RUNNERS if spec.name == runner), np.load(images)
+    spec, fed = next(spec for spec in RUNNERS if spec.name == runner), Contract.from_dict(contract)
+    with np.load(inputs) as arrays:  # by number: a name may be anything
+        feeds = {each.name: arrays[f"arr_{index}"] for index, each in enumerate(fed.inputs)}
     if spec.device == "cuda":
         torch.cuda.init()
     times.append(time.perf_counter())
     with Memory(spec.device) as memory:
-        opened = spec.open(Path(path), contract)
+        opened = spec.open(Path(path), fed)
         times.append(time.perf_counter())
-        opened.infer(batch)
+        opened.infer(feeds)
         times.append(time.perf_counter())
     seconds = {name: end - start for name, start, end in zip(TIMES, times, times[1:], strict=False)}
     sizes = {"host_bytes": memory.host_bytes, "device_bytes": memory.device_bytes}

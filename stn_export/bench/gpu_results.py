@@ -1,7 +1,7 @@
 """Everything that a machine with one NVIDIA GPU can say, in minutes: `python -m stn_export.bench.gpu_results`.
 
 A table of steps, each in a process of its own and bounded in time. A step that was done leaves a marker and is not
-done again while the models are the same; so running it again goes on where it stopped. A step that fails or takes too
+done again while the networks are the same; so running it again goes on where it stopped. A step that fails or takes too
 long is remembered, the next one runs, and the exit code is 1 at the end.
 """
 
@@ -26,11 +26,11 @@ from stn_export.bench.grids import GRIDS
 from stn_export.bench.kept import KEPT, compact, file_name, now, read_bench
 from stn_export.bench.method import GPU_RESULTS
 from stn_export.bench.results import RESULTS
-from stn_export.config import ARTIFACTS, DATASETS, MODELS
+from stn_export.bench.session import suite_files
+from stn_export.config import ARTIFACTS
 from stn_export.errors import CheckFailedError, UserError, require_choice
 
-SUITES = Path("benchmarks")
-OF_TRAINING = SUITES / "test_training.py"  # which takes a data set instead of a run
+TRAINING = "training"  # the suite that takes a data set instead of a run
 MARKERS = "gpu-results"
 
 
@@ -57,50 +57,43 @@ class Outcome:
         return self.state in ("done", "kept")
 
 
-def suites() -> list[Path]:
+def suites() -> list[str]:
     """The suites of a run's files."""
-    return sorted(path for path in SUITES.glob("test_*.py") if path != OF_TRAINING)
+    return [name for name in suite_files() if name != TRAINING]
 
 
-def part_of(run: Path, suite: Path) -> Path:
+def part_of(run: Path, suite: str) -> Path:
     """Where a suite's own JSON goes."""
-    return run / MARKERS / f"{suite.stem}.json"
-
-
-def json_of(run: Path, suite: Path) -> str:
-    """The option that makes a suite write it."""
-    return f"--benchmark-json={part_of(run, suite)}"
+    return run / MARKERS / f"{suite}.json"
 
 
 def steps(options: argparse.Namespace) -> list[Step]:
     """What is run before the results are gathered, in this order."""
     run, limits = str(options.run), GPU_RESULTS.limits
     data = ("--data", str(options.data)) if options.data else ()
-    stage, here = (sys.executable, "-m"), ("--run", run, *data)
-    device = ("--device", options.device)
-    train = ("--dataset", options.dataset, *device, *here)
-    pytest = ("pytest", "-p", "no:cacheprovider", "--benchmark-only", *device)
-    timing = (*pytest, "--grid", options.grid, *here)
-    of_training = (*pytest, "--dataset", options.dataset, *data, str(OF_TRAINING), json_of(options.run, OF_TRAINING))
-    keep = ("stn_export.train.keep_speed", str(part_of(options.run, OF_TRAINING)), "--results", str(options.out))
+    stage, here, device = (sys.executable, "-m"), ("--run", run), ("--device", options.device)
+    train = ("--dataset", options.dataset, *data)
+    keep = ("stn_export.train.keep_speed", str(part_of(options.run, TRAINING)), "--results", str(options.out))
+
+    def timing(suite: str, *more: str) -> Step:
+        command = ("stn_export.bench", "--suites", suite, "--benchmark-only", *here, *device, *more)
+        json_file = ("--benchmark-json", str(part_of(options.run, suite)))
+        return Step(f"test_{suite}", (*stage, *command, *json_file), limits["suite"])
+
     return [
-        Step("train", (*stage, "stn_export.train", *train), limits["train"], marked=False),
+        Step("train", (*stage, "stn_export.train", *train, *device, *here), limits["train"], marked=False),
         Step("export", (*stage, "stn_export.export", *here), limits["export"], marked=False),
         Step("verify", (*stage, "stn_export.verify", *here), limits["verify"]),
-        *(
-            Step(suite.stem, (*stage, *timing, str(suite), json_of(options.run, suite)), limits["suite"])
-            for suite in suites()
-        ),
-        Step(OF_TRAINING.stem, (*stage, *of_training), limits["suite"]),
+        *(timing(suite, "--grid", options.grid) for suite in suites()),
+        timing(TRAINING, *train),
         Step("keep_training", (*stage, *keep), limits["results"], marked=False),
         Step("proof", (*stage, "stn_export.bench.proof", *device, *here, "--out", str(options.out)), limits["proof"]),
     ]
 
 
 def fingerprint(step: Step, run: Path) -> str:
-    """What a marker holds: the command and the models that it saw."""
-    manifests = [run / model / MANIFEST for model in MODELS]
-    content = b"".join(path.read_bytes() for path in manifests if path.exists())
+    """What a marker holds: the command and the networks that it saw."""
+    content = b"".join(path.read_bytes() for path in sorted(run.glob(f"*/{MANIFEST}")))
     return hashlib.sha256(shlex.join(step.command).encode() + content).hexdigest()
 
 
@@ -169,8 +162,11 @@ def gather(run: Path) -> Path | None:
     parts = [read_bench(part_of(run, suite)) for suite in suites() if part_of(run, suite).is_file()]
     if not parts:
         return None
-    rows = [row for part in parts for row in part["benchmarks"]]
-    write_atomically(run / BENCH_FILE, compact(parts[0] | {"benchmarks": rows}))
+    rows, work = [row for part in parts for row in part["benchmarks"]], {}
+    for part in parts:
+        for network, by_batch in part["work"].items():
+            work.setdefault(network, {}).update(by_batch)
+    write_atomically(run / BENCH_FILE, compact(parts[0] | {"benchmarks": rows, "work": work}))
     return run / BENCH_FILE
 
 
@@ -201,7 +197,7 @@ def keep_all(options: argparse.Namespace, outcomes: list[Outcome], environment: 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.stage("bench.gpu_results", "Train, export, verify and time on one GPU, within minutes.")
-    parser.add_argument("--dataset", default=GPU_RESULTS.dataset, help=f"one of: {', '.join(DATASETS)}")
+    parser.add_argument("--dataset", default=GPU_RESULTS.dataset, help="what is trained on")
     parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
     parser.add_argument("--device", default=GPU_RESULTS.device, help="cpu to rehearse")
@@ -221,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     require_choice("grid", options.grid, list(GRIDS))
     resolve_device(options.device)
-    options.run = options.run or ARTIFACTS / require_choice("data set", options.dataset, list(DATASETS))
+    options.run = options.run or ARTIFACTS / options.dataset
     environment = environment_with(options.ort_site)
     (options.run / MARKERS).mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.seconds

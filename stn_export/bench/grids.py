@@ -2,16 +2,22 @@
 
 from dataclasses import dataclass, replace
 
+from stn_export.artifacts.manifest import PLAIN, SUBJECT
+
+BEST = "best"
+LOWERINGS = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # what to ship, the best first
+
 
 @dataclass(frozen=True)
 class Pick:
     """Some of what can be timed: everything whose property is among those named; an empty tuple names all.
 
     ``runners`` are patterns as file names have them. Runners that take long to start come only where ``slow`` says so.
+    The lowering ``BEST`` is each network's first of ``LOWERINGS``.
     """
 
     batches: tuple[int, ...] = (1,)
-    models: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
     runners: tuple[str, ...] = ()
     lowerings: tuple[str | None, ...] = ()
     precisions: tuple[str, ...] = ()
@@ -25,8 +31,9 @@ class BenchGrid:
 
     ``latency`` is at batch 1 with its input in the cache, ``cold`` out of it; ``request`` includes the copies;
     ``throughput`` is at larger batches; ``startup`` is a fresh process, ``startups`` times; ``breakdown`` profiles
-    ``profiled_calls`` calls. The others are contests: ``overhead`` against the plain CNN, ``lowering`` against the
-    exporter's own, ``eager`` against eager PyTorch, ``default`` against the default export in a default session.
+    ``profiled_calls`` calls. The others are contests: ``overhead`` against the run's plain network, ``lowering``
+    against the exporter's own, ``eager`` against eager PyTorch, ``default`` against the default export in a default
+    session.
 
     Every row takes about ``row_seconds`` after ``warmup_seconds``. In a contest two take turns, in ``blocks`` blocks of
     about ``block_seconds`` each.
@@ -52,13 +59,13 @@ class BenchGrid:
     threads: int = 1
 
 
-SHIPPED = Pick(lowerings=(None, "folded", "plain"), precisions=("fp32",), inputs=("float",))  # one row a runner
-SHIPPED_STN = replace(SHIPPED, models=("stn",))
+SHIPPED = Pick(lowerings=(None, BEST), precisions=("fp32",), inputs=("float",))  # one row a runner
+SHIPPED_SUBJECT = replace(SHIPPED, roles=(SUBJECT,))
 QUICK_RUNNERS = ("eager-c*", "cudagraph-*", "torchscript-*", "onnxruntime-c*", "onnxruntime-graph-*", "openvino-*")
-QUICK_STN = replace(SHIPPED_STN, runners=QUICK_RUNNERS)
-INT8_STN = Pick(models=("stn",), precisions=("int8",), inputs=("float",))
-COLD = replace(SHIPPED_STN, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*"))
-BASELINES = Pick(models=("stn",), runners=("eager-autograd-*", "onnxruntime-default-*"))
+QUICK_SUBJECT = replace(SHIPPED_SUBJECT, runners=QUICK_RUNNERS)
+INT8_SUBJECT = Pick(roles=(SUBJECT,), precisions=("int8",), inputs=("float",))
+COLD = replace(SHIPPED_SUBJECT, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*"))
+BASELINES = Pick(roles=(SUBJECT,), runners=("eager-autograd-*", "onnxruntime-default-*"))
 PROFILED = replace(SHIPPED, runners=("eager-c*", "onnxruntime-cpu"))  # ONNX Runtime times launches on CUDA, not kernels
 STARTED = ("eager-c*", "torchscript-*", "onnxruntime-c*")
 LARGER = tuple(2**power for power in range(1, 14))
@@ -84,8 +91,8 @@ FULL = BenchGrid(
         replace(SHIPPED, batches=(16, 64, 256, 1024), slow=True),
     ),
     lowering=(Pick(batches=(1, 256)),),
-    eager=(replace(SHIPPED_STN, batches=(1, 16, 256, 1024), slow=True), Pick(models=("stn",), batches=(1, 256))),
-    default=(Pick(models=("stn",), slow=True),),
+    eager=(replace(SHIPPED_SUBJECT, batches=(1, 16, 256, 1024), slow=True), Pick(roles=(SUBJECT,), batches=(1, 256))),
+    default=(Pick(roles=(SUBJECT,), slow=True),),
 )
 GRIDS = {
     grid.name: grid
@@ -100,14 +107,14 @@ GRIDS = {
             profiled_calls=20,
             latency=(SHIPPED, BASELINES, Pick(precisions=("bf16", "fp16", "int8"), inputs=("float",))),
             cold=(COLD,),
-            request=(QUICK_STN, BASELINES),
-            throughput=(replace(SHIPPED, batches=(16, 256)), replace(INT8_STN, batches=(256,))),
-            startup=(replace(SHIPPED_STN, runners=STARTED), BASELINES),
+            request=(QUICK_SUBJECT, BASELINES),
+            throughput=(replace(SHIPPED, batches=(16, 256)), replace(INT8_SUBJECT, batches=(256,))),
+            startup=(replace(SHIPPED_SUBJECT, runners=STARTED), BASELINES),
             breakdown=(PROFILED,),
             overhead=(replace(SHIPPED, runners=QUICK_RUNNERS, batches=(1, 64)),),
             lowering=(Pick(runners=("onnxruntime-c*",), precisions=("fp32",)),),
-            eager=(replace(QUICK_STN, batches=(1, 256)), replace(INT8_STN, batches=(256,))),
-            default=(QUICK_STN,),
+            eager=(replace(QUICK_SUBJECT, batches=(1, 256)), replace(INT8_SUBJECT, batches=(256,))),
+            default=(QUICK_SUBJECT,),
         ),
         FULL,
         # what a GPU is measured with where minutes are few: its calls are short, so that less time holds enough of them
@@ -120,16 +127,16 @@ GRIDS = {
             block_seconds=0.005,
             startups=1,
             throughput=(
-                replace(SHIPPED_STN, batches=(8, 64, 512, 2048, 8192)),
-                replace(SHIPPED, models=("cnn",), batches=(512, 8192)),
-                replace(SHIPPED_STN, runners=("compiled-*",), batches=(512,), slow=True),
+                replace(SHIPPED_SUBJECT, batches=(8, 64, 512, 2048, 8192)),
+                replace(SHIPPED, roles=(PLAIN,), batches=(512, 8192)),
+                replace(SHIPPED_SUBJECT, runners=("compiled-*",), batches=(512,), slow=True),
             ),
-            request=(replace(QUICK_STN, batches=(1, 256)), BASELINES),
-            startup=(replace(SHIPPED_STN, runners=("eager-c*", "cudagraph-cuda", "onnxruntime-c*")), BASELINES),
+            request=(replace(QUICK_SUBJECT, batches=(1, 256)), BASELINES),
+            startup=(replace(SHIPPED_SUBJECT, runners=("eager-c*", "cudagraph-cuda", "onnxruntime-c*")), BASELINES),
             overhead=(replace(SHIPPED, batches=(1, 1024)),),
             lowering=(Pick(),),
-            eager=(replace(SHIPPED_STN, batches=(1, 1024)),),
-            default=(QUICK_STN,),
+            eager=(replace(SHIPPED_SUBJECT, batches=(1, 1024)),),
+            default=(QUICK_SUBJECT,),
         ),
     )
 }

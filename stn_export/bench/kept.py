@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from stn_export.artifacts.files import write_atomically
-from stn_export.bench.floors import all_work, measured_peak, published_peak
+from stn_export.bench.floors import measured_peak, published_peak
 from stn_export.errors import UserError
 
 KEPT = Path("benchmarks") / "results"
@@ -37,9 +37,9 @@ def read_bench(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
         environment = content["machine_info"]["stn_export"]
-        environment["cpu"], environment["gpu"], environment["threads"], content["datetime"]
+        environment["cpu"], environment["gpu"], environment["threads"], content["datetime"], content["work"].keys()
         for row in content["benchmarks"]:
-            row["fullname"], row["stats"]["median"], row["extra_info"].keys()
+            row["fullname"], row["stats"]["median"], row["extra_info"]["network"]
     except OSError as error:
         hint = "name a bench.json that 'make bench' wrote"
         raise UserError(f"{path} cannot be read: {error.strerror}", hint) from error
@@ -54,9 +54,9 @@ def device_of(content: dict) -> str:
 
 
 def keep(path: Path, directory: Path) -> Path:
-    """Write a benchmark file without its single samples, and with the floors of its device, into ``directory``.
+    """Write a benchmark file without its single samples, and with its device's peak rates, into ``directory``.
 
-    It stays one that pytest-benchmark can compare. The floors of a CPU are measured here and now, so this belongs on
+    It stays one that pytest-benchmark can compare. The peak of a CPU is measured here and now, so this belongs on
     the machine that was timed.
 
     Raises:
@@ -68,8 +68,6 @@ def keep(path: Path, directory: Path) -> Path:
         row["stats"].pop("data", None)
         row["extra_info"].pop("nodes", None)
         row.pop("options", None)
-    batches = {row["extra_info"]["batch"] for row in content["benchmarks"] if "batch" in row["extra_info"]}
-    content["work"] = all_work(sorted(batches))
     content["peak"] = peak(environment, device)
     kept = directory / file_name(environment, device, content["datetime"])
     write_atomically(kept, compact(content))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stn_export.config import DEFAULT_DATASET
+from stn_export.config import DEFAULT_RUN
 
 
 @dataclass(frozen=True)
@@ -11,10 +11,9 @@ class Method:
 
     seed: int = 0
     confidence: float = 0.95
-    resamples: int = 1000
     same: float = 0.03  # an interval inside 1 +- this says "same"
     p99_samples: int = 662
-    stretches: int = 25  # neighbouring calls that are resampled together: this many groups
+    stretches: int = 10  # groups of neighbouring calls whose medians make the interval of a row's median
     most_correlation: float = 0.9
     # warm-up: windows of half the grid's time, until two in a row agree
     warm_windows: int = 20
@@ -49,7 +48,7 @@ class Proof:
     holding: int = 18
     slowdown: float = 0.15
     batches: tuple[int, ...] = (1, 64)
-    targets: tuple[str, ...] = ("stn-onnxruntime-{device}-folded-fp32", "stn-eager-{device}-checkpoint")  # first found
+    runners: tuple[str, ...] = ("onnxruntime-{}", "eager-{}")  # by device: the first that has something to run
 
 
 PROOF = Proof()
@@ -102,7 +101,7 @@ class GpuResults:
 
 
 GPU_RESULTS = GpuResults(
-    dataset=DEFAULT_DATASET,
+    dataset=DEFAULT_RUN.name,
     device="cuda",
     grid="gpu",
     seconds=520.0,

@@ -1,30 +1,33 @@
 """How things are timed; the suites beside this module only say what.
 
-A sample is one call of a runner's step, which waits for the device before it returns. Inputs are real test images.
+A sample is one call of a runner's step, which waits for the device before it returns. Inputs are the run's examples.
 Ratios come from interleaved blocks: the two contenders take turns, so that a drift of the machine hits both. Who goes
 first is drawn at random, which makes the noise of a block as likely to favour one as the other, however it is
 correlated with the block before. Either is loaded several times: two loads of one file can differ by some per cent,
 for as long as they live, and no number of blocks would show that.
 """
 
+import math
 import statistics
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Self
 
 import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
 
-from stn_export.bench.clocks import use_clock
+from stn_export.bench.clocks import time_reported, use_clock
 from stn_export.bench.grids import BenchGrid
-from stn_export.bench.intervals import ratio_interval, summarise, verdict
+from stn_export.bench.intervals import noise_reach, ratio_interval, summarise, verdict
 from stn_export.bench.machine import Watch
 from stn_export.bench.method import METHOD
-from stn_export.bench.targets import Target
+from stn_export.bench.targets import Case
 from stn_export.runners import Step
 
+Clock = Callable[[], float]  # seconds
 CALLS = (5, 5000)  # a median of fewer than 5 calls is at the mercy of a single interruption
 
 
@@ -41,18 +44,18 @@ class WarmUp:
         return {"seconds": self.seconds, "stable": self.stable}
 
 
-def warm_up(step: Step, seconds: float) -> WarmUp:
+def warm_up(step: Step, seconds: float, now: Clock = time.perf_counter) -> WarmUp:
     """Call ``step`` for ``seconds`` at least, and until the medians of two windows in a row agree or it is enough."""
-    started, medians, stable = time.perf_counter(), [_window(step, seconds / 2)], False
+    started, medians, stable = now(), [_window(step, seconds / 2, now)], False
     while not stable and len(medians) < METHOD.warm_windows:
-        medians.append(_window(step, seconds / 2))
+        medians.append(_window(step, seconds / 2, now))
         stable = abs(medians[-1] / medians[-2] - 1) <= METHOD.warm_agreement
-    return WarmUp(medians[-1], time.perf_counter() - started, stable)
+    return WarmUp(medians[-1], now() - started, stable)
 
 
-def _window(step: Step, seconds: float) -> float:
-    samples, end = [timed(step)], time.perf_counter() + seconds
-    while time.perf_counter() < end:
+def _window(step: Step, seconds: float, now: Clock) -> float:
+    samples, end = [timed(step)], now() + seconds
+    while now() < end:
         samples.append(timed(step))
     return statistics.median(samples)
 
@@ -69,18 +72,19 @@ def calls_for(call_seconds: float, seconds: float) -> int:
     return int(np.clip(seconds / call_seconds, *CALLS))
 
 
-def time_target(benchmark: BenchmarkFixture, target: Target, images: Tensor, grid: BenchGrid) -> None:
-    """Warm up, time single calls for the grid's ``row_seconds``, and note what was timed."""
-    step = target.step(images)
+def time_case(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, **how: object) -> None:
+    """Warm up, time single calls for the grid's ``row_seconds``, and note what was timed; ``how`` replaces fields."""
+    target, batch = replace(case.target, **how), case.batch
+    step = target.step(batch)
     use_clock(benchmark, step.clock)
     warm = warm_up(step, grid.warmup_seconds)
     with Watch(target.runner.device) as watch:
         benchmark.pedantic(step, rounds=calls_for(warm.call_seconds, grid.row_seconds))
-    benchmark.extra_info.update(target.facts(len(images)) | {"warm_up": warm.facts(), "machine": watch.facts()})
+    benchmark.extra_info.update(target.facts(batch) | {"warm_up": warm.facts(), "machine": watch.facts()})
     if benchmark.stats:  # not so with --benchmark-disable
         times = summarise(np.array(benchmark.stats.stats.data))
         disturbed = watch.disturbed[0] or not warm.stable
-        benchmark.extra_info.update(times | {"images_per_second": len(images) / times["p50"], "disturbed": disturbed})
+        benchmark.extra_info.update(times | {"examples_per_second": batch / times["p50"], "disturbed": disturbed})
 
 
 @dataclass
@@ -110,33 +114,40 @@ class Interleaved:
                 taken[side] = statistics.median(timed(step) for _ in range(self.calls[side]))
         self.medians.append(tuple(taken))
 
-    def go_on(self) -> None:
-        """More blocks where the interval is wider than what counts as the same, up to ``METHOD.patience`` as many.
+    def hold(self) -> Self:
+        """All blocks, and more of them where it takes more."""
+        for _ in range(self.blocks):
+            self.block()
+        self.go_on()
+        return self
 
-        What the ratio is plays no part in when this stops: stopping once it looks good would spoil the interval.
+    def go_on(self) -> None:
+        """More blocks where their noise alone makes an interval wider than the same, up to ``METHOD.patience`` as many.
+
+        Neither the ratio nor its interval plays a part in when this stops: to stop once an interval looks narrow makes
+        those that are too narrow the likelier ones.
         """
-        while len(self.medians) < METHOD.patience * self.blocks and not self.narrow():
+        while len(self.medians) < METHOD.patience * self.blocks and self.noisy():
             for _ in range(len(self.loads)):
                 self.block()
 
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the ratio so far."""
+    def ratios(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ours by the baseline's in every block so far, and which load ran there."""
         ours, theirs = np.array(self.medians).T
-        return ratio_interval(ours / theirs, np.arange(len(ours)) % len(self.loads))
+        return ours / theirs, np.arange(len(ours)) % len(self.loads)
 
-    def narrow(self) -> bool:
-        """Whether the interval spans no more than "same" does."""
-        low, high = self.interval()
-        return high / low <= (1 + METHOD.same) / (1 - METHOD.same)
+    def noisy(self) -> bool:
+        """Whether more blocks would make the interval narrower where that matters."""
+        return noise_reach(*self.ratios()) > METHOD.same
 
     def summary(self) -> dict:
         """Seconds of either, their ratio, its 95 % interval and what that says."""
         ours, theirs = np.array(self.medians).T
-        low, high = self.interval()
+        low, high = ratio_interval(*self.ratios())
         return {
             "seconds": float(np.median(ours)),
             "baseline_seconds": float(np.median(theirs)),
-            "ratio": float(np.median(ours / theirs)),
+            "ratio": math.sqrt(low * high),
             "ratio_low": low,
             "ratio_high": high,
             "verdict": verdict(low, high),
@@ -146,22 +157,32 @@ class Interleaved:
         }
 
 
-def load_pairs(ours: Callable[[], Step], theirs: Callable[[], Step]) -> list[tuple[Step, Step]]:
+def load_pairs(
+    ours: Callable[[], Step], theirs: Callable[[], Step], now: Clock = time.perf_counter
+) -> list[tuple[Step, Step]]:
     """Load both ``METHOD.loads`` times, each being first in turn; only once where that takes long."""
-    started = time.perf_counter()
+    started = now()
     pairs = [(ours(), theirs())]
-    if time.perf_counter() - started < METHOD.load_seconds:
+    if now() - started < METHOD.load_seconds:
         for load in range(1, METHOD.loads):
             pairs.append((ours(), theirs()) if load % 2 == 0 else (theirs(), ours())[::-1])
     return pairs
 
 
 def interleave(
-    ours: Callable[[], Step], theirs: Callable[[], Step], device: str, grid: BenchGrid, seed: int
+    ours: Callable[[], Step],
+    theirs: Callable[[], Step],
+    device: str,
+    grid: BenchGrid,
+    seed: int,
+    now: Clock = time.perf_counter,
 ) -> Interleaved:
-    """Load and warm up two contenders, ready for the grid's ``blocks``, fewer where calls are long."""
-    loads = load_pairs(ours, theirs)
-    seconds = [warm_up(step, grid.warmup_seconds / len(loads)).call_seconds for pair in loads for step in pair]
+    """Load and warm up two contenders, ready for the grid's ``blocks``, fewer where calls are long.
+
+    ``now`` is the clock that loading and warming up go by; blocks are timed by the steps' own.
+    """
+    loads = load_pairs(ours, theirs, now)
+    seconds = [warm_up(step, grid.warmup_seconds / len(loads), now).call_seconds for pair in loads for step in pair]
     seconds = (min(seconds[0::2]), min(seconds[1::2]))
     calls = tuple(calls_for(call_seconds, grid.block_seconds) for call_seconds in seconds)
     block_seconds = sum(count * call_seconds for count, call_seconds in zip(calls, seconds, strict=True))
@@ -172,18 +193,19 @@ def interleave(
     return Interleaved(loads, calls, np.concatenate(order).tolist(), blocks, Watch(device))
 
 
-def contest(benchmark: BenchmarkFixture, target: Target, baseline: Target, images: Tensor, grid: BenchGrid) -> dict:
-    """Set a target against a baseline; each round times a block of either in its setup, then one call for the row.
-
-    Returns:
-        what stands in the row's ``extra_info``.
-    """
-    seed = METHOD.seed + zlib.crc32(f"{target} {baseline} {len(images)}".encode())
-    device = target.runner.device
-    turns = interleave(lambda: target.step(images), lambda: baseline.step(images), device, grid, seed)
-    use_clock(benchmark, turns.loads[0][0].clock)
-    benchmark.pedantic(turns.loads[0][0], setup=turns.block, rounds=turns.blocks)
-    turns.go_on()
-    notes = {"baseline": str(baseline), "machine": turns.watch.facts()}
-    benchmark.extra_info.update(target.facts(len(images)) | notes | turns.summary())
-    return benchmark.extra_info
+def contest(name: str, benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+    """Set a target against its baseline; the row's own samples are ours in each block."""
+    target, baseline = case.target, case.baseline
+    benchmark.group = f"contest: {name}, batch {case.batch}, {target.runner.device}"
+    seed = METHOD.seed + zlib.crc32(f"{target} {baseline} {case.batch}".encode())
+    ours, theirs = (partial(each.step, case.batch) for each in (target, baseline))
+    turns = interleave(ours, theirs, target.runner.device, grid, seed).hold()
+    time_reported(benchmark, iter([median for median, _ in turns.medians]).__next__, len(turns.medians))
+    notes = {
+        "contest": name,
+        "baseline": str(baseline),
+        "baseline_label": baseline.network.facts.label,
+        "baseline_artifact": baseline.artifact.name,
+        "machine": turns.watch.facts(),
+    }
+    benchmark.extra_info.update(target.facts(case.batch) | notes | turns.summary())

@@ -4,44 +4,124 @@ import json
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx import NodeProto
 from onnxruntime import GraphOptimizationLevel, SessionOptions
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.profiler_util import FunctionEvent
+from torch.fx import Interpreter, Node
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stn_export.bench.parts import Timed, parts_of
-from stn_export.config import INPUT_NAME
+from stn_export.bench.grids import BenchGrid
+from stn_export.bench.targets import Target
+from stn_export.graphs.points import site_values, steps_of
+from stn_export.program.parts import PARTS, Values, parts_of
+from stn_export.program.program import Program
+from stn_export.program.specs import Arrays
 
 WARM_UPS = 5
-RANGES = {"localisation": ("transformer.localisation", "transformer.regressor"), "classifier": ("classifier",)}
-OPERATORS = {"aten::affine_grid_generator": "grid", "aten::grid_sampler": "sampler"}
+LAYERS = ("Conv", "Gemm", "MatMul")  # in the names of their operators
+MARK = "node of the captured graph: "
 
 
-def profile_onnx(path: Path, images: np.ndarray, calls: int, threads: int) -> list[Timed]:
-    """Median seconds of every node on the CPU, as ONNX Runtime fuses and runs them, over ``calls`` calls."""
+class Timed(NamedTuple):
+    """An operator that a node of the graph runs, and its seconds in one call of the network."""
+
+    name: str
+    op: str
+    part: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a call goes; the timed graph shows ``sites_shown`` of the sites, of others all is ``rest``."""
+
+    nodes: list[Timed]
+    sites_shown: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole call: of all nodes."""
+        return sum(node.seconds for node in self.nodes)
+
+    def facts(self) -> dict:
+        """What stands in a row: the seconds of every part, and the nodes."""
+        seconds = dict.fromkeys(PARTS, 0.0)
+        for node in self.nodes:
+            seconds[node.part] += node.seconds
+        return {"breakdown": seconds, "nodes": self.nodes, "sites_shown": self.sites_shown}
+
+
+def profiled(target: Target, batch: int, grid: BenchGrid) -> Profile:
+    """Where the time of a target goes: an ONNX file's on the CPU, a network's own as the captured graph."""
+    [feeds] = target.feeds(batch)
+    if target.artifact.format == "onnx":
+        affine = [bool(site["theta"]) for site in target.network.facts.sites]
+        return profile_onnx(target.path, feeds, affine, grid.profiled_calls, grid.threads)
+    runner = target.open()
+    runner.options["code"] = "the captured graph, node by node"
+    return profile_program(runner.program, runner.place(feeds), grid.profiled_calls)
+
+
+def profile_onnx(path: Path, feeds: Arrays, affine: Sequence[bool], calls: int, threads: int) -> Profile:
+    """Median seconds of every node on the CPU, as ONNX Runtime fuses and runs them, over ``calls`` calls.
+
+    ``affine`` says of every site of the network whether its grid comes of a theta.
+    """
     with tempfile.TemporaryDirectory() as folder:
         model = _optimised(path, Path(folder) / "optimised.onnx", threads)
         options = _options(threads, GraphOptimizationLevel.ORT_DISABLE_ALL)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for _ in range(WARM_UPS + calls):
-            session.run(None, {INPUT_NAME: images})
+            session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
     samples = defaultdict(list)
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             samples[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1e6)
-    parts, operators = parts_of(model), {node.name: node.op_type for node in model.graph.node}
-    return [
+    sites = sites_of(model, affine)
+    parts = parts_of(steps_of(model), sites, [output.name for output in model.graph.output])
+    operators = {node.name: node.op_type for node in model.graph.node}
+    nodes = [
         Timed(name, operators[name], parts[name], statistics.median(seconds[WARM_UPS:]))
         for name, seconds in samples.items()
     ]
+    return Profile(nodes, len(sites))
+
+
+def sites_of(model: onnx.ModelProto, affine: Sequence[bool]) -> list[Values]:
+    """The sites that a graph shows, as ``program.parts`` takes them.
+
+    Where a theta is no value of its own, folded into the grid or without a name, the layer nearest to the grid ends the
+    localisation, or is the grid's where it gives that directly.
+    """
+    maker = {value: node for node in model.graph.node for value in node.output}
+    found = []
+    for site, has_theta in zip(site_values(model), affine, strict=False):
+        if {"image", "grid", "warped"} <= set(site):
+            theta = site.get("theta") or (_end_of_localisation(maker, site["grid"]) if has_theta else "")
+            found.append(Values(site["image"], site["grid"], site["warped"], theta))
+    return found
+
+
+def _end_of_localisation(maker: Mapping[str, NodeProto], grid: str) -> str:
+    waiting = [grid]
+    for value in waiting:
+        node = maker.get(value, NodeProto())
+        if any(layer in node.op_type for layer in LAYERS):
+            gives_grid = any(name.startswith(f"{grid}.") for name in node.input)  # the folded layer's weights
+            return node.input[0] if gives_grid else node.output[0]
+        waiting += [name for name in node.input if name not in waiting]
+    return ""
 
 
 def _options(threads: int, level: GraphOptimizationLevel) -> SessionOptions:
@@ -63,52 +143,45 @@ def _optimised(path: Path, target: Path, threads: int) -> onnx.ModelProto:
     return model
 
 
-def profile_eager(module: nn.Module, inputs: Tensor, calls: int) -> list[Timed]:
-    """Mean seconds of every operator by part, over ``calls`` calls of a model of ours on the device of its inputs.
+class _Marked(Interpreter):
+    """Runs a graph node by node, each in a range of the profiler's that bears its name."""
 
-    On a GPU they are those of its kernels, on a CPU of the operators with all that they call.
+    def run_node(self, node: Node) -> object:
+        with record_function(MARK + node.name):
+            return super().run_node(node)
+
+
+def profile_program(program: Program, values: Sequence[Tensor], calls: int) -> Profile:
+    """Median seconds of every operator, over ``calls`` calls of the captured graph on the device of its inputs.
+
+    On a GPU they are those of its kernels, on a CPU of the operators with all that they call; what running the graph
+    node by node costs is not in them.
     """
-    on_gpu = inputs.is_cuda
-    for part, names in RANGES.items():
-        for name in names:
-            if name.split(".")[0] in dict(module.named_children()):
-                _mark(module.get_submodule(name), part)
+    on_gpu = any(value.is_cuda for value in values)
+    marked, parts = _Marked(program.on(values[0].device)), program.parts()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     with torch.inference_mode():
         for _ in range(WARM_UPS):
-            module(inputs)
+            marked.run(*values)
         with profile(activities=activities) as profiler:
             for _ in range(calls):
-                module(inputs)
+                marked.run(*values)
             if on_gpu:
                 torch.cuda.synchronize()
-    seconds: dict[tuple[str, str], float] = defaultdict(float)
+    samples = defaultdict(list)
     for event in profiler.events():
-        if event.name.startswith("aten::") and not _inside_operator(event):
+        ranges = [parent.name for parent in _outwards(event)]
+        if "::" in event.name and ranges and not any("::" in name for name in ranges) and MARK in ranges[-1]:
             taken = event.device_time_total if on_gpu else event.cpu_time_total
-            seconds[event.name, _part(event)] += taken / 1e6 / calls
-    return [Timed(name, name, part, taken) for (name, part), taken in seconds.items()]
+            samples[ranges[-1].removeprefix(MARK), event.name].append(taken / 1e6)
+    nodes = [  # a node may run an operator more than once
+        Timed(name, op, parts.get(name, "rest"), statistics.median(taken) * len(taken) / calls)
+        for (name, op), taken in samples.items()
+    ]
+    return Profile(nodes, len(program.sites))
 
 
-def _mark(module: nn.Module, part: str) -> None:
-    forward: Callable[[Tensor], Tensor] = module.forward
-
-    def marked(values: Tensor) -> Tensor:
-        with record_function(part):
-            return forward(values)
-
-    module.forward = marked
-
-
-def _inside_operator(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
-    parent = event.cpu_parent
-    return parent is not None and (parent.name.startswith("aten::") or _inside_operator(parent))
-
-
-def _part(event: torch.autograd.profiler_util.FunctionEvent) -> str:
-    parent = event.cpu_parent
-    while parent is not None:
-        if parent.name in RANGES:
-            return parent.name
-        parent = parent.cpu_parent
-    return OPERATORS.get(event.name, "other")
+def _outwards(event: FunctionEvent) -> Iterator[FunctionEvent]:
+    """What an event happened in, the innermost first."""
+    while (event := event.cpu_parent) is not None:
+        yield event

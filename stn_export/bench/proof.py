@@ -9,24 +9,22 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe, resolve_device
 from stn_export.artifacts.files import write_json
-from stn_export.artifacts.manifest import network_directories
-from stn_export.bench.grids import GRIDS, BenchGrid
+from stn_export.bench.grids import GRIDS, SHIPPED_SUBJECT, BenchGrid, Pick
 from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, file_name, now
 from stn_export.bench.method import METHOD, PROOF
 from stn_export.bench.methodology import interleave, warm_up
-from stn_export.bench.targets import Target, find_targets
-from stn_export.config import ARTIFACTS, DEFAULT_DATASET
+from stn_export.bench.targets import Case, Target, find_targets, picked, takes
+from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
 from stn_export.runners import Step
-from stn_export.train.data import example_images, trained_on
 
 COLUMNS = ("trial", "batch", "n", "found", "ratios", "median half width", "disturbed blocks", "verdicts", "")
 
@@ -45,20 +43,16 @@ def slowed(step: Step, share: float, seconds: float) -> Step:
     return Step(slow)
 
 
-def trial(target: Target, images: Tensor, grid: BenchGrid, slowdown: float, seed: int) -> dict:
+def trial(case: Case, grid: BenchGrid, slowdown: float, seed: int) -> dict:
     """One contest of a target with itself, ours slowed down by ``slowdown`` where that is not 0."""
 
     def plain() -> Step:
-        return Step(target.step(images).run)  # by the wall's clock, which the planted wait is on too
+        return Step(case.target.step(case.batch).run)  # by the wall's clock, which the planted wait is on too
 
     def ours() -> Step:
         return slowed(plain(), slowdown, grid.warmup_seconds) if slowdown else plain()
 
-    turns = interleave(ours, plain, target.runner.device, grid, seed)
-    for _ in range(turns.blocks):
-        turns.block()
-    turns.go_on()
-    return turns.summary()
+    return interleave(ours, plain, case.target.runner.device, grid, seed).hold().summary()
 
 
 def holds(row: dict) -> bool:
@@ -90,32 +84,36 @@ TRIALS: dict[str, tuple[float, Callable[[Sequence[dict]], tuple[int, bool]]]] = 
 
 
 def chosen_target(run: Path, device: str, name: str | None) -> Target:
-    """The named target, or the first of ``PROOF.targets`` that can run here.
+    """The named target, or what is shipped of the subject in the first of ``PROOF.runners`` that has something to run.
 
     Raises:
         UserError: where there is none.
     """
-    targets = {str(target): target for target in find_targets(run, device)}
-    names = [name] if name else [text.format(device=device) for text in PROOF.targets]
-    for wanted in names:
-        if wanted in targets:
-            return targets[wanted]
-    raise UserError(f"no target {' or '.join(names)} on {device} here", f"name one of: {', '.join(targets)}")
+    targets = find_targets(run, device)
+    runners = [text.format(device) for text in PROOF.runners]
+    picks = [replace(SHIPPED_SUBJECT, runners=(runner,)) for runner in runners]
+    shipped = [each for pick in picks for each in targets if takes(pick, each)]
+    found = [each for each in targets if str(each) == name] if name else shipped
+    if not found:
+        hint = f"name one of: {', '.join(map(str, targets))}"
+        raise UserError(f"no target {name or ' or '.join(runners)} on {device} here", hint)
+    return found[0]
 
 
-def prove(target: Target, images: Callable[[int], Tensor], grid: BenchGrid, trials: int) -> list[dict]:
-    """All trials at all batch sizes, one after the other."""
+def prove(target: Target, grid: BenchGrid, trials: int) -> list[dict]:
+    """All trials at all batch sizes that the target can be given, one after the other."""
     results, seeds = [], itertools.count(METHOD.seed + 1)
+    cases = picked([target], [Pick(PROOF.batches, slow=True)])
     with cli.progress() as bar:
-        task = bar.add_task("trials", total=trials * len(TRIALS) * len(PROOF.batches))
-        for batch in PROOF.batches:
+        task = bar.add_task("trials", total=trials * len(TRIALS) * len(cases))
+        for case in cases:
             for name, (slowdown, judge) in TRIALS.items():
                 rows = []
                 for _ in range(trials):
-                    rows.append(trial(target, images(batch), grid, slowdown, next(seeds)))
+                    rows.append(trial(case, grid, slowdown, next(seeds)))
                     bar.advance(task)
                 found, passed = judge(rows)
-                results.append({"trial": name, "batch": batch, "found": found, "passed": passed, "rows": rows})
+                results.append({"trial": name, "batch": case.batch, "found": found, "passed": passed, "rows": rows})
     return results
 
 
@@ -145,8 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         CheckFailedError: where the benchmarks cannot be believed.
     """
     parser = cli.stage("bench.proof", "Time an artifact against itself, and against itself slowed down.")
-    parser.add_argument("--run", type=Path, default=ARTIFACTS / DEFAULT_DATASET, help="run directory")
-    parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
+    parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--grid", default="quick", help=f"whose blocks, one of: {', '.join(GRIDS)}")
     parser.add_argument("--target", help="what is timed; by default the fastest export that is always there")
@@ -159,9 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     grid = GRIDS[require_choice("grid", options.grid, list(GRIDS))]
     device = resolve_device(options.device).type
     target = chosen_target(options.run, device, options.target)
-    dataset = trained_on(network_directories(options.run)[0].checkpoint(), options.data)
     torch.set_num_threads(grid.threads)
-    results = prove(target, lambda batch: example_images(dataset, batch), grid, options.trials)
+    results = prove(target, grid, options.trials)
     content = {"target": str(target), "device": device, "grid": grid.name, "datetime": now(), "trials": results}
     environment = describe()
     path = options.out / (PROOF_PREFIX + file_name(environment, device, content["datetime"]))

@@ -5,15 +5,15 @@ measured along with it where it is a CPU.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from stn_export import cli
 from stn_export.artifacts.files import read_json, write_atomically
+from stn_export.artifacts.manifest import SUBJECT
 from stn_export.bench.floors import floors
 from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep, read_bench
 from stn_export.bench.method import METHOD, PROOF
-from stn_export.config import MODEL_LABELS
 
 RESULTS = KEPT.parent / "RESULTS.md"
 OPENING = f"""# Results
@@ -25,15 +25,15 @@ A ratio below 1 is faster. "Same" is an interval within 1 ± {METHOD.same:.0%}.
 UNITS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 STEP_ALONE = ("device", "offline")
 CONTESTS = {
-    "overhead": "What the transformer costs: STN against the plain CNN",
+    "overhead": "What sampling costs: {label} against {baseline_label}",
     "eager": "Against eager PyTorch",
     "default": "Against the default export in a default session",
     "lowering": "Against the lowering that PyTorch's exporter gives by itself",
 }
 FLOORS_NOTE = (
-    "FLOPs are two a multiply-add of convolutions and matrix products. Bytes are weights, input and output once each; "
-    "behind the slash what every operator reads and writes, intermediate activations included. Launches are eager "
-    "PyTorch's operators that compute. A floor is the time for the FLOPs or for the bytes at the device's peak, "
+    "FLOPs are two a multiply-add of convolutions, matrix products and samplers. Bytes are weights, input and output "
+    "once each; behind the slash what every operator reads and writes, intermediate activations included. Launches are "
+    "eager PyTorch's operators that compute. A floor is the time for the FLOPs or for the bytes at the device's peak, "
     "whichever is longer (data that stays in a cache can be faster than memory's); the last column is that floor as a "
     "share of the measured time."
 )
@@ -61,43 +61,47 @@ def ratio_of(row: dict) -> str:
     return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
 
 
-def contest_of(row: dict) -> str | None:
-    """Which contest a row is of; None for any other row. Files without the field had two."""
-    if "ratio" not in row:
-        return None
-    return row.get("contest", "overhead" if row["baseline"].startswith("cnn") else "lowering")
+def contests(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
+    """Titles, and the rows of contests below each."""
+    for contest, title in CONTESTS.items():
+        found: dict[str, list[dict]] = {}
+        for row in rows:
+            if row.get("contest") == contest and "ratio" in row:
+                found.setdefault(title.format(**row), []).append(row)
+        yield from found.items()
 
 
-def timed_rows(rows: list[dict], model: str) -> list[dict]:
-    """A model's rows of the bound step alone."""
-    timed = [row for row in rows if "p50" in row and row.get("regime", "device") in STEP_ALONE]
-    return [row for row in timed if row["model"] == model]
+def timed_rows(rows: list[dict]) -> dict[str, list[dict]]:
+    """The rows of the bound step alone, by network."""
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        if "p50" in row and row["regime"] in STEP_ALONE:
+            found.setdefault(row["network"], []).append(row)
+    return found
 
 
 def headlines(rows: list[dict]) -> list[str]:
-    """The best artifact for one image and for many."""
-    timed = timed_rows(rows, "stn")
+    """The best artifact of each subject for one example and for many."""
     lines = []
-    if single := [row for row in timed if row["batch"] == 1]:
-        best = min(single, key=lambda row: row["p50"])
-        span = f"({seconds(best['p50_low'])} to {seconds(best['p50_high'])})"
-        lines += [f"- For latency: {name_of(best)}, {seconds(best['p50'])} {span} for one image."]
-    if timed:
-        best = max(timed, key=lambda row: row["images_per_second"])
-        rate = f"{best['images_per_second']:,.0f} images/s"
-        lines += [f"- For throughput: {name_of(best)}, {rate} at batch {best['batch']}."]
+    for timed in timed_rows([row for row in rows if row["role"] == SUBJECT]).values():
+        label = timed[0]["label"]
+        if single := [row for row in timed if row["batch"] == 1]:
+            best = min(single, key=lambda row: row["p50"])
+            span = f"({seconds(best['p50_low'])} to {seconds(best['p50_high'])})"
+            lines += [f"- {label}, for latency: {name_of(best)}, {seconds(best['p50'])} {span} for one example."]
+        best = max(timed, key=lambda row: row["examples_per_second"])
+        rate = f"{best['examples_per_second']:,.0f} examples/s"
+        lines += [f"- {label}, for throughput: {name_of(best)}, {rate} at batch {best['batch']}."]
     return [*lines, ""]
 
 
 def contest_tables(rows: list[dict]) -> list[str]:
     """A table a contest, the fastest of ours first."""
     lines = []
-    for contest, title in CONTESTS.items():
-        chosen = [row for row in rows if contest_of(row) == contest]
-        if chosen:
-            chosen.sort(key=lambda row: (row["batch"], row["seconds"]))
-            columns = ("ours", "batch", "ours", "baseline", "ratio", "verdict", "disturbed blocks")
-            lines += [f"### {title}", "", *markdown_table(columns, map(contest_line, chosen))]
+    for title, chosen in contests(rows):
+        chosen.sort(key=lambda row: (row["batch"], row["seconds"]))
+        columns = ("ours", "batch", "ours", "baseline", "ratio", "verdict", "disturbed blocks")
+        lines += [f"### {title}", "", *markdown_table(columns, map(contest_line, chosen))]
     return lines
 
 
@@ -109,23 +113,22 @@ def contest_line(row: dict) -> tuple[str, ...]:
         seconds(row["seconds"]),
         seconds(row["baseline_seconds"]),
         ratio_of(row),
-        row.get("verdict", "–"),
-        f"{row['disturbed_blocks']} of {row['blocks']}" if "disturbed_blocks" in row else "–",
+        row["verdict"],
+        f"{row['disturbed_blocks']} of {row['blocks']}",
     )
 
 
 def floor_table(content: dict, rows: list[dict]) -> list[str]:
-    """Work and floors beside the fastest time of either model at every batch that was timed."""
+    """Work and floors beside the fastest time of every network at every batch that was timed."""
     if not content.get("peak"):
         return ["Peak rates of this device are not known, so there are no floors.", ""]
     lines = []
-    for model in ("stn", "cnn"):
-        timed = timed_rows(rows, model)
+    for network, timed in timed_rows(rows).items():
         for batch in sorted({row["batch"] for row in timed}):
             best = min((row for row in timed if row["batch"] == batch), key=lambda row: row["p50"])
-            lines.append(floor_line(content["work"][model][str(batch)], content["peak"], best))
+            lines.append(floor_line(content["work"][network][str(batch)], content["peak"], best))
     columns = (
-        "model",
+        "network",
         "batch",
         "FLOPs",
         "bytes",
@@ -142,12 +145,12 @@ def floor_table(content: dict, rows: list[dict]) -> list[str]:
 
 
 def floor_line(work: dict, peak: dict, best: dict) -> tuple[str, ...]:
-    """One model and batch."""
+    """One network and batch."""
     precision = "tf32" if best.get("tf32") and best["precision"] == "fp32" else best["precision"]
     found = floors(work, peak, precision)
     floor = max(found["arithmetic"], found["memory"])
     return (
-        MODEL_LABELS[best["model"]],
+        best["label"],
         str(best["batch"]),
         f"{work['flops'] / 1e6:,.1f} M",
         f"{work['bytes_fused'] / 2**20:,.2f} / {work['bytes_unfused'] / 2**20:,.2f} MiB",

@@ -16,25 +16,27 @@ import numpy as np
 
 from stn_export.bench.fresh import TIMES
 from stn_export.bench.targets import Target
+from stn_export.program.specs import Arrays
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent  # where this package can be imported from
 
 
-def start(target: Target, images: np.ndarray, threads: int) -> dict:
-    """What ``fresh`` gives for one process that loads the target and classifies ``images``, as its contract asks.
+def start(target: Target, feeds: Arrays, threads: int) -> dict:
+    """What ``fresh`` gives for one process that loads the target and runs ``feeds``, as its contract asks.
 
     Raises:
         RuntimeError: where the process fails.
     """
+    contract = target.artifact.contract
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "images.npy"
-        np.save(file, images)
-        request = {"path": str(target.path.resolve()), "runner": target.runner.name, "images": str(file)}
-        request |= {"contract": target.artifact.input_contract, "threads": threads}
+        file = Path(folder) / "inputs.npz"
+        np.savez(file, *(feeds[spec.name] for spec in contract.inputs))
+        request = {"path": str(target.path.resolve()), "runner": target.runner.name, "inputs": str(file)}
+        request |= {"contract": contract.as_dict(), "threads": threads}
+        caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(
             [sys.executable, "-m", "stn_export.bench.fresh", json.dumps(request)],
-            cwd=ROOT,
-            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "OMP_NUM_THREADS": str(threads)},
+            env=os.environ | caches | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
             capture_output=True,
             text=True,
             check=False,
