@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from stn_export.graphs.points import SITES
-from stn_export.program.program import Program, sharing_copy
+from stn_export.program.program import Program
 from stn_export.program.sites import POINTS, find_sites
+from stn_export.program.surgery import sharing_copy
 
 DOMAIN, OPERATOR = "stn_export", "Mark"
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from stn_export.errors import UserError
-from stn_export.program.program import Program, sharing_copy
+from stn_export.program.program import Program
 from stn_export.program.specs import Contract, Pixels, TensorSpec
+from stn_export.program.surgery import sharing_copy
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LINEAR = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm"}

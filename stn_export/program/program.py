@@ -4,11 +4,9 @@ Values at the points of a site bear its name: ``site0/theta`` (N×2×3), ``site0
 over the sampled image) and ``site0/warped`` (N×C×H×W).
 """
 
-import copy
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,26 +17,18 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.graph import CodeGen
-from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from stn_export.errors import UserError
-from stn_export.program.capture import GRID_SAMPLES, capture, named_shape, symbols_of
+from stn_export.program.capture import capture, named_shape, symbols_of
 from stn_export.program.origin import module_from
 from stn_export.program.parts import Step, Values, parts_of
 from stn_export.program.sites import TAPS, Site, find_sites
 from stn_export.program.specs import BATCH, OPEN_SIZE, Batch, Contract, TensorSpec, dtype_name
+from stn_export.program.surgery import bare, default_dtype, in_float64, on_device, with_buffers, without_samplers
 
 CONTRACT_FILE = "contract.json"
-CHECKS = (  # nodes that compute nothing
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
-    torch.ops.aten.sym_constrain_range.default,
-)
-NOTHING = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default, torch.ops.aten.alias.default)
-
 Points = dict[str, Tensor]
 
 
@@ -63,10 +53,7 @@ class Program:
 
     def on(self, device: torch.device | str) -> GraphModule:
         """``module`` moved there for good, together with the devices that its graph names."""
-        for node in self.module.graph.nodes:
-            _rewrite(node, lambda value: torch.device(device) if isinstance(value, torch.device) else value)
-        self.module.recompile()
-        return self.module.to(device)
+        return on_device(self.module, torch.device(device))
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -118,14 +105,7 @@ class Program:
     @cached_property
     def bypassed(self) -> Self:
         """The same network with every sampler left out: its image goes on, resized where sizes differ."""
-        module = sharing_copy(self.module)
-        for node in list(module.graph.nodes):
-            if node.target in GRID_SAMPLES:
-                node.replace_all_uses_with(_resized(module, node))
-                module.graph.erase_node(node)
-        module.graph.eliminate_dead_code()
-        _forget_unused(module)
-        return self.recaptured(module)
+        return self.recaptured(without_samplers(self.module))
 
     def recaptured(self, module: nn.Module, contract: Contract | None = None) -> Self:
         """Another module in the place of this one, captured anew with the same open dimensions.
@@ -265,7 +245,7 @@ class Exact:
         """``Program.points`` in float64, of other sites if such are given; the inputs are those of the program."""
         forced = {point: value.double() for point, value in (forced or {}).items()}
         wide = [value.double() if value.is_floating_point() else value for value in values]
-        with _default_dtype(torch.float64):  # of what the graph makes without naming a type
+        with default_dtype(torch.float64):  # of what the graph makes without naming a type
             return probe(self.module, sites or self.program.sites, self.program._names, wide, forced)
 
 
@@ -298,87 +278,3 @@ def probe(
     interpreter = _Probe(module, nodes.values(), {nodes[point]: value for point, value in forced.items()})
     results = interpreter.run(*values)
     return {point: interpreter.found[node] for point, node in nodes.items()} | dict(zip(outputs, results, strict=True))
-
-
-def bare(module: GraphModule) -> GraphModule:
-    """The graph without what computes nothing in evaluation mode: checks, dropout, aliases."""
-    for node in list(module.graph.nodes):
-        if node.target in CHECKS or (node.op == "call_module" and not node.users):
-            module.graph.erase_node(node)
-        elif node.target in NOTHING:
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module.eval().requires_grad_(False)
-
-
-def sharing_copy(module: GraphModule) -> GraphModule:
-    """A copy of the graph that holds the same tensors: weights may be large."""
-    return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
-
-
-def in_float64(module: GraphModule) -> GraphModule:
-    """A copy that computes in float64, also where the graph itself names float32."""
-    wide = copy.deepcopy(module).double()
-    narrow = (torch.float32, torch.float16, torch.bfloat16)
-    for node in wide.graph.nodes:
-        _rewrite(node, lambda value: torch.float64 if value in narrow else value)
-    wide.recompile()
-    return wide
-
-
-def _forget_unused(module: GraphModule) -> None:
-    """Drop the parameters and buffers that the graph does not read."""
-    used = {node.target for node in module.graph.find_nodes(op="get_attr")}
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    for name, _ in tensors:
-        if name not in used:
-            owner, _, attribute = name.rpartition(".")
-            delattr(module.get_submodule(owner), attribute)
-    module.recompile()
-
-
-def with_buffers(module: GraphModule) -> GraphModule:
-    """The same module; tensors that it holds as plain attributes become buffers, so that they move along with it."""
-    for part in module.modules():
-        for name, value in list(vars(part).items()):
-            if isinstance(value, Tensor):
-                delattr(part, name)
-                part.register_buffer(name, value, persistent=False)
-    return module
-
-
-def _rewrite(node: Node, change: Callable[[Any], Any]) -> None:
-    node.args, node.kwargs = map_aggregate(node.args, change), map_aggregate(node.kwargs, change)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _resized(module: GraphModule, sampler: Node) -> Node:
-    """The sampler's image, bilinearly resized to what it would have given where that has another size."""
-    image, wanted = sampler.args[0], sampler.meta["val"].shape[-2:]
-    if image.meta["val"].shape[-2:] == wanted:
-        return image
-    with module.graph.inserting_before(sampler):
-        sizes = [size if isinstance(size, int) else _size_of_input(module, size) for size in wanted]
-        resize = module.graph.call_function(torch.ops.aten.upsample_bilinear2d.vec, (image, sizes, False, None))
-    resize.meta["val"] = sampler.meta["val"]
-    return resize
-
-
-def _size_of_input(module: GraphModule, wanted: torch.SymInt) -> Node:
-    """An open size as a node that reads it off an input."""
-    for node in module.graph.find_nodes(op="placeholder"):
-        for axis, size in enumerate(node.meta["val"].shape):
-            if str(size) == str(wanted):
-                return module.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
-    raise UserError(f"a sampler gives pictures of an open size, {wanted}, that no input has", "give one with --plain")

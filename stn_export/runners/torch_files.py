@@ -19,7 +19,8 @@ from torch.fx import GraphModule
 
 from stn_export.errors import UserError
 from stn_export.program.capture import AFFINE_GRIDS
-from stn_export.program.program import Program, sharing_copy
+from stn_export.program.program import Program
+from stn_export.program.surgery import sharing_copy
 
 METADATA = "metadata.json"
 

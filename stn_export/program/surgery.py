@@ -1,0 +1,126 @@
+"""Surgery on captured graphs: what computes nothing taken out, float64, another device, no samplers."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate
+
+from stn_export.errors import UserError
+from stn_export.program.capture import GRID_SAMPLES
+
+CHECKS = (  # nodes that compute nothing
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+    torch.ops.aten.sym_constrain_range.default,
+)
+NOTHING = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default, torch.ops.aten.alias.default)
+
+
+def bare(module: GraphModule) -> GraphModule:
+    """The graph without what computes nothing in evaluation mode: checks, dropout, aliases."""
+    for node in list(module.graph.nodes):
+        if node.target in CHECKS or (node.op == "call_module" and not node.users):
+            module.graph.erase_node(node)
+        elif node.target in NOTHING:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module.eval().requires_grad_(False)
+
+
+def sharing_copy(module: GraphModule) -> GraphModule:
+    """A copy of the graph that holds the same tensors: weights may be large."""
+    return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
+
+
+def in_float64(module: GraphModule) -> GraphModule:
+    """A copy that computes in float64, also where the graph itself names float32."""
+    wide = copy.deepcopy(module).double()
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    for node in wide.graph.nodes:
+        rewrite(node, lambda value: torch.float64 if value in narrow else value)
+    wide.recompile()
+    return wide
+
+
+def forget_unused(module: GraphModule) -> None:
+    """Drop the parameters and buffers that the graph does not read."""
+    used = {node.target for node in module.graph.find_nodes(op="get_attr")}
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, _ in tensors:
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
+    module.recompile()
+
+
+def with_buffers(module: GraphModule) -> GraphModule:
+    """The same module; tensors that it holds as plain attributes become buffers, so that they move along with it."""
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor):
+                delattr(part, name)
+                part.register_buffer(name, value, persistent=False)
+    return module
+
+
+def rewrite(node: Node, change: Callable[[Any], Any]) -> None:
+    node.args, node.kwargs = map_aggregate(node.args, change), map_aggregate(node.kwargs, change)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.getdefault_dtype()
+    torch.setdefault_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.setdefault_dtype(before)
+
+
+def resized(module: GraphModule, sampler: Node) -> Node:
+    """The sampler's image, bilinearly resized to what it would have given where that has another size."""
+    image, wanted = sampler.args[0], sampler.meta["val"].shape[-2:]
+    if image.meta["val"].shape[-2:] == wanted:
+        return image
+    with module.graph.inserting_before(sampler):
+        sizes = [size if isinstance(size, int) else _size_of_input(module, size) for size in wanted]
+        resize = module.graph.call_function(torch.ops.aten.upsample_bilinear2d.vec, (image, sizes, False, None))
+    resize.meta["val"] = sampler.meta["val"]
+    return resize
+
+
+def _size_of_input(module: GraphModule, wanted: torch.SymInt) -> Node:
+    """An open size as a node that reads it off an input."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        for axis, size in enumerate(node.meta["val"].shape):
+            if str(size) == str(wanted):
+                return module.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
+    raise UserError(f"a sampler gives pictures of an open size, {wanted}, that no input has", "give one with --plain")
+
+
+def on_device(module: GraphModule, device: torch.device) -> GraphModule:
+    """The same module moved there for good, together with the devices that its graph names."""
+    for node in module.graph.nodes:
+        rewrite(node, lambda value: device if isinstance(value, torch.device) else value)
+    module.recompile()
+    return module.to(device)
+
+
+def without_samplers(module: GraphModule) -> GraphModule:
+    """A copy in which every sampled image goes on as it was, resized where the warped one has another size."""
+    module = sharing_copy(module)
+    for node in list(module.graph.nodes):
+        if node.target in GRID_SAMPLES:
+            node.replace_all_uses_with(resized(module, node))
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    forget_unused(module)
+    return module
