@@ -89,6 +89,21 @@ class TwoInputs(nn.Module):
         return F.grid_sample(images, grid, mode="nearest", align_corners=False), theta
 
 
+class SharedGrid(nn.Module):
+    """Samples twice through one grid, the second time what the first one gave; gives that and the grid."""
+
+    inputs = (torch.rand(2, 1, 8, 8),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Linear(64, 6)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        grid = F.affine_grid(self.theta(images.flatten(1)).view(-1, 2, 3), images.shape, align_corners=False)
+        warped = F.grid_sample(images, grid, align_corners=False)
+        return F.grid_sample(warped, grid, align_corners=False), grid
+
+
 FOREIGN = (GreyDigits, PlateRectifier, TwoSteps, ThinPlate, TwoInputs)
 
 

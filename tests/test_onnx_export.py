@@ -1,6 +1,7 @@
 """Anyone's transformer through every lowering, equal to eager PyTorch in ONNX Runtime."""
 
 import functools
+import json
 
 import numpy as np
 import onnx
@@ -15,9 +16,23 @@ from torch import Tensor, nn
 import stn_export
 from stn_export.errors import UserError
 from stn_export.export.onnx_export import export_onnx
-from tests.foreign import FOREIGN, GreyDigits, PlateRectifier, Sampler, ThinPlate, TwoInputs, TwoSteps, Volume
+from stn_export.graphs.points import point_values, with_outputs
+from stn_export.program.capture import capture
+from stn_export.program.program import Program, contract_of
+from tests.foreign import (
+    FOREIGN,
+    GreyDigits,
+    PlateRectifier,
+    Sampler,
+    SharedGrid,
+    ThinPlate,
+    TwoInputs,
+    TwoSteps,
+    Volume,
+)
 
 LOWERINGS = ("matmul", "folded", "affinegrid", "decomposed", "gather")
+FOLDABLE = (GreyDigits, PlateRectifier)  # theta comes straight from a linear layer and serves one grid only
 TOLERANCE = 1e-5
 
 
@@ -48,17 +63,41 @@ def exported(kind: type[nn.Module], lowering: str) -> onnx.ModelProto:
     return export_onnx(foreign(kind), kind.inputs, lowering=lowering)
 
 
+@functools.cache
+def program(kind: type[nn.Module]) -> Program:
+    captured = capture(foreign(kind), kind.inputs, [("N", *each.shape[1:]) for each in kind.inputs])
+    return Program(captured.exported, contract_of(captured.exported, captured.shapes))
+
+
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("kind", FOREIGN, ids=lambda kind: kind.__name__)
-def test_a_foreign_module_equals_eager(kind: type[nn.Module], lowering: str):
-    session = session_of(exported(kind, lowering))
+def test_a_foreign_module_equals_eager_in_its_outputs_and_at_every_site(kind: type[nn.Module], lowering: str):
+    model, own = exported(kind, lowering), program(kind)
+    shown = point_values(model)
+    lost = {"site0/theta"} if lowering == "folded" and kind in FOLDABLE else set()
+    assert set(shown) == {point for site in own.sites for point in site.points} - lost
+    session = session_of(with_outputs(model, list(shown.values())))
+    names = [each.name for each in session.get_outputs()]
     for batch in (1, 2, 7):
         inputs = tuple(smooth((batch, *example.shape[1:]), batch) for example in kind.inputs)
         with torch.inference_mode():
             expected = foreign(kind)(*inputs)
         expected = expected if isinstance(expected, tuple) else (expected,)
-        for actual, wanted in zip(run(session, inputs), expected, strict=True):
-            np.testing.assert_allclose(actual, wanted.numpy(), atol=TOLERANCE, rtol=0)
+        actual, truth = dict(zip(names, run(session, inputs), strict=True)), own.points(inputs)
+        for value, wanted in zip(actual.values(), expected, strict=False):  # the outputs come first
+            np.testing.assert_allclose(value, wanted.numpy(), atol=TOLERANCE, rtol=0)
+        for point, name in shown.items():
+            np.testing.assert_allclose(actual[name], truth[point].numpy(), atol=TOLERANCE, rtol=0)
+
+
+def test_values_that_are_several_points_and_inputs_and_outputs_keep_one_name():
+    model = export_onnx(SharedGrid().eval(), SharedGrid.inputs, output_names=["first", "grid"])
+    assert json.loads({prop.key: prop.value for prop in model.metadata_props}["sites"]) == [
+        {"image": "images", "theta": "site0/theta", "grid": "grid", "warped": "site0/warped"},
+        {"image": "site0/warped", "theta": "site0/theta", "grid": "grid", "warped": "first"},
+    ]
+    assert not [node for node in model.graph.node if node.domain]
+    assert [each.domain for each in model.opset_import] == [""]
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,17 @@ def _openvino(subject: Subject) -> Outputs:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One row: lint rules that rule it out, those that only slow it down, and how to try it, if it can be tried."""
+    """One row: lint rules that rule it out, those that only slow it down, and how to try it, if it can be tried.
+
+    ``samples`` is the most sampled values that it is tried with: one that samples them one by one takes minutes.
+    """
 
     name: str
     refuses: tuple[str, ...] = ()
     slows: tuple[str, ...] = ()
     trial: Callable[[Subject], Outputs] | None = None
     module: str = "onnxruntime"
+    samples: float = float("inf")
 
 
 RUNTIMES = (
@@ -65,7 +69,7 @@ RUNTIMES = (
     Runtime("ONNX Runtime DirectML", slows=("STN002", "STN005", "STN008")),
     Runtime("TensorRT", refuses=("STN001", "STN002", "STN008")),
     Runtime("OpenVINO", trial=_openvino, module="openvino"),
-    Runtime("onnx reference evaluator", trial=_reference, module="onnx"),
+    Runtime("onnx reference evaluator", trial=_reference, module="onnx", samples=10_000),
 )
 
 
@@ -97,7 +101,7 @@ def _attempt(trial: Callable[[Subject], Outputs], subject: Subject) -> Outputs |
 
 
 def _verdict(runtime: Runtime, subject: Subject, findings: list[Finding], expected: Outputs | str) -> Verdict:
-    if runtime.trial and importlib.util.find_spec(runtime.module):
+    if runtime.trial and importlib.util.find_spec(runtime.module) and _sampled(subject) <= runtime.samples:
         return _tried(_attempt(runtime.trial, subject), expected)
     if isinstance(expected, str):
         return WILL_NOT, f"ONNX Runtime on the CPU does not run it either: {expected}"
@@ -107,6 +111,12 @@ def _verdict(runtime: Runtime, subject: Subject, findings: list[Finding], expect
         return WILL_NOT, f"{found[0].rule} {found[0].where}: {found[0].reason}"
     slowed = sorted({f"{each.rule} {each.where}" for each in findings if each.rule in runtime.slows})
     return SHOULD, f"on the CPU: {', '.join(slowed)}" if slowed else "no rule speaks against it"
+
+
+def _sampled(subject: Subject) -> int:
+    """How many values the samplers give in a trial."""
+    samplers = [node.output[0] for node in subject.model.graph.node if node.op_type == "GridSample"]
+    return BATCH * sum(subject.infos[name].elements or 0 for name in samplers if name in subject.infos)
 
 
 def _tried(actual: Outputs | str, expected: Outputs | str) -> Verdict:
