@@ -4,6 +4,7 @@ The truth is the network in float64. An artifact passes where each point stays w
 worst error is no large multiple of float32 eager's own, and its predictions are PyTorch's.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -204,19 +205,26 @@ def check_refusals(runner: Runner, truth: Truth) -> str:
     return ""
 
 
+def beyond(wrong: float, share: float, count: int) -> bool:
+    """Whether more are wrong than this share of ``count``, rounded up: of few examples one may be."""
+    return wrong > math.ceil(share * count - 1e-9) + 1e-9
+
+
 def judge(multiple: float, over: OverExamples, truth: Truth, tolerance: Tolerance) -> str:
     """What is wrong with the worst error and over all examples, or an empty string."""
     if not multiple <= tolerance.multiple:
         return f"the worst error is {multiple:.1f} times float32 eager's own, more than {tolerance.multiple:g} times"
     if over.broken:
         return over.broken
-    if over.agreement < tolerance.agreement:
+    count = len(truth.examples)
+    if beyond(count * (1 - over.agreement), 1 - tolerance.agreement, count):
         return f"{over.agreement:.2%} of the examples are classified as in float32, less than {tolerance.agreement:.2%}"
-    if (loss := truth.accuracy - over.accuracy) > tolerance.accuracy_loss:
-        return f"accuracy falls by {100 * loss:.2f} points, more than {100 * tolerance.accuracy_loss:g}"
-    for name, share in over.whole.items():
-        if share < tolerance.agreement:
-            return f"{share:.2%} of {name} over the examples are right, less than {tolerance.agreement:.2%}"
+    if beyond(count * (truth.accuracy - over.accuracy), tolerance.accuracy_loss, count):
+        loss = 100 * (truth.accuracy - over.accuracy)
+        return f"accuracy falls by {loss:.2f} points, more than {100 * tolerance.accuracy_loss:g}"
+    for name, (right, whole) in over.whole.items():
+        if beyond(whole - right, 1 - tolerance.agreement, whole):
+            return f"{right} of {whole} {name} over the examples are right, less than {tolerance.agreement:.2%}"
     for name, error in over.rms.items():
         if not error <= tolerance.rms:
             return f"{name} is {error:.2%} off in root mean square, more than {tolerance.rms:.0%}"

@@ -17,16 +17,16 @@ MOST_DIFFERENT = 10
 class OverExamples:
     """An artifact over all examples.
 
-    ``whole`` is the share of each output's whole numbers that are right, ``rms`` the root mean squared error of each
-    other output against its root mean square; ``broken`` names what is not finite; ``left_out`` is what could not be
-    compared.
+    ``whole`` is how many of each output's whole numbers are right, and of how many, ``rms`` the root mean squared error
+    of each other output against its root mean square; ``broken`` names what is not finite; ``left_out`` is what could
+    not be compared.
     """
 
     agreement: float
     accuracy: float
     grid_pixels: dict[str, dict[str, float]]
     differing: tuple[tuple[int, float, str], ...]
-    whole: dict[str, float]
+    whole: dict[str, tuple[int, int]]
     rms: dict[str, float]
     broken: str
     left_out: set[str]
@@ -88,7 +88,7 @@ class _Tally:
             accuracy=share_of(classes, self.truth.examples.labels),
             grid_pixels={site: {"mean": mean, "worst": float(worst)} for site, (mean, worst) in sorted(grids.items())},
             differing=self._differing(),
-            whole={name: shares[name] for name in sums if points[name].kind == COUNT},
+            whole={name: tuple(map(int, sums[name][:2])) for name in sums if points[name].kind == COUNT},
             rms={name: shares[name] ** 0.5 for name in outputs if name != self.truth.scored},
             broken=self.broken,
             left_out=left_out,

@@ -64,9 +64,13 @@ class Point:
 
     def as_dict(self) -> dict:
         """JSON-ready."""
-        kind = OUTPUT if self.site is None else self.name.rpartition("/")[2]
-        site = self.site.name if self.site else None
-        return {"kind": kind, "site": site, "eager_error": self.eager_error, "scale": self.magnitude}
+        kind = self.name.rpartition("/")[2] if self.site else COUNT if self.kind == COUNT else OUTPUT
+        return {
+            "kind": kind,
+            "site": self.site.name if self.site else None,
+            "eager_error": self.eager_error,
+            "scale": self.magnitude,
+        }
 
 
 def points_of(program: Program, examples: Examples) -> tuple[dict[str, Point], list[str]]:
@@ -113,8 +117,9 @@ def _reordered(value: Tensor, order: Tensor, rows: int) -> Tensor:
 
 
 def _same(value: Tensor, other: Tensor) -> bool:
-    scale = float(value.abs().max()) if value.is_floating_point() and value.numel() else 1.0
-    return torch.allclose(value.double(), other.double(), rtol=0, atol=SAME * scale, equal_nan=True)
+    value, other = value.double(), other.double()
+    scale = float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0
+    return torch.allclose(value, other, rtol=0, atol=SAME * scale, equal_nan=True)
 
 
 def in_pixels(points: Arrays, units: Mapping[str, np.ndarray]) -> Arrays:

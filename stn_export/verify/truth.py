@@ -24,6 +24,7 @@ from stn_export.verify.weights import folded_weights, weights_of
 PART = 1000  # examples at once
 PART_NUMBERS = 2**22  # or so many numbers in their inputs
 FORCED_EXAMPLES = 16
+TIES = 100  # times the usual error
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def truth_of(program: Program, examples: Examples) -> Truth:
     """Run a program in float64 and in float32 on the CPU."""
     points, notes = points_of(program, examples)
     made, skipped = _challenges_of(program, points, examples)
+    skipped += _drop_ties(points, made)
     usual = [challenge for name, challenge in made.items() if name.startswith("examples")]
     for name, point in points.items():
         errors = [each.eager_errors[name] for each in made.values() if name in each.eager_errors]
@@ -175,6 +177,18 @@ def _challenges_of(
         if lost := [point for point in points if point not in challenge.true]:
             notes.append(f"{name}: {', '.join(lost)} not compared: empty, or not finite in PyTorch itself")
     return made, notes
+
+
+def _drop_ties(points: Mapping[str, Point], made: Mapping[str, Challenge]) -> list[str]:
+    """Leave out points where float32 eager often takes another nearest pixel: between two, which is a rounding's."""
+    notes = []
+    for name in (name for name, point in points.items() if not point.steady):
+        errors = {label: each.eager_errors[name] for label, each in made.items() if name in each.eager_errors}
+        usual = max((error for label, error in errors.items() if label.startswith("examples")), default=0.0)
+        for label in (label for label, error in errors.items() if error > TIES * usual):
+            del made[label].true[name], made[label].eager_errors[name]
+            notes.append(f"{label}: {name} not compared: PyTorch's own nearest pixels depend on roundings")
+    return notes
 
 
 def make_challenge(
