@@ -72,17 +72,19 @@ def with_buffers(module: GraphModule) -> GraphModule:
 
 
 def rewrite(node: Node, change: Callable[[Any], Any]) -> None:
+    """Change values among a node's arguments, however deep."""
     node.args, node.kwargs = map_aggregate(node.args, change), map_aggregate(node.kwargs, change)
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.getdefault_dtype()
-    torch.setdefault_dtype(dtype)
+    """Let PyTorch make floats of this type meanwhile, where none is named."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.setdefault_dtype(before)
+        torch.set_default_dtype(before)
 
 
 def resized(module: GraphModule, sampler: Node) -> Node:
