@@ -1,6 +1,7 @@
 """Two runs compared: regressions are found, noise is not, and what cannot be compared is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,22 @@ def test_nothing_in_common(base: Path, tmp_path: Path):
 def test_nonsense_files(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture, text: str):
     (tmp_path / "new.json").write_text(text)
     assert run(base, tmp_path / "new.json") == 2
+    assert "is not a benchmark file of stn_export" in capsys.readouterr().err
+
+
+def rename(content: dict) -> None:
+    for row in content["benchmarks"]:
+        row["extra_info"]["model"] = row["extra_info"].pop("network")
+
+
+@pytest.mark.parametrize("spoil", [lambda content: content.pop("work"), rename])
+def test_files_of_an_older_format_are_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture, spoil: Callable[[dict], object]
+):
+    content = json.loads(base.read_text())
+    spoil(content)
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert run(tmp_path / "old.json", base) == 2
     assert "is not a benchmark file of stn_export" in capsys.readouterr().err
 
 

@@ -55,6 +55,7 @@ def test_results_name_the_best_and_the_floors(kept_files: Path):
         "- spatial transformer, for latency: openvino-cpu some-fp32, 250 µs (248 µs to 252 µs) for one example." in text
     )
     assert "- spatial transformer, for throughput: openvino-cpu some-fp32, 4,000 examples/s at batch" in text
+    assert "plain CNN, for latency" not in text
     assert "### What sampling costs: spatial transformer against plain CNN" in text
     assert "### Against eager PyTorch" in text
     # 4,151,576 FLOPs at 100 GFLOP/s are 41.5 µs, a sixth of 250 µs

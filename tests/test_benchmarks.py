@@ -1,45 +1,102 @@
-"""The benchmarks' arithmetic, and one short run of the suites as a user starts them."""
+"""The suites as a user starts them: in a checkout, and from an installed package in an empty directory."""
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from stn_export.artifacts.manifest import network_directories
+from stn_export.bench import methodology
+from stn_export.bench.grids import GRIDS
+from stn_export.bench.method import METHOD
+from stn_export.bench.session import Session
+from stn_export.bench.targets import Case, find_targets
 from tests.conftest import REPOSITORY
 
+EAGER = "test_latency.py::test_latency[stn-eager-cpu-program-1]"
+PACKAGED = ("stn_export", "benchmarks", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
-def bench(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``pytest benchmarks`` in the repository, on a run elsewhere."""
+
+def started(command: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A process without what these tests' own pytest put into its environment."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def suites(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``pytest benchmarks`` in the repository, whose warnings are errors, on a run elsewhere."""
     command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:cacheprovider", "--run", str(run), *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    return started(command, REPOSITORY)
+
+
+@pytest.fixture
+def planned_run(entered_run: Path, tmp_path: Path) -> Path:
+    """Two networks of which nothing was to be exported."""
+    run = Path(shutil.copytree(entered_run, tmp_path / "run"))
+    for directory in network_directories(run):
+        directory.plan(("program",), {})
+    return run
 
 
 @pytest.mark.slow
-def test_bench_json_is_an_ordinary_pytest_benchmark_file(trained_run: Path, tmp_path: Path):
+def test_bench_json_is_an_ordinary_pytest_benchmark_file(planned_run: Path, tmp_path: Path):
     path = tmp_path / "bench.json"
-    rows = "(latency or overhead) and onnxruntime-cpu and (folded-fp32- or plain-fp32-)"
-    rows += " and not (cold or lowering or eager or default)"
-    result = bench(trained_run, "-k", rows, f"--benchmark-json={path}")
+    rows = "eager-cpu-program and (latency or overhead or breakdown or request or throughput)"
+    result = suites(planned_run, "-k", rows, "--device", "cpu", f"--benchmark-json={path}")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "The spatial transformer against the plain CNN" in result.stdout
+    assert "What sampling costs: spatial transformer against plain CNN" in result.stdout
     content = json.loads(path.read_text())
     assert {row["group"] for row in content["benchmarks"]} == {
         "latency, batch 1, cpu",
-        "overhead of the transformer, batch 1, cpu",
-        "overhead of the transformer, batch 64, cpu",
+        "latency, cold input, batch 1, cpu",
+        "request, batch 1, cpu",
+        "throughput, batch 16, cpu",
+        "throughput, batch 256, cpu",
+        "where the time goes, batch 1, cpu",
+        "contest: overhead, batch 1, cpu",
+        "contest: overhead, batch 64, cpu",
     }
     assert content["machine_info"]["stn_export"]["versions"]["torch"]
+    assert {name: set(by_batch) for name, by_batch in content["work"].items()} == {
+        "stn": {"1", "16", "64", "256"},
+        "cnn": {"1", "16", "256"},
+    }
     for row in content["benchmarks"]:
-        assert row["extra_info"]["threads"] == 1
-        assert row["extra_info"]["regime"] == ("contest" if "overhead" in row["name"] else "device")
+        found, median = row["extra_info"], row["stats"]["median"]
+        assert found["threads"] == 1
+        assert median == pytest.approx(found.get("seconds", found.get("p50", sum(found.get("breakdown", {}).values()))))
+        assert re.fullmatch(r"test_\w+\.py::test_\w+\[\w+-eager-cpu-program-\d+\]", row["fullname"])
+        assert (found["regime"] == "contest") == ("overhead" in row["name"])
     compare = [Path(sys.executable).parent / "pytest-benchmark", "compare", str(path)]
-    if compare[0].exists():
-        compared = subprocess.run(compare, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert "test_latency[stn-onnxruntime-cpu-folded-fp32-1]" in compared.stdout
+    compared = started(list(map(str, compare)), tmp_path)
+    assert "test_latency[stn-eager-cpu-program-1]" in compared.stdout
+
+
+@pytest.mark.slow
+def test_an_installed_package_times_a_run_in_an_empty_directory(planned_run: Path, tmp_path: Path):
+    for name in PACKAGED:
+        source, copy = REPOSITORY / name, tmp_path / "source" / name
+        copy.parent.mkdir(exist_ok=True)
+        skipped = shutil.ignore_patterns("results", "__pycache__")
+        _ = shutil.copytree(source, copy, ignore=skipped) if source.is_dir() else shutil.copy(source, copy)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
+    built = started([*pip, "."], tmp_path / "source")
+    assert built.returncode == 0, built.stderr
+    shutil.unpack_archive(next(tmp_path.glob("*.whl")), tmp_path / "site", "zip")
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-m", "stn_export.bench", "--run", str(planned_run), "--suites", "latency"]
+    found = started(
+        [*command, "-k", "latency and stn-eager-cpu"], tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert f"rootdir: {tmp_path / 'site' / 'stn_export' / 'suites'}" in found.stdout
+    rows = json.loads((planned_run / "bench.json").read_text())["benchmarks"]
+    assert EAGER in [row["fullname"] for row in rows]
 
 
 @pytest.mark.slow
@@ -49,10 +106,99 @@ def test_bench_json_is_an_ordinary_pytest_benchmark_file(trained_run: Path, tmp_
         (["--run", "nowhere"], "there is no run at nowhere"),
         (["--grid", "huge"], "unknown grid 'huge'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--suites", "latency,none"], "unknown suite 'none'"),
+        (["--suites", "training", "--dataset", "none"], "unknown data set 'none'"),
     ],
 )
-def test_nonsense_exits_with_2(trained_run: Path, arguments: list[str], message: str):
-    result = bench(trained_run, *arguments)
+def test_nonsense_exits_with_2(planned_run: Path, tmp_path: Path, arguments: list[str], message: str):
+    command = [sys.executable, "-m", "stn_export.bench", "--run", str(planned_run), *arguments]
+    result = started(command, tmp_path, PYTHONPATH=str(REPOSITORY))
     assert result.returncode == 2
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+class Benchmark:
+    """As much of pytest-benchmark's fixture as a contest asks for."""
+
+    def __init__(self) -> None:
+        self.extra_info, self.samples, self.group = {}, [], ""
+
+    def pedantic(self, target, rounds):
+        for _ in range(rounds):
+            started = self._timer()
+            target()
+            self.samples.append(self._timer() - started)
+
+
+def test_a_contests_own_samples_are_its_blocks(planned_run: Path, monkeypatch: pytest.MonkeyPatch):
+    found = {str(each): each for each in find_targets(planned_run, "cpu")}
+    target, baseline = found["stn-eager-cpu-program"], found["cnn-eager-cpu-program"]
+    medians = [(1.0 + block, 10.0) for block in range(METHOD.fewest_blocks)]
+
+    class Turns:
+        watch = methodology.Watch("cpu")
+
+        def hold(self) -> "Turns":
+            self.medians = medians
+            return self
+
+        def summary(self) -> dict:
+            return {"ratio": 0.5}
+
+    loaded = []
+
+    def interleave(ours, theirs, device, grid, seed):
+        loaded.extend([ours().run is not None, theirs().run is not None, device])
+        return Turns()
+
+    monkeypatch.setattr(methodology, "interleave", interleave)
+    benchmark = Benchmark()
+    methodology.contest("overhead", benchmark, Case(target, 2, baseline), GRIDS["quick"])
+    assert loaded == [True, True, "cpu"]
+    assert benchmark.samples == pytest.approx([ours for ours, _ in medians])
+    row = benchmark.extra_info
+    assert (row["contest"], row["network"], row["label"], row["regime"]) == (
+        "overhead",
+        "stn",
+        "spatial transformer",
+        "contest",
+    )
+    assert (row["baseline"], row["baseline_label"], row["baseline_artifact"]) == (
+        "cnn-eager-cpu-program",
+        "plain CNN",
+        "program",
+    )
+    assert row["sizes"] == {"images": [2, 3, 32, 32]}
+
+
+def test_names_of_rows_say_nothing_of_where_the_suites_lie(planned_run: Path):
+    session = Session.open(planned_run, "cpu", "quick")
+    session.rows.append({"network": "cnn", "batch": 3})
+    paths = ("benchmarks/test_latency.py", "../site/stn_export/suites/test_latency.py", "test_latency.py")
+    content = {"benchmarks": [{"fullname": f"{path}::test_latency[a/b]", "params": {}} for path in paths]}
+    session.complete(content)
+    assert {row["fullname"] for row in content["benchmarks"]} == {"test_latency.py::test_latency[a/b]"}
+    assert set(content["work"]) == {"cnn"}
+    assert content["work"]["cnn"]["3"]["flops"] == 3 * 2 * 1_113_500
+
+
+def test_the_closing_tables(planned_run: Path, capsys: pytest.CaptureFixture[str]):
+    session = Session.open(planned_run, "cpu", "quick")
+    row = {"network": "mine", "runner": "r", "artifact": "a", "batch": 1}
+    ratio = {"seconds": 0.001, "baseline_seconds": 0.002, "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}
+    labels = {"label": "a [plate] rectifier", "baseline_label": "the same, bypassed"}
+    parts = {"localisation": 1e-6, "grid": 2e-6, "sampler": 3e-6, "rest": 4e-6}
+    session.rows += [
+        row | {"contest": "overhead"},  # it failed
+        row | {"contest": "overhead"} | ratio | labels,
+        row | {"import_seconds": 1.0, "load_seconds": 2.0, "first_seconds": 3.0},
+        row | {"breakdown": parts},
+    ]
+    session.close()
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["What", "sampling", "costs:", "a", "[plate]", "rectifier", "against", "the", "same,", "bypassed"] in said
+    assert ["mine", "r", "a", "1", "1.000", "2.000", "0.50", "0.40", "to", "0.60"] in said
+    assert ["mine", "r", "a", "1.000", "2.000", "3.000"] in said
+    assert ["mine", "r", "a", "1", "1", "2", "3", "4"] in said
+    assert sum(line[:1] == ["mine"] for line in said) == 3

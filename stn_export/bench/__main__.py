@@ -9,6 +9,7 @@ something to change first.
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: for a suite that there is none of.
     """
     parser = cli.stage("bench", "Time every artifact of a run on every backend; other options go to pytest.")
-    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
+    parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--grid", default="quick", help=f"what is timed, one of: {', '.join(GRIDS)}")
     parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
     parser.add_argument("--suites", type=cli.names, help=f"some of, with commas: {', '.join(suite_files())}")
@@ -40,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, others = parser.parse_known_args(arguments)
     files = suite_files()
     chosen = [files[require_choice("suite", name, list(files))] for name in options.suites or ()] or [SUITES]
-    run = options.run or DEFAULT_RUN
-    ours = ("--run", run, "--grid", options.grid, "--device", options.device)
-    json = f"--benchmark-json={options.benchmark_json or run / BENCH_FILE}"
+    ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
+    json = f"--benchmark-json={options.benchmark_json or options.run / BENCH_FILE}"
     if code := pytest.main([*map(str, (*QUIETLY, *SHOWN, *ours)), json, *others, *map(str, chosen)]):
         raise SystemExit(int(code))
 
