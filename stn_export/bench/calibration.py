@@ -1,0 +1,199 @@
+"""How often the intervals hold the truth, tried where it is known: `python -m stn_export.bench.calibration`.
+
+The machines of ``simulated`` are timed by the very functions that time real ones. What comes out is kept in
+`benchmarks/results/coverage.json` and stands in `docs/method.md`.
+"""
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stn_export import cli
+from stn_export.artifacts.files import read_json, write_atomically, write_json
+from stn_export.bench.compare import Measured, changes, measured
+from stn_export.bench.grids import GRIDS
+from stn_export.bench.intervals import ratio_interval, summarise
+from stn_export.bench.kept import KEPT
+from stn_export.bench.method import METHOD
+from stn_export.bench.methodology import calls_for, interleave, timed
+from stn_export.bench.results import markdown_table
+from stn_export.bench.simulated import CALL, CONTESTS, MEDIANS, Condition, Machine, Noise
+from stn_export.comparison.estimates import estimate
+
+COVERAGE, COVERAGE_SCHEMA = KEPT / "coverage.json", "stn_export/coverage/1"
+DOCUMENT = Path("docs") / "method.md"
+SLOWDOWNS = (0.0, 0.03, 0.05, 0.15)
+QUICK = GRIDS["quick"]
+SEEDS = (3, 5, 8)
+ROWS = 40  # contests in each of two runs that are compared
+
+GAINS: dict[str, Noise] = {
+    "normal": lambda random, count: random.normal(0, 1, count),
+    "uniform": lambda random, count: random.uniform(-1, 1, count),
+    "heavy tails (t, 3 degrees)": lambda random, count: random.standard_t(3, count),
+    "skewed (exponential)": lambda random, count: random.exponential(1, count) - 1,
+}
+
+
+def contest(condition: Condition, slowdown: float, seed: int) -> dict:
+    """What a contest says on a machine of that kind, ours being slower by ``slowdown``."""
+    machine = Machine(condition, np.random.default_rng(seed))
+    return interleave(lambda: machine.load(slowdown), machine.load, "cpu", QUICK, seed, machine.now).hold().summary()
+
+
+def contests(condition: Condition, count: int) -> dict:
+    """How often intervals hold the truth over ``count`` contests for each slowdown, and what the verdicts are."""
+    held, widths, verdicts = 0, [], {}
+    for number, slowdown in enumerate(SLOWDOWNS):
+        found = [contest(condition, slowdown, seed) for seed in range(number * count, (number + 1) * count)]
+        held += sum(row["ratio_low"] <= 1 + slowdown <= row["ratio_high"] for row in found)
+        widths += [row["ratio_high"] / row["ratio_low"] for row in found]
+        verdicts[f"{slowdown:.0%}"] = dict(Counter(row["verdict"] for row in found))
+    total = count * len(SLOWDOWNS)
+    reach = math.sqrt(float(np.median(widths))) - 1
+    return {"count": total, "coverage": held / total, "reach": reach, "verdicts": verdicts}
+
+
+def medians(condition: Condition, calls: int, count: int) -> dict:
+    """How often the interval of a row's median holds the median of ever so many calls of such machines."""
+    rows = [_row(condition, seed, calls) for seed in range(count)]
+    truth = float(np.median(np.concatenate(rows)))
+    found = [summarise(row) for row in rows]
+    held = sum(row["p50_low"] <= truth <= row["p50_high"] for row in found)
+    reach = float(np.median([row["p50_high"] / row["p50"] for row in found])) - 1
+    return {"count": count, "calls": calls, "coverage": held / count, "reach": reach}
+
+
+def _row(condition: Condition, seed: int, calls: int) -> np.ndarray:
+    step = Machine(condition, np.random.default_rng(seed)).load()
+    return np.array([timed(step) for _ in range(calls)])
+
+
+def gains(draw: Noise, seeds: int, count: int) -> dict:
+    """How often the interval of a mean over seeds holds the truth, 0."""
+    random = np.random.default_rng(seeds)
+    found = [estimate(draw(random, seeds).tolist()) for _ in range(count)]
+    return {"count": count, "seeds": seeds, "coverage": sum(one.low <= 0 <= one.high for one in found) / count}
+
+
+def false_alarms(spread: float, count: int) -> dict:
+    """How many comparisons of two runs of the same, ``ROWS`` contests each, name a row as faster or slower."""
+    random = np.random.default_rng(0)
+    alarms = sum(
+        any(change.low > 1 or change.high < 1 for change in changes(_run(random, spread), _run(random, spread)))
+        for _ in range(count)
+    )
+    return {"count": count, "rows": ROWS, "spread": spread, "alarms": alarms / count}
+
+
+def _run(random: np.random.Generator, spread: float) -> dict[str, Measured]:
+    loads = np.arange(QUICK.blocks) % METHOD.loads
+    rows = {}
+    for row in range(ROWS):
+        logs = random.normal(0, 0.015, QUICK.blocks) + random.normal(0, spread, METHOD.loads)[loads]
+        low, high = ratio_interval(np.exp(logs), loads)
+        rows[str(row)] = {"ratio": math.sqrt(low * high), "ratio_low": low, "ratio_high": high}
+    return measured(rows)
+
+
+def calibrate(count: int) -> dict:
+    """All tables."""
+    content: dict = {"contests": {}, "medians": {}, "gains": {}}
+    with cli.progress() as bar:
+        task = bar.add_task("machines", total=len(CONTESTS) + 2 * len(MEDIANS))
+        for condition in CONTESTS:
+            content["contests"][condition.name] = contests(condition, count) | {"claimed": condition.claimed}
+            bar.advance(task)
+        for condition in MEDIANS:
+            for calls in (calls_for(CALL, QUICK.row_seconds), calls_for(CALL, GRIDS["full"].row_seconds)):
+                name = f"{condition.name}, {calls} calls"
+                content["medians"][name] = medians(condition, calls, 4 * count) | {"claimed": condition.claimed}
+                bar.advance(task)
+    for name, draw in GAINS.items():
+        content["gains"][name] = [gains(draw, seeds, 10 * count) for seeds in SEEDS]
+    return content | {"false_alarms": [false_alarms(spread, count) for spread in (0.0, 0.015)]}
+
+
+def _cells(row: dict, *cells: str) -> tuple[str, ...]:
+    """What the first two tables share around their own cells."""
+    return (
+        f"{row['count']:,}",
+        f"{row['coverage']:.1%}",
+        f"±{row['reach']:.1%}",
+        *cells,
+        "yes" if row["claimed"] else "no",
+    )
+
+
+def contest_lines(found: dict[str, dict]) -> list[str]:
+    """The table of contests: coverage, false verdicts, and how often a slowdown is called one."""
+
+    def share(row: dict, slowdown: float) -> str:
+        verdicts = row["verdicts"][f"{slowdown:.0%}"]
+        named = verdicts.get("slower", 0) + (verdicts.get("faster", 0) if not slowdown else 0)
+        return f"{named / sum(verdicts.values()):.1%}"
+
+    rows = [(name, *_cells(row, *(share(row, each) for each in SLOWDOWNS))) for name, row in found.items()]
+    said = ["false verdicts", *(f"“slower” at {slowdown:.0%}" for slowdown in SLOWDOWNS[1:])]
+    return markdown_table(("machine", "contests", "coverage", "interval", *said, "claimed"), rows)
+
+
+def median_lines(found: dict[str, dict]) -> list[str]:
+    """The table of rows' medians."""
+    columns = ("machine", "rows", "coverage", "interval", "claimed")
+    return markdown_table(columns, [(name, *_cells(row)) for name, row in found.items()])
+
+
+def gain_lines(found: dict[str, list[dict]]) -> list[str]:
+    """The table of means over seeds."""
+    rows = [(name, *(f"{row['coverage']:.1%}" for row in row_of)) for name, row_of in found.items()]
+    return markdown_table(("differences", *(f"{seeds} seeds" for seeds in SEEDS)), rows)
+
+
+def alarm_lines(found: Sequence[dict]) -> list[str]:
+    """The table of false alarms."""
+    rows = [(f"{row['spread']:.1%}", f"{row['count']:,}", str(row["rows"]), f"{row['alarms']:.1%}") for row in found]
+    return markdown_table(("loads differ by", "comparisons", "contests in each", "with a false alarm"), rows)
+
+
+TABLES: dict[str, Callable[..., list[str]]] = {
+    "contests": contest_lines,
+    "medians": median_lines,
+    "gains": gain_lines,
+    "false_alarms": alarm_lines,
+}
+
+
+def with_tables(document: str, content: dict) -> str:
+    """The document with every table between its marks made anew."""
+    for name, lines in TABLES.items():
+        table = "\n".join(lines(content[name])).rstrip()
+        place = rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)"
+        document, count = re.subn(place, lambda _, table=table: f"{table}\n", document, flags=re.DOTALL)
+        assert count == 1, f"{DOCUMENT} has {count} places for the table of {name}"
+    return document
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Calibrate, keep the figures, write the tables."""
+    parser = cli.stage("bench.calibration", "Try the intervals where the truth is known, and write docs/method.md.")
+    parser.add_argument("--count", type=int, default=1000, help="contests for each machine and slowdown")
+    parser.add_argument("--kept", type=Path, default=COVERAGE, help="the figures")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help="the text whose tables are written")
+    parser.add_argument("--tables-only", action="store_true", help="write the tables from figures that were kept")
+    options = parser.parse_args(arguments)
+    if not options.tables_only:
+        write_json(options.kept, COVERAGE_SCHEMA, calibrate(options.count))
+        cli.say(f"wrote {options.kept}")
+    document = with_tables(options.document.read_text(), read_json(options.kept, COVERAGE_SCHEMA))
+    write_atomically(options.document, document.encode())
+    cli.say(f"wrote {options.document}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,269 @@
+"""Figures of time and work on machines whose truth is known: made-up clocks, counts by hand, sizes that are written."""
+
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stn_export import runners
+from stn_export.bench import floors, fresh, memory, startup
+from stn_export.bench.calibration import contest as simulated_contest
+from stn_export.bench.clocks import time_reported
+from stn_export.bench.floors import measured_peak, published_peak, work
+from stn_export.bench.grids import GRIDS
+from stn_export.bench.method import Probe
+from stn_export.bench.methodology import contest, time_case
+from stn_export.bench.profiling import Profile, Timed
+from stn_export.bench.results import contest_line, floor_line, headlines, seconds
+from stn_export.bench.simulated import CONTESTS
+from stn_export.bench.targets import Case
+from stn_export.program.capture import capture
+from stn_export.program.program import Program, contract_of
+from stn_export.verify.truth import predictions, share_of
+from tests.contenders import EXACT, Benchmark, contenders
+from tests.runs import built_in
+from tests.zoo import ZOO
+
+QUICK = GRIDS["quick"]
+
+
+@pytest.mark.parametrize(
+    ("slowdowns", "ratio", "said"), [((0.5, 0.0), 1.5, "slower"), ((0.0, 0.5), 1 / 1.5, "faster"), ((0, 0), 1, "same")]
+)
+def test_a_contest_of_two_whose_true_ratio_is_known(slowdowns: tuple[float, ...], ratio: float, said: str):
+    ours, theirs = contenders(CONTESTS[0], *slowdowns)
+    benchmark = Benchmark()
+    contest("overhead", benchmark, Case(ours, 7, theirs), QUICK)
+    found = benchmark.extra_info
+    assert found["ratio"] == pytest.approx(ratio, rel=0.02)
+    assert found["ratio_low"] < ratio < found["ratio_high"]
+    assert found["seconds"] == pytest.approx(1e-3 * (1 + slowdowns[0]), rel=0.02)
+    assert found["baseline_seconds"] == pytest.approx(1e-3 * (1 + slowdowns[1]), rel=0.02)
+    assert found["verdict"] == said
+    named = tuple(found[name] for name in ("contest", "baseline_label", "baseline_artifact"))
+    assert named == ("overhead", "theirs", "theirs-file")
+    assert np.median(benchmark.stats.stats.data) == pytest.approx(found["seconds"])
+    assert (ours.batches, theirs.batches) == ([7] * 5, [7] * 5)
+    assert (found["loads"], found["batch"], found["blocks"]) == (5, 7, QUICK.blocks)
+
+
+def test_the_figures_of_a_machine_that_nothing_disturbs_are_exact():
+    found = simulated_contest(EXACT, 0.5, 0)
+    names = ("ratio", "ratio_low", "ratio_high", "seconds", "baseline_seconds")
+    assert [found[name] for name in names] == pytest.approx([1.5, 1.5, 1.5, 1.5e-3, 1e-3])
+
+
+def test_a_row_of_calls_that_take_a_known_time():
+    [target] = contenders(EXACT, 1.0)
+    benchmark = Benchmark()
+    time_case(benchmark, Case(target, 50), QUICK, regime="device")
+    found = benchmark.extra_info
+    assert found["n"] == pytest.approx(QUICK.row_seconds / 2e-3, abs=1)  # the clock adds up roundings
+    assert [found[name] for name in ("p50", "p90", "p50_low", "p50_high")] == pytest.approx([2e-3] * 4)
+    assert found["examples_per_second"] == pytest.approx(25_000)
+    assert (found["regime"], found["warm_up"]["stable"], found["p99"]) == ("device", True, None)
+
+
+def test_a_row_that_reports_its_own_seconds():
+    benchmark = Benchmark()
+    time_reported(benchmark, iter([3.0, 1.0, 0.5]).__next__, rounds=3)
+    assert benchmark.stats.stats.data == [3.0, 1.0, 0.5]
+
+
+def test_the_medians_of_several_starts():
+    times = [(1.0, 0.2, 0.03), (3.0, 0.1, 0.01), (2.0, 0.4, 0.09)]
+    starts = [dict(zip(fresh.TIMES, each, strict=True)) | {"host_bytes": size} for size, each in enumerate(times)]
+    expected = {"import_seconds": 2.0, "load_seconds": 0.2, "first_seconds": 0.03, "host_bytes": 2, "n": 3}
+    assert startup.summary(starts) == expected
+
+
+def test_where_a_fresh_process_spends_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program = built_in("cnn")
+    np.savez(tmp_path / "inputs.npz", np.ones((2, 3, 32, 32), np.float32))
+    opened = SimpleNamespace(infer=lambda feeds: feeds["images"].sum(), threads=1, options={"a": 1})
+    spec = SimpleNamespace(name="made-up", device="cpu", open=lambda path, contract: opened)
+    monkeypatch.setattr(runners, "RUNNERS", [spec])
+    monkeypatch.setattr(fresh, "time", SimpleNamespace(perf_counter=iter([10.0, 11.5, 14.0, 14.25]).__next__))
+    threads = torch.get_num_threads()
+    found = fresh.main("x.onnx", "made-up", program.contract.as_dict(), str(tmp_path / "inputs.npz"), threads)
+    assert [found[name] for name in fresh.TIMES] == [1.5, 2.5, 0.25]
+    assert (found["threads"], found["options"]) == (1, {"a": 1})
+
+
+def status(path: Path, resident: int, peak: int) -> None:
+    (path / "status").write_text(f"Name:\tpython\nVmPeak:\t  9999 kB\nVmHWM:\t  {peak} kB\nVmRSS:\t  {resident} kB\n")
+
+
+def test_memory_is_the_growth_to_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "PROCESS", tmp_path)
+    status(tmp_path, 1000, 5000)
+    with memory.Memory("cpu") as taken:
+        assert (tmp_path / "clear_refs").read_text() == "5"
+        status(tmp_path, 2000, 4000)
+    assert taken.host_bytes == 3000 * 1024
+    assert taken.device_bytes is None
+    with memory.Memory("cpu") as less:
+        status(tmp_path, 10, 20)
+    assert less.host_bytes == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_memory_of_what_is_really_taken():
+    with memory.Memory("cpu") as taken:
+        held = bytearray(b"1" * (64 << 20))
+    assert 64 << 20 <= taken.host_bytes < 160 << 20
+    del held
+
+
+def test_the_largest_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "CACHES", tmp_path)
+    assert memory.cache_bytes("cpu") == 64 << 20  # where nobody tells
+    for index, size in enumerate(["32K", "2048K", "36M", "512K"]):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
+    assert memory.cache_bytes("cpu") == 36 << 20
+
+
+def test_parts_add_up():
+    nodes = [Timed("a", "Conv", "rest", 3e-3), Timed("b", "Conv", "rest", 1e-3), Timed("c", "Gemm", "grid", 5e-3)]
+    found = Profile(nodes, sites_shown=1)
+    assert found.seconds == pytest.approx(9e-3)
+    assert found.facts()["breakdown"] == {
+        "localisation": 0.0,
+        "grid": 5e-3,
+        "sampler": 0.0,
+        "rest": pytest.approx(4e-3),
+    }
+
+
+# Multiply-adds of one image, layer by layer: output values times what each is a sum of.
+LOCALISATION = 8 * 26 * 26 * (3 * 7 * 7) + 10 * 9 * 9 * (8 * 5 * 5) + 32 * 160 + 6 * 32
+SAMPLER = 4 * 3 * 32 * 32
+CLASSIFIER = 10 * 28 * 28 * (3 * 5 * 5) + 20 * 10 * 10 * (10 * 5 * 5) + 50 * 500 + 10 * 50
+MATCHED = 15 * 28 * 28 * (3 * 5 * 5) + 30 * 10 * 10 * (15 * 5 * 5) + 75 * 750 + 10 * 75
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [("stn", LOCALISATION + SAMPLER + CLASSIFIER), ("cnn", CLASSIFIER), ("cnn-matched", MATCHED)],
+)
+def test_multiply_adds_of_our_networks(name: str, by_hand: int):
+    program = built_in(name)
+    assert by_hand == {"stn": 2_088_076, "cnn": 1_113_500, "cnn-matched": 2_064_000}[name]
+    assert program.multiply_adds() == by_hand
+    assert program.multiply_adds(5) == 5 * by_hand
+    assert work(program, (torch.empty(3, 3, 32, 32, device="meta"),))["flops"] == 3 * 2 * by_hand
+
+
+def test_multiply_adds_of_a_foreign_network():
+    localisation = 8 * 20 * 90 * (3 * 5 * 5) + 6 * (8 * 3 * 8)
+    read = 12 * 24 * 94 * (3 * 3 * 3) + 20 * 1 * 31 * (12 * 8 * 13)
+    assert ZOO["PlateRectifier"].program().multiply_adds() == localisation + 4 * 3 * 24 * 94 + read
+
+
+def layer() -> Program:
+    """One fully connected layer, 6 to 4."""
+    captured = capture(nn.Linear(6, 4).eval(), (torch.rand(2, 6),), [("N", 6)])
+    return Program(captured.exported, contract_of(captured.exported, captured.shapes))
+
+
+def test_the_work_of_a_layer_by_hand():
+    found = work(layer(), (torch.empty(5, 6, device="meta"),))
+    once = 4 * (6 * 4 + 4 + 5 * 6 + 5 * 4)  # bytes of weight, bias, input, output
+    assert found == {"flops": 2 * 5 * 6 * 4, "bytes_fused": once, "bytes_unfused": once, "launches": 1}
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("fp32", (2e-3, 3e-3, 6e-3)),
+        ("tf32", (1e-3, 3e-3, 6e-3)),
+        ("fp16", (0.5e-3, 1.5e-3, 3e-3)),
+        ("bf16", (2e-3, 1.5e-3, 3e-3)),  # its rate is not known here: float32's
+        ("int8", (0.25e-3, 0.75e-3, 1.5e-3)),
+    ],
+)
+def test_floors(precision: str, expected: tuple[float, ...]):
+    peak = {"flops": {"fp32": 2e12, "tf32": 4e12, "fp16": 8e12, "int8": 16e12}, "bytes": 1e12}
+    found = floors.floors({"flops": 4e9, "bytes_fused": 3e9, "bytes_unfused": 6e9}, peak, precision)
+    assert tuple(found.values()) == pytest.approx(expected)
+    assert list(found) == ["arithmetic", "memory", "memory, unfused"]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_peak_of_a_machine_that_takes_a_known_time(threads: int, monkeypatch: pytest.MonkeyPatch):
+    product, copy = [4.0, 2.0, 3.0], [8.0, 5.0, 6.0]  # seconds of CPU time: the best count
+    ends = np.cumsum(product + copy)
+    clock = iter(np.stack([ends - (product + copy), ends], 1).ravel().tolist())
+    monkeypatch.setattr(floors, "PROBE", Probe(matrix=8, copy_bytes=1024, tries=3))
+    monkeypatch.setattr(floors.time, "process_time", clock.__next__)
+    monkeypatch.setattr(floors.torch, "get_num_threads", lambda: threads)
+    found = measured_peak()
+    assert found["flops"]["fp32"] == pytest.approx(2 * 8**3 / (2.0 / threads))
+    assert found["bytes"] == pytest.approx(2 * 1024 / (5.0 / threads))  # read and written
+    assert f"{threads} threads" in found["source"]
+
+
+@pytest.mark.parametrize(("gpu", "bits", "megahertz"), [("H100 80GB HBM3", 5120, 2619), ("H200", 6144, 3201)])
+def test_published_peaks_are_those_of_the_chip(gpu: str, bits: int, megahertz: int):
+    found = published_peak(f"NVIDIA {gpu}")
+    cores, boost = 132 * 128, 1.98e9
+    assert found["flops"]["fp32"] == pytest.approx(2 * cores * boost, rel=0.01)
+    tensor = 132 * 4 * 512 * 2 * 1.83e9  # four tensor cores, 512 half-precision multiply-adds a clock each, dense
+    assert found["flops"]["fp16"] == found["flops"]["bf16"] == pytest.approx(tensor, rel=0.01)
+    assert found["flops"]["tf32"] == pytest.approx(tensor / 2, rel=0.01)
+    assert found["flops"]["int8"] == pytest.approx(2 * tensor, rel=0.01)
+    assert found["bytes"] == pytest.approx(2 * megahertz * 1e6 * bits / 8, rel=0.03)
+    assert published_peak("NVIDIA GeForce") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(2.0, "2 s"), (1.0, "1 s"), (0.01234, "12.3 ms"), (1e-3, "1 ms"), (1.5e-6, "1.5 µs"), (2e-9, "2 ns")],
+)
+def test_times_in_words(value: float, said: str):
+    assert seconds(value) == said
+
+
+def timed(artifact: str, batch: int, p50: float, **more: object) -> dict:
+    row = {"network": "stn", "label": "the network", "role": "subject", "artifact": artifact, "runner": "fast-cpu"}
+    row |= {"batch": batch, "p50": p50, "p50_low": 0.9 * p50, "p50_high": 1.1 * p50, "regime": "device"}
+    return row | {"examples_per_second": batch / p50, "precision": "fp32", "tf32": False} | more
+
+
+def test_the_line_of_a_floor_says_share_of_the_measured_time():
+    peak = {"flops": {"fp32": 2e12, "fp16": 8e12, "tf32": 4e12}, "bytes": 1e12}
+    costs = {"flops": 4e8, "bytes_fused": 2**20, "bytes_unfused": 3 * 2**20, "launches": 35}
+    line = floor_line(costs, peak, timed("file", 8, 1e-3))
+    expected = ("the network", "8", "400.0 M", "1.00 / 3.00 MiB", "35", "200 µs", "1.05 µs / 3.15 µs", "1 ms")
+    assert line == (*expected, "fast-cpu file", "20.00%")
+    assert floor_line(costs, peak, timed("file", 8, 1e-3, tf32=True))[-1] == "10.00%"
+    bound_by_memory = floor_line(costs | {"bytes_fused": 5e8}, peak, timed("file", 8, 1e-3))
+    assert bound_by_memory[-1] == "50.00%"
+
+
+def test_the_line_of_a_contest_reads_the_right_way_round():
+    row = timed("file", 1, 1.0) | {"seconds": 3e-3, "baseline_seconds": 2e-3, "ratio": 1.5, "ratio_low": 1.4}
+    row |= {"ratio_high": 1.6, "verdict": "slower", "disturbed_blocks": 2, "blocks": 25}
+    said = ("fast-cpu file", "1", "3 ms", "2 ms", "1.500 (1.400 to 1.600)", "slower", "2 of 25")
+    assert contest_line(row) == said
+
+
+def test_headlines_name_the_fastest():
+    rows = [timed("slow", 1, 2e-3), timed("quick", 1, 1e-3), timed("quick", 64, 16e-3), timed("slow", 64, 8e-3)]
+    rows.append(timed("other", 1, 1e-6, role="plain"))
+    first, second = headlines(rows)[:2]
+    assert first == "- the network, for latency: fast-cpu quick, 1 ms (900 µs to 1.1 ms) for one example."
+    assert second == "- the network, for throughput: fast-cpu slow, 8,000 examples/s at batch 64."
+
+
+def test_shares_of_predictions():
+    scores = np.array([[0.1, 0.9, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 5.0], [3.0, 2.0, 1.0]])
+    assert predictions(scores).tolist() == [1, 0, 2, 0]
+    assert share_of(predictions(scores), torch.tensor([1, 0, 0, 1])) == 0.5
+    assert math.isnan(share_of(None, torch.tensor([1])))

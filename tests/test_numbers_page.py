@@ -1,0 +1,91 @@
+"""From the clock to the page: what is so many times slower by construction is called so everywhere."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stn_export.bench import results
+from stn_export.bench.grids import GRIDS
+from stn_export.bench.methodology import contest, time_case
+from stn_export.bench.simulated import CONTESTS, Machine
+from stn_export.bench.targets import Case
+from stn_export.report.__main__ import render
+from stn_export.report.advice import advise
+from stn_export.report.bench import steps, tables
+from stn_export.report.content import Report
+from tests.bench_rows import ENVIRONMENT, FEW, facts
+from tests.contenders import Benchmark, Contender
+
+EAGER, FOLDED, _, _, PLAIN = FEW
+QUICK = GRIDS["quick"]
+PEAK = {"flops": {"fp32": 1e12}, "bytes": 1e11, "source": "made up"}
+WORK = {"flops": 3e8, "bytes_fused": 1e5, "bytes_unfused": 2e5, "launches": 30}
+
+
+def contender(machine: Machine, artifact: tuple[str, ...], milliseconds: float) -> Contender:
+    runner = "eager-cpu" if artifact[2] == "pt2" else "onnxruntime-cpu"
+    said = facts(artifact, runner, "cpu", 1, "device", file_bytes=1)
+    return Contender(said["label"], machine, milliseconds - 1, said=said)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """The network takes 3 ms a call as a file and 12 ms in eager PyTorch; the plain network's file takes 2 ms."""
+    machine = Machine(CONTESTS[0], np.random.default_rng(0))
+    ours, eager, plain = (contender(machine, *each) for each in ((FOLDED, 3.0), (EAGER, 12.0), (PLAIN, 2.0)))
+    benchmarks = [Benchmark() for _ in range(5)]
+    contest("overhead", benchmarks[0], Case(ours, 1, plain), QUICK)
+    contest("eager", benchmarks[1], Case(ours, 1, eager), QUICK)
+    for benchmark, target, batch in zip(benchmarks[2:], (ours, ours, eager), (1, 30, 1), strict=True):
+        time_case(benchmark, Case(target, batch), QUICK, regime="device" if batch == 1 else "offline")
+    return [benchmark.extra_info for benchmark in benchmarks]
+
+
+def figure(text: str, before: str, after: str) -> float:
+    """The number between two texts."""
+    return float(text.split(before, 1)[1].split(after, 1)[0].replace(",", ""))
+
+
+def test_results_read_the_right_way_round(rows: list[dict], tmp_path: Path):
+    environment = ENVIRONMENT | {"threads": 1, "git_commit": "abc", "versions": {"torch": "2"}, "gpu": None}
+    content = {
+        "machine_info": {"stn_export": environment},
+        "datetime": "2026-01-31T12:00:00+00:00",
+        "work": {"stn": {"1": WORK, "30": WORK}},
+        "peak": PEAK,
+        "benchmarks": [{"fullname": "a", "stats": {"median": 1.0}, "extra_info": row} for row in rows],
+    }
+    (tmp_path / "kept.json").write_text(json.dumps(content))
+    text = results.document(tmp_path)
+    line = text.split("spatial transformer against plain CNN", 1)[1].split("\n| onnxruntime", 1)[1].splitlines()[0]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[1] == "1"
+    assert float(cells[2].removesuffix(" ms")) == pytest.approx(3, rel=0.02)
+    assert float(cells[3].removesuffix(" ms")) == pytest.approx(2, rel=0.02)
+    assert float(cells[4].split()[0]) == pytest.approx(1.5, rel=0.02)
+    assert cells[5] == "slower"
+    eager = text.split("### Against eager PyTorch", 1)[1].split("\n| onnxruntime", 1)[1].splitlines()[0].split("|")
+    assert float(eager[4].split()[0]) == pytest.approx(0.25, rel=0.02)
+    assert eager[5].strip() == "faster"
+    assert figure(text, "for latency: onnxruntime-cpu folded-fp32, ", " ms") == pytest.approx(3, rel=0.02)
+    assert figure(text, "for throughput: onnxruntime-cpu folded-fp32, ", " examples/s") == pytest.approx(10e3, rel=0.02)
+    floor = text.split("### Floors", 1)[1].split("\n| spatial transformer | 1 |", 1)[1].splitlines()[0].split("|")
+    assert floor[3].strip() == "300 µs"
+    assert float(floor[7].strip().removesuffix("%")) == pytest.approx(10, rel=0.02)  # 0.3 of 3 ms
+
+
+def test_the_report_says_the_same(rows: list[dict]):
+    proved = {("stn", "folded-fp32", "onnxruntime-cpu"): 0.876, ("stn", "program", "eager-cpu"): 0.874}
+    report = Report("a run", environment=ENVIRONMENT, bench=tables(rows, {}))
+    report.advice.append(advise(rows, steps(rows), proved, {}, ENVIRONMENT))
+    text = render(report, "report_bench.md.j2", {})
+    assert figure(text, "for latency ship folded-fp32 in onnxruntime-cpu: ", " ms") == pytest.approx(3, rel=0.02)
+    assert figure(text, "There the spatial transformer costs ", " times the plain CNN") == pytest.approx(1.5, rel=0.02)
+    assert figure(text, "This artifact is ", " times as fast as eager PyTorch there") == pytest.approx(4, rel=0.02)
+    assert figure(text, "at batch 30: ", " examples a second") == pytest.approx(10e3, rel=0.02)
+    assert "Its accuracy is 87.60%, +0.20 points against eager PyTorch." in text
+    assert figure(text, "| folded-fp32 | onnxruntime-cpu | ", " (") == pytest.approx(1.5, rel=0.02)
+    assert figure(text, "| stn/folded-fp32 | onnxruntime-cpu | ", " ×") == pytest.approx(4, rel=0.02)
+    assert figure(text.split("### One example")[1], "| stn/program | eager-cpu | ", " |") == pytest.approx(12, rel=0.02)
