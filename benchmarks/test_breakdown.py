@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported
 from stn_export.bench.grids import BenchGrid
 from stn_export.bench.profiling import profiled
-from stn_export.bench.targets import Case
 
 
 def test_breakdown(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:

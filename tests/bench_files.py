@@ -65,7 +65,7 @@ def contest(name: str, kind: str, runner: str, batch: int, ratio: float) -> dict
 
 
 def rows_of(seed: int, noise: float = 0.0, drift: float = 1.0) -> dict[str, dict]:
-    """Every runner, network and batch, and contests; timed rows are ``noise`` apart and take ``drift`` times as long."""
+    """Every runner, network, batch, and contests; timed rows are ``noise`` apart and take ``drift`` times as long."""
     random, rows = np.random.default_rng(seed), []
     for network in NETWORKS:
         for speed, runner in enumerate(RUNNERS, 1):

@@ -14,11 +14,12 @@ from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory, network_directories
 from stn_export.bench import memory, targets
+from stn_export.bench.cases import BASELINES, Case, cases, own_batch, picked, takes
 from stn_export.bench.clocks import Reported
 from stn_export.bench.grids import BEST, GRIDS, SHIPPED, BenchGrid, Pick
 from stn_export.bench.memory import Memory, cache_bytes
 from stn_export.bench.startup import start, summary
-from stn_export.bench.targets import BASELINES, Case, Target, cases, check_same, find_targets, left_out, picked, takes
+from stn_export.bench.targets import Target, check_same, find_targets, left_out
 from stn_export.errors import UserError
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
@@ -155,7 +156,7 @@ def test_a_network_that_is_made_for_one_batch_is_timed_at_that(fixed: list[Targe
 def test_what_takes_no_batch_is_timed_as_one_example(two_inputs: list[Target]):
     contract = two_inputs[0].network.contract
     alone = replace(contract, inputs=tuple(replace(spec, batched=False) for spec in contract.inputs))
-    assert (targets.own_batch(contract), targets.own_batch(alone)) == (None, 1)
+    assert (own_batch(contract), own_batch(alone)) == (None, 1)
 
 
 @pytest.mark.parametrize(

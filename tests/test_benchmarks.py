@@ -12,10 +12,11 @@ import pytest
 
 from stn_export.artifacts.manifest import network_directories
 from stn_export.bench import methodology
+from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.method import METHOD
 from stn_export.bench.session import Session
-from stn_export.bench.targets import Case, find_targets
+from stn_export.bench.targets import find_targets
 from tests.conftest import REPOSITORY
 
 EAGER = "test_latency.py::test_latency[stn-eager-cpu-program-1]"

@@ -13,6 +13,7 @@ from torch import nn
 from stn_export import runners
 from stn_export.bench import floors, fresh, memory, startup
 from stn_export.bench.calibration import contest as simulated_contest
+from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported
 from stn_export.bench.floors import measured_peak, published_peak, work
 from stn_export.bench.grids import GRIDS
@@ -21,7 +22,6 @@ from stn_export.bench.methodology import contest, time_case
 from stn_export.bench.profiling import Profile, Timed
 from stn_export.bench.results import contest_line, floor_line, headlines, seconds
 from stn_export.bench.simulated import CONTESTS
-from stn_export.bench.targets import Case
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.verify.truth import predictions, share_of

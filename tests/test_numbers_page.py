@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from stn_export.bench import results
+from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.methodology import contest, time_case
 from stn_export.bench.simulated import CONTESTS, Machine
-from stn_export.bench.targets import Case
 from stn_export.report.__main__ import render
 from stn_export.report.advice import advise
 from stn_export.report.bench import steps, tables

@@ -181,16 +181,10 @@ def keep_all(options: argparse.Namespace, outcomes: list[Outcome], environment: 
         write_atomically(options.out / f"verify-{name}", json.dumps(content, separators=(",", ":")).encode())
     story = {"environment": described, "run": str(options.run), "steps": [vars(outcome) for outcome in outcomes]}
     write_atomically(options.out / f"steps-{name}", json.dumps(story, indent=1).encode())
-    ours = options.out == KEPT
-    command = [
-        "stn_export.bench.results",
-        "--kept",
-        str(options.out),
-        "--out",
-        str(RESULTS if ours else options.out / RESULTS.name),
-    ]
-    keep = ["--keep", str(bench)] if bench else []
-    step = Step("results", (sys.executable, "-m", *command, *keep), GPU_RESULTS.limits["results"], marked=False)
+    written = RESULTS if options.out == KEPT else options.out / RESULTS.name
+    results = ("stn_export.bench.results", "--kept", str(options.out), "--out", str(written))
+    keep = ("--keep", str(bench)) if bench else ()
+    step = Step("results", (sys.executable, "-m", *results, *keep), GPU_RESULTS.limits["results"], marked=False)
     return perform(step, options.run, step.limit, environment)
 
 

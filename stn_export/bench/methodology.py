@@ -19,12 +19,12 @@ from typing import Self
 import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported, use_clock
 from stn_export.bench.grids import BenchGrid
 from stn_export.bench.intervals import noise_reach, ratio_interval, summarise, verdict
 from stn_export.bench.machine import Watch
 from stn_export.bench.method import METHOD
-from stn_export.bench.targets import Case
 from stn_export.runners import Step
 
 Clock = Callable[[], float]  # seconds

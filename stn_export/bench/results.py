@@ -127,18 +127,7 @@ def floor_table(content: dict, rows: list[dict]) -> list[str]:
         for batch in sorted({row["batch"] for row in timed}):
             best = min((row for row in timed if row["batch"] == batch), key=lambda row: row["p50"])
             lines.append(floor_line(content["work"][network][str(batch)], content["peak"], best))
-    columns = (
-        "network",
-        "batch",
-        "FLOPs",
-        "bytes",
-        "launches",
-        "arithmetic",
-        "memory",
-        "fastest",
-        "by",
-        "floor share",
-    )
+    columns = "network", "batch", "FLOPs", "bytes", "launches", "arithmetic", "memory", "fastest", "by", "floor share"
     rate, memory = content["peak"]["flops"]["fp32"], content["peak"]["bytes"]
     peak = f"Peak: {rate / 1e9:,.0f} GFLOP/s in float32, {memory / 1e9:,.1f} GB/s ({content['peak']['source']})."
     return ["### Floors", "", *markdown_table(columns, lines), f"{peak} {FLOORS_NOTE}", ""]

@@ -10,10 +10,11 @@ import torch
 
 from stn_export import cli
 from stn_export.artifacts.environment import DEVICES
+from stn_export.bench.cases import Case, cases
 from stn_export.bench.floors import all_work
 from stn_export.bench.grids import GRIDS, BenchGrid
 from stn_export.bench.results import contests
-from stn_export.bench.targets import Case, Target, cases, find_targets, left_out
+from stn_export.bench.targets import Target, find_targets, left_out
 from stn_export.errors import EXIT_USER, UserError, require_choice
 from stn_export.program.parts import PARTS
 

@@ -1,8 +1,7 @@
-"""What is timed: every artifact of a run with every runner that can take it here, and what is set against what."""
+"""What is timed: every artifact of a run with every runner that can take it here."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,16 +10,8 @@ import torch
 from torch import Tensor
 
 from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import (
-    PLAIN,
-    PROGRAM,
-    SUBJECT,
-    Artifact,
-    Facts,
-    NetworkDirectory,
-    network_directories,
-)
-from stn_export.bench.grids import BEST, LOWERINGS, Pick
+from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
+from stn_export.bench.grids import LOWERINGS
 from stn_export.bench.memory import Memory, cache_bytes
 from stn_export.errors import UserError
 from stn_export.program.program import Program
@@ -222,18 +213,6 @@ def eager_spec(runner: RunnerSpec) -> RunnerSpec:
     )
 
 
-@dataclass(frozen=True)
-class Case:
-    """A row: a target, how many examples a call, and in a contest what it is set against."""
-
-    target: Target
-    batch: int
-    baseline: Target | None = None
-
-    def __str__(self) -> str:
-        return f"{self.target}-{self.batch}"
-
-
 def find_targets(run: Path, device: str) -> list[Target]:
     """All targets of a run on ``cpu``, on ``cuda``, or with ``auto`` on both.
 
@@ -250,88 +229,6 @@ def find_targets(run: Path, device: str) -> list[Target]:
     if not targets:
         raise UserError(f"nothing can run on {device} here", "python -m stn_export.verify lists the reasons")
     return targets
-
-
-def picked(targets: Iterable[Target], picks: Iterable[Pick]) -> list[Case]:
-    """What the picks take, each once; a network that is made for one batch is timed at that one."""
-    taken = [
-        Case(target, batch)
-        for pick in picks
-        for target in targets
-        if takes(pick, target)
-        for batch in ([own_batch(target.network.contract)] if own_batch(target.network.contract) else pick.batches)
-        if fits(target, batch)
-    ]
-    return list({str(case): case for case in taken}.values())
-
-
-def takes(pick: Pick, target: Target) -> bool:
-    """Whether a target is among those that a pick names."""
-    artifact = target.artifact
-    named = (
-        (target.network.facts.role, pick.roles),
-        (artifact.lowering, [target.network.best if lowering == BEST else lowering for lowering in pick.lowerings]),
-        (artifact.precision, pick.precisions),
-        (target.input, pick.inputs),
-    )
-    runs = not pick.runners or any(fnmatch(target.runner.name, pattern) for pattern in pick.runners)
-    return runs and all(value in wanted or not wanted for value, wanted in named) and pick.slow >= target.runner.slow
-
-
-def plain_of(target: Target, targets: Sequence[Target]) -> Target | None:
-    """Of the subject: the run's plain network in the same runner, precision and input."""
-    if target.network.facts.role != SUBJECT:
-        return None
-    return next((each for each in targets if each.network.facts.role == PLAIN and each.kind == target.kind), None)
-
-
-def decomposed_of(target: Target, targets: Sequence[Target]) -> Target | None:
-    """The same network in the lowering that PyTorch's exporter gives by itself, with everything else the same."""
-    if target.artifact.lowering in (None, "decomposed"):
-        return None
-    ours = [each for each in targets if each.network.name == target.network.name and each.kind == target.kind]
-    return next((each for each in ours if each.artifact.lowering == "decomposed"), None)
-
-
-def eager_of(target: Target, targets: Sequence[Target]) -> Target | None:
-    """Eager PyTorch with the same network, device and use of TF32."""
-    eager = eager_spec(target.runner)
-    others = [each for each in targets if each.network.name == target.network.name and each.runner == eager]
-    return next((each for each in others if target.runner != eager), None)
-
-
-def default_of(target: Target, targets: Sequence[Target]) -> Target | None:
-    """The default export in a default session, of the same network on the same device."""
-    where = (target.network.name, target.runner.device)
-    others = [each for each in targets if (each.network.name, each.runner.device) == where]
-    return next((each for each in others if each.runner.lowering == DEFAULT_EXPORT != target.runner.lowering), None)
-
-
-BASELINES: dict[str, Callable[[Target, Sequence[Target]], Target | None]] = {
-    "overhead": plain_of,
-    "lowering": decomposed_of,
-    "eager": eager_of,
-    "default": default_of,
-}
-
-
-def cases(suite: str, targets: Sequence[Target], picks: Iterable[Pick]) -> Iterator[Case]:
-    """The rows of a suite; in a contest those whose baseline can run here at that batch."""
-    for case in picked(targets, picks):
-        if suite not in BASELINES:
-            yield case
-        elif (other := BASELINES[suite](case.target, targets)) and fits(other, case.batch):
-            yield replace(case, baseline=other)
-
-
-def own_batch(contract: Contract) -> int | None:
-    """How many examples a call must be given; None where any number, one where it takes no batch at all."""
-    return contract.batch if any(spec.batched for spec in contract.inputs) else 1
-
-
-def fits(target: Target, batch: int) -> bool:
-    """Whether a target can be given this many examples at a time."""
-    return own_batch(target.artifact.contract) in (None, batch)
 
 
 def left_out(run: Path, device: str) -> dict[str, str]:
