@@ -53,7 +53,11 @@ def export(source: Source, specs: Sequence[ExportSpec]) -> Outcome:
             found, state = source.directory.artifacts[spec.name], "up to date"
         else:
             found = write(source, spec)
-            state = f"refused: {found}" if isinstance(found, str) else f"exported in {found.details['seconds']} s"
+            state = (
+                cli.escape(f"refused: {found}")
+                if isinstance(found, str)
+                else f"exported in {found.details['seconds']} s"
+            )
         if isinstance(found, str):
             source.directory.forget(spec.name)
             outcome.refused[spec.name] = found
@@ -99,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.list:
         rows = [row for source in sources for row in matrix.matrix_rows(source, run)]
         cli.table(f"Export matrix of {run}", matrix.COLUMNS, rows)
+        for line in [line for source in sources for line in matrix.refusals(source)]:
+            cli.say(cli.escape(line))
         return
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
     outcomes = []

@@ -19,9 +19,17 @@ def matrix_rows(source: Source, run: Path) -> Iterator[tuple[str, ...]]:
     yield _row(source, (PROGRAM, source.parent.format, NONE, "fp32", "float"), source.parent, verdicts, "")
     for spec in source.rows:
         kind = spec.name, spec.format, spec.lowering or NONE, spec.precision, spec.contract
-        why = content.refused.get(spec.name) or unavailable(spec)
-        note = f"refused: {why}" if why else "" if spec.default else f"on request: --only {spec.name}"
+        on_request = "" if spec.default else f"on request: --only {spec.name}"
+        note = "refused" if content.refused.get(spec.name) or unavailable(spec) else on_request
         yield _row(source, kind, content.artifacts.get(spec.name), verdicts, note)
+
+
+def refusals(source: Source) -> Iterator[str]:
+    """A line for each export that a network cannot have, or not here, and why."""
+    refused = source.directory.read().refused
+    for spec in source.rows:
+        if why := refused.get(spec.name) or unavailable(spec):
+            yield f"{source.directory.name}/{spec.name}: refused: {why}"
 
 
 def _row(

@@ -1,6 +1,7 @@
 """A network to ONNX through a chosen lowering; ``export_onnx`` for any module, ``to_onnx`` for a captured one."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -131,11 +132,17 @@ def _names(contract: Contract) -> dict[str, list[str]]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
+    logger = logging.getLogger("onnxscript")  # says what it did not fold
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter's own making
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # likewise, torch 2.11
         warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used")  # two inputs share one
-        yield
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _checked_opset(lowering: str, opset: int | None) -> int:

@@ -73,7 +73,7 @@ def sensitive_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def _last_layers(model: onnx.ModelProto, value: str) -> set[str]:
-    """The nearest quantisable nodes that a value comes from, one on every way to it."""
+    """The nearest layers that a value comes from, on every way to it, and products of computed values on the way."""
     producers = {output: node for node in model.graph.node for output in node.output}
     waiting, seen, found = [value], set(), set()
     while waiting:
@@ -83,6 +83,6 @@ def _last_layers(model: onnx.ModelProto, value: str) -> set[str]:
         seen.add(node.name)
         if node.op_type in QUANTISED:
             found.add(node.name)
-        else:
+        if node.op_type not in QUANTISED or all(name in producers for name in node.input):
             waiting += node.input
     return found
