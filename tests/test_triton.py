@@ -7,12 +7,14 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import Message
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.artifacts.manifest import Artifact, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.export import triton
 from stn_export.export.triton import DATA_TYPES, model_config, to_text, write_repository
+from stn_export.program.specs import TensorSpec
 from tests.conftest import REPOSITORY
+from tests.zoo import ZOO
 
 ONNX_TYPES = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.UINT8: "TYPE_UINT8"}
 MODELS = {"stn_torchscript_fp32", "stn_matmul_fp32", "stn_affinegrid_fp32", "cnn_torchscript_fp32", "cnn_plain_fp32"}
@@ -98,17 +100,54 @@ def test_a_model_carries_the_bytes_and_hashes_of_its_artifact(
     stn = NetworkDirectory(trained_run / "stn")
     config = parse(schema, (repository / "stn_matmul_fp32" / "config.pbtxt").read_text())
     assert config.parameters["sha256"].string_value == stn.artifacts["matmul-fp32"].sha256
-    assert config.parameters["checkpoint_sha256"].string_value == stn.checkpoint().sha256
+    assert config.parameters["program_sha256"].string_value == stn.artifacts["program"].sha256
     served = (repository / "stn_matmul_fp32" / "1" / "model.onnx").read_bytes()
     assert served == (stn.path / "matmul-fp32.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("dims", [[3, 32, 32], [32, 32, 3]])
-def test_raw_bytes(dims: list[int], stn: NetworkDirectory, schema: type[Message]):
-    contract = {"shape": ["N", *dims], "dtype": "uint8"}
-    artifact = replace(stn.artifacts["matmul-fp32"], input_contract=contract)
+@pytest.mark.parametrize(("lowering", "dims"), [("uint8", [3, 32, 32]), ("uint8-nhwc", [32, 32, 3])])
+def test_raw_bytes(lowering: str, dims: list[int], stn: NetworkDirectory, schema: type[Message]):
+    artifact = stn.artifacts[f"folded-fp32-{lowering}"]
     config = parse(schema, to_text(model_config(artifact, tuple("0123456789"))))
     assert stated(config.input[0]) == ("images", "TYPE_UINT8", dims)
+
+
+def configured(name: str, like: Artifact, schema: type[Message]) -> Message:
+    """How a network of the zoo would be served."""
+    artifact = replace(like, contract=ZOO[name].program().contract)
+    return parse(schema, to_text(model_config(artifact, tuple("0123456789"))))
+
+
+def test_any_inputs_and_outputs(stn: NetworkDirectory, schema: type[Message]):
+    config = configured("DeformableAttention", stn.artifacts["matmul-fp32"], schema)
+    assert [stated(each) for each in config.input] == [
+        ("queries", "TYPE_FP32", [-1, 16]),
+        ("points", "TYPE_FP32", [-1, 2]),
+        ("values", "TYPE_FP32", [126, 16]),
+    ]
+    assert not any(output.label_filename for output in config.output)
+    config = configured("Glimpses", stn.artifacts["torchscript-fp32"], schema)
+    assert [stated(each) for each in config.output] == [
+        ("OUTPUT__0", "TYPE_FP32", [3, 10]),
+        ("OUTPUT__1", "TYPE_INT64", [3]),
+        ("OUTPUT__2", "TYPE_FP32", [24]),
+    ]
+    config = configured("GreyDigits", stn.artifacts["matmul-fp32"], schema)
+    assert [output.label_filename for output in config.output] == ["labels.txt", ""]
+
+
+def test_what_has_no_open_batch_is_served_whole(stn: NetworkDirectory, schema: type[Message]):
+    artifact = stn.artifacts["matmul-fp32"]
+    whole = TensorSpec("sum", "float64", (), batched=False)
+    contract = replace(artifact.contract, outputs=(*artifact.contract.outputs, whole))
+    config = parse(schema, to_text(model_config(replace(artifact, contract=contract), ())))
+    assert (config.max_batch_size, config.HasField("dynamic_batching")) == (0, False)
+    assert [stated(each) for each in config.output] == [
+        ("log_probs", "TYPE_FP32", [-1, 10]),
+        ("sum", "TYPE_FP64", [1]),
+    ]
+    assert config.output[1].HasField("reshape")
+    assert list(config.output[1].reshape.shape) == []
 
 
 def test_every_data_type_is_one_of_tritons(schema: type[Message]):
