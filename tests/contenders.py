@@ -50,12 +50,15 @@ class Contender:
     def artifact(self) -> SimpleNamespace:
         return SimpleNamespace(name=f"{self.name}-file")
 
+    def __str__(self) -> str:
+        return self.name  # what the order of the turns is drawn from
+
     def step(self, batch: int) -> Step:
         self.batches.append(batch)
         return self.machine.load(self.slowdown)
 
     def facts(self, batch: int) -> dict:
-        return self.said | {"batch": batch, "regime": self.regime}
+        return self.said | {"batch": batch, "regime": self.regime, "options": {}}
 
 
 def contenders(condition: Condition, *slowdowns: float) -> list[Contender]:

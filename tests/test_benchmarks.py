@@ -171,6 +171,7 @@ def test_a_contests_own_samples_are_its_blocks(planned_run: Path, monkeypatch: p
         "program",
     )
     assert row["sizes"] == {"images": [2, 3, 32, 32]}
+    assert row["options"] == row["baseline_options"] == {"code": "the module's own"}
 
 
 def test_names_of_rows_say_nothing_of_where_the_suites_lie(planned_run: Path):

@@ -67,6 +67,7 @@ INT8_SUBJECT = Pick(roles=(SUBJECT,), precisions=("int8",), inputs=("float",))
 COLD = replace(SHIPPED_SUBJECT, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*"))
 BASELINES = Pick(roles=(SUBJECT,), runners=("eager-autograd-*", "onnxruntime-default-*"))
 PROFILED = replace(SHIPPED, runners=("eager-c*", "onnxruntime-cpu"))  # ONNX Runtime times launches on CUDA, not kernels
+GRAPH_AGAINST_GRAPH = "pt2-*"  # as eager may not be: a plain network that was captured has no code of its own
 STARTED = ("eager-c*", "torchscript-*", "onnxruntime-c*")
 LARGER = tuple(2**power for power in range(1, 14))
 FULL = BenchGrid(
@@ -111,7 +112,7 @@ GRIDS = {
             throughput=(replace(SHIPPED, batches=(16, 256)), replace(INT8_SUBJECT, batches=(256,))),
             startup=(replace(SHIPPED_SUBJECT, runners=STARTED), BASELINES),
             breakdown=(PROFILED,),
-            overhead=(replace(SHIPPED, runners=QUICK_RUNNERS, batches=(1, 64)),),
+            overhead=(replace(SHIPPED, runners=(*QUICK_RUNNERS, GRAPH_AGAINST_GRAPH), batches=(1, 64)),),
             lowering=(Pick(runners=("onnxruntime-c*",), precisions=("fp32",)),),
             eager=(replace(QUICK_SUBJECT, batches=(1, 256)), replace(INT8_SUBJECT, batches=(256,))),
             default=(QUICK_SUBJECT,),

@@ -206,6 +206,7 @@ def contest(name: str, benchmark: BenchmarkFixture, case: Case, grid: BenchGrid)
         "baseline": str(baseline),
         "baseline_label": baseline.network.facts.label,
         "baseline_artifact": baseline.artifact.name,
+        "baseline_options": baseline.facts(case.batch)["options"],
         "machine": turns.watch.facts(),
     }
     benchmark.extra_info.update(target.facts(case.batch) | notes | turns.summary())
