@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import stn_export
 from stn_export.errors import UserError
 from stn_export.export.onnx_export import export_onnx
-from stn_export.graphs.points import point_values, with_outputs
+from stn_export.graphs.points import point_values, site_values, with_outputs
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from tests.foreign import (
@@ -74,6 +74,8 @@ def program(kind: type[nn.Module]) -> Program:
 def test_a_foreign_module_equals_eager_in_its_outputs_and_at_every_site(kind: type[nn.Module], lowering: str):
     model, own = exported(kind, lowering), program(kind)
     shown = point_values(model)
+    said = {prop.key: prop.value for prop in model.metadata_props}["sites"]
+    assert json.loads(said) == site_values(model)  # nothing is named that is not there
     lost = {"site0/theta"} if lowering == "folded" and kind in FOLDABLE else set()
     assert set(shown) == {point for site in own.sites for point in site.points} - lost
     session = session_of(with_outputs(model, list(shown.values())))
