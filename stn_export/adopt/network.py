@@ -11,8 +11,9 @@ from torch.utils import _pytree
 
 from stn_export.errors import UserError, require_choice
 from stn_export.program.origin import resolve
-from stn_export.program.program import NOTHING, Program, contract_of, load_program
+from stn_export.program.program import Program, contract_of, load_program
 from stn_export.program.specs import BATCH, TensorSpec
+from stn_export.program.surgery import NOTHING
 
 SEED = 0  # of weights that the module draws itself
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
