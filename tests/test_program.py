@@ -255,6 +255,25 @@ def test_parts_by_reachability(name: str, programs: Callable[[str], Program]):
     assert found == ({"rest"} if not sites else found | {"sampler", "grid"})
 
 
+def parts_of(module: nn.Module) -> dict[str, str]:
+    captured = capture(module.eval(), (torch.rand(2, 1, 8, 8),), [("N", 1, 8, 8)])
+    return Program(captured.exported, contract_of(captured.exported, captured.shapes)).parts()
+
+
+def test_a_backbone_that_serves_a_grid_and_the_rest_is_the_rest():
+    class Shifts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Conv2d(1, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen = self.backbone(images)
+            return F.grid_sample(seen, seen.permute(0, 2, 3, 1).tanh(), align_corners=False)
+
+    parts = parts_of(Shifts())
+    assert parts == {"conv2d": "rest", "permute": "grid", "tanh": "grid", "grid_sampler": "sampler"}
+
+
 def test_a_backbone_that_serves_theta_and_the_rest_is_the_rest():
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -266,9 +285,7 @@ def test_a_backbone_that_serves_theta_and_the_rest_is_the_rest():
             theta = self.theta(seen.flatten(1)).view(-1, 2, 3)
             return F.grid_sample(seen, F.affine_grid(theta, seen.shape, align_corners=False), align_corners=False)
 
-    captured = capture(Shared().eval(), (torch.rand(2, 1, 8, 8),), [("N", 1, 8, 8)])
-    parts = Program(captured.exported, contract_of(captured.exported, captured.shapes)).parts()
-    assert {node: part for node, part in parts.items() if not node.startswith("sym_size")} == {
+    assert {node: part for node, part in parts_of(Shared()).items() if not node.startswith("sym_size")} == {
         "conv2d": "rest",
         "flatten": "localisation",
         "linear": "localisation",
@@ -288,6 +305,11 @@ def test_a_program_is_the_same_from_its_file(name: str, programs: Callable[[str]
     assert (loaded.sites, loaded.sizes, dict(loaded.origin)) == (program.sites, program.sizes, dict(program.origin))
     assert path.read_bytes() == ZOO[name].program().to_bytes({"label": name})
     assert all(torch.equal(value, loaded.points(values)[point]) for point, value in program.points(values).items())
+
+
+def test_equal_twins_give_equal_files():
+    first, second = (ZOO["GreyDigits"].program().bypassed.to_bytes({}) for _ in range(2))
+    assert first == second
 
 
 def test_a_capture_leaves_the_module_as_it_is(tmp_path: Path):

@@ -26,7 +26,7 @@ from stn_export.program.origin import module_from
 from stn_export.program.parts import Step, Values, parts_of
 from stn_export.program.sites import TAPS, Site, find_sites
 from stn_export.program.specs import BATCH, OPEN_SIZE, Batch, Contract, TensorSpec, dtype_name
-from stn_export.program.surgery import bare, default_dtype, in_float64, on_device, with_buffers, without_samplers
+from stn_export.program.surgery import bare, default_dtype, in_float64, on_device, without_samplers
 
 CONTRACT_FILE = "contract.json"
 Points = dict[str, Tensor]
@@ -49,7 +49,7 @@ class Program:
         """The network as one graph: tensors in by position, a tuple of tensors out; checks and dropout left out."""
         found = self.exported.module(check_guards=False)
         found.graph.set_codegen(CodeGen())  # no nested structures: they are flat in the graph already
-        return bare(with_buffers(GraphModule(found, found.graph)))
+        return bare(GraphModule(found, found.graph))
 
     def on(self, device: torch.device | str) -> GraphModule:
         """``module`` moved there for good, together with the devices that its graph names."""

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
@@ -59,16 +58,6 @@ def forget_unused(module: GraphModule) -> None:
             owner, _, attribute = name.rpartition(".")
             delattr(module.get_submodule(owner), attribute)
     module.recompile()
-
-
-def with_buffers(module: GraphModule) -> GraphModule:
-    """The same module; tensors that it holds as plain attributes become buffers, so that they move along with it."""
-    for part in module.modules():
-        for name, value in list(vars(part).items()):
-            if isinstance(value, Tensor):
-                delattr(part, name)
-                part.register_buffer(name, value, persistent=False)
-    return module
 
 
 def rewrite(node: Node, change: Callable[[Any], Any]) -> None:
