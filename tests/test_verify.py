@@ -1,12 +1,29 @@
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory
-from stn_export.runners import OnnxRuntime
+from stn_export.artifacts.door import enter, write_examples
+from stn_export.artifacts.files import load_tensors
+from stn_export.artifacts.manifest import Artifact, NetworkDirectory
+from stn_export.program.specs import Arrays
+from stn_export.runners import RUNNERS, OnnxRuntime, Runner, RunnerSpec
+from stn_export.runners.pytorch import Captured
 from stn_export.verify import __main__ as verify
+from stn_export.verify import points_file
+from stn_export.verify.checks import Check, beyond, check_artifact
+from stn_export.verify.truth import Truth, truth_of
+from tests.captured_modules import examples_of, program_of
+from tests.test_truth import Several, Warp
+from tests.zoo import ZOO, enter_zoo
+
+PT2 = next(spec for spec in RUNNERS if spec.name == "pt2-cpu")
 
 
 @pytest.mark.slow
@@ -15,7 +32,7 @@ def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
     content = json.loads(capsys.readouterr().out)
     assert content == json.loads((run / "verify.json").read_text())
     assert content["passed"] is True
-    checks = {(check["model"], check["artifact"], check["runner"]): check for check in content["checks"]}
+    checks = {(check["network"], check["artifact"], check["runner"]): check for check in content["checks"]}
     for check in checks.values():
         assert check["deterministic"]
         assert len(check["comparisons"]) >= 10
@@ -23,11 +40,13 @@ def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
             assert check["multiple"] <= 4
             assert check["agreement"] == 1.0
     matmul = checks["stn", "matmul-fp32", "onnxruntime-cpu"]
-    assert set(matmul["errors"]) == {"theta", "grid", "warped", "log_probs"}
+    assert set(matmul["errors"]) == {"site0/theta", "site0/grid", "site0/warped", "log_probs"}
     assert len(matmul["comparisons"]) == 21
-    assert matmul["grid_pixels"]["worst"] < 1e-4
+    assert matmul["grid_pixels"]["site0"]["worst"] < 1e-4
+    assert list(content["networks"]["stn"]["points"]) == list(matmul["errors"])
     history = [json.loads(line) for line in (run / "stn" / "history.jsonl").read_text().splitlines()]
     assert matmul["accuracy"] == pytest.approx(history[-1]["test_accuracy"], abs=1e-3)
+    assert set(load_tensors(run / "points.pt")["networks"]) == {"stn"}
 
 
 def test_only_what_is_named_is_checked(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -46,17 +65,19 @@ def test_a_runner_that_raises_is_a_failure(
         raise RuntimeError("no kernel for AffineGrid")
 
     monkeypatch.setattr(OnnxRuntime, "infer_impl", crash)
-    assert cli.run(verify.main, ["--run", str(run), "--only", "affinegrid-fp32", "checkpoint", "--fail-fast"]) == 1
+    assert cli.run(verify.main, ["--run", str(run), "--only", "affinegrid-fp32", "plain-fp32", "--fail-fast"]) == 1
     out, err = capsys.readouterr()
     assert "stn/affinegrid-fp32 on onnxruntime-cpu: RuntimeError: no kernel for AffineGrid" in err
     assert "FAILED" in out.splitlines()[2]  # failures come first
-    assert "cnn/checkpoint" not in out  # it stopped before
+    assert "cnn/plain-fp32" not in out  # it stopped before
 
 
 def test_no_runner_at_all_is_a_failure(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(verify, "RUNNERS", ())
     assert cli.run(verify.main, ["--run", str(run)]) == 1
-    assert "stn/matmul-fp32 on onnxruntime-cpu: onnxruntime-cpu did not run it" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "stn/matmul-fp32 on onnxruntime-cpu: onnxruntime-cpu did not run it" in err
+    assert "stn/program on eager-cpu: eager-cpu did not run it" in err
     assert json.loads((run / "verify.json").read_text())["passed"] is False
 
 
@@ -78,4 +99,184 @@ def test_a_missing_artifact_is_no_shorter_table(run: Path, stn: NetworkDirectory
 
 def test_an_empty_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(verify.main, ["--run", str(tmp_path)]) == 2
-    assert "holds no trained model" in capsys.readouterr().err
+    assert "holds no network" in capsys.readouterr().err
+
+
+def test_a_foreign_run_leaves_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    directory = enter_zoo(tmp_path, "TwoSteps")
+    for each in (directory, NetworkDirectory(tmp_path / "TwoSteps-plain")):
+        each.plan(("program",), {})
+    networks = verify.planned(tmp_path, [])
+    for network in networks:
+        network.jobs[:] = [job for job in network.jobs if not job[2].slow]
+    checks = verify.verify(networks, fail_fast=False)
+    content = verify.result_of(networks, checks)
+    verify.write(tmp_path, networks, content)
+    verify.show(content)
+    out = capsys.readouterr().out
+    assert out.count(" equal") == len(checks) == 6
+    said = json.loads(json.dumps(content, allow_nan=False))["networks"]["TwoSteps"]
+    assert said["points"]["site1/grid"]["site"] == "site1"
+    kept = load_tensors(tmp_path / "points.pt")["networks"]
+    assert set(kept) == {"TwoSteps"}
+    assert kept["TwoSteps"]["program"] == directory.listed("program").sha256
+    assert set(kept["TwoSteps"]["sites"]) == {"site0", "site1"}
+    assert kept["TwoSteps"]["sites"]["site1"]["theta"].shape == (24, 2, 3)
+
+
+def checked(tmp_path: Path, network: str, spec: RunnerSpec = PT2) -> Check:
+    foreign = ZOO[network]
+    program, examples = foreign.program(), foreign.examples()
+    artifact = enter(NetworkDirectory(tmp_path / network), program, write_examples(tmp_path, examples), label="")
+    return check_artifact(artifact, tmp_path / network / artifact.file, spec, truth_of(program, examples))
+
+
+@pytest.mark.parametrize("network", ["FlowWarp", "DeformableAttention", "Glimpses", "TextRectifier", "NoSampler"])
+def test_a_program_equals_itself(network: str, tmp_path: Path):
+    check = checked(tmp_path, network)
+    assert not check.failure
+    assert check.multiple == 1.0
+    assert set(check.grid_pixels) == {f"site{index}" for index in range(ZOO[network].sites)}
+    content = check.as_dict()
+    assert (content["accuracy"] is None) == (ZOO[network].examples().labels is None)
+    json.dumps(content, allow_nan=False)
+
+
+class Wrong(Runner):
+    """Says nothing when it fails."""
+
+    def load(self, path: Path) -> None:
+        raise RuntimeError
+
+    infer_impl = bind_one = read = None
+
+
+def test_a_runner_that_cannot_be_opened_is_a_failed_check(tmp_path: Path):
+    wrong = type("Wrong", (Wrong,), {"__abstractmethods__": frozenset()})
+    assert checked(tmp_path, "NoSampler", replace(PT2, load=wrong)).failure == "RuntimeError"
+
+
+OUTPUTS = ["own", "mixed", "whole batch", "best"]
+Change = Callable[[dict[str, np.ndarray]], object]
+
+
+def spoilt(change: Change) -> type[Captured]:
+    """A runner of programs whose results are changed in place."""
+
+    class Spoilt(Captured):
+        def points(self, feeds: Arrays) -> Arrays:
+            results = {name: value.copy() for name, value in super().points(feeds).items()}
+            change(results)
+            return results
+
+        infer = points
+
+    return Spoilt
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    program = program_of(Several(), {"values": ("N", 5)}, OUTPUTS)
+    return truth_of(program, examples_of(300, values=torch.linspace(0, 3, 1500).view(5, 300).T.contiguous()))
+
+
+def judged(truth: Truth, folder: Path, change: Change, precision: str = "fp32", batch: int | None = None) -> Check:
+    path = folder / "program.pt2"
+    path.write_bytes(truth.program.to_bytes({}))
+    contract = truth.contract.with_batch(batch) if batch else truth.contract
+    artifact = Artifact("program", path.name, "several", "pt2", "0", contract, precision=precision)
+    return check_artifact(artifact, path, replace(PT2, load=spoilt(change)), truth)
+
+
+def nothing(results: dict[str, np.ndarray]) -> None:
+    pass
+
+
+def test_outputs_of_every_kind_pass(truth: Truth, tmp_path: Path):
+    check = judged(truth, tmp_path, nothing)
+    assert not check.failure
+    assert check.errors["best"] == 0.0
+    assert np.isnan(check.agreement)
+    assert {name for _, _, name in check.differing} <= {"own"}  # of no other output an example has its own error
+
+
+def test_whole_numbers_are_exact(truth: Truth, tmp_path: Path):
+    def one_more(results: dict[str, np.ndarray]) -> None:
+        results["best"][-1] += 1
+
+    assert "examples ×1: first wrong at best: element (0,) is 1.00e+00 off" in judged(truth, tmp_path, one_more).failure
+    floats = judged(truth, tmp_path, lambda results: results.update(best=results["best"].astype(np.float32)))
+    assert "first wrong at best: type float32 instead of int64" in floats.failure
+
+
+def test_a_fixed_batch_is_filled_and_what_is_not_an_examples_own_is_left_out(truth: Truth, tmp_path: Path):
+    check = judged(truth, tmp_path, nothing, batch=4)
+    assert not check.failure
+    assert set(check.errors) == {"own", "best"}
+    assert check.notes == ("mixed: not cut into batches of 4", "whole batch: not cut into batches of 4")
+
+
+def test_what_only_the_last_examples_show_is_seen(truth: Truth, tmp_path: Path):
+    def lost(results: dict[str, np.ndarray]) -> None:
+        if len(results["own"]) == 300:
+            results["own"][299] = np.nan
+
+    assert judged(truth, tmp_path, lost).failure == "own is not finite over the examples"
+
+
+def test_int8_without_labels_is_judged_by_its_root_mean_square(truth: Truth, tmp_path: Path):
+    def louder(by: float) -> Change:
+        return lambda results: results["own"].__imul__(by)
+
+    assert not judged(truth, tmp_path, louder(1.1), "int8").failure
+    assert (
+        "own is 30.00% off in root mean square, more than 20%" in judged(truth, tmp_path, louder(1.3), "int8").failure
+    )
+    assert "first wrong at own" in judged(truth, tmp_path, louder(1.1)).failure
+
+
+def test_a_runner_that_is_not_repeatable_is_told(truth: Truth, tmp_path: Path):
+    turn = cycle([0.0, 1e-7])
+    check = judged(
+        truth, tmp_path, lambda results: results["own"].__iadd__(np.float32(next(turn) * results["own"].max()))
+    )
+    assert not check.deterministic
+    assert not check.failure
+
+
+@pytest.mark.parametrize(
+    ("wrong", "count", "too_many"), [(1, 24, False), (2, 24, True), (2, 2000, False), (3, 2000, True)]
+)
+def test_of_few_examples_one_may_differ(wrong: int, count: int, too_many: bool):
+    assert beyond(count * (wrong / count), 1 - 0.999, count) is too_many
+
+
+def test_examples_that_differ_most_are_shown_once():
+    def check(precision: str, *differing: tuple[int, float, str]) -> Check:
+        return Check("net", "file", "", "runner", precision, differing=differing)
+
+    checks = [check("fp32", (12, 2.0, "y"), (3, 1.0, "y")), check("fp16", (30, 1.0, "y"), (12, 5.0, "y"))]
+    checks += [check("fp32", (40, 3.0, "y"))]
+    assert points_file.chosen(50, checks) == [*range(10), 40, 12, 30]
+    assert points_file.chosen(4, []) == [0, 1, 2, 3]
+
+
+def test_pictures_become_bytes():
+    assert points_file.as_bytes(torch.tensor([[[[-1.0, 0.0, 1.0]]]]), (-1.0, 1.0)).tolist() == [[[[0, 128, 255]]]]
+    two = torch.tensor([10, 20], dtype=torch.uint8).view(1, 2, 1, 1)
+    assert points_file.as_bytes(two, (0.0, 255.0)).tolist() == [[[[15]]]]
+    assert points_file.as_bytes(torch.full((1, 1, 1, 1), 7.0), (7.0, 7.0)).tolist() == [[[[0]]]]
+
+
+def test_points_of_a_site_with_aligned_corners():
+    program = program_of(Warp(align_corners=True), {"images": ("N", 1, 12, 20), "theta": ("N", 2, 3)}, ["warped"])
+    zoomed = torch.tensor([[1.0, 0, 0], [0, 1, 0]]) * torch.linspace(0.5, 2.0, 10).view(-1, 1, 1)
+    kept = points_file.points_of(truth_of(program, examples_of(images=(1, 12, 20), theta=zoomed)), [], "digest")
+    site = kept["sites"]["site0"]
+    assert site["image_size"] == [12, 20]
+    assert site["theta"].equal(zoomed)
+    assert site["outside"][0] == 0
+    assert site["outside"][3] == 0  # as large as the image: the corners' centres lie within its edges
+    assert site["outside"][-1] == pytest.approx(1 - 10 * 6 / 240)  # half as many columns and rows are left
+    assert kept["pictures"]["warped"]["site0"].shape == kept["pictures"]["input"].shape == (10, 1, 12, 20)
+    assert kept["program"] == "digest"

@@ -21,7 +21,7 @@ from stn_export.program.specs import Arrays
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.verify.challenges import rows_of, size_of
 from stn_export.verify.diagnosis import diagnose
-from stn_export.verify.feeding import Call, feed, uncut
+from stn_export.verify.feeding import Call, feed, takes, uncut
 from stn_export.verify.over import OverExamples, over_examples
 from stn_export.verify.points import Point, in_pixels
 from stn_export.verify.truth import Challenge, Truth
@@ -114,6 +114,8 @@ def _multiple(point: Point, error: float) -> float:
 def answers(runner: Runner, truth: Truth) -> Iterator[tuple[str, Challenge, Arrays]]:
     """What a runner gives for every challenge that its format can be put to, grids in pixels."""
     for name, challenge in truth.challenges.items():
+        if not takes(runner.contract, challenge.batch):
+            continue
         call: Call = runner.points
         if challenge.forced:
             site, theta = challenge.forced

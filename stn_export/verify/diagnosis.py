@@ -21,6 +21,7 @@ from stn_export.verify.points import Point, in_pixels, sampled_images
 from stn_export.verify.truth import Challenge
 
 CLOSE = {THETA: 1e-3, GRID: 0.01, WARPED: 1e-3, OUTPUT: 1e-3, COUNT: 0.0}  # of the magnitude, but of a grid in pixels
+LARGEST_ORDER = 2**22  # numbers that are compared to tell an order
 USUAL = {
     THETA: "other weights, another precision, a changed normalisation or channel order",
     GRID: "align_corners, a transposed theta, x and y swapped, a base grid half a pixel off, precision",
@@ -191,7 +192,7 @@ def diagnose(point: Point, actual: np.ndarray, challenge: Challenge, program: Pr
                 named.append(name)
     if named:
         return ", or ".join(named)
-    if point.site is None and (order := class_order(actual, true, close)):
+    if point.site is None and (order := class_order(actual, true, close, _normalised_axis(true) or -1)):
         return order
     return f"usually {USUAL[point.kind]}"
 
@@ -208,11 +209,13 @@ def _explains(result: Callable[[], np.ndarray], actual: np.ndarray, true: np.nda
     return np.abs(actual.astype(np.float64) - expected).max() <= min(close, 0.05 * off)
 
 
-def class_order(actual: np.ndarray, expected: np.ndarray, close: float = 1e-3) -> str:
-    """Says so where the columns are the expected ones in another order."""
-    if actual.shape != expected.shape or actual.ndim != 2 or not np.isfinite(actual).all():
+def class_order(actual: np.ndarray, expected: np.ndarray, close: float = 1e-3, axis: int = -1) -> str:
+    """Says so where what lies along an axis is what was expected in another order."""
+    if actual.shape != expected.shape or actual.ndim < 2 or not np.isfinite(actual).all():
         return ""
-    nearest = np.abs(actual[:, :, None] - expected[:, None, :]).max(axis=0)
+    rows = [np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]) for values in (actual, expected)]
+    a, b = (each[: max(1, LARGEST_ORDER // each.shape[1] ** 2)] for each in rows)
+    nearest = np.abs(a[:, :, None] - b[:, None, :]).max(axis=0)
     order = nearest.argmin(axis=1)
     straight = list(range(len(order)))
     if sorted(order) == straight != list(order) and nearest.min(axis=1).max() <= close:

@@ -19,6 +19,15 @@ def uncut(batch: Batch, contract: Contract, truth: Truth) -> set[str]:
     return {name for name, point in truth.points.items() if not point.rows}
 
 
+def takes(contract: Contract, batch: Batch) -> bool:
+    """Whether an artifact can be fed with a batch, in parts if need be: it may fix sizes that are open else."""
+    arrays = contract.arrays(batch)
+    return all(
+        spec.fits((spec.shape[0] if spec.batched and contract.batch else len(array), *array.shape[1:]))
+        for spec, array in ((spec, arrays[spec.name]) for spec in contract.inputs if spec.shape)
+    )
+
+
 def feed(call: Call, batch: Batch, contract: Contract, truth: Truth) -> Arrays | None:
     """What ``call`` gives for a batch, grids in pixels; in filled-up batches where the artifact's own is fixed."""
     size, fixed = size_of(batch, contract), contract.batch
