@@ -84,7 +84,7 @@ class OnnxRuntime(Runner):
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
             name = self.shown.get(point)
             if name is not None and name not in feeds:
-                usual = self.points(feeds)[point]
+                usual = self._points_of(self.probe_session, feeds, {point: name})[point]
                 fed = np.ascontiguousarray(np.broadcast_to(value, usual.shape).astype(usual.dtype))
                 shown = {other: each for other, each in self.shown.items() if other != point}
                 session = self.open_probe(with_input(self.model, name))

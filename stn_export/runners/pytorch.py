@@ -92,8 +92,12 @@ class Captured(TorchRunner):
         return _arrays(self.program.points(self.place(feeds)))
 
     def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray) -> Arrays | None:
-        forced = {f"{site}/theta": torch.from_numpy(theta.astype(np.float32)).to(self.device)}
-        return _arrays(self.program.points(self.place(feeds), forced))
+        known = {point for each in self.program.sites for point in each.points}
+        for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
+            if point in known:
+                forced = {point: torch.from_numpy(value.astype(np.float32)).to(self.device)}
+                return _arrays(self.program.points(self.place(feeds), forced))
+        return None
 
 
 def _arrays(points: dict[str, Tensor]) -> Arrays:
