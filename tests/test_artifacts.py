@@ -66,5 +66,5 @@ def test_a_foreign_manifest_is_refused(tmp_path: Path, content: str):
 def test_runs_that_hold_nothing(tmp_path: Path):
     with pytest.raises(UserError, match="there is no run"):
         network_directories(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no trained model"):
+    with pytest.raises(UserError, match="holds no network"):
         network_directories(tmp_path)

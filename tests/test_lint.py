@@ -11,7 +11,7 @@ from stn_export.graphs import portability as portability_module
 from stn_export.graphs.lint import RULES, lint
 from stn_export.graphs.portability import RUNTIMES, SHOULD, TESTED, WILL_NOT, portability
 
-METADATA = {"classes": '["a", "b"]', "normalisation": '{"mean": 0.5, "std": 0.5}', "align_corners": "false"}
+METADATA = {"classes": '["a", "b"]', "contract": '{"inputs": [], "outputs": []}', "align_corners": "false"}
 
 
 def graph(body: str, opset: int = 18, signature: str = "", metadata: dict[str, str] | None = None) -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """Bounds, and what a network that magnifies roundings adds to them."""
 
-from stn_export.comparison.tolerances import ANY, TOLERANCES, Bound
+from stn_export.comparison.tolerances import ANY, GRID, OUTPUT, TOLERANCES, Bound
 
 
 def test_a_bound_grows_and_never_shrinks():
@@ -12,7 +12,6 @@ def test_a_bound_grows_and_never_shrinks():
 
 def test_what_float32_itself_does_is_not_held_against_an_artifact():
     usual = TOLERANCES["fp32"]
-    steep = usual.allowing({"log_probs": 1.0, "grid": 0.0})
-    assert steep.log_probs.absolute == usual.own
-    assert steep.grid == usual.grid
-    assert steep.multiple == usual.multiple
+    assert usual.at(OUTPUT, scale=10.0).absolute == 10 * usual.output.absolute
+    assert usual.at(OUTPUT, scale=10.0, eager_error=1.0).absolute == usual.own
+    assert usual.at(GRID, eager_error=0.0) == usual.grid

@@ -1,6 +1,7 @@
 """The stage: grids, interruptions, torchrun, and what it says."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -95,35 +96,40 @@ def test_going_on_gives_the_bytes_of_an_uninterrupted_run(
     assert len((directory / "history.jsonl").read_text().splitlines()) == 3
 
 
-def killed_at(moment: int, work: Callable[[], object]) -> bool:
-    """Do ``work`` in a process that kills itself at so many moments from its start; whether it came so far.
+def dying_training(moment: int, settings: Settings, small: Dataset, run: Path) -> None:
+    """Train in a process that kills itself at so many moments from its start.
 
     Moments are the beginning of every step, and whatever puts a file in its place, takes it away or flushes it to disk.
     """
-    child = os.fork()
-    if child == 0:
-        left = iter(range(moment - 1, -1, -1))
+    torch.set_num_threads(1)
+    train.enter_trained = lambda *_: None  # which takes seconds, and is tried by itself
+    left = iter(range(moment - 1, -1, -1))
 
-        def dying(do: Callable) -> Callable:
-            def counted(*arguments: object) -> object:
-                if next(left) == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return do(*arguments)
+    def dying(do: Callable) -> Callable:
+        def counted(*arguments: object) -> object:
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return do(*arguments)
 
-            return counted
+        return counted
 
-        try:
-            for place, name in ((Trainer, "step"), (os, "fsync"), (Path, "replace"), (Path, "rename")):
-                setattr(place, name, dying(getattr(place, name)))
-            unlink = dying(Path.unlink)
-            Path.unlink = lambda path, missing_ok=False: unlink(path, missing_ok)
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, "training failed, it was not killed"
-    return status != 0
+    for place, name in ((Trainer, "step"), (os, "fsync"), (Path, "replace"), (Path, "rename")):
+        setattr(place, name, dying(getattr(place, name)))
+    unlink = dying(Path.unlink)
+    Path.unlink = lambda path, missing_ok=False: unlink(path, missing_ok)
+    if not Cell(settings, NetworkDirectory(run / settings.model), run).up_to_date:
+        finish(settings, small, run)
+
+
+def killed_at(moment: int, settings: Settings, small: Dataset, run: Path) -> bool:
+    """Whether ``dying_training`` came so far; a fork server's children have none of this process's threads."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    child = server.Process(target=dying_training, args=(moment, settings, small, run))
+    child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL), "training failed, it was not killed"
+    return child.exitcode != 0
 
 
 def test_kills_at_every_step_and_every_write_lose_no_file_and_change_no_byte(
@@ -132,11 +138,12 @@ def test_kills_at_every_step_and_every_write_lose_no_file_and_change_no_byte(
     epochs, before = 5, torch.get_num_threads()
     settings = replace(settings, recipe=replace(settings.recipe, epochs=epochs))
     cell = Cell(settings, NetworkDirectory(tmp_path / "b" / settings.model), tmp_path / "b")
-    torch.set_num_threads(1)  # a forked process cannot use its parent's threads
-    monkeypatch.setattr(train, "enter_trained", lambda *_: None)  # which takes seconds, and is tried by itself
+    torch.set_num_threads(1)  # as in the processes that die
+    monkeypatch.setattr(train, "enter_trained", lambda *_: None)
     uninterrupted = finish(settings, small, tmp_path / "a")
+    torch.set_num_threads(before)
     complete, kills, moment = [0], 0, 1
-    while killed_at(moment, lambda: cell.up_to_date or finish(settings, small, cell.run)):
+    while killed_at(moment, settings, small, cell.run):
         kills += 1
         history = cell.directory.path / "history.jsonl"
         rows = history.read_text().splitlines() if history.exists() else []
@@ -144,7 +151,6 @@ def test_kills_at_every_step_and_every_write_lose_no_file_and_change_no_byte(
         assert len(rows) >= complete[-1], "an epoch that was complete is lost"
         moment = 1 if complete[-1] < len(rows) == epochs else moment + 1  # then all writes behind the last epoch
         complete.append(len(rows))
-    torch.set_num_threads(before)
     assert set(complete) == {0, 3, 4, 5}  # kills lie within the first epoch, between epochs, and behind the last
     assert kills >= 20
     assert cell.up_to_date

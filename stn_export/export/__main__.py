@@ -107,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cli.say(cli.escape(line))
         return
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
+    for source in sources:  # a stale program is no reason to refuse its rows one by one
+        source.directory.open(source.directory.listed(PROGRAM))
     outcomes = []
     for source in sources:
         specs = with_variants(chosen_exports(source, names), options.batch, options.optimise)

@@ -31,7 +31,7 @@ from stn_export.graphs.graph import (
 from stn_export.graphs.kernels import lacks_kernel
 from stn_export.graphs.placement import REFUSALS, open_session
 
-METADATA = ("classes", "normalisation", "align_corners")
+METADATA = ("contract", "classes")
 TRIAL_BATCHES = (1, 3)
 
 
