@@ -35,20 +35,16 @@ def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
     report = Report(run.name, environment=directories[0].listed(PROGRAM).environment)
     add_networks(report, directories)
     add_training(report, list(runs))
+    points = {path: read_points(report, path, those) for path, those in runs.items()}
     for path, those in runs.items():
-        points, stale = read_points(path, those)
-        report.warnings += [
-            f"The points of {path.name}/{name} are of another program. Run 'make verify'." for name in stale
-        ]
         for directory in those:
-            if directory.name in points:
-                add_learned(report, directory, points[directory.name], f"{path.name}: " if beside else "")
+            if directory.name in points[path]:
+                add_learned(report, directory, points[path][directory.name], f"{path.name}: " if beside else "")
     add_portability(report, directories)
     artifacts = artifacts_of(directories)
     current = {artifact.sha256 for artifact in artifacts.values()}
     add_parity(report, run / VERIFY_FILE, artifacts)
-    points, _ = read_points(run, directories)
-    add_differing(report, directories[0], points.get(directories[0].name), current)
+    add_differing(report, directories[0], points[run].get(directories[0].name), current)
     add_benchmarks(report, run, directories, current)
     return report
 

@@ -29,21 +29,22 @@ LABELS = {
 }
 
 
-def read_points(run: Path, directories: Sequence[NetworkDirectory]) -> tuple[dict[str, dict], list[str]]:
-    """What verification kept of the points of each network, and the names of those whose program is another today.
+def read_points(report: Report, run: Path, directories: Sequence[NetworkDirectory]) -> dict[str, dict]:
+    """What verification kept of the points of each network whose program is today's; others are warned of.
 
     Raises:
         UserError: where the file is not one of ours.
     """
     if not (run / POINTS_FILE).exists():
-        return {}, []
+        return {}
     content = load_tensors(run / POINTS_FILE)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{run / POINTS_FILE} is not of schema {SCHEMA}", "delete it, then run 'make verify'")
-    kept = content["networks"]
-    programs = {each.name: each.artifacts[PROGRAM].sha256 for each in directories if PROGRAM in each.artifacts}
-    stale = [name for name, each in kept.items() if programs.get(name) != each["program"]]
-    return {name: each for name, each in kept.items() if name not in stale}, stale
+    programs = {each.name: each.listed(PROGRAM).sha256 for each in directories}
+    known = {name: each for name, each in content["networks"].items() if programs.get(name) == each["program"]}
+    others = [f"{run.name}/{name}" for name in content["networks"] if name not in known]
+    report.warnings += [f"The points of {name} are of another program. Run 'make verify'." for name in others]
+    return known
 
 
 def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, prefix: str = "") -> None:

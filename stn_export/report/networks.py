@@ -18,13 +18,10 @@ def network(directory: NetworkDirectory) -> dict:
     content = directory.read()
     program = content.artifacts.get(PROGRAM)
     specs = {side: getattr(program.contract, side) if program else () for side in ("inputs", "outputs")}
+    facts = ("label", "role", "note", "parameters", "multiply_adds")
     return {
         "name": directory.name,
-        "label": content.facts.label,
-        "role": content.facts.role,
-        "note": content.facts.note,
-        "parameters": content.facts.parameters,
-        "multiply_adds": content.facts.multiply_adds,
+        **{name: getattr(content.facts, name) for name in facts},
         "examples": content.facts.examples.get("source", ""),
         **{side: [f"{spec.name}: {spec.text}" for spec in found] for side, found in specs.items()},
         "sites": [site_row(site) for site in content.facts.sites],

@@ -58,17 +58,8 @@ class Frame:
         corners = torch.tensor([(*corner, 1.0) for corner in CORNERS], dtype=theta.dtype)
         return self.pixels(corners @ theta.transpose(1, 2))
 
-    def compose(self, parts: Affine) -> Tensor:
-        """Theta, N×2×3: in pixels the matrix is rotation · [[1, shear], [0, 1]] · diag(scale_x, scale_y)."""
-        angle, (across, down) = parts.rotation.deg2rad(), self.half
-        cosine, sine = angle.cos(), angle.sin()
-        first = torch.stack([cosine, sine * across / down], dim=1) * parts.scale_x[:, None]
-        second = torch.stack([(cosine * parts.shear - sine) * down / across, sine * parts.shear + cosine], dim=1)
-        shift = torch.stack([parts.shift_x, parts.shift_y], dim=1) / self.half
-        return torch.stack([first, second * parts.scale_y[:, None], shift], dim=2)
-
     def decompose(self, theta: Tensor) -> Affine:
-        """The parts of theta: ``compose`` read backwards.
+        """The parts of theta, which in pixels is rotation · [[1, shear], [0, 1]] · diag(scale_x, scale_y).
 
         The rotation is in (-180, 180] degrees and ``scale_x`` is never negative; where the map mirrors, ``scale_y`` is.
         A map that flattens the image to a line has no finite shear.
