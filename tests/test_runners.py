@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.artifacts.manifest import PROGRAM, NetworkDirectory
+from stn_export.comparison.tolerances import OUTPUT, TOLERANCES
 from stn_export.errors import UserError
-from stn_export.runners import FLOAT, RUNNERS, Runner, RunnerSpec
+from stn_export.program.specs import Arrays
+from stn_export.runners import RUNNERS, Runner, RunnerSpec
 from stn_export.runners.base import EventClock
 from stn_export.runners.onnx_runtime import OnnxRuntimeDefault
-from stn_export.train.data import Dataset, contract_batch, example_images, normalise
 
 SPECS = [
     pytest.param(spec, id=spec.name, marks=[pytest.mark.cuda] * (spec.device == "cuda"))
@@ -36,49 +37,62 @@ def runner(spec: RunnerSpec, stn: NetworkDirectory) -> Runner:
     artifacts = [artifact for artifact in stn.artifacts.values() if spec.takes(artifact)]
     if not artifacts:
         pytest.skip(f"{spec.format} is exported on request only")
-    artifact = max(artifacts, key=lambda artifact: artifact.input_contract["shape"][0] == "N")
-    return spec.open(stn.open(artifact), artifact.input_contract)
+    artifact = max(artifacts, key=lambda artifact: artifact.contract.batch is None)
+    return spec.open(stn.open(artifact), artifact.contract)
 
 
-def infer(runner: Runner, images: np.ndarray) -> np.ndarray:
+def feeds_of(runner: Runner, stn: NetworkDirectory, count: int) -> Arrays:
+    """The first examples as the runner takes them."""
+    return runner.contract.arrays(stn.examples().take(count))
+
+
+def eager(stn: NetworkDirectory, count: int) -> np.ndarray:
+    """What eager PyTorch gives for them."""
+    artifact = stn.listed(PROGRAM)
+    runner = RUNNERS[0].open(stn.open(artifact), artifact.contract)
+    return runner.infer(feeds_of(runner, stn, count))["log_probs"]
+
+
+def infer(runner: Runner, feeds: Arrays) -> np.ndarray:
     """What a runner gives for a batch, in parts where its own batch is fixed."""
-    parts = np.split(images, len(images) // runner.batch) if runner.batch else [images]
-    return np.concatenate([runner.infer(part) for part in parts])
+    images, size = feeds["images"], runner.contract.batch
+    parts = np.split(images, len(images) // size) if size else [images]
+    return np.concatenate([runner.infer({"images": part})["log_probs"] for part in parts])
 
 
-def test_infer_equals_eager(runner: Runner, stn: NetworkDirectory, digits: Dataset):
-    images = normalise(example_images(digits, 33)).numpy()
-    expected = RUNNERS[0].open(stn.path / "checkpoint.pt").infer(images)
-    actual = infer(runner, images)
+def test_infer_equals_eager(runner: Runner, spec: RunnerSpec, stn: NetworkDirectory):
+    expected = eager(stn, 33)
+    actual = infer(runner, feeds_of(runner, stn, 33))
     assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+    bound = TOLERANCES[spec.tolerance_of("fp32")].apart(OUTPUT, np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=bound.absolute, rtol=bound.relative)
 
 
-def test_infer_takes_any_memory_layout(runner: Runner, digits: Dataset):
-    images = normalise(example_images(digits, 4))
-    strided = images.to(memory_format=torch.channels_last).numpy()
-    np.testing.assert_allclose(infer(runner, strided), infer(runner, images.numpy()), atol=1e-6)
+def test_infer_takes_any_memory_layout(runner: Runner, stn: NetworkDirectory):
+    feeds = feeds_of(runner, stn, 4)
+    strided = {"images": torch.from_numpy(feeds["images"]).to(memory_format=torch.channels_last).numpy()}
+    np.testing.assert_allclose(infer(runner, strided), infer(runner, feeds), atol=1e-6)
 
 
-def test_a_bound_step_runs_again_and_again(runner: Runner, digits: Dataset):
-    images = normalise(example_images(digits, runner.batch or 3)).numpy()
-    expected = runner.infer(images)
-    step = runner.bind(images.copy())  # whatever the step needs of this copy it must keep alive itself
+def test_a_bound_step_runs_again_and_again(runner: Runner, stn: NetworkDirectory):
+    feeds = feeds_of(runner, stn, runner.contract.batch or 3)
+    expected = runner.infer(feeds)["log_probs"]
+    step = runner.bind({"images": feeds["images"].copy()})  # whatever the step needs it must keep alive itself
     gc.collect()
-    rubbish = [np.full_like(images, np.nan) for _ in range(50)]
+    rubbish = [np.full_like(feeds["images"], np.nan) for _ in range(50)]
     for _ in range(3):
-        np.testing.assert_allclose(runner.read(step()), expected, atol=1e-6)
+        np.testing.assert_allclose(runner.read(step())["log_probs"], expected, atol=1e-6)
     assert len(rubbish) == 50
 
 
-def test_several_bound_batches_take_turns(runner: Runner, digits: Dataset):
-    size = runner.batch or 3
-    batches = normalise(example_images(digits, 3 * size)).numpy().reshape(3, size, *runner.shape)
-    expected = [runner.infer(images) for images in batches]
-    bound, request = runner.bind(*batches.copy()), runner.request(*batches.copy())
+def test_several_bound_batches_take_turns(runner: Runner, stn: NetworkDirectory):
+    size = runner.contract.batch or 3
+    images = np.split(feeds_of(runner, stn, 3 * size)["images"], 3)
+    expected = [runner.infer({"images": part})["log_probs"] for part in images]
+    bound, request = (take(*({"images": part.copy()} for part in images)) for take in (runner.bind, runner.request))
     for turn in range(7):
-        np.testing.assert_allclose(runner.read(bound()), expected[turn % 3], atol=1e-6)
-        np.testing.assert_allclose(request(), expected[turn % 3], atol=1e-6)
+        np.testing.assert_allclose(runner.read(bound())["log_probs"], expected[turn % 3], atol=1e-6)
+        np.testing.assert_allclose(request()["log_probs"], expected[turn % 3], atol=1e-6)
     assert bound.clock() <= bound.clock()
 
 
@@ -94,8 +108,13 @@ def test_several_bound_batches_take_turns(runner: Runner, digits: Dataset):
     ids=lambda images: f"{images.dtype}-{images.shape}",
 )
 def test_other_shapes_and_types_are_refused(runner: Runner, images: np.ndarray):
-    with pytest.raises(UserError, match="cannot be classified"):
-        runner.infer(images)
+    with pytest.raises(UserError, match="input images cannot be"):
+        runner.infer({"images": images})
+
+
+def test_a_missing_input_is_refused(runner: Runner):
+    with pytest.raises(UserError, match="input images cannot be nothing"):
+        runner.infer({})
 
 
 def test_opening_a_runner_pins_tf32(runner: Runner, spec: RunnerSpec):
@@ -107,22 +126,22 @@ def test_opening_a_runner_pins_tf32(runner: Runner, spec: RunnerSpec):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_images_that_are_not_finite_are_refused(runner: Runner, value: float):
-    images = np.zeros((runner.batch or 2, 3, 32, 32), np.float32)
+    images = np.zeros((runner.contract.batch or 2, 3, 32, 32), np.float32)
     images[-1, 2, 3, 4] = value
     with pytest.raises(UserError, match="not finite"):
-        runner.infer(images)
+        runner.infer({"images": images})
 
 
 @pytest.mark.parametrize("name", ["folded-fp32-uint8", "folded-fp32-uint8-nhwc"])
-def test_raw_bytes_are_classified_as_normalised_images_are(stn: NetworkDirectory, digits: Dataset, name: str):
-    images, artifact = example_images(digits, 16), stn.artifacts[name]
-    expected = RUNNERS[0].open(stn.path / "checkpoint.pt").infer(normalise(images).numpy())
+def test_raw_bytes_are_classified_as_normalised_images_are(stn: NetworkDirectory, name: str):
+    artifact = stn.artifacts[name]
     spec = next(spec for spec in RUNNERS if spec.format == "onnx")
-    runner = spec.open(stn.open(artifact), artifact.input_contract)
-    actual = runner.infer(contract_batch(images, artifact.input_contract))
-    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="cannot be classified"):
-        runner.infer(normalise(images).numpy())
+    runner = spec.open(stn.open(artifact), artifact.contract)
+    feeds = feeds_of(runner, stn, 16)
+    assert feeds["images"].dtype == np.uint8
+    np.testing.assert_allclose(runner.infer(feeds)["log_probs"], eager(stn, 16), atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="input images cannot be float32"):
+        runner.infer({"images": feeds["images"].astype(np.float32)})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -182,10 +201,11 @@ def test_a_graph_runner_leaves_out_what_does_not_run_on_the_gpu(stn: NetworkDire
     assert "no CUDA graph" in spec.refuses(stn.artifacts["affinegrid-fp32"])
 
 
-def test_a_runner_that_compiles_anew_is_verified_in_one_batch_size():
+def test_a_runner_that_compiles_anew_is_verified_in_one_batch_size(stn: NetworkDirectory):
+    contract = stn.listed(PROGRAM).contract
     spec = next(spec for spec in RUNNERS if spec.verify_batch)
-    assert spec.verified_as(FLOAT)["shape"] == [spec.verify_batch, 3, 32, 32]
-    assert RUNNERS[0].verified_as(FLOAT) == FLOAT
+    assert spec.verified_as(contract).inputs[0].shape == (spec.verify_batch, 3, 32, 32)
+    assert RUNNERS[0].verified_as(contract) == contract
 
 
 def test_the_default_session_takes_the_default_export_only(stn: NetworkDirectory):
