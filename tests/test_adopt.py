@@ -13,29 +13,14 @@ import stn_export
 from stn_export import cli
 from stn_export.adopt import __main__ as stage
 from stn_export.adopt.adoption import TWIN_NOTE
-from stn_export.adopt.network import input_of, read_weights
+from stn_export.adopt.network import input_of, load_module, load_weights, read_weights
 from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory, network_directories
 from stn_export.errors import UserError
 from stn_export.program.specs import Pixels
 from tests.foreign import Volume
-from tests.zoo import ZOO, Foreign
+from tests.zoo import ZOO, command
 
 ZOO_FILE = Path(__file__).with_name("zoo.py")
-
-
-def command(foreign: Foreign, folder: Path, *more: str) -> list[str]:
-    """What a person types to adopt a network of the zoo, its weights and examples in files."""
-    name = foreign.module.__name__
-    examples, weights = foreign.examples(8), folder / f"{name}.pt"
-    torch.save({"state_dict": foreign.build().state_dict()}, weights)
-    labels = {} if examples.labels is None else {"labels": examples.labels.numpy()}
-    np.savez(folder / f"{name}.npz", **{key: value.numpy() for key, value in examples.inputs.items()}, **labels)
-    inputs = [f"--input={key}={','.join(map(str, shape))}" for key, shape in foreign.shapes.items()]
-    outputs = [f"--output={output}" for output in foreign.outputs]
-    pixels = foreign.pixels or Pixels()
-    normalised = ["--mean", *map(str, pixels.mean), "--std", *map(str, pixels.std)] if foreign.pixels else []
-    files = ["--weights", f"{weights}", "--examples", str(folder / f"{name}.npz"), "--run", str(folder / "run")]
-    return [f"{ZOO_FILE}:{name}", *files, *inputs, *outputs, *normalised, "--eval", *more]
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -249,6 +234,10 @@ def test_weights_by_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.save(ZOO["NoSampler"].build(), tmp_path / "whole.pt")
     with pytest.raises(UserError, match="holds more than tensors, which may run code"):
         read_weights(tmp_path / "whole.pt")
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "parallel.pt")
+    again = ZOO["NoSampler"].module()
+    load_weights(again, tmp_path / "parallel.pt")
+    assert torch.equal(again.head.weight, state["head.weight"])
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds no state dict"):
         read_weights(tmp_path / "list.pt")
@@ -258,6 +247,11 @@ def test_weights_by_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "a.safetensors").touch()
     with pytest.raises(UserError, match="needs the safetensors package"):
         read_weights(tmp_path / "a.safetensors")
+
+
+def test_weights_that_a_module_draws_are_the_same_every_time():
+    first, second = (load_module(f"{ZOO_FILE}:NoSampler", None, True) for _ in range(2))
+    assert torch.equal(first.head.weight, second.head.weight)
 
 
 def test_safetensors(tmp_path: Path):

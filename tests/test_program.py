@@ -448,7 +448,7 @@ def test_a_program_moves_with_what_its_graph_makes(programs: Callable[[str], Pro
 
 
 def test_multiply_adds_by_hand(programs: Callable[[str], Program]):
-    localisation = 8 * 3 * 25 * 20 * 90 + 8 * 24 * 6
+    localisation = 8 * 3 * 25 * 20 * 90 + 8 * 36 * 6
     sampler = 4 * 3 * 24 * 94
     backbone, head = 12 * 3 * 9 * 24 * 94, 20 * 12 * 8 * 13 * 31
     assert programs("PlateRectifier").multiply_adds() == localisation + sampler + backbone + head

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def around_identity(values: Tensor, size: float = 0.3) -> Tensor:
 
 
 def localisation(channels: int, outputs: int, pooled: tuple[int, int] = (4, 4)) -> nn.Sequential:
-    """A small network from pictures of any size to a few numbers."""
+    """A small network from pictures to a few numbers; pooled sizes divide those of the pictures, less 4."""
     head = nn.Linear(8 * pooled[0] * pooled[1], outputs)
     nn.init.normal_(head.weight, std=0.3)
     return nn.Sequential(nn.Conv2d(channels, 8, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(pooled), nn.Flatten(), head)
@@ -62,7 +63,7 @@ class PlateRectifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.localisation = localisation(3, 6, (3, 8))
+        self.localisation = localisation(3, 6, (4, 9))
         self.backbone = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(3))
         self.head = nn.Conv2d(12, 20, (8, 13), padding=(0, 6))
 
@@ -194,7 +195,7 @@ class Homography(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.localisation = localisation(3, 9, (3, 4))
+        self.localisation = localisation(3, 9, (4, 4))
         self.head = nn.Conv2d(3, 2, 5, stride=2)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,7 +249,7 @@ class Glimpses(nn.Module):
     def __init__(self, steps: int = 3) -> None:
         super().__init__()
         self.steps = steps
-        self.look = localisation(1, 24)
+        self.look = localisation(1, 24, (2, 4))
         self.memory = nn.GRUCell(24, 24)
         self.theta = nn.Linear(24, 6)
         self.read = nn.Sequential(nn.Flatten(), nn.Linear(144, 10))
@@ -259,7 +260,7 @@ class Glimpses(nn.Module):
         state, scores = torch.zeros_like(seen), []
         for _ in range(self.steps):
             state = self.memory(seen, state)
-            theta = self.attention * around_identity(2 * self.theta(state), 0.8)
+            theta = self.attention * around_identity(6 * self.theta(state), 0.8)
             grid = F.affine_grid(theta, [images.shape[0], 1, 12, 12], align_corners=False)
             scores.append(self.read(F.grid_sample(images, grid, mode="bilinear", align_corners=False)))
         log_probs = torch.stack(scores, 1).log_softmax(-1)
@@ -394,3 +395,18 @@ def enter_zoo(run: Path, name: str) -> NetworkDirectory:
         label = f"{name}, samplers bypassed"
         enter(NetworkDirectory(run / f"{name}-plain"), program.bypassed, file, label=label, role=PLAIN, **said)
     return directory
+
+
+def command(foreign: Foreign, folder: Path, *more: str) -> list[str]:
+    """What a person types to adopt a network of the zoo into ``folder/run``, its weights and examples in files."""
+    name = foreign.module.__name__
+    examples, weights = foreign.examples(8), folder / f"{name}.pt"
+    torch.save({"state_dict": foreign.build().state_dict()}, weights)
+    labels = {} if examples.labels is None else {"labels": examples.labels.numpy()}
+    np.savez(folder / f"{name}.npz", **{key: value.numpy() for key, value in examples.inputs.items()}, **labels)
+    inputs = [f"--input={key}={','.join(map(str, shape))}" for key, shape in foreign.shapes.items()]
+    outputs = [f"--output={output}" for output in foreign.outputs]
+    pixels = foreign.pixels or Pixels()
+    normalised = ["--mean", *map(str, pixels.mean), "--std", *map(str, pixels.std)] if foreign.pixels else []
+    files = ["--weights", f"{weights}", "--examples", str(folder / f"{name}.npz"), "--run", str(folder / "run")]
+    return [f"{__file__}:{name}", *files, *inputs, *outputs, *normalised, "--eval", *more]

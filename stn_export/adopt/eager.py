@@ -16,7 +16,7 @@ from stn_export.program.sites import MODES, PADDINGS, Site
 
 SAMPLERS = (F.grid_sample, torch.grid_sampler)
 AFFINE = (F.affine_grid, torch.affine_grid_generator)
-TORCH = str(Path(torch.__file__).parent)
+TORCH = f"{Path(torch.__file__).parent}/"
 
 
 class Watch(TorchFunctionMode):

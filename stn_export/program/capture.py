@@ -1,6 +1,7 @@
 """``torch.export`` of modules that sample in 2-D, with open dimensions where they are asked for and can be kept."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def capture(module: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[Shap
     problem = ""
     for make in TRIES:
         try:
-            with _opaque_affine_grid() if sizes_open else nullcontext():
+            with _opaque_affine_grid() if sizes_open else nullcontext(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
                 exported = torch.export.export(module, inputs, dynamic_shapes=_dynamic(shapes, make))
             return _checked(exported, shapes, problem)
         except UserError:
@@ -156,7 +158,7 @@ def location(node: Node) -> str:
     frames = [
         line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")
     ]
-    own = [frame for frame in frames if f"{Path(torch.__file__).parent}" not in frame]
+    own = [frame for frame in frames if f"{Path(torch.__file__).parent}/" not in frame]
     if not own:
         return module or "forward"
     file, line = own[-1].split(", ")[:2]

@@ -17,7 +17,8 @@ PADDINGS = ("zeros", "border", "reflection")
 TAPS = {"bilinear": 4, "nearest": 0, "bicubic": 16}  # multiply-adds of one sampled value
 POINTS = ("theta", "grid", "warped")  # in the network's order
 SHAPING = ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "clone", "expand")
-SHAPING += ("select", "slice", "split", "getitem", "contiguous", "stack", "cat")
+SHAPING += ("select", "slice", "split", "split_with_sizes", "getitem", "contiguous", "detach")
+SHAPING += ("stack", "cat")
 WEIGHTED = ("linear", "addmm", "conv2d", "conv1d", "gru_cell", "grid_sampler", "grid_sampler_2d")  # go no further
 
 
