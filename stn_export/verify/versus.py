@@ -172,7 +172,8 @@ def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inpu
             reason = "" if off <= 2 * tolerance.rms else f"{off:.2%} apart in root mean square"
         elif agreement < tolerance.agreement:
             reason = f"{agreement:.2%} of the predictions agree, less than {tolerance.agreement:.2%}"
-    return Row(name, inputs, result.max_abs, result.max_rel, agreement, reason, rule_of(precision))
+    figures = (finite(value) for value in (result.max_abs, result.max_rel, agreement))
+    return Row(name, inputs, *figures, reason, rule_of(precision))
 
 
 def compare_runs(run: Path, other: Path) -> list[Row]:
