@@ -32,7 +32,7 @@ GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-compare bench-keep bench-results gpu-results report gain demo all test lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-compare bench-keep bench-results gpu-results report gain demo all test zoo-table lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,9 @@ demo: ## all stages on the built-in digits: nothing to download, a few minutes
 
 test: $(READY) ## the test suite; PYTEST= passes it options
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) $(PYTEST)
+
+zoo-table: $(READY) ## how equal ten networks of the tests are, by site, lowering and runner, into docs/networks.md
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.zoo_table
 
 lint: $(READY) ## ruff (style and format), and imports that keep to the plan of the house
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
