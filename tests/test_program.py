@@ -199,6 +199,42 @@ def test_the_transformer_without_its_sampler_is_the_plain_cnn_node_by_node():
     assert torch.equal(same.run((images,))["log_probs"], twin.run((images,))["log_probs"])
 
 
+class InPlace(nn.Module):
+    """Changes values where they lie: of its localisation, its input, and the warped image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        relu = nn.ReLU(inplace=True)
+        self.localisation = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), relu, nn.Flatten(), nn.Linear(72, 6))
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.clone()
+        images[:, :, 0] += 1  # through a view
+        theta = self.localisation(images).view(-1, 2, 3)
+        warped = F.grid_sample(images, F.affine_grid(theta, images.shape, align_corners=False), align_corners=False)
+        warped.sub_(0.5).clamp_(min=0)
+        return warped
+
+
+def test_values_that_are_changed_where_they_lie():
+    torch.manual_seed(0)
+    module, values = InPlace().eval(), (torch.rand(2, 1, 8, 8),)
+    captured = capture(module, values, [("N", 1, 8, 8)])
+    program = Program(captured.exported, contract_of(captured.exported, captured.shapes, outputs=["y"]))
+    with torch.no_grad():
+        answer = module(*values)
+        first = values[0].clone()
+        first[:, :, 0] += 1
+        theta = module.localisation(first).view(-1, 2, 3)
+        warped = F.grid_sample(first, F.affine_grid(theta, first.shape, align_corners=False), align_corners=False)
+    points = program.points(values)
+    assert torch.equal(points["y"], answer)
+    assert torch.equal(points["site0/warped"], warped)  # before it was changed
+    twin = program.bypassed
+    assert (twin.parameters, twin.multiply_adds()) == (0, 0)
+    assert torch.equal(twin.run(values)["y"], (first - 0.5).clamp(min=0))
+
+
 @pytest.mark.parametrize("name", SAMPLING)
 def test_a_bypassed_sampler_hands_its_image_on_resized(name: str, programs: Callable[[str], Program]):
     foreign, twin = ZOO[name], programs(name).bypassed

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
@@ -22,7 +23,8 @@ NOTHING = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.defaul
 
 
 def bare(module: GraphModule) -> GraphModule:
-    """The graph without what computes nothing in evaluation mode: checks, dropout, aliases."""
+    """The graph without what computes nothing in evaluation mode, and with new values instead of changed ones."""
+    _out_of_place(module)
     for node in list(module.graph.nodes):
         if node.target in CHECKS or (node.op == "call_module" and not node.users):
             module.graph.erase_node(node)
@@ -32,6 +34,42 @@ def bare(module: GraphModule) -> GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module.eval().requires_grad_(False)
+
+
+def _out_of_place(module: GraphModule) -> None:
+    """Make ``relu_`` and its like ``relu``, unless a view of the value is about.
+
+    A value that is changed later would be shown changed, and what changes a value is never found to be of no use.
+    """
+    order = {node: index for index, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
+        plain = _plain_operator(node)
+        if plain is None or any(_is_view(each) for each in (node.args[0], *node.args[0].users)):
+            continue
+        with module.graph.inserting_before(node):
+            made = module.graph.call_function(plain, node.args, node.kwargs)
+        made.meta, order[made] = dict(node.meta), order[node]
+        changed = node.args[0]
+        changed.replace_all_uses_with(made, delete_user_cb=lambda user, at=order[node]: order[user] > at)
+        node.replace_all_uses_with(made)
+        module.graph.erase_node(node)
+
+
+def _plain_operator(node: Node) -> OpOverload | None:
+    """The operator that gives what this one writes into its first argument, if there is one of the same type."""
+    target = node.target
+    if not isinstance(target, OpOverload) or not target._schema.name.endswith("_") or not target._schema.is_mutable:
+        return None
+    packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::")[:-1], None)
+    plain = getattr(packet, target._overloadname, None)
+    types = {each.meta["val"].dtype for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.Tensor)}
+    fits = plain is not None and len(types) == 1 and not any(each.alias_info for each in plain._schema.returns)
+    return plain if fits else None
+
+
+def _is_view(node: Node) -> bool:
+    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else ()
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
 
 
 def sharing_copy(module: GraphModule) -> GraphModule:
