@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stn_export.comparison.compare import compare
+from stn_export.comparison.compare import compare, compare_typed
 from stn_export.comparison.tolerances import Bound
 
 TOLERANCE = Bound(absolute=1e-5, relative=1e-6)
@@ -50,3 +50,28 @@ def test_the_tolerance_is_absolute_plus_relative():
     assert compare(expected - 3.5e-5, expected, TOLERANCE).worst == (0, 1)
     assert compare(np.array([[-30.00003, -1.0]]), expected, TOLERANCE)
     assert not compare(np.array([[-30.00005, -1.0]]), expected, TOLERANCE)
+
+
+def test_strays_are_the_elements_furthest_beyond_their_tolerance():
+    actual = EXPECTED.copy()
+    actual[0, 0] += 1.0
+    actual[1, 2] += 1e-3
+    assert compare(actual, EXPECTED, TOLERANCE, strays=1).worst == (1, 2)
+    assert compare(actual, EXPECTED, TOLERANCE, strays=2)
+    assert compare(actual, EXPECTED, TOLERANCE, strays=99).max_abs == 0.0
+    assert not compare(
+        np.full_like(EXPECTED, np.nan), EXPECTED, TOLERANCE, strays=99
+    )  # what is no number is never right
+
+
+def test_arrays_of_any_type():
+    bound = Bound(0.1)
+    words, numbers = np.array(["a", "b"]), np.array([10**6, 2])
+    assert compare_typed(words, words, bound)
+    assert not compare_typed(words, words[::-1], bound)
+    assert not compare_typed(words[:0], words[:0], bound)
+    assert compare_typed(numbers, numbers, bound)
+    assert not compare_typed(numbers + 1, numbers, bound)
+    assert not compare_typed(np.array([True]), np.array([False]), bound)
+    assert not compare_typed(numbers.astype(np.float64), numbers, bound)
+    assert compare_typed(np.float32([[1]])[0, 0:1].reshape(()), np.array(1.05, np.float32), bound)

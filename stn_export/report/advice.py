@@ -124,7 +124,7 @@ def _costs(rows: Rows, row: dict, proved: Proved) -> list[str]:
         where = "There" if contest["batch"] == row["batch"] else f"At batch {contest['batch']:,}"
         sentences.append(f"{where} the {row['label']} {_cost(contest)}.")
     elif plain := next((each["label"] for each in rows if each["role"] == PLAIN), None):
-        sentences.append(f"What it costs against the {plain} was not measured there.")
+        sentences.append(f"Not measured there: what it costs against the {plain}.")
     if contest := _contest(rows, "eager", row):
         where = "there" if contest["batch"] == row["batch"] else f"at batch {contest['batch']:,}"
         sentences.append(f"This artifact is {_speed(contest, where)}.")
