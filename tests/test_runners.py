@@ -1,6 +1,7 @@
 """Every runner that this machine has gives what eager PyTorch gives, and refuses the same things."""
 
 import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from stn_export.program.specs import Arrays
 from stn_export.runners import RUNNERS, Runner, RunnerSpec
 from stn_export.runners.base import EventClock
 from stn_export.runners.onnx_runtime import OnnxRuntimeDefault
+from tests.captured_modules import program_of
+from tests.test_truth import Several
+from tests.zoo import ZOO
 
 SPECS = [
     pytest.param(spec, id=spec.name, marks=[pytest.mark.cuda] * (spec.device == "cuda"))
@@ -211,3 +215,46 @@ def test_a_runner_that_compiles_anew_is_verified_in_one_batch_size(stn: NetworkD
 def test_the_default_session_takes_the_default_export_only(stn: NetworkDirectory):
     spec = next(spec for spec in RUNNERS if spec.load is OnnxRuntimeDefault)
     assert {artifact.name for artifact in stn.artifacts.values() if spec.takes(artifact)} == {"default-fp32"}
+
+
+def program_runner(name: str, folder: Path, spec: str) -> tuple[Runner, Arrays]:
+    """A runner of a network of the zoo, and a batch for it."""
+    program, path = ZOO[name].program(), folder / "program.pt2"
+    path.write_bytes(program.to_bytes({}))
+    found = next(each for each in RUNNERS if each.name == spec)
+    return found.open(path, program.contract), program.contract.arrays(ZOO[name].examples(5).take(5))
+
+
+def test_several_inputs_and_outputs_by_name(tmp_path: Path):
+    runner, feeds = program_runner("FlowWarp", tmp_path, "eager-cpu")
+    assert runner.options["code"] == "the captured graph: its code was not given" or "own" in runner.options["code"]
+    results = runner.infer(feeds)
+    assert list(results) == ["warped", "brightness"]
+    assert runner.read(runner.bind(feeds)())["brightness"].shape == (5, 1, 40, 48)
+    with pytest.raises(UserError, match=r"different numbers of examples: \[4, 5\]"):
+        runner.infer(feeds | {"flow": feeds["flow"][:4]})
+
+
+def test_points_come_before_outputs_in_the_networks_order(tmp_path: Path):
+    runner, feeds = program_runner("TwoSteps", tmp_path, "pt2-cpu")
+    points = [f"site{site}/{point}" for site in (0, 1) for point in ("theta", "grid", "warped")]
+    usual = runner.points(feeds)
+    assert list(usual) == [*points, "scores", "aligned"]
+    theta = np.array([[0.5, 0, 0], [0, 0.5, 0]])
+    forced = runner.forced_points(feeds, "site1", theta, np.zeros((20, 20, 2)))
+    np.testing.assert_array_equal(forced["site1/theta"], np.broadcast_to(theta, (5, 2, 3)))
+    np.testing.assert_array_equal(forced["site0/warped"], usual["site0/warped"])
+    assert np.abs(forced["aligned"] - usual["aligned"]).max() > 0.1
+    own_grid, feeds = program_runner("TextRectifier", tmp_path, "pt2-cpu")
+    forced = own_grid.forced_points(feeds, "site0", theta, np.zeros((32, 100, 2)))
+    assert not forced["site0/grid"].any()
+    assert np.ptp(forced["rectified"], axis=(2, 3)).max() == 0  # every pixel is the middle one
+
+
+def test_a_file_that_gives_more_than_its_contract_says_is_refused(tmp_path: Path):
+    program, path = program_of(Several(), {"values": ("N", 5)}, ["a", "b", "c", "d"]), tmp_path / "program.pt2"
+    path.write_bytes(program.to_bytes({}))
+    runner = RUNNERS[0].open(path, program.contract)
+    runner.outputs = ("a", "b")
+    with pytest.raises(UserError, match="gives 4 outputs instead of 2: a, b"):
+        runner.infer({"values": np.zeros((2, 5), np.float32)})

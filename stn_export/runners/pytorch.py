@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from stn_export.errors import UserError
 from stn_export.program.program import Program, load_program
 from stn_export.program.specs import Arrays, Contract
 from stn_export.runners.base import Runner, Step, shapes_of
@@ -64,7 +65,10 @@ class TorchRunner(Runner):
         return self.step(lambda: self.forward(inputs))
 
     def read(self, result: object) -> Arrays:
-        leaves = (leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+        leaves = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if len(leaves) != len(self.outputs):
+            said = f"gives {len(leaves)} outputs instead of {len(self.outputs)}: {', '.join(self.outputs)}"
+            raise UserError(f"the file {said}", "name them all in its contract")
         return {name: leaf.detach().cpu().numpy() for name, leaf in zip(self.outputs, leaves, strict=True)}
 
 
