@@ -161,7 +161,7 @@ def test_multiply_adds_of_our_networks(name: str, by_hand: int):
 
 
 def test_multiply_adds_of_a_foreign_network():
-    localisation = 8 * 20 * 90 * (3 * 5 * 5) + 6 * (8 * 3 * 8)
+    localisation = 8 * 20 * 90 * (3 * 5 * 5) + 6 * (8 * 3 * 12)
     read = 12 * 24 * 94 * (3 * 3 * 3) + 20 * 1 * 31 * (12 * 8 * 13)
     assert ZOO["PlateRectifier"].program().multiply_adds() == localisation + 4 * 3 * 24 * 94 + read
 
