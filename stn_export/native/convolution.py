@@ -1,0 +1,187 @@
+"""Convolutions in C: what is done in one go with them, by which way, and how their weights lie."""
+
+import math
+from dataclasses import make_dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from stn_export.native.graph import arguments
+from stn_export.native.writer import Writer, contiguous, loops, scalar
+
+CACHED = 48 * 1024  # floats of columns that may lie in the second cache
+BLOCKS = range(8, 3, -1)  # output channels at once
+SIZES = [
+    "channels",
+    "height",
+    "width",
+    "out_channels",
+    "out_height",
+    "out_width",
+    "kernel_height",
+    "kernel_width",
+    "stride_height",
+    "stride_width",
+    "pad_top",
+    "pad_left",
+    "dilation_height",
+    "dilation_width",
+    "groups",
+    "pooled",
+    "block",
+    "strip",
+]
+
+
+class Layer(make_dataclass("Sizes", [(name, int) for name in SIZES])):
+    """The sizes of ``convolution`` in ``kernels.c``, with the same names."""
+
+    @property
+    def span(self) -> int:
+        """Rows from the kernel's first to its last."""
+        return (self.kernel_height - 1) * self.dilation_height
+
+    def in_strips(self, row: int, extra: int) -> int:
+        """Choose output rows so that their columns, ``row`` floats a row and ``extra`` rows more, stay in the cache.
+
+        Returns how many strips that makes.
+        """
+        step = 1 + self.pooled
+        rows = min(self.out_height, max(step, (CACHED // row - extra) // step * step))
+        even = -(-self.out_height // -(-self.out_height // rows))
+        self.strip = -(-even // step) * step
+        return -(-self.out_height // self.strip)
+
+    def cost(self, positions: int, kernel_columns: int) -> int:
+        """Vector operations of so many positions."""
+        blocks = self.groups * -(-self.out_channels // self.groups // self.block)
+        products = self.channels // self.groups * kernel_columns * self.kernel_height
+        return -(-positions // 16) * products * blocks * self.block
+
+
+class Way(NamedTuple):
+    """One of the ways: vector operations, its function, rows of a strip, floats of scratch and the weights by part."""
+
+    cost: int
+    function: str
+    strip: int
+    room: int
+    parts: dict[str, Tensor]
+
+
+def convolution(w: Writer, node: Node) -> None:
+    """With the batch norm, pooling of 2×2 and clamp behind it where nothing else reads what lies between."""
+    args = arguments(node)
+    x, weight = w.value(args.input), w.data(args.weight, node)
+    bias = weight.new_zeros(len(weight)) if args.bias is None else w.data(args.bias, node)
+    last = node
+    if norm := w.follower(last, "batch_norm"):
+        scale, shift = w.normalisation(norm)
+        weight, bias, last = weight * scale.view(-1, 1, 1, 1), bias * scale + shift, norm
+    last, low, high = w.clamped(last)
+    size, pool = w.example.shapes[last][1:], w.follower(last, "max_pool2d")
+    if pooled := pool is not None and _halves(pool):
+        size = (size[0], *(2 * each for each in w.example.shapes[pool][2:]))
+        last, low, high = (pool, low, high) if math.isfinite(low) or math.isfinite(high) else w.clamped(pool)
+    w.absorbed |= {each for each in (norm, pool if pooled else None) if each is not None}
+    sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
+    layer = Layer(*sizes, int(pooled), _block(len(weight) // args.groups), 0)
+    way = min(each for each in (_plain(layer, weight), _fast(layer, weight)) if each is not None)
+    layer.strip = way.strip
+    out, function = w.new(last), _function(w, node, layer, way, bias, (low, high))
+    strides = [contiguous(each.shape)[:1] for each in (x, out)]
+    lines = loops(x.shape[:1], strides, lambda at: [f"{function}({x.at(at[0])}, {out.at(at[1])}, scratch);"])
+    w.step(node, lines, [x, out], way.room)
+
+
+def _halves(pool: Node) -> bool:
+    args = arguments(pool)
+    given = (args.kernel_size, args.stride or args.kernel_size, args.padding, args.dilation)
+    return [*map(pair, given)] == [[2, 2], [2, 2], [0, 0], [1, 1]] and not args.ceil_mode
+
+
+def pair(value: int | list[int]) -> list[int]:
+    """Height's and width's."""
+    values = value if isinstance(value, list) else [value]
+    return values * 2 if len(values) == 1 else values
+
+
+def _padding(args: object, weight: Tensor) -> list[int]:
+    if isinstance(args.padding, list):
+        return args.padding
+    spans = [step * (size - 1) for step, size in zip(args.dilation, weight.shape[2:], strict=True)]
+    return [span // 2 if args.padding == "same" else 0 for span in spans]
+
+
+def _block(channels: int) -> int:
+    """How many output channels are summed at once: a divisor where there is one."""
+    return next((size for size in BLOCKS if channels % size == 0), -(-channels // -(-channels // BLOCKS[0])))
+
+
+def _room(count: int) -> int:
+    """As in ``kernels.c``, with slack."""
+    return -(-(count + 16) // 16) * 16
+
+
+def _plain(layer: Layer, weight: Tensor) -> Way:
+    """As it is written; the kernel's rows share columns unless they are more than a row apart."""
+    shared = layer.stride_height == 1
+    planes = layer.channels * layer.kernel_width * (1 if shared else layer.kernel_height)
+    strips = layer.in_strips(planes * layer.out_width, layer.span if shared else 0)
+    positions, read = layer.strip * layer.out_width, (layer.strip - 1) * layer.stride_height + layer.span + 1
+    width = (layer.out_width - 1) * layer.stride_width + (layer.kernel_width - 1) * layer.dilation_width + 1
+    columns = planes * (read if shared else layer.strip) * layer.out_width
+    room = _room(layer.channels * read * width) + _room(columns) + (layer.out_channels + layer.block) * _room(positions)
+    part = weight.transpose(2, 3) if shared else weight.flatten(2).unsqueeze(3)
+    return Way(
+        strips * layer.cost(positions, layer.kernel_width), "plain_convolution", layer.strip, room, {"all": part}
+    )
+
+
+def _fast(layer: Layer, weight: Tensor) -> Way | None:
+    """Three products of half the columns."""
+    if (layer.stride_height, layer.stride_width, layer.dilation_width) != (1, 1, 1) or layer.kernel_width < 3:
+        return None
+    half, longer, shorter = -(-layer.out_width // 2), -(-layer.kernel_width // 2), layer.kernel_width // 2
+    strips = layer.in_strips(layer.channels * longer * (half + 1), layer.span)
+    count, lines = layer.strip * half, layer.channels * (layer.strip + layer.span)
+    products = ((count + layer.strip, longer), (count, shorter), (count, longer))
+    more = 3 * (lines * (half + longer) + layer.out_channels * count) // 16  # to split columns and join the sums
+    cost = strips * (sum(layer.cost(*product) for product in products) + more)
+    room = 4 * _room(lines * (half + longer)) + 3 * (layer.out_channels + layer.block) * _room(count + layer.strip)
+    even, odd = weight[..., ::2], weight[..., 1::2]
+    both = torch.cat([odd, torch.zeros_like(even)], 3)[..., :longer] + even
+    parts = {name: part.transpose(2, 3) for name, part in (("even", even), ("odd", odd), ("both", both))}
+    return Way(cost, "fast_convolution", layer.strip, room + _room(lines * longer * (half + 1)), parts)
+
+
+def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bounds: tuple[float, float]) -> str:
+    """A function of input, output and scratch."""
+    names = [w.constant(f"{node.name}_{name}", _laid(part, layer)) for name, part in way.parts.items()]
+    names.append(w.constant(f"{node.name}_bias", bias))
+    given = [f".{name} = {getattr(layer, name)}" for name in SIZES]
+    given += [f".{name} = {scalar(bound)}" for name, bound in zip(("low", "high"), bounds, strict=True)]
+    rows = ",\n                           ".join(", ".join(given[at : at + 4]) for at in range(0, len(given), 4))
+    w.functions[f"convolve_{layer.block}"] = (
+        f"APART convolve_{layer.block}(const float *in, int planes, int plane, int rows, int row, const float *weights,\n"  # noqa: E501
+        "                 int positions, float *out, int pitch) {\n"
+        f"    convolve({layer.block}, in, planes, plane, rows, row, weights, positions, out, pitch);\n}}\n"
+    )
+    w.functions[f"layer_{node.name}"] = (
+        f"APART layer_{node.name}(const float *in, float *out, float *scratch) {{\n"
+        f"    const convolution c = {{{rows}}};\n"
+        f"    {way.function}(c, convolve_{layer.block}, {', '.join(names)}, in, out, scratch);\n}}\n"
+    )
+    return f"layer_{node.name}"
+
+
+def _laid(weight: Tensor, layer: Layer) -> Tensor:
+    """Output channels × channels × columns × rows as ``sums`` reads them.
+
+    Group, block, channel, column and row, and the block's output channels side by side.
+    """
+    grouped = weight.unflatten(0, (layer.groups, -1))
+    missing = grouped.new_zeros(layer.groups, -grouped.shape[1] % layer.block, *weight.shape[1:])
+    return torch.cat([grouped, missing], 1).unflatten(1, (-1, layer.block)).movedim(2, -1)

@@ -1,0 +1,130 @@
+"""A program seen from one example of a batch: sizes are numbers, and what no input decides is computed beforehand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from stn_export.errors import UserError
+from stn_export.program.capture import location
+from stn_export.program.program import Program, example_values
+
+Shape = tuple[int, ...]
+SHAPES_ONLY = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")  # look at no values
+
+
+@dataclass(frozen=True)
+class Example:
+    """``shapes`` of all tensors at a batch of 1, ``constants``, and which tensors differ from example to example."""
+
+    nodes: tuple[Node, ...]
+    shapes: Mapping[Node, Shape]
+    constants: Mapping[Node, Tensor]
+    batched: frozenset[Node]
+
+
+def refusal(node: Node, why: str) -> UserError:
+    """That a node cannot be written as C, with its operator and its line of the module."""
+    return UserError(
+        f"{node.target} at {location(node)} {why}", "use another format, or change that line of the module"
+    )
+
+
+def name_of(node: Node) -> str:
+    """An operator's name, the same for what works in place."""
+    return getattr(node.target, "overloadpacket", node.target).__name__.rstrip("_")
+
+
+def one_example(program: Program) -> Example:
+    """What a program computes for an example.
+
+    Raises:
+        UserError: where sizes other than the batch are open, or examples of a batch are not independent.
+    """
+    if program.contract.batch is not None or program.contract.open_sizes:
+        raise UserError("C is written for an open batch and fixed sizes", "capture it with N as its only open size")
+    nodes = tuple(program.module.graph.nodes)
+    sizes = [size for node in nodes if node.op == "placeholder" for size in node.meta["val"].shape[:1]]
+    symbols = set().union(*map(_symbols, sizes))
+    shapes, computed, batched = {}, set(), set()
+    for node in nodes[:-1]:
+        value, sources = node.meta.get("val"), node.all_input_nodes
+        if isinstance(value, Tensor):
+            shapes[node] = _shape(node)
+            if any(map(_symbols, value.shape)):
+                batched.add(node)
+            elif batched.intersection(sources):
+                raise refusal(node, "mixes the examples of a batch")
+        elif isinstance(value, torch.SymInt) and not _symbols(value) <= symbols:
+            raise refusal(node, "makes a size of values")
+        looks = not isinstance(value, torch.SymInt) and not (sources and name_of(node) in SHAPES_ONLY)
+        if node.op == "placeholder" or (looks and computed.intersection(sources)):
+            computed.add(node)
+    return Example(nodes, shapes, _constants(program, [node for node in shapes if node not in computed]), batched)
+
+
+def _shape(node: Node) -> Shape:
+    """A tensor's sizes at a batch of 1; the batch may only be a factor of the first."""
+    for axis, size in enumerate(node.meta["val"].shape):
+        if _symbols(size) and (axis or integer(size, 6) != 6 * integer(size)):
+            raise refusal(node, "moves the batch or mixes its examples")
+    return tuple(map(integer, node.meta["val"].shape))
+
+
+def integer(size: int | torch.SymInt, batch: int = 1) -> int:
+    """A size at a batch."""
+    return size if isinstance(size, int) else int(size.node.expr.subs(dict.fromkeys(_symbols(size), batch)))
+
+
+def _symbols(size: int | torch.SymInt) -> set:
+    """What stands open in a size."""
+    return set() if isinstance(size, int) else size.node.expr.free_symbols
+
+
+class _Recorder(Interpreter):
+    def __init__(self, program: Program, batch: int) -> None:
+        super().__init__(program.module)
+        self.found: dict[Node, object] = {}
+        with torch.no_grad():
+            self.run(*example_values(program.contract, batch))
+
+    def run_node(self, node: Node) -> object:
+        self.found[node] = super().run_node(node)
+        return self.found[node]
+
+
+def _constants(program: Program, fixed: list[Node]) -> dict[Node, Tensor]:
+    """What does not depend on the inputs' values, and on their number only by repetition."""
+    one, three = (_Recorder(program, batch).found for batch in (1, 3))
+    for node in fixed:
+        same = one[node].shape == three[node].shape
+        if not torch.equal(one[node] if same else one[node].repeat(3, *[1] * (one[node].ndim - 1)), three[node]):
+            raise refusal(node, "computes with the size of the batch")
+    return {node: one[node].detach() for node in fixed}
+
+
+def arguments(node: Node) -> SimpleNamespace:
+    """An operator's arguments by name, with sizes as numbers at a batch of 1."""
+    schema = node.target._schema.arguments
+    given = dict(zip([each.name for each in schema], node.args, strict=False)) | node.kwargs
+    return SimpleNamespace(**{each.name: _plain(given.get(each.name, each.default_value)) for each in schema})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    size = value.meta.get("val") if isinstance(value, Node) else None
+    return integer(size) if isinstance(size, torch.SymInt) else value
+
+
+def axes_of(example: Example, node: Node, source: Node, dims: int | list[int] | None) -> list[int]:
+    """Dimensions counted from the front, all of them where none is given; the batch's is refused."""
+    rank = len(example.shapes[source])
+    given = dims if isinstance(dims, list) else [] if dims is None else [dims]
+    axes = [dim % rank for dim in given] or list(range(rank))
+    if 0 in axes and source in example.batched:
+        raise refusal(node, "works across the examples of a batch")
+    return axes

@@ -1,0 +1,381 @@
+"""How each operator is written in C: one function for each, and the table of them."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from stn_export.native.convolution import convolution, pair
+from stn_export.native.graph import Shape, arguments, axes_of, name_of, refusal
+from stn_export.native.writer import Value, Writer, contiguous, loops, scalar
+from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES
+
+POINTWISE = {  # the names are those of PyTorch's arguments
+    "abs": "fabsf({self})",
+    "add": "{self} + {other} * {alpha}",
+    "clamp": "clamp({self}, {min}, {max})",
+    "clamp_max": "clamp({self}, -INFINITY, {max})",
+    "clamp_min": "clamp({self}, {min}, INFINITY)",
+    "cos": "cosf({self})",
+    "div": "{self} / {other}",
+    "elu": "{scale} * ({self} > 0 ? {self} : {alpha} * expm1f({self} * {input_scale}))",
+    "exp": "expf({self})",
+    "ge": "{self} >= {other}",
+    "gelu": "0.5f * {self} * (1 + erff({self} * 0.70710678f))",
+    "gt": "{self} > {other}",
+    "hardsigmoid": "clamp({self} + 3, 0, 6) / 6",
+    "hardswish": "{self} * clamp({self} + 3, 0, 6) / 6",
+    "hardtanh": "clamp({self}, {min_val}, {max_val})",
+    "le": "{self} <= {other}",
+    "leaky_relu": "{self} < 0 ? {self} * {negative_slope} : {self}",
+    "log": "logf({self})",
+    "lt": "{self} < {other}",
+    "maximum": "{self} > {other} ? {self} : {other}",
+    "minimum": "{self} < {other} ? {self} : {other}",
+    "mish": "{self} * tanhf(log1pf(expf({self})))",
+    "mul": "{self} * {other}",
+    "neg": "-{self}",
+    "pow": "powf({self}, {exponent})",
+    "reciprocal": "1 / {self}",
+    "relu": "clamp({self}, 0, INFINITY)",
+    "relu6": "clamp({self}, 0, 6)",
+    "rsqrt": "1 / sqrtf({self})",
+    "rsub": "{other} - {self} * {alpha}",
+    "selu": "1.05070099f * ({self} > 0 ? {self} : 1.67326324f * expm1f({self}))",
+    "sigmoid": "1 / (1 + expf(-{self}))",
+    "silu": "{self} / (1 + expf(-{self}))",
+    "sin": "sinf({self})",
+    "softplus": "{self} * {beta} > {threshold} ? {self} : log1pf(expf({self} * {beta})) / {beta}",
+    "sqrt": "sqrtf({self})",
+    "square": "{self} * {self}",
+    "sub": "{self} - {other} * {alpha}",
+    "tanh": "tanhf({self})",
+    "where": "{condition} != 0 ? {self} : {other}",
+}
+
+
+def pointwise(w: Writer, node: Node) -> None:
+    """An expression of values at the same place, broadcast."""
+    given = vars(arguments(node))
+    if given.get("rounding_mode") or given.get("approximate", "none") != "none":
+        raise refusal(node, "rounds or approximates in a way that is not written in C")
+    if any(isinstance(each, Node) and each not in w.example.shapes for each in node.args):
+        raise refusal(node, "computes with the size of the batch")
+    tensors = {name: w.value(each) for name, each in given.items() if isinstance(each, Node)}
+    texts = {name: name if name in tensors else _number(name, each) for name, each in given.items()}
+    expression(w, node, POINTWISE[name_of(node)].format(**texts), tensors)
+
+
+def _number(name: str, value: object) -> str:
+    if value is None:
+        return {"min": "-INFINITY", "max": "INFINITY"}.get(name, "0")
+    return scalar(value) if isinstance(value, (int, float)) else str(value)
+
+
+def expression(w: Writer, node: Node, text: str, tensors: dict[str, Value]) -> None:
+    """Write ``text`` for every element; ``tensors`` are what its names stand for."""
+    float_only(node, torch.bool)
+    out = w.new(node)
+    strides = [contiguous(out.shape), *(broadcast(each.shape, out.shape) for each in tensors.values())]
+
+    def body(at: list[str]) -> list[str]:
+        read = [f"{name} = ({each.text})[{place}]" for (name, each), place in zip(tensors.items(), at[1:], strict=True)]
+        return [f"const float {', '.join(read)};", f"{out.text}[{at[0]}] = {text};"]
+
+    w.step(node, loops(out.shape, strides, body), [out, *tensors.values()])
+
+
+def float_only(node: Node, *others: torch.dtype) -> None:
+    """Refuse results of other types."""
+    if node.meta["val"].dtype not in (torch.float32, *others):
+        raise refusal(node, f"gives {node.meta['val'].dtype}; float32 alone is written in C")
+
+
+def broadcast(shape: Shape, wanted: Shape) -> Shape:
+    """The strides by which a tensor is read as if it had another shape."""
+    return torch.empty(shape, device="meta").expand(wanted).stride()
+
+
+def per_channel(w: Writer, node: Node, text: str, **constants: Tensor) -> None:
+    """An expression of a tensor and constants of each channel."""
+    x = w.value(node.args[0])
+    shape = (len(next(iter(constants.values()))), *[1] * (len(x.shape) - 2))
+    values = {name: Value(w.constant(f"{node.name}_{name}", data), shape) for name, data in constants.items()}
+    expression(w, node, text, {"self": x} | values)
+
+
+def prelu(w: Writer, node: Node) -> None:
+    """A slope for each channel."""
+    per_channel(w, node, "self < 0 ? self * slope : self", slope=w.data(node.args[1], node))
+
+
+def batch_norm(w: Writer, node: Node) -> None:
+    """A scale and a shift for each channel, where no convolution took them in."""
+    scale, shift = w.normalisation(node)
+    per_channel(w, node, "self * scale + shift", scale=scale, shift=shift)
+
+
+def view(w: Writer, node: Node) -> None:
+    """Another look at the same numbers: no work where they lie without gaps, else a copy."""
+    source, picks = node, []
+    while name_of(source) == "getitem":
+        picks.insert(0, source.args[1])
+        source = source.args[0]
+    if name_of(source) not in VIEWS:
+        raise refusal(node, f"takes a part of {name_of(source)}, which is not written in C")
+    given, first = vars(arguments(source)), source.target._schema.arguments[0].name
+    x = w.value(given[first])
+    seen = source.target(**given | {first: torch.empty(x.shape, device="meta")})
+    for pick in picks:
+        seen = seen[pick]
+    if given[first] in w.example.batched and given.get("dim") in (0, -len(x.shape)) and seen.shape != x.shape:
+        raise refusal(node, "works across the examples of a batch")
+    float_only(node, given[first].meta["val"].dtype)
+    seen = torch.empty(seen.shape, device="meta") if seen._base is None else seen  # a clone has the same values
+    begin, shape = x.at(seen.storage_offset()), tuple(seen.shape)
+    if seen.is_contiguous():
+        w.values[node] = Value(begin, shape, x.root)
+        return
+    out, strides = w.new(node), [contiguous(shape), seen.stride()]
+    w.step(node, loops(shape, strides, lambda at: [f"{out.text}[{at[0]}] = ({begin})[{at[1]}];"]), [out, x])
+
+
+def copied(out: Value, part: Tensor, x: Value, shape: Shape) -> list[str]:
+    """``x``, taken for ``shape``, into the part of ``out`` that a view of a whole tensor is."""
+    to, strides = out.at(part.storage_offset()), [part.stride(), contiguous(shape)]
+    return loops(shape, strides, lambda at: [f"({to})[{at[0]}] = ({x.text})[{at[1]}];"])
+
+
+def joined(w: Writer, node: Node) -> None:
+    """Tensors behind each other along a dimension, or along a new one."""
+    args, out, lines, begin = arguments(node), w.new(node), [], 0
+    axis, values = args.dim % len(out.shape), [w.value(each) for each in args.tensors]
+    if axis == 0 and node in w.example.batched:
+        raise refusal(node, "works across the examples of a batch")
+    for value in values:
+        shape = (*value.shape[:axis], 1, *value.shape[axis:]) if name_of(node) == "stack" else value.shape
+        lines += copied(out, torch.empty(out.shape, device="meta").narrow(axis, begin, shape[axis]), value, shape)
+        begin += shape[axis]
+    w.step(node, lines, [out, *values])
+
+
+def padding(w: Writer, node: Node) -> None:
+    """A constant around a tensor."""
+    args, x = arguments(node), w.value(node.args[0])
+    if getattr(args, "mode", "constant") != "constant" or min(args.pad) < 0 or len(args.pad) > 2 * len(x.shape) - 2:
+        raise refusal(node, "pads in a way that is not written in C")
+    out = w.new(node)
+    part = torch.empty(out.shape, device="meta")
+    for axis, before in enumerate(reversed(args.pad[::2]), len(x.shape) - len(args.pad) // 2):
+        part = part.narrow(axis, before, x.shape[axis])
+    fill = f"for (int i = 0; i < {out.count}; i++) {out.text}[i] = {scalar(args.value or 0)};"
+    w.step(node, [fill, *copied(out, part, x, x.shape)], [out, x])
+
+
+def tiled(w: Writer, name: str, weight: Tensor, bias: Tensor | None) -> str:
+    """A matrix, outputs × inputs, as ``matrix_vector`` takes it: the names of weights and bias, inputs and outputs."""
+    outputs, inputs = weight.shape
+    laid = weight.new_zeros(-(-outputs // 16) * 16, inputs + 1)
+    laid[:outputs, :inputs] = weight
+    laid[:outputs, inputs] = 0 if bias is None else bias
+    tiles = laid[:, :inputs].unflatten(0, (-1, 16)).transpose(1, 2)
+    names = w.constant(f"{name}_weights", tiles), w.constant(f"{name}_bias", laid[:, inputs])
+    return f"{', '.join(names)}, {inputs}, {outputs}"
+
+
+def linear(w: Writer, node: Node) -> None:
+    """Rows by a constant matrix, clamped where only that follows."""
+    args = arguments(node)
+    weight, x = w.data(args.weight, node), w.value(args.input)
+    matrix = tiled(w, node.name, weight, None if args.bias is None else w.data(args.bias, node))
+    last, low, high = w.clamped(node)
+    out, (outputs, inputs) = w.new(last), weight.shape
+    call = f"matrix_vector({matrix}, {scalar(low)}, {scalar(high)}"
+    rows, strides = (x.count // inputs,), [(inputs,), (outputs,)]
+    w.step(node, loops(rows, strides, lambda at: [f"{call}, {x.at(at[0])}, {out.at(at[1])});"]), [x, out])
+
+
+def matmul(w: Writer, node: Node) -> None:
+    """Matrices by matrices, broadcast over what stands before their last two dimensions."""
+    left, right, out = w.value(node.args[0]), w.value(node.args[1]), w.new(node)
+    inner, across = left.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
+    rows = left.shape[-2] if len(left.shape) > 1 else 1
+    lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    strides = [broadcast(each.shape, (*lead, *each.shape[-2:]))[: len(lead)] for each in (left, right)]
+    strides.append([step * rows * across for step in contiguous(lead)])
+
+    def body(at: list[str]) -> list[str]:
+        return [f"matrix_matrix({left.at(at[0])}, {right.at(at[1])}, {rows}, {inner}, {across}, {out.at(at[2])});"]
+
+    w.step(node, loops(lead, strides, body), [left, right, out])
+
+
+def gru_cell(w: Writer, node: Node) -> None:
+    """A gated recurrent unit."""
+    args, names = arguments(node), []
+    x, state, out = w.value(args.input), w.value(args.hx), w.new(node)
+    for name, weight, bias in (("input", args.w_ih, args.b_ih), ("state", args.w_hh, args.b_hh)):
+        data = None if bias is None else w.data(bias, node)
+        names.append(tiled(w, f"{node.name}_{name}", w.data(weight, node), data))
+    if x.count > x.shape[-1]:
+        raise refusal(node, "takes several rows of one example, which is not written in C")
+    size = out.shape[-1]
+    gates, others = "scratch", f"scratch + {3 * size + 16}"
+    lines = [
+        f"matrix_vector({names[0]}, -INFINITY, INFINITY, {x.text}, {gates});",
+        f"matrix_vector({names[1]}, -INFINITY, INFINITY, {state.text}, {others});",
+        f"gru({gates}, {others}, {size}, {state.text}, {out.text});",
+    ]
+    w.step(node, lines, [x, state, out], 6 * size + 32)
+
+
+def max_pool(w: Writer, node: Node) -> None:
+    """The largest of each window."""
+    args, x, out = arguments(node), w.value(node.args[0]), w.new(node)
+    if pair(args.dilation) != [1, 1]:
+        raise refusal(node, "has gaps in its windows, which is not written in C")
+    given = [pair(each) for each in (args.kernel_size, args.stride or args.kernel_size, args.padding)]
+    texts = [f"(const int[]){{{', '.join(map(str, each))}}}" for each in given]
+    sizes = f"{math.prod(x.shape[:-2])}, {x.shape[-2]}, {x.shape[-1]}, {', '.join(texts)}"
+    w.step(node, [f"max_pool({x.text}, {sizes}, {out.shape[-2]}, {out.shape[-1]}, {out.text});"], [x, out])
+
+
+def resampled(w: Writer, node: Node) -> None:
+    """Averages of windows and resized images: linear along height and along width, so two constant matrices."""
+    x, out = w.value(node.args[0]), w.new(node)
+    (height, width), (out_height, out_width) = x.shape[-2:], out.shape[-2:]
+    given, first = vars(arguments(node)), node.target._schema.arguments[0].name
+
+    def asked(images: Tensor) -> Tensor:
+        return node.target(**given | {first: images.double()[:, None]})[:, 0]
+
+    scale = asked(torch.ones(1, height, width))[0, 0, 0]
+    rows = asked(torch.eye(height)[:, :, None].expand(-1, -1, width))[:, :, 0].T  # out_height × height
+    columns = asked(torch.eye(width)[:, None].expand(-1, height, -1))[:, 0] / scale  # width × out_width
+    names = [w.constant(f"{node.name}_{name}", data) for name, data in (("rows", rows), ("columns", columns))]
+    shape, strides = (math.prod(x.shape[:-2]),), [(height * width,), (out_height * out_width,)]
+
+    def body(at: list[str]) -> list[str]:
+        return [
+            f"matrix_matrix({names[0]}, {x.at(at[0])}, {out_height}, {height}, {width}, scratch);",
+            f"matrix_matrix(scratch, {names[1]}, {out_height}, {width}, {out_width}, {out.at(at[1])});",
+        ]
+
+    w.step(node, loops(shape, strides, body), [x, out], out_height * width)
+
+
+def reduced(begin: str, more: str, end: str, w: Writer, node: Node) -> None:
+    """Over some dimensions: ``begin``, then ``more`` for every value, then ``end``."""
+    args, x = arguments(node), w.value(node.args[0])
+    if name_of(node) != "argmax":
+        float_only(node)
+    axes = axes_of(w.example, node, node.args[0], getattr(args, "dim", None))
+    out, steps, kept = w.new(node), contiguous(x.shape), [axis for axis in range(len(x.shape)) if axis not in axes]
+    inner, outer = ([x.shape[axis] for axis in group] for group in (axes, kept))
+
+    def body(at: list[str]) -> list[str]:
+        def once(place: list[str]) -> list[str]:
+            return [more.format(value=f"({x.text})[{at[1]} + {place[0]}]", index=place[1])]
+
+        strides = [[steps[axis] for axis in axes], contiguous(inner)]
+        total = f"double total = {begin}{', at = 0' if end == 'at' else ''};"
+        last = f"{out.text}[{at[0]}] = (float)({end.format(count=math.prod(inner))});"
+        return [total, *loops(inner, strides, once, "uvwxyz"), last]
+
+    w.step(node, loops(outer, [contiguous(outer), [steps[axis] for axis in kept]], body), [x, out])
+
+
+def softmax(logarithm: int, w: Writer, node: Node) -> None:
+    """Over one dimension."""
+    x, args = w.value(node.args[0]), arguments(node)
+    float_only(node)
+    axis = axes_of(w.example, node, node.args[0], args.dim)[0]
+    out, sizes = w.new(node), [math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])]
+    w.step(node, [f"softmax({logarithm}, {x.text}, {', '.join(map(str, sizes))}, {out.text});"], [x, out])
+
+
+def affine_grid(w: Writer, node: Node) -> None:
+    """Written out only where something other than a sampler reads it."""
+    if all(user.target in GRID_SAMPLES and user.args[0] is not node for user in node.users):
+        return
+    theta, out = w.value(node.args[0]), w.new(node)
+    sizes = f"{out.shape[1]}, {out.shape[2]}, {int(arguments(node).align_corners)}"
+    strides = [contiguous(each.shape)[:1] for each in (theta, out)]
+    lines = loops(out.shape[:1], strides, lambda at: [f"affine_grid({theta.at(at[0])}, {sizes}, {out.at(at[1])});"])
+    w.step(node, lines, [theta, out])
+
+
+def grid_sample(w: Writer, node: Node) -> None:
+    """At the points of an affine grid, computed from theta on the fly, or at those of any other grid."""
+    image, grid, mode, padding_mode, corners = vars(arguments(node)).values()
+    x, affine, out = w.value(image), grid.target in AFFINE_GRIDS, w.new(node)
+    where = w.value(grid.args[0] if affine else grid)
+    numbers = [*x.shape[1:], *out.shape[2:], padding_mode, corners, affine and arguments(grid).align_corners]
+    sampler = f"(sampler){{{', '.join(str(int(number)) for number in numbers)}}}"
+    kernel = f"sample_bilinear({sampler}" if mode == 0 else f"sample({int(mode == 2)}, {sampler}"
+
+    def body(at: list[str]) -> list[str]:
+        points = f"{where.at(at[1])}, NULL" if affine else f"NULL, {where.at(at[1])}"
+        return [f"{kernel}, {x.at(at[0])}, {points}, {out.at(at[2])}{', scratch' if mode == 0 else ''});"]
+
+    strides = [contiguous(each.shape)[:1] for each in (x, where, out)]
+    room = 4 * (x.shape[2] + 3) * (x.shape[3] + 3) + 16 if mode == 0 else 0
+    w.step(node, loops(x.shape[:1], strides, body), [x, where, out], room)
+
+
+VIEWS = [
+    "alias",
+    "chunk",
+    "clone",
+    "contiguous",
+    "detach",
+    "expand",
+    "expand_as",
+    "flatten",
+    "lift_fresh_copy",
+    "narrow",
+    "permute",
+    "reshape",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "to",
+    "transpose",
+    "unbind",
+    "unflatten",
+    "unsqueeze",
+    "view",
+    "view_as",
+    "getitem",
+]
+RESAMPLING = ["adaptive_avg_pool2d", "avg_pool2d", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d"]
+
+OPERATORS: dict[str, Callable[[Writer, Node], None]] = {
+    **dict.fromkeys(POINTWISE, pointwise),
+    **dict.fromkeys(VIEWS, view),
+    **dict.fromkeys(RESAMPLING, resampled),
+    **dict.fromkeys(("cat", "stack"), joined),
+    **dict.fromkeys(("mm", "bmm", "matmul"), matmul),
+    **dict.fromkeys(("affine_grid", "affine_grid_generator"), affine_grid),
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d"), grid_sample),
+    **dict.fromkeys(("pad", "constant_pad_nd"), padding),
+    "amax": partial(reduced, "-INFINITY", "total = {value} > total ? {value} : total;", "total"),
+    "amin": partial(reduced, "INFINITY", "total = {value} < total ? {value} : total;", "total"),
+    "argmax": partial(reduced, "-INFINITY", "if ({value} > total) total = {value}, at = {index};", "at"),
+    "batch_norm": batch_norm,
+    "conv2d": convolution,
+    "gru_cell": gru_cell,
+    "linear": linear,
+    "log_softmax": partial(softmax, 1),
+    "max_pool2d": max_pool,
+    "mean": partial(reduced, "0", "total += {value};", "total / {count}"),
+    "prelu": prelu,
+    "softmax": partial(softmax, 0),
+    "sum": partial(reduced, "0", "total += {value};", "total"),
+}

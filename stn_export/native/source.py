@@ -1,0 +1,230 @@
+"""A captured program as one C11 source with its header."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from stn_export.errors import UserError
+from stn_export.native.graph import name_of, one_example, refusal
+from stn_export.native.operators import OPERATORS, VIEWS
+from stn_export.native.writer import Step, Value, Writer, loops, planned, scalar
+from stn_export.program.program import Program
+from stn_export.program.specs import Contract, TensorSpec
+
+ABI = 1
+HERE = Path(__file__).parent
+INSIDE = 1 << 18  # numbers that are written into the source; more lie in a .bin beside it
+ON_STACK = 1 << 20  # bytes of memory that are taken from the caller's stack
+LINE = 10  # numbers
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
+TYPES = {"float32": "float", "uint8": "uint8_t", "int64": "int64_t", "int32": "int32_t", "bool": "uint8_t"}
+TAKEN = ("n", "i", "memory", "bytes", "aligned", "int", "char", "float", "double", "long", "short", "const", "default")
+BINARY = """\
+// The weights; give the path with -DWEIGHTS='"..."' where the compiler does not run beside it.
+#ifndef WEIGHTS
+#define WEIGHTS "{name}.bin"
+#endif
+#ifdef __APPLE__
+#define WEIGHTS_SECTION ".section __TEXT,__const"
+#else
+#define WEIGHTS_SECTION ".section .rodata"
+#endif
+extern const float {name}_weights[] __asm__("{name}_weights") __attribute__((visibility("hidden")));
+__asm__(WEIGHTS_SECTION "\\n.balign 64\\n{name}_weights:\\n.incbin \\"" WEIGHTS "\\"\\n.text\\n");
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The content of ``name``.c, ``name``.h and, where the weights are many, ``name``.bin."""
+
+    name: str
+    c: str
+    h: str
+    weights: bytes
+
+    def write(self, path: Path) -> None:
+        """Write the .c to a path, and the others beside it under the same name."""
+        path.write_text(self.c.replace(f'"{self.name}.', f'"{path.stem}.'))
+        path.with_suffix(".h").write_text(self.h)
+        if self.weights:
+            path.with_suffix(".bin").write_bytes(self.weights)
+
+
+def write_source(program: Program, name: str, contract: Contract | None = None) -> Source:
+    """Write a program down as C.
+
+    Args:
+        program: captured with an open batch.
+        name: what files and functions are called.
+        contract: where inputs are not the program's own: bytes of pictures, or channels last.
+
+    Raises:
+        UserError: where an operator is not among those that are written, or examples of a batch are not independent;
+            it names the operator and its line of the module.
+    """
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        raise UserError(f"{name!r} is no name in C", "use letters, digits and underscores")
+    contract, w = contract or program.contract, Writer(one_example(program))
+    nodes, result = w.example.nodes[:-1], w.example.nodes[-1]
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    arrays = [_read(w, node, spec) for node, spec in zip(placeholders, contract.inputs, strict=True)]
+    for node in nodes:
+        if node.op == "call_function" and node in w.example.shapes and node not in w.example.constants:
+            _operate(w, node)
+    arrays += [_give(w, w.value(node), spec) for node, spec in zip(result.args[0], contract.outputs, strict=True)]
+    return _assembled(name, w, arrays)
+
+
+def _operate(w: Writer, node: Node) -> None:
+    if node in w.absorbed:
+        return
+    if name_of(node) not in OPERATORS:
+        raise refusal(node, "is not among the operators that are written in C")
+    if getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable:
+        changed = node.args[0]
+        if len(changed.users) > 1 or changed.op == "placeholder" or name_of(changed) in VIEWS:
+            raise refusal(node, "changes what others may read")
+    OPERATORS[name_of(node)](w, node)
+
+
+@dataclass(frozen=True)
+class _Array:
+    """An input or output in C: ``inside`` is its name in ``network``, where kernels have names too."""
+
+    spec: TensorSpec
+    kind: str
+    word: str
+    inside: str
+    count: int
+
+    @property
+    def moved(self) -> str:
+        """Its part of example i."""
+        return f"{self.word} + i * {self.count}" if self.spec.batched else self.word
+
+
+def _array(spec: TensorSpec, side: str, count: int) -> _Array:
+    if spec.dtype not in TYPES:
+        raise UserError(f"{spec.name} is {spec.dtype}, which is not written in C", f"use one of {', '.join(TYPES)}")
+    word = re.sub(r"\W", "_", spec.name, flags=re.ASCII)
+    word = f"{word}_" if word in TAKEN or word[0].isdigit() else word
+    return _Array(spec, ("const " if side == "in" else "") + TYPES[spec.dtype], word, f"{side}_{word}", count)
+
+
+def _read(w: Writer, node: Node, spec: TensorSpec) -> _Array:
+    """An input, copied to where vectors may be read beyond its end; bytes of a picture become its float32."""
+    x = w.new(node)
+    array = _array(spec, "in", x.count)
+    if spec.pixels is None or spec.is_float:
+        lines = [f"for (int i = 0; i < {x.count}; i++) {x.text}[i] = (float){array.inside}[i];"]
+    else:
+        _, channels, height, width = x.shape
+        mean, std = (torch.tensor(each).double().expand(channels) for each in (spec.pixels.mean, spec.pixels.std))
+        scale = w.constant(f"{node.name}_scale", 1 / (255 * std))
+        shift = w.constant(f"{node.name}_shift", mean / std)
+        lines = loops(
+            (channels, height * width),
+            [(height * width, 1), (1, channels) if spec.layout == "NHWC" else (height * width, 1), (1, 0)],
+            lambda at: [f"{x.text}[{at[0]}] = {array.inside}[{at[1]}] * {scale}[{at[2]}] - {shift}[{at[2]}];"],
+        )
+    w.step(f"{spec.name}, {spec.text}", lines, [x])
+    return array
+
+
+def _give(w: Writer, value: Value, spec: TensorSpec) -> _Array:
+    array = _array(spec, "out", value.count)
+    line = f"for (int i = 0; i < {value.count}; i++) {array.inside}[i] = ({array.kind})({value.text})[i];"
+    w.step(f"{spec.name}, {spec.text}", [line], [value])
+    return array
+
+
+def _assembled(name: str, w: Writer, arrays: Sequence[_Array]) -> Source:
+    """The texts of all files."""
+    places, floats = planned(w.steps, {root: value.count for root, value in w.buffers.items()})
+    count = sum(data.size for data in w.constants.values())
+    binary, weights = _binary(name, w.constants) if count > INSIDE else (b"", _tables(w.constants))
+    functions = "\n".join(w.functions.values())
+    steps = "\n".join(_step(step, places.get(f"scratch{index}")) for index, step in enumerate(w.steps))
+    inputs = [array for array in arrays if array.kind.startswith("const")]
+    outputs, memory = arrays[len(inputs) :], 4 * floats + 64
+    declared, passed = ([f"{a.kind} *{a.word}" for a in arrays], [a.word for a in arrays])
+    declared.insert(len(inputs), "size_t n")
+    passed.insert(len(inputs), "n")
+    small, upper = memory <= ON_STACK, name.upper()
+    run = f"float memory[{upper}_MEMORY / sizeof(float)];\n    return {name}_run_in({', '.join(passed)}, memory, sizeof memory);"  # noqa: E501
+    fields = {
+        "name": name,
+        "upper": upper,
+        "abi": ABI,
+        "memory": memory,
+        "flags": " ".join(FLAGS),
+        "inputs": ", ".join(f"{array.word} {array.spec.text}" for array in inputs),
+        "outputs": ", ".join(f"{array.word} {array.spec.text}" for array in outputs),
+        "sizes": "\n".join(f"    {upper}_{a.word.upper()} = {a.count},  // numbers of an example" for a in arrays),
+        "arguments": ", ".join(declared),
+        "example": ", ".join(f"{array.kind} *{array.inside}" for array in arrays),
+        "missing": " || ".join(f"{array.word} == NULL" for array in arrays),
+        "moved": ", ".join(array.moved for array in arrays),
+        "stack": f"Takes {upper}_MEMORY bytes of the stack."
+        if small
+        else f"Too large for a stack: call {name}_run_in.",
+        "run": run if small else f"{', '.join(f'(void){each}' for each in passed)};\n    return {upper}_NO_MEMORY;",
+        "version": hashlib.sha256((weights + functions + steps).encode() + binary).hexdigest()[:16],
+        "kernels": _kernels(functions + steps),
+        "weights": weights,
+        "functions": functions,
+        "steps": steps,
+        "places": "\n".join(
+            f"    float *const {root} = memory + {places[root]};  // {'×'.join(map(str, value.shape))}"
+            for root, value in w.buffers.items()
+            if root in places
+        ),
+    }
+    texts = [(HERE / file).read_text().format(**fields) for file in ("template.c", "template.h")]
+    return Source(name, *texts, binary)
+
+
+def _step(step: Step, place: int | None) -> str:
+    lines = [f"// {step.comment}", *(re.sub(r"\bscratch\b", f"memory + {place}", line) for line in step.lines)]
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _tables(constants: dict[str, np.ndarray]) -> str:
+    """Numbers as arrays."""
+    parts = []
+    for name, data in constants.items():
+        texts = [scalar(number) for number in data]
+        rows = (", ".join(texts[at : at + LINE]) for at in range(0, len(texts), LINE))
+        parts.append(f"static const float {name}[{len(texts)}] ALIGNED = {{\n    " + ",\n    ".join(rows) + "};\n")
+    return "\n".join(parts)
+
+
+def _binary(name: str, constants: dict[str, np.ndarray]) -> tuple[bytes, str]:
+    """Numbers as a file, and where each array begins in it."""
+    chunks, lines, begin = [], [BINARY.format(name=name)], 0
+    for word, data in constants.items():
+        lines.append(f"#define {word} ({name}_weights + {begin})")
+        chunks.append(np.pad(data, (0, -len(data) % 16)).astype("<f4").tobytes())
+        begin += len(chunks[-1]) // 4
+    return b"".join(chunks), "\n".join(lines) + "\n"
+
+
+def _kernels(text: str) -> str:
+    """What the text needs of the kernels' source, in its order."""
+    chunks = (HERE / "kernels.c").read_text().strip().split("\n\n")
+    names = [re.search(r"^INLINE .*?(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
+    named = [(name and rf"\b{name[1]}\(", chunk) for name, chunk in zip(names, chunks, strict=True)]
+    wanted: list[str] = []
+    while True:
+        used = text + "".join(wanted)
+        more = [chunk for name, chunk in named if name is None or re.search(name, used)]
+        if len(more) == len(wanted):
+            return "\n\n".join(more) + "\n"
+        wanted = more

@@ -1,0 +1,169 @@
+"""What a C source is put together from: values in one block of memory, constants, functions and the steps of a run."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from stn_export.native.graph import Example, Shape, arguments, name_of, refusal
+from stn_export.program.capture import location
+
+SLACK = 16  # floats behind every value: vectors are read and written whole
+CLAMPS = {  # by operator, what a value is clamped to
+    "relu": lambda _: (0, math.inf),
+    "relu6": lambda _: (0, 6),
+    "hardtanh": lambda args: (args.min_val, args.max_val),
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One example's tensor in C: ``text`` points to its first number, ``root`` names the buffer that it lies in."""
+
+    text: str
+    shape: Shape
+    root: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    def at(self, place: int | str) -> str:
+        """A pointer to what lies so many numbers behind."""
+        return self.text if str(place) == "0" else f"{self.text} + {place}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A few lines of the run, the buffers that they touch and the floats of scratch that they need."""
+
+    comment: str
+    lines: tuple[str, ...]
+    touched: frozenset[str]
+    scratch: int = 0
+
+
+@dataclass
+class Writer:
+    """Collects what operators write; ``values`` are tensors by node, ``absorbed`` nodes that another one does."""
+
+    example: Example
+    values: dict[Node, Value] = field(default_factory=dict)
+    buffers: dict[str, Value] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    functions: dict[str, str] = field(default_factory=dict)
+    absorbed: set[Node] = field(default_factory=set)
+
+    def value(self, node: Node) -> Value:
+        """The tensor that a node gives; a constant is written down at its first use."""
+        if node not in self.values:
+            data = self.example.constants[node]
+            self.values[node] = Value(self.constant(node.name, data), tuple(data.shape))
+        return self.values[node]
+
+    def constant(self, name: str, data: Tensor) -> str:
+        """Write numbers down and give the name that they bear."""
+        self.constants[f"c_{name}"] = data.detach().float().numpy().ravel()
+        return f"c_{name}"
+
+    def data(self, node: Node, user: Node) -> Tensor:
+        """Weights, in float64."""
+        if node not in self.example.constants:
+            raise refusal(user, "has weights that are computed from inputs")
+        return self.example.constants[node].double()
+
+    def new(self, node: Node) -> Value:
+        """Room for what a node gives."""
+        value = Value(f"x_{node.name}", self.example.shapes[node], f"x_{node.name}")
+        self.values[node] = self.buffers[value.root] = value
+        return value
+
+    def step(self, what: Node | str, lines: Sequence[str], values: Sequence[Value], scratch: int = 0) -> None:
+        """What is done; ``values`` are read or written, and ``scratch`` in the lines points to scratch."""
+        comment = what if isinstance(what, str) else f"{name_of(what)} at {location(what)}"
+        self.steps.append(Step(comment, tuple(lines), frozenset(each.root for each in values) - {""}, scratch))
+
+    def follower(self, node: Node, *names: str) -> Node | None:
+        """The only reader of a node, where it is one of these operators."""
+        reader = next(iter(node.users))
+        return reader if len(node.users) == 1 and reader.op == "call_function" and name_of(reader) in names else None
+
+    def clamped(self, node: Node) -> tuple[Node, float, float]:
+        """The clamp that alone reads a node, with its bounds, or the node itself without any."""
+        reader = self.follower(node, *CLAMPS)
+        if reader is None:
+            return node, -math.inf, math.inf
+        self.absorbed.add(reader)
+        return reader, *CLAMPS[name_of(reader)](arguments(reader))
+
+    def normalisation(self, node: Node) -> tuple[Tensor, Tensor]:
+        """A batch norm as scale and shift of each channel, in float64."""
+        args = arguments(node)
+        if args.training or args.running_mean is None:
+            raise refusal(node, "normalises by the batch itself")
+        mean, variance = self.data(args.running_mean, node), self.data(args.running_var, node)
+        scale = (variance + args.eps).rsqrt() * (1 if args.weight is None else self.data(args.weight, node))
+        return scale, (0 if args.bias is None else self.data(args.bias, node)) - mean * scale
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a tensor without gaps."""
+    return torch.empty(tuple(shape), device="meta").stride()
+
+
+def loops(
+    shape: Shape, strides: Sequence[Sequence[int]], body: Callable[[list[str]], list[str]], names: str = "ijklmnop"
+) -> list[str]:
+    """Nested loops over ``shape``; ``body`` is given the index into each tensor, whose strides are ``strides``."""
+    dims: list[tuple[int, tuple[int, ...]]] = []
+    for size, *steps in zip(shape, *strides, strict=True):
+        if dims and all(outer == step * size for outer, step in zip(dims[-1][1], steps, strict=True)):
+            dims[-1] = (dims[-1][0] * size, tuple(steps))
+        elif size != 1:
+            dims.append((size, tuple(steps)))
+    places = []
+    for each in range(len(strides)):
+        terms = [(name, steps[each]) for name, (_, steps) in zip(names, dims, strict=False) if steps[each]]
+        places.append(" + ".join(name if step == 1 else f"{name} * {step}" for name, step in terms) or "0")
+    heads = [
+        f"for (int {name} = 0; {name} < {size}; {name}++) {{" for name, (size, _) in zip(names, dims, strict=False)
+    ]
+    lines = ["    " * min(depth, len(dims)) + line for depth, line in enumerate([*heads, *body(places)])]
+    return [*lines, *("    " * depth + "}" for depth in reversed(range(len(dims))))]
+
+
+def scalar(number: float) -> str:
+    """A number as C writes it."""
+    if not math.isfinite(number):
+        return "NAN" if math.isnan(number) else "INFINITY" if number > 0 else "-INFINITY"
+    text = str(np.float32(number))
+    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
+
+
+def planned(steps: Sequence[Step], sizes: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Where each buffer begins and the floats of all; those that are not needed at the same time share room.
+
+    A step's scratch is the buffer ``scratch<index>``.
+    """
+    lives: dict[str, list[int]] = {}
+    for index, step in enumerate(steps):
+        scratch = {f"scratch{index}"} if step.scratch else set()
+        sizes |= dict.fromkeys(scratch, step.scratch)
+        for name in sorted(step.touched | scratch):
+            lives.setdefault(name, [index, index])[1] = index
+    rooms = {name: -(-sizes[name] // 16) * 16 + SLACK for name in lives}  # whole cache lines
+    places: dict[str, int] = {}
+    for name, (first, last) in lives.items():
+        place = 0
+        for other in sorted(places, key=places.get):
+            together = lives[other][0] <= last and first <= lives[other][1]
+            if together and places[other] < place + rooms[name] and place < places[other] + rooms[other]:
+                place = places[other] + rooms[other]
+        places[name] = place
+    return places, max((places[name] + rooms[name] for name in places), default=0)
