@@ -221,7 +221,13 @@ def test_how_rows_move_from_run_to_run():
 
 def test_the_slowest_change_comes_first_and_rows_of_one_run_only_stay_out():
     base = compare.measured(contest_rows(3, 1.0, 0.01))
-    new = compare.measured({"0": contest_rows(1, 1.2, 0.01)["0"], "2": contest_rows(1, 1.5, 0.01)["0"], "9": contest_rows(1, 1.0, 0.01)["0"]})
+    new = compare.measured(
+        {
+            "0": contest_rows(1, 1.2, 0.01)["0"],
+            "2": contest_rows(1, 1.5, 0.01)["0"],
+            "9": contest_rows(1, 1.0, 0.01)["0"],
+        }
+    )
     assert [change.row for change in compare.changes(base, new)] == ["2", "0"]
 
 
