@@ -20,6 +20,7 @@ CHECKS = (  # nodes that compute nothing
     torch.ops.aten.sym_constrain_range.default,
 )
 NOTHING = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default, torch.ops.aten.alias.default)
+NOTHING += (torch.ops.aten.detach.default, torch.ops.aten.detach_.default)  # no gradients are asked for
 
 
 def bare(module: GraphModule) -> GraphModule:
