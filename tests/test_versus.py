@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from stn_export import cli
@@ -16,10 +17,12 @@ from stn_export.artifacts.manifest import MANIFEST, NetworkDirectory
 from stn_export.comparison.compare import compare_typed as compare_arrays
 from stn_export.comparison.tolerances import Bound
 from stn_export.errors import UserError
+from stn_export.export.onnx_export import export_onnx
 from stn_export.verify import __main__ as verify
 from stn_export.verify import versus
 from stn_export.verify.sides import matched, open_side
 from stn_export.verify.versus import compare_files
+from tests.zoo import ZOO
 
 Model = Callable[[str, str, str], Path]
 
@@ -165,6 +168,24 @@ def test_a_foreign_file_beside_ours_gets_the_images(trained_run: Path, tmp_path:
     assert reasons(path, ours) == [""] * 4
     vector = write("vector.onnx", "(float[N,4] x) => (float[N,4] y)", "y = Neg (x)")
     assert reasons(ours, vector) == ["takes images N×3×32×32 float32 instead of x N×4 float32"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_foreign_torchscript_file_takes_what_the_other_one_declares(tmp_path: Path):
+    foreign, script, path = ZOO["FlowWarp"], tmp_path / "mine.ts", tmp_path / "mine.onnx"
+    module, values = foreign.build(), foreign.values(3)
+    torch.jit.save(torch.jit.trace(module, values), script)
+    onnx.save(export_onnx(module, values), path)
+    for left, right in ((script, path), (path, script)):
+        rows = compare_files(left, right)
+        assert not any(row.reason for row in rows)
+        assert [row.output for row in rows[:2]] == ["grid_sampler", "sqrt"]
+        assert rows[0].inputs == "random 0: images 1×3×40×48, flow 1×2×40×48"
+    assert all(reasons(move_a_bias(path, tmp_path / "moved.onnx"), script))
+    assert reasons(script, script) == [f"neither {script} nor {script} says what it takes"]
+    alone = tmp_path / "alone.onnx"
+    onnx.save(export_onnx(ZOO["GreyDigits"].build(), ZOO["GreyDigits"].values(3)), alone)
+    assert "does not run on it" in reasons(script, alone)[0]
 
 
 def test_bytes_are_drawn_over_their_whole_range(write: Model):
