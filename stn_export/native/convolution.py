@@ -13,26 +13,11 @@ from stn_export.native.writer import Writer, contiguous, loops, scalar
 
 CACHED = 48 * 1024  # floats of columns that may lie in the second cache
 BLOCKS = range(8, 3, -1)  # output channels at once
-SIZES = [
-    "channels",
-    "height",
-    "width",
-    "out_channels",
-    "out_height",
-    "out_width",
-    "kernel_height",
-    "kernel_width",
-    "stride_height",
-    "stride_width",
-    "pad_top",
-    "pad_left",
-    "dilation_height",
-    "dilation_width",
-    "groups",
-    "pooled",
-    "block",
-    "strip",
-]
+SIZES = (
+    "channels", "height", "width", "out_channels", "out_height", "out_width", "kernel_height", "kernel_width",
+    "stride_height", "stride_width", "pad_top", "pad_left", "dilation_height", "dilation_width", "groups", "pooled",
+    "block", "strip",
+)  # fmt: skip
 
 
 class Layer(make_dataclass("Sizes", [(name, int) for name in SIZES])):

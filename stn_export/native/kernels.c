@@ -366,14 +366,14 @@ INLINE void matrix_vector(const float *weights, const float *bias, int inputs, i
             UNROLL for (int s = 0; s < 4; s++) {
                 UNROLL for (int v = 0; v < 16 / LANES; v++) sum[s][v] = (vec){0};
             }
-            int i = first;
-            for (; i + 4 <= last; i += 4) {
+            const int whole = last - (last - first) % 4;
+            for (int i = first; i < whole; i += 4) {
                 UNROLL for (int s = 0; s < 4; s++) {
                     UNROLL for (int v = 0; v < 16 / LANES; v++)
                         sum[s][v] += load(weights + (i + s) * 16 + v * LANES) * in[i + s];
                 }
             }
-            for (; i < last; i++) {
+            for (int i = whole; i < last; i++) {
                 UNROLL for (int v = 0; v < 16 / LANES; v++) sum[0][v] += load(weights + i * 16 + v * LANES) * in[i];
             }
             UNROLL for (int v = 0; v < 16 / LANES; v++) total[v] += (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]);

@@ -326,35 +326,12 @@ def grid_sample(w: Writer, node: Node) -> None:
     w.step(node, loops(x.shape[:1], strides, body), [x, where, out], room)
 
 
-VIEWS = [
-    "alias",
-    "chunk",
-    "clone",
-    "contiguous",
-    "detach",
-    "expand",
-    "expand_as",
-    "flatten",
-    "lift_fresh_copy",
-    "narrow",
-    "permute",
-    "reshape",
-    "select",
-    "slice",
-    "split",
-    "split_with_sizes",
-    "squeeze",
-    "t",
-    "to",
-    "transpose",
-    "unbind",
-    "unflatten",
-    "unsqueeze",
-    "view",
-    "view_as",
-    "getitem",
-]
-RESAMPLING = ["adaptive_avg_pool2d", "avg_pool2d", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d"]
+VIEWS = (
+    "alias", "chunk", "clone", "contiguous", "detach", "expand", "expand_as", "flatten", "getitem", "lift_fresh_copy",
+    "narrow", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "to", "transpose",
+    "unbind", "unflatten", "unsqueeze", "view", "view_as",
+)  # fmt: skip
+RESAMPLING = ("adaptive_avg_pool2d", "avg_pool2d", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d")
 
 OPERATORS: dict[str, Callable[[Writer, Node], None]] = {
     **dict.fromkeys(POINTWISE, pointwise),
