@@ -365,6 +365,22 @@ def test_examples_that_do_not_fit(content: dict, words: str, tmp_path: Path):
         stn_export.adopt(ZOO["NoSampler"].build(), ZOO["NoSampler"].shapes, examples=tmp_path / "e.npz")
 
 
+def test_sizes_of_one_name_are_one_size():
+    examples = ZOO["FlowWarp"].inputs(2) | {"flow": torch.zeros(2, 2, 41, 48)}
+    with pytest.raises(UserError, match="flow is 2×2×41×48 float32, not N×2×H×W"):
+        stn_export.adopt(ZOO["FlowWarp"].build(), ZOO["FlowWarp"].shapes, examples=examples)
+
+
+def test_pictures_stay_upright(tmp_path: Path):
+    pixels = np.zeros((40, 20), np.uint8)
+    pixels[:, 10:] = 255
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    found = stn_export.adopt(ZOO["Glimpses"].build(), ZOO["Glimpses"].shapes, examples=tmp_path)
+    image = found.examples.inputs["images"][0, 0]
+    assert (image[:, :20] == 0).all()
+    assert (image[:, 40:] == 255).all()
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
