@@ -5,13 +5,16 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import Tensor, nn
 
 from stn_export import cli
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.files import load_tensors
 from stn_export.artifacts.manifest import Artifact, NetworkDirectory
+from stn_export.export.onnx_export import to_onnx
 from stn_export.program.specs import Arrays
 from stn_export.runners import RUNNERS, OnnxRuntime, Runner, RunnerSpec
 from stn_export.runners.pytorch import Captured
@@ -19,6 +22,7 @@ from stn_export.verify import __main__ as verify
 from stn_export.verify import points_file
 from stn_export.verify.checks import Check, beyond, check_artifact
 from stn_export.verify.truth import Truth, truth_of
+from stn_export.verify.weights import check_weights, folded_weights, weights_of
 from tests.captured_modules import examples_of, program_of
 from tests.test_truth import Several, Warp
 from tests.zoo import ZOO, enter_zoo
@@ -224,6 +228,15 @@ def test_what_only_the_last_examples_show_is_seen(truth: Truth, tmp_path: Path):
     assert judged(truth, tmp_path, lost).failure == "own is not finite over the examples"
 
 
+def test_an_answer_to_what_is_not_finite_is_a_failure(tmp_path: Path):
+    class Answering(Captured):
+        def infer(self, feeds: Arrays) -> Arrays:
+            return self.infer_impl(feeds)
+
+    check = checked(tmp_path, "NoSampler", replace(PT2, load=Answering))
+    assert check.failure == "images of nan are answered instead of refused"
+
+
 def test_int8_without_labels_is_judged_by_its_root_mean_square(truth: Truth, tmp_path: Path):
     def louder(by: float) -> Change:
         return lambda results: results["own"].__imul__(by)
@@ -249,6 +262,33 @@ def test_a_runner_that_is_not_repeatable_is_told(truth: Truth, tmp_path: Path):
 )
 def test_of_few_examples_one_may_differ(wrong: int, count: int, too_many: bool):
     assert beyond(count * (wrong / count), 1 - 0.999, count) is too_many
+
+
+class Normalised(nn.Module):
+    """A convolution, with a bias or without, before a batch normalisation that is not a fresh one's."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3, bias=bias), nn.BatchNorm2d(3)
+        for value in (self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var):
+            nn.init.uniform_(value, 0.5, 2.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.conv(images))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_may_be_folded_but_no_others(bias: bool, tmp_path: Path):
+    program, path = program_of(Normalised(bias), {"images": ("N", 1, 8, 8)}, ["maps"]), tmp_path / "folded.onnx"
+    onnx.save(to_onnx(program, "plain"), path)
+    shown = OnnxRuntime(path, "cpu", program.contract).weights()
+    expected, folded = weights_of(program), folded_weights(program)
+    assert np.abs(shown["conv.weight"] - expected["conv.weight"]).max() > 0.01  # the exporter does fold
+    assert check_weights(shown, expected, folded) == check_weights(expected, expected, folded) == ""
+    for name in set(shown) & set(expected):
+        other = shown | {name: shown[name] + np.float32(1e-4)}
+        assert check_weights(other, expected, folded).startswith(f"first wrong at weights: {name} is ")
+        assert "has shape" in check_weights(shown | {name: shown[name][:1]}, expected, folded)
 
 
 def test_examples_that_differ_most_are_shown_once():
