@@ -80,13 +80,14 @@ def worst_pixels(check: Mapping) -> dict[str, float | None]:
 
 
 def errors_by_kind(checks: Checks, points: Mapping[str, Mapping]) -> dict[str, dict[str, list[float]]]:
-    """The errors of every challenge, by kind of point and artifact."""
+    """The errors of every challenge, by kind of point and artifact; whole numbers are equal or not, and left out."""
     kinds = [kind for kind in KINDS if any(each["kind"] == kind for each in points.values())]
     errors: dict[str, dict[str, list[float]]] = {kind: {check["artifact"]: [] for check in checks} for kind in kinds}
     for check in checks:
         for compared in check["comparisons"].values():
             for point, comparison in compared.items():
-                errors[points[point]["kind"]][check["artifact"]].append(comparison["max_abs"])
+                if points[point]["kind"] in errors:
+                    errors[points[point]["kind"]][check["artifact"]].append(comparison["max_abs"])
     return errors
 
 
@@ -125,7 +126,9 @@ def worst_by_place(errors: Mapping[str, float | None], points: Mapping[str, Mapp
     found = {}
     for site in dict.fromkeys(points[point]["site"] for point in errors):
         here = worst_by_kind({point: each for point, each in errors.items() if points[point]["site"] == site}, points)
-        kind = next(kind for kind in (*MEASURES, "output") if kind in here)
+        kind = next((kind for kind in (*MEASURES, "output") if kind in here), None)
+        if kind is None:  # whole numbers only
+            continue
         found[f"{site}, {MEASURES[kind]}" if site else OUTPUTS] = here[kind]
     return found
 
