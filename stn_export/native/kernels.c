@@ -57,8 +57,6 @@ INLINE void store_half(float *to, half_vec value) { *(loose_half *)to = value; }
 
 INLINE quad load_quad(const float *from) { return *(const loose_quad *)from; }
 
-INLINE octet load_octet(const float *from) { return *(const loose_octet *)from; }
-
 INLINE void store_quad(float *to, quad value) { *(loose_quad *)to = value; }
 
 INLINE int least(int a, int b) { return a < b ? a : b; }
@@ -547,7 +545,7 @@ INLINE void sample_bilinear(sampler s, const float *in, const float *theta, cons
                     quad values[4];
                     UNROLL for (int k = 0; k < 4; k++) {
                         const float *from = memory + at[i + k];
-                        const octet upper = load_octet(from), lower = load_octet(from + pitch);
+                        const octet upper = *(const loose_octet *)from, lower = *(const loose_octet *)(from + pitch);
                         union {
                             octet both;
                             quad one[2];
