@@ -105,6 +105,8 @@ gain-%: EPOCHS := $(or $(EPOCHS),20)
 gain-%: $(READY)
 	@$(STAGE).train --dataset '$*' --recipe '$(or $(RECIPE),$(OWN_RECIPE))' --run '$(GAIN)/$*' $(TRAINING) \
 		--models '$(or $(MODELS),$(EVERY_MODEL))' --seeds '$(or $(SEEDS),3)'
+	@$(STAGE).export --run '$(GAIN)/$*' --only torchscript-fp32
+	@$(STAGE).verify --run '$(GAIN)/$*'
 
 all: train export verify bench report ## all stages, one after the other
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 import stn_export
 from stn_export import cli
 from stn_export.adopt import __main__ as stage
-from stn_export.adopt.adoption import TWIN_NOTE
 from stn_export.adopt.network import input_of, load_module, load_weights, read_weights
-from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory, network_directories
+from stn_export.artifacts.manifest import PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory, network_directories
 from stn_export.errors import UserError
 from stn_export.program.specs import Pixels
 from tests.foreign import Volume

@@ -85,7 +85,7 @@ def fixed(tmp_path: Path) -> list[Target]:
     """A network that takes four examples at a time."""
     program = ZOO["NoSampler"].program()
     captured = capture(ZOO["NoSampler"].build(), (torch.rand(4, 3, 32, 32),), [(4, 3, 32, 32)])
-    program = Program(captured.exported, program.contract.with_batch(4))
+    program = Program(captured.exported, program.contract.fixed({"N": 4}))
     return entered(tmp_path, program, {"images": np.zeros((5, 3, 32, 32), np.uint8)}, ("images",))
 
 

@@ -24,9 +24,10 @@ from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import Contract
 from stn_export.runners.torch_files import load_torchscript, read_metadata
+from stn_export.verify import __main__ as verify
 from tests.foreign import Sampler
 from tests.runs import enter_networks, lively
-from tests.zoo import ZOO
+from tests.zoo import ZOO, enter_zoo
 
 IMAGES = torch.zeros(2, 3, 32, 32)
 
@@ -151,6 +152,17 @@ def test_a_fixed_batch_and_an_optimised_file_on_request(run: Path, stn: NetworkD
     enter_networks(run)  # others in their place
     assert cli.run(export.main, ["--run", str(run)]) == 0
     assert stn.artifacts[fixed.name].parent_sha256 == stn.artifacts["program"].sha256  # asked for once, kept up to date
+
+
+def test_the_default_export_fixes_what_its_contract_says(tmp_path: Path):
+    directory = enter_zoo(tmp_path, "FlowWarp")
+    assert cli.run(export.main, ["--run", str(tmp_path), "--only", "default-fp32"]) == 0
+    artifact = directory.artifacts["default-fp32"]
+    inputs = onnx.load(directory.path / artifact.file).graph.input
+    written = [tuple(dim.dim_value for dim in each.type.tensor_type.shape.dim) for each in inputs]
+    assert [spec.shape for spec in artifact.contract.inputs] == written == [(1, 3, 40, 48), (1, 2, 40, 48)]
+    assert [spec.shape for spec in artifact.contract.outputs] == [(1, 3, 40, 48), (1, 1, 40, 48)]
+    assert cli.run(verify.main, ["--run", str(tmp_path), "--only", "FlowWarp/default-fp32"]) == 0
 
 
 def test_a_batch_without_images(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -188,6 +188,21 @@ def test_a_runtime_that_gives_other_numbers_will_not_do(monkeypatch: pytest.Monk
     assert "differs" in why
 
 
+@pytest.mark.parametrize(("side", "verdict"), [(70, TESTED), (71, SHOULD)])  # 2 * 70 * 71 values are 9,940
+def test_a_runtime_that_samples_value_by_value_is_tried_with_few(
+    side: int, verdict: str, monkeypatch: pytest.MonkeyPatch
+):
+    def crash(*_: object) -> None:
+        raise AssertionError("it was tried")
+
+    if verdict == SHOULD:
+        monkeypatch.setattr(portability_module, "ReferenceEvaluator", crash)
+    model = sampler(
+        "linear", opset=20, signature=f"(float[N,1,4,4] x, float[N,{side},71,2] grid) => (float[N,1,{side},71] y)"
+    )
+    assert portability(model)["onnx reference evaluator"][0] == verdict
+
+
 def test_a_model_that_nothing_runs():
     verdicts = portability(graph("y = Nonsense (x)", signature="(float[N,4] x) => (float[N,4] y)"))
     assert {verdict for verdict, _ in verdicts.values()} == {WILL_NOT}

@@ -230,10 +230,10 @@ def test_pictures_fill_up_a_fixed_batch_and_go_one_by_one_where_an_output_has_no
 
     each = Contract((images,), (spec("scores", "N", 10),))
     assert parts(each) == [(5, [0, 1, 2, 3, 4])]
-    assert parts(each.with_batch(3)) == [(3, [0, 1, 2]), (2, [3, 4, 3])]
+    assert parts(each.fixed({"N": 3})) == [(3, [0, 1, 2]), (2, [3, 4, 3])]
     whole = Contract((images,), (spec("mean", 10),))
     assert parts(whole) == [(1, [index]) for index in range(5)]
-    assert parts(whole.with_batch(2)) == [(1, [index, index]) for index in range(5)]
+    assert parts(whole.fixed({"N": 2})) == [(1, [index, index]) for index in range(5)]
     single = Contract((replace(images, shape=(1, 3, 4, 4), batched=False),), (spec("scores", 1, 10),))
     assert parts(single) == [(1, [index]) for index in range(5)]
 
@@ -250,7 +250,7 @@ def test_bytes_with_channels_last_are_the_same_picture(run: Path, picture: Path)
 def test_what_fills_up_a_batch_is_cut_off_again(run: Path, picture: Path):
     directory = NetworkDirectory(run / "stn")
     artifact = directory.artifacts[PROGRAM]
-    fixed = replace(artifact, contract=artifact.contract.with_batch(3))
+    fixed = replace(artifact, contract=artifact.contract.fixed({"N": 3}))
     feeder = feeder_of(artifact.contract, directory.examples(), [picture] * 4)
     found = [predict.outputs_of(directory, each, feeder)["log_probs"] for each in (artifact, fixed)]
     assert [each.shape for each in found] == [(4, 10), (4, 10)]

@@ -377,8 +377,7 @@ def test_contracts_to_json_and_back(name: str, programs: Callable[[str], Program
     assert Contract.from_dict(json.loads(json.dumps(contract.as_dict()))) == contract
     assert [spec.shape for spec in contract.inputs] == list(ZOO[name].shapes.values())
     assert all(spec.batched for spec in (*contract.inputs, *contract.outputs))
-    assert contract.with_batch(4).batch == 4
-    assert contract.with_batch(4).with_batch(None) == contract
+    assert contract.fixed({"N": 4}).batch == 4
 
 
 def test_a_contract_of_another_kind_is_refused():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory, network_directories
+from stn_export.artifacts.manifest import TWIN_NOTE, NetworkDirectory, network_directories
 from stn_export.report import __main__ as report
 from stn_export.report import figures, parity
 from tests import bench_rows
@@ -107,11 +107,23 @@ def test_any_network_has_a_report(name: str, tmp_path: Path):
 
 def test_what_a_network_is_stands_beside_its_first_mention(run: Path):
     cnn = NetworkDirectory(run / "cnn")
-    cnn.describe(replace(cnn.facts, note="the same network, samplers bypassed: for cost, not accuracy"))
+    cnn.describe(replace(cnn.facts, note=TWIN_NOTE))
     assert cli.run(report.main, ["--run", str(run)]) == 0
     for text in texts(run):
         first, note = text.index("lain CNN"), text.index("The plain CNN: the same network, samplers bypassed")
         assert note - first < 400
+
+
+def test_a_bypassed_twin_is_not_set_against_accuracy(run: Path):
+    def networks() -> set[str]:
+        [legend] = report.collect(run).figures["pareto-cpu"].legends
+        return {text.get_text() for text in legend.get_texts()[:-1]}
+
+    write_bench(run, bench_rows.rows(bench_rows.artifacts_of(network_directories(run))))
+    assert networks() == {"spatial transformer", "plain CNN"}
+    cnn = NetworkDirectory(run / "cnn")
+    cnn.describe(replace(cnn.facts, note=TWIN_NOTE))
+    assert networks() == {"spatial transformer"}
 
 
 def test_the_worst_error_of_each_site_stands_by_lowering_and_runner(stn: NetworkDirectory, run: Path):

@@ -187,7 +187,7 @@ def truth() -> Truth:
 def judged(truth: Truth, folder: Path, change: Change, precision: str = "fp32", batch: int | None = None) -> Check:
     path = folder / "program.pt2"
     path.write_bytes(truth.program.to_bytes({}))
-    contract = truth.contract.with_batch(batch) if batch else truth.contract
+    contract = truth.contract.fixed({"N": batch}) if batch else truth.contract
     artifact = Artifact("program", path.name, "several", "pt2", "0", contract, precision=precision)
     return check_artifact(artifact, path, replace(PT2, load=spoilt(change)), truth)
 

@@ -14,14 +14,13 @@ from stn_export.adopt.programs import program_of, values_of, with_origin
 from stn_export.adopt.samples import gather, with_classes, with_pixels
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import MANIFEST, PLAIN, SUBJECT, NetworkDirectory
+from stn_export.artifacts.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.program.origin import origin_of
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
 from stn_export.program.specs import BATCH, Pixels, TensorSpec, dtype_name
 
-TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
 PLAIN_NOTE = "a plain network that was given to set the other against"
 
 Inputs = Mapping[str, Tensor | Sequence[int | str]] | Sequence[TensorSpec]

@@ -39,6 +39,7 @@ TRAINING_SCHEMA = "stn_export/training/2"
 REPOSITORY_SCHEMA = "stn_export/triton/1"
 
 SUBJECT, PLAIN, OTHER = "subject", "plain", "other"
+TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
 CHECKPOINT = "checkpoint"
 
 

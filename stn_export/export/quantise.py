@@ -16,7 +16,7 @@ from stn_export.program.specs import Arrays
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-BATCH, CALLS = 64, 8  # examples a call, and calls
+EXAMPLES, CALLS = 64, 8  # examples a call, and calls
 
 
 class _Reader(quantization.CalibrationDataReader):

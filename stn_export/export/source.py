@@ -11,11 +11,11 @@ from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export.marks import marked
-from stn_export.export.quantise import BATCH
+from stn_export.export.quantise import EXAMPLES
 from stn_export.export.rows import CONTRACTS, EXPORTS, ExportSpec
 from stn_export.export.variants import at_precision, from_bytes, raw
 from stn_export.program.program import Program
-from stn_export.program.specs import Arrays, Contract
+from stn_export.program.specs import BATCH, Arrays, Contract
 from stn_export.runners.registry import DEFAULT_EXPORT
 
 
@@ -70,12 +70,12 @@ class Source:
         return raw(self._sized(spec), layout) if layout else self._sized(spec)
 
     def _sized(self, spec: ExportSpec) -> Contract:
-        contract = self.parent.contract
-        if contract.batch is None:
-            return contract.with_batch(spec.batch) if spec.batch else contract
-        if spec.batch not in (None, contract.batch) and spec.lowering != DEFAULT_EXPORT:
+        """The program's contract with what the row fixes; the default export fixes every size."""
+        contract, default = self.parent.contract, spec.lowering == DEFAULT_EXPORT
+        if not default and contract.batch and spec.batch not in (None, contract.batch):
             raise UserError(f"its batch is fixed at {contract.batch} already", "capture it with an open batch")
-        return contract
+        sizes = self.program.sizes if default and contract.open_sizes else {}
+        return contract.fixed(sizes | ({BATCH: spec.batch} if spec.batch else {}))
 
     def graph(self, spec: ExportSpec) -> GraphModule:
         """The row's flat graph, without marks; int8 starts from float32."""
@@ -95,7 +95,7 @@ class Source:
     def calibration(self, spec: ExportSpec) -> Iterator[Arrays]:
         """Batches of what int8 ranges are seen on, whole ones where the batch is fixed."""
         contract = self.contract(spec)
-        for batch in self.examples.calibrating(contract.batch or BATCH):
+        for batch in self.examples.calibrating(contract.batch or EXAMPLES):
             arrays = contract.arrays(batch)
             if all(each.fits(arrays[each.name].shape) for each in contract.inputs):
                 yield arrays

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stn_export.errors import UserError
 
+SIDES = ("inputs", "outputs")
 BATCH = "N"  # the name of the open batch in shapes
 OPEN_SIZE = 32  # what another open size is tried at where nobody says otherwise
 Batch = Mapping[str, Tensor]  # what a network is tried on, by input: pictures may be bytes that are not normalised yet
@@ -76,6 +77,10 @@ class TensorSpec:
         """For a person: ``N×3×32×32 float32``."""
         return f"{'×'.join(map(str, self.shape)) or 'scalar'} {self.dtype}"
 
+    def fixed(self, sizes: Mapping[str, int]) -> Self:
+        """The same with some of its open sizes fixed, by their names."""
+        return replace(self, shape=tuple(sizes.get(size, size) for size in self.shape))
+
     def array(self, values: Tensor) -> np.ndarray:
         """What a runner is fed: ``values`` as this input takes them, bytes normalised where it takes no bytes."""
         if values.dtype == torch.uint8 and self.pixels is not None and self.is_float:
@@ -126,17 +131,13 @@ class Contract:
             raise UserError(f"there is no input {', '.join(missing)}", f"give {', '.join(s.name for s in self.inputs)}")
         return {spec.name: spec.array(batch[spec.name]) for spec in self.inputs}
 
-    def with_batch(self, size: int | None) -> Self:
-        """The same with its batch fixed, or open."""
-        return replace(
-            self,
-            inputs=tuple(_sized(spec, size) for spec in self.inputs),
-            outputs=tuple(_sized(spec, size) for spec in self.outputs),
-        )
+    def fixed(self, sizes: Mapping[str, int]) -> Self:
+        """The same with some of its open sizes fixed, by their names."""
+        return replace(self, **{side: tuple(spec.fixed(sizes) for spec in getattr(self, side)) for side in SIDES})
 
     def as_dict(self) -> dict:
         """JSON-ready."""
-        return {side: [_plain(spec) for spec in getattr(self, side)] for side in ("inputs", "outputs")}
+        return {side: [_plain(spec) for spec in getattr(self, side)] for side in SIDES}
 
     @classmethod
     def from_dict(cls, content: Mapping) -> Self:
@@ -146,15 +147,11 @@ class Contract:
             UserError: for anything else.
         """
         try:
-            return cls(*(tuple(_spec(item) for item in content[side]) for side in ("inputs", "outputs")))
+            return cls(*(tuple(_spec(item) for item in content[side]) for side in SIDES))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the contract {content} is unknown", "run 'make export' again with this version"
             ) from error
-
-
-def _sized(spec: TensorSpec, size: int | None) -> TensorSpec:
-    return replace(spec, shape=(size or BATCH, *spec.shape[1:])) if spec.batched and spec.shape else spec
 
 
 def _plain(spec: TensorSpec) -> dict:

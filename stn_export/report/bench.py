@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from stn_export.artifacts.manifest import BENCH_FILE, PLAIN, SUBJECT, NetworkDirectory
+from stn_export.artifacts.manifest import BENCH_FILE, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.report import figures_bench
 from stn_export.report.advice import Proved, advise, program
@@ -41,8 +41,11 @@ def add_benchmarks(report: Report, run: Path, directories: list[NetworkDirectory
     if not {row["sha256"] for row in rows if not is_baseline(row)} <= current:
         report.warnings.append("The timings are stale: they were taken of other artifacts. Run 'make bench'.")
     report.bench = tables(rows, placements(directories))
+    untrained = [each["name"] for each in report.networks if each["note"] == TWIN_NOTE]
     proved = {
-        program(check): check["accuracy"] for check in report.parity if check["passed"] and check["sha256"] in current
+        program(check): None if check["network"] in untrained else check["accuracy"]
+        for check in report.parity
+        if check["passed"] and check["sha256"] in current
     }
     for device in sorted({row["device"] for row in rows}):
         here = [row for row in rows if row["device"] == device]

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 
 from stn_export.artifacts.manifest import Artifact
-from stn_export.program.specs import Contract
+from stn_export.program.specs import BATCH, Contract
 from stn_export.runners.base import Runner
 from stn_export.runners.onnx_runtime import (
     OnnxRuntime,
@@ -103,7 +103,7 @@ class RunnerSpec:
 
     def verified_as(self, contract: Contract) -> Contract:
         """The contract that the runner is verified under."""
-        return contract.with_batch(self.verify_batch) if self.verify_batch and contract.batch is None else contract
+        return contract.fixed({BATCH: self.verify_batch}) if self.verify_batch else contract
 
     def tolerance_of(self, precision: str) -> str:
         """The row of ``TOLERANCES`` for an artifact of this precision in this runner."""
