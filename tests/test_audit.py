@@ -84,9 +84,11 @@ def test_a_session_on_a_gpu_is_believed(
 def test_the_prediction_is_what_the_gpu_does(stn: NetworkDirectory):
     for path in stn.path.glob("*.onnx"):
         model = flat(onnx.load(path))
-        read, predicted = placement.read_placement(model, "cuda"), placement.predict_cuda(model)
+        infos = infer(model)
+        free = placement.free_nodes(model, infos)
+        read, predicted = placement.read_placement(model, "cuda"), placement.predict_cuda(model, infos, free)
         assert read
-        compute = set(read) - set(placement.free_nodes(model, infer(model)))
+        compute = set(read) - set(free)
         assert {name: read[name] for name in compute} == {name: predicted[name].provider for name in compute}
 
 
@@ -137,7 +139,9 @@ def test_a_kernel_without_an_end_serves_one_version_only():
 def test_predicted_kernels(body: str, opset: int, fallen: list[str]):
     model = parse(body, "(float[N,4,6,6] x, float[4] s) => (float[N,4,6,6] y)", opset)
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
-    predicted = placement.predict_cuda(flat(model))
+    model = flat(model)
+    infos = infer(model)
+    predicted = placement.predict_cuda(model, infos, placement.free_nodes(model, infos))
     assert [name.split("_")[0] for name, each in predicted.items() if each.provider == kernels.CPU] == fallen
 
 

@@ -99,18 +99,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
     options = parser.parse_args(arguments)
     run = options.run or DEFAULT_RUN
-    sources = [Source(directory) for directory in network_directories(run)]
+    directories = network_directories(run)
     if options.list:
-        rows = [row for source in sources for row in matrix.matrix_rows(source, run)]
-        cli.table(f"Export matrix of {run}", matrix.COLUMNS, rows)
+        sources = [Source(directory) for directory in directories]
+        cli.table(
+            f"Export matrix of {run}", matrix.COLUMNS, [row for each in sources for row in matrix.rows(each, run)]
+        )
         for line in [line for source in sources for line in matrix.refusals(source)]:
             cli.say(cli.escape(line))
         return
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
-    for source in sources:  # a stale program is no reason to refuse its rows one by one
-        source.directory.open(source.directory.listed(PROGRAM))
+    for directory in directories:  # a stale program is no reason to refuse its rows one by one
+        directory.open(directory.listed(PROGRAM))
     outcomes = []
-    for source in sources:
+    for source in map(Source, directories):  # one network in memory at a time
         specs = with_variants(chosen_exports(source, names), options.batch, options.optimise)
         outcomes.append(export(source, specs))
         _plan(source, outcomes[-1], partly=bool(names))

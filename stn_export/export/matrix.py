@@ -13,7 +13,7 @@ COLUMNS = (*KIND, "exported", "verified", "KiB", "nodes", "CUDA graph", "note")
 NONE = "–"
 
 
-def matrix_rows(source: Source, run: Path) -> Iterator[tuple[str, ...]]:
+def rows(source: Source, run: Path) -> Iterator[tuple[str, ...]]:
     """The program of a network, then one row for each of its exports, whether it has been written or not."""
     verdicts, content = read_verdicts(run), source.directory.read()
     yield _row(source, (PROGRAM, source.parent.format, NONE, "fp32", "float"), source.parent, verdicts, "")

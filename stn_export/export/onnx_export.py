@@ -8,11 +8,13 @@ from contextlib import contextmanager
 
 import onnx
 import torch
+from onnx.shape_inference import infer_shapes
 from torch import Tensor, nn
 
 from stn_export.errors import UserError, require_choice
 from stn_export.export.lowering import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
+from stn_export.graphs.graph import without_weights
 from stn_export.graphs.points import SITES
 from stn_export.program.capture import AFFINE_GRIDS, capture, file_names
 from stn_export.program.program import Program, contract_of, example_values
@@ -96,7 +98,8 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
     model = exported.model_proto
     strip_traces(model)
     onnx.helper.set_model_props(model, notes)
-    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(model)
+    infer_shapes(without_weights(model), check_type=True, strict_mode=True)
     return model
 
 

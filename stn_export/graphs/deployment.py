@@ -105,7 +105,7 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
     model = flat(model)
     infos = infer(model)
     free, read = free_nodes(model, infos), read_placement(model, provider)
-    placed, source = _placed(model, provider, read)
+    placed, source = _placed(model, provider, read, infos, free)
     nodes = tuple(_node(node, model, placed[node.name], free, infos) for node in model.graph.node)
     crossings = _crossings(model, placed, free)
     shapes = {name for node in model.graph.node if node.name in free for name in node.output}
@@ -125,10 +125,19 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
     )
 
 
-def _placed(model: onnx.ModelProto, provider: str, read: dict[str, str] | None) -> tuple[dict[str, Placed], str]:
+def _placed(
+    model: onnx.ModelProto,
+    provider: str,
+    read: dict[str, str] | None,
+    infos: dict[str, TensorInfo],
+    free: dict[str, str],
+) -> tuple[dict[str, Placed], str]:
     names = [node.name for node in model.graph.node]
     if provider == "cuda":
-        predicted, said = predict_cuda(model), f"predicted from the kernels of ONNX Runtime {kernels().release}"
+        predicted, said = (
+            predict_cuda(model, infos, free),
+            f"predicted from the kernels of ONNX Runtime {kernels().release}",
+        )
     else:
         predicted = {name: Placed(CPU, "the CPU was asked for") for name in names}
         said = f"predicted: ONNX Runtime {onnxruntime.__version__} does not tell"

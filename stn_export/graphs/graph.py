@@ -50,6 +50,7 @@ class TensorInfo:
         return self.elements * helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
 
 
+LARGE = 1024  # bytes
 SIDE = 64  # pixels, for a dynamic height, width or depth
 UNKNOWN = TensorInfo(TensorProto.UNDEFINED, None)
 
@@ -91,11 +92,18 @@ def since_version(node: NodeProto, opset: int) -> int:
 
 
 def flat(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with local functions inlined and a name of its own on every node of the main graph."""
-    result = (
-        onnx.inliner.inline_local_functions(model) if model.functions else onnx.ModelProto.FromString(_bytes(model))
-    )
+    """The model with local functions inlined and a name of its own on every node of the main graph.
+
+    Itself where it is so already, else a copy.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
     taken: set[str] = set()
+    names = [node.name for node in model.graph.node]
+    if "" not in names and len(set(names)) == len(names):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
     for index, node in enumerate(result.graph.node):
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{index}"
@@ -103,11 +111,36 @@ def flat(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _bytes(model: onnx.ModelProto) -> bytes:
-    try:
-        return model.SerializeToString()
-    except ValueError as error:
-        raise UserError("the model exceeds the 2 GiB of a protobuf", "keep its weights in external data") from error
+def large_initialisers(model: onnx.ModelProto) -> list[TensorProto]:
+    """Weights: what shapes and types never hang on."""
+    return [each for each in model.graph.initializer if each.ByteSize() > LARGE]
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A small copy whose large initialisers are said to lie elsewhere; types and shapes can be inferred from it."""
+    graph, large = model.graph, {each.name for each in large_initialisers(model)}
+    initialisers = [_elsewhere(each) if each.name in large else each for each in graph.initializer]
+    return helper.make_model(
+        helper.make_graph(
+            graph.node,
+            graph.name,
+            graph.input,
+            graph.output,
+            initialisers,
+            value_info=graph.value_info,
+            sparse_initializer=graph.sparse_initializer,
+        ),
+        opset_imports=model.opset_import,
+        functions=model.functions,
+        ir_version=model.ir_version,
+    )
+
+
+def _elsewhere(tensor: TensorProto) -> TensorProto:
+    result = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    result.data_location = TensorProto.EXTERNAL
+    result.external_data.add(key="location", value="memory")
+    return result
 
 
 def walk(graph: onnx.GraphProto) -> Iterator[NodeProto]:
@@ -172,7 +205,7 @@ def infer(model: onnx.ModelProto) -> dict[str, TensorInfo]:
     Raises:
         UserError: where the graph's types contradict each other.
     """
-    bound = onnx.ModelProto.FromString(_bytes(model))
+    bound = without_weights(model)
     shapes, sizes = bound_dimensions(model, batch=1), {}
     for value in inputs_of(bound.graph):
         for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):

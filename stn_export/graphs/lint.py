@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 
 from stn_export.errors import UserError
@@ -65,6 +66,15 @@ class Subject:
         """Types and shapes at batch 1."""
         return infer(self.model)
 
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        """Of ONNX Runtime on the CPU.
+
+        Raises:
+            UserError: where it refuses the model.
+        """
+        return open_session(self.model, "cpu")
+
     def nodes(self, *operators: str) -> list[NodeProto]:
         """The nodes of these operators, or all of them, control flow's bodies included."""
         return [node for node in walk(self.model.graph) if not operators or node.op_type in operators]
@@ -83,10 +93,9 @@ class Subject:
         Raises:
             UserError: where ONNX Runtime refuses the model or the batch.
         """
-        session = open_session(self.model, "cpu")
-        names = [each.name for each in session.get_outputs()]
+        names = [each.name for each in self.session.get_outputs()]
         try:
-            return dict(zip(names, session.run(names, random_inputs(self.model, batch, seed)), strict=True))
+            return dict(zip(names, self.session.run(names, random_inputs(self.model, batch, seed)), strict=True))
         except (*REFUSALS, RuntimeError) as error:  # the latter for types that NumPy cannot hand over
             raise UserError(
                 str(error).strip().splitlines()[-1], "run it in ONNX Runtime for the whole error"
@@ -291,7 +300,11 @@ def lint(model: onnx.ModelProto, external: Sequence[str] = ()) -> list[Finding]:
     Raises:
         UserError: where the graph's types contradict each other.
     """
-    subject = Subject(model, external)
+    return findings(Subject(model, external))
+
+
+def findings(subject: Subject) -> list[Finding]:
+    """``lint`` of a model that something is known of already."""
     return [
         Finding(rule.id, where, detail, rule.summary, rule.remedy)
         for rule in RULES

@@ -10,11 +10,20 @@ from dataclasses import dataclass
 import onnx
 import onnxruntime
 import torch
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from stn_export.errors import UserError
-from stn_export.graphs.graph import HALVES, UNKNOWN, TensorInfo, constants, infer, inputs_of, opset_of
+from stn_export.graphs.graph import (
+    HALVES,
+    UNKNOWN,
+    TensorInfo,
+    constants,
+    inputs_of,
+    large_initialisers,
+    opset_of,
+    without_weights,
+)
 from stn_export.graphs.kernels import CPU, CUDA, kernels, lacks_kernel
 
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}
@@ -84,10 +93,14 @@ def _small(node: NodeProto, infos: dict[str, TensorInfo]) -> bool:
     )
 
 
-def predict_cuda(model: onnx.ModelProto) -> dict[str, Placed]:
-    """Where each node of a ``graph.flat`` model would run with the CUDA provider, bodies of control flow aside."""
-    infos = infer(model)
-    free = free_nodes(model, infos)
+def predict_cuda(model: onnx.ModelProto, infos: dict[str, TensorInfo], free: dict[str, str]) -> dict[str, Placed]:
+    """Where each node of a ``graph.flat`` model would run with the CUDA provider, bodies of control flow aside.
+
+    Args:
+        model: every node of it has a name.
+        infos: of its tensors, as ``infer`` gives them.
+        free: its ``free_nodes``.
+    """
     harmless = _harmless(model, infos)
     on_cpu: set[str] = set()  # tensors in CPU memory that a chain of CPU nodes has reached, starting at Shape and Size
     placed = {}
@@ -164,8 +177,12 @@ def open_session(model: onnx.ModelProto, provider: str) -> onnxruntime.Inference
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what it refuses is raised; what it warns of is what this module says
     options.add_session_config_entry(RECORD, "1")
+    weights = {each.name: numpy_helper.to_array(each) for each in large_initialisers(model)}
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(each) for each in weights.values()]
+    options.add_external_initializers(list(weights), values)  # in the bytes of the model they would lie thrice
+    content = without_weights(model).SerializeToString()
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS[provider]])
+        return onnxruntime.InferenceSession(content, options, providers=[PROVIDERS[provider]])
     except REFUSALS as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"ONNX Runtime cannot load the model: {reason}", "check it with onnx.checker") from error

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from stn_export.errors import UserError
 from stn_export.graphs.graph import random_inputs
 from stn_export.graphs.kernels import CPU
-from stn_export.graphs.lint import Finding, Subject, lint
+from stn_export.graphs.lint import Finding, Subject, findings
 from stn_export.graphs.placement import free_nodes, predict_cuda
 
 TESTED, SHOULD, WILL_NOT = "runs (tested here)", "should run (rule)", "will not (why)"
@@ -80,12 +80,12 @@ def portability(model: onnx.ModelProto, tested: tuple[str, ...] = ()) -> dict[st
         model: any ONNX model with its weights loaded.
         tested: runtimes that the caller ran it in already.
     """
-    subject, findings = Subject(model), lint(model)
-    expected = _attempt(_onnxruntime, subject)
+    subject = Subject(model)
+    found, expected = findings(subject), _attempt(_onnxruntime, subject)
     return {
         runtime.name: (TESTED, "by the caller")
         if runtime.name in tested
-        else _verdict(runtime, subject, findings, expected)
+        else _verdict(runtime, subject, found, expected)
         for runtime in RUNTIMES
     }
 
@@ -100,16 +100,16 @@ def _attempt(trial: Callable[[Subject], Outputs], subject: Subject) -> Outputs |
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _verdict(runtime: Runtime, subject: Subject, findings: list[Finding], expected: Outputs | str) -> Verdict:
+def _verdict(runtime: Runtime, subject: Subject, against: list[Finding], expected: Outputs | str) -> Verdict:
     if runtime.trial and importlib.util.find_spec(runtime.module) and _sampled(subject) <= runtime.samples:
         return _tried(_attempt(runtime.trial, subject), expected)
     if isinstance(expected, str):
         return WILL_NOT, f"ONNX Runtime on the CPU does not run it either: {expected}"
     if runtime.name == "ONNX Runtime CUDA":
         return SHOULD, _on_cuda(subject)
-    if found := [each for each in findings if each.rule in runtime.refuses]:
+    if found := [each for each in against if each.rule in runtime.refuses]:
         return WILL_NOT, f"{found[0].rule} {found[0].where}: {found[0].reason}"
-    slowed = sorted({f"{each.rule} {each.where}" for each in findings if each.rule in runtime.slows})
+    slowed = sorted({f"{each.rule} {each.where}" for each in against if each.rule in runtime.slows})
     return SHOULD, f"on the CPU: {', '.join(slowed)}" if slowed else "no rule speaks against it"
 
 
@@ -140,6 +140,6 @@ def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def _on_cuda(subject: Subject) -> str:
     free = free_nodes(subject.model, subject.infos)
-    placed = predict_cuda(subject.model)
+    placed = predict_cuda(subject.model, subject.infos, free)
     fallen = [name for name, each in placed.items() if each.provider == CPU and name not in free]
     return f"on the CPU: {', '.join(fallen)}" if fallen else "every compute node has a CUDA kernel"
