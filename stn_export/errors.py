@@ -6,6 +6,15 @@ EXIT_USER = 2
 EXIT_INTERRUPTED = 130
 
 
+REASON = 200  # characters of one that are kept
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one line: its kind, and the first line of what it says."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return ": ".join(filter(None, (type(error).__name__, line)))[:REASON]
+
+
 class UserError(Exception):
     """Something the user must change: one line saying what is wrong, one saying what to do.
 

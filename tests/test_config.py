@@ -2,6 +2,7 @@
 
 import pytest
 
+from stn_export.artifacts.manifest import DEFAULT_EXPORT
 from stn_export.bench.grids import GRIDS
 from stn_export.comparison.tolerances import REQUIRED_RUNNERS, TOLERANCES
 from stn_export.config import ARTIFACTS, DEFAULT_RUN
@@ -9,7 +10,6 @@ from stn_export.export.lowering import LOWERINGS, Lowering
 from stn_export.export.rows import CONTRACTS, EXPORTS, FORMATS, ExportSpec
 from stn_export.export.writing import WRITERS
 from stn_export.runners import RUNNERS
-from stn_export.runners.registry import DEFAULT_EXPORT
 from stn_export.train.entering import CONTRACT
 from stn_export.train.recipes import DATASETS, DEFAULT_DATASET, DEFAULT_MODELS, MODELS, RECIPES
 

@@ -23,7 +23,7 @@ from stn_export.graphs.points import point_values
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import Contract
-from stn_export.runners.torch_files import load_torchscript, read_metadata
+from stn_export.program.torch_files import load_torchscript, read_metadata
 from stn_export.verify import __main__ as verify
 from tests.foreign import Sampler
 from tests.runs import enter_networks, lively

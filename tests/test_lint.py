@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.graphs import portability as portability_module
-from stn_export.graphs.lint import RULES, lint
+from stn_export.graphs.graph import WEIGHTS, random_inputs, without_weights
+from stn_export.graphs.lint import RULES, Subject, lint
 from stn_export.graphs.portability import RUNTIMES, SHOULD, TESTED, WILL_NOT, portability
 
 METADATA = {"classes": '["a", "b"]', "contract": '{"inputs": [], "outputs": []}', "align_corners": "false"}
@@ -69,6 +70,19 @@ def with_initialiser(external: bool = False, used: bool = False) -> onnx.ModelPr
         weight.data_location = TensorProto.EXTERNAL
     model.graph.initializer.append(weight)
     return model
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT64])
+def test_large_weights_of_any_type_are_run_with_and_not_copied_to_infer_shapes(dtype: int):
+    model = graph("c = Cast <to = 1> (w) y = Mul (x, c)", signature="(float[N,2000] x) => (float[N,2000] y)")
+    values = np.arange(2000)
+    model.graph.initializer.append(helper.make_tensor("w", dtype, [2000], values.astype(float)))
+    subject = Subject(model)
+    assert subject.infos["c"].shape == (2000,)
+    [y] = subject.run(batch=2, seed=0).values()
+    held = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float32)
+    np.testing.assert_allclose(y, random_inputs(model, 2, 0)["x"] * held)
+    assert (len(without_weights(model).SerializeToString()) < 1000) == (dtype in WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -174,10 +188,6 @@ def test_portability_names_every_runtime_and_three_verdicts(stn: NetworkDirector
     assert affinegrid["TensorRT"][0] == WILL_NOT
     assert "nearest" in affinegrid["TensorRT"][1]
     assert "AffineGrid" in affinegrid["ONNX Runtime CUDA"][1] or "affine_grid" in affinegrid["ONNX Runtime CUDA"][1]
-
-
-def test_portability_takes_the_callers_word():
-    assert portability(sampler(), tested=("TensorRT",))["TensorRT"] == (TESTED, "by the caller")
 
 
 def test_a_runtime_that_gives_other_numbers_will_not_do(monkeypatch: pytest.MonkeyPatch):

@@ -77,7 +77,7 @@ def test_a_foreign_module_equals_eager_in_its_outputs_and_at_every_site(kind: ty
     said = {prop.key: prop.value for prop in model.metadata_props}["sites"]
     assert json.loads(said) == site_values(model)  # nothing is named that is not there
     lost = {"site0/theta"} if lowering == "folded" and kind in FOLDABLE else set()
-    assert set(shown) == {point for site in own.sites for point in site.points} - lost
+    assert set(shown) == {point for site in own.sites for point in site.nodes()} - lost
     session = session_of(with_outputs(model, list(shown.values())))
     names = [each.name for each in session.get_outputs()]
     for batch in (1, 2, 7):

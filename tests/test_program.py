@@ -487,5 +487,6 @@ def test_multiply_adds_by_hand(programs: Callable[[str], Program]):
     localisation = 8 * 3 * 25 * 20 * 90 + 8 * 36 * 6
     sampler = 4 * 3 * 24 * 94
     backbone, head = 12 * 3 * 9 * 24 * 94, 20 * 12 * 8 * 13 * 31
-    assert programs("PlateRectifier").multiply_adds() == localisation + sampler + backbone + head
-    assert programs("PlateRectifier").multiply_adds(3) == 3 * (localisation + sampler + backbone + head)
+    program, by_hand = programs("PlateRectifier"), localisation + sampler + backbone + head
+    assert program.multiply_adds() == by_hand
+    assert program.multiply_adds((torch.rand(3, 3, 24, 94),)) == 3 * by_hand

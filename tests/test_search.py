@@ -20,7 +20,7 @@ from stn_export.verify import checks, search
 from stn_export.verify import truth as truths
 from stn_export.verify.checks import check_artifact
 from stn_export.verify.diagnosis import class_order
-from stn_export.verify.pictures import Blended, Changed, Edge, Noisy, Picture, Sparse, Stripes
+from stn_export.verify.pictures import Changed, Edge, Noisy, Picture, Sparse, Stripes
 from stn_export.verify.search import SearchResult, describe, with_search
 from stn_export.verify.truth import Truth, truth_of
 from tests.runs import built_in, digits_examples
@@ -188,10 +188,10 @@ def test_pictures_are_drawn_in_any_size():
 
 def test_a_blend_keeps_whole_numbers_and_the_range():
     row = {"pose": torch.full((1, 50), 2.0), "index": torch.tensor([3])}
-    blended = Blended(0, 50, 1).blend(row, {"pose": (0.0, 4.0)})
+    blended = Noisy(0, 50, 1).blend(row, {"pose": (0.0, 4.0)})
     assert blended["index"].equal(row["index"])
     assert 1.0 <= blended["pose"].min() < 1.5 < 2.5 < blended["pose"].max() <= 3.0
-    assert str(Blended(3, 20, 7)) == "example 3 under 20 % noise (seed 7)"
+    assert str(Noisy(3, 20, 7)) == "example 3 under 20 % noise (seed 7)"
 
 
 def test_verify_searches_where_it_is_told_to(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -62,7 +62,7 @@ def test_every_network_goes_from_its_file_to_a_report(name: str, tmp_path: Path,
     points = verified["networks"]["run"]["points"]
     assert set(points) == {
         *foreign.outputs,
-        *(point for site in networks["run"].program().sites for point in site.points),
+        *(point for site in networks["run"].program().sites for point in site.nodes()),
     }
     for check in verified["checks"]:
         assert not check["failure"]

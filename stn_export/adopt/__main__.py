@@ -11,7 +11,7 @@ from stn_export.adopt.network import input_of
 from stn_export.config import ARTIFACTS
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
-from stn_export.program.specs import Pixels, TensorSpec
+from stn_export.program.specs import Pixels, TensorSpec, by
 
 TRUST = "loading it runs what its maker put in: load only what you trust"
 COLUMNS = ("site", "where", "kind", "image", "grid", "mode", "padding", "align_corners", "made from")
@@ -101,7 +101,7 @@ def _said(spec: TensorSpec) -> str:
 
 
 def _row(site: Site) -> tuple[str, ...]:
-    sizes = ["×".join(map(str, shape)) for shape in (site.image_shape, site.warped_shape[2:])]
+    sizes = [by(shape) for shape in (site.image_shape, site.warped_shape[2:])]
     align = str(site.align_corners)
     if site.grid_align_corners not in (None, site.align_corners):
         align += f", grid {site.grid_align_corners}"

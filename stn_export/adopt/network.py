@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree
 
-from stn_export.errors import UserError, require_choice
+from stn_export.errors import UserError, one_line, require_choice
 from stn_export.program.origin import resolve
 from stn_export.program.program import Program, contract_of, load_program
-from stn_export.program.specs import BATCH, TensorSpec
+from stn_export.program.specs import BATCH, TensorSpec, by
 from stn_export.program.surgery import NOTHING
 
 SEED = 0  # of weights that the module draws itself
@@ -57,7 +57,7 @@ def load_module(what: str, weights: Path | None, evaluation: bool) -> nn.Module:
     try:
         module = make()
     except Exception as error:  # other people's code
-        raise UserError(f"{what} raised {said(error)}", "it is called without arguments") from error
+        raise UserError(f"{what} raised {one_line(error)}", "it is called without arguments") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{what} gives a {type(module).__name__}", "it must give an nn.Module")
     if weights is not None:
@@ -89,15 +89,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
     problems = (
         ("missing", [name for name in own if name not in state]),
         ("unexpected", [name for name in state if name not in own]),
-        ("of another shape", [f"{name} {_shape(state[name])} for {_shape(own[name])}" for name in other]),
+        ("of another shape", [f"{name} {by(state[name].shape)} for {by(own[name].shape)}" for name in other]),
     )
     if found := [f"{len(names)} {how} (first {names[0]})" for how, names in problems if names]:
         raise UserError(f"{path} does not fit {type(module).__name__}: {', '.join(found)}", "give its own")
     module.load_state_dict(state)
-
-
-def _shape(value: Tensor) -> str:
-    return "×".join(map(str, value.shape)) or "scalar"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -136,7 +132,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # its own kind, by version
-        raise UserError(f"{path} is damaged: {said(error)}", "save it again") from error
+        raise UserError(f"{path} is damaged: {one_line(error)}", "save it again") from error
 
 
 def load_captured(path: Path, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Program:
@@ -179,8 +175,8 @@ def called(module: nn.Module, values: Sequence[Tensor]) -> list[Tensor]:
         with torch.inference_mode():
             return [leaf for leaf in _pytree.tree_leaves(module(*values)) if isinstance(leaf, Tensor)]
     except Exception as error:  # other people's code
-        given = ", ".join(_shape(value) for value in values)
-        raise UserError(f"{type(module).__name__} does not take {given}: {said(error)}", "see --input") from error
+        given = ", ".join(by(value.shape) for value in values)
+        raise UserError(f"{type(module).__name__} does not take {given}: {one_line(error)}", "see --input") from error
 
 
 def output_names(exported: ExportedProgram) -> list[str]:
@@ -196,8 +192,3 @@ def output_names(exported: ExportedProgram) -> list[str]:
 
 def _key(key: object) -> object:
     return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
-
-
-def said(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

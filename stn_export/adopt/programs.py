@@ -19,8 +19,7 @@ GROSS = 1e-3  # of an output's largest value: captured graph and module may diff
 
 def values_of(specs: Sequence[TensorSpec], tried: Examples, count: int = SMALLEST) -> tuple[Tensor, ...]:
     """The first examples as the network takes them."""
-    arrays = Contract(tuple(specs), ()).arrays(tried.take(count))
-    return tuple(torch.from_numpy(array) for array in arrays.values())
+    return Contract(tuple(specs), ()).values(tried.take(count))
 
 
 def program_of(

@@ -14,7 +14,7 @@ from torch import Tensor
 from stn_export.adopt.network import tensors_of
 from stn_export.artifacts.examples import Examples, random_examples
 from stn_export.errors import UserError
-from stn_export.program.specs import BATCH, Contract, Pixels, TensorSpec, dtype_name
+from stn_export.program.specs import Contract, Pixels, TensorSpec, by, dtype_name
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's, by channels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -99,15 +99,15 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
         value, dtype = found[spec.name], getattr(torch, spec.dtype)
         bytes_of_picture = spec.is_float and spec.is_picture and value.dtype == torch.uint8
         same_kind = value.is_floating_point() == spec.is_float
-        shape = (BATCH, *spec.shape[1:]) if spec.batched else spec.shape
-        fits = replace(spec, shape=shape).fits(tuple(value.shape)) and all(
+        opened = spec.opened()
+        fits = opened.fits(tuple(value.shape)) and all(
             sizes.setdefault(name, size) == size
-            for name, size in zip(shape, value.shape, strict=True)
+            for name, size in zip(opened.shape, value.shape, strict=True)
             if isinstance(name, str)
         )
         if not fits or not (same_kind or bytes_of_picture):
             raise UserError(
-                f"the examples' {spec.name} is {'×'.join(map(str, value.shape))} {dtype_name(value)}, not {spec.text}",
+                f"the examples' {spec.name} is {by(value.shape)} {dtype_name(value)}, not {spec.text}",
                 "give an input's examples one behind the other, as it takes them",
             )
         samples[spec.name] = value if bytes_of_picture else value.to(dtype)

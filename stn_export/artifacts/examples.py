@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stn_export.artifacts.files import load_tensors, serialise
 from stn_export.errors import UserError
-from stn_export.program.specs import BATCH, OPEN_SIZE, Batch, Contract
+from stn_export.program.specs import Batch, Contract
 
 EXAMPLES_FILE = "examples.pt"
 SCHEMA = "stn_export/examples/1"
@@ -59,32 +59,22 @@ class Examples:
 
     def rows(self, chosen: slice | Sequence[int] | Tensor) -> Batch:
         """Some of the examples."""
-        return _rows(self.inputs, self.batched, chosen)
+        return {name: value[chosen] if name in self.batched else value for name, value in self.inputs.items()}
 
     def take(self, count: int) -> Batch:
         """The first ``count``; they come round again where there are fewer."""
         return self.rows(torch.arange(count) % len(self))
 
-    def parts(self, size: int) -> Iterator[Batch]:
-        """All of them in order, ``size`` at a time."""
-        for start in range(0, len(self), size):
-            yield self.rows(slice(start, start + size))
-
     def calibrating(self, size: int) -> Iterator[Batch]:
         """What int8 is calibrated on, ``size`` at a time."""
-        inputs = self.calibration or self.inputs
-        count = len(inputs[self.batched[0]]) if self.batched else 1
-        for start in range(0, count, size):
-            yield _rows(inputs, self.batched, slice(start, start + size))
+        those = Examples(self.calibration or self.inputs, self.batched)
+        for start in range(0, len(those), size):
+            yield those.rows(slice(start, start + size))
 
     def to_bytes(self) -> bytes:
         """As a file; equal examples give equal bytes."""
         content = {name: value for name, value in vars(self).items() if value is not None}
         return serialise(content | {"schema": SCHEMA})
-
-
-def _rows(inputs: Mapping[str, Tensor], batched: Sequence[str], chosen: slice | Sequence[int] | Tensor) -> Batch:
-    return {name: value[chosen] if name in batched else value for name, value in inputs.items()}
 
 
 def load_examples(path: Path) -> Examples:
@@ -100,22 +90,8 @@ def load_examples(path: Path) -> Examples:
 
 
 def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Examples:
-    """Examples for a network that nobody brought any for: uniform floats in [-1, 1] (pictures: bytes), zeros and ones.
-
-    Open sizes beside the batch are ``OPEN_SIZE`` unless given.
-    """
-    random = torch.Generator().manual_seed(seed)
-    sizes = dict(sizes or {}) | {BATCH: count}
-    inputs = {}
-    for spec in contract.inputs:
-        shape = [size if isinstance(size, int) else sizes.get(size, OPEN_SIZE) for size in spec.shape]
-        if spec.batched:
-            shape[0] = count
-        if spec.pixels is not None:
-            inputs[spec.name] = torch.randint(256, shape, generator=random, dtype=torch.uint8)
-        elif spec.is_float:
-            inputs[spec.name] = (2 * torch.rand(shape, generator=random) - 1).to(getattr(torch, spec.dtype))
-        else:
-            inputs[spec.name] = torch.randint(2, shape, generator=random).to(getattr(torch, spec.dtype))
+    """Examples for a network that nobody brought any for, see ``Contract.random``; also where its batch is fixed."""
+    contract = Contract(tuple(spec.opened() for spec in contract.inputs), ())
     batched = tuple(spec.name for spec in contract.inputs if spec.batched)
-    return Examples(inputs, batched, source=f"{count} random examples, seed {seed}: nobody brought any")
+    source = f"{count} random examples, seed {seed}: nobody brought any"
+    return Examples(contract.random(count, seed, sizes), batched, source=source)

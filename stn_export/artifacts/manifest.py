@@ -41,6 +41,7 @@ REPOSITORY_SCHEMA = "stn_export/triton/1"
 SUBJECT, PLAIN, OTHER = "subject", "plain", "other"
 TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
 CHECKPOINT = "checkpoint"
+DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,6 @@ class Artifact:
     settings: dict = field(default_factory=dict)
     details: dict = field(default_factory=dict)
     environment: dict = field(default_factory=dict)
-
-    def as_dict(self) -> dict:
-        """JSON-ready."""
-        return asdict(self) | {"contract": self.contract.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -138,13 +135,8 @@ class NetworkDirectory:
         """Read the manifest, change it and write it, while nobody else may."""
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path / LOCK):
-            content = change(self.read())
-            plain = {
-                "network": asdict(content.facts) if content.facts else None,
-                "artifacts": {name: artifact.as_dict() for name, artifact in content.artifacts.items()},
-                "rows": list(content.rows),
-                "refused": content.refused,
-            }
+            plain = asdict(change(self.read()))
+            plain["network"] = plain.pop("facts")
             write_atomically(self.path / MANIFEST, json_bytes(MANIFEST_SCHEMA, plain))
 
     @property
@@ -228,13 +220,7 @@ class NetworkDirectory:
             UserError: where the file is missing or was edited.
         """
         said = self.facts.examples
-        path = self.path / said["file"]
-        remedy = "run 'make train' or adopt again to write it"
-        if not path.exists():
-            raise UserError(f"{path} is named in the manifest but missing", remedy)
-        if sha256_of(path) != said["sha256"]:
-            raise UserError(f"{path} was changed after it was written (its sha256 differs)", remedy)
-        return load_examples(path)
+        return load_examples(_unchanged(self.path / said["file"], said["sha256"], "run 'make train' or adopt again"))
 
     def expected(self) -> list[tuple[Artifact, Path]]:
         """The program, every artifact that ``export`` planned and all that was made on request, bytes checked.
@@ -256,15 +242,8 @@ class NetworkDirectory:
         Raises:
             UserError: where the file is missing or was edited.
         """
-        path = self.path / artifact.file
-        remedy = f"run 'make {'train' if artifact.name in (CHECKPOINT, PROGRAM) else 'export'}' to write it again"
-        if not path.exists():
-            raise UserError(f"{path} is listed in the manifest but missing", remedy)
-        if sha256_of(path) != artifact.sha256:
-            raise UserError(
-                f"{path} was changed after it was written (its sha256 differs)", f"delete it, then {remedy}"
-            )
-        return path
+        stage = "train" if artifact.name in (CHECKPOINT, PROGRAM) else "export"
+        return _unchanged(self.path / artifact.file, artifact.sha256, f"run 'make {stage}'")
 
     def open(self, artifact: Artifact) -> Path:
         """The same for an artifact that must be today's.
@@ -278,6 +257,15 @@ class NetworkDirectory:
         if listed is not None and artifact.parent_sha256 != listed.sha256:
             raise UserError(f"{path} is stale: it was made from another {parent}", "run 'make train export' again")
         return path
+
+
+def _unchanged(path: Path, sha256: str, remedy: str) -> Path:
+    if not path.exists():
+        raise UserError(f"{path} is listed in the manifest but missing", f"{remedy} to write it again")
+    if sha256_of(path) != sha256:
+        said = f"{path} was changed after it was written (its sha256 differs)"
+        raise UserError(said, f"delete it, then {remedy} to write it again")
+    return path
 
 
 def network_directories(run: Path) -> list[NetworkDirectory]:

@@ -6,16 +6,24 @@ file was made from stands in the manifest and inside the file; a row that a netw
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from stn_export import cli
-from stn_export.artifacts.manifest import CHECKPOINT, MODEL_CARD, PROGRAM, Artifact, network_directories
+from stn_export.artifacts.manifest import (
+    CHECKPOINT,
+    MODEL_CARD,
+    PROGRAM,
+    Artifact,
+    NetworkDirectory,
+    network_directories,
+)
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError, require_choice
 from stn_export.export import matrix, modelcard, triton
 from stn_export.export.rows import EXPORTS, ExportSpec, with_variants
 from stn_export.export.source import Source
 from stn_export.export.writing import write
+
+Found = dict[str, Artifact | str]  # by row, what is listed of it or why there is none
 
 
 def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
@@ -36,52 +44,30 @@ def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
     return chosen + [spec for spec in before if spec.name not in names]
 
 
-@dataclass
-class Outcome:
-    """What became of the chosen rows of one network: a table's lines, what is there now, and what is refused."""
-
-    lines: list[tuple[str, ...]] = field(default_factory=list)
-    written: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-
-
-def export(source: Source, specs: Sequence[ExportSpec]) -> Outcome:
-    """Write what is not up to date, and keep in the manifest what is there and what is refused."""
-    outcome = Outcome()
+def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tuple[str, ...]]]:
+    """Write what is not up to date; what became of every row, and that as the lines of a table."""
+    found, lines = {}, []
     for spec in specs:
-        if source.directory.holds(spec.name, source.parent.sha256, source.settings(spec)):
-            found, state = source.directory.artifacts[spec.name], "up to date"
-        else:
-            found = write(source, spec)
-            state = (
-                cli.escape(f"refused: {found}")
-                if isinstance(found, str)
-                else f"exported in {found.details['seconds']} s"
-            )
-        if isinstance(found, str):
+        fresh = source.directory.holds(spec.name, source.parent.sha256, source.settings(spec))
+        each = found[spec.name] = source.directory.artifacts[spec.name] if fresh else write(source, spec)
+        kind = f"{source.directory.name}/{spec.name}", spec.format
+        if isinstance(each, str):
             source.directory.forget(spec.name)
-            outcome.refused[spec.name] = found
+            lines.append((*kind, *[matrix.NONE] * 3, cli.escape(f"refused: {each}")))
         else:
-            outcome.written.append(spec.name)
-        outcome.lines.append(_line(source, spec, found, state))
-    return outcome
+            state = "up to date" if fresh else f"exported in {each.details['seconds']} s"
+            lines.append((*kind, str(each.opset or matrix.NONE), *matrix.sizes(each), state))
+    return found, lines
 
 
-def _line(source: Source, spec: ExportSpec, found: Artifact | str, state: str) -> tuple[str, ...]:
-    name = f"{source.directory.name}/{spec.name}"
-    if isinstance(found, str):
-        return name, spec.format, *[matrix.NONE] * 3, state
-    return name, spec.format, str(found.opset or matrix.NONE), *matrix.sizes(found), state
-
-
-def _plan(source: Source, outcome: Outcome, partly: bool) -> None:
-    """Keep what is planned: of a call for some rows only, beside what was."""
-    before = source.directory.read()
-    rows = [name for name in (before.rows if partly else ()) if name not in outcome.refused]
-    refused = {name: why for name, why in (before.refused if partly else {}).items() if name not in outcome.written}
-    planned = tuple(dict.fromkeys([*rows, *outcome.written]))
-    if (planned, refused | outcome.refused) != (before.rows, before.refused):
-        source.directory.plan(planned, refused | outcome.refused)
+def _plan(directory: NetworkDirectory, found: Found, partly: bool) -> None:
+    """Keep what is planned and what is refused: of a call for some rows only, beside what was."""
+    before = directory.read()
+    known = dict.fromkeys(before.rows, "") | before.refused if partly else {}
+    known |= {name: each if isinstance(each, str) else "" for name, each in found.items()}
+    rows, refused = tuple(name for name in known if not known[name]), {name: why for name, why in known.items() if why}
+    if (rows, refused) != (before.rows, before.refused):
+        directory.plan(rows, refused)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,13 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
     for directory in directories:  # a stale program is no reason to refuse its rows one by one
         directory.open(directory.listed(PROGRAM))
-    outcomes = []
+    outcomes, lines = [], []
     for source in map(Source, directories):  # one network in memory at a time
-        specs = with_variants(chosen_exports(source, names), options.batch, options.optimise)
-        outcomes.append(export(source, specs))
-        _plan(source, outcomes[-1], partly=bool(names))
+        found, told = export(source, with_variants(chosen_exports(source, names), options.batch, options.optimise))
+        _plan(source.directory, found, partly=bool(names))
+        outcomes.append(found)
+        lines += told
     columns = ("artifact", "format", "opset", "KiB", "nodes", "state")
-    cli.table("Exports", columns, [line for outcome in outcomes for line in outcome.lines])
+    cli.table("Exports", columns, lines)
     _check(outcomes, names)
     if modelcard.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")
@@ -125,14 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")
 
 
-def _check(outcomes: Sequence[Outcome], names: Sequence[str]) -> None:
+def _check(outcomes: Sequence[Found], names: Sequence[str]) -> None:
     """Refuse what leaves nothing to go on with, and to do less than was asked for by name."""
-    if not any(outcome.lines for outcome in outcomes):
+    if not any(outcomes):
         raise UserError(f"no network of this run takes {', '.join(names)}", "python -m stn_export.export --list")
-    refused = {name: why for outcome in outcomes for name, why in outcome.refused.items()}
-    wanted = [name for name in refused if names or not any(outcome.written for outcome in outcomes)]
-    if wanted:
-        raise UserError(f"{wanted[0]} cannot be written: {refused[wanted[0]]}", "python -m stn_export.export --list")
+    rows = [row for found in outcomes for row in found.items()]
+    refused = [(name, why) for name, why in rows if isinstance(why, str)]
+    if refused and (names or len(refused) == len(rows)):
+        name, why = refused[0]
+        raise UserError(f"{name} cannot be written: {why}", "python -m stn_export.export --list")
 
 
 if __name__ == "__main__":

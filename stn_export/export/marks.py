@@ -104,13 +104,8 @@ def site_notes(model: onnx_ir.Model, found: Marked) -> dict[str, str]:
     """What the file's metadata says of its sites: those of their values that a rewrite left in the graph."""
     graph = model.graph
     left = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
-    sites: dict[str, dict[str, str]] = {}
-    for point, value in sorted(found.items(), key=_by_site):
-        site, _, name = point.partition("/")
-        sites.setdefault(site, {}).update({name: value.name} if value.name in left else {})
-    return {SITES: json.dumps(list(sites.values()))} if sites else {}
-
-
-def _by_site(item: tuple[str, onnx_ir.Value]) -> tuple[int, int]:
-    site, _, name = item[0].partition("/")
-    return int(site.removeprefix("site")), ("image", *POINTS).index(name)
+    names = {point: value.name for point, value in found.items() if value.name in left}
+    count, kinds = len({point.partition("/")[0] for point in found}), ("image", *POINTS)
+    points = ({kind: f"site{index}/{kind}" for kind in kinds} for index in range(count))
+    sites = [{kind: names[point] for kind, point in site.items() if point in names} for site in points]
+    return {SITES: json.dumps(sites)} if sites else {}

@@ -19,7 +19,7 @@ from stn_export.artifacts.manifest import (
     network_directories,
 )
 from stn_export.artifacts.training import read_trainings
-from stn_export.program.specs import TensorSpec
+from stn_export.program.specs import TensorSpec, by
 
 TEMPLATE = "MODEL_CARD.md.j2"
 SHORT_HASH = 12
@@ -33,7 +33,7 @@ def write_model_card(run: Path) -> bool:
     """
     loader = jinja2.PackageLoader("stn_export", "resources")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters["sizes"] = lambda shape: "×".join(map(str, shape))
+    environment.filters["sizes"] = by
     text = environment.get_template(TEMPLATE).render(card_facts(run))
     return write_if_changed(run / MODEL_CARD, text.encode())
 
@@ -47,12 +47,10 @@ def card_facts(run: Path) -> dict:
         "networks": [_network(directory) for directory in directories],
         "files": [_file(*entry) for entry in entries],
         "trainings": read_trainings(run).runs if (run / TRAINING_FILE).is_file() else [],
-        "snippet": next((snippet(artifact) for artifact, _ in entries if _takes_any_batch(artifact)), ""),
+        "snippet": next(
+            (snippet(each) for each, _ in entries if each.format == "onnx" and each.settings["batch"] is None), ""
+        ),
     }
-
-
-def _takes_any_batch(artifact: Artifact) -> bool:
-    return artifact.format == "onnx" and artifact.settings["batch"] is None
 
 
 def _network(directory: NetworkDirectory) -> dict:
@@ -78,12 +76,7 @@ def _file(artifact: Artifact, path: Path) -> dict:
 
 def contract_text(specs: Sequence[TensorSpec]) -> str:
     """Inputs or outputs for a person: ``N×3×32×32 float32, (x / 255 - 0.5) / 0.5``; with their names if several."""
-    texts = [_meaning(spec) for spec in specs]
-    return (
-        texts[0]
-        if len(specs) == 1
-        else "; ".join(f"{spec.name} {text}" for spec, text in zip(specs, texts, strict=True))
-    )
+    return "; ".join(f"{spec.name} " * (len(specs) > 1) + _meaning(spec) for spec in specs)
 
 
 def _meaning(spec: TensorSpec) -> str:

@@ -17,7 +17,7 @@ from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, ta
 from stn_export.graphs.graph import without_weights
 from stn_export.graphs.points import SITES
 from stn_export.program.capture import AFFINE_GRIDS, capture, file_names
-from stn_export.program.program import Program, contract_of, example_values
+from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import BATCH, Contract
 
 SIZES = {2: "H", 3: "W"}  # of N×C×H×W
@@ -84,7 +84,7 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
     with _without_warnings():
         exported = torch.onnx.export(
             program.exported,
-            example_values(program.contract, sizes=program.sizes),
+            program.values(program.contract.random(sizes=program.sizes)),
             dynamo=True,
             verbose=False,
             opset_version=opset,
@@ -112,7 +112,7 @@ def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
     with _without_warnings():
         exported = torch.onnx.export(
             program.module,
-            example_values(contract, sizes=program.sizes),
+            contract.values(contract.random()),
             dynamo=True,
             verbose=False,
             **_names(contract),

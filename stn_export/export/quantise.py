@@ -10,12 +10,12 @@ import onnx
 from onnxruntime import quantization
 
 from stn_export.errors import UserError
+from stn_export.graphs.graph import FLOATS
 from stn_export.graphs.points import part_values, steps_of
 from stn_export.program.parts import parts_of
 from stn_export.program.specs import Arrays
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 EXAMPLES, CALLS = 64, 8  # examples a call, and calls
 
 

@@ -5,10 +5,9 @@ from typing import Self
 
 from stn_export.artifacts.environment import versions
 from stn_export.artifacts.files import fingerprint
-from stn_export.artifacts.manifest import Artifact
+from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.errors import UserError
 from stn_export.program.specs import Contract
-from stn_export.runners.registry import DEFAULT_EXPORT
 
 CONTRACTS = {"float": "", "uint8": "NCHW", "uint8-nhwc": "NHWC"}  # the layout of raw pictures; "" for no such thing
 FORMATS = {

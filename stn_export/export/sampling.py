@@ -33,7 +33,13 @@ def gather_grid_sample(
         raise UserError("grid_sample of 5-D images cannot be lowered", "few runtimes run it; use 4-D images")
     batch, channels, height, width = (_side(image, axis) for axis in range(4))
     taps = [
-        _taps(_coordinate(grid, axis), op.CastLike(side, grid), interpolation_mode, padding_mode, align_corners)
+        _taps(
+            op.Gather(grid, _int(axis), axis=3),
+            op.CastLike(side, grid),
+            interpolation_mode,
+            padding_mode,
+            align_corners,
+        )
         for axis, side in ((0, width), (1, height))
     ]
     pixels = op.Reshape(op.Transpose(image, perm=[0, 2, 3, 1]), op.Concat(_ints([-1]), channels, axis=0))
@@ -123,10 +129,6 @@ def _polynomial(coefficients: tuple[float, ...], x: Value) -> Value:
     for coefficient in coefficients[1:]:
         result = op.Add(op.Mul(result, x), _like(coefficient, x))
     return result
-
-
-def _coordinate(grid: Value, axis: int) -> Value:
-    return op.Gather(grid, _int(axis), axis=3)
 
 
 def _side(image: Value, axis: int) -> Value:

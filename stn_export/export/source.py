@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 
 from stn_export.artifacts.environment import git_commit, versions
 from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory
+from stn_export.artifacts.manifest import DEFAULT_EXPORT, PROGRAM, Artifact, Facts, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export.marks import marked
 from stn_export.export.quantise import EXAMPLES
@@ -16,7 +16,6 @@ from stn_export.export.rows import CONTRACTS, EXPORTS, ExportSpec
 from stn_export.export.variants import at_precision, from_bytes, raw
 from stn_export.program.program import Program
 from stn_export.program.specs import BATCH, Arrays, Contract
-from stn_export.runners.registry import DEFAULT_EXPORT
 
 
 @dataclass(frozen=True)

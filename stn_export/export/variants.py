@@ -5,6 +5,7 @@ float32 whatever the rest computes in.
 """
 
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +18,12 @@ from stn_export.program.surgery import sharing_copy
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LINEAR = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm"}
-CONVOLUTIONS = {
-    *(f"conv{rank}d" for rank in (1, 2, 3)),
-    *(f"conv_transpose{rank}d" for rank in (1, 2, 3)),
-    "convolution",
-}
+CONVOLUTIONS = {"convolution", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))}
 FOLLOWING = {  # what computes in half where all that it reads does
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "gelu", "silu", "silu_", "mish", "prelu", "tanh"),
-    *(
-        "sigmoid",
-        "hardtanh",
-        "hardtanh_",
-        "hardsigmoid",
-        "hardswish",
-        "hardswish_",
-        "clamp",
-        "batch_norm",
-        "add",
-        "add_",
-    ),
+    *("sigmoid", "hardtanh", "hardtanh_", "hardsigmoid", "hardswish", "hardswish_", "clamp", "batch_norm"),
     *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-    *("flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "cat"),
+    *("flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "cat", "add", "add_"),
 }
 
 
@@ -86,13 +72,7 @@ def _is_float32(node: Node) -> bool:
 
 def _held(node: Node) -> object:
     """What a ``get_attr`` node reads."""
-    owner, name = _place(node)
-    return getattr(owner, name)
-
-
-def _place(node: Node) -> tuple[nn.Module, str]:
-    path, _, name = node.target.rpartition(".")
-    return node.graph.owning_module.get_submodule(path), name
+    return attrgetter(node.target)(node.graph.owning_module)
 
 
 def _halve_weights(module: GraphModule, halved: set[Node], dtype: torch.dtype) -> None:
@@ -101,9 +81,10 @@ def _halve_weights(module: GraphModule, halved: set[Node], dtype: torch.dtype) -
     shared = {node.target for node in weights if not halved.issuperset(node.users)}
     for node in weights:
         if node.target not in shared:
-            (owner, name), value = _place(node), _held(node)
+            value, (owner, _, name) = _held(node), node.target.rpartition(".")
             half = value.detach().to(dtype)
-            setattr(owner, name, nn.Parameter(half, requires_grad=False) if isinstance(value, nn.Parameter) else half)
+            half = nn.Parameter(half, requires_grad=False) if isinstance(value, nn.Parameter) else half
+            setattr(module.get_submodule(owner), name, half)
             halved.add(node)
 
 

@@ -11,8 +11,8 @@ import torch
 
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import sha256_of, write_atomically
-from stn_export.artifacts.manifest import Artifact
-from stn_export.errors import UserError
+from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
+from stn_export.errors import UserError, one_line
 from stn_export.export.onnx_export import export_default, to_onnx
 from stn_export.export.optimise import optimise
 from stn_export.export.quantise import quantise
@@ -21,11 +21,9 @@ from stn_export.export.source import Source
 from stn_export.graphs.deployment import audit
 from stn_export.graphs.graph import initialiser_bytes
 from stn_export.graphs.portability import portability
-from stn_export.runners.registry import DEFAULT_EXPORT
-from stn_export.runners.torch_files import to_aotinductor, to_torchscript
+from stn_export.program.torch_files import to_aotinductor, to_torchscript
 
 DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
-REASON = 200  # characters of it that are kept
 
 
 def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
@@ -69,17 +67,13 @@ def _on_cuda(model: onnx.ModelProto) -> dict:
     }
 
 
-def _torchscript_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
-    return to_torchscript(source.graph(spec), source.metadata(spec)), {}
-
-
 def _aotinductor_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
     return to_aotinductor(source.program, DEVICES[spec.format]), {}
 
 
 WRITERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
     "onnx": _onnx_bytes,
-    "torchscript": _torchscript_bytes,
+    "torchscript": lambda source, spec: (to_torchscript(source.graph(spec), source.metadata(spec)), {}),
     "aotinductor": _aotinductor_bytes,
     "aotinductor-cuda": _aotinductor_bytes,
 }
@@ -106,7 +100,9 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
     except UserError as error:
         return str(error)
     except Exception as error:  # whatever the exporters raise for a network that they cannot take
-        return _reason(error)
+        while error.__cause__ is not None:
+            error = error.__cause__
+        return one_line(error)
     path = source.directory.path / spec.file
     write_atomically(path, content)
     opset = details.pop("opset", None)
@@ -127,11 +123,3 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
             environment=describe(),
         )
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what an exporter's error was caused by."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}"[:REASON]

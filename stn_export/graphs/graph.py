@@ -51,6 +51,7 @@ class TensorInfo:
 
 
 LARGE = 1024  # bytes
+WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
 SIDE = 64  # pixels, for a dynamic height, width or depth
 UNKNOWN = TensorInfo(TensorProto.UNDEFINED, None)
 
@@ -91,6 +92,13 @@ def since_version(node: NodeProto, opset: int) -> int:
     return onnx.defs.get_schema(node.op_type, opset, node.domain).since_version
 
 
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy to be changed."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    return result
+
+
 def flat(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with local functions inlined and a name of its own on every node of the main graph.
 
@@ -102,8 +110,7 @@ def flat(model: onnx.ModelProto) -> onnx.ModelProto:
     names = [node.name for node in model.graph.node]
     if "" not in names and len(set(names)) == len(names):
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     for index, node in enumerate(result.graph.node):
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{index}"
@@ -112,8 +119,8 @@ def flat(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def large_initialisers(model: onnx.ModelProto) -> list[TensorProto]:
-    """Weights: what shapes and types never hang on."""
-    return [each for each in model.graph.initializer if each.ByteSize() > LARGE]
+    """Weights: what shapes and types never hang on, of types that NumPy knows by itself."""
+    return [each for each in model.graph.initializer if each.ByteSize() > LARGE and each.data_type in WEIGHTS]
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -179,13 +186,13 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [each for each in graph.input if each.name not in initialised]
 
 
-def bound_dimensions(model: onnx.ModelProto, batch: int, side: int = SIDE) -> dict[str, tuple[int, ...]]:
-    """Each input's shape with ``batch`` for dynamic dimensions, but ``side`` for the sides of images and volumes.
+def bound_dimensions(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
+    """Each input's shape with ``batch`` for dynamic dimensions, but ``SIDE`` for the sides of images and volumes.
 
     A name stands for one size wherever it occurs, and the batch goes before a side.
     """
     rows = [
-        [(dim, side if len(dims) > 3 and index > 1 else batch) for index, dim in enumerate(dims)]
+        [(dim, SIDE if len(dims) > 3 and index > 1 else batch) for index, dim in enumerate(dims)]
         for dims in (value.type.tensor_type.shape.dim for value in inputs_of(model.graph))
     ]
     named: dict[str, int] = {}
@@ -275,14 +282,14 @@ def macs(node: NodeProto, infos: dict[str, TensorInfo]) -> int:
     return 0 if None in shapes else int(cost(node, shapes[:-1], shapes[-1]))
 
 
-def random_inputs(model: onnx.ModelProto, batch: int, seed: int, side: int = SIDE) -> dict[str, np.ndarray]:
+def random_inputs(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, np.ndarray]:
     """Inputs to try a model with: floats from -1 to 1, zeros or ones otherwise, of ``bound_dimensions``.
 
     Raises:
         UserError: for an input that is no tensor of numbers.
     """
     generator = np.random.default_rng(seed)
-    shapes, result = bound_dimensions(model, batch, side), {}
+    shapes, result = bound_dimensions(model, batch), {}
     for value in inputs_of(model.graph):
         dtype = value.type.tensor_type.elem_type
         if dtype in (TensorProto.UNDEFINED, TensorProto.STRING):

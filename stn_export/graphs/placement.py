@@ -101,7 +101,8 @@ def predict_cuda(model: onnx.ModelProto, infos: dict[str, TensorInfo], free: dic
         infos: of its tensors, as ``infer`` gives them.
         free: its ``free_nodes``.
     """
-    harmless = _harmless(model, infos)
+    harmless = {name for name in constants(model.graph) if (infos[name].elements or 0) <= SMALL}
+    harmless |= {each.name for each in inputs_of(model.graph)}
     on_cpu: set[str] = set()  # tensors in CPU memory that a chain of CPU nodes has reached, starting at Shape and Size
     placed = {}
     for node in model.graph.node:
@@ -127,7 +128,8 @@ def _predict(
         expanded = _is_function(node, opset) and node.op_type not in kernels().cpu
         return Placed(CUDA, "ONNX Runtime expands it into other operators") if expanded else Placed(CPU, missing)
     if _prefers_cpu(node, on_cpu, harmless, infos):
-        return Placed(CPU, free.get(node.name) or f"its inputs are on the CPU: {_from(node, on_cpu)}")
+        there = ", ".join(name for name in node.input if name in on_cpu)
+        return Placed(CPU, free.get(node.name) or f"its inputs are on the CPU: {there}")
     return Placed(CUDA, "has a CUDA kernel")
 
 
@@ -136,15 +138,6 @@ def _is_function(node: NodeProto, opset: int) -> bool:
         return False
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     return schema.has_function or schema.has_context_dependent_function
-
-
-def _harmless(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> set[str]:
-    small = {name for name in constants(model.graph) if (infos[name].elements or 0) <= SMALL}
-    return small | {each.name for each in inputs_of(model.graph)}
-
-
-def _from(node: NodeProto, on_cpu: set[str]) -> str:
-    return ", ".join(name for name in node.input if name in on_cpu)
 
 
 def _prefers_cpu(node: NodeProto, on_cpu: set[str], harmless: set[str], infos: dict[str, TensorInfo]) -> bool:

@@ -7,9 +7,10 @@ import json
 
 import numpy as np
 import onnx
-from onnx import NodeProto
 
+from stn_export.graphs.graph import copied
 from stn_export.program.parts import Step, Values
+from stn_export.program.sites import POINTS
 
 SITES = "sites"  # the key in a file's metadata: a list of values by point, one a site
 
@@ -27,19 +28,13 @@ def site_values(model: onnx.ModelProto) -> list[dict[str, str]]:
 
 def point_values(model: onnx.ModelProto) -> dict[str, str]:
     """The values that are points by the point's name (``site0/theta``), in the network's order; no outputs."""
-    points = ("theta", "grid", "warped")
-    return {
-        f"site{index}/{point}": site[point]
-        for index, site in enumerate(site_values(model))
-        for point in points
-        if point in site
-    }
+    sites = enumerate(site_values(model))
+    return {f"site{index}/{point}": site[point] for index, site in sites for point in POINTS if point in site}
 
 
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     """A copy of the model that also gives these values."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     known = {each.name for each in (*copy.graph.output, *copy.graph.input)}
     for name in dict.fromkeys(names):
         if name not in known:
@@ -49,8 +44,7 @@ def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 def with_input(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """A copy of the model in which a value is fed instead of computed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     for node in copy.graph.node:
         for index, output in enumerate(node.output):
             if output == name:
@@ -68,11 +62,7 @@ def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def steps_of(model: onnx.ModelProto) -> list[Step]:
     """The graph's nodes as ``program.parts`` takes them; names must be given and unique."""
-    return [Step(node.name, _reads(node), list(node.output)) for node in model.graph.node]
-
-
-def _reads(node: NodeProto) -> list[str]:
-    return [name for name in node.input if name]
+    return [Step(node.name, list(filter(None, node.input)), list(node.output)) for node in model.graph.node]
 
 
 def part_values(model: onnx.ModelProto) -> list[Values]:

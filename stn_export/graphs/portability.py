@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 from stn_export.graphs.graph import random_inputs
 from stn_export.graphs.kernels import CPU
 from stn_export.graphs.lint import Finding, Subject, findings
@@ -73,21 +73,11 @@ RUNTIMES = (
 )
 
 
-def portability(model: onnx.ModelProto, tested: tuple[str, ...] = ()) -> dict[str, Verdict]:
-    """A verdict for each runtime, and why: ``TESTED``, ``SHOULD`` or ``WILL_NOT``.
-
-    Args:
-        model: any ONNX model with its weights loaded.
-        tested: runtimes that the caller ran it in already.
-    """
+def portability(model: onnx.ModelProto) -> dict[str, Verdict]:
+    """A verdict for each runtime on any ONNX model whose weights are loaded: see ``TESTED`` and so on, and why."""
     subject = Subject(model)
     found, expected = findings(subject), _attempt(_onnxruntime, subject)
-    return {
-        runtime.name: (TESTED, "by the caller")
-        if runtime.name in tested
-        else _verdict(runtime, subject, found, expected)
-        for runtime in RUNTIMES
-    }
+    return {runtime.name: _verdict(runtime, subject, found, expected) for runtime in RUNTIMES}
 
 
 def _attempt(trial: Callable[[Subject], Outputs], subject: Subject) -> Outputs | str:
@@ -97,7 +87,7 @@ def _attempt(trial: Callable[[Subject], Outputs], subject: Subject) -> Outputs |
     except UserError as error:
         return str(error)
     except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return one_line(error)
 
 
 def _verdict(runtime: Runtime, subject: Subject, against: list[Finding], expected: Outputs | str) -> Verdict:

@@ -10,7 +10,7 @@ from torch.fx import Interpreter, Node
 
 from stn_export.errors import UserError
 from stn_export.program.capture import location
-from stn_export.program.program import Program, example_values
+from stn_export.program.program import Program
 
 Shape = tuple[int, ...]
 SHAPES_ONLY = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")  # look at no values
@@ -89,7 +89,7 @@ class _Recorder(Interpreter):
         super().__init__(program.module)
         self.found: dict[Node, object] = {}
         with torch.no_grad():
-            self.run(*example_values(program.contract, batch))
+            self.run(*program.values(program.contract.random(batch)))
 
     def run_node(self, node: Node) -> object:
         self.found[node] = super().run_node(node)

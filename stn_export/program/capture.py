@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from stn_export.errors import UserError
-from stn_export.program.specs import BATCH
+from stn_export.program.specs import BATCH, by
 
 Shape = Sequence[int | str]  # sizes, and names of open dimensions
 NAMES = {BATCH: "batch", "H": "height", "W": "width"}  # what a file calls them
@@ -99,7 +99,7 @@ def _check_sizes(inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> None:
             isinstance(wanted, int) and wanted != size for wanted, size in zip(shape, tensor.shape, strict=True)
         ):
             raise UserError(
-                f"an example of shape {tuple(tensor.shape)} is not {'×'.join(map(str, shape))}",
+                f"an example of shape {tuple(tensor.shape)} is not {by(shape)}",
                 "give one of that shape",
             )
         if any(isinstance(name, str) and size < SMALLEST for name, size in zip(shape, tensor.shape, strict=True)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 
 FORM = "file.py:callable or package.module:callable"
 
@@ -29,7 +29,7 @@ def resolve(text: str) -> Callable[..., Any]:
     try:
         module = _from_file(file) if file.suffix == ".py" else importlib.import_module(place)
     except Exception as error:  # other people's code
-        raise UserError(f"{place} cannot be imported: {type(error).__name__}: {error}", f"write {FORM}") from error
+        raise UserError(f"{place} cannot be imported: {one_line(error)}", f"write {FORM}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise UserError(f"{place} has no callable {name}", f"write {FORM}")

@@ -24,8 +24,8 @@ from stn_export.errors import UserError
 from stn_export.program.capture import capture, named_shape, symbols_of
 from stn_export.program.origin import module_from
 from stn_export.program.parts import Step, Values, parts_of
-from stn_export.program.sites import TAPS, Site, find_sites
-from stn_export.program.specs import BATCH, OPEN_SIZE, Batch, Contract, TensorSpec, dtype_name
+from stn_export.program.sites import POINTS, TAPS, Site, find_sites
+from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_name
 from stn_export.program.surgery import bare, default_dtype, in_float64, on_device, without_samplers
 
 CONTRACT_FILE = "contract.json"
@@ -80,27 +80,36 @@ class Program:
 
     def values(self, batch: Batch) -> tuple[Tensor, ...]:
         """A batch as ``module`` takes it: bytes of pictures are normalised."""
-        return tuple(torch.from_numpy(array) for array in self.contract.arrays(batch).values())
+        return self.contract.values(batch)
 
     def run(self, values: Sequence[Tensor]) -> Points:
         """The outputs by name."""
         return self._named(self.module(*values))
 
-    def points(self, values: Sequence[Tensor], forced: Mapping[str, Tensor] | None = None) -> Points:
+    @torch.inference_mode()
+    def points(
+        self,
+        values: Sequence[Tensor],
+        forced: Mapping[str, Tensor] | None = None,
+        kinds: Sequence[str] = POINTS,
+        module: GraphModule | None = None,
+    ) -> Points:
         """The points of every site, in the network's order, then the outputs.
 
         Args:
             values: the inputs, as ``values`` gives them.
             forced: by point (``site0/theta``), what stands there instead of what the network computes.
+            kinds: of points that are shown, also ``image``.
+            module: ``module`` by default, or a copy that computes otherwise.
         """
-        return probe(self.module, self.sites, self._names, values, forced or {})
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.contract.outputs)
+        forced, module = forced or {}, module or self.module
+        shown, nodes = ({k: v for site in self.sites for k, v in site.nodes(each).items()} for each in (kinds, POINTS))
+        probe = _Probe(module, shown.values(), {nodes[point]: value for point, value in forced.items()})
+        results = probe.run(*values)
+        return {point: probe.found[node] for point, node in shown.items()} | self._named(results)
 
     def _named(self, results: Iterable[Tensor]) -> Points:
-        return dict(zip(self._names, results, strict=True))
+        return dict(zip((spec.name for spec in self.contract.outputs), results, strict=True))
 
     @cached_property
     def bypassed(self) -> Self:
@@ -115,8 +124,8 @@ class Program:
             contract: where inputs or outputs are others.
         """
         contract = contract or self.contract
-        example = example_values(contract, sizes=self.sizes)
-        exported = capture(module.eval(), example, [spec.shape for spec in contract.inputs]).exported
+        example = contract.random(sizes=self.sizes)
+        exported = capture(module.eval(), contract.values(example), [spec.shape for spec in contract.inputs]).exported
         return replace(self, exported=exported, contract=contract, origin={})
 
     def parts(self) -> dict[str, str]:
@@ -137,12 +146,12 @@ class Program:
         pairs = [pair for spec, each in zip(self.contract.inputs, given) for pair in zip(spec.shape, each.shape)]  # noqa: B905
         return {name: size for name, size in pairs if isinstance(name, str) and name != BATCH}
 
-    def multiply_adds(self, batch: int = 1, values: Sequence[Tensor] | None = None) -> int:
-        """Of one call, in convolutions, matrix products and samplers (4 a bilinear value).
+    def multiply_adds(self, values: Sequence[Tensor] | None = None) -> int:
+        """Of a call with these inputs, by default one example, in convolutions, matrix products and samplers.
 
-        ``values`` may be given instead of ``batch``, with which other open sizes are those of ``sizes``.
+        A bilinear value counts as 4.
         """
-        values = example_values(self.contract, batch, self.sizes) if values is None else values
+        values = self.values(self.contract.random(1, sizes=self.sizes)) if values is None else values
         with FlopCounterMode(display=False) as counter:
             points = self.points(values)
         taps = sum(TAPS[site.mode] * points[site.point("warped")].numel() for site in self.sites)
@@ -211,25 +220,6 @@ def _spec_of(name: str, value: Tensor, symbols: Mapping[str, str]) -> TensorSpec
     return TensorSpec(name, dtype_name(value), shape, batched=shape[:1] == (BATCH,))
 
 
-def example_values(
-    contract: Contract, batch: int | None = None, sizes: Mapping[str, int] | None = None
-) -> tuple[Tensor, ...]:
-    """Inputs of any fixed values: what to capture, count or try a program with.
-
-    Floats are uniform in [0, 1), whole numbers zero; the batch is 2 and other open sizes are 32 unless given.
-    """
-    sizes = {BATCH: batch or 2} | dict(sizes or {})
-    random = torch.Generator().manual_seed(0)
-    shapes = [
-        [size if isinstance(size, int) else sizes.get(size, OPEN_SIZE) for size in spec.shape]
-        for spec in contract.inputs
-    ]
-    return tuple(
-        torch.rand(shape, generator=random).to(getattr(torch, spec.dtype))
-        for spec, shape in zip(contract.inputs, shapes, strict=True)
-    )
-
-
 class Exact:
     """A program in float64, which is taken for the truth."""
 
@@ -237,16 +227,13 @@ class Exact:
         self.program, self.module = program, in_float64(program.module)
 
     def points(
-        self,
-        values: Sequence[Tensor],
-        forced: Mapping[str, Tensor] | None = None,
-        sites: Sequence[Site] | None = None,
+        self, values: Sequence[Tensor], forced: Mapping[str, Tensor] | None = None, kinds: Sequence[str] = POINTS
     ) -> Points:
-        """``Program.points`` in float64, of other sites if such are given; the inputs are those of the program."""
+        """``Program.points`` in float64; the inputs are those of the program."""
         forced = {point: value.double() for point, value in (forced or {}).items()}
         wide = [value.double() if value.is_floating_point() else value for value in values]
         with default_dtype(torch.float64):  # of what the graph makes without naming a type
-            return probe(self.module, sites or self.program.sites, self.program._names, wide, forced)
+            return self.program.points(wide, forced, kinds, self.module)
 
 
 class _Probe(Interpreter):
@@ -263,18 +250,3 @@ class _Probe(Interpreter):
         if node.name in self.kept:
             self.found[node.name] = result
         return result
-
-
-@torch.inference_mode()
-def probe(
-    module: GraphModule,
-    sites: Sequence[Site],
-    outputs: Sequence[str],
-    values: Sequence[Tensor],
-    forced: Mapping[str, Tensor],
-) -> Points:
-    """Run a flat graph node by node and note what stands at the points of its sites; see ``Program.points``."""
-    nodes = {point: node for site in sites for point, node in site.points.items()}
-    interpreter = _Probe(module, nodes.values(), {nodes[point]: value for point, value in forced.items()})
-    results = interpreter.run(*values)
-    return {point: interpreter.found[node] for point, node in nodes.items()} | dict(zip(outputs, results, strict=True))

@@ -4,7 +4,7 @@ A site is a ``grid_sample`` node of the graph with the value it samples (image),
 and, where the grid is an ``affine_grid``, the matrices that it is made from (theta).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -53,11 +53,9 @@ class Site:
         """The name of one of its points for everyone outside the graph: ``site0/theta``."""
         return f"{self.name}/{name}"
 
-    @property
-    def points(self) -> dict[str, str]:
-        """Its points, in the network's order, and the nodes that give them."""
-        nodes = {"theta": self.theta, "grid": self.grid, "warped": self.warped}
-        return {self.point(name): node for name, node in nodes.items() if node}
+    def nodes(self, kinds: Sequence[str] = POINTS) -> dict[str, str]:
+        """The graph's nodes by point; of theta only where there is one, and of ``image`` where it is asked for."""
+        return {self.point(kind): node for kind in kinds if (node := getattr(self, kind))}
 
     def as_dict(self) -> dict:
         """JSON-ready."""

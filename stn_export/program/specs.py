@@ -1,6 +1,6 @@
 """What goes into a network and comes out of it: names, types, shapes, and how the bytes of pictures become numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
@@ -73,13 +73,22 @@ class TensorSpec:
         return len(self.shape) == 4 and (self.is_float or self.dtype == "uint8")
 
     @property
+    def nchw(self) -> tuple[int | str, ...]:
+        """Its shape in a ``Batch``, where pictures have their channels first."""
+        return self.shape if self.layout == "NCHW" else (self.shape[0], self.shape[3], *self.shape[1:3])
+
+    @property
     def text(self) -> str:
         """For a person: ``N×3×32×32 float32``."""
-        return f"{'×'.join(map(str, self.shape)) or 'scalar'} {self.dtype}"
+        return f"{by(self.shape)} {self.dtype}"
 
     def fixed(self, sizes: Mapping[str, int]) -> Self:
         """The same with some of its open sizes fixed, by their names."""
         return replace(self, shape=tuple(sizes.get(size, size) for size in self.shape))
+
+    def opened(self) -> Self:
+        """The same for any number of examples, where it holds one a row."""
+        return replace(self, shape=(BATCH, *self.shape[1:])) if self.batched else self
 
     def array(self, values: Tensor) -> np.ndarray:
         """What a runner is fed: ``values`` as this input takes them, bytes normalised where it takes no bytes."""
@@ -87,7 +96,7 @@ class TensorSpec:
             values = self.pixels.normalise(values)
         if self.layout == "NHWC":
             values = values.permute(0, 2, 3, 1)
-        return np.ascontiguousarray(values.cpu().numpy().astype(self.dtype, copy=False))
+        return values.cpu().contiguous().numpy().astype(self.dtype, copy=False)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape can be fed; sizes that share a name are not compared."""
@@ -131,13 +140,29 @@ class Contract:
             raise UserError(f"there is no input {', '.join(missing)}", f"give {', '.join(s.name for s in self.inputs)}")
         return {spec.name: spec.array(batch[spec.name]) for spec in self.inputs}
 
+    def values(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The same as a module takes it, in order."""
+        return tuple(torch.from_numpy(array) for array in self.arrays(batch).values())
+
+    def random(self, batch: int = 2, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """Something to try a network with: floats uniform in [-1, 1], of pictures bytes, else zeros and ones.
+
+        Args:
+            batch: how many examples, where that is open.
+            seed: the same one gives the same.
+            sizes: of other open dimensions, which are ``OPEN_SIZE`` unless given.
+        """
+        random = torch.Generator().manual_seed(seed)
+        sizes = dict.fromkeys(self.open_sizes, OPEN_SIZE) | dict(sizes or {}) | {BATCH: batch}
+        return {spec.name: _random(spec.fixed(sizes), random) for spec in self.inputs}
+
     def fixed(self, sizes: Mapping[str, int]) -> Self:
         """The same with some of its open sizes fixed, by their names."""
         return replace(self, **{side: tuple(spec.fixed(sizes) for spec in getattr(self, side)) for side in SIDES})
 
     def as_dict(self) -> dict:
         """JSON-ready."""
-        return {side: [_plain(spec) for spec in getattr(self, side)] for side in SIDES}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping) -> Self:
@@ -154,21 +179,23 @@ class Contract:
             ) from error
 
 
-def _plain(spec: TensorSpec) -> dict:
-    content = asdict(spec) | {"shape": list(spec.shape)}
-    if spec.pixels is None:
-        del content["pixels"]
-    else:
-        content["pixels"] = {name: list(values) for name, values in content["pixels"].items()}
-    return content
+def _random(spec: TensorSpec, random: torch.Generator) -> Tensor:
+    if spec.pixels is not None or (spec.is_picture and not spec.is_float):
+        return torch.randint(256, spec.nchw, generator=random, dtype=torch.uint8)
+    if spec.is_float:
+        return (2 * torch.rand(spec.nchw, generator=random) - 1).to(getattr(torch, spec.dtype))
+    return torch.randint(2, spec.nchw, generator=random).to(getattr(torch, spec.dtype))
 
 
 def _spec(item: Mapping) -> TensorSpec:
     pixels = item.get("pixels")
-    read = {"shape": tuple(item["shape"])}
-    if pixels is not None:
-        read["pixels"] = Pixels(tuple(pixels["mean"]), tuple(pixels["std"]))
-    return TensorSpec(**{**item, **read})
+    pixels = Pixels(tuple(pixels["mean"]), tuple(pixels["std"])) if pixels else None
+    return TensorSpec(**{**item, "shape": tuple(item["shape"]), "pixels": pixels})
+
+
+def by(shape: Iterable[object]) -> str:
+    """Sizes for a person: ``N×3×32×32``."""
+    return "×".join(map(str, shape)) or "scalar"
 
 
 def dtype_name(tensor: Tensor) -> str:

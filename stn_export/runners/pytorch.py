@@ -14,8 +14,8 @@ from torch.utils import _pytree
 from stn_export.errors import UserError
 from stn_export.program.program import Program, load_program
 from stn_export.program.specs import Arrays, Contract
+from stn_export.program.torch_files import load_torchscript
 from stn_export.runners.base import Runner, Step, shapes_of
-from stn_export.runners.torch_files import load_torchscript
 
 GRAPH_WARM_UPS = 3  # calls on a side stream before capture, as PyTorch's own example makes them
 
@@ -96,7 +96,7 @@ class Captured(TorchRunner):
         return _arrays(self.program.points(self.place(feeds)))
 
     def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray) -> Arrays | None:
-        known = {point for each in self.program.sites for point in each.points}
+        known = {point for each in self.program.sites for point in each.nodes()}
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
             if point in known:
                 forced = {point: torch.from_numpy(value.astype(np.float32)).to(self.device)}

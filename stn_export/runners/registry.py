@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from stn_export.artifacts.manifest import Artifact
+from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.program.specs import BATCH, Contract
 from stn_export.runners.base import Runner
 from stn_export.runners.onnx_runtime import (
@@ -109,8 +109,6 @@ class RunnerSpec:
         """The row of ``TOLERANCES`` for an artifact of this precision in this runner."""
         return "tf32" if self.tf32 and precision == "fp32" else precision
 
-
-DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said
 
 RUNNERS = (
     RunnerSpec("eager-cpu", "pt2", "cpu", Eager),

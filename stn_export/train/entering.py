@@ -1,6 +1,7 @@
 """What the stages behind training need of a network: its program, and what it is tried on, put into the run."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -92,4 +93,4 @@ def take_over(run: Path) -> None:
 
 def _of_today(entry: dict) -> dict:
     entry = {name: value for name, value in entry.items() if name not in ("model", "input_contract")}
-    return Artifact(network=entry["settings"]["model"], contract=CONTRACT, **entry).as_dict()
+    return asdict(Artifact(network=entry["settings"]["model"], contract=CONTRACT, **entry))

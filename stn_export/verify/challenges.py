@@ -4,7 +4,7 @@ Everything is made of a program's contract and its examples, and always the same
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def challenges(contract: Contract, examples: Examples) -> dict[str, Batch]:
             if fixed or fits(examples, n):
                 found[f"noise ×{n}"] = _noise(contract, examples, n, random)
     for name, batch in (_drawn(contract, examples) | _resized(contract, examples)).items():
-        found |= dict(_as_batches(name, batch, contract))
+        found |= _as_batches(name, batch, contract)
     return found
 
 
@@ -139,14 +139,19 @@ def _stretched(spec: TensorSpec, values: Tensor, quarters: int) -> Tensor:
     return values
 
 
-def _as_batches(name: str, batch: Batch, contract: Contract) -> list[tuple[str, Batch]]:
+def _as_batches(name: str, batch: Batch, contract: Contract) -> dict[str, Batch]:
     """The batch itself or, where the program fixes its size, as many of that size as it takes, the last filled up."""
-    size, fixed = size_of(batch, contract), contract.batch
-    if fixed in (None, size):
-        return [(name, batch)]
-    count = math.ceil(size / fixed)
-    parts = [rows_of(batch, contract, torch.arange(fixed * part, fixed * (part + 1)) % size) for part in range(count)]
-    return [(name if count == 1 else f"{name} {part + 1}", each) for part, each in enumerate(parts)]
+    size = size_of(batch, contract)
+    if contract.batch in (None, size):
+        return {name: batch}
+    parts = [rows_of(batch, contract, rows) for rows, _ in filled(size, contract.batch)]
+    return {name if len(parts) == 1 else f"{name} {part}": each for part, each in enumerate(parts, 1)}
+
+
+def filled(count: int, size: int) -> Iterator[tuple[Tensor, int]]:
+    """The rows of batches of one size that hold ``count`` examples, and how many count: the last is filled up."""
+    for start in range(0, count, size):
+        yield torch.arange(start, start + size) % count, min(size, count - start)
 
 
 def size_of(batch: Batch, contract: Contract) -> int:

@@ -16,7 +16,7 @@ import torch
 from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.compare import Comparison, compare
 from stn_export.comparison.tolerances import COUNT, GRID, TOLERANCES, Bound, Tolerance, finite
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 from stn_export.program.specs import Arrays
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.verify.challenges import rows_of, size_of
@@ -70,12 +70,7 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
     try:
         return _check(blank, spec.open(path, spec.verified_as(artifact.contract)), truth)
     except Exception as problem:
-        return replace(blank, failure=told(problem))
-
-
-def told(problem: Exception) -> str:
-    """An exception in one line."""
-    return ": ".join([type(problem).__name__, *str(problem).splitlines()[:1]])
+        return replace(blank, failure=one_line(problem))
 
 
 def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
@@ -121,7 +116,7 @@ def answers(runner: Runner, truth: Truth) -> Iterator[tuple[str, Challenge, Arra
             site, theta = challenge.forced
             grid = challenge.true[site.point(GRID)] / challenge.units[site.point(GRID)]
             call = partial(runner.forced_points, site=site.name, theta=theta.numpy(), grid=grid[0])
-        if (actual := feed(call, challenge.batch, runner.contract, truth)) is not None:
+        if (actual := feed(call, challenge.batch, runner.contract, truth.rows)) is not None:
             yield name, challenge, in_pixels(actual, challenge.units)
 
 
@@ -176,7 +171,7 @@ def check_repeats(runner: Runner, truth: Truth, tolerance: Tolerance) -> tuple[b
     size = size_of(batch, contract)
 
     def infer(*chosen: int) -> Arrays:
-        return feed(runner.infer, rows_of(batch, contract, torch.tensor(chosen)), runner.contract, truth)
+        return feed(runner.infer, rows_of(batch, contract, torch.tensor(chosen)), runner.contract, truth.rows)
 
     straight = range(size)
     first = infer(*straight)

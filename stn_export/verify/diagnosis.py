@@ -143,7 +143,8 @@ def _of_output(scene: Scene) -> Iterator[Mistake]:
     axis = scene.point.kind == OUTPUT and _normalised_axis(true)
     if axis:
         yield "softmax was written for log-softmax", lambda: np.exp(true)
-        yield "log-softmax was left out", lambda: true + _log_sum(scene.actual, axis)
+        scores = torch.from_numpy(scene.actual).double()
+        yield "log-softmax was left out", lambda: true + scores.logsumexp(axis, keepdim=True).numpy()
     yield "the sign is turned", lambda: -true if true.dtype.kind != "b" else ~true
     yield "the batch is reversed", lambda: true[::-1]
     if true.ndim > 1:
@@ -157,10 +158,6 @@ def _normalised_axis(values: np.ndarray) -> int:
     """The axis along which these are log-probabilities; 0 where they are none."""
     axes = (axis for axis in range(values.ndim - 1, 0, -1) if values.shape[axis] > 1)
     return next((axis for axis in axes if np.abs(np.exp(np.minimum(values, 1)).sum(axis) - 1).max() < 1e-6), 0)
-
-
-def _log_sum(values: np.ndarray, axis: int) -> np.ndarray:
-    return torch.from_numpy(values).double().logsumexp(axis, keepdim=True).numpy()
 
 
 def _transposed(theta: np.ndarray) -> np.ndarray:

@@ -1,12 +1,11 @@
 """A runner fed with batches of any size, whatever its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 
 from stn_export.program.specs import Arrays, Batch, Contract
-from stn_export.verify.challenges import rows_of, size_of
+from stn_export.verify.challenges import filled, rows_of, size_of
 from stn_export.verify.truth import Truth
 
 Call = Callable[[Arrays], Arrays | None]
@@ -16,7 +15,7 @@ def uncut(batch: Batch, contract: Contract, truth: Truth) -> set[str]:
     """The outputs and points that an artifact of another batch size cannot be compared at."""
     if contract.batch in (None, size_of(batch, contract)):
         return set()
-    return {name for name, point in truth.points.items() if not point.rows}
+    return {name for name, rows in truth.rows.items() if not rows}
 
 
 def takes(contract: Contract, batch: Batch) -> bool:
@@ -28,16 +27,21 @@ def takes(contract: Contract, batch: Batch) -> bool:
     )
 
 
-def feed(call: Call, batch: Batch, contract: Contract, truth: Truth) -> Arrays | None:
-    """What ``call`` gives for a batch, grids in pixels; in filled-up batches where the artifact's own is fixed."""
+def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) -> Arrays | None:
+    """What ``call`` gives for a batch; in filled-up batches where the artifact's own is fixed.
+
+    Args:
+        call: of a runner.
+        batch: of any size.
+        contract: the artifact's.
+        rows: how many of each value's first dimension are one example's; what is none's own is not given in parts.
+    """
     size, fixed = size_of(batch, contract), contract.batch
     if fixed in (None, size):
         return call(contract.arrays(batch))
     parts = []
-    for start in range(0, size, fixed):
-        chosen = torch.arange(start, start + fixed).clamp(max=size - 1)
+    for chosen, count in filled(size, fixed):
         if (found := call(contract.arrays(rows_of(batch, contract, chosen)))) is None:
             return None
-        rows = {name: truth.points[name].rows * min(fixed, size - start) for name in found if name in truth.points}
-        parts.append({name: found[name][:count] for name, count in rows.items() if count})
+        parts.append({name: found[name][: rows[name] * count] for name in found if rows.get(name)})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

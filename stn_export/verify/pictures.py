@@ -48,7 +48,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Noisy:
-    """An example blended with uniform noise."""
+    """An example blended with uniform noise; where no input is a picture, all its floating inputs."""
 
     index: int
     share: int  # per cent of noise
@@ -57,6 +57,14 @@ class Noisy:
     def draw(self, images: Tensor) -> Tensor:
         noise = torch.randint(256, images.shape[1:], generator=torch.Generator().manual_seed(self.seed))
         return _bytes(images[self.index] * (1 - self.share / 100) + noise * (self.share / 100))
+
+    def blend(self, row: Mapping[str, Tensor], ranges: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
+        """The example's inputs; ``ranges`` are those of the floating ones, which the noise has too."""
+        random, blended = torch.Generator().manual_seed(self.seed), dict(row)
+        for name, (low, high) in ranges.items():
+            noise = low + (high - low) * torch.rand(row[name].shape, generator=random)
+            blended[name] = row[name] * (1 - self.share / 100) + noise.to(row[name].dtype) * (self.share / 100)
+        return blended
 
     def __str__(self) -> str:
         return f"example {self.index} under {self.share} % noise (seed {self.seed})"
@@ -115,26 +123,6 @@ class Sparse:
     def __str__(self) -> str:
         pixels = [f"{_name(colour)} at row {y}, column {x}" for y, x, colour in self.pixels]
         return f"black but for {', '.join(pixels)}"
-
-
-@dataclass(frozen=True)
-class Blended:
-    """Where no input is a picture: an example, all its floating inputs blended with noise of the examples' range."""
-
-    index: int
-    share: int  # per cent of noise
-    seed: int
-
-    def blend(self, row: Mapping[str, Tensor], ranges: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
-        """The example's inputs; ``ranges`` are those of the floating ones."""
-        random, blended = torch.Generator().manual_seed(self.seed), dict(row)
-        for name, (low, high) in ranges.items():
-            noise = low + (high - low) * torch.rand(row[name].shape, generator=random)
-            blended[name] = row[name] * (1 - self.share / 100) + noise.to(row[name].dtype) * (self.share / 100)
-        return blended
-
-    def __str__(self) -> str:
-        return f"example {self.index} under {self.share} % noise (seed {self.seed})"
 
 
 def _bytes(image: Tensor) -> Tensor:

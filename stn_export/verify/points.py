@@ -105,15 +105,11 @@ def _rows(program: Program, examples: Examples) -> dict[str, int]:
     for name, value in straight.items():
         count = len(value) // size if value.ndim and len(value) % size == 0 and batched.get(name, True) else 0
         alike = count and all(
-            _same(_reordered(value, order, count), other)
+            _same(value.view(size, count, *value.shape[1:])[order].flatten(0, 1), other)
             for order, other in zip(orders[1:], (backwards[name], first[name]), strict=True)
         )
         found[name] = count if alike else 0
     return found
-
-
-def _reordered(value: Tensor, order: Tensor, rows: int) -> Tensor:
-    return value.view(len(order), rows, *value.shape[1:])[order].flatten(0, 1)
 
 
 def _same(value: Tensor, other: Tensor) -> bool:
@@ -141,9 +137,8 @@ def units_of(program: Program, values: tuple[Tensor, ...]) -> dict[str, np.ndarr
 
 def sampled_images(program: Program, values: tuple[Tensor, ...], forced: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What every site samples, N×C×H×W float64, by its name."""
-    images = [replace(site, name=f"{site.name}/image", theta="", grid=site.image) for site in program.sites]
-    points = program.exact.points(values, forced, (*program.sites, *images))
-    return {site.name: points[f"{site.name}/image/grid"] for site in program.sites}
+    points = program.exact.points(values, forced, ("image",))
+    return {site.name: points[site.point("image")] for site in program.sites}
 
 
 def measured(point: Point, true: Iterable[Arrays], units: Mapping[str, np.ndarray], errors: Iterable[float]) -> Point:

@@ -14,7 +14,7 @@ from torch import Tensor
 from stn_export.comparison.tolerances import GRID, THETA, WARPED
 from stn_export.program.sites import Site
 from stn_export.program.specs import Pixels
-from stn_export.verify.challenges import range_of
+from stn_export.verify.challenges import filled, range_of
 from stn_export.verify.checks import Check
 from stn_export.verify.points import sampled_images
 from stn_export.verify.truth import Truth
@@ -78,14 +78,13 @@ def _pictures(truth: Truth, sites: list[Site], indices: list[int]) -> dict:
     spec, examples, fixed = truth.contract.picture, truth.examples, truth.contract.batch
     pictures = examples.inputs[spec.name][indices]
     warped = {site.name: [] for site in sites}
-    for index in range(0, len(indices), fixed or len(indices)):
-        some = indices[index : index + (fixed or len(indices))]
-        batch = examples.rows(torch.tensor(some)[torch.arange(fixed or len(some)) % len(some)])
+    for rows, count in filled(len(indices), fixed or len(indices)):
+        batch = examples.rows(torch.tensor(indices)[rows])
         points = truth.program.points(truth.program.values(batch))
         for site in sites:
             value = points[site.point(WARPED)]
-            each = value.reshape(len(value) // truth.points[site.point(WARPED)].rows, -1, *value.shape[-2:])
-            warped[site.name].append(each[: len(some)])  # the channels of all its rows
+            each = value.reshape(len(value) // truth.rows[site.point(WARPED)], -1, *value.shape[-2:])
+            warped[site.name].append(each[:count])  # the channels of all its rows
     kept = {
         "of": spec.name,
         "indices": torch.tensor(indices),

@@ -24,12 +24,13 @@ from torch import Tensor
 from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.compare import Comparison, compare
 from stn_export.comparison.tolerances import COUNT, TOLERANCES, Tolerance
+from stn_export.errors import one_line
 from stn_export.program.specs import Arrays, Batch, TensorSpec
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.verify.challenges import range_of
-from stn_export.verify.checks import Check, compare_points, first_failure, told
+from stn_export.verify.checks import Check, compare_points, first_failure
 from stn_export.verify.feeding import feed
-from stn_export.verify.pictures import STRIPES, Blended, Changed, Edge, Noisy, Picture, Sparse, Stripes
+from stn_export.verify.pictures import STRIPES, Changed, Edge, Noisy, Picture, Sparse, Stripes
 from stn_export.verify.points import Point, in_pixels
 from stn_export.verify.truth import Challenge, Truth
 
@@ -50,7 +51,7 @@ QUIET = settings(
 
 LEVELS = st.integers(0, 255)
 LARGEST_MARGIN, LEAST_LEFT = 12, 8  # pixels
-Items = tuple[Picture | Blended, ...]
+Items = tuple[Picture, ...]
 
 
 def batches(examples: int, size: tuple[int, int, int] | None) -> st.SearchStrategy[Items]:
@@ -60,37 +61,26 @@ def batches(examples: int, size: tuple[int, int, int] | None) -> st.SearchStrate
         examples: how many there are to be changed or blended.
         size: channels, height and width; None where no input is a picture.
     """
-    kind = _pictures(examples, *size) if size else st.builds(Blended, *_noise(examples))
+    noisy = st.builds(Noisy, st.integers(0, examples - 1), st.integers(1, 100), st.integers(0, 2**16))
+    kind = st.one_of(*_pictures(examples, *size), noisy) if size else noisy
     return st.lists(kind, min_size=1, max_size=MOST_IMAGES).map(tuple)
 
 
-def _noise(examples: int) -> tuple[st.SearchStrategy[int], ...]:
-    return st.integers(0, examples - 1), st.integers(1, 100), st.integers(0, 2**16)
-
-
-def _pictures(examples: int, channels: int, height: int, width: int) -> st.SearchStrategy[Picture]:
+def _pictures(examples: int, channels: int, height: int, width: int) -> Iterator[st.SearchStrategy[Picture]]:
     colours = LEVELS.map(lambda level: (level,) * channels) | st.tuples(*[LEVELS] * channels)
     two, least = st.tuples(colours, colours), min(height, width)
     pixels = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1), colours)
     margin = st.integers(0, max(0, min(LARGEST_MARGIN, (least - LEAST_LEFT) // 2)))
-    edges = [
-        st.builds(Edge, st.just(upright), st.integers(1, max(1, side - 1)), two)
-        for upright, side in ((False, height), (True, width))
-    ]
-    return st.one_of(
-        st.one_of(*edges),
-        st.builds(Sparse, st.lists(pixels, min_size=1, max_size=MOST_PIXELS).map(tuple)),
-        st.builds(Stripes, st.sampled_from(STRIPES), st.integers(1, max(1, least // 2)), two),
-        st.builds(
-            Changed,
-            st.integers(0, examples - 1),
-            margin,
-            st.booleans(),
-            st.integers(-100, 300),
-            st.integers(-255, 255),
-        ),
-        st.builds(Noisy, *_noise(examples)),
+    yield st.one_of(
+        *(
+            st.builds(Edge, st.just(upright), st.integers(1, max(1, side - 1)), two)
+            for upright, side in ((False, height), (True, width))
+        )
     )
+    yield st.builds(Sparse, st.lists(pixels, min_size=1, max_size=MOST_PIXELS).map(tuple))
+    yield st.builds(Stripes, st.sampled_from(STRIPES), st.integers(1, max(1, least // 2)), two)
+    changes = margin, st.booleans(), st.integers(-100, 300), st.integers(-255, 255)
+    yield st.builds(Changed, st.integers(0, examples - 1), *changes)
 
 
 def describe(batch: Items) -> str:
@@ -139,7 +129,7 @@ class _Drawer:
         rows = [self._row(position, items[position % len(items)]) for position in range(count)]
         return rows[0] | {name: torch.cat([row[name] for row in rows]) for name in self.examples.batched}
 
-    def _row(self, position: int, item: Picture | Blended) -> Batch:
+    def _row(self, position: int, item: Picture) -> Batch:
         row = self.examples.rows(torch.tensor([getattr(item, "index", position) % len(self.examples)]))
         if self.picture is None:
             return item.blend(row, self.ranges)
@@ -192,14 +182,16 @@ class _Hunt:
 
     def compare(self, batch: Items) -> tuple[dict[str, Comparison], Arrays, Challenge]:
         challenge = self.truth.challenge(self.drawer.batch(batch))
-        actual = in_pixels(feed(self.runner.points, challenge.batch, self.runner.contract, self.truth), challenge.units)
+        actual = in_pixels(
+            feed(self.runner.points, challenge.batch, self.runner.contract, self.truth.rows), challenge.units
+        )
         return compare_points(self.runner, actual, challenge, self.truth, self.tolerance, far=True), actual, challenge
 
     def explain(self, batch: Items) -> str:
         try:
             return first_failure(*self.compare(batch), self.truth) or "it fails only now and then"
         except Exception as problem:
-            return told(problem)
+            return one_line(problem)
 
     def result(self, smallest: Items | None) -> SearchResult:
         worst = max(self.tried, key=lambda batch: self.tried[batch][0], default=())

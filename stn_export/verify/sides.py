@@ -2,21 +2,22 @@
 
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
+import torch
 
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import MANIFEST, PROGRAM, Artifact, NetworkDirectory
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 from stn_export.graphs.graph import read_model
 from stn_export.program.program import load_program
-from stn_export.program.specs import BATCH, Arrays, Batch, Contract, TensorSpec
+from stn_export.program.specs import BATCH, Arrays, Batch, Contract, Pixels, TensorSpec
+from stn_export.program.torch_files import read_metadata
 from stn_export.runners import RUNNERS, Runner
-from stn_export.runners.torch_files import read_metadata
+from stn_export.verify.feeding import feed
 
 FORMATS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2", ".aoti.pt2": "aotinductor"}
 USABLE = "name two .onnx, .ts or .pt2 files"
@@ -54,24 +55,17 @@ class Side:
         self.runner.contract, self.runner.outputs = contract, tuple(spec.name for spec in contract.outputs)
         return replace(self, artifact=replace(self.artifact, contract=contract), known=True)
 
-    def run(self, batch: Batch, size: int) -> Arrays | str:
-        """Every output of ``size`` examples by name, or why there is none.
+    def run(self, batch: Batch) -> Arrays | str:
+        """Every output by name, or why there is none.
 
         Where the file's batch is fixed it gets filled-up ones, and what is not an example's own is left out.
         """
         try:
-            feeds, fixed = self.contract.arrays(batch), self.contract.batch
-            if fixed in (None, size):
-                return self.runner.infer(feeds)
-            parts = [self.runner.infer(self._part(feeds, start, fixed, size)) for start in range(0, size, fixed)]
-            own = [spec.name for spec in self.contract.outputs if spec.batched]
-            return {name: np.concatenate([part[name] for part in parts])[:size] for name in own}
+            return feed(
+                self.runner.infer, batch, self.contract, {s.name: int(s.batched) for s in self.contract.outputs}
+            )
         except Exception as error:  # what a foreign file raises is its own affair
-            return f"{self.path} does not run on it: {first_line(error)}"
-
-    def _part(self, feeds: Arrays, start: int, count: int, size: int) -> Arrays:
-        chosen = np.minimum(np.arange(start, start + count), size - 1)
-        return {s.name: feeds[s.name][chosen] if s.batched else feeds[s.name] for s in self.contract.inputs}
+            return f"{self.path} does not run on it: {one_line(error)}"
 
 
 def open_side(path: Path) -> Side:
@@ -154,12 +148,7 @@ def _runner(path: Path, artifact: Artifact) -> Runner:
     except UserError:
         raise
     except Exception as error:  # what PyTorch and ONNX Runtime raise depends on the kind of damage
-        raise UserError(f"{path} cannot be opened as {artifact.format}: {first_line(error)}", USABLE) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{path} cannot be opened as {artifact.format}: {one_line(error)}", USABLE) from error
 
 
 def contract_of_session(session: onnxruntime.InferenceSession) -> Contract:
@@ -195,22 +184,22 @@ def agreed(left: Side, right: Side) -> tuple[Side, Side] | str:
         left, right = (
             side if side.known else side.taking(other.contract) for side, other in ((left, right), (right, left))
         )
-    pairs = dict(matched([s.name for s in left.contract.inputs], [s.name for s in right.contract.inputs]))
-    ours, theirs = ({spec.name: spec for spec in side.contract.inputs} for side in (left, right))
-    unlike = len(ours) != len(theirs) or not all(alike(ours[a], theirs[b]) for a, b in pairs.items())
-    if unlike:
+    pairs, counts = paired(left.contract, right.contract), {len(side.contract.inputs) for side in (left, right)}
+    if counts != {len(pairs)} or not all(alike(*pair) for pair in pairs):
         return f"takes {said(left.contract)} instead of {said(right.contract)}"
-    back = {b: a for a, b in pairs.items()}
-    return (
-        _normalised(left, lambda name: theirs[pairs[name]]),
-        _normalised(right, lambda name: ours[back[name]]),
-    )
+    return _normalised(left, {a.name: b for a, b in pairs}), _normalised(right, {b.name: a for a, b in pairs})
 
 
-def _normalised(side: Side, other: Callable[[str], TensorSpec]) -> Side:
+def paired(left: Contract, right: Contract) -> list[tuple[TensorSpec, TensorSpec]]:
+    """The inputs of two contracts that take the same."""
+    ours, theirs = ({spec.name: spec for spec in each.inputs} for each in (left, right))
+    return [(ours[one], theirs[other]) for one, other in matched(ours, theirs)]
+
+
+def _normalised(side: Side, others: Mapping[str, TensorSpec]) -> Side:
     """A side that normalises pictures as the other one does, where it does not know by itself."""
     inputs = tuple(
-        replace(spec, pixels=other(spec.name).pixels) if spec.is_float and spec.pixels is None else spec
+        replace(spec, pixels=others[spec.name].pixels) if spec.is_float and spec.pixels is None else spec
         for spec in side.contract.inputs
     )
     return side.taking(replace(side.contract, inputs=inputs))
@@ -219,7 +208,7 @@ def _normalised(side: Side, other: Callable[[str], TensorSpec]) -> Side:
 def alike(left: TensorSpec, right: TensorSpec) -> bool:
     """Whether two inputs can be fed with the same: raw pictures, and normalised ones, are."""
     raw = {left.dtype, right.dtype} == {"uint8", "float32"} and bool(left.pixels or right.pixels)
-    shapes = [_nchw(spec) for spec in (left, right)]
+    shapes = left.nchw, right.nchw
     return (
         (left.dtype == right.dtype or raw)
         and len(shapes[0]) == len(shapes[1])
@@ -228,10 +217,6 @@ def alike(left: TensorSpec, right: TensorSpec) -> bool:
             for axis, (a, b) in enumerate(zip(*shapes, strict=True))
         )
     )
-
-
-def _nchw(spec: TensorSpec) -> tuple[int | str, ...]:
-    return spec.shape if spec.layout == "NCHW" else (spec.shape[0], spec.shape[3], *spec.shape[1:3])
 
 
 def said(contract: Contract) -> str:
@@ -247,11 +232,20 @@ def matched(left: Iterable[str], right: Iterable[str]) -> list[tuple[str, str]]:
     return [*same, *zip(*others, strict=True)] if len(left) == len(right) else same
 
 
-def shape_of(left: TensorSpec, right: TensorSpec, sizes: Mapping[str, int]) -> Sequence[int]:
-    """What both sides can be fed with, NCHW: sizes that either fixes, the others by name or ``sizes['']``."""
-    pairs = zip(_nchw(left), _nchw(right), strict=True)
-    return [
-        sizes[BATCH] if axis == 0 and left.batched and right.batched
-        else a if isinstance(a, int) else b if isinstance(b, int) else sizes.get(a, sizes[""])
-        for axis, (a, b) in enumerate(pairs)
-    ]  # fmt: skip
+def common(left: Contract, right: Contract) -> Contract:
+    """What both can be fed with: inputs under the left one's names, NCHW, bytes where either takes them.
+
+    Raises:
+        UserError: for an input that is no tensor of numbers.
+    """
+    return Contract(tuple(_both(*pair) for pair in paired(left, right)), ())
+
+
+def _both(left: TensorSpec, right: TensorSpec) -> TensorSpec:
+    if not isinstance(getattr(torch, left.dtype, None), torch.dtype):
+        raise UserError(f"input {left.name} is no tensor of numbers", "such a file cannot be tried")
+    sizes = zip(left.nchw, right.nchw, strict=True)
+    shape = tuple(b if isinstance(a, str) and isinstance(b, int) else a for a, b in sizes)
+    pixels = left.pixels or right.pixels or (Pixels() if "uint8" in (left.dtype, right.dtype) else None)
+    both = replace(left, shape=shape, layout="NCHW", pixels=pixels, batched=left.batched and right.batched)
+    return both.opened()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from stn_export.artifacts.examples import Examples
@@ -17,7 +16,7 @@ from stn_export.comparison.tolerances import COUNT, GRID, THETA, WARPED, Toleran
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
 from stn_export.program.specs import Arrays, Batch, Contract, TensorSpec
-from stn_export.verify.challenges import THETAS, challenges, theta_of
+from stn_export.verify.challenges import THETAS, challenges, filled, theta_of
 from stn_export.verify.points import Point, in_pixels, measured, points_of, units_of
 from stn_export.verify.weights import folded_weights, weights_of
 
@@ -81,6 +80,11 @@ class Truth:
         """The program's."""
         return self.program.contract
 
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """By point, how many of its first dimension are one example's."""
+        return {name: point.rows for name, point in self.points.items()}
+
     @property
     def scored(self) -> str | None:
         """The output that predicts labels."""
@@ -131,9 +135,8 @@ def parts_of(examples: Examples, contract: Contract) -> Iterator[tuple[Batch, in
     """
     numbers = sum(value.numel() for value in examples.take(1).values())
     size = contract.batch or max(1, min(PART, PART_NUMBERS // numbers))
-    for start in range(0, len(examples), size):
-        count = min(size, len(examples) - start)
-        yield examples.rows(torch.arange(start, start + (contract.batch or count)) % len(examples)), count
+    for rows, count in filled(len(examples), size):
+        yield examples.rows(rows if contract.batch else rows[:count]), count
 
 
 def predictions(scores: np.ndarray) -> np.ndarray:

@@ -7,30 +7,26 @@ numbers must be the same, and int8 is judged over the examples. Whatever cannot 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.markup import escape
-from torch import Tensor
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe
-from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
 from stn_export.comparison.compare import compare_typed
 from stn_export.comparison.tolerances import ANY, OUTPUT, TOLERANCES, WARPED, Bound, finite
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
-from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec
-from stn_export.verify.challenges import challenges, size_of
-from stn_export.verify.sides import USABLE, Side, agreed, matched, open_listed, open_side, shape_of
+from stn_export.program.specs import Batch, Contract, by
+from stn_export.verify.challenges import challenges
+from stn_export.verify.sides import USABLE, Side, agreed, common, matched, open_listed, open_side, paired
 
 SCHEMA = "stn_export/versus/2"
 BATCHES = (1, 2, 7)
-SIDE = 32  # for a size that is open on both sides
 SOME = 64
 JUDGED = 1000  # examples, over which int8 is judged
 COLUMNS = ("inputs", "output", "max abs", "max rel", "agreement", "verdict")
@@ -72,53 +68,43 @@ def compare_files(left: Path, right: Path) -> list[Row]:
         raise UserError(
             "int8 is judged on examples, and no manifest says which", "compare files in their run directory"
         )
-    return _with_origin(compare_sides(*sides, examples), *sides)
+
+    def batches(inputs: Contract) -> dict[str, Batch]:
+        found = dict(random_batches(inputs))
+        if examples and all(spec.name in examples.inputs for spec in inputs.inputs):
+            found |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision_of(*sides)))}
+        return found
+
+    return compare_sides(*sides, batches)
 
 
-def compare_sides(left: Side, right: Side, examples: Examples | None = None) -> Iterator[Row]:
-    """Compare on inputs that both can take; seeded, so always the same."""
+def compare_sides(left: Side, right: Side, batches: Callable[[Contract], Mapping[str, Batch]]) -> list[Row]:
+    """Compare on ``batches`` of the inputs that both can take.
+
+    Where the programs are known to differ, every failure says so.
+    """
     fed = agreed(left, right)
     if isinstance(fed, str):
-        yield Row(output="", inputs="declared", reason=fed)
-        return
-    batches = dict(random_batches(*(side.contract for side in fed)))
-    if examples and all(spec.name in examples.inputs for spec in fed[0].contract.inputs):
-        batches |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision_of(left, right)))}
-    for name, batch in batches.items():
-        yield from compare_on(*fed, batch, name)
+        rows = [Row(output="", inputs="declared", reason=fed)]
+    else:
+        tried = batches(common(*(side.contract for side in fed))).items()
+        rows = [row for name, batch in tried for row in compare_on(*fed, batch, name)]
+    if not left.origin or not right.origin or left.origin == right.origin:
+        return rows
+    note = "; they come from different programs"
+    return [replace(row, reason=row.reason + note) if row.reason else row for row in rows]
 
 
 def _judged(precision: str) -> tuple[int, ...]:
     return (JUDGED,) if math.isinf(bound_of(precision).absolute) else ()
 
 
-def random_batches(left: Contract, right: Contract) -> Iterator[tuple[str, Batch]]:
-    """Batches under the left side's names, pictures NCHW: floats from -1 to 1, whole numbers 0 or 1, bytes 0 to 255.
-
-    Raises:
-        UserError: for an input that is no tensor of numbers.
-    """
-    pairs = dict(matched((spec.name for spec in left.inputs), (spec.name for spec in right.inputs)))
-    others = {spec.name: spec for spec in right.inputs}
+def random_batches(contract: Contract) -> Iterator[tuple[str, Batch]]:
+    """A few sizes of something to try both sides with, named by its shapes."""
     for seed, n in enumerate(BATCHES):
-        random = torch.Generator().manual_seed(seed)
-        batch = {
-            spec.name: _random(spec, other, shape_of(spec, other, {BATCH: n, "": SIDE}), random)
-            for spec, other in ((spec, others[pairs[spec.name]]) for spec in left.inputs)
-        }
-        shapes = ", ".join(f"{name} {'×'.join(map(str, values.shape)) or 'scalar'}" for name, values in batch.items())
+        batch = contract.random(n, seed)
+        shapes = ", ".join(f"{name} {by(values.shape)}" for name, values in batch.items())
         yield f"random {seed}: {shapes}", batch
-
-
-def _random(spec: TensorSpec, other: TensorSpec, shape: Sequence[int], random: torch.Generator) -> Tensor:
-    dtype = getattr(torch, spec.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise UserError(f"input {spec.name} is no tensor of numbers", "such a file cannot be tried")
-    if spec.pixels or other.pixels or "uint8" in (spec.dtype, other.dtype):
-        return torch.randint(256, shape, generator=random, dtype=torch.uint8)
-    if spec.is_float:
-        return (2 * torch.rand(shape, generator=random) - 1).to(dtype)
-    return torch.randint(2, shape, generator=random).to(dtype)
 
 
 def precision_of(left: Side, right: Side) -> str:
@@ -147,9 +133,9 @@ def rule_of(precision: str) -> str:
 
 def compare_on(left: Side, right: Side, batch: Batch, inputs: str) -> Iterator[Row]:
     """Run both on a batch and compare every output; a side that does not run, or gives others, is a failure."""
-    precision, size = precision_of(left, right), size_of(batch, left.contract)
-    pairs = matched(*([spec.name for spec in side.contract.inputs] for side in (left, right)))
-    a, b = left.run(batch, size), right.run({other: batch[one] for one, other in pairs}, size)
+    precision = precision_of(left, right)
+    theirs = {other.name: batch[one.name] for one, other in paired(left.contract, right.contract)}
+    a, b = left.run(batch), right.run(theirs)
     if failures := [each for each in (a, b) if isinstance(each, str)]:
         yield Row(output="", inputs=inputs, reason="; ".join(failures))
         return
@@ -183,7 +169,11 @@ def compare_runs(run: Path, other: Path) -> list[Row]:
         UserError: where either run is missing, or the examples cannot be had.
     """
     ours, theirs = _listed(run), _listed(other)
-    batches = {directory.name: _challenges(directory) for directory in network_directories(run)}
+    batches = {}
+    for directory in network_directories(run):
+        examples = directory.examples()
+        batches[directory.name] = challenges(directory.listed(PROGRAM).contract, examples)
+        batches[directory.name][f"examples ×{JUDGED}"] = examples.take(JUDGED)
     rows, names = [], sorted(ours | theirs)
     with cli.progress() as bar:
         for name in bar.track(names, description="compare"):
@@ -194,19 +184,6 @@ def compare_runs(run: Path, other: Path) -> list[Row]:
                 found = _pair(ours[name], theirs[name], batches[ours[name][0].name])
             rows += [replace(row, artifact=name) for row in found]
     return rows
-
-
-def _challenges(directory: NetworkDirectory) -> dict[str, Batch]:
-    examples = directory.examples()
-    return challenges(directory.listed(PROGRAM).contract, examples) | {f"examples ×{JUDGED}": examples.take(JUDGED)}
-
-
-def _with_origin(rows: Iterable[Row], left: Side, right: Side) -> list[Row]:
-    """The same rows; where the programs are known to differ, every failure says so."""
-    if not left.origin or not right.origin or left.origin == right.origin:
-        return list(rows)
-    note = "; they come from different programs"
-    return [replace(row, reason=row.reason + note) if row.reason else row for row in rows]
 
 
 def _listed(run: Path) -> dict[str, Listed]:
@@ -221,12 +198,7 @@ def _listed(run: Path) -> dict[str, Listed]:
 def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch]) -> list[Row]:
     """One artifact of two runs; a file that cannot be used is a failure, and the others are still compared."""
     try:
-        sides = open_listed(*ours), open_listed(*theirs)
-        fed = agreed(*sides)
-        if isinstance(fed, str):
-            return [Row("", "declared", reason=fed)]
-        rows = [row for name, batch in batches.items() for row in compare_on(*fed, batch, name)]
-        return _with_origin(rows, *sides)
+        return compare_sides(open_listed(*ours), open_listed(*theirs), lambda _: batches)
     except UserError as error:
         return [Row("", "", reason=str(error))]
 

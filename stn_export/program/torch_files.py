@@ -17,7 +17,7 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 from stn_export.program.capture import AFFINE_GRIDS
 from stn_export.program.program import Program
 from stn_export.program.surgery import sharing_copy
@@ -45,8 +45,8 @@ def to_torchscript(module: GraphModule, metadata: dict) -> bytes:
         try:
             scripted = torch.jit.freeze(torch.jit.script(_scriptable(module)).eval())
         except Exception as error:  # RuntimeError, NotSupportedError, ... by what it does not take
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(f"torch.jit.script does not take the graph: {reason}", "use another format") from error
+            said = f"torch.jit.script does not take the graph: {one_line(error)}"
+            raise UserError(said, "use another format") from error
         torch.jit.save(scripted, buffer, _extra_files={METADATA: json.dumps(metadata)})
     return buffer.getvalue()
 
