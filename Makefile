@@ -32,7 +32,7 @@ GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-compare bench-keep bench-results gpu-results report gain demo all test zoo-table lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-hard mutants zoo-table lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,8 +72,11 @@ verify: $(READY) ## prove every file equal to PyTorch
 bench: $(READY) ## time every file on every backend
 	@$(STAGE).bench --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)'
 
-bench-proof: $(READY) ## the benchmarks' own trial: an artifact against itself, and against itself slowed down
+bench-proof: $(READY) ## the benchmarks' own trial: artifacts against themselves, and against themselves slowed down
 	@$(STAGE).bench.proof --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --out '$(OUT)'
+
+bench-calibration: $(READY) ## how often the intervals hold the truth, into docs/method.md
+	@$(PYTHON) -m stn_export.bench.calibration
 
 bench-compare: $(READY) ## compare NEW with BASE=file.json, fail on a regression
 	@$(STAGE).bench.compare '$(BASE)' '$(NEW)' $(if $(ACROSS),--across-machines)
@@ -115,6 +118,14 @@ demo: ## all stages on the built-in digits: nothing to download, a few minutes
 
 test: $(READY) ## the test suite; PYTEST= passes it options
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) $(PYTEST)
+
+test-hard: $(READY) ## the suite 5 times beside 4 busy loops, in random order, in one process, on one core; REPEATS=
+	@PYTHON='$(PYTHON)' REPEATS='$(REPEATS)' PYTEST='$(PYTEST)' tests/hard.sh
+
+mutants: $(READY) ## mutation testing of what computes figures; again to go on
+	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	@OMP_NUM_THREADS=1 nice $(PYTHON) -m mutmut run --max-children 1
+	@$(PYTHON) -m tests.mutants
 
 zoo-table: $(READY) ## how equal ten networks of the tests are, by site, lowering and runner, into docs/networks.md
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.zoo_table

@@ -1,18 +1,22 @@
 """Benchmark files made up for tests: rows of known speed on known machines."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
+from stn_export.artifacts.files import write_json
+from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA, Artifact, Facts, NetworkDirectory
+from stn_export.program.specs import Contract
 
 CPU = {"cpu": "Test CPU @ 1 GHz", "gpu": None, "threads": 1, "git_commit": "abc", "versions": {"torch": "2"}}
 RUNNERS = ("eager", "torchscript", "onnxruntime", "openvino")
 BATCHES = (1, 16, 64, 256)
 NETWORKS = {"stn": ("spatial transformer", "subject"), "cnn": ("plain CNN", "plain")}
-# 2,075,788 multiply-adds of one example, in round bytes
 WORK = {
     name: {
-        str(batch): {"flops": 4_151_576 * batch, "bytes_fused": 10**5, "bytes_unfused": 10**6, "launches": 20}
+        str(batch): {"flops": 4_000_000 * batch, "bytes_fused": 10**5, "bytes_unfused": 10**6, "launches": 20}
         for batch in BATCHES
     }
     for name in NETWORKS
@@ -30,9 +34,13 @@ def timed(name: str, runner: str, network: str, batch: int, p50: float) -> dict:
         "artifact": "some-fp32",
         "sha256": "0",
         "device": "cpu",
+        "format": "onnx",
+        "lowering": "some",
         "precision": "fp32",
+        "file_bytes": 1000,
         "batch": batch,
         "regime": "device",
+        "inputs": "hot: one buffer in place",
         "p50": p50,
         "p50_low": p50 * 0.99,
         "p50_high": p50 * 1.01,
@@ -77,6 +85,17 @@ def rows_of(seed: int, noise: float = 0.0, drift: float = 1.0) -> dict[str, dict
             value = ratio * np.exp(random.normal(0, 0.005))
             rows.append(contest(f"test_{kind}[{runner}]", kind, runner, 1, value))
     return {row["name"]: row for row in rows}
+
+
+def prove(run: Path, *runners: str) -> None:
+    """A run's manifest and ``verify.json`` that say that the file of all those rows equals PyTorch in these runners."""
+    artifact = Artifact("some-fp32", "some-fp32.onnx", "stn", "onnx", "0", Contract((), ()), lowering="some")
+    NetworkDirectory(run / "stn").describe(Facts(*NETWORKS["stn"]))
+    NetworkDirectory(run / "stn").add(replace(artifact, details={"portability": {"a runtime": ["runs", ""]}}))
+    check = {"network": "stn", "artifact": "some-fp32", "sha256": "0", "accuracy": None, "passed": True}
+    checks = [check | {"runner": runner} for runner in runners]
+    checks += [check | {"runner": "openvino-cpu", "passed": False}, check | {"runner": "eager-cpu", "sha256": "old"}]
+    write_json(run / VERIFY_FILE, VERIFY_SCHEMA, {"checks": checks})
 
 
 def write(path: Path, rows: dict[str, dict], **machine: object) -> Path:

@@ -1,11 +1,241 @@
+"""The run directory: what a manifest says is checked against the files' bytes, and no write is ever half done."""
+
+import hashlib
 import json
+import multiprocessing
+import stat
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from stn_export.artifacts.files import fingerprint, read_json, write_atomically
-from stn_export.artifacts.manifest import NetworkDirectory, network_directories
+from stn_export.artifacts import files, manifest
+from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.files import (
+    filled,
+    fingerprint,
+    json_bytes,
+    load_tensors,
+    read_json,
+    serialise,
+    sha256_of,
+    write_atomically,
+    write_if_changed,
+    write_json,
+)
+from stn_export.artifacts.manifest import (
+    CHECKPOINT,
+    MANIFEST,
+    PROGRAM,
+    Artifact,
+    Facts,
+    NetworkDirectory,
+    network_directories,
+)
 from stn_export.errors import UserError
+from stn_export.program.specs import Contract
+
+
+def entry(directory: NetworkDirectory, name: str, parent: Artifact | None = None, **more: object) -> Artifact:
+    """A file that holds its own name, listed."""
+    directory.path.mkdir(parents=True, exist_ok=True)
+    (directory.path / f"{name}.file").write_text(name)
+    sha256 = hashlib.sha256(name.encode()).hexdigest()
+    made = Artifact(name, f"{name}.file", directory.name, "onnx", sha256, Contract((), ()))
+    return directory.add(replace(made, parent_sha256=parent.sha256 if parent else None, **more))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> NetworkDirectory:
+    """A network whose checkpoint became a program, and that two exports."""
+    directory = NetworkDirectory(tmp_path / "run" / "stn")
+    directory.describe(Facts("a network", classes=("a", "b"), sites=({"name": "site0"},)))
+    program = entry(directory, PROGRAM, entry(directory, CHECKPOINT))
+    for name in ("matmul-fp32", "folded-fp32"):
+        entry(directory, name, program, lowering=name.split("-")[0], settings={"opset": 18, "sizes": (1, 2)})
+    directory.plan(("matmul-fp32", "folded-fp32"), {"gather-fp32": "it cannot"})
+    return directory
+
+
+def edit(directory: NetworkDirectory, change: Callable[[dict], object]) -> None:
+    content = json.loads((directory.path / MANIFEST).read_text())
+    change(content)
+    (directory.path / MANIFEST).write_text(json.dumps(content))
+
+
+def test_a_manifest_says_what_was_put_into_it(made: NetworkDirectory):
+    again = NetworkDirectory(made.path)
+    assert again.name == "stn"
+    assert again.facts == Facts("a network", classes=("a", "b"), sites=({"name": "site0"},))
+    assert list(again.artifacts) == [CHECKPOINT, PROGRAM, "matmul-fp32", "folded-fp32"]
+    found = again.listed("matmul-fp32")
+    assert (found.lowering, found.precision, found.contract) == ("matmul", "fp32", Contract((), ()))
+    content = again.read()
+    assert (content.rows, content.refused) == (("matmul-fp32", "folded-fp32"), {"gather-fp32": "it cannot"})
+    assert [artifact.name for artifact, _ in again.expected()] == [PROGRAM, "matmul-fp32", "folded-fp32"]
+    assert again.expected()[1][1].read_text() == "matmul-fp32"
+
+
+def test_a_manifest_of_nothing(tmp_path: Path):
+    nothing = NetworkDirectory(tmp_path / "new")
+    assert (nothing.artifacts, nothing.read().facts, nothing.read().rows) == ({}, None, ())
+    assert not nothing.describes(Facts("a network"))
+    assert not nothing.holds("matmul-fp32", None, {})
+    with pytest.raises(UserError, match="new holds no network yet"):
+        nothing.facts  # noqa: B018
+    with pytest.raises(UserError, match="new holds no program"):
+        nothing.listed(PROGRAM)
+    with pytest.raises(UserError, match="new holds no exports"):
+        nothing.expected()
+
+
+def test_an_entry_of_one_name_replaces_the_older_and_can_be_forgotten(made: NetworkDirectory):
+    before = made.read()
+    added = made.add(replace(made.listed("matmul-fp32"), precision="fp16"))
+    assert made.artifacts == before.artifacts | {"matmul-fp32": added}
+    made.forget("matmul-fp32")
+    assert list(made.artifacts) == [CHECKPOINT, PROGRAM, "folded-fp32"]
+    assert (made.path / "matmul-fp32.file").exists()
+    assert (made.facts, made.read().rows, made.read().refused) == (before.facts, before.rows, before.refused)
+    made.describe(Facts("another"))
+    assert made.describes(Facts("another"))
+    assert not made.describes(Facts("a third"))
+    assert list(made.artifacts) == [CHECKPOINT, PROGRAM, "folded-fp32"]
+
+
+def test_what_is_up_to_date(made: NetworkDirectory):
+    parent, settings = made.listed(PROGRAM).sha256, {"opset": 18, "sizes": (1, 2)}
+    assert made.holds("matmul-fp32", parent, settings)
+    assert not made.holds("nothing", parent, settings)
+    assert not made.holds("matmul-fp32", "another parent", settings)
+    assert not made.holds("matmul-fp32", parent, settings | {"opset": 17})
+    path = made.path / "matmul-fp32.file"
+    path.write_text("other")
+    assert not made.holds("matmul-fp32", parent, settings)
+    path.unlink()
+    assert not made.holds("matmul-fp32", parent, settings)
+
+
+@pytest.mark.parametrize("name", ["matmul-fp32", PROGRAM])
+def test_an_edited_artifact_is_refused(made: NetworkDirectory, name: str):
+    path = made.path / f"{name}.file"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"changed after it was written \(its sha256 differs\)") as caught:
+        made.open(made.listed(name))
+    stage = "train" if name == PROGRAM else "export"
+    assert caught.value.hint == f"delete it, then run 'make {stage}' to write it again"
+    with pytest.raises(UserError, match="changed after it was written"):
+        made.intact(made.listed(name))
+
+
+@pytest.mark.parametrize("name", ["folded-fp32", CHECKPOINT])
+def test_a_missing_artifact_is_refused(made: NetworkDirectory, name: str):
+    (made.path / f"{name}.file").unlink()
+    with pytest.raises(UserError, match=r"is listed in the manifest but missing") as caught:
+        made.open(made.listed(name))
+    assert caught.value.hint == f"run 'make {'train' if name == CHECKPOINT else 'export'}' to write it again"
+    if name != CHECKPOINT:
+        with pytest.raises(UserError, match="missing"):
+            made.expected()
+
+
+@pytest.mark.parametrize("lost", [("matmul-fp32",), (PROGRAM,), ("matmul-fp32", "folded-fp32")])
+def test_an_artifact_that_was_never_listed_is_missed(made: NetworkDirectory, lost: tuple[str, ...]):
+    edit(made, lambda content: [content["artifacts"].pop(name) for name in lost])
+    with pytest.raises(UserError, match=f"stn lacks {', '.join(lost)}$"):
+        made.expected()
+
+
+def test_a_network_that_can_have_no_export_is_planned_all_the_same(made: NetworkDirectory):
+    made.plan((), {"matmul-fp32": "it cannot"})
+    assert len(made.expected()) == 3
+    made.plan((), {})
+    with pytest.raises(UserError, match="holds no exports"):
+        made.expected()
+
+
+@pytest.mark.parametrize(("name", "of"), [("matmul-fp32", PROGRAM), (PROGRAM, CHECKPOINT)])
+def test_what_was_made_from_another_parent_is_stale(made: NetworkDirectory, name: str, of: str):
+    edit(made, lambda content: content["artifacts"][name].update(parent_sha256="0" * 64))
+    with pytest.raises(UserError, match=f"is stale: it was made from another {of}$"):
+        made.open(made.listed(name))
+    assert made.intact(made.listed(name)) == made.path / f"{name}.file"
+    assert made.open(made.listed(CHECKPOINT)) == made.path / f"{CHECKPOINT}.file"  # of nothing in the run
+
+
+def test_a_program_that_came_from_outside_has_no_parent(made: NetworkDirectory):
+    made.forget(CHECKPOINT)
+    assert made.open(made.listed(PROGRAM)) == made.path / f"{PROGRAM}.file"
+
+
+def test_examples_are_those_that_were_written(made: NetworkDirectory):
+    examples = Examples({"images": torch.rand(3, 2)}, ("images",))
+    path = made.path / "examples.pt"
+    path.write_bytes(examples.to_bytes())
+    made.describe(replace(made.facts, examples={"file": "examples.pt", "sha256": sha256_of(path), "source": "here"}))
+    assert made.examples().inputs["images"].equal(examples.inputs["images"])
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"examples\.pt was changed after it was written \(its sha256 differs\)"):
+        made.examples()
+    path.unlink()
+    with pytest.raises(UserError, match=r"examples\.pt is named in the manifest but missing"):
+        made.examples()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content.pop("network"),
+        lambda content: content.pop("rows"),
+        lambda content: content["artifacts"][PROGRAM].pop("sha256"),
+        lambda content: content["artifacts"][PROGRAM].update(more=1),
+        lambda content: content.update(artifacts=[]),
+    ],
+)
+def test_a_damaged_manifest_is_named(made: NetworkDirectory, spoil: Callable[[dict], object]):
+    edit(made, spoil)
+    with pytest.raises(UserError, match=r"stn/manifest\.json is damaged: "):
+        made.read()
+
+
+def add_several(path: Path, worker: int) -> None:
+    for number in range(5):
+        entry(NetworkDirectory(path), f"{worker}-{number}")
+
+
+def test_entries_that_are_added_at_once_are_all_kept(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=add_several, args=(tmp_path, worker)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(NetworkDirectory(tmp_path).artifacts) == 20
+
+
+def test_a_run_shows_the_subject_first_then_the_plain_one_then_others_by_name(tmp_path: Path):
+    for name, role in (("a", "other"), ("b", "plain"), ("c", "subject"), ("0", "other")):
+        NetworkDirectory(tmp_path / name).describe(Facts(name, role))
+    entry(NetworkDirectory(tmp_path / "nobody"), PROGRAM)  # that nobody has described
+    assert [directory.name for directory in network_directories(tmp_path)] == ["c", "b", "0", "a"]
+
+
+def test_runs_that_hold_nothing(tmp_path: Path):
+    with pytest.raises(UserError, match=r"there is no run at .*nowhere"):
+        network_directories(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no network"):
+        network_directories(tmp_path)
+
+
+def test_a_write_makes_directories_and_a_file_that_others_may_read(tmp_path: Path):
+    path = tmp_path / "new" / "deep" / "file"
+    for content in (b"old", b"new"):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
@@ -17,54 +247,101 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_fingerprints_tell_lists_apart():
+def test_a_write_is_on_disk_and_beside_its_place_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced = []
+
+    def fsync(handle: int) -> None:
+        [neighbour] = tmp_path.iterdir()
+        synced.append((neighbour.name.startswith(".file."), neighbour.read_bytes()))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    write_atomically(tmp_path / "file", b"content")
+    assert synced == [(True, b"content")]
+
+
+def test_what_is_the_same_is_not_written_again(tmp_path: Path):
+    path = tmp_path / "file"
+    assert [write_if_changed(path, content) for content in (b"a", b"a", b"b", b"b")] == [True, False, True, False]
+    assert path.read_bytes() == b"b"
+
+
+def test_digests(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    prefixed = b"\x02\0\0\0\0\0\0\0ab\x01\0\0\0\0\0\0\0c"
+    assert fingerprint([b"ab", b"c"]) == hashlib.sha256(prefixed).hexdigest()
     assert fingerprint([b"ab", b"c"]) != fingerprint([b"a", b"bc"]) != fingerprint([b"abc"])
 
 
-def test_an_edited_artifact_is_refused(stn: NetworkDirectory):
-    artifact = stn.artifacts["matmul-fp32"]
-    path = stn.path / artifact.file
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(UserError, match="changed after it was written"):
-        stn.open(artifact)
-    assert not stn.holds(artifact.name, artifact.parent_sha256, artifact.settings)
+def test_json_goes_out_and_in_under_its_schema(tmp_path: Path):
+    write_json(tmp_path / "a.json", "ours/1", {"b": [1]})
+    assert read_json(tmp_path / "a.json", "ours/1") == {"schema": "ours/1", "b": [1]}
+    assert (tmp_path / "a.json").read_bytes() == json_bytes("ours/1", {"b": [1]})
+    assert json_bytes("s", {"b": 1}) == b'{\n "schema": "s",\n "b": 1\n}\n'
 
 
-def test_a_missing_artifact_is_refused(stn: NetworkDirectory):
-    artifact = stn.artifacts["matmul-fp32"]
-    (stn.path / artifact.file).unlink()
-    with pytest.raises(UserError, match="missing"):
-        stn.expected()
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "cannot be read"),
+        ("\xff", "cannot be read"),
+        ("[]", "is not of schema ours/1"),
+        ("{}", "is not of schema ours/1"),
+        ('{"schema": "other"}', "is not of schema ours/1"),
+    ],
+)
+def test_foreign_json_is_refused(tmp_path: Path, content: str, said: str):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=rf"a\.json {said}") as caught:
+        read_json(tmp_path / "a.json", "ours/1")
+    assert caught.value.hint == "delete it and run the stage that writes it again"
 
 
-def test_an_artifact_that_was_never_listed_is_missed(stn: NetworkDirectory):
-    manifest = stn.path / "manifest.json"
-    content = json.loads(manifest.read_text())
-    del content["artifacts"]["affinegrid-fp32"]
-    manifest.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="lacks affinegrid-fp32"):
-        stn.expected()
+def test_json_that_is_not_there(tmp_path: Path):
+    with pytest.raises(UserError, match=r"b\.json cannot be read: .*No such file"):
+        read_json(tmp_path / "b.json", "ours/1")
 
 
-def test_an_export_of_another_checkpoint_is_stale(stn: NetworkDirectory):
-    manifest = stn.path / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["artifacts"]["matmul-fp32"]["parent_sha256"] = "0" * 64
-    manifest.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="stale"):
-        stn.open(stn.artifacts["matmul-fp32"])
+def test_tensors_go_out_and_in_and_code_does_not(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(serialise({"a": torch.arange(3)}))
+    assert load_tensors(path)["a"].tolist() == [0, 1, 2]
+    path.write_bytes(serialise(Path("a pickle")))
+    with pytest.raises(UserError, match=r"a\.pt is truncated or no PyTorch file"):
+        load_tensors(path)
+    with pytest.raises(UserError, match=r"there is no file .*b\.pt"):
+        load_tensors(tmp_path / "b.pt")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": "other"}', "\xff"])
-def test_a_foreign_manifest_is_refused(tmp_path: Path, content: str):
-    path = tmp_path / "manifest.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"manifest\.json"):
-        read_json(path, "stn_export/manifest/1")
+PAGE = "a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\nc\n"
 
 
-def test_runs_that_hold_nothing(tmp_path: Path):
-    with pytest.raises(UserError, match="there is no run"):
-        network_directories(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no network"):
-        network_directories(tmp_path)
+def test_a_place_of_a_text_is_filled_and_no_other():
+    once = filled(PAGE, "one", ["x", "y"])
+    assert once == "a\n<!-- one -->\nx\ny\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\nc\n"
+    assert filled(once, "two", ["z"]) == once.replace("<!-- two -->\n", "<!-- two -->\nz\n")
+    assert filled(filled(once, "one", []), "one", ["old"]) == PAGE
+
+
+@pytest.mark.parametrize("text", ["", PAGE + PAGE, "<!-- one -->\nwithout an end"])
+def test_a_text_without_just_one_place_is_refused(text: str):
+    with pytest.raises(ValueError, match="the text has not one place for 'one'"):
+        filled(text, "one", [])
+
+
+def test_a_manifest_is_locked_while_it_changes(made: NetworkDirectory, monkeypatch: pytest.MonkeyPatch):
+    held = []
+
+    class Lock:
+        def __init__(self, path: Path) -> None:
+            held.append(path)
+
+        def __enter__(self) -> None:
+            held.append("in")
+
+        def __exit__(self, *_: object) -> None:
+            held.append("out")
+
+    monkeypatch.setattr(manifest, "FileLock", Lock)
+    made.change(lambda content: held.append("change") or content)
+    assert held == [made.path / manifest.LOCK, "in", "change", "out"]

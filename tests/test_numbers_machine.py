@@ -233,6 +233,7 @@ def test_times_in_words(value: float, said: str):
 def timed(artifact: str, batch: int, p50: float, **more: object) -> dict:
     row = {"network": "stn", "label": "the network", "role": "subject", "artifact": artifact, "runner": "fast-cpu"}
     row |= {"batch": batch, "p50": p50, "p50_low": 0.9 * p50, "p50_high": 1.1 * p50, "regime": "device"}
+    row |= {"device": "cpu", "inputs": "hot", "format": "onnx", "lowering": "some", "file_bytes": 1}
     return row | {"examples_per_second": batch / p50, "precision": "fp32", "tf32": False} | more
 
 
@@ -254,12 +255,15 @@ def test_the_line_of_a_contest_reads_the_right_way_round():
     assert contest_line(row) == said
 
 
-def test_headlines_name_the_fastest():
+def test_headlines_name_the_fastest_that_is_proved():
     rows = [timed("slow", 1, 2e-3), timed("quick", 1, 1e-3), timed("quick", 64, 16e-3), timed("slow", 64, 8e-3)]
-    rows.append(timed("other", 1, 1e-6, role="plain"))
-    first, second = headlines(rows)[:2]
-    assert first == "- the network, for latency: fast-cpu quick, 1 ms (900 µs to 1.1 ms) for one example."
-    assert second == "- the network, for throughput: fast-cpu slow, 8,000 examples/s at batch 64."
+    rows += [timed("other", 1, 1e-6, role="plain"), timed("wrong", 1, 1e-5), timed("quick", 1, 1e-6, regime="request")]
+    content = {"proved": [["stn", name, "fast-cpu"] for name in ("slow", "quick", "other")], "portability": {}}
+    first, second = headlines(content, rows)[:2]
+    assert first == "- For latency: fast-cpu quick, 1 ms (900 µs to 1.1 ms) for one example."
+    assert second == "- For throughput: fast-cpu slow, 8,000 examples/s at batch 64."
+    said = headlines(content | {"proved": []}, rows)
+    assert said == ["- On cpu nothing is named the fastest: no row of one example was proved equal.", ""]
 
 
 def test_shares_of_predictions():

@@ -3,8 +3,9 @@
 import pytest
 from matplotlib.text import Annotation, Text
 
+from stn_export.comparison.fastest import choose, program, steps, told_apart
 from stn_export.report import figures, figures_bench
-from stn_export.report.advice import advise, choose, program, told_apart
+from stn_export.report.advice import advise
 from stn_export.report.bench import (
     add_charts,
     breakdowns,
@@ -14,7 +15,6 @@ from stn_export.report.bench import (
     overheads,
     pareto_points,
     size,
-    steps,
     tables,
     throughput,
 )

@@ -52,6 +52,19 @@ def write_if_changed(path: Path, content: bytes) -> bool:
     return True
 
 
+def filled(text: str, name: str, lines: Iterable[str]) -> str:
+    """A Markdown text with these lines between ``<!-- name -->`` and the next ``<!-- end -->``, each on a line alone.
+
+    Raises:
+        ValueError: where the text has no such place, or several.
+    """
+    opening, closing = f"<!-- {name} -->\n", "<!-- end -->"
+    if text.count(opening) != 1 or closing not in text.split(opening)[1]:
+        raise ValueError(f"the text has not one place for {name!r}")
+    before, after = text.split(opening)
+    return before + opening + "".join(f"{line}\n" for line in lines) + closing + after.split(closing, 1)[1]
+
+
 def write_json(path: Path, schema: str, content: dict) -> None:
     """Write ``content`` under its schema's name, atomically."""
     write_atomically(path, json_bytes(schema, content))

@@ -64,8 +64,9 @@ def measured(rows: dict[str, dict]) -> dict[str, Measured]:
     found = {}
     for name, row in rows.items():
         if "ratio" in row:
-            by = f"contest: {row.get('contest', 'baseline')}"
-            found[name] = Measured(by, row["ratio"], _sigma(row["ratio_low"], row["ratio_high"], LOADS))
+            found[name] = Measured(
+                f"contest: {row['contest']}", row["ratio"], _sigma(row["ratio_low"], row["ratio_high"], LOADS)
+            )
         elif "p50" in row:
             own = _sigma(row["p50_low"], row["p50_high"], STRETCHES)
             other = None if _is_eager(row) else eager.get(_companion(row))
@@ -83,7 +84,7 @@ def _is_eager(row: dict) -> bool:
 
 def _companion(row: dict) -> tuple:
     """What a row shares with the eager row that it is held against."""
-    return row["network"], row["device"], row["batch"], row.get("regime"), row.get("inputs")
+    return row["network"], row["device"], row["batch"], row["regime"], row["inputs"]
 
 
 def _sigma(low: float, high: float, freedom: int) -> float:

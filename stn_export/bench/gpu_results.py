@@ -70,7 +70,7 @@ def part_of(run: Path, suite: str) -> Path:
 def steps(options: argparse.Namespace) -> list[Step]:
     """What is run before the results are gathered, in this order."""
     run, limits = str(options.run), GPU_RESULTS.limits
-    data = ("--data", str(options.data)) if options.data else ()
+    data, trials = ("--data", str(options.data)) if options.data else (), ("--trials", str(GPU_RESULTS.trials))
     stage, here, device = (sys.executable, "-m"), ("--run", run), ("--device", options.device)
     train = ("--dataset", options.dataset, *data)
     keep = ("stn_export.train.keep_speed", str(part_of(options.run, TRAINING)), "--results", str(options.out))
@@ -87,7 +87,11 @@ def steps(options: argparse.Namespace) -> list[Step]:
         *(timing(suite, "--grid", options.grid) for suite in suites()),
         timing(TRAINING, *train),
         Step("keep_training", (*stage, *keep), limits["results"], marked=False),
-        Step("proof", (*stage, "stn_export.bench.proof", *device, *here, "--out", str(options.out)), limits["proof"]),
+        Step(
+            "proof",
+            (*stage, "stn_export.bench.proof", *device, *here, *trials, "--out", str(options.out)),
+            limits["proof"],
+        ),
     ]
 
 

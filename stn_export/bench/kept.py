@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
-from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.files import read_json, write_atomically
+from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA, network_directories
 from stn_export.bench.floors import measured_peak, published_peak
+from stn_export.comparison.fastest import portability_of, proved_by
 from stn_export.errors import UserError
 
 KEPT = Path("benchmarks") / "results"
 PROOF_PREFIX = "proof-"
-PROOF_SCHEMA = "stn_export/proof/1"
+PROOF_SCHEMA = "stn_export/proof/2"
 
 
 def now() -> str:
@@ -54,10 +56,11 @@ def device_of(content: dict) -> str:
 
 
 def keep(path: Path, directory: Path) -> Path:
-    """Write a benchmark file without its single samples, and with its device's peak rates, into ``directory``.
+    """Write a benchmark file without its single samples, and with what it is read by, into ``directory``.
 
-    It stays one that pytest-benchmark can compare. The peak of a CPU is measured here and now, so this belongs on
-    the machine that was timed.
+    It stays one that pytest-benchmark can compare. What comes along: which rows ``verify`` proved equal, from the run
+    in which the file lies, and the device's peak rates. The peak of a CPU is measured here and now, so this belongs
+    on the machine that was timed.
 
     Raises:
         UserError: where it is no benchmark file of ours, or was taken on another processor.
@@ -68,10 +71,22 @@ def keep(path: Path, directory: Path) -> Path:
         row["stats"].pop("data", None)
         row["extra_info"].pop("nodes", None)
         row.pop("options", None)
-    content["peak"] = peak(environment, device)
+    content |= {"peak": peak(environment, device)} | verified(path.parent)
     kept = directory / file_name(environment, device, content["datetime"])
     write_atomically(kept, compact(content))
     return kept
+
+
+def verified(run: Path) -> dict:
+    """``proved``: network, artifact and runner of what verification found equal; ``portability``: of each lowering."""
+    path = run / VERIFY_FILE
+    if not path.exists():
+        return {"proved": [], "portability": {}}
+    directories = network_directories(run)
+    artifacts = [artifact for directory in directories for artifact in directory.artifacts.values()]
+    proved = proved_by(read_json(path, VERIFY_SCHEMA)["checks"], {artifact.sha256 for artifact in artifacts})
+    portability = portability_of(directories[0].artifacts.values())
+    return {"proved": list(map(list, proved)), "portability": portability}
 
 
 def peak(environment: dict, device: str) -> dict | None:

@@ -2,63 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from stn_export.artifacts.manifest import PLAIN, PROGRAM, SUBJECT
+from stn_export.comparison.fastest import Choice, Portability, Proved, Rows, choices, program
 
-APART = (
-    0.05  # rows are timed one after the other: medians closer than this are not told apart, whatever their intervals
-)
-PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the one that most programs read first; all others last
 NAMED = 3  # ties that are named
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
-Rows = list[dict]
-Proved = Mapping[tuple[str, str, str], float | None]  # accuracy, where there are labels, by what ``program`` gives
 
-
-def program(row: Mapping) -> tuple[str, str, str]:
-    """What rows of one program share: network, artifact and runner."""
-    return row["network"], row["artifact"], row["runner"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The row to ship, the fastest one, and those that cannot be told from the fastest."""
-
-    row: dict
-    fastest: dict
-    tied: tuple[dict, ...]
-
-
-def choose(rows: Rows, portability: Mapping[str, Mapping]) -> Choice:
-    """The row with the least time an example; among those that cannot be told from it, the most portable file."""
-    fastest = min(rows, key=lambda row: _each(row, "p50"))
-    tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row))
-    return Choice(min((fastest, *tied), key=lambda row: _portable(row, portability)), fastest, tied)
-
-
-def told_apart(fast: dict, slow: dict) -> bool:
-    """Whether two medians differ by more than ``APART`` and their 95 % intervals do not meet."""
-    beyond = _each(slow, "p50") > (1 + APART) * _each(fast, "p50")
-    return beyond and _each(slow, "p50_low") > _each(fast, "p50_high")
-
-
-def _each(row: dict, name: str) -> float:
-    """Seconds an example."""
-    return row[name] / row["batch"]
-
-
-def _portable(row: dict, portability: Mapping[str, Mapping]) -> tuple:
-    """Sorts by format, then float32 first, then by how many runtimes refuse the lowering, then by size."""
-    refusing = sum("not" in verdict for verdict, _ in portability.get(row["lowering"], {}).values())
-    form = PORTABLE.index(row["format"]) if row["format"] in PORTABLE else len(PORTABLE)
-    return form, row["precision"] != "fp32", refusing, row["file_bytes"]
-
-
-def advise(
-    rows: Rows, timed: Rows, proved: Proved, portability: Mapping[str, Mapping], environment: Mapping
-) -> list[str]:
+def advise(rows: Rows, timed: Rows, proved: Proved, portability: Portability, environment: Mapping) -> list[str]:
     """What to ship for latency, what for throughput, and what this holds for; one device's, a text each.
 
     Args:
@@ -72,10 +24,10 @@ def advise(
         nothing where no artifact of the subject that is proved equal was timed for one example.
     """
     ours = [row for row in timed if row["role"] == SUBJECT and program(row) in proved]
-    single = [row for row in ours if row["batch"] == 1]
-    if not single:
+    chosen = choices(ours, portability)
+    if chosen is None:
         return []
-    quick, most = choose(single, portability), choose(_best_batches(ours), portability)
+    quick, most = chosen
     opening = f"On the {DEVICES[quick.row['device']]}, for latency ship {_named(quick.row)}: {_latency(quick.row)}."
     second = f"For throughput ship {_named(most.row)} at batch {most.row['batch']:,}: {_rate(most.row)}."
     last = [*_unproved(timed, proved, quick.fastest), _holds_for(quick.row, environment), *_disturbed(rows)]
@@ -84,14 +36,6 @@ def advise(
         " ".join([second, *_ties(most), *_costs(rows, most.row, proved)]),
         " ".join(last),
     ]
-
-
-def _best_batches(rows: Rows) -> Rows:
-    """Each program at the batch where it takes the least time an example."""
-    best: dict[tuple, dict] = {}
-    for row in sorted(rows, key=lambda row: -_each(row, "p50")):
-        best[program(row)] = row
-    return list(best.values())
 
 
 def _named(row: dict) -> str:

@@ -10,20 +10,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from stn_export.artifacts.manifest import BENCH_FILE, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
+from stn_export.comparison.fastest import STEPS, Proved, Rows, program, proved_by, steps
 from stn_export.errors import UserError
 from stn_export.report import figures_bench
-from stn_export.report.advice import Proved, advise, program
+from stn_export.report.advice import advise
 from stn_export.report.content import Report
 from stn_export.report.figures import looks
 from stn_export.report.figures_bench import Bar, Curves, Interval, short_name
 
 NONE = "–"
 BASELINES = ("eager-autograd", "onnxruntime-default")  # runners: what people get without this project
-STEPS = ("device", "offline")  # regimes of a bound step
 SINGLE = (*STEPS, "request", "start-up")  # what the table of one example shows
 AGAINST = {"eager": "eager", "default": "default export", "lowering": "exporter's lowering"}  # by contest
-
-Rows = list[dict]
 
 
 def add_benchmarks(report: Report, run: Path, directories: list[NetworkDirectory], current: set[str]) -> None:
@@ -41,12 +39,9 @@ def add_benchmarks(report: Report, run: Path, directories: list[NetworkDirectory
     if not {row["sha256"] for row in rows if not is_baseline(row)} <= current:
         report.warnings.append("The timings are stale: they were taken of other artifacts. Run 'make bench'.")
     report.bench = tables(rows, placements(directories))
-    untrained = [each["name"] for each in report.networks if each["note"] == TWIN_NOTE]
-    proved = {
-        program(check): None if check["network"] in untrained else check["accuracy"]
-        for check in report.parity
-        if check["passed"] and check["sha256"] in current
-    }
+    untrained = {each["name"] for each in report.networks if each["note"] == TWIN_NOTE}
+    proved = proved_by(report.parity, current)
+    proved |= {name: None for name in proved if name[0] in untrained}
     for device in sorted({row["device"] for row in rows}):
         here = [row for row in rows if row["device"] == device]
         add_charts(report, here, device, proved)
@@ -147,14 +142,6 @@ def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
     for name, (content, draw) in drawn.items():
         if content:
             report.figures[f"{name}-{device}"] = draw()
-
-
-def steps(rows: Rows) -> Rows:
-    """One row for each program and batch: hot inputs before cold ones, device time before offline."""
-    timed = [row for row in rows if row["regime"] in STEPS]
-    timed.sort(key=lambda row: (row["inputs"].startswith("cold"), STEPS.index(row["regime"])), reverse=True)
-    chosen = {(*program(row), row["batch"]): row for row in timed}
-    return sorted(chosen.values(), key=lambda row: row["batch"])
 
 
 def contestants(rows: Rows) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stn_export.artifacts.files import read_json
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, VERIFY_SCHEMA, Artifact, NetworkDirectory
+from stn_export.comparison.fastest import portability_of
 from stn_export.report import figures
 from stn_export.report.content import Report
 
@@ -146,9 +147,7 @@ def add_portability(report: Report, directories: Sequence[NetworkDirectory]) -> 
     """Every lowering of the subject in every runtime: tried where it is installed, else what the rules say."""
     if all(set(directory.artifacts) <= {CHECKPOINT, PROGRAM} for directory in directories):
         report.warnings.append("Nothing has been exported yet: run 'make export'.")
-    for artifact in directories[0].artifacts.values():
-        if artifact.precision == "fp32" and "portability" in artifact.details:
-            report.portability.setdefault(artifact.lowering, artifact.details["portability"])
+    report.portability = portability_of(directories[0].artifacts.values())
 
 
 def add_differing(report: Report, directory: NetworkDirectory, points: Mapping | None, current: set[str]) -> None:

@@ -1,0 +1,95 @@
+"""The one rule by which every report names the fastest row: of those that are proved equal, the most portable of a tie.
+
+Rows are the ``extra_info`` of pytest-benchmark's file.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+APART = 0.05  # rows are timed one after the other: medians closer than this are one, whatever their intervals
+PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the one that most programs read first; all others last
+STEPS = ("device", "offline")  # regimes of a bound step
+
+Rows = list[dict]
+Portability = Mapping[str, Mapping]  # verdicts by lowering and runtime
+Program = tuple[str, str, str]
+Proved = Mapping[Program, float | None]  # accuracy, where there are labels, by what ``program`` gives
+
+
+def program(row: Mapping) -> Program:
+    """What rows of one program share: network, artifact and runner."""
+    return row["network"], row["artifact"], row["runner"]
+
+
+def proved_by(checks: Iterable[Mapping], current: set[str]) -> dict[Program, float | None]:
+    """What passed of the checks of ``verify``, and is of today's files; these are known by their sha256."""
+    return {program(check): check["accuracy"] for check in checks if check["passed"] and check["sha256"] in current}
+
+
+def portability_of(artifacts: Iterable) -> dict[str, Mapping]:
+    """What the manifests say of each lowering, by its float32 file."""
+    known = (each for each in artifacts if each.precision == "fp32" and "portability" in each.details)
+    found: dict[str, Mapping] = {}
+    for artifact in known:
+        found.setdefault(artifact.lowering, artifact.details["portability"])
+    return found
+
+
+def steps(rows: Iterable[dict]) -> Rows:
+    """One row for each program and batch: hot inputs before cold ones, device time before offline."""
+    timed = [row for row in rows if row["regime"] in STEPS and "p50" in row]
+    timed.sort(key=lambda row: (row["inputs"].startswith("cold"), STEPS.index(row["regime"])), reverse=True)
+    chosen = {(*program(row), row["batch"]): row for row in timed}
+    return sorted(chosen.values(), key=lambda row: row["batch"])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The row to ship, the fastest one, and those that cannot be told from the fastest."""
+
+    row: dict
+    fastest: dict
+    tied: tuple[dict, ...]
+
+
+def choose(rows: Rows, portability: Portability) -> Choice:
+    """The row with the least time an example; among those that cannot be told from it, the most portable file."""
+    fastest = min(rows, key=lambda row: per_example(row, "p50"))
+    tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row))
+    return Choice(min((fastest, *tied), key=lambda row: _portable(row, portability)), fastest, tied)
+
+
+def choices(rows: Rows, portability: Portability) -> tuple[Choice, Choice] | None:
+    """What to ship for one example, and what for many; ``rows`` of proved programs, a row each and batch.
+
+    Returns:
+        None where nothing was timed for one example.
+    """
+    single = [row for row in rows if row["batch"] == 1]
+    return (choose(single, portability), choose(_best_batches(rows), portability)) if single else None
+
+
+def told_apart(fast: dict, slow: dict) -> bool:
+    """Whether two medians differ by more than ``APART`` and their 95 % intervals do not meet."""
+    beyond = per_example(slow, "p50") > (1 + APART) * per_example(fast, "p50")
+    return beyond and per_example(slow, "p50_low") > per_example(fast, "p50_high")
+
+
+def per_example(row: dict, name: str) -> float:
+    """Seconds an example."""
+    return row[name] / row["batch"]
+
+
+def _best_batches(rows: Rows) -> Rows:
+    """Each program at the batch where it takes the least time an example."""
+    best: dict[Program, dict] = {}
+    for row in sorted(rows, key=lambda row: -per_example(row, "p50")):
+        best[program(row)] = row
+    return list(best.values())
+
+
+def _portable(row: dict, portability: Portability) -> tuple:
+    """Sorts by format, then float32 first, then by how many runtimes refuse the lowering, then by size."""
+    refusing = sum("not" in verdict for verdict, _ in portability.get(row["lowering"], {}).values())
+    form = PORTABLE.index(row["format"]) if row["format"] in PORTABLE else len(PORTABLE)
+    return form, row["precision"] != "fp32", refusing, row["file_bytes"]
