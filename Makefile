@@ -32,7 +32,7 @@ GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-hard mutants zoo-table lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-hard mutants readme zoo-table lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,9 @@ mutants: $(READY) ## mutation testing of what computes figures; again to go on
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
 	@OMP_NUM_THREADS=1 nice $(PYTHON) -m mutmut run --max-children 1
 	@$(PYTHON) -m tests.mutants
+
+readme: $(READY) ## write README's figures from the kept files
+	@$(PYTHON) -m tests.readme
 
 zoo-table: $(READY) ## how equal ten networks of the tests are, by site, lowering and runner, into docs/networks.md
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.zoo_table

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,10 @@ from stn_export.artifacts.manifest import network_directories
 from stn_export.bench import methodology
 from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
-from stn_export.bench.method import METHOD
 from stn_export.bench.session import Session
 from stn_export.bench.targets import find_targets
 from tests.conftest import REPOSITORY
+from tests.contenders import Benchmark
 
 EAGER = "test_latency.py::test_latency[stn-eager-cpu-program-1]"
 PACKAGED = ("stn_export", "benchmarks", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -119,57 +121,18 @@ def test_nonsense_exits_with_2(planned_run: Path, tmp_path: Path, arguments: lis
     assert "Traceback" not in result.stdout + result.stderr
 
 
-class Benchmark:
-    """As much of pytest-benchmark's fixture as a contest asks for."""
-
-    def __init__(self) -> None:
-        self.extra_info, self.samples, self.group = {}, [], ""
-
-    def pedantic(self, target, rounds):
-        for _ in range(rounds):
-            started = self._timer()
-            target()
-            self.samples.append(self._timer() - started)
-
-
-def test_a_contests_own_samples_are_its_blocks(planned_run: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_contests_own_samples_are_its_blocks(planned_run: Path):
     found = {str(each): each for each in find_targets(planned_run, "cpu")}
     target, baseline = found["stn-eager-cpu-program"], found["cnn-eager-cpu-program"]
-    medians = [(1.0 + block, 10.0) for block in range(METHOD.fewest_blocks)]
-
-    class Turns:
-        watch = methodology.Watch("cpu")
-
-        def hold(self) -> "Turns":
-            self.medians = medians
-            return self
-
-        def summary(self) -> dict:
-            return {"ratio": 0.5}
-
-    loaded = []
-
-    def interleave(ours, theirs, device, grid, seed):
-        loaded.extend([ours().run is not None, theirs().run is not None, device])
-        return Turns()
-
-    monkeypatch.setattr(methodology, "interleave", interleave)
-    benchmark = Benchmark()
-    methodology.contest("overhead", benchmark, Case(target, 2, baseline), GRIDS["quick"])
-    assert loaded == [True, True, "cpu"]
-    assert benchmark.samples == pytest.approx([ours for ours, _ in medians])
-    row = benchmark.extra_info
-    assert (row["contest"], row["network"], row["label"], row["regime"]) == (
-        "overhead",
-        "stn",
-        "spatial transformer",
-        "contest",
-    )
-    assert (row["baseline"], row["baseline_label"], row["baseline_artifact"]) == (
-        "cnn-eager-cpu-program",
-        "plain CNN",
-        "program",
-    )
+    grid, benchmark = replace(GRIDS["quick"], warmup_seconds=0.01, blocks=10, block_seconds=1e-3), Benchmark()
+    methodology.contest("overhead", benchmark, Case(target, 2, baseline), grid)
+    samples, row = benchmark.stats.stats.data, benchmark.extra_info
+    assert len(samples) == row["blocks"] >= 10
+    assert statistics.median(samples) == pytest.approx(row["seconds"])
+    said = tuple(row[name] for name in ("contest", "network", "label", "regime"))
+    assert said == ("overhead", "stn", "spatial transformer", "contest")
+    baseline = tuple(row[name] for name in ("baseline", "baseline_label", "baseline_artifact"))
+    assert baseline == ("cnn-eager-cpu-program", "plain CNN", "program")
     assert row["sizes"] == {"images": [2, 3, 32, 32]}
     assert row["options"] == row["baseline_options"] == {"code": "the module's own"}
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from stn_export.bench import machine, methodology
+from stn_export.bench import machine
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.machine import Watch, gpu_disturbed, reasons
 from stn_export.bench.method import METHOD
-from stn_export.bench.methodology import Interleaved, calls_for, interleave, load_pairs, warm_up
+from stn_export.bench.methodology import Interleaved, WarmUp, calls_for, interleave, load_pairs, warm_up
 from stn_export.runners import Step
 
 BLOCKS = GRIDS["quick"].blocks
@@ -92,18 +92,39 @@ def test_calls_stay_in_bounds():
     assert calls_for(0.01, 1.0) == 100
 
 
-def test_warming_up_ends_when_windows_agree(monkeypatch: pytest.MonkeyPatch):
-    medians = iter([5.0, 4.0, 3.0, 2.99, 1.0])
-    monkeypatch.setattr(methodology, "_window", lambda step, seconds, now: next(medians))
-    warm = warm_up(lambda: None, 0.1)
-    assert (warm.call_seconds, warm.stable) == (2.99, True)
+def warming(took: Callable[[float], float], seconds: float) -> tuple[WarmUp, SimpleNamespace]:
+    """Warm up what takes so many seconds by a clock of our own, by the time that it shows."""
+    clock = SimpleNamespace(now=0.0)
+
+    def step() -> None:
+        clock.now += took(clock.now)
+
+    return warm_up(Step(step, lambda: clock.now), seconds, lambda: clock.now), clock
 
 
-def test_warming_up_is_capped(monkeypatch: pytest.MonkeyPatch):
-    medians = iter(2.0**power for power in range(1000))
-    monkeypatch.setattr(methodology, "_window", lambda step, seconds, now: next(medians))
-    warm = warm_up(lambda: None, 0.1)
-    assert (warm.call_seconds, warm.stable) == (2.0 ** (METHOD.warm_windows - 1), False)
+def test_warming_up_ends_when_windows_agree():
+    warm, clock = warming(lambda now: 0.05 if now < 1.0 else 0.03 if now < 2.0 else 0.0299, seconds=2.0)
+    assert (warm.call_seconds, warm.stable) == (pytest.approx(0.0299), True)  # 0.05, 0.03, 0.0299: the last two agree
+    assert warm.seconds == clock.now == pytest.approx(3.1, abs=0.1)
+
+
+def test_warming_up_takes_its_time_though_the_first_windows_agree():
+    warm, _ = warming(lambda now: 0.01, seconds=2.0)
+    assert (warm.call_seconds, warm.stable) == (pytest.approx(0.01), True)
+    assert warm.seconds == pytest.approx(2.0, abs=0.05)
+    assert warm.facts() == {"seconds": warm.seconds, "stable": True}
+
+
+def test_warming_up_is_capped():
+    warm, _ = warming(lambda now: 0.01 * 1.05**now, seconds=2.0)  # 5 % slower from window to window
+    assert not warm.stable
+    assert warm.seconds == pytest.approx(METHOD.warm_windows, abs=1)
+    assert warm.call_seconds == pytest.approx(0.01 * 1.05 ** (warm.seconds - 0.5), rel=0.02)
+
+
+def test_two_per_cent_apart_is_agreement():
+    assert warming(lambda now: 0.01 if now < 1.0 else 0.01019, seconds=2.0)[0].seconds < 2.2
+    assert warming(lambda now: 0.01 if now < 1.0 else 0.01021, seconds=2.0)[0].seconds > 2.9
 
 
 def test_a_cpu_that_was_shared_is_disturbed(monkeypatch: pytest.MonkeyPatch):
