@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from stn_export.adopt import __main__ as stage
 from stn_export.adopt.network import input_of, load_module, load_weights, read_weights
 from stn_export.artifacts.manifest import PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory, network_directories
 from stn_export.errors import UserError
+from stn_export.export import __main__ as export
+from stn_export.graphs.portability import TESTED
 from stn_export.program.specs import Pixels
 from tests.foreign import Volume
 from tests.zoo import ZOO, command
@@ -126,9 +129,17 @@ def test_what_cannot_be_captured_can_be_looked_at(tmp_path: Path):
     assert all(site.where.startswith("forward (test_adopt.py:") for site in found.sites)
     with pytest.raises(UserError, match="cannot capture Stubborn"):
         stn_export.adopt(Stubborn().eval(), inputs, run=tmp_path / "run")
-    with pytest.raises(UserError, match=r"5-D images cannot be exported: forward \(foreign.py:\d+\)"):
-        stn_export.adopt(Volume().eval(), inputs, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_samplers_of_volumes_are_no_sites_and_go_through(tmp_path: Path):
+    inputs = dict(zip(("volumes", "theta"), Volume.inputs, strict=True))
+    found = stn_export.adopt(Volume().eval(), inputs, run=tmp_path / "run")
+    assert not found.sites
+    assert found.notes == ["no plain twin: it samples no pictures"]
+    assert cli.run(export.main, ["--run", str(tmp_path / "run"), "--only", "plain-fp32"]) == 0
+    artifact = NetworkDirectory(tmp_path / "run" / "run").artifacts["plain-fp32"]
+    assert (artifact.opset, artifact.details["portability"]["ONNX Runtime CPU"][0]) == (20, TESTED)
 
 
 def test_a_module_in_python_with_its_examples(tmp_path: Path):
@@ -443,3 +454,25 @@ def test_the_package_is_the_function_and_costs_nothing_until_called():
     code = "import sys, stn_export; print(callable(stn_export.adopt), 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "True False\n"
+
+
+class Switched(nn.Module):
+    """Takes a dictionary, a matrix without a batch, a number without dimensions, and what stays as it is."""
+
+    def forward(
+        self, batch: dict[str, Tensor], theta: Tensor, gain: Tensor, mask: None = None, *, flip: bool
+    ) -> Tensor:
+        grid = F.affine_grid(theta.expand(batch["images"].shape[0], -1, -1), batch["images"].shape, align_corners=False)
+        warped = gain * F.grid_sample(batch["images"], grid, align_corners=False)
+        return warped.flip(-1) if flip else warped
+
+
+def test_dictionaries_what_has_no_batch_and_what_stays_as_it_is(tmp_path: Path):
+    images, theta, gain = torch.rand(4, 1, 6, 5), torch.eye(2, 3)[None], torch.tensor(0.5)
+    inputs = {"batch": {"images": images}, "mask": None, "gain": gain, "theta": theta, "flip": True}
+    found = stn_export.adopt(Switched().eval(), inputs, run=tmp_path / "run")
+    contract = found.program.contract
+    said = [(spec.name, spec.shape, spec.batched) for spec in contract.inputs]
+    assert said == [("batch_images", ("N", 1, 6, 5), True), ("theta", (1, 2, 3), False), ("gain", (), False)]
+    [warped] = found.program.run((images, theta, gain)).values()
+    assert torch.equal(warped, Switched()({"images": images}, theta, gain, flip=True))

@@ -13,12 +13,12 @@ from stn_export.export.lowering import base_grid, matmul
 def test_the_base_grid_is_pytorchs(height: int, width: int, align_corners: bool):
     theta = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
     expected = F.affine_grid(theta, [1, 1, height, width], align_corners=align_corners)
-    base = base_grid(height, width, align_corners)
+    base = base_grid(height, width, align_corners=align_corners)
     np.testing.assert_array_equal(base[:2].T.reshape(1, height, width, 2), expected.numpy())
     assert base.dtype == np.float32
     assert (base[2] == 1).all()
 
 
-def test_what_cannot_be_lowered_is_refused():
-    with pytest.raises(UserError, match="cannot be lowered"):
-        matmul(None, [2, 3, 8, 8, 8])
+def test_volumes_of_open_sizes_are_refused():
+    with pytest.raises(UserError, match="volumes of open sizes"):
+        matmul(None, [2, 3, "D", 8, 8])

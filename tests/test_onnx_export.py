@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.export import Dim
 
 import stn_export
 from stn_export.errors import UserError
 from stn_export.export.onnx_export import export_onnx
+from stn_export.graphs.lint import lint
 from stn_export.graphs.points import point_values, site_values, with_outputs
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
@@ -205,16 +208,86 @@ def test_an_example_batch_of_one_is_refused():
         export_onnx(foreign(TwoInputs), tuple(example[:1] for example in TwoInputs.inputs))
 
 
-@pytest.mark.parametrize("lowering", LOWERINGS)
-def test_five_dimensions_are_refused(lowering: str):
-    with pytest.raises(UserError, match="5-D"):
-        export_onnx(Volume().eval(), Volume.inputs, lowering=lowering)
+def test_volumes_go_through_at_opset_20_with_a_finding():
+    model = export_onnx(Volume().eval(), Volume.inputs)
+    assert model.opset_import[0].version == 20
+    assert {"STN008", "STN001"} <= {each.rule for each in lint(model)}
+    [actual] = run(session_of(model), Volume.inputs)
+    np.testing.assert_allclose(actual, Volume()(*Volume.inputs).numpy(), atol=TOLERANCE, rtol=0)
+    with pytest.raises(UserError, match="opset 18 samples no volumes"):
+        export_onnx(Volume().eval(), Volume.inputs, opset=18)
 
 
-def test_a_module_whose_shapes_decide_is_refused():
+def test_a_module_whose_shapes_decide_is_fixed_and_said_to_be():
     class Stubborn(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images * 2 if images.shape[0] == 2 else images
 
-    with pytest.raises(UserError, match="cannot capture Stubborn"):
-        export_onnx(Stubborn().eval(), torch.rand(2, 3, 8, 8))
+    with pytest.warns(UserWarning, match="Stubborn: batch of images is fixed at 2: Constraints violated"):
+        model = export_onnx(Stubborn().eval(), torch.rand(2, 3, 8, 8))
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+class Warped(nn.Module):
+    """Takes what it likes, in any way that PyTorch knows."""
+
+    def forward(self, images: Tensor, theta: Tensor, scale: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
+        assert images.shape[0] < 9
+        grid = F.affine_grid(theta, images.shape, align_corners=False)
+        warped = scale * F.grid_sample(images, grid, align_corners=False)
+        return warped if mask is None else warped * mask
+
+
+IMAGES, THETA = torch.rand(2, 1, 8, 8), torch.rand(2, 2, 3)
+UP_TO_8 = Dim("batch", max=8)
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "sizes"),
+    [
+        ({"images": {0: UP_TO_8}, "theta": {0: UP_TO_8}, "mask": {0: UP_TO_8}}, ("batch", "batch", "batch")),
+        (({0: Dim.DYNAMIC}, {0: Dim.AUTO}, (Dim.AUTO, None, None, None)), ("batch", "batch", "batch")),
+        ({"images": None, "theta": None, "mask": None}, (2, 2, 2)),
+    ],
+)
+def test_dynamic_shapes_are_pytorchs_own(dynamic: object, sizes: tuple[int | str, ...], recwarn: object):
+    model = export_onnx(Warped().eval(), (IMAGES, THETA), {"mask": IMAGES}, dynamic_shapes=dynamic)
+    session = session_of(model)
+    assert tuple(each.shape[0] for each in session.get_inputs()) == sizes
+    assert ["batch is at most 8" in str(each.message) for each in recwarn] == [True] * (sizes[0] == "batch")
+    [actual] = run(session, (IMAGES, THETA, IMAGES))
+    np.testing.assert_allclose(actual, Warped()(IMAGES, THETA, mask=IMAGES).numpy(), atol=TOLERANCE, rtol=0)
+
+
+def test_dynamic_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="do not fit the inputs images, theta"):
+        export_onnx(Warped().eval(), (IMAGES, THETA), dynamic_shapes={"image": None})
+
+
+class Failing(nn.Module):
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = how
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "message", "hint"),
+    [
+        (Failing(lambda x: x if x.sum() > 0 else -x), IMAGES, "cannot capture Failing", "torch.where"),
+        (Failing(lambda x: torch.from_numpy(x.numpy() * 2)), IMAGES, "cannot capture Failing", "NumPy out of forward"),
+        (Failing(lambda x: x @ x[:, :, :3]), IMAGES, "cannot capture Failing", "on these inputs first"),
+        (Warped(), IMAGES, "missing a required argument: 'theta'", "what forward takes"),
+        (Warped(), (IMAGES.numpy(), THETA), "given NumPy arrays", "torch.from_numpy"),
+        (Failing(lambda x: x), (1.0,), "given no tensor", "as forward takes them"),
+    ],
+)
+def test_every_cause_has_a_hint_of_its_own(module: nn.Module, inputs: object, message: str, hint: str):
+    with pytest.raises(UserError, match=message) as found:
+        export_onnx(module.eval(), inputs)
+    assert hint in found.value.hint
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_is_refused():
+    with pytest.raises(UserError, match="is TorchScript"):
+        export_onnx(torch.jit.trace(nn.ReLU().eval(), IMAGES), IMAGES)

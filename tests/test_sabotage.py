@@ -488,7 +488,7 @@ def weights_in_file(model: onnx.ModelProto, program: Program) -> dict[str, np.nd
     held = {each.name: tuple(each.dims) for each in model.graph.initializer}
     if "site0/grid.weight" in held:
         regressor = [values[f"transformer.regressor.2.{kind}"] for kind in ("weight", "bias")]
-        folded = fold_linear(base_grid(32, 32, False), regressor[0].T, regressor[1])
+        folded = fold_linear(base_grid(32, 32, align_corners=False), regressor[0].T, regressor[1])
         values |= {"site0/grid.weight": folded[0], "site0/grid.bias": folded[1]}
     return values
 

@@ -1,12 +1,15 @@
 """``adopt``: a network becomes a program of a run, its plain twin and what both are tried on beside it."""
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from stn_export.adopt.eager import watched
 from stn_export.adopt.network import in_evaluation, load_captured, load_module
@@ -16,6 +19,7 @@ from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
 from stn_export.errors import UserError
+from stn_export.program.calls import call_of
 from stn_export.program.origin import origin_of
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
@@ -23,7 +27,7 @@ from stn_export.program.specs import BATCH, Pixels, TensorSpec, dtype_name
 
 PLAIN_NOTE = "a plain network that was given to set the other against"
 
-Inputs = Mapping[str, Tensor | Sequence[int | str]] | Sequence[TensorSpec]
+Inputs = Mapping[str, Any] | Sequence[TensorSpec]
 
 
 @dataclass
@@ -98,7 +102,8 @@ def adopt(
         what: a module, ``file.py:callable``, ``package.module:callable``, or a ``.pt2`` file, whose loading runs what
             its maker put in.
         inputs: in the order of ``forward``, by name: a shape with the names of open sizes, ``N`` the batch, or an
-            example, whose first dimension is the batch.
+            example, whose first dimension is the batch if the first input's is as large; dictionaries of them; and what
+            stays as it is: None, numbers, words.
         run: the run directory; without one nothing is written.
         name: of the network's directory; by default the run's.
         outputs: their names.
@@ -117,8 +122,11 @@ def adopt(
     name = checked_name(name or (Path(run).name if run else default_name(what)))
     specs, given = _specs(inputs)
     network = _network(what, weights, evaluation, specs, outputs)
+    loaded = network
     if isinstance(network, Program):
         specs, sizes = network.contract.inputs, network.sizes | dict(sizes or {})
+    else:
+        network, specs = _of_tensors(network, inputs, specs)
     if not specs:
         raise UserError("no input is named", "give each with --input NAME=N,3,24,94, in the order of forward")
     specs = with_pixels(specs, pixels) if pixels else specs
@@ -134,7 +142,7 @@ def adopt(
         result.notes.append(str(error))
         result.sites = watched(network, values_of(specs, tried))
         return result
-    if isinstance(what, str) and isinstance(network, nn.Module):
+    if isinstance(what, str) and isinstance(network, nn.Module) and network is loaded:
         result.program = with_origin(result.program, origin_of(what), tried, result.notes)
     result.sites = result.program.sites
     result.examples = with_classes(tried, result.program.contract, classes)
@@ -166,10 +174,42 @@ def _specs(inputs: Inputs) -> tuple[tuple[TensorSpec, ...], dict[str, Tensor]]:
     """The inputs' specs, and the examples among them."""
     if not isinstance(inputs, Mapping):
         return tuple(inputs), {}
-    given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    shapes = {name: (BATCH, *value.shape[1:]) if name in given else tuple(value) for name, value in inputs.items()}
-    types = {name: dtype_name(given[name]) if name in given else "float32" for name in inputs}
+    leaves = dict(_leaves(inputs))
+    given = {name: value for name, value in leaves.items() if isinstance(value, Tensor)}
+    count = next((len(value) for value in given.values() if value.ndim), None)
+    shapes = {name: tuple(value.shape if name in given else value) for name, value in leaves.items()}
+    batched = {name for name, value in given.items() if value.ndim and len(value) == count}
+    shapes |= {name: (BATCH, *shapes[name][1:]) for name in batched}
+    types = {name: dtype_name(given[name]) if name in given else "float32" for name in leaves}
     return tuple(TensorSpec(name, types[name], shape, shape[:1] == (BATCH,)) for name, shape in shapes.items()), given
+
+
+def _is_input(value: Any) -> bool:
+    """Whether this is an example or a shape, not a dictionary of such or something that stays as it is."""
+    return isinstance(value, Tensor | Sequence) and not isinstance(value, str)
+
+
+def _leaves(inputs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in inputs.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}_")
+        elif _is_input(value):
+            yield f"{prefix}{name}", value
+
+
+def _of_tensors(
+    network: nn.Module, inputs: Inputs, specs: tuple[TensorSpec, ...]
+) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
+    """The module as one that takes the tensors among these inputs only, and their specs in its order."""
+    if not isinstance(inputs, Mapping) or all(map(_is_input, inputs.values())):
+        return network, specs
+    values = _pytree.tree_map(
+        lambda value: torch.empty(0) if _is_input(value) else value, dict(inputs), is_leaf=_is_input
+    )
+    by_name = set(inputs) <= set(inspect.signature(network.forward).parameters)
+    call = call_of(network, () if by_name else tuple(values.values()), values if by_name else None)
+    order = {spec.name: spec for spec in specs}
+    return call.module, tuple(order[name] for name in call.names) if by_name else specs
 
 
 def _network(
@@ -191,7 +231,7 @@ def _network(
 def _bypassed(result: Adoption) -> Program | None:
     """The network with its samplers left out, or None and a note on why there is none."""
     if not result.sites:
-        result.notes.append("no plain twin: it samples nowhere")
+        result.notes.append("no plain twin: it samples no pictures")
         return None
     try:
         twin = result.program.bypassed

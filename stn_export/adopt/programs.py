@@ -41,16 +41,19 @@ def program_of(
     called(network, values_of(specs, tried, count))  # its own errors are clearer than those of a capture
     found = capture(network, values_of(specs, tried, count), [spec.shape for spec in specs])
     if count > 1 and any(
-        shape[:1] != (BATCH,) for spec, shape in zip(specs, found.shapes, strict=True) if spec.batched
+        isinstance(shape[0], int) for spec, shape in zip(specs, found.shapes, strict=True) if spec.batched
     ):
         count, shapes = 1, [(1, *spec.shape[1:]) if spec.batched else spec.shape for spec in specs]
         found = replace(capture(network, values_of(specs, tried, count), shapes), problem=found.problem)
     for spec, shape in zip(specs, found.shapes, strict=True):
         notes += [
             f"{wanted} of input {spec.name} cannot be kept open, it is {size}: {found.problem}"
+            if isinstance(size, int)
+            else f"{wanted} of input {spec.name} is a size of its own, {size}"
             for wanted, size in zip(spec.shape, shape, strict=True)
             if wanted != size
         ]
+    notes += [f"{name} is at most {most}: {found.problem}" for name, most in found.limits.items()]
     contract = contract_of(found.exported, found.shapes, outputs=_names(found.exported, specs, outputs))
     inputs = tuple(replace(spec, shape=shape) for spec, shape in zip(specs, found.shapes, strict=True))
     given = tuple(replace(spec, batched=spec.shape[:1] == (BATCH if count > 1 else 1,)) for spec in contract.outputs)

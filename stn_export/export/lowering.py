@@ -49,36 +49,44 @@ class Lowering:
         return {operator: function for operator, function in rows.items() if function is not None}
 
 
-def base_coordinates(size: int, align_corners: bool) -> np.ndarray:
-    """Where ``size`` pixel centres lie in [-1, 1], float32; the corners' own centres at ±1 with ``align_corners``."""
+def base_coordinates(size: int, align_corners: bool, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """Where ``size`` pixel centres lie in [-1, 1]; the corners' own centres at ±1 with ``align_corners``."""
     if size == 1:
-        return np.zeros(1, np.float32)
-    steps = torch.linspace(-1, 1, size)
+        return torch.zeros(1, dtype=dtype).numpy()
+    steps = torch.linspace(-1, 1, size, dtype=dtype)
     return (steps if align_corners else steps * (size - 1) / size).numpy()
 
 
-def base_grid(height: int, width: int, align_corners: bool) -> np.ndarray:
-    """Homogeneous output coordinates, 3×HW float32: rows x, y and 1, pixels in row-major order."""
-    x, y = np.meshgrid(base_coordinates(width, align_corners), base_coordinates(height, align_corners))
-    return np.stack([x.ravel(), y.ravel(), np.ones(height * width, np.float32)])
+def base_grid(*sides: int, align_corners: bool, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """Homogeneous output coordinates of H×W pixels, 3×HW: rows x, y and 1, row-major; of D×H×W voxels 4×DHW."""
+    places = np.meshgrid(*(base_coordinates(side, align_corners, dtype) for side in sides), indexing="ij")
+    return np.stack([*(each.ravel() for each in reversed(places)), np.ones_like(places[0]).ravel()])
 
 
 def matmul(theta: Value, size: list, align_corners: bool = False) -> Value:
-    """One MatMul of theta with the base grid, which is a constant where height and width are."""
-    _, _, height, width = _image_size(size)
-    if isinstance(height, int) and isinstance(width, int):
-        base = opset18.Constant(value=numpy_helper.from_array(base_grid(height, width, align_corners)))
-        shape = opset18.Constant(value_ints=[-1, height, width, 2])
+    """One MatMul of theta with the base grid, which is a constant where height and width are.
+
+    Raises:
+        UserError: for volumes of open sizes.
+    """
+    sides = size[2:]
+    if all(isinstance(side, int) for side in sides):
+        dtype = torch.float64 if theta.dtype == onnx_ir.DataType.DOUBLE else torch.float32
+        grid = base_grid(*sides, align_corners=align_corners, dtype=dtype)
+        base = opset18.Constant(value=numpy_helper.from_array(grid))
+        shape = opset18.Constant(value_ints=[-1, *sides, len(sides)])
+    elif len(sides) == 2:
+        base = _symbolic_base(*sides, align_corners)
+        shape = opset18.Concat(*(_as_1d(side) for side in (-1, *sides, 2)), axis=0)
     else:
-        base = _symbolic_base(height, width, align_corners)
-        shape = opset18.Concat(*(_as_1d(side) for side in (-1, height, width, 2)), axis=0)
+        raise UserError("affine_grid of volumes of open sizes cannot be lowered", "fix depth, height and width")
     grid = opset18.MatMul(theta, opset18.CastLike(base, theta))
     return opset18.Reshape(opset18.Transpose(grid, perm=[0, 2, 1]), shape)
 
 
 def affinegrid(theta: Value, size: list, align_corners: bool = False) -> Value:
     """The ``AffineGrid`` operator of opset 20."""
-    shape = opset20.Concat(*(_as_1d(side) for side in _image_size(size)), axis=0)
+    shape = opset20.Concat(*(_as_1d(side) for side in size), axis=0)
     return opset20.AffineGrid(theta, shape, align_corners=int(align_corners))
 
 
@@ -112,12 +120,6 @@ def _as_1d(side: int | Value) -> Value:
     if isinstance(side, int):
         return opset18.Constant(value_ints=[side])
     return opset18.Reshape(side, opset18.Constant(value_ints=[1]))
-
-
-def _image_size(size: list) -> list:
-    if len(size) != 4:
-        raise UserError("affine_grid in 3-D (5-D images) cannot be lowered", "few runtimes run it; use 4-D images")
-    return size
 
 
 LOWERINGS = {

@@ -3,8 +3,9 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import torch
@@ -14,9 +15,20 @@ from torch import Tensor, nn
 from stn_export.errors import UserError, require_choice
 from stn_export.export.lowering import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
+from stn_export.export.plain import plain
 from stn_export.graphs.graph import without_weights
 from stn_export.graphs.points import SITES
-from stn_export.program.capture import AFFINE_GRIDS, capture, file_names
+from stn_export.program.calls import call_of
+from stn_export.program.capture import (
+    AFFINE_GRIDS,
+    GRID_SAMPLES,
+    NAMES,
+    VOLUMES,
+    Captured,
+    Shape,
+    capture,
+    file_names,
+)
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import BATCH, Contract
 
@@ -25,48 +37,85 @@ SIZES = {2: "H", 3: "W"}  # of N×C×H×W
 
 def export_onnx(
     module: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    example_kwargs: Mapping[str, Any] | None = None,
     *,
     lowering: str = "matmul",
     opset: int | None = None,
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
+    dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> onnx.ModelProto:
     """Export a module, checked by ``onnx.checker``; where it samples stands in the file's metadata (``sites``).
 
+    What the module cannot keep open is fixed as it is in the example, with a ``UserWarning`` that says so.
+
     Args:
         module: in evaluation mode.
-        example_inputs: what to call it with; a batch of at least 2 where the batch is to be dynamic.
+        example_inputs: what to call it with, by position or by name: tensors, dictionaries and lists of them, and what
+            the file is to hold fixed: None, numbers, words. A batch of at least 2 where that is to be open.
+        example_kwargs: what to call it with by name besides.
         lowering: how the two operators are written, a key of ``lowering.LOWERINGS``.
-        opset: the ONNX operator set; by default the lowering's own.
-        dynamic_batch: whether the first dimension of every input is left open, one and the same for all.
+        opset: the ONNX operator set; by default the lowering's own, at least 20 for volumes and float64.
+        dynamic_batch: whether the first dimension is left open, of every input that has as many as the first one.
         dynamic_size: whether height and width of every 4-D input are left open too.
-        input_names: instead of the names of ``forward``'s parameters.
+        dynamic_shapes: what is open, as ``torch.export.export`` takes it, instead of the two above.
+        input_names: instead of the names of ``forward``'s parameters; of tensors only.
         output_names: instead of the exporter's own.
 
     Raises:
-        UserError: for an unknown lowering, an opset it cannot have, an example batch of 1, 5-D sampling, or a module
-            that ``torch.export`` cannot capture.
+        UserError: for an unknown lowering, an opset it cannot have, an example batch of 1, or a module that
+            ``torch.export`` cannot capture.
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     _checked_opset(lowering, opset)
-    named = ({0: BATCH} if dynamic_batch else {}) | (SIZES if dynamic_size else {})
-    shapes = [
-        tuple(
-            named.get(axis, size) if axis == 0 or tensor.ndim == 4 else size for axis, size in enumerate(tensor.shape)
-        )
-        for tensor in inputs
-    ]
-    captured = capture(module, inputs, shapes)
-    if list(captured.shapes) != shapes:
-        raise UserError(
-            f"torch.export cannot capture {type(module).__name__} with open dimensions: {captured.problem}",
-            "shapes must not decide what forward does, or give dynamic_batch=False",
-        )
-    contract = contract_of(captured.exported, captured.shapes, input_names, output_names)
+    if isinstance(example_inputs, Mapping):
+        example_inputs, example_kwargs = (), {**example_inputs, **(example_kwargs or {})}
+    given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    call = call_of(module, given, example_kwargs)
+    dims = None if dynamic_shapes is None else call.dims(dynamic_shapes)
+    shapes = _shapes(call.tensors, dynamic_batch, dynamic_size) if dims is None else _open(call.tensors, dims)
+    captured = capture(call.module, call.tensors, shapes, dims)
+    for name, size in _closed(call.names, shapes, captured):
+        warnings.warn(f"{type(module).__name__}: {name} {size}: {captured.problem}".rstrip(": "), stacklevel=2)
+    contract = contract_of(captured.exported, captured.shapes, input_names or call.names, output_names)
     return to_onnx(marked_program(Program(captured.exported, contract)), lowering, opset)
+
+
+def _shapes(tensors: Sequence[Tensor], batch: bool, size: bool) -> list[Shape]:
+    """Every input's shape with what is to be open; the first dimension of the first input that has one is the batch."""
+    count = next((len(tensor) for tensor in tensors if tensor.ndim), 1)
+    return [
+        tuple(
+            BATCH if axis == 0 and batch and each == count
+            else SIZES[axis] if size and tensor.ndim == 4 and axis in SIZES else each
+            for axis, each in enumerate(tensor.shape)
+        )
+        for tensor in tensors
+    ]  # fmt: skip
+
+
+def _open(tensors: Sequence[Tensor], dims: Sequence[Mapping[int, Any]]) -> list[Shape]:
+    """Every input's shape with the names of what PyTorch's ``dynamic_shapes`` leave open; ``N`` is the batch."""
+    ours = {name: short for short, name in NAMES.items()}
+    shapes = []
+    for index, (tensor, open_axes) in enumerate(zip(tensors, dims, strict=True)):
+        names = {
+            axis: getattr(dim, "__name__", f"size{index}_{axis}" if axis else BATCH) for axis, dim in open_axes.items()
+        }
+        named = {axis: ours.get(name, name) for axis, name in names.items()}
+        shapes.append(tuple(named.get(axis % tensor.ndim, size) for axis, size in enumerate(tensor.shape)))
+    return shapes
+
+
+def _closed(names: Sequence[str], shapes: Sequence[Shape], captured: Captured) -> Iterator[tuple[str, str]]:
+    """What was to be open and is not, or not wholly: which, and how far."""
+    for name, shape, kept in zip(names, shapes, captured.shapes, strict=True):
+        for wanted, size in zip(shape, kept, strict=True):
+            if isinstance(wanted, str) and isinstance(size, int):
+                yield f"{NAMES.get(wanted, wanted)} of {name}", f"is fixed at {size}"
+    yield from ((NAMES.get(name, name), f"is at most {most}") for name, most in captured.limits.items())
 
 
 def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.ModelProto:
@@ -75,7 +124,7 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
     Raises:
         UserError: for an unknown lowering, or an opset or open sizes that it cannot have.
     """
-    opset, rule = _checked_opset(lowering, opset), LOWERINGS[lowering]
+    opset, rule = _checked_opset(lowering, opset, least_opset(program)), LOWERINGS[lowering]
     affine = any(node.target in AFFINE_GRIDS for node in program.exported.graph.nodes)
     if program.contract.open_sizes and affine and rule.affine_grid is None:
         raise UserError(
@@ -95,6 +144,7 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
     found = take_marks(exported.model)
     notes = rule.rewrite(exported.model) if rule.rewrite else {}
     notes |= {"lowering": lowering} | site_notes(exported.model, found)
+    plain(exported.model)
     model = exported.model_proto
     strip_traces(model)
     onnx.helper.set_model_props(model, notes)
@@ -148,13 +198,23 @@ def _without_warnings() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _checked_opset(lowering: str, opset: int | None) -> int:
+def _checked_opset(lowering: str, opset: int | None, least: int = 0) -> int:
     rule: Lowering = LOWERINGS[require_choice("lowering", lowering, list(LOWERINGS))]
-    opset = opset or rule.default_opset
-    if opset not in rule.opsets:
-        span = f"{rule.opsets[0]} to {rule.opsets[-1]}"
-        raise UserError(f"lowering {lowering} cannot be written at opset {opset}", f"choose an opset from {span}")
+    lowest, highest = max(rule.opsets[0], least), max(rule.opsets[-1], least)
+    opset = opset or max(rule.default_opset, least)
+    if least and opset < least:
+        raise UserError(f"opset {opset} samples no volumes and no float64", f"choose an opset from {least}")
+    if not lowest <= opset <= highest:
+        raise UserError(
+            f"lowering {lowering} cannot be written at opset {opset}", f"choose an opset from {lowest} to {highest}"
+        )
     return opset
+
+
+def least_opset(program: Program) -> int:
+    """The first opset whose operators sample what the program does: images of float32 with any, else ``VOLUMES``."""
+    images = [node.args[0].meta["val"] for node in program.exported.graph.nodes if node.target in GRID_SAMPLES]
+    return VOLUMES if any(image.ndim == 5 or image.dtype == torch.float64 for image in images) else 0
 
 
 def strip_traces(model: onnx.ModelProto) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import onnx_ir
 from onnxscript import opset18 as op
+from onnxscript import opset20
 
-from stn_export.errors import UserError
+from stn_export.program.sites import PADDINGS
 
 Value = Any  # a symbolic tensor of the graph being built
 Tap = tuple[Value, Value | None]  # an index along an axis, float and within bounds; its weight, None for 1
@@ -19,18 +20,16 @@ Tap = tuple[Value, Value | None]  # an index along an axis, float and within bou
 BILINEAR, NEAREST, BICUBIC = range(3)
 ZEROS, BORDER, REFLECTION = range(3)
 CUBIC = -0.75
+VOLUME_MODES = ("linear", "nearest")
 
 
 def gather_grid_sample(
     image: Value, grid: Value, interpolation_mode: int, padding_mode: int, align_corners: bool
 ) -> Value:
-    """Sample N×C×H×W images on an N×P×Q×2 grid (x before y): N×C×P×Q.
-
-    Raises:
-        UserError: for 5-D images.
-    """
+    """Sample N×C×H×W images on an N×P×Q×2 grid (x before y): N×C×P×Q. Volumes are left to GridSample of opset 20."""
     if len(image.shape) != 4:
-        raise UserError("grid_sample of 5-D images cannot be lowered", "few runtimes run it; use 4-D images")
+        mode, padding = VOLUME_MODES[interpolation_mode], PADDINGS[padding_mode]
+        return opset20.GridSample(image, grid, mode=mode, padding_mode=padding, align_corners=int(align_corners))
     batch, channels, height, width = (_side(image, axis) for axis in range(4))
     taps = [
         _taps(
@@ -47,9 +46,9 @@ def gather_grid_sample(
     offsets = op.Reshape(offsets, _ints([-1, 1, 1]))  # of each image's first pixel
     total = None
     for y, y_weight in taps[1]:
-        row = op.Add(op.Mul(_to_int(y), width), offsets)
+        row = op.Add(op.Mul(_to_int(y, height), width), offsets)
         for x, x_weight in taps[0]:
-            value = op.Gather(pixels, op.Add(row, _to_int(x)), axis=0)  # N×P×Q×C
+            value = op.Gather(pixels, op.Add(row, _to_int(x, width)), axis=0)  # N×P×Q×C
             if x_weight is not None:
                 value = op.Mul(value, op.Unsqueeze(op.Mul(x_weight, y_weight), _ints([-1])))
             total = value if total is None else op.Add(total, value)
@@ -79,7 +78,7 @@ def _bounded(index: Value, weight: Value, last: Value, padding: int) -> Tap:
     inside = op.Max(op.Min(index, last), _like(0.0, index))
     if padding == ZEROS:
         weight = op.Mul(weight, op.CastLike(op.Equal(inside, index), weight))
-    return op.Where(op.IsNaN(inside), _like(0.0, inside), inside), weight  # the weight of such a tap is no number
+    return inside, weight
 
 
 def _to_pixels(x: Value, side: Value, align_corners: bool) -> Value:
@@ -137,8 +136,10 @@ def _side(image: Value, axis: int) -> Value:
     return _ints([side]) if isinstance(side, int) else op.Shape(image, start=axis, end=axis + 1)
 
 
-def _to_int(x: Value) -> Value:
-    return op.Cast(x, to=onnx_ir.DataType.INT64)
+def _to_int(x: Value, side: Value) -> Value:
+    """A whole number, within bounds once more: NaN may become any. The weight of such a tap is NaN itself."""
+    whole = op.Cast(x, to=onnx_ir.DataType.INT64)
+    return op.Max(op.Min(whole, op.Sub(side, _ints([1]))), _ints([0]))
 
 
 def _like(number: float, x: Value) -> Value:

@@ -1,10 +1,11 @@
-"""``torch.export`` of modules that sample in 2-D, with open dimensions where they are asked for and can be kept."""
+"""``torch.export`` of modules, with open dimensions where they are asked for and can be kept."""
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +21,20 @@ Shape = Sequence[int | str]  # sizes, and names of open dimensions
 NAMES = {BATCH: "batch", "H": "height", "W": "width"}  # what a file calls them
 SMALLEST = 2  # of an open size: 1 has rules of its own
 TRIES = (Dim, lambda *_, **__: Dim.AUTO)  # named dimensions first, then whatever the module can keep open
+VOLUMES = 20  # the first ONNX opset that samples those, and float64
+CAUSES = (  # of what ``torch.export`` says, and what to do about it
+    (
+        r"data-dependent|GuardOnData|Could not guard|\.item\(\)|_local_scalar_dense",
+        "let no values decide: torch.where, torch.cond",
+    ),
+    (r"numpy|ndarray", "keep NumPy out of forward: it is not captured"),
+    (r"[Cc]onstraint|specialized|[Dd]ynamic|marked", "shapes decide what forward does: leave fewer of them open"),
+    (r"positional argument|unexpected keyword", "give every input that forward takes"),
+    (
+        r"size of tensor|shapes? cannot be multiplied|[Ee]xpected (size|input)|must match",
+        "try the module itself on these inputs first",
+    ),
+)
 
 
 @torch.library.custom_op("stn_export::affine_grid", mutates_args=())
@@ -30,11 +45,16 @@ def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tens
 
 @affine_grid.register_fake
 def _(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    return theta.new_empty(size[0], size[2], size[3], 2)
+    return theta.new_empty(size[0], *size[2:], len(size) - 2)
 
 
 AFFINE_GRIDS = (torch.ops.aten.affine_grid_generator.default, torch.ops.stn_export.affine_grid.default)
 GRID_SAMPLES = (torch.ops.aten.grid_sampler.default, torch.ops.aten.grid_sampler_2d.default)
+
+
+def samples_pictures(node: Node) -> bool:
+    """Whether a node is a sampler of images; one of volumes goes as PyTorch's exporter has it."""
+    return node.target in GRID_SAMPLES and node.args[0].meta["val"].ndim == 4
 
 
 @contextmanager
@@ -50,45 +70,48 @@ def _opaque_affine_grid() -> Iterator[None]:
 class Captured:
     """A captured module, and the shapes that its inputs have there: what could not be kept open is a number.
 
-    ``problem`` is what ``torch.export`` said to the named open dimensions, where it did not take them.
+    ``problem`` is what ``torch.export`` said to the named open dimensions, where it did not take them; ``limits`` the
+    largest that an open size may be, where the module limits it.
     """
 
     exported: ExportedProgram
     shapes: tuple[tuple[int | str, ...], ...]
     problem: str = ""
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
-def capture(module: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[Shape]) -> Captured:
+def capture(
+    module: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[Shape], dims: Sequence[Mapping] | None = None
+) -> Captured:
     """Capture a module in evaluation mode with one example of its inputs.
 
     Args:
         module: its forward takes the inputs by position.
         inputs: an example; of an open dimension 2 or more.
         shapes: of each input; one name is one size wherever it stands.
+        dims: PyTorch's own of each input, by axis, for what is open in ``shapes``; nothing else is tried then.
 
     Raises:
-        UserError: where the module is in training mode, an example is too small, the module cannot be captured, or it
-            samples 5-D images.
+        UserError: where the module is in training mode, an example is too small, or the module cannot be captured.
     """
     if module.training:
         raise UserError(f"{type(module).__name__} is in training mode", "call module.eval() first")
     _check_sizes(inputs, shapes)
     sizes_open = any(name != BATCH for shape in shapes for name in shape if isinstance(name, str))
     problem = ""
-    for make in TRIES:
+    for wanted in [dims] if dims else [_dynamic(shapes, make) for make in TRIES]:
         try:
             with _opaque_affine_grid() if sizes_open else nullcontext(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-                exported = torch.export.export(module, inputs, dynamic_shapes=_dynamic(shapes, make))
+                exported = torch.export.export(module, inputs, dynamic_shapes=tuple(map(dict, wanted)))
             return _checked(exported, shapes, problem)
-        except UserError:
-            raise
         except Exception as error:  # of other people's code, or what PyTorch raises for it
             problem, cause = problem or " ".join(str(error).split())[:300], error
-    raise UserError(
-        f"torch.export cannot capture {type(module).__name__}: {problem}",
-        "shapes must not decide what forward does; call F.affine_grid as such where sizes are to stay open",
-    ) from cause
+    said = f"{type(cause).__name__}: {cause}"
+    hint = next(
+        (hint for pattern, hint in CAUSES if re.search(pattern, said)), "see what torch.export.export says to it"
+    )
+    raise UserError(f"torch.export cannot capture {type(module).__name__}: {problem or said}", hint) from cause
 
 
 def _check_sizes(inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> None:
@@ -118,18 +141,24 @@ def _dynamic(shapes: Sequence[Shape], make: type) -> tuple[dict[int, object] | N
 def _checked(exported: ExportedProgram, shapes: Sequence[Shape], problem: str) -> Captured:
     for node in exported.graph.nodes:
         node.meta.pop("from_node", None)  # holds addresses, and equal captures are to give equal files
-        if node.target in GRID_SAMPLES[:1] and node.args[0].meta["val"].ndim == 5:
-            raise UserError(
-                f"grid_sample of 5-D images cannot be exported: {location(node)}",
-                "few runtimes run it; use 4-D images",
-            )
     found = {node.name: node.meta["val"].shape for node in exported.graph.nodes if node.op == "placeholder"}
+    names: dict[str, str] = {}  # by symbol: two of them may not share one
     kept = tuple(
-        tuple(wanted if _fixed(each) is None else _fixed(each) for each, wanted in zip(found[name], shape, strict=True))
+        tuple(_named(each, wanted, names) for each, wanted in zip(found[name], shape, strict=True))
         for name, shape in zip(exported.graph_signature.user_inputs, shapes, strict=True)
     )
     _own_memory(exported)
-    return Captured(exported, kept, problem)
+    ranges = {names.get(str(symbol)): each.upper for symbol, each in exported.range_constraints.items()}
+    limits = {
+        name: int(upper) for name, upper in ranges.items() if name and upper.is_Integer and upper < sys.maxsize // 2
+    }
+    return Captured(exported, kept, problem, limits)
+
+
+def _named(size: int | torch.SymInt, wanted: int | str, names: dict[str, str]) -> int | str:
+    if _fixed(size) is not None:
+        return _fixed(size)
+    return names.setdefault(str(size), wanted if wanted not in names.values() else f"{wanted}{len(names) + 1}")
 
 
 def _fixed(size: int | torch.SymInt) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.fx import Graph, Node
 
-from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, location, named_shape
+from stn_export.program.capture import AFFINE_GRIDS, location, named_shape, samples_pictures
 
 MODES = ("bilinear", "nearest", "bicubic")  # by PyTorch's numbers
 PADDINGS = ("zeros", "border", "reflection")
@@ -64,7 +64,7 @@ class Site:
 
 def find_sites(graph: Graph, symbols: Mapping[str, str]) -> tuple[Site, ...]:
     """Every sampler of a captured graph, in the order in which they run; ``symbols`` names open sizes."""
-    samplers = [node for node in graph.nodes if node.target in GRID_SAMPLES]
+    samplers = [node for node in graph.nodes if samples_pictures(node)]
     varying = _varying(graph)
     return tuple(_site(index, node, symbols, varying) for index, node in enumerate(samplers))
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from stn_export.errors import UserError
-from stn_export.program.capture import GRID_SAMPLES
+from stn_export.program.capture import samples_pictures
 
 CHECKS = (  # nodes that compute nothing
     torch.ops.aten._assert_tensor_metadata.default,
@@ -148,7 +148,7 @@ def without_samplers(module: GraphModule) -> GraphModule:
     """A copy in which every sampled image goes on as it was, resized where the warped one has another size."""
     module = sharing_copy(module)
     for node in list(module.graph.nodes):
-        if node.target in GRID_SAMPLES:
+        if samples_pictures(node):
             node.replace_all_uses_with(resized(module, node))
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()

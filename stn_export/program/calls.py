@@ -1,0 +1,109 @@
+"""What a module is called with, flattened: tensors in by position; None, numbers and whatever else stand fixed."""
+
+import copy
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils import _pytree
+
+from stn_export.errors import UserError
+
+
+@dataclass(frozen=True)
+class Call:
+    """A module that takes tensors only, by position; an example of them, their names, and where each comes from.
+
+    ``keys`` leads to a tensor among the arguments: the parameter's name, then keys and indices of what holds it.
+    """
+
+    module: nn.Module
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    keys: tuple[tuple[Any, ...], ...]
+
+    def dims(self, dynamic: Any) -> list[dict[int, Any]]:
+        """For each tensor what is open in it, by axis, from ``dynamic_shapes`` as ``torch.export`` takes them.
+
+        Raises:
+            UserError: where they do not fit the arguments.
+        """
+        try:
+            return [_axes(_lookup(dynamic, keys, self.keys)) for keys in self.keys]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(
+                f"dynamic_shapes {dynamic} do not fit the inputs {', '.join(self.names)}",
+                "give them as torch.export takes them: by parameter, or in the order of the arguments",
+            ) from error
+
+
+def _lookup(dynamic: Any, keys: tuple[Any, ...], every: Sequence[tuple[Any, ...]]) -> Any:
+    first = keys[0] if isinstance(dynamic, Mapping) else list(dict.fromkeys(each[0] for each in every)).index(keys[0])
+    for key in (first, *keys[1:]):
+        dynamic = None if dynamic is None else dynamic[key]
+    return dynamic
+
+
+def _axes(dims: Any) -> dict[int, Any]:
+    given = dims if isinstance(dims, Mapping) else dict(enumerate(dims or ()))
+    return {axis: dim for axis, dim in given.items() if dim is not None and dim != Dim.STATIC and type(dim) is not int}
+
+
+def call_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Call:
+    """A call of anything as one of tensors only; the module itself where it is one already.
+
+    Args:
+        module: shares its parameters with the one that is given back.
+        arguments: of ``forward`` by position: tensors, dictionaries and lists of them, None, numbers.
+        keywords: likewise by name.
+
+    Raises:
+        UserError: where ``forward`` does not take them, or there is no tensor among them.
+    """
+    kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UserError(f"{kind} is TorchScript, which torch.export does not take", "give the module it was made from")
+    try:
+        bound = inspect.signature(module.forward).bind(*arguments, **(keywords or {}))
+    except TypeError as error:
+        raise UserError(f"{kind} does not take these inputs: {error}", "give what forward takes") from error
+    leaves, structure = _pytree.tree_flatten_with_path(dict(bound.arguments))
+    paths, values = zip(*leaves, strict=True) if leaves else ((), ())
+    if any(isinstance(value, np.ndarray | np.generic) for value in values):
+        raise UserError(f"{kind} is given NumPy arrays", "give tensors: torch.from_numpy")
+    places = [index for index, value in enumerate(values) if isinstance(value, Tensor)]
+    if not places:
+        raise UserError(f"{kind} is given no tensor", "give example inputs as forward takes them")
+    keys = tuple(tuple(_keys(paths[place])) for place in places)
+    names = tuple(re.sub(r"\W", "_", "_".join(map(str, each))) for each in keys)
+    tensors = tuple(values[place] for place in places)
+    if not keywords and len(arguments) == len(tensors) and all(len(each) == 1 for each in keys):
+        return Call(module, tensors, names, keys)
+
+    def forward(*given: Tensor) -> Any:
+        filled = list(fixed)
+        for place, value in zip(places, given, strict=True):
+            filled[place] = value
+        again = inspect.BoundArguments(bound.signature, _pytree.tree_unflatten(filled, structure))
+        return own(*again.args, **again.kwargs)
+
+    fixed, own, kinds = (
+        [None if isinstance(each, Tensor) else each for each in values],
+        module.forward,
+        inspect.Parameter,
+    )
+    forward.__signature__ = inspect.Signature([kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in names])
+    shell = copy.copy(module)
+    shell.forward = forward
+    return Call(shell, tensors, names, keys)
+
+
+def _keys(path: Sequence[object]) -> Iterator[Any]:
+    for each in path:
+        yield next(getattr(each, name) for name in ("key", "idx", "name") if hasattr(each, name))
