@@ -137,6 +137,16 @@ def test_a_forced_theta_is_that_of_eager_at_each_site(name: str, programs: Calla
                 assert torch.equal(points[output], answer)
 
 
+@pytest.mark.parametrize(
+    ("name", "alone"), [("PlateRectifier", [True]), ("GreyDigits", [False]), ("TwoSteps", [False, True])]
+)
+def test_a_theta_that_is_given_too_or_read_again_is_more_than_its_grid(
+    name: str, alone: list[bool], programs: Callable[[str], Program]
+):
+    program = programs(name)
+    assert [program.acts_through_grid(site) for site in program.sites] == alone
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_float64_is_that_of_eager_to_the_bit(name: str, programs: Callable[[str], Program]):
     values = ZOO[name].values(2, seed=3)

@@ -22,7 +22,13 @@ from stn_export.verify import challenges
 from tests.real import REAL
 from tests.zoo import ZOO, command
 
-ROWS = ("torchscript-fp32", "matmul-fp32", "gather-fp32", "plain-fp32")  # those of them that a network takes
+ROWS = (
+    "torchscript-fp32",
+    "default-fp32",
+    "matmul-fp32",
+    "gather-fp32",
+    "plain-fp32",
+)  # those of them that a network takes
 QUICK = ("FlowWarp", "NoSampler")
 
 

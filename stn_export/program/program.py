@@ -139,6 +139,11 @@ class Program:
         results = next(iter(reversed(self.module.graph.nodes))).all_input_nodes
         return parts_of(steps, sites, [node.name for node in results])
 
+    def acts_through_grid(self, site: Site) -> bool:
+        """Whether nothing but its grid is made from a site's theta, so that forcing the one is forcing the other."""
+        theta = next(node for node in self.module.graph.nodes if node.name == site.theta)
+        return len(theta.users) == 1
+
     @property
     def sizes(self) -> dict[str, int]:
         """Its open sizes beside the batch, as they were when it was captured."""

@@ -112,14 +112,15 @@ class Runner(ABC):
         """The parameters that can be read off the artifact, by their names in the program."""
         return {}
 
-    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray) -> Arrays | None:
+    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
         """``points`` with one site's theta replaced, where the format lets one do that; else None.
 
         Args:
             feeds: as ``infer`` takes them.
             site: its name.
             theta: 2×3, for every image.
-            grid: H×W×2, what theta gives there: for files whose theta is folded into the grid.
+            grid: H×W×2, what theta gives there: for files whose theta is folded into the grid. None where theta acts
+                on more than the grid, so that a grid cannot stand for it.
         """
         return None
 

@@ -80,10 +80,10 @@ class OnnxRuntime(Runner):
         self.check(feeds)
         return self._points_of(self.probe_session, feeds, self.shown)
 
-    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray) -> Arrays | None:
+    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
             name = self.shown.get(point)
-            if name is not None and name not in feeds:
+            if value is not None and name is not None and name not in feeds:
                 usual = self._points_of(self.probe_session, feeds, {point: name})[point]
                 fed = np.ascontiguousarray(np.broadcast_to(value, usual.shape).astype(usual.dtype))
                 shown = {other: each for other, each in self.shown.items() if other != point}

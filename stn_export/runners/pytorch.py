@@ -95,7 +95,7 @@ class Captured(TorchRunner):
         self.check(feeds)
         return _arrays(self.program.points(self.place(feeds)))
 
-    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray) -> Arrays | None:
+    def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
         known = {point for each in self.program.sites for point in each.nodes()}
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
             if point in known:

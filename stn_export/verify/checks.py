@@ -115,7 +115,8 @@ def answers(runner: Runner, truth: Truth) -> Iterator[tuple[str, Challenge, Arra
         if challenge.forced:
             site, theta = challenge.forced
             grid = challenge.true[site.point(GRID)] / challenge.units[site.point(GRID)]
-            call = partial(runner.forced_points, site=site.name, theta=theta.numpy(), grid=grid[0])
+            alone = truth.program.acts_through_grid(site)
+            call = partial(runner.forced_points, site=site.name, theta=theta.numpy(), grid=grid[0] if alone else None)
         if (actual := feed(call, challenge.batch, runner.contract, truth.rows)) is not None:
             yield name, challenge, in_pixels(actual, challenge.units)
 
