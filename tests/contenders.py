@@ -58,7 +58,7 @@ class Contender:
         return self.machine.load(self.slowdown)
 
     def facts(self, batch: int) -> dict:
-        return self.said | {"batch": batch, "regime": self.regime, "options": {}}
+        return self.said | {"batch": batch, "regime": self.regime, "options": {"of": batch}}
 
 
 def contenders(condition: Condition, *slowdowns: float) -> list[Contender]:

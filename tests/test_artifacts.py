@@ -87,8 +87,9 @@ def test_a_manifest_of_nothing(tmp_path: Path):
         nothing.facts  # noqa: B018
     with pytest.raises(UserError, match="new holds no program"):
         nothing.listed(PROGRAM)
-    with pytest.raises(UserError, match="new holds no exports"):
+    with pytest.raises(UserError, match="new holds no exports") as caught:
         nothing.expected()
+    assert caught.value.hint == "run 'make export' first"
 
 
 def test_an_entry_of_one_name_replaces_the_older_and_can_be_forgotten(made: NetworkDirectory):
@@ -144,8 +145,9 @@ def test_a_missing_artifact_is_refused(made: NetworkDirectory, name: str):
 @pytest.mark.parametrize("lost", [("matmul-fp32",), (PROGRAM,), ("matmul-fp32", "folded-fp32")])
 def test_an_artifact_that_was_never_listed_is_missed(made: NetworkDirectory, lost: tuple[str, ...]):
     edit(made, lambda content: [content["artifacts"].pop(name) for name in lost])
-    with pytest.raises(UserError, match=f"stn lacks {', '.join(lost)}$"):
+    with pytest.raises(UserError, match=f"stn lacks {', '.join(lost)}$") as caught:
         made.expected()
+    assert caught.value.hint == "run 'make export' first"
 
 
 def test_a_network_that_can_have_no_export_is_planned_all_the_same(made: NetworkDirectory):
@@ -159,8 +161,9 @@ def test_a_network_that_can_have_no_export_is_planned_all_the_same(made: Network
 @pytest.mark.parametrize(("name", "of"), [("matmul-fp32", PROGRAM), (PROGRAM, CHECKPOINT)])
 def test_what_was_made_from_another_parent_is_stale(made: NetworkDirectory, name: str, of: str):
     edit(made, lambda content: content["artifacts"][name].update(parent_sha256="0" * 64))
-    with pytest.raises(UserError, match=f"is stale: it was made from another {of}$"):
+    with pytest.raises(UserError, match=f"is stale: it was made from another {of}$") as caught:
         made.open(made.listed(name))
+    assert caught.value.hint == "run 'make train export' again"
     assert made.intact(made.listed(name)) == made.path / f"{name}.file"
     assert made.open(made.listed(CHECKPOINT)) == made.path / f"{CHECKPOINT}.file"  # of nothing in the run
 
@@ -168,6 +171,16 @@ def test_what_was_made_from_another_parent_is_stale(made: NetworkDirectory, name
 def test_a_program_that_came_from_outside_has_no_parent(made: NetworkDirectory):
     made.forget(CHECKPOINT)
     assert made.open(made.listed(PROGRAM)) == made.path / f"{PROGRAM}.file"
+
+
+def test_a_program_is_loaded_with_its_contract_once_its_bytes_are_checked(
+    made: NetworkDirectory, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(manifest, "load_program", lambda *given: given)
+    assert made.program() == (made.path / f"{PROGRAM}.file", Contract((), ()))
+    (made.path / f"{PROGRAM}.file").write_text("other")
+    with pytest.raises(UserError, match="changed after it was written"):
+        made.program()
 
 
 def test_examples_are_those_that_were_written(made: NetworkDirectory):
@@ -180,7 +193,7 @@ def test_examples_are_those_that_were_written(made: NetworkDirectory):
     with pytest.raises(UserError, match=r"examples\.pt was changed after it was written \(its sha256 differs\)"):
         made.examples()
     path.unlink()
-    with pytest.raises(UserError, match=r"examples\.pt is named in the manifest but missing"):
+    with pytest.raises(UserError, match=r"examples\.pt is listed in the manifest but missing"):
         made.examples()
 
 
@@ -223,10 +236,10 @@ def test_a_run_shows_the_subject_first_then_the_plain_one_then_others_by_name(tm
 
 
 def test_runs_that_hold_nothing(tmp_path: Path):
-    with pytest.raises(UserError, match=r"there is no run at .*nowhere"):
-        network_directories(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no network"):
-        network_directories(tmp_path)
+    for path, said in ((tmp_path / "nowhere", r"there is no run at .*nowhere"), (tmp_path, "holds no network")):
+        with pytest.raises(UserError, match=said) as caught:
+            network_directories(path)
+        assert caught.value.hint == "run 'make train' or adopt first, or name another with --run"
 
 
 def test_a_write_makes_directories_and_a_file_that_others_may_read(tmp_path: Path):
@@ -307,10 +320,12 @@ def test_tensors_go_out_and_in_and_code_does_not(tmp_path: Path):
     path.write_bytes(serialise({"a": torch.arange(3)}))
     assert load_tensors(path)["a"].tolist() == [0, 1, 2]
     path.write_bytes(serialise(Path("a pickle")))
-    with pytest.raises(UserError, match=r"a\.pt is truncated or no PyTorch file"):
+    with pytest.raises(UserError, match=r"a\.pt is truncated or no PyTorch file") as caught:
         load_tensors(path)
-    with pytest.raises(UserError, match=r"there is no file .*b\.pt"):
+    assert caught.value.hint == "delete it, then run 'make train'"
+    with pytest.raises(UserError, match=r"there is no file .*b\.pt") as caught:
         load_tensors(tmp_path / "b.pt")
+    assert caught.value.hint == "run 'make train' first, or name another"
 
 
 PAGE = "a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\nc\n"

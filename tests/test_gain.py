@@ -70,6 +70,7 @@ def test_differences_are_taken_seed_by_seed(grid: Path):
     ("values", "words"),
     [
         ([3.0, 3.1, 3.2], "the transformer gains 3.1 points (95 % interval 2.9 to 3.3, 3 seeds)"),
+        ([0.5, 0.5, 0.5], "the transformer gains 0.5 points (95 % interval 0.5 to 0.5, 3 seeds)"),
         ([-3.0, -3.1, -3.2], "the transformer costs 3.1 points (95 % interval 2.9 to 3.3, 3 seeds)"),
         ([1.0, -1.0, 0.6], "there is no measurable gain: +0.2 points (95 % interval −2.4 to 2.8, 3 seeds)"),
         ([0.0, 0.0], "there is no measurable gain: +0.0 points (95 % interval 0.0 to 0.0, 2 seeds)"),
@@ -145,6 +146,20 @@ def test_different_settings_are_told_and_not_averaged(tmp_path: Path, other: dic
     assert all(not one.gains for one in found)
     [line] = caveats(tmp_path, found)
     assert f"more than one setting ({named}): shown apart, not compared" in line
+
+
+def test_all_settings_that_differ_are_named(tmp_path: Path):
+    write(tmp_path, "stn", 0, [0.8], image_size=32)
+    write(tmp_path, "cnn", 0, [0.5], image_size=64, precision="bf16")
+    [line] = caveats(tmp_path, groups(tmp_path))
+    said = "more than one setting (precision, image size): shown apart, not compared."
+    assert line == f"{tmp_path.name} was trained with {said}"
+
+
+def test_a_network_that_was_not_trained_here_is_no_training(tmp_path: Path):
+    write(tmp_path, "stn", 0, [0.8])
+    NetworkDirectory(tmp_path / "adopted").describe(Facts("somebody's"))
+    assert [list(one.models) for one in groups(tmp_path)] == [["stn"]]
 
 
 def test_what_is_not_finished_is_left_out_and_said(grid: Path):

@@ -21,6 +21,13 @@ from stn_export.comparison.compare import compare as compare_arrays
 from stn_export.comparison.estimates import estimate, student
 from stn_export.comparison.tolerances import Bound
 
+
+@pytest.fixture(autouse=True)
+def afresh():
+    """A quantile is computed in the test that looks at it."""
+    student.cache_clear()
+
+
 T_TABLE = {1: 12.706, 2: 4.303, 4: 2.776, 7: 2.365, 10: 2.228, 30: 2.042}  # of any printed table
 
 
@@ -89,6 +96,7 @@ def test_how_much_neighbours_that_resemble_each_other_stretch_an_interval():
     assert stretch(np.array([1.0, 2.0, 3.0, 10.0])) == pytest.approx(math.sqrt(1.6875 / 0.3125))
     assert stretch(np.array([1.0, 10.0, 2.0, 11.0, 3.0, 12.0])) == 1.0
     assert stretch(np.array([1.0, 9.0])) == 1.0
+    assert stretch(np.array([1.0, 2.0, 9.0])) == pytest.approx(math.sqrt((1 + 1 / 3) / (1 - 1 / 3)))  # r 0, corrected
     assert stretch(np.arange(500.0)) == pytest.approx(math.sqrt(1.9 / 0.1))  # and no more than that
 
 

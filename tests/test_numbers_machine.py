@@ -2,6 +2,7 @@
 
 import math
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,14 +12,15 @@ import torch
 from torch import nn
 
 from stn_export import runners
-from stn_export.bench import floors, fresh, memory, startup
+from stn_export.bench import floors, fresh, memory, methodology, startup
 from stn_export.bench.calibration import contest as simulated_contest
 from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported
 from stn_export.bench.floors import measured_peak, published_peak, work
 from stn_export.bench.grids import GRIDS
-from stn_export.bench.method import Probe
-from stn_export.bench.methodology import contest, time_case
+from stn_export.bench.machine import Watch
+from stn_export.bench.method import METHOD, Probe
+from stn_export.bench.methodology import WarmUp, contest, time_case
 from stn_export.bench.profiling import Profile, Timed
 from stn_export.bench.results import contest_line, floor_line, headlines, seconds
 from stn_export.bench.simulated import CONTESTS
@@ -35,10 +37,15 @@ QUICK = GRIDS["quick"]
 @pytest.mark.parametrize(
     ("slowdowns", "ratio", "said"), [((0.5, 0.0), 1.5, "slower"), ((0.0, 0.5), 1 / 1.5, "faster"), ((0, 0), 1, "same")]
 )
-def test_a_contest_of_two_whose_true_ratio_is_known(slowdowns: tuple[float, ...], ratio: float, said: str):
+def test_a_contest_of_two_whose_true_ratio_is_known(
+    slowdowns: tuple[float, ...], ratio: float, said: str, monkeypatch: pytest.MonkeyPatch
+):
     ours, theirs = contenders(CONTESTS[0], *slowdowns)
     benchmark = Benchmark()
+    given, real = [], methodology.interleave
+    monkeypatch.setattr(methodology, "interleave", lambda *how: given.append(how[2:]) or real(*how))
     contest("overhead", benchmark, Case(ours, 7, theirs), QUICK)
+    assert given == [("cpu", QUICK, METHOD.seed + zlib.crc32(b"ours theirs 7"))]
     found = benchmark.extra_info
     assert found["ratio"] == pytest.approx(ratio, rel=0.02)
     assert found["ratio_low"] / 1.02 < ratio < found["ratio_high"] * 1.02  # one in twenty intervals misses, not by much
@@ -51,6 +58,8 @@ def test_a_contest_of_two_whose_true_ratio_is_known(slowdowns: tuple[float, ...]
     assert np.median(benchmark.stats.stats.data) == pytest.approx(found["seconds"])
     assert (ours.batches, theirs.batches) == ([7] * 5, [7] * 5)
     assert (found["loads"], found["batch"], found["blocks"]) == (5, 7, QUICK.blocks)
+    assert (found["baseline"], found["options"], found["baseline_options"]) == ("theirs", {"of": 7}, {"of": 7})
+    assert (benchmark.group, found["machine"]["gpu"]) == ("contest: overhead, batch 7, cpu", None)
 
 
 def test_the_figures_of_a_machine_that_nothing_disturbs_are_exact():
@@ -68,6 +77,27 @@ def test_a_row_of_calls_that_take_a_known_time():
     assert [found[name] for name in ("p50", "p90", "p50_low", "p50_high")] == pytest.approx([2e-3] * 4)
     assert found["examples_per_second"] == pytest.approx(25_000)
     assert (found["regime"], found["warm_up"]["stable"], found["p99"]) == ("device", True, None)
+
+
+@pytest.mark.parametrize(("busy", "stable"), [(True, True), (False, False), (False, True), (True, False)])
+def test_a_row_is_disturbed_where_the_machine_was_busy_or_did_not_settle(
+    busy: bool, stable: bool, monkeypatch: pytest.MonkeyPatch
+):
+    class Seen(Watch):
+        def __exit__(self, *_: object) -> None:
+            self.disturbed = [busy]
+
+    watched = []
+    monkeypatch.setattr(methodology, "Watch", lambda device: watched.append(device) or Seen("cpu"))
+    monkeypatch.setattr(methodology, "warm_up", lambda step, seconds: WarmUp(3e-2, 9.0, stable))
+    [target] = contenders(EXACT, 1.0)
+    benchmark = Benchmark()
+    time_case(benchmark, Case(target, 50), QUICK)
+    found = benchmark.extra_info
+    assert found["disturbed"] == (busy or not stable)
+    assert found["warm_up"] == {"seconds": 9.0, "stable": stable}
+    assert (found["n"], found["batch"], target.batches, watched) == (10, 50, [50], ["cpu"])
+    assert found["machine"].keys() >= {"load_average", "gpu"}
 
 
 def test_a_row_that_reports_its_own_seconds():
@@ -208,6 +238,26 @@ def test_the_peak_of_a_machine_that_takes_a_known_time(threads: int, monkeypatch
     assert found["flops"]["fp32"] == pytest.approx(2 * 8**3 / (2.0 / threads))
     assert found["bytes"] == pytest.approx(2 * 1024 / (5.0 / threads))  # read and written
     assert f"{threads} threads" in found["source"]
+
+
+def test_a_peak_is_of_products_and_copies(monkeypatch: pytest.MonkeyPatch):
+    done: list[tuple] = []
+    monkeypatch.setattr(floors, "PROBE", Probe(matrix=8, copy_bytes=3 << 20, tries=2))
+    monkeypatch.setattr(floors.torch, "mm", lambda left, right: done.append(("product", left.shape, right.shape)))
+    copied = SimpleNamespace(copy_=lambda source: done.append(("copy", source.nbytes)))
+    monkeypatch.setattr(floors.torch, "empty_like", lambda source: copied)
+    monkeypatch.setattr(floors.torch, "get_num_threads", lambda: 2)
+    source = measured_peak()["source"]
+    assert done == [("product", (8, 8), (8, 8))] * 2 + [("copy", 3 << 20)] * 2
+    assert source == "measured: float32 product of 8 by 8, copy of 3 MiB, 2 threads"
+
+
+def test_work_is_counted_for_every_network_and_batch_that_was_timed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(floors, "work", lambda program, inputs: {"flops": program * inputs})
+    networks = {name: SimpleNamespace(program=size, shapes=lambda batch: batch) for name, size in (("a", 3), ("b", 5))}
+    rows = [{"network": "b", "batch": 7}, {"network": "a", "batch": 1}, {"network": "a", "batch": 7}, {"batch": 9}]
+    found = floors.all_work(networks, [*rows, rows[0]])
+    assert found == {"a": {"1": {"flops": 3}, "7": {"flops": 21}}, "b": {"7": {"flops": 35}}}
 
 
 @pytest.mark.parametrize(("gpu", "bits", "megahertz"), [("H100 80GB HBM3", 5120, 2619), ("H200", 6144, 3201)])

@@ -57,6 +57,11 @@ def test_what_makes_the_sampled_image_is_rest_and_what_samples_in_steps_is_the_s
     assert parts_of(steps, [SITE], ["scores"]) == expected | sampler | {"stem": "rest"}
 
 
+def test_a_grid_that_others_read_is_still_the_grids():
+    shown = (*CHAIN, Step("show", ("grid",), ("shown",)))
+    assert parts_of(shown, [SITE], ["scores", "shown"]) == WHOLE | {"show": "rest"}
+
+
 def test_of_two_sites_in_a_row_the_second_sees_through_the_first():
     """The second localisation network looks at what the first made; the first is needed for the second's theta only."""
     second = (

@@ -1,9 +1,11 @@
 """Which rows of a benchmark file stand in which table, chart and sentence of the report."""
 
+from types import SimpleNamespace
+
 import pytest
 from matplotlib.text import Annotation, Text
 
-from stn_export.comparison.fastest import choose, program, steps, told_apart
+from stn_export.comparison.fastest import choose, portability_of, program, proved_by, steps, told_apart
 from stn_export.report import figures, figures_bench
 from stn_export.report.advice import advise
 from stn_export.report.bench import (
@@ -177,10 +179,31 @@ def test_portability_goes_by_format_precision_and_the_runtimes_that_refuse():
 
 @pytest.mark.parametrize(
     ("seconds", "low", "apart"),
-    [(1.06e-4, 1.05e-4, True), (1.06e-4, 1.0e-4, False), (1.04e-4, 1.03e-4, False)],
+    [
+        (1.06e-4, 1.05e-4, True),
+        (1.06e-4, 1.0e-4, False),
+        (1.04e-4, 1.03e-4, False),
+        ((1 + 0.05) * 1e-4, 1.04e-4, False),
+        (1.06e-4, 1.01 * 1e-4, False),  # where the other's interval ends
+    ],
 )
 def test_two_medians_are_told_apart_by_interval_and_by_five_per_cent(seconds: float, low: float, apart: bool):
     assert told_apart(timed(FOLDED, 1e-4), timed(INT8, seconds, p50_low=low)) == apart
+
+
+def test_what_is_proved_passed_and_is_of_todays_files():
+    check = {"network": "stn", "artifact": "a", "runner": "fast", "sha256": "1", "passed": True, "accuracy": 0.9}
+    checks = [check, check | {"runner": "slow", "passed": False}, check | {"artifact": "b", "sha256": "old"}]
+    assert proved_by(checks, {"1"}) == {("stn", "a", "fast"): 0.9}
+
+
+def test_portability_of_a_lowering_is_that_of_its_first_float32_file():
+    def file(lowering: str, said: str, precision: str = "fp32", **details: object) -> SimpleNamespace:
+        return SimpleNamespace(lowering=lowering, precision=precision, details={"portability": {"a": said}} | details)
+
+    unknown = SimpleNamespace(lowering="plain", precision="fp32", details={})
+    files = [file("matmul", "int8's", "int8"), file("matmul", "first"), file("matmul", "second"), unknown]
+    assert portability_of([*files, file("folded", "its")]) == {"matmul": {"a": "first"}, "folded": {"a": "its"}}
 
 
 def test_what_is_not_proved_is_not_shipped_but_named():

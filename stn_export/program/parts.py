@@ -4,7 +4,7 @@ The same for a captured graph and for an ONNX file: nodes are given by the value
 the values that are its image, grid, warped image and, where there is one, theta.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 PARTS = ("localisation", "grid", "sampler", "rest")
@@ -36,12 +36,11 @@ def parts_of(steps: Iterable[Step], sites: Sequence[Values], outputs: Sequence[s
     """
     graph = _Graph(steps)
     samplers = set().union(*(graph.behind([site.warped], {site.image, site.grid}) for site in sites))
-    jumps = {site.warped: site.image for site in sites}
     grids, thetas = {site.grid for site in sites}, {site.theta for site in sites if site.theta}
-    before = graph.behind(grids, (), jumps)
+    before = graph.behind(grids)
     ends = [value for value in outputs if value not in graph.maker or graph.maker[value].name not in before]
-    rest = graph.behind([*ends, *jumps.values()], grids, jumps) - samplers
-    grids = graph.behind(grids, thetas, jumps) - samplers - rest
+    rest = graph.behind([*ends, *(site.image for site in sites)], grids) - samplers
+    grids = graph.behind(grids, thetas) - samplers - rest
     return {name: _part(name, samplers, grids, rest) for name in graph.steps}
 
 
@@ -56,18 +55,12 @@ class _Graph:
         self.steps = {step.name: step for step in steps}
         self.maker = {value: step for step in self.steps.values() for value in step.makes}
 
-    def behind(
-        self, values: Iterable[str], stops: Iterable[str] = (), jumps: Mapping[str, str] | None = None
-    ) -> set[str]:
-        """Every node that ``values`` are computed by, not looking behind ``stops``.
-
-        A value that is a key of ``jumps`` counts as the other one: a warped image as its image.
-        """
-        stops, jumps, found = set(stops), jumps or {}, set()
+    def behind(self, values: Iterable[str], stops: Iterable[str] = ()) -> set[str]:
+        """Every node that ``values`` are computed by, not looking behind ``stops``."""
+        stops, found = set(stops), set()
         waiting = list(values)
         while waiting:
             value = waiting.pop()
-            value = jumps.get(value, value)
             step = self.maker.get(value)
             if value in stops or step is None or step.name in found:
                 continue
