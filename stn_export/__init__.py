@@ -4,15 +4,19 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "adopt", "export_onnx"]
+PUBLIC = {  # where they are, imported when they are asked for: they take PyTorch with them, which is slow to load
+    "adopt": ("stn_export.adopt", ""),
+    "audit": ("stn_export.audit", ""),
+    "check": ("stn_export.api", "check"),
+    "compare": ("stn_export.api", "compare"),
+    "export_onnx": ("stn_export.export.onnx_export", "export_onnx"),
+}
+__all__ = ["__version__", "adopt", "audit", "check", "compare", "export_onnx"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``export_onnx`` and ``adopt`` when asked for: they take PyTorch with them, which is slow to load."""
-    if name == "adopt":
-        return importlib.import_module("stn_export.adopt")
-    if name == "export_onnx":
-        from stn_export.export.onnx_export import export_onnx
-
-        return export_onnx
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, function = PUBLIC[name]
+    found = importlib.import_module(module)
+    return getattr(found, function) if function else found

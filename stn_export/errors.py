@@ -22,8 +22,11 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(message, hint)
+        self.message, self.hint = message, hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}"
 
 
 class CheckFailedError(Exception):

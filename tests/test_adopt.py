@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,13 +63,13 @@ def leaves(result: object) -> list[Tensor]:
 def test_it_prints_what_it_found_and_is_up_to_date_when_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = command(ZOO["Pyramid"], tmp_path)
     assert cli.run(stage.main, arguments) == 0
-    said = capsys.readouterr().out
+    said = re.sub("  +", "  ", capsys.readouterr().out)
     for words in (
         "run: 7,805 parameters, 1,445,056 multiply-adds an example",
         "input images: N×3×48×48 float32, bytes as (x / 255 - 0.5) / 0.5",
         "output log_probs: N×11 float32",
         "warps.0 (zoo.py:",
-        "N×3×48×48  24×24  bilinear    zeros          False  linear of warps.0.localisation.4, then tanh, mul, add",
+        "N×3×48×48  24×24  bilinear  zeros  False  linear of warps.0.localisation.4, then tanh, mul, add",
         "examples: 8 examples of Pyramid.npz; labels",
         "plain network: 3,787 parameters",
     ):

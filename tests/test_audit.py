@@ -203,7 +203,7 @@ def test_json(stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     assert len(result["copies"]) == 3
     assert len(result["fallbacks"]) == 2
     assert {each["rule"] for each in content["findings"]} == {"STN001", "STN002", "STN005"}
-    assert content["portability"]["ONNX Runtime CPU"]["verdict"] == "runs (tested here)"
+    assert content["portability"]["ONNX Runtime CPU"]["verdict"] == "runs, tested here"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", bytes(range(256)), b"PK\x03\x04", b"{}"])

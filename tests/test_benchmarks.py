@@ -92,7 +92,7 @@ def test_an_installed_package_times_a_run_in_an_empty_directory(planned_run: Pat
     assert built.returncode == 0, built.stderr
     shutil.unpack_archive(next(tmp_path.glob("*.whl")), tmp_path / "site", "zip")
     (tmp_path / "empty").mkdir()
-    command = [sys.executable, "-m", "stn_export.bench", "--run", str(planned_run), "--suites", "latency"]
+    command = [sys.executable, "-m", "stn_export.bench", "--run", str(planned_run), "--suites", "latency", "--verbose"]
     found = started(
         [*command, "-k", "latency and stn-eager-cpu"], tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")
     )
@@ -152,7 +152,7 @@ def test_the_closing_tables(planned_run: Path, capsys: pytest.CaptureFixture[str
     session = Session.open(planned_run, "cpu", "quick")
     row = {"network": "mine", "runner": "r", "artifact": "a", "batch": 1}
     ratio = {"seconds": 0.001, "baseline_seconds": 0.002, "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}
-    labels = {"label": "a [plate] rectifier", "baseline_label": "the same, bypassed"}
+    labels = {"label": "a [plate] rectifier", "baseline_label": "the same, bypassed", "verdict": "faster"}
     parts = {"localisation": 1e-6, "grid": 2e-6, "sampler": 3e-6, "rest": 4e-6}
     session.rows += [
         row | {"contest": "overhead"},  # it failed
@@ -163,7 +163,7 @@ def test_the_closing_tables(planned_run: Path, capsys: pytest.CaptureFixture[str
     session.close()
     said = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["What", "sampling", "costs:", "a", "[plate]", "rectifier", "against", "the", "same,", "bypassed"] in said
-    assert ["mine", "r", "a", "1", "1.000", "2.000", "0.50", "0.40", "to", "0.60"] in said
+    assert ["mine", "r", "a", "1", "1.00", "0.500", "0.400", "to", "0.600", "faster"] in said
     assert ["mine", "r", "a", "1.000", "2.000", "3.000"] in said
     assert ["mine", "r", "a", "1", "1", "2", "3", "4"] in said
     assert sum(line[:1] == ["mine"] for line in said) == 3

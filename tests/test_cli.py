@@ -3,11 +3,18 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from stn_export import cli
+from stn_export import cli, doctor
+from stn_export.bench.grids import GRIDS
+from stn_export.cli import everything
+from stn_export.cli.options import PARSERS
 from stn_export.errors import CheckFailedError, UserError
+from stn_export.graphs.placement import PROVIDERS
+from stn_export.runners import RUNNERS
+from stn_export.train.recipes import DATASETS, DEFAULT_DATASET, DEFAULT_MODELS, KEEP, MODELS, PRECISIONS, RECIPES
 from tests.conftest import REPOSITORY
 
 
@@ -40,7 +47,7 @@ def test_a_bug_of_ours_is_a_traceback():
 @pytest.mark.parametrize(
     ("stage", "arguments", "code"),
     [
-        *((stage, ["--nonsense"], 2) for stage in cli.STAGES if stage != "bench"),
+        *((stage, ["--nonsense"], 2) for stage in cli.COMMANDS if stage not in ("bench", "all")),
         ("bench", ["--suites=none"], 2),
         ("adopt", ["--help"], 0),
     ],
@@ -52,24 +59,97 @@ def test_every_stage_starts_as_a_module_and_refuses_nonsense(stage: str, argumen
     assert "Traceback" not in result.stderr
 
 
-def test_stn_export_lists_every_stage_at_once(capsys: pytest.CaptureFixture[str]):
+def without_torch(arguments: list[str]) -> str:
+    """What ``stn-export`` prints for these, PyTorch not having been imported."""
+    code = f"import sys; from stn_export import cli; cli.start({arguments}); print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.endswith("False\n")
+    return printed
+
+
+def test_stn_export_lists_every_command_at_once(capsys: pytest.CaptureFixture[str]):
     rooms = {path.parent.name for path in (REPOSITORY / "stn_export").glob("*/__main__.py")}
-    assert set(cli.STAGES) == rooms
+    assert set(cli.COMMANDS) == rooms | {"all", "doctor"} == set(PARSERS)
     for arguments in ([], ["--help"]):
         assert cli.start(arguments) == 0
         listed = capsys.readouterr().out
-        assert all(f"  {stage:9}{words}\n" in listed for stage, words in cli.STAGES.items())
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from stn_export import cli; cli.start([]); print('torch' in sys.modules)",
-    ]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("False\n")
+        assert all(f"  {command:9}{words}\n" in listed for command, (_, words) in cli.COMMANDS.items())
+    without_torch([])
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_help_states_defaults_that_are_some(command: str):
+    shown = PARSERS[command]().format_help()
+    assert "default: None" not in shown
+    assert "default: False" not in shown
+    assert "default: []" not in shown
+    assert "(default: table)" in shown
+
+
+def test_help_and_completion_take_no_time():
+    assert "--fail-fast" in without_torch(["verify", "--help"])
+    script = without_torch(["--completion", "bash"])
+    assert all(f"{command}" in script and "--fail-fast" in script for command in PARSERS)
+
+
+def test_completion_is_for_shells_that_there_are(capsys: pytest.CaptureFixture[str]):
+    assert cli.start(["--completion", "dos"]) == 2
+    assert "unknown shell 'dos'" in capsys.readouterr().err
+
+
+def test_choices_in_help_are_those_that_there_are():
+    """The options say them in words, because the tables take PyTorch with them."""
+    shown = {action.dest: action for action in PARSERS["train"]()._actions}
+    for option, table in (("dataset", DATASETS), ("recipe", RECIPES), ("models", MODELS), ("precision", PRECISIONS)):
+        assert set(re.findall(r"[\w-]+", shown[option].help.partition(";")[0])) >= set(table), option
+    assert shown["models"].default == DEFAULT_MODELS
+    assert (shown["dataset"].default, shown["precision"].default, shown["keep"].default) == (
+        DEFAULT_DATASET,
+        PRECISIONS[0],
+        KEEP[0],
+    )
+    assert all(grid in PARSERS["bench"]().format_help() for grid in GRIDS)
+    [provider] = [action for action in PARSERS["audit"]()._actions if action.dest == "provider"]
+    assert provider.choices == list(PROVIDERS)
+
+
+def test_all_runs_every_stage_and_trains_only_what_is_not_adopted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    started = []
+
+    def start(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        started.append(command[2:])
+        return subprocess.CompletedProcess(command, int(command[2] == "stn_export.verify" and "--brief" not in command))
+
+    monkeypatch.setattr(everything.subprocess, "run", start)
+    assert cli.start(["all", "--run", str(tmp_path), "--epochs", "1", "--grid", "full"]) == 0
+    assert [command[0].partition(".")[2] for command in started] == ["train", "export", "verify", "bench", "report"]
+    assert started[0] == ["stn_export.train", "--run", str(tmp_path), "--brief", "--device", "auto", "--epochs", "1"]
+    assert started[3][-2:] == ["--grid", "full"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "program.pt2").touch()
+    started.clear()
+    with pytest.raises(SystemExit, match="1"):
+        cli.start(["all", "--run", str(tmp_path), "--verbose"])
+    assert [command[0].partition(".")[2] for command in started] == ["export", "verify"]
+    assert cli.start(["all", "--nonsense"]) == 2
+
+
+def test_doctor_says_how_to_get_what_is_missing(capsys: pytest.CaptureFixture[str]):
+    assert cli.start(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "eager-cpu" in printed
+    missing = [spec for spec in RUNNERS if spec.unavailable()]
+    assert f"{len(RUNNERS) - len(missing)} of {len(RUNNERS)} at hand" in printed
+    for spec in missing:
+        assert doctor.remedy(spec.unavailable()) != cli.NONE
+        assert doctor.remedy(spec.unavailable()) in printed
 
 
 def test_stn_export_starts_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     assert cli.start(["nonsense"]) == 2
-    assert "unknown stage 'nonsense'" in capsys.readouterr().err
+    assert "unknown command 'nonsense'" in capsys.readouterr().err
     seen = []
     monkeypatch.setattr("stn_export.adopt.__main__.main", seen.append)
     monkeypatch.setattr(sys, "argv", ["stn-export", "adopt", "what", "--eval"])

@@ -133,7 +133,7 @@ def test_what_the_report_needs_is_kept(stn: NetworkDirectory):
     assert (cuda["on_cpu"], len(cuda["fallbacks"]), cuda["graph"]) == (2, 2, False)
     assert "compute nodes on the CPU" in cuda["reason"]
     assert details["gather-fp32"]["cuda"]["on_cuda"] > 50
-    assert details["matmul-fp32"]["portability"]["ONNX Runtime CPU"][0] == "runs (tested here)"
+    assert details["matmul-fp32"]["portability"]["ONNX Runtime CPU"][0] == "runs, tested here"
     assert {name for name, each in details.items() if "portability" in each} == {
         f"{lowering}-fp32" for lowering in ("default", "matmul", "affinegrid", "decomposed", "gather", "folded")
     }

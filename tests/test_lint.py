@@ -10,7 +10,7 @@ from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.graphs import portability as portability_module
 from stn_export.graphs.graph import WEIGHTS, random_inputs, without_weights
 from stn_export.graphs.lint import RULES, Subject, lint
-from stn_export.graphs.portability import RUNTIMES, SHOULD, TESTED, WILL_NOT, portability
+from stn_export.graphs.portability import NOTHING_AGAINST, REFUSED, RUNTIMES, SHOULD, TESTED, WRONG, portability
 
 METADATA = {"classes": '["a", "b"]', "contract": '{"inputs": [], "outputs": []}', "align_corners": "false"}
 
@@ -180,12 +180,12 @@ def test_portability_names_every_runtime_and_three_verdicts(stn: NetworkDirector
     matmul = portability(onnx.load(stn.path / "matmul-fp32.onnx"))
     affinegrid = portability(onnx.load(stn.path / "affinegrid-fp32.onnx"))
     assert list(matmul) == [runtime.name for runtime in RUNTIMES]
-    assert {verdict for verdict, _ in (*matmul.values(), *affinegrid.values())} == {TESTED, SHOULD, WILL_NOT}
+    assert {verdict for verdict, _ in (*matmul.values(), *affinegrid.values())} == {TESTED, SHOULD, REFUSED}
     assert matmul["ONNX Runtime CPU"][0] == affinegrid["ONNX Runtime CPU"][0] == TESTED
-    assert matmul["onnx reference evaluator"][0] == WILL_NOT
+    assert matmul["onnx reference evaluator"][0] == REFUSED
     assert affinegrid["onnx reference evaluator"][0] == TESTED
-    assert matmul["TensorRT"] == (SHOULD, "no rule speaks against it")
-    assert affinegrid["TensorRT"][0] == WILL_NOT
+    assert matmul["TensorRT"] == (SHOULD, NOTHING_AGAINST)
+    assert affinegrid["TensorRT"][0] == REFUSED
     assert "nearest" in affinegrid["TensorRT"][1]
     assert "AffineGrid" in affinegrid["ONNX Runtime CUDA"][1] or "affine_grid" in affinegrid["ONNX Runtime CUDA"][1]
 
@@ -194,7 +194,7 @@ def test_a_runtime_that_gives_other_numbers_will_not_do(monkeypatch: pytest.Monk
     wrong = portability_module.Runtime("wrong", trial=lambda subject: {"y": np.full((2, 1, 4, 4), np.nan)})
     monkeypatch.setattr(portability_module, "RUNTIMES", (wrong,))
     verdict, why = portability(sampler())["wrong"]
-    assert verdict == WILL_NOT
+    assert verdict == WRONG
     assert "differs" in why
 
 
@@ -215,4 +215,4 @@ def test_a_runtime_that_samples_value_by_value_is_tried_with_few(
 
 def test_a_model_that_nothing_runs():
     verdicts = portability(graph("y = Nonsense (x)", signature="(float[N,4] x) => (float[N,4] y)"))
-    assert {verdict for verdict, _ in verdicts.values()} == {WILL_NOT}
+    assert {verdict for verdict, _ in verdicts.values()} == {REFUSED}

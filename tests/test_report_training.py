@@ -12,8 +12,8 @@ from stn_export import cli
 from stn_export.artifacts.manifest import POINTS_FILE
 from stn_export.artifacts.training import Reference
 from stn_export.report import __main__ as report
-from stn_export.report import figures, learned
-from stn_export.report.figures_training import accuracy_curves, theta_histograms
+from stn_export.report import charts_training, drawing, learned
+from stn_export.report.charts_training import PANELS, accuracy_curves, theta_histograms, windows
 from stn_export.report.thetas import Frame
 from tests.report_files import comparison, write_points, write_training
 
@@ -34,8 +34,7 @@ def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.
     out = capsys.readouterr().out
     assert "Nothing has been exported yet" in out
     assert "digits/stn is not finished" in out
-    assert "Test accuracy: spatial transformer 90.00%" in out
-    assert "epochs: against the plain CNN the transformer gains; against the wide CNN the transformer gains." in out
+    assert "spatial transformer 90.00%" in out
     content = json.loads((run / "report.json").read_text())
     assert [(row["label"], row["count"]) for row in content["training"]] == [
         ("spatial transformer", 2),
@@ -47,13 +46,16 @@ def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.
         ("wide CNN", pytest.approx(10)),
     ]
     html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
-    assert html.count("<svg") == 5
+    assert html.partition("<script>")[0].count("<svg ") == 5  # accuracy, gain twice, theta, windows
     for text in (html, markdown):
         assert "Does the transformer help?" in text
+        assert (
+            "epochs: against the plain CNN the transformer gains; against the wide CNN the transformer gains." in text
+        )
         assert "2,064,000" in text
         assert "output grid outside the image, %" in text
         assert "None" not in text
-    for name in ("accuracy", "gain", "gain-differences", "warped", "theta"):
+    for name in ("accuracy", "gain", "gain-differences", "warped", "theta", "windows"):
         assert (run / "figures" / f"{name}.png").exists()
 
 
@@ -62,12 +64,14 @@ def test_other_runs_stand_beside_it(grid: Path):
     content = json.loads((grid / "digits" / "report.json").read_text())
     assert [row["count"] for row in content["gains"]] == [2, 2, 1, 1]
     assert content["gains"][-1]["finding"] == "one seed only: no interval"
-    assert [one["theta"] for one in content["learned"]] == ["theta", "theta-2"]
+    assert [one["charts"] for one in content["learned"]] == [["theta", "windows"], ["theta-2", "windows-2"]]
+    assert content["cards"].keys() == {"digits", "beside"}
     assert [one["title"] for one in content["learned"]] == [
         f"{name}: spatial transformer" for name in ("digits", "beside")
     ]
     markdown = (grid / "digits" / "report.md").read_text()
     assert "| one seed only: no interval |" in markdown
+    assert "## Side by side" in markdown
     for line in markdown.splitlines():
         if line.startswith("!["):
             assert (grid / "digits" / line.split("](")[1].rstrip(")")).exists()
@@ -85,8 +89,8 @@ def test_a_network_that_nobody_trained_here_has_no_training_section(
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "rain" not in capsys.readouterr().out
     html = (run / "report.html").read_text()
-    assert "<h2>Training</h2>" not in html
-    assert "What the samplers look at" not in html
+    assert "How it was trained" not in html
+    assert "What was learned" not in html
 
 
 def test_one_seed_has_a_gain_but_no_spread_to_draw(grid: Path):
@@ -110,7 +114,7 @@ def test_a_site_without_theta_has_pictures_and_what_lies_outside(grid: Path):
     [one] = content.learned
     assert one["parts"].keys() == {"outside"}
     assert one["parts"]["outside"]["mean"] == 50
-    assert "theta" not in one
+    assert "charts" not in one
     assert {"warped", "theta"} & set(content.figures) == {"warped"}
 
 
@@ -155,23 +159,29 @@ def test_maps_that_flatten_the_image_do_not_stop_the_report(grid: Path):
 
 def test_curves_have_a_band_where_there_are_seeds(grid: Path):
     content = report.collect(grid / "digits", [grid / "beside"])
-    [several], [single] = (content.figures[name].axes for name in ("accuracy", "accuracy-2"))
-    assert (len(several.lines), len(several.collections)) == (3, 3)
-    assert (len(single.lines), len(single.collections)) == (3, 0)
-    [label, *_] = [text.get_text() for text in several.get_legend().get_texts()]
-    assert label == "spatial transformer, 2 seeds: mean, worst to best"
+    several, single = (values_of(content.figures[name]) for name in ("accuracy", "accuracy-2"))
+    spread = [(row["network"], row["low"] < row["mean"] < row["high"]) for row in several]
+    assert spread == [(label, True) for label in ("spatial transformer", "plain CNN", "wide CNN") for _ in range(2)]
+    assert all(row["low"] == row["mean"] == row["high"] for row in single)
+    assert "spatial transformer 90.50 % after 2 epochs" in content.figures["accuracy"].text
+
+
+def values_of(chart: charts_training.Chart) -> list[dict]:
+    """The rows that a chart draws; it can be drawn."""
+    assert drawing.to_svg(chart).count("<svg ") == 1
+    return chart.spec["data"]["values"]
 
 
 def test_the_published_run_lies_below_the_curves():
-    figure = accuracy_curves([comparison(1, reference=Reference([0.4, 0.5, 0.6], None))])
-    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "reference run"
-    assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx([40, 50, 60])
+    rows = values_of(accuracy_curves([comparison(1, reference=Reference([0.4, 0.5, 0.6], None))]))
+    assert [row["mean"] for row in rows[:3]] == pytest.approx([40, 50, 60])
+    assert rows[0]["network"] == "the published run"
 
 
 def test_a_transformer_that_never_moved_can_be_drawn():
-    parts = {name: np.full(9, 1.0) for name in learned.LABELS}
-    figure = theta_histograms(parts, np.zeros((9, 4, 2)), Frame(24, 94))
-    assert len(figure.axes[0].patches) == 40
-    assert figure.axes[5].get_xlim() == (-1, 95)
-    assert figure.axes[5].get_ylim() == (25, -1)
-    assert figures.to_svg(figure, "theta").count("<svg") == 1
+    parts = {name: np.full(9, 1.0) for name in learned.LABELS} | {"shear": np.full(9, np.nan)}
+    rows = values_of(theta_histograms(parts, "theta"))
+    assert {row["part"]: row["examples"] for row in rows} == {PANELS[part]: 9 for part in parts if part != "shear"}
+    corners = values_of(windows(np.zeros((9, 4, 2)), Frame(24, 94), "where"))
+    assert len({row["of"] for row in corners}) == 10
+    assert [(row["x"], row["y"]) for row in corners if row["frame"]] == [(0, 0), (94, 0), (94, 24), (0, 24), (0, 0)]

@@ -15,31 +15,16 @@ from stn_export.program.specs import Pixels, TensorSpec, by
 
 TRUST = "loading it runs what its maker put in: load only what you trust"
 COLUMNS = ("site", "where", "kind", "image", "grid", "mode", "padding", "align_corners", "made from")
+DROP = ("made from", "kind", "padding", "align_corners", "mode", "grid")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Adopt a network, or look at it only."""
-    parser = cli.stage("adopt", "Capture anyone's network, say where it samples, and put it into a run.")
-    parser.add_argument("what", help="file.py:callable, package.module:callable, or a .pt2 file")
-    parser.add_argument("--weights", type=cli.path_or_none, help=".pt, .pth or .safetensors")
-    parser.add_argument("--input", action="append", default=[], metavar="NAME=N,3,24,94", help="in forward's order")
-    parser.add_argument("--output", action="append", default=[], metavar="NAME", help="in the order of what it gives")
-    parser.add_argument("--examples", type=cli.path_or_none, help=".npz, .pt, or a folder of pictures")
-    parser.add_argument("--labels", type=cli.path_or_none, help="lines of file name or index, and class number")
-    parser.add_argument("--mean", type=float, nargs="+", metavar="X", help="of pictures in [0, 1], also a channel each")
-    parser.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise")
-    parser.add_argument("--plain", help="a callable that gives a plain network, instead of the twin")
-    parser.add_argument("--name", help="of the network; by default the run's")
-    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<name>")
-    parser.add_argument("--eval", action="store_true", help="put the module into evaluation mode")
-    parser.add_argument("--data-seed", type=int, default=0, help="of random examples")
-    parser.add_argument("--inspect", action="store_true", help="write nothing")
-    parser.add_argument("--json", action="store_true", help="print what was found for a script to read")
-    options = parser.parse_args(arguments)
+    options = cli.parse("adopt", arguments)
     if options.what.endswith(".pt2"):
         cli.console(stderr=True).print(f"{options.what}: {TRUST}")
     found = _adopted(options)
-    if options.json:
+    if options.format == "json":
         cli.print_json(found.as_dict())
     else:
         tell(found)
@@ -79,7 +64,7 @@ def tell(found: Adoption) -> None:
             for spec in specs:
                 cli.say(f"{kind} {_said(spec)}")
     if found.sites:
-        cli.table("Where it samples", COLUMNS, [_row(site) for site in found.sites])
+        cli.table("Where it samples", COLUMNS, [_row(site) for site in found.sites], DROP)
     labels = "labels" if found.examples.labels is not None else "no labels: errors only"
     cli.say(f"examples: {found.examples.source}; {labels}")
     if found.twin is not None:

@@ -139,7 +139,7 @@ def adopt(
     except UserError as error:
         if run is not None or isinstance(network, Program):
             raise
-        result.notes.append(str(error))
+        result.notes.append(error.message)
         result.sites = watched(network, values_of(specs, tried))
         return result
     if isinstance(what, str) and isinstance(network, nn.Module) and network is loaded:
@@ -236,7 +236,7 @@ def _bypassed(result: Adoption) -> Program | None:
     try:
         twin = result.program.bypassed
     except UserError as error:
-        result.notes.append(f"no plain twin: {error}")
+        result.notes.append(f"no plain twin: {error.message}")
         return None
     if not twin.multiply_adds():
         result.notes.append("no plain twin: without its samplers it computes nothing")

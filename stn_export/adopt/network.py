@@ -71,8 +71,9 @@ def in_evaluation(module: nn.Module, wanted: bool) -> nn.Module:
     Raises:
         UserError: where it is in training mode and nobody wanted that changed.
     """
-    if module.training and not wanted:
-        raise UserError(f"{type(module).__name__} is in training mode", "call .eval() on it, or say --eval")
+    live = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+    if live and not wanted:
+        raise UserError(f"{live[0]} is in training mode", "call .eval() on it, or say --eval")
     return module.eval()
 
 

@@ -7,31 +7,31 @@ CUDA is predicted from the kernels that its provider registers, and the output s
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 from stn_export import cli
+from stn_export.audit.content import audited
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.graphs.deployment import Audit, audit
 from stn_export.graphs.graph import (
     read_model,
 )
-from stn_export.graphs.kernels import CPU, CUDA, KERNELS, write_kernels
+from stn_export.graphs.kernels import CPU, CUDA, write_kernels
 from stn_export.graphs.lint import Finding, lint
-from stn_export.graphs.placement import (
-    PROVIDERS,
-)
 from stn_export.graphs.portability import Verdict, portability
 
 
 def _show(result: Audit) -> None:
     short = {CPU: "CPU", CUDA: "CUDA"}
     rows = [
-        (node.name, node.op_type, short.get(node.provider, node.provider), f"{node.macs:,}", node.reason)
+        (
+            *map(cli.escape, (node.name, node.op_type, short.get(node.provider, node.provider))),
+            f"{node.macs:,}",
+            cli.escape(node.reason),
+        )
         for node in result.nodes
     ]
-    how = "predicted" if result.predicted else "read"
-    cli.table(f"Provider {result.provider} ({how})", ("node", "operator", "runs on", "multiply-adds", "why"), rows)
+    title = f"Provider {result.provider} ({'predicted' if result.predicted else 'read'})"
+    cli.table(title, ("node", "operator", "runs on", "multiply-adds", "why"), rows, ("multiply-adds",))
     copies = ", ".join(f"{each.tensor} to {short.get(each.target, each.target)}" for each in result.copies)
     cli.say(f"placement    {result.source}")
     cli.say(f"fallbacks    {', '.join(f'{node.name} ({node.op_type})' for node in result.fallbacks) or 'none'}")
@@ -42,16 +42,16 @@ def _show(result: Audit) -> None:
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
-    cli.table("Findings", ("rule", "where", "what"), [(each.rule, each.where, each.detail) for each in findings])
+    rows = [(each.rule, *map(cli.escape, (each.where, each.detail))) for each in findings]
+    cli.table("Findings", ("rule", "where", "what"), rows)
     for rule, reason, remedy in dict.fromkeys((each.rule, each.reason, each.remedy) for each in findings):
         cli.say(f"{rule}  {reason}. Remedy: {remedy}")
     cli.say("none\n" if not findings else "")
 
 
 def _show_portability(verdicts: dict[str, Verdict]) -> None:
-    cli.say("Portability")
-    for runtime, (verdict, why) in verdicts.items():
-        cli.say(f"{runtime:<25}{verdict:<19}{why}")
+    rows = [(runtime, verdict, cli.escape(why)) for runtime, (verdict, why) in verdicts.items()]
+    cli.table("Portability", ("runtime", "verdict", "why"), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,14 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: where the file cannot be read or ONNX Runtime cannot load it.
         CheckFailedError: where ``--require`` or ``--strict`` is not met.
     """
-    parser = cli.stage("audit", "Say where the nodes of an ONNX file run, what they cost, and what to mind.")
-    parser.add_argument("model", type=cli.path_or_none, nargs="?", help="an ONNX file")
-    parser.add_argument("--provider", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS), help="where to")
-    parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
-    parser.add_argument("--strict", action="store_true", help="fail on any finding")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--kernels", type=Path, help=f"write the table of CUDA kernels ({KERNELS.name}) and stop")
-    options = parser.parse_args(arguments)
+    options = cli.parse("audit", arguments)
     if options.kernels:
         cli.say(f"{options.kernels}: {write_kernels(options.kernels)} operators")
         return
@@ -78,15 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file = read_model(options.model)
     audits = {name: audit(file.model, name) for name in dict.fromkeys([*options.provider, *_also(options.require)])}
     findings, verdicts = lint(file.model, file.external), portability(file.model)
-    if options.json:
-        cli.print_json(
-            {
-                "model": str(options.model),
-                "audits": [each.as_dict() for each in audits.values()],
-                "findings": [asdict(each) for each in findings],
-                "portability": {name: {"verdict": verdict, "why": why} for name, (verdict, why) in verdicts.items()},
-            }
-        )
+    if options.format == "json":
+        cli.print_json(audited(options.model, options.provider))
     else:
         for each in audits.values():
             _show(each)

@@ -9,19 +9,19 @@ something to change first.
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
 from stn_export import cli
+from stn_export.answer.card import close
 from stn_export.artifacts.manifest import BENCH_FILE
-from stn_export.bench.grids import GRIDS
 from stn_export.bench.session import SUITES, suite_files
-from stn_export.config import DEFAULT_RUN
+from stn_export.cli.options import PARSERS
 from stn_export.errors import require_choice
 
 # The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started.
-QUIETLY = ("-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={SUITES}")
+ROOTED = ("-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={SUITES}")
+QUIET = ("--quiet", "--no-header", "--benchmark-quiet")
 SHOWN = ("--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min")
 
 
@@ -32,19 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with pytest's exit code, where that is not 0.
         UserError: for a suite that there is none of.
     """
-    parser = cli.stage("bench", "Time every artifact of a run on every backend; other options go to pytest.")
-    parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="run directory")
-    parser.add_argument("--grid", default="quick", help=f"what is timed, one of: {', '.join(GRIDS)}")
-    parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
-    parser.add_argument("--suites", type=cli.names, help=f"some of, with commas: {', '.join(suite_files())}")
-    parser.add_argument("--benchmark-json", type=cli.path_or_none, help=f"what is written; by default RUN/{BENCH_FILE}")
-    options, others = parser.parse_known_args(arguments)
+    options, others = PARSERS["bench"]().parse_known_args(arguments)
     files = suite_files()
     chosen = [files[require_choice("suite", name, list(files))] for name in options.suites or ()] or [SUITES]
     ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
     json = f"--benchmark-json={options.benchmark_json or options.run / BENCH_FILE}"
-    if code := pytest.main([*map(str, (*QUIETLY, *SHOWN, *ours)), json, *others, *map(str, chosen)]):
+    told = SHOWN if options.verbose else QUIET
+    if code := pytest.main([*map(str, (*ROOTED, *told, *ours)), json, *others, *map(str, chosen)]):
         raise SystemExit(int(code))
+    if not options.benchmark_json:
+        close(options.run, "bench")
 
 
 if __name__ == "__main__":

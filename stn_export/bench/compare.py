@@ -137,7 +137,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("new", type=Path, help="likewise")
     parser.add_argument("--across-machines", action="store_true", help="show ratios to eager only, and judge nothing")
     parser.add_argument("--all", action="store_true", help="list rows without a verdict as well")
-    parser.add_argument("--json", action="store_true", help="print the changes as JSON instead")
     return parser
 
 
@@ -161,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.across_machines:
         found = [change for change in found if change.by in ("ratio to eager", "contest: eager")]
     missing, added = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
-    if options.json:
+    if options.format == "json":
         cli.print_json({"changes": list(map(asdict, found)), "missing": missing, "added": added})
     else:
         show(found, added, options.all or options.across_machines)
@@ -190,7 +189,7 @@ def show(found: Sequence[Change], added: Sequence[str], everything: bool) -> Non
         for change in listed
     ]
     if rows:
-        cli.table("New run against base: below 1 is faster", COLUMNS, rows)
+        cli.table("New run against base: below 1 is faster", COLUMNS, rows, ("by", "interval"))
     for name in added:
         cli.say(f"new: {cli.escape(name)}")
     verdicts = [change.verdict for change in found]

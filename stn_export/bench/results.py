@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from stn_export import cli
+from stn_export.answer.choice import time_of
 from stn_export.artifacts.files import read_json, write_atomically
 from stn_export.artifacts.manifest import SUBJECT
 from stn_export.bench import proof
@@ -16,6 +17,7 @@ from stn_export.bench.floors import floors
 from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep, read_bench
 from stn_export.bench.method import METHOD, PROOF
 from stn_export.comparison.fastest import Program, choices, choose, program, steps
+from stn_export.comparison.words import significant, span
 
 RESULTS = KEPT.parent / "RESULTS.md"
 OPENING = f"""# Results
@@ -59,7 +61,7 @@ def name_of(row: dict) -> str:
 
 def ratio_of(row: dict) -> str:
     """A contest's ratio and its interval."""
-    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
+    return f"{significant(row['ratio'])} ({span(row['ratio_low'], row['ratio_high'])})"
 
 
 def contests(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
@@ -99,19 +101,18 @@ def contest_tables(rows: list[dict]) -> list[str]:
     """A table a contest, the fastest of ours first."""
     lines = []
     for title, chosen in contests(rows):
-        chosen.sort(key=lambda row: (row["batch"], row["seconds"]))
-        columns = ("ours", "batch", "ours", "baseline", "ratio", "verdict", "disturbed blocks")
-        lines += [f"### {title}", "", *markdown_table(columns, map(contest_line, chosen))]
+        chosen.sort(key=lambda row: (row["batch"], time_of(row, rows)))
+        columns = ("ours", "batch", "time", "ratio", "verdict", "disturbed blocks")
+        lines += [f"### {title}", "", *markdown_table(columns, (contest_line(row, rows) for row in chosen))]
     return lines
 
 
-def contest_line(row: dict) -> tuple[str, ...]:
+def contest_line(row: dict, rows: list[dict]) -> tuple[str, ...]:
     """One contest."""
     return (
         name_of(row),
         str(row["batch"]),
-        seconds(row["seconds"]),
-        seconds(row["baseline_seconds"]),
+        seconds(time_of(row, rows)),
         ratio_of(row),
         row["verdict"],
         f"{row['disturbed_blocks']} of {row['blocks']}",

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from stn_export import cli
+from stn_export.answer.choice import time_of
 from stn_export.artifacts.environment import DEVICES
 from stn_export.bench.cases import Case, cases
 from stn_export.bench.floors import all_work
 from stn_export.bench.grids import GRIDS, BenchGrid
 from stn_export.bench.results import contests
 from stn_export.bench.targets import Target, find_targets, left_out
+from stn_export.comparison.words import by_reason, significant, span
 from stn_export.errors import EXIT_USER, UserError, require_choice
 from stn_export.program.parts import PARTS
 
@@ -36,7 +38,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        pytest.exit(f"error: {error}\nhint:  {error.hint}", returncode=EXIT_USER)
+        pytest.exit(f"error: {error.message}\nhint:  {error.hint}", returncode=EXIT_USER)
 
 
 @dataclass
@@ -75,35 +77,40 @@ class Session:
 
     def close(self) -> None:
         """Say how the contests went, what starting takes, where the time goes, and what could not be timed here."""
-        columns = ("backend", "batch", "ms", "baseline ms", "ratio", "95 % interval")
+        columns = ("backend", "batch", "ms", "ratio", "95 % interval", "verdict")
         for title, rows in contests(self.rows):
-            _table(title, columns, map(_contest, rows))
+            _table(title, columns, (_contest(row, self.rows) for row in rows), ("95 % interval", "ms"))
         starts = [row for row in self.rows if "first_seconds" in row]
-        _table("A fresh process until its first answer", ("backend", *STARTS.values()), map(_start, starts))
+        columns = ("backend", *STARTS.values())
+        _table("A fresh process until its first answer", columns, map(_start, starts), ("imports s",))
         columns = ("backend", "batch", *(f"{part} µs" for part in PARTS))
         profiled = [row for row in self.rows if "breakdown" in row]
-        _table("Where the time goes (profiled)", columns, map(_breakdown, profiled))
-        reasons = left_out(self.run, self.device)
-        for reason in sorted(set(reasons.values())):
-            names = ", ".join(name for name, each in reasons.items() if each == reason)
-            cli.say(f"[dim]not timed, {cli.escape(reason)}: {cli.escape(names)}[/]")
+        _table("Where the time goes (profiled)", columns, map(_breakdown, profiled), ("grid µs", "rest µs"))
+        for line in by_reason(left_out(self.run, self.device), "row"):
+            cli.say(f"[dim]not timed: {cli.escape(line)}[/]")
         if slow := sorted({each.runner.name for each in self.targets if each.runner.slow}):
             cli.say(f"[dim]slow to start, timed only where grid {self.grid.name} asks for them: {', '.join(slow)}[/]")
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], drop: tuple[str, ...]) -> None:
     if rows := list(rows):
-        cli.table(f"\n{cli.escape(title)}", columns, rows)
+        cli.table(f"\n{cli.escape(title)}", columns, rows, drop)
 
 
 def _name(row: dict) -> str:
     return f"{row['network']} {row['runner']} {row['artifact']}"
 
 
-def _contest(row: dict) -> tuple[str, ...]:
-    times = (f"{row[name] * 1e3:.3f}" for name in ("seconds", "baseline_seconds"))
-    interval = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
-    return (_name(row), str(row["batch"]), *times, f"{row['ratio']:.2f}", interval)
+def _contest(row: dict, rows: list[dict]) -> tuple[str, ...]:
+    interval = span(row["ratio_low"], row["ratio_high"])
+    return (
+        _name(row),
+        str(row["batch"]),
+        significant(1e3 * time_of(row, rows)),
+        significant(row["ratio"]),
+        interval,
+        row["verdict"],
+    )
 
 
 def _start(row: dict) -> tuple[str, ...]:

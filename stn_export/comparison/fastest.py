@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 APART = 0.05  # rows are timed one after the other: medians closer than this are one, whatever their intervals
 PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the one that most programs read first; all others last
+REFUSING = ("refused", "runs, WRONG")  # verdicts of portability
 STEPS = ("device", "offline")  # regimes of a bound step
 
 Rows = list[dict]
@@ -37,8 +38,8 @@ def portability_of(artifacts: Iterable) -> dict[str, Mapping]:
 
 def steps(rows: Iterable[dict]) -> Rows:
     """One row for each program and batch: hot inputs before cold ones, device time before offline."""
-    timed = [row for row in rows if row["regime"] in STEPS and "p50" in row]
-    timed.sort(key=lambda row: (row["inputs"].startswith("cold"), STEPS.index(row["regime"])), reverse=True)
+    timed = [row for row in rows if row.get("regime") in STEPS and "p50" in row]
+    timed.sort(key=lambda row: (row.get("inputs", "").startswith("cold"), STEPS.index(row["regime"])), reverse=True)
     chosen = {(*program(row), row["batch"]): row for row in timed}
     return sorted(chosen.values(), key=lambda row: row["batch"])
 
@@ -90,6 +91,6 @@ def _best_batches(rows: Rows) -> Rows:
 
 def _portable(row: dict, portability: Portability) -> tuple:
     """Sorts by format, then float32 first, then by how many runtimes refuse the lowering, then by size."""
-    refusing = sum("not" in verdict for verdict, _ in portability.get(row["lowering"], {}).values())
+    refusing = sum(verdict in REFUSING for verdict, _ in portability.get(row["lowering"], {}).values())
     form = PORTABLE.index(row["format"]) if row["format"] in PORTABLE else len(PORTABLE)
     return form, row["precision"] != "fp32", refusing, row["file_bytes"]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from stn_export import cli
+from stn_export.answer.card import close
 from stn_export.artifacts.manifest import (
     CHECKPOINT,
     MODEL_CARD,
@@ -72,25 +73,13 @@ def _plan(directory: NetworkDirectory, found: Found, partly: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export every network of a run, leaving alone what is up to date."""
-    parser = cli.stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor.")
-    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
-    parser.add_argument(
-        "--batch", type=int, metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
-    )
-    parser.add_argument(
-        "--optimise", action="store_true", help="also write the chosen ONNX rows optimised ahead of time"
-    )
-    parser.add_argument("--triton", type=cli.path_or_none, metavar="DIR", help="write a Triton model repository there")
-    parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
-    options = parser.parse_args(arguments)
+    options = cli.parse("export", arguments)
     run = options.run or DEFAULT_RUN
     directories = network_directories(run)
     if options.list:
         sources = [Source(directory) for directory in directories]
-        cli.table(
-            f"Export matrix of {run}", matrix.COLUMNS, [row for each in sources for row in matrix.rows(each, run)]
-        )
+        rows = [row for each in sources for row in matrix.rows(each, run)]
+        cli.table(f"Export matrix of {run}", matrix.COLUMNS, rows, matrix.DROP)
         for line in [line for source in sources for line in matrix.refusals(source)]:
             cli.say(cli.escape(line))
         return
@@ -104,12 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         outcomes.append(found)
         lines += told
     columns = ("artifact", "format", "opset", "KiB", "nodes", "state")
-    cli.table("Exports", columns, lines)
+    cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
     _check(outcomes, names)
     if modelcard.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:
         cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")
+    close(run, "export")
 
 
 def _check(outcomes: Sequence[Found], names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from stn_export.export.writing import unavailable
 
 KIND = ("artifact", "format", "lowering", "precision", "input")
 COLUMNS = (*KIND, "exported", "verified", "KiB", "nodes", "CUDA graph", "note")
+DROP = ("CUDA graph", "nodes", "input", "format", "lowering", "precision", "KiB", "note")
 NONE = "–"
 
 

@@ -1,6 +1,6 @@
 """``MODEL_CARD.md``: what a run's networks are, how far they can be trusted, and every file of them.
 
-The card states what the run directory holds and no times, so that equal runs give equal cards.
+The card states what the run directory holds; before anything is timed, equal runs give equal cards.
 """
 
 import re
@@ -9,16 +9,15 @@ from pathlib import Path
 
 import jinja2
 
+from stn_export.answer.card import top
+from stn_export.answer.held import held
 from stn_export.artifacts.files import write_if_changed
 from stn_export.artifacts.manifest import (
     MODEL_CARD,
     PROGRAM,
-    TRAINING_FILE,
     Artifact,
     NetworkDirectory,
-    network_directories,
 )
-from stn_export.artifacts.training import read_trainings
 from stn_export.program.specs import TensorSpec, by
 
 TEMPLATE = "MODEL_CARD.md.j2"
@@ -40,13 +39,15 @@ def write_model_card(run: Path) -> bool:
 
 def card_facts(run: Path) -> dict:
     """What the template shows: networks, their files, trainings where there are any, and a snippet, or ""."""
-    directories = network_directories(run)
+    content = held(run)
+    directories = content.directories
     exported = [directory for directory in directories if directory.read().rows]
     entries = [entry for directory in exported for entry in directory.expected()]
     return {
+        "card": top(content),
         "networks": [_network(directory) for directory in directories],
         "files": [_file(*entry) for entry in entries],
-        "trainings": read_trainings(run).runs if (run / TRAINING_FILE).is_file() else [],
+        "trainings": content.trainings,
         "snippet": next(
             (snippet(each) for each, _ in entries if each.format == "onnx" and each.settings["batch"] is None), ""
         ),

@@ -98,7 +98,7 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
     try:
         content, details = WRITERS[spec.format](source, spec)
     except UserError as error:
-        return str(error)
+        return error.message
     except Exception as error:  # whatever the exporters raise for a network that they cannot take
         while error.__cause__ is not None:
             error = error.__cause__

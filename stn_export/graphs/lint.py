@@ -193,7 +193,7 @@ def _batches(subject: Subject) -> Found:
         try:
             subject.run(batch, seed=0)
         except UserError as error:
-            yield "a run", f"at batch {batch}: {error}"
+            yield "a run", f"at batch {batch}: {error.message}"
             return
 
 

@@ -18,7 +18,8 @@ from stn_export.graphs.kernels import CPU
 from stn_export.graphs.lint import Finding, Subject, findings
 from stn_export.graphs.placement import free_nodes, predict_cuda
 
-TESTED, SHOULD, WILL_NOT = "runs (tested here)", "should run (rule)", "will not (why)"
+TESTED, SHOULD, WRONG, REFUSED = "runs, tested here", "should run", "runs, WRONG", "refused"
+NOTHING_AGAINST = "No rule speaks against it."
 TOLERANCE = 1e-4
 BATCH = 2
 
@@ -85,7 +86,7 @@ def _attempt(trial: Callable[[Subject], Outputs], subject: Subject) -> Outputs |
     try:
         return trial(subject)
     except UserError as error:
-        return str(error)
+        return error.message
     except Exception as error:
         return one_line(error)
 
@@ -94,13 +95,13 @@ def _verdict(runtime: Runtime, subject: Subject, against: list[Finding], expecte
     if runtime.trial and importlib.util.find_spec(runtime.module) and _sampled(subject) <= runtime.samples:
         return _tried(_attempt(runtime.trial, subject), expected)
     if isinstance(expected, str):
-        return WILL_NOT, f"ONNX Runtime on the CPU does not run it either: {expected}"
+        return REFUSED, f"ONNX Runtime on the CPU does not run it either: {expected}."
     if runtime.name == "ONNX Runtime CUDA":
         return SHOULD, _on_cuda(subject)
     if found := [each for each in against if each.rule in runtime.refuses]:
-        return WILL_NOT, f"{found[0].rule} {found[0].where}: {found[0].reason}"
+        return REFUSED, f"{found[0].rule} at {found[0].where}: {found[0].reason}."
     slowed = sorted({f"{each.rule} {each.where}" for each in against if each.rule in runtime.slows})
-    return SHOULD, f"on the CPU: {', '.join(slowed)}" if slowed else "no rule speaks against it"
+    return SHOULD, f"These run on the CPU: {', '.join(slowed)}." if slowed else NOTHING_AGAINST
 
 
 def _sampled(subject: Subject) -> int:
@@ -111,13 +112,13 @@ def _sampled(subject: Subject) -> int:
 
 def _tried(actual: Outputs | str, expected: Outputs | str) -> Verdict:
     if isinstance(actual, str):
-        return WILL_NOT, actual
+        return REFUSED, f"It says: {actual}."
     if isinstance(expected, str):
-        return WILL_NOT, f"nothing to compare with: {expected}"
+        return REFUSED, f"There is nothing to compare with: {expected}."
     worst = max(_difference(actual[name], expected[name]) for name in expected)
     if not worst <= TOLERANCE:
-        return WILL_NOT, f"differs from ONNX Runtime on the CPU by {worst:.1e}"
-    return TESTED, f"within {TOLERANCE:.0e} of ONNX Runtime on the CPU at batch {BATCH}"
+        return WRONG, f"It differs from ONNX Runtime on the CPU by {worst:.1e}."
+    return TESTED, f"It stays within {TOLERANCE:.0e} of ONNX Runtime on the CPU at batch {BATCH}."
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -132,4 +133,4 @@ def _on_cuda(subject: Subject) -> str:
     free = free_nodes(subject.model, subject.infos)
     placed = predict_cuda(subject.model, subject.infos, free)
     fallen = [name for name, each in placed.items() if each.provider == CPU and name not in free]
-    return f"on the CPU: {', '.join(fallen)}" if fallen else "every compute node has a CUDA kernel"
+    return f"These nodes run on the CPU: {', '.join(fallen)}." if fallen else "Every compute node has a CUDA kernel."

@@ -74,22 +74,7 @@ def _write(path: Path, content: bytes, option: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run pictures and print what came out for each."""
-    parser = cli.stage("predict", "Run pictures through an artifact of a run.")
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="IMAGE", help="a picture file of any size and mode")
-    parser.add_argument(
-        "--artifact",
-        type=cli.path_or_none,
-        help=f"file in a network's directory; by default the {PROGRAM_FILE} of {DEFAULT_RUN}'s subject",
-    )
-    parser.add_argument(
-        "--show", type=cli.path_or_none, metavar="PNG", help="draw each picture beside what the sites make of it"
-    )
-    parser.add_argument(
-        "--output", type=cli.path_or_none, metavar="NPZ", help="keep the outputs as they are, a row a picture"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    options = parser.parse_args(arguments)
-
+    options = cli.parse("predict", arguments)
     directory, artifact = find_artifact(options.artifact or network_directories(DEFAULT_RUN)[0].path / PROGRAM_FILE)
     if options.show:
         _check_showing(options.show, options.pictures, directory)
@@ -107,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "sha256": artifact.sha256,
         "runner": runner_for(artifact).name,
     }
-    if options.json:
+    if options.format == "json":
         cli.print_json(facts | {"from_first_example": feeder.others, "pictures": rows})
     else:
         _print(f"{directory.name}/{artifact.name} on {facts['runner']}", rows, feeder.others)
@@ -162,7 +147,7 @@ def _print(title: str, rows: Sequence[dict], others: Sequence[str]) -> None:
             for row in rows
             for name, of in row["outputs"].items()
         ]
-    cli.table(cli.escape(title), columns, [tuple(map(cli.escape, row)) for row in cells])
+    cli.table(cli.escape(title), columns, [tuple(map(cli.escape, row)) for row in cells], ("third", "second", "mean"))
 
 
 if __name__ == "__main__":

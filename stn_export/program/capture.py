@@ -94,8 +94,8 @@ def capture(
     Raises:
         UserError: where the module is in training mode, an example is too small, or the module cannot be captured.
     """
-    if module.training:
-        raise UserError(f"{type(module).__name__} is in training mode", "call module.eval() first")
+    if live := [name or type(module).__name__ for name, part in module.named_modules() if part.training]:
+        raise UserError(f"{live[0]} is in training mode", "call module.eval() first: a live Dropout would be exported")
     _check_sizes(inputs, shapes)
     sizes_open = any(name != BATCH for shape in shapes for name in shape if isinstance(name, str))
     problem = ""

@@ -4,70 +4,39 @@ Rows are the ``extra_info`` of pytest-benchmark's file; ``regime`` says what a r
 says against what.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
-from stn_export.artifacts.manifest import BENCH_FILE, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
-from stn_export.comparison.fastest import STEPS, Proved, Rows, program, proved_by, steps
-from stn_export.errors import UserError
-from stn_export.report import figures_bench
-from stn_export.report.advice import advise
+from stn_export.answer.card import Answer
+from stn_export.answer.choice import is_baseline
+from stn_export.answer.held import Held
+from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory
+from stn_export.comparison.fastest import STEPS, Proved, Rows, program, steps
+from stn_export.comparison.words import span
+from stn_export.report import charts, charts_bench
+from stn_export.report.charts import Bar, Curves, Interval
+from stn_export.report.charts_bench import short_name
 from stn_export.report.content import Report
-from stn_export.report.figures import looks
-from stn_export.report.figures_bench import Bar, Curves, Interval, short_name
 
-NONE = "–"
-BASELINES = ("eager-autograd", "onnxruntime-default")  # runners: what people get without this project
 SINGLE = (*STEPS, "request", "start-up")  # what the table of one example shows
 AGAINST = {"eager": "eager", "default": "default export", "lowering": "exporter's lowering"}  # by contest
 
 
-def add_benchmarks(report: Report, run: Path, directories: list[NetworkDirectory], current: set[str]) -> None:
-    """The charts, tables and advice that ``bench.json`` gives; needs the parity rows in place."""
-    path = run / BENCH_FILE
-    if not path.exists():
-        report.warnings.append("Nothing has been benchmarked yet: run 'make bench'.")
-        return
-    content = read_bench(path)
-    rows: Rows = [row["extra_info"] for row in content["benchmarks"]]
-    report.environment = content["machine_info"]["stn_export"]
-    if not all({"regime", "role"} <= row.keys() for row in rows):
+def add_benchmarks(report: Report, content: Held) -> None:
+    """The charts and tables that ``bench.json`` gives."""
+    if content.outdated:
         report.warnings.append("The timings are of an older format and not shown: run 'make bench' again.")
         return
-    if not {row["sha256"] for row in rows if not is_baseline(row)} <= current:
+    if not content.environment:
+        report.warnings.append("Nothing has been benchmarked yet: run 'make bench'.")
+        return
+    report.environment = dict(content.environment)
+    if not {row["sha256"] for row in content.rows if not is_baseline(row)} <= content.current:
         report.warnings.append("The timings are stale: they were taken of other artifacts. Run 'make bench'.")
-    report.bench = tables(rows, placements(directories))
-    untrained = {each["name"] for each in report.networks if each["note"] == TWIN_NOTE}
-    proved = proved_by(report.parity, current)
-    proved |= {name: None for name in proved if name[0] in untrained}
-    for device in sorted({row["device"] for row in rows}):
-        here = [row for row in rows if row["device"] == device]
-        add_charts(report, here, device, proved)
-        ours = [row for row in here if not is_baseline(row)]
-        if advice := advise(ours, steps(ours), proved, report.portability, report.environment):
-            report.summary.append(advice[0])
-            report.advice.append(advice)
-
-
-def read_bench(path: Path) -> dict:
-    """A pytest-benchmark file that our suites wrote.
-
-    Raises:
-        UserError: where it is anything else.
-    """
-    try:
-        content = json.loads(path.read_text())
-        content["machine_info"]["stn_export"], [row["extra_info"]["sha256"] for row in content["benchmarks"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a benchmark file of stn_export", "run 'make bench' again") from error
-    return content
-
-
-def is_baseline(row: Mapping) -> bool:
-    """Whether a row is of what people get without this project; its file is no artifact of the run."""
-    return row["runner"].startswith(BASELINES)
+    report.timings, report.shipped = list(content.rows), Answer(content).by_device
+    report.bench = tables(content.rows, placements(content.directories))
+    for device in sorted({row["device"] for row in content.rows}):
+        add_charts(report, [row for row in content.rows if row["device"] == device], device, content.proved)
 
 
 def placements(directories: Iterable[NetworkDirectory]) -> dict[str, dict]:
@@ -122,26 +91,16 @@ def pivot(rows: Iterable[dict], column: Callable[[dict], str]) -> dict:
 def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
     """A device's charts, each where there is something to draw."""
     timed, points = steps(rows), pareto_points(rows, proved, device)
-    seen = looks((row["network"], row["label"], row["role"]) for row in rows)
+    seen = charts.looks((row["network"], row["label"], row["role"]) for row in rows)
+    ratios, bars, per = overheads(rows, device), breakdowns(rows, device), "examples a second"
     drawn = {
-        "latency": (
-            timed,
-            lambda: figures_bench.curves(latency(timed), seen, device, "Latency", "ms a batch (median)"),
-        ),
-        "throughput": (
-            timed,
-            lambda: figures_bench.curves(throughput(timed), seen, device, "Throughput", "examples per second"),
-        ),
-        "overhead": (
-            ratios := overheads(rows, device),
-            lambda: figures_bench.overhead_bars(ratios, contestants(rows), device),
-        ),
-        "pareto": (points, lambda: figures_bench.pareto(points, front(points), seen, device)),
-        "breakdown": (bars := breakdowns(rows, device), lambda: figures_bench.breakdown_bars(bars, device)),
+        "latency": (timed, lambda: charts_bench.curves(latency(timed), seen, device, "Latency", "ms a batch", "ms")),
+        "throughput": (timed, lambda: charts_bench.curves(throughput(timed), seen, device, "Throughput", per, per)),
+        "overhead": (ratios, lambda: charts_bench.ratios(ratios, contestants(rows), device)),
+        "pareto": (points, lambda: charts_bench.pareto(points, front(points), seen, device)),
+        "breakdown": (bars, lambda: charts_bench.breakdown(bars, device)),
     }
-    for name, (content, draw) in drawn.items():
-        if content:
-            report.figures[f"{name}-{device}"] = draw()
+    report.figures |= {f"{name}-{device}": draw() for name, (content, draw) in drawn.items() if content}
 
 
 def contestants(rows: Rows) -> tuple[str, str]:
@@ -206,6 +165,7 @@ def pareto_points(rows: Rows, proved: Proved, device: str) -> Rows:
             "name": f"{row['network']} {short_name(row['runner'], row['artifact'], device)}",
             "network": row["network"],
             "milliseconds": 1e3 * row["p50"],
+            "interval": span(1e3 * row["p50_low"], 1e3 * row["p50_high"]),
             "accuracy": proved[program(row)],
         }
         for row in steps(rows)
@@ -252,29 +212,3 @@ def _parts(rows: Rows, shown: set[int]) -> dict[int, dict[str, float]]:
 def kind(row: Mapping) -> tuple[str, str, str]:
     """What two networks share where they may be set against each other."""
     return row["runner"], row["precision"], row["input"]
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Three figures of a time in ms, or a dash."""
-    if not isinstance(seconds, float | int):
-        return NONE
-    value = 1e3 * seconds
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
-def size(count: int | None, unit: int) -> str:
-    """Bytes in units of ``unit`` bytes, or a dash."""
-    return NONE if not isinstance(count, float | int) else f"{count / unit:,.{1 if count < 100 * unit else 0}f}"
-
-
-def number(value: float | None, form: str) -> str:
-    """A number in printf's format, or a dash."""
-    return form % value if isinstance(value, float | int) else NONE
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent, or a dash."""
-    return f"{100 * share:.2f} %" if isinstance(share, float | int) else NONE
-
-
-FILTERS = {"ms": milliseconds, "size": size, "num": number, "percent": percent}

@@ -1,8 +1,13 @@
 """The content of a report, between the functions that gather it and the templates that show it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 from matplotlib.figure import Figure
+
+from stn_export.answer.choice import Shipped
+from stn_export.report.charts import Chart
+from stn_export.report.page import Picture
 
 
 @dataclass
@@ -12,23 +17,26 @@ class Report:
     name: str
     subject: str = ""
     plain: str = ""
-    summary: list[str] = field(default_factory=list)
+    card: list[tuple[str, str]] = field(default_factory=list)  # see answer.card
+    answer: dict = field(default_factory=dict)  # the same for a script
     warnings: list[str] = field(default_factory=list)
     networks: list[dict] = field(default_factory=list)
     training: list[dict] = field(default_factory=list)  # a row each network and setting
     gains: list[dict] = field(default_factory=list)  # a row each paired difference
+    verdicts: list[str] = field(default_factory=list)  # of gains, a sentence each run
     learned: list[dict] = field(default_factory=list)  # an entry each site
     unshown: list[str] = field(default_factory=list)  # sites that have none
     parity: list[dict] = field(default_factory=list)
     sites: list[dict] = field(default_factory=list)  # tables, see report.parity.site_tables
     unavailable: dict[str, str] = field(default_factory=dict)
     differing: dict[str, str] = field(default_factory=dict)  # a sentence by figure
-    reduced: list[dict] = field(default_factory=list)
     portability: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
-    advice: list[list[str]] = field(default_factory=list)  # a paragraph in parts for each device
     bench: dict[str, dict] = field(default_factory=dict)  # tables, see report.bench.tables
     environment: dict = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
+    figures: dict[str, Chart | Figure] = field(default_factory=dict)
+    cards: dict[str, dict[str, str]] = field(default_factory=dict)  # by run, where several stand side by side
+    timings: list[dict] = field(default_factory=list)  # rows of bench.json
+    shipped: dict[str, Shipped] = field(default_factory=dict)  # by device
 
     @property
     def title(self) -> str:
@@ -36,14 +44,20 @@ class Report:
         about = f"{self.subject} against {self.plain}" if self.plain else self.subject
         return f"{about[:1].upper()}{about[1:]}: {self.name}"
 
+    def pictures(self, *names: str) -> Iterator[Picture]:
+        """The charts whose names begin so, in the order of the names."""
+        for name in names:
+            for each, drawn in self.figures.items():
+                if each == name or each.startswith(f"{name}-"):
+                    yield Picture(each, drawn)
+
     def has(self, figure: str) -> bool:
         """Whether any parity row knows it."""
         return any(row[figure] is not None for row in self.parity)
 
     def as_dict(self) -> dict:
         """JSON-ready: everything but the figures and the single comparisons."""
-        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "figures"}
-        counted = ("parity", "reduced")
-        return content | {
-            name: [row | {"comparisons": len(row["comparisons"])} for row in content[name]] for name in counted
-        }
+        left_out = ("figures", "timings", "shipped")
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+        parity = [row | {"comparisons": len(row["comparisons"])} for row in self.parity]
+        return content | {"parity": parity}

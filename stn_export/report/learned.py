@@ -9,7 +9,7 @@ from torch import Tensor
 from stn_export.artifacts.files import load_tensors
 from stn_export.artifacts.manifest import POINTS_FILE, PROGRAM, NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.report import figures, figures_training
+from stn_export.report import charts_training, figures
 from stn_export.report.content import Report
 from stn_export.report.parity import MOST_SITES, rows_of
 from stn_export.report.thetas import Frame
@@ -73,10 +73,14 @@ def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, pr
         if "theta" in site:
             theta, frame = site["theta"].double(), Frame(*site["image_size"], site["align_corners"])
             values = frame.decompose(theta).as_dict() | values
-            entry["theta"] = numbered("theta", index)
-            report.figures[entry["theta"]] = figures_training.theta_histograms(
-                {part: each.numpy() for part, each in values.items()}, frame.windows(theta[:OUTLINES]).numpy(), frame
-            )
+            shown = {part: each.numpy() for part, each in values.items()}
+            outlines = frame.windows(theta[:OUTLINES]).numpy()
+            drawn = {
+                numbered("theta", index): charts_training.theta_histograms(shown, f"What theta is: {title}"),
+                numbered("windows", index): charts_training.windows(outlines, frame, f"Where it looks: {title}"),
+            }
+            report.figures |= drawn
+            entry["charts"] = list(drawn)
         entry["parts"] = {
             part: spread(known) | {"label": LABELS[part]}
             for part, each in values.items()

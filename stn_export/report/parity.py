@@ -8,8 +8,7 @@ from torch import Tensor
 
 from stn_export.artifacts.files import read_json
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, VERIFY_SCHEMA, Artifact, NetworkDirectory
-from stn_export.comparison.fastest import portability_of
-from stn_export.report import figures
+from stn_export.report import charts_bench, figures
 from stn_export.report.content import Report
 
 MOST_DIFFERENT = 10
@@ -19,6 +18,7 @@ MEASURES = {"grid": "grid px", "warped": "warped", "theta": "theta"}  # at a sit
 OUTPUTS = "outputs"
 
 Checks = list[dict]
+Portability = dict[str, dict[str, tuple[str, str]]]  # a verdict and why, by lowering and runtime
 Artifacts = Mapping[tuple[str, str], Artifact]  # by network and name
 
 
@@ -37,22 +37,20 @@ def add_parity(report: Report, path: Path, artifacts: Artifacts) -> None:
     checks, networks = content["checks"], content["networks"]
     for check in checks:
         worst = worst_by_kind(check["errors"], networks[check["network"]]["points"])
-        check |= {"grid": worst.get("grid"), "output": worst.get("output")}
+        check |= {"grid": worst.get("grid"), "output": worst.get("output"), "pixels": worst_pixels(check)}
     report.parity, report.unavailable = checks, content["unavailable"]
     if not {check["sha256"] for check in checks} <= {artifact.sha256 for artifact in artifacts.values()}:
         report.warnings.append("The parity table is stale: it was made of other artifacts. Run 'make verify'.")
     if missing := unverified(checks, artifacts):
         report.warnings.append(f"Not verified: {', '.join(missing)}. Run 'make verify'.")
-    passed = sum(check["passed"] for check in checks)
-    report.summary.append(f"{passed} of {len(checks)} checks equal PyTorch within tolerance.")
     report.sites = site_tables(checks, artifacts, networks)
-    report.reduced = [check | {"pixels": worst_pixels(check)} for check in checks if check["precision"] != "fp32"]
     probed = [check for check in checks if check["grid_pixels"] and check["precision"] == "fp32"]
     if probed:
         own = networks[probed[0]["network"]]["points"]
         probed = [check for check in probed if check["network"] == probed[0]["network"]]
         eager = worst_by_kind({point: each["eager_error"] for point, each in own.items()}, own)
-        report.figures["errors"] = figures.error_strips(errors_by_kind(probed, own), eager)
+        drawn = charts_bench.error_strips(errors_by_kind(probed, own), eager)
+        report.figures |= {f"errors-{kind}": chart for kind, chart in drawn.items()}
 
 
 def unverified(checks: Checks, artifacts: Artifacts) -> list[str]:
@@ -134,20 +132,11 @@ def worst_by_place(errors: Mapping[str, float | None], points: Mapping[str, Mapp
     return found
 
 
-def site_markdown(table: Mapping) -> str:
-    """One of ``site_tables`` for Markdown."""
-    lines = [["lowering", "runner", *table["places"]], ["---", "---", *["--:"] * len(table["places"])]]
-    for row in table["rows"]:
-        errors = (row["errors"].get(place) for place in table["places"])
-        lines.append([row["lowering"], row["runner"], *("–" if each is None else f"{each:.1e}" for each in errors)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def add_portability(report: Report, directories: Sequence[NetworkDirectory]) -> None:
+def add_portability(report: Report, directories: Sequence[NetworkDirectory], portability: Portability) -> None:
     """Every lowering of the subject in every runtime: tried where it is installed, else what the rules say."""
     if all(set(directory.artifacts) <= {CHECKPOINT, PROGRAM} for directory in directories):
         report.warnings.append("Nothing has been exported yet: run 'make export'.")
-    report.portability = portability_of(directories[0].artifacts.values())
+    report.portability = portability
 
 
 def add_differing(report: Report, directory: NetworkDirectory, points: Mapping | None, current: set[str]) -> None:

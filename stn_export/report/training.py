@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stn_export.artifacts.manifest import TRAINING_FILE
 from stn_export.artifacts.training import Comparison, read_trainings
-from stn_export.report import figures_training
+from stn_export.report import charts_training
 from stn_export.report.content import Report
 
 
@@ -27,10 +27,9 @@ def add_training(report: Report, runs: Sequence[Path]) -> None:
             continue
         found = read_trainings(run)
         report.warnings += found.caveats
-        report.figures[numbered("accuracy", index)] = figures_training.accuracy_curves(found.runs)
+        report.figures[numbered("accuracy", index)] = charts_training.accuracy_curves(found.runs)
         every += found.runs
     report.training = [row for one in every for row in training_rows(one)]
-    report.summary += [one.sentence for one in every[:1]]
     add_gains(report, [one for one in every if one.differences])
 
 
@@ -48,7 +47,7 @@ def add_gains(report: Report, those: Sequence[Comparison]) -> None:
     report.gains = [asdict(found) | {"title": one.title, "network": name} for one, name, found in pairs]
     for one in those:
         verdicts = [f"against the {found.label} {found.sentence}" for found in one.differences.values()]
-        report.summary.append(f"{one.title}: {'; '.join(verdicts)}.")
+        report.verdicts.append(f"{one.title}: {'; '.join(verdicts)}.")
     if max(row["count"] for row in report.gains) > 1:  # else there is no spread to draw
-        report.figures["gain"] = figures_training.seed_accuracies(those)
-        report.figures["gain-differences"] = figures_training.differences(those)
+        report.figures["gain"] = charts_training.seed_accuracies(those)
+        report.figures["gain-differences"] = charts_training.differences(those)

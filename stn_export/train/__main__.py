@@ -7,7 +7,6 @@ The first seed's models lie in the run directory itself, those of every further 
 
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -16,10 +15,10 @@ from pathlib import Path
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.environment import DEVICES, describe, resolve_device
+from stn_export.answer.card import close
+from stn_export.artifacts.environment import describe, resolve_device
 from stn_export.artifacts.files import load_tensors, serialise, sha256_of, write_atomically
 from stn_export.artifacts.manifest import CHECKPOINT, CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
-from stn_export.config import ARTIFACTS
 from stn_export.train.captured import CapturedSteps
 from stn_export.train.cells import Cell, grid, recipe_for
 from stn_export.train.checkpoint import save_checkpoint
@@ -32,13 +31,6 @@ from stn_export.train.plan import Plan, measured_weights
 from stn_export.train.recipes import (
     ALIGN_CORNERS,
     DATASETS,
-    DEFAULT_DATASET,
-    DEFAULT_MODELS,
-    DEFAULT_SEED,
-    KEEP,
-    MODELS,
-    PRECISIONS,
-    RECIPES,
 )
 from stn_export.train.results import write_trainings
 from stn_export.train.trainer import Trainer, advance, run_epoch
@@ -71,13 +63,13 @@ def train_cells(
             if plan.complete == plan.before:  # this run's first
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                bar.console.print(f"{model}: {FIRST_STEP}")
+                cli.say(f"{model}: {FIRST_STEP}", bar.console)
             bar.update(task, completed=plan.advance(model, images), description=model)
 
         for cohort in cohorts(started, device):
             for _ in epochs(cohort, on_step, interrupts, world):
                 for _, trainer in cohort:
-                    bar.console.print(f"{epoch_line(trainer)}  {plan.eta()} left")
+                    cli.say(f"{epoch_line(trainer)}  {plan.eta()} left", bar.console)
             if world.writes:
                 for cell, trainer in cohort:
                     write_checkpoint(cell, trainer, dataset.source)
@@ -203,33 +195,14 @@ def print_summary(cells: Sequence[Cell]) -> None:
         for model, figure in found.estimates.items()
     ]
     columns = ("model", "multiply-adds", "seeds", "test accuracy", "sd, points", "95 % interval of the mean")
-    cli.table(f"Test accuracy: {found.measure}", columns, rows)
-
-
-def read_options(arguments: Sequence[str] | None) -> Namespace:
-    """What the command line asks for."""
-    parser = cli.stage("train", "Train a grid of models and seeds.")
-    parser.add_argument("--dataset", default=DEFAULT_DATASET, help=f"one of: {', '.join(DATASETS)}")
-    parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
-    parser.add_argument(
-        "--models", type=cli.names, default=DEFAULT_MODELS, help=f"of: {', '.join(MODELS)}; with commas"
+    cli.table(
+        f"Test accuracy: {found.measure}", columns, rows, ("sd, points", "multiply-adds", "95 % interval of the mean")
     )
-    parser.add_argument("--recipe", help=f"one of: {', '.join(RECIPES)}; by default the data set's own")
-    parser.add_argument("--epochs", type=cli.int_or_none, help="instead of the recipe's own")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="the first seed, of weights, order and dropout")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
-    parser.add_argument("--precision", default=PRECISIONS[0], help=f"one of: {', '.join(PRECISIONS)}")
-    parser.add_argument("--validation", type=int, default=0, help="training images to hold out")
-    parser.add_argument("--keep", default=KEEP[0], help="last, or best: the epoch that did best on the held-out images")
-    parser.add_argument("--ddp", action="store_true", help="under torchrun: split batches instead of the grid")
-    parser.add_argument("--device", default="auto", help=f"one of: {', '.join(DEVICES)}")
-    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train every cell of the grid that is not up to date."""
-    options = read_options(arguments)
+    options = cli.parse("train", arguments)
     device = resolve_device(options.device)
     recipe_for(options.dataset, options.recipe, options.epochs)  # before the data set, which may take a while
     interrupts = Interrupts()
@@ -252,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_trainings(cells[0].run)
         if world.rank == 0:
             print_summary(cells)
+            close(cells[0].run, "train")
 
 
 def announce(cells: Sequence[Cell], todo: Sequence[Cell], dataset: Dataset, device: torch.device) -> None:

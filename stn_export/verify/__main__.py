@@ -7,7 +7,6 @@ PyTorch in float32 is measured beside it, so that "as accurate as PyTorch" is a 
 compared; this module chooses, shows and writes ``verify.json`` and ``points.pt``.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stn_export import cli
+from stn_export.answer.card import close
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import serialise, write_atomically, write_json
 from stn_export.artifacts.manifest import (
@@ -27,6 +27,7 @@ from stn_export.artifacts.manifest import (
     network_directories,
 )
 from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, finite
+from stn_export.comparison.words import passed_words, verdict_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
@@ -37,6 +38,7 @@ from stn_export.verify.truth import Truth, truth_of
 
 Job = tuple[Artifact, Path, RunnerSpec]
 COLUMNS = ("artifact", "runner", "grid px", "output", "× eager", "agreement", "accuracy", "repeats", "verdict")
+DROP = ("repeats", "grid px", "× eager", "accuracy", "agreement", "output")
 
 
 def jobs_of(artifacts: Sequence[tuple[Artifact, Path]], only: Sequence[str]) -> list[Job]:
@@ -150,37 +152,6 @@ def write(run: Path, networks: Sequence[Verified], content: dict) -> None:
     write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content)
 
 
-def seconds(text: str) -> float:
-    """An argument type: a time that is no less than nothing, and finite."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = cli.stage("verify", "Prove that every artifact of a run gives what PyTorch gives.")
-    parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
-    )
-    parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
-    parser.add_argument(
-        "--search", type=seconds, default=0, metavar="SECONDS", help="search every artifact and runner for worse inputs"
-    )
-    parser.add_argument("--json", action="store_true", help="print verify.json instead of the table")
-    parser.add_argument(
-        "files",
-        nargs="*",
-        type=Path,
-        metavar="FILE",
-        help="two files of any origin to compare with each other",
-    )
-    parser.add_argument("--against", type=cli.path_or_none, metavar="RUN", help="compare --run with this run instead")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Verify a run, print the table, write ``verify.json``.
 
@@ -188,11 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         CheckFailedError: where any artifact differs, or nothing was compared.
         UserError: where there is nothing to compare, or options contradict each other.
     """
-    options = build_parser().parse_args(arguments)
+    options = cli.parse("verify", arguments)
     if options.files or options.against:
         if options.only or options.fail_fast:
             raise UserError("--only and --fail-fast are for checks against PyTorch", "leave them out")
-        versus.versus(options.files, options.run, options.against, options.json)
+        versus.versus(options.files, options.run, options.against)
         return
     run = options.run or DEFAULT_RUN
     networks = planned(run, options.only)
@@ -200,11 +171,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content = result_of(networks, checks)
     if not options.only:
         write(run, networks, content)
-    if options.json:
+    if options.format == "json":
         cli.print_json({"schema": VERIFY_SCHEMA} | content)
     else:
         show(content)
     failures = [check for check in checks if check.failure]
+    if not options.only:
+        close(run, "verify")
+    else:
+        cli.card([("equal", passed_words(len(checks) - len(failures), len(checks)))])
     if failures or not checks:
         raise CheckFailedError("\n".join([f"{len(failures)} of {len(checks)} checks", *map(_line, failures)]))
 
@@ -221,17 +196,15 @@ def show(content: dict) -> None:
             check["runner"],
             cli.figure(_worst(check, content["networks"], GRID), ".1e"),
             cli.figure(_worst(check, content["networks"], OUTPUT), ".1e"),
-            cli.figure(check["multiple"], ".1f"),
+            cli.figure(check["multiple"] if check["precision"] == "fp32" else None, ".1f"),
             cli.figure(check["agreement"], ".2%"),
             cli.figure(check["accuracy"], ".2%"),
             "yes" if check["deterministic"] else "no",
-            "[green]equal[/]" if check["passed"] else "[red]FAILED[/]",
+            f"[{'green' if check['passed'] else 'red'}]{verdict_words(check['precision'], check['passed'])}[/]",
         )
         for check in sorted(content["checks"], key=lambda check: check["passed"])
     ]
-    cli.table("Parity with PyTorch: worst errors against float64", COLUMNS, rows)
-    for name, reason in unavailable_runners().items():
-        cli.say(f"[dim]{name} was not run: {cli.escape(reason)}[/]")
+    cli.table("Parity with PyTorch: worst errors against float64", COLUMNS, rows, DROP)
     for name, network in content["networks"].items():
         for note in network["notes"]:
             cli.say(f"[dim]{cli.escape(f'{name}: {note}')}[/]")

@@ -19,6 +19,7 @@ from stn_export.artifacts.environment import describe
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
 from stn_export.comparison.compare import compare_typed
 from stn_export.comparison.tolerances import ANY, OUTPUT, TOLERANCES, WARPED, Bound, finite
+from stn_export.comparison.words import passed_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
 from stn_export.program.specs import Batch, Contract, by
@@ -46,6 +47,14 @@ class Row:
     reason: str = ""
     rule: str = ""
     artifact: str = ""
+    comparable: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        if not self.reason:
+            return "equal" if self.rule.startswith("fp32") else "within bounds"
+        return "DIFFERENT" if self.comparable else "not comparable"
 
     def as_dict(self) -> dict:
         """JSON-ready, with the verdict."""
@@ -85,7 +94,7 @@ def compare_sides(left: Side, right: Side, batches: Callable[[Contract], Mapping
     """
     fed = agreed(left, right)
     if isinstance(fed, str):
-        rows = [Row(output="", inputs="declared", reason=fed)]
+        rows = [Row(output="", inputs="declared", reason=fed, comparable=False)]
     else:
         tried = batches(common(*(side.contract for side in fed))).items()
         rows = [row for name, batch in tried for row in compare_on(*fed, batch, name)]
@@ -200,10 +209,10 @@ def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch]) -> list[Row]:
     try:
         return compare_sides(open_listed(*ours), open_listed(*theirs), lambda _: batches)
     except UserError as error:
-        return [Row("", "", reason=str(error))]
+        return [Row("", "", reason=error.message)]
 
 
-def versus(files: Sequence[Path], run: Path | None, against: Path | None, as_json: bool) -> None:
+def versus(files: Sequence[Path], run: Path | None, against: Path | None) -> None:
     """Compare two files, or a run against another, and print the table or JSON.
 
     Raises:
@@ -218,11 +227,14 @@ def versus(files: Sequence[Path], run: Path | None, against: Path | None, as_jso
     rows = compare_files(*files) if files else compare_runs(run, against)
     sides = [str(each) for each in files or (run, against)]
     failures = [row for row in rows if row.reason]
-    if as_json:
+    if cli.OUTPUT.form == "json":
         content = {"passed": bool(rows) and not failures, "sides": sides, "rows": [row.as_dict() for row in rows]}
         cli.print_json({"schema": SCHEMA} | content | {"environment": describe()})
     else:
         show(sides, rows)
+    cli.card([("equal", passed_words(len(rows) - len(failures), len(rows)))])
+    if rows and not any(row.comparable for row in rows):
+        raise UserError(f"not comparable: {rows[0].reason}", USABLE)
     if failures or not rows:
         told = [row for row in in_short(rows) if row.reason]
         lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in told]
@@ -247,10 +259,15 @@ def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
             cli.figure(row.max_abs, ".1e"),
             cli.figure(row.max_rel, ".1e"),
             cli.figure(row.agreement, ".2%"),
-            "[red]DIFFERENT[/]" if row.reason else "[green]equal[/]",
+            f"[{'red' if row.reason else 'green'}]{row.verdict}[/]",
         )
         for row in shown
     ]
-    cli.table(f"{escape(sides[0])} (a) against {escape(sides[1])} (b)", (*first, *COLUMNS), lines)
+    cli.table(
+        f"{escape(sides[0])} (a) against {escape(sides[1])} (b)",
+        (*first, *COLUMNS),
+        lines,
+        ("max rel", "agreement", "inputs"),
+    )
     for rule in sorted({row.rule for row in rows if row.rule}):
         cli.say(f"[dim]{escape(rule)}[/]")

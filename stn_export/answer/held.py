@@ -1,0 +1,104 @@
+"""What a run directory holds, as far as an answer needs it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stn_export.artifacts.files import read_json
+from stn_export.artifacts.manifest import (
+    BENCH_FILE,
+    CHECKPOINT,
+    PROGRAM,
+    TRAINING_FILE,
+    TWIN_NOTE,
+    VERIFY_FILE,
+    VERIFY_SCHEMA,
+    Artifact,
+    NetworkDirectory,
+    network_directories,
+)
+from stn_export.artifacts.training import Comparison, read_trainings
+from stn_export.comparison.fastest import Portability, Proved, portability_of, proved_by
+from stn_export.errors import UserError
+
+
+@dataclass(frozen=True)
+class Held:
+    """Networks, trainings, checks and timings of a run; what is not there is empty."""
+
+    run: Path
+    directories: Sequence[NetworkDirectory]
+    trainings: Sequence[Comparison] = ()
+    verified: Mapping = field(default_factory=dict)
+    rows: Sequence[dict] = ()
+    environment: Mapping = field(default_factory=dict)
+    outdated: bool = False  # timings of an older format, which are left out
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """Programs and exports."""
+        listed = [artifact for directory in self.directories for artifact in directory.artifacts.values()]
+        return [artifact for artifact in listed if artifact.name != CHECKPOINT]
+
+    @property
+    def exports(self) -> list[Artifact]:
+        """What was made from programs."""
+        return [artifact for artifact in self.artifacts if artifact.name != PROGRAM]
+
+    @property
+    def current(self) -> set[str]:
+        """What today's artifacts hash to."""
+        return {artifact.sha256 for artifact in self.artifacts}
+
+    @property
+    def checks(self) -> list[dict]:
+        """Of ``verify.json``."""
+        return self.verified.get("checks", [])
+
+    @property
+    def proved(self) -> Proved:
+        """Accuracy by program, of what is proved of today's files; a network that was never trained has none."""
+        untrained = {each.name for each in self.directories if each.facts.note == TWIN_NOTE}
+        proved = proved_by(self.checks, self.current)
+        return {name: None if name[0] in untrained else accuracy for name, accuracy in proved.items()}
+
+    @property
+    def portability(self) -> Portability:
+        """Every float32 lowering of the subject by runtime: a verdict, and why."""
+        return portability_of(each for each in self.directories[0].artifacts.values() if each.lowering)
+
+
+def held(run: Path) -> Held:
+    """Read what there is.
+
+    Raises:
+        UserError: where there is no run, or a file of it cannot be read.
+    """
+    directories = network_directories(run)
+    bench = read_bench(run / BENCH_FILE) if (run / BENCH_FILE).exists() else None
+    rows = [row["extra_info"] for row in bench["benchmarks"]] if bench else []
+    outdated = not all({"regime", "role"} <= row.keys() for row in rows)
+    return Held(
+        run,
+        directories,
+        trainings=read_trainings(run).runs if (run / TRAINING_FILE).exists() else (),
+        verified=read_json(run / VERIFY_FILE, VERIFY_SCHEMA) if (run / VERIFY_FILE).exists() else {},
+        rows=[] if outdated else rows,
+        environment=bench["machine_info"]["stn_export"] if bench else {},
+        outdated=outdated,
+    )
+
+
+def read_bench(path: Path) -> dict:
+    """A pytest-benchmark file that our suites wrote.
+
+    Raises:
+        UserError: where it is anything else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        content["machine_info"]["stn_export"], [row["extra_info"]["sha256"] for row in content["benchmarks"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a benchmark file of stn_export", "run 'make bench' again") from error
+    return content

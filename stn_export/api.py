@@ -1,0 +1,203 @@
+"""The whole in one call: ``check(module, example_inputs)`` exports, proves, audits and times a module of any shape."""
+
+import html
+import inspect
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from stn_export.adopt.adoption import adopt, default_name
+from stn_export.answer.card import Line, card, figures
+from stn_export.answer.held import Held, held
+from stn_export.artifacts.environment import describe
+from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.manifest import BENCH_FILE, PROGRAM, network_directories
+from stn_export.audit.content import audited
+from stn_export.bench.cases import eager_of, own_batch
+from stn_export.bench.grids import GRIDS
+from stn_export.bench.intervals import ratio_interval
+from stn_export.bench.methodology import interleave
+from stn_export.bench.targets import Target, find_targets
+from stn_export.cli import LABEL
+from stn_export.cli.tables import OUTPUT
+from stn_export.errors import UserError
+from stn_export.export.__main__ import export
+from stn_export.export.source import Source
+from stn_export.verify import __main__ as verify
+from stn_export.verify.versus import Row, compare_files
+
+ROWS = ("folded-fp32", "matmul-fp32", "plain-fp32")  # the first that the network can have is checked
+RUNNERS = ("onnxruntime-cpu", "eager-cpu")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``check`` found; prints as its card, and is falsy where a check failed.
+
+    Attributes:
+        card: a word and a sentence a line.
+        model: the ONNX file that was checked.
+        checks: one each runner, as ``verify.json`` has them.
+        audit: see ``stn_export.audit``.
+        contest: the file against eager PyTorch; ``ratio`` below 1 is faster.
+        answer: figures of what to ship.
+    """
+
+    card: list[Line]
+    model: onnx.ModelProto = field(repr=False)
+    checks: list[dict] = field(repr=False)
+    audit: dict = field(repr=False)
+    contest: dict = field(repr=False)
+    answer: dict = field(repr=False)
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed, a sentence each."""
+        return [f"{each['artifact']} on {each['runner']}: {each['failure']}" for each in self.checks if each["failure"]]
+
+    def __bool__(self) -> bool:
+        return bool(self.checks) and not self.failures
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{word:<{LABEL}}{text}" for word, text in self.card)
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """The card for a notebook."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(word)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for word, text in self.card
+        )
+        return f"<table>{rows}</table>"
+
+    def to_dict(self) -> dict:
+        """JSON-ready: all but the model."""
+        content = {"passed": bool(self), "card": dict(self.card), "checks": self.checks, "audit": self.audit}
+        return content | {"contest": self.contest, "answer": self.answer}
+
+    def save(self, path: Path | str) -> None:
+        """Write the ONNX file."""
+        write_atomically(Path(path), self.model.SerializeToString())
+
+
+def check(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    labels: Tensor | None = None,
+    run: Path | str | None = None,
+) -> Result:
+    """Export a module, prove the file equal to float64 at every sampler, audit it, and time it against eager PyTorch.
+
+    Args:
+        module: in evaluation mode.
+        example_inputs: what to call it with; the first dimension is the batch, of at least 2 examples.
+        labels: one an example, where it is a classifier.
+        run: a directory to keep everything in; without one nothing is kept but the result.
+
+    Raises:
+        UserError: where the module is in training mode, or cannot be captured or exported; it says what to do.
+    """
+    values = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    names = list(inspect.signature(module.forward).parameters)[: len(values)]
+    inputs = dict(zip(names, values, strict=True))
+    before = OUTPUT.brief
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(run or scratch) / default_name(module) if run is None else Path(run)
+        OUTPUT.brief = True
+        try:
+            adopt(module, inputs, run=place, name=default_name(module), labels=labels)
+            return _checked(place)
+        finally:
+            OUTPUT.brief = before
+
+
+def _checked(run: Path) -> Result:
+    directory, *others = network_directories(run)
+    for other in others:  # what the samplers cost is not asked here
+        other.plan((PROGRAM,), {})
+    source = Source(directory)
+    name = _exported(source)
+    checks = _verified(run, f"{directory.name}/{name}")
+    path = directory.path / directory.artifacts[name].file
+    passed = all(not each["failure"] for each in checks)
+    contest = _timed(run, name) if passed else {}
+    content: Held = held(run)
+    lines = [line for line in card(content) if line[0] != "next"]
+    return Result(lines, onnx.load(path), checks, audited(path), contest, figures(content))
+
+
+def _exported(source: Source) -> str:
+    """Write the first of ``ROWS`` that there can be."""
+    refused: dict[str, str] = {}
+    for spec in [spec for name in ROWS for spec in source.rows if spec.name == name]:
+        written = export(source, [spec])[0][spec.name]
+        if not isinstance(written, str):
+            source.directory.plan((spec.name,), refused)
+            return spec.name
+        refused[spec.name] = written
+    reason = next(iter(refused.values()), "no row of the export matrix fits it")
+    raise UserError(f"{source.directory.name} cannot be exported: {reason}", "try export_onnx with another lowering")
+
+
+def _verified(run: Path, artifact: str) -> list[dict]:
+    """Check the file and eager PyTorch, and keep what came of it."""
+    networks = verify.planned(run, [artifact, f"{artifact.partition('/')[0]}/program"])
+    for network in networks:
+        network.jobs[:] = [job for job in network.jobs if job[2].name in RUNNERS]
+    checks = verify.verify(networks, fail_fast=False)
+    content = verify.result_of(networks, checks)
+    verify.write(run, networks, content)
+    return content["checks"]
+
+
+def _timed(run: Path, name: str) -> dict:
+    """One contest against eager PyTorch, kept as ``bench.json`` keeps it, its own times as the file's."""
+    threads, grid = torch.get_num_threads(), GRIDS["quick"]
+    torch.set_num_threads(grid.threads)
+    try:
+        targets = find_targets(run, "cpu")
+        target = next(each for each in targets if (each.artifact.name, each.runner.name) == (name, RUNNERS[0]))
+        baseline = eager_of(target, targets)
+        batch = own_batch(target.network.contract) or 1
+        ours, theirs = (partial(each.step, batch) for each in (target, baseline))
+        turns = interleave(ours, theirs, "cpu", grid, seed=0).hold()
+    finally:
+        torch.set_num_threads(threads)
+    notes = {"contest": "eager", "baseline_label": baseline.network.facts.label, "baseline_artifact": "program"}
+    contest = target.facts(batch) | {"regime": "contest"} | notes | turns.summary()
+    sides = zip((target, baseline), zip(*turns.medians, strict=True), strict=True)
+    rows = [contest, *(_row(each, batch, times) for each, times in sides)]
+    content = {"machine_info": {"stn_export": describe()}, "benchmarks": [{"extra_info": row} for row in rows]}
+    write_atomically(run / BENCH_FILE, json.dumps(content).encode())
+    return contest
+
+
+def _row(target: Target, batch: int, medians: Sequence[float]) -> dict:
+    """What a contest says of one of its sides alone."""
+    times = np.array(medians)
+    low, high = ratio_interval(times, np.arange(len(times)) % 5)
+    ends = {"p50": float(np.median(times)), "p50_low": low, "p50_high": high, "examples_per_second": batch / low}
+    return target.facts(batch) | {"regime": "device", "inputs": "hot"} | ends
+
+
+def compare(one: Path | str, other: Path | str) -> list[Row]:
+    """Two files of any origin on the same inputs, a row an output and batch; ``reason`` is empty where they agree.
+
+    Raises:
+        UserError: where either cannot be opened, or they cannot be compared.
+    """
+    rows = compare_files(Path(one), Path(other))
+    if rows and not any(row.comparable for row in rows):
+        raise UserError(f"not comparable: {rows[0].reason}", "compare files that take the same inputs")
+    return rows

@@ -1,0 +1,30 @@
+"""Everything that the audit finds of an ONNX file, for a script."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import onnx
+
+from stn_export.graphs.deployment import audit
+from stn_export.graphs.graph import read_model
+from stn_export.graphs.lint import lint
+from stn_export.graphs.placement import PROVIDERS
+from stn_export.graphs.portability import portability
+
+
+def audited(model: Path | str | onnx.ModelProto, providers: Sequence[str] = tuple(PROVIDERS)) -> dict:
+    """Where its nodes run by provider (``audits``), what to mind (``findings``) and which runtimes take it.
+
+    Raises:
+        UserError: where the file cannot be read or ONNX Runtime cannot load it.
+    """
+    file = None if isinstance(model, onnx.ModelProto) else read_model(Path(model))
+    loaded = model if file is None else file.model
+    found = lint(loaded, file.external if file else ())
+    return {
+        "model": "" if file is None else str(model),
+        "audits": [audit(loaded, name).as_dict() for name in dict.fromkeys(providers)],
+        "findings": [asdict(each) for each in found],
+        "portability": {name: {"verdict": verdict, "why": why} for name, (verdict, why) in portability(loaded).items()},
+    }

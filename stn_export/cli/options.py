@@ -1,0 +1,237 @@
+"""The command lines of the stages, a function each; nothing here takes long to import, so that ``--help`` does not."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stn_export.cli.tables import FORMS, OUTPUT
+from stn_export.config import ARTIFACTS, DEFAULT_RUN
+from stn_export.errors import UserError
+
+
+def path_or_none(text: str) -> Path | None:
+    """An argument type: a path, or None for the empty string that Make passes for an unset variable."""
+    return Path(text) if text else None
+
+
+def int_or_none(text: str) -> int | None:
+    """An argument type: an integer, or None for the empty string."""
+    return int(text) if text else None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An argument type: names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def seconds(text: str) -> float:
+    """An argument type: a time that is no less than nothing, and finite."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are such."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = isinstance(action.default, str | int | float | Path) and not isinstance(action.default, bool)
+        return super()._get_help_string(action) if shown else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors look like every other error of ours; what it reads says how this process prints."""
+
+    def error(self, message: str) -> None:
+        raise UserError(message, f"see {self.prog} --help")
+
+    def parse_known_args(self, *given: object) -> tuple[argparse.Namespace, list[str]]:
+        """As ever."""
+        options, others = super().parse_known_args(*given)
+        OUTPUT.form, OUTPUT.brief = options.format, options.brief
+        return options, others
+
+
+def stage(module: str, description: str) -> Parser:
+    """The parser of ``python -m stn_export.<module>``, with what all of them take."""
+    parser = Parser(f"python -m stn_export.{module}", description=description, formatter_class=_Help)
+    parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="of what is printed")
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+    parser.add_argument("--brief", action="store_true", help="print the closing card only")
+    return parser
+
+
+def with_run(parser: Parser) -> Parser:
+    """The run directory, which nearly every stage takes."""
+    parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
+    return parser
+
+
+def train() -> Parser:
+    """Of ``train``."""
+    parser = stage("train", "Train a grid of models and seeds.")
+    parser.add_argument("--dataset", default="digits", help="one of: digits, cifar10, cifar10-affine")
+    parser.add_argument("--data", type=path_or_none, help="directory that holds CIFAR-10")
+    parser.add_argument("--models", type=names, default=("stn", "cnn"), help="of: stn, cnn, cnn-matched; with commas")
+    parser.add_argument(
+        "--recipe", help="one of: reference, quick, short, affine, tuned; by default the data set's own"
+    )
+    parser.add_argument("--epochs", type=int_or_none, help="instead of the recipe's own")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed, of weights, order and dropout")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--precision", default="fp32", help="one of: fp32, tf32, bf16")
+    parser.add_argument("--validation", type=int, default=0, help="training images to hold out")
+    parser.add_argument("--keep", default="last", help="last, or best: the epoch that did best on the held-out images")
+    parser.add_argument("--ddp", action="store_true", help="under torchrun: split batches instead of the grid")
+    parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
+    parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
+    return parser
+
+
+def adopt() -> Parser:
+    """Of ``adopt``."""
+    parser = stage("adopt", "Capture anyone's network, say where it samples, and put it into a run.")
+    parser.add_argument("what", help="file.py:callable, package.module:callable, or a .pt2 file")
+    parser.add_argument("--weights", type=path_or_none, help=".pt, .pth or .safetensors")
+    parser.add_argument("--input", action="append", default=[], metavar="NAME=N,3,24,94", help="in forward's order")
+    parser.add_argument("--output", action="append", default=[], metavar="NAME", help="in the order of what it gives")
+    parser.add_argument("--examples", type=path_or_none, help=".npz, .pt, or a folder of pictures")
+    parser.add_argument("--labels", type=path_or_none, help="lines of file name or index, and class number")
+    parser.add_argument("--mean", type=float, nargs="+", metavar="X", help="of pictures in [0, 1], also a channel each")
+    parser.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise")
+    parser.add_argument("--plain", help="a callable that gives a plain network, instead of the twin")
+    parser.add_argument("--name", help="of the network; by default the run's")
+    parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<name>")
+    parser.add_argument("--eval", action="store_true", help="put the module into evaluation mode")
+    parser.add_argument("--data-seed", type=int, default=0, help="of random examples")
+    parser.add_argument("--inspect", action="store_true", help="write nothing")
+    return parser
+
+
+def export() -> Parser:
+    """Of ``export``."""
+    parser = with_run(stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor."))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
+    )
+    parser.add_argument(
+        "--optimise", action="store_true", help="also write the chosen ONNX rows optimised ahead of time"
+    )
+    parser.add_argument("--triton", type=path_or_none, metavar="DIR", help="write a Triton model repository there")
+    parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
+    return parser
+
+
+def verify() -> Parser:
+    """Of ``verify``."""
+    parser = with_run(stage("verify", "Prove that every artifact of a run gives what PyTorch gives."))
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
+    )
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    parser.add_argument(
+        "--search",
+        type=seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="search every artifact and runner for worse inputs",
+    )
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="two files of any origin to compare with each other"
+    )
+    parser.add_argument("--against", type=path_or_none, metavar="RUN", help="compare --run with this run instead")
+    return parser
+
+
+def audit() -> Parser:
+    """Of ``audit``."""
+    parser = stage("audit", "Say where the nodes of an ONNX file run, what they cost, and what to mind.")
+    parser.add_argument("model", type=path_or_none, nargs="?", help="an ONNX file")
+    parser.add_argument("--provider", nargs="+", choices=["cpu", "cuda"], default=["cpu", "cuda"], help="where to")
+    parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
+    parser.add_argument("--strict", action="store_true", help="fail on any finding")
+    parser.add_argument("--kernels", type=Path, help="write the table of CUDA kernels there and stop")
+    return parser
+
+
+def bench() -> Parser:
+    """Of ``bench``."""
+    parser = stage("bench", "Time every artifact of a run on every backend; other options go to pytest.")
+    parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="run directory")
+    parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
+    parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
+    parser.add_argument("--suites", type=names, help="some of them, with commas, such as latency,overhead")
+    parser.add_argument("--benchmark-json", type=path_or_none, help="what is written; by default RUN/bench.json")
+    parser.add_argument("--verbose", action="store_true", help="pytest's own lines and tables too")
+    return parser
+
+
+def report() -> Parser:
+    """Of ``report``."""
+    parser = with_run(stage("report", "Write a run's report."))
+    parser.add_argument("--beside", type=Path, nargs="+", default=(), metavar="RUN", help="runs shown side by side")
+    parser.add_argument(
+        "--history", type=path_or_none, metavar="DIR", help="draw the kept results in there over commits instead"
+    )
+    return parser
+
+
+def predict() -> Parser:
+    """Of ``predict``."""
+    parser = stage("predict", "Run pictures through an artifact of a run.")
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="IMAGE", help="a picture file of any size and mode")
+    parser.add_argument(
+        "--artifact",
+        type=path_or_none,
+        help=f"file in a network's directory; by default the program.pt2 of {DEFAULT_RUN}'s subject",
+    )
+    parser.add_argument(
+        "--show", type=path_or_none, metavar="PNG", help="draw each picture beside what the sites make of it"
+    )
+    parser.add_argument(
+        "--output", type=path_or_none, metavar="NPZ", help="keep the outputs as they are, a row a picture"
+    )
+    return parser
+
+
+def doctor() -> Parser:
+    """Of ``doctor``."""
+    return stage("doctor", "Say what is installed, which runners are at hand and how to get the others.")
+
+
+def everything() -> Parser:
+    """Of ``all``."""
+    parser = with_run(
+        stage(
+            "all", "Train (unless the run holds an adopted network), export, verify, bench, report; options of train."
+        )
+    )
+    parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
+    parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
+    parser.add_argument("--verbose", action="store_true", help="every stage's tables too")
+    return parser
+
+
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "all": everything,
+    "train": train,
+    "adopt": adopt,
+    "export": export,
+    "verify": verify,
+    "audit": audit,
+    "bench": bench,
+    "report": report,
+    "predict": predict,
+    "doctor": doctor,
+}
+
+
+def parse(name: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What a stage's command line asks for.
+
+    Raises:
+        UserError: where it cannot be understood.
+    """
+    return PARSERS[name]().parse_args(arguments)

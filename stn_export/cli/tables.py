@@ -1,0 +1,144 @@
+"""Tables: complete in a pipe, and on a terminal as wide as it is: columns go in the order that the table states.
+
+What is printed is of one form a process: a table for people, or JSON, Markdown and CSV for what reads it next; then
+everything that is no table goes to standard error.
+"""
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Drawn
+from rich.text import Text
+
+FORMS = ("table", "json", "markdown", "csv")
+GAP = 2  # between columns
+NARROW = 40  # a terminal in which numbers may be folded too
+FOLDED = 28  # characters that a column of words keeps, if it has so many
+ENDLESS = 100_000  # columns of a pipe
+NUMBER = re.compile(r"[-+−±≤]?\d|–?$")
+
+
+@dataclass
+class Output:
+    """How this process prints; ``brief`` leaves out all but cards."""
+
+    form: str = "table"
+    brief: bool = False
+
+
+OUTPUT = Output()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells with rich's markup; ``drop`` are the columns that a narrow terminal goes without, the first ones first."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    drop: Sequence[str] = ()
+
+    def plain(self) -> list[list[str]]:
+        """The cells as they read."""
+        return [[Text.from_markup(cell).plain for cell in row] for row in self.rows]
+
+    def widths(self) -> dict[str, int]:
+        """What each column takes."""
+        cells = [self.columns, *self.plain()]
+        return {column: max(cell_len(row[index]) for row in cells) for index, column in enumerate(self.columns)}
+
+    def least(self) -> dict[str, int]:
+        """What each column must have: numbers stand in a line, words may be folded."""
+        plain = self.plain()
+        numbers = {column: all(NUMBER.match(row[index]) for row in plain) for index, column in enumerate(self.columns)}
+        return {column: width if numbers[column] else min(width, FOLDED) for column, width in self.widths().items()}
+
+    def shown(self, width: int) -> list[str]:
+        """The columns that there is room for, or all but ``drop`` where there is none."""
+        least = self.least()
+        for column in self.drop:
+            if sum(least.values()) + GAP * len(least) <= width:
+                break
+            del least[column]
+        return list(least)
+
+    def drawn(self, width: int, boxed: bool) -> Drawn:
+        """For rich; numbers to the right, and what is too wide in several lines."""
+        drawn = Drawn(
+            title=self.title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD if boxed else None,
+            pad_edge=False,
+            padding=(0, GAP - boxed, 0, 0),
+        )
+        plain, shown = self.plain(), self.shown(width)
+        places = [self.columns.index(column) for column in shown]
+        for column, place in zip(shown, places, strict=True):
+            number = place > 0 and all(NUMBER.match(row[place]) for row in plain)
+            drawn.add_column(
+                escape(column),
+                justify="right" if number else "left",
+                overflow="fold",
+                no_wrap=number and width >= NARROW,
+            )
+        for row in self.rows:
+            drawn.add_row(*(row[place] for place in places))
+        return drawn
+
+
+def as_json(table: Table) -> str:
+    """A line: the title and a row of cells by column."""
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.plain()]
+    return json.dumps({"title": Text.from_markup(table.title).plain.strip(), "rows": rows}, ensure_ascii=False) + "\n"
+
+
+def as_markdown(table: Table) -> str:
+    """With its title above."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.plain()]
+    cells = ["| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) + " |" for line in lines]
+    return "\n".join(["", f"**{Text.from_markup(table.title).plain.strip()}**", "", *cells, ""])
+
+
+def as_csv(table: Table) -> str:
+    """A header and lines."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.plain()])
+    return text.getvalue()
+
+
+WRITERS = {"json": as_json, "markdown": as_markdown, "csv": as_csv}
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on standard output, or on standard error; endless and plain where it is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else ENDLESS
+    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence[str] = ()) -> None:
+    """Print a table in this process's form; ``drop`` are the columns that a narrow terminal goes without."""
+    made = Table(title, columns, rows, drop)
+    if OUTPUT.form != "table":
+        sys.stdout.write(WRITERS[OUTPUT.form](made))
+    elif not OUTPUT.brief:
+        draw(made, console())
+
+
+def draw(made: Table, target: Console) -> None:
+    """Print a table on a console, and which columns had no room."""
+    with target.capture() as drawn:
+        target.print(made.drawn(target.width, target.is_terminal))
+    lines = drawn.get().splitlines()
+    target.file.write("".join((line if target.is_terminal else line.rstrip()) + "\n" for line in lines))
+    if left_out := [column for column in made.columns if column not in made.shown(target.width)]:
+        target.print(f"[dim]no room for: {escape(', '.join(left_out))}. A pipe and --format show them.[/]")

@@ -1,0 +1,51 @@
+"""What is installed, which runners are at hand and how to get the others: ``stn-export doctor``."""
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+from stn_export import cli
+from stn_export.artifacts.environment import describe
+from stn_export.comparison.words import by_reason
+from stn_export.runners import RUNNERS
+
+REMEDIES = (  # by a word of the reason why a runner is not at hand
+    ("openvino", "pip install 'stn-export[openvino]'"),
+    ("compiler", "install a C++ compiler, such as Debian's g++"),
+    ("Triton", "pip install triton"),
+    ("TensorRT", "install TensorRT 10 beside CUDA"),
+    ("without CUDA", "pip install onnxruntime-gpu, on a machine with a GPU"),
+    ("GPU", "take a machine with an NVIDIA GPU and PyTorch's CUDA build"),
+)
+
+
+def remedy(reason: str) -> str:
+    """What to do about a reason; a dash where there is none, or nothing is known."""
+    return next((told for word, told in REMEDIES if word in reason), cli.NONE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print three tables; nothing is changed."""
+    cli.parse("doctor", arguments)
+    environment = describe()
+    facts = {
+        "Python": f"{platform.python_version()} ({sys.executable})",
+        "CPU": f"{environment['cpu']}, {os.cpu_count()} cores",
+        "GPU": environment["gpu"] or "none that PyTorch sees",
+        "commit": str(environment["git_commit"]),
+    }
+    cli.table("This machine", ("what", "here"), [(name, cli.escape(text)) for name, text in facts.items()])
+    versions = environment["versions"]
+    cli.table("Packages", ("package", "version"), [(name, str(versions[name])) for name in sorted(versions)])
+    reasons = {spec.name: spec.unavailable() for spec in RUNNERS}
+    here = [(spec.name, spec.format) for spec in RUNNERS if not reasons[spec.name]]
+    cli.table("Runners at hand", ("runner", "runs"), here)
+    missing = [line.partition(": ") for line in by_reason({name: why for name, why in reasons.items() if why})]
+    rows = [tuple(map(cli.escape, (names, why, remedy(why)))) for names, _, why in missing]
+    cli.table("Not at hand", ("runner", "why not", "how to get it"), rows, ("why not",))
+    cli.card([("runners", f"{len(here)} of {len(reasons)} at hand")])
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

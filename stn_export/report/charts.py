@@ -1,0 +1,131 @@
+"""Charts as Vega-Lite: one description that ``drawing`` renders into an SVG and the page makes interactive.
+
+Colours are names of the page's own (``COLOURS``), one for each thing all through it: a network, a family of runners, a
+part of a network. What has a colour has a shape or a line style too. An interval is the middle, the lower and the
+upper end.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any, NamedTuple
+
+from stn_export.artifacts.manifest import OTHER, PLAIN, SUBJECT
+from stn_export.program.parts import PARTS
+
+Spec = dict[str, Any]
+Interval = tuple[float, float, float]
+Curves = Mapping[tuple[str, str, str], Mapping[int, Interval]]  # by (runner, artifact, network) and batch
+Bar = tuple[str, Mapping[int, Mapping[str, float]], Mapping[int, float]]  # name; ms by batch and part; 100 % by batch
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+WIDTH, LOW, HIGH = 680, 230, 300
+INK, SOFT, LINE = "var(--ink)", "var(--soft)", "var(--line)"
+NETWORKS = {SUBJECT: "var(--n0)", PLAIN: "var(--n1)"}
+OTHERS = ("var(--n2)", "var(--n3)")
+RUNNERS = tuple(f"var(--r{index})" for index in range(8))
+PART_COLOURS = {part: f"var(--p{index})" for index, part in enumerate(PARTS)}
+DARK_PARTS = PARTS[::2]  # light letters can be read on these
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+DEVICES = {"cpu": "the CPU", "cuda": "the GPU"}
+MOST_TOLD = 12  # points of a chart that its text for those who do not see it names
+NAMED_SHARE = 0.08  # of a bar: smaller parts have no room for a number
+CONFIG: Spec = {
+    "background": None,
+    "aria": False,
+    "font": "system-ui, 'DejaVu Sans', sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "gridColor": LINE,
+        "domainColor": SOFT,
+        "tickColor": SOFT,
+        "labelColor": INK,
+        "titleColor": INK,
+        "titleFontWeight": "normal",
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "labelLimit": 260,
+    },
+    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "labelLimit": 260, "symbolStrokeWidth": 2},
+    "header": {"labelColor": INK, "titleColor": INK, "labelFontSize": 11},
+    "title": {"color": INK},
+    "text": {"color": INK, "fontSize": 11},
+    "rule": {"color": SOFT},
+}
+
+
+class Look(NamedTuple):
+    """How a network is shown."""
+
+    label: str
+    role: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, its title, and in words what it shows."""
+
+    title: str
+    spec: Spec
+    text: str
+
+
+def looks(networks: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
+    """How networks, each by name, label and role, are shown: the subject first, the plain one next, then the others."""
+    found = sorted(dict.fromkeys(networks), key=lambda each: (SUBJECT, PLAIN, OTHER).index(each[2]))
+    own, others = dict(NETWORKS), cycle(OTHERS)
+    return {name: Look(label, role, own.pop(role, None) or next(others)) for name, label, role in found}
+
+
+def chart(title: str, rows: Sequence[Mapping], text: Iterable[str], height: int | Spec = HIGH, **parts: Any) -> Chart:
+    """A chart of rows; ``text`` says them, the first ``MOST_TOLD`` in full."""
+    told = list(text)
+    more = f"; {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    size = {} if "facet" in parts else {"width": WIDTH, "height": height}
+    spec = {"$schema": SCHEMA, "config": CONFIG, "data": {"values": list(rows)}} | size | parts
+    return Chart(title, spec, f"{title}. {'; '.join(told[:MOST_TOLD])}{more}.")
+
+
+def measure(field: str, title: str, scale: str = "linear", **more: Any) -> Spec:
+    """A quantitative channel that need not start at nothing."""
+    plain = {"format": ",~r", "labelOverlap": True, "tickCount": 6 if scale == "log" else 10}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"type": scale, "nice": False, "padding": 12} | ({"zero": False} if scale == "linear" else {}),
+        "axis": plain,
+    } | more
+
+
+def nominal(field: str, title: str | None = None, **more: Any) -> Spec:
+    """A channel of names, in the order of the rows."""
+    return {"field": field, "type": "nominal", "title": title, "sort": None} | more
+
+
+def scale(pairs: Mapping[str, Any]) -> Spec:
+    """A scale that gives each name its own."""
+    return {"domain": list(pairs), "range": list(pairs.values())}
+
+
+def each_its(names: Iterable[str], choices: Sequence[Any]) -> dict[str, Any]:
+    """One of the choices for each name, from the first on again where they run out."""
+    return dict(zip(names, cycle(choices), strict=False))
+
+
+def tips(**titles: str) -> list[Spec]:
+    """Fields and their titles, as a tooltip shows them."""
+    return [{"field": field, "title": title} for field, title in titles.items()]
+
+
+def toggled(field: str) -> list[Spec]:
+    """Series that a click on the legend picks; all are shown at first."""
+    return [{"name": "picked", "select": {"type": "point", "fields": [field], "toggle": "true"}, "bind": "legend"}]
+
+
+FADED = {"condition": {"param": "picked", "value": 1}, "value": 0.08}
+
+
+LEGEND = {"orient": "bottom", "columns": 2, "direction": "vertical", "symbolSize": 110}

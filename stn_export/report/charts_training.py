@@ -1,0 +1,254 @@
+"""The charts of training and of what was learned, as Vega-Lite; see ``charts``.
+
+Accuracies are in [0, 1] and drawn in percent; differences are in points.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stn_export.artifacts.manifest import SUBJECT
+from stn_export.artifacts.training import Comparison, Mean
+from stn_export.comparison.words import percent
+from stn_export.report.charts import (
+    DASHES,
+    INK,
+    LEGEND,
+    NETWORKS,
+    SHAPES,
+    SOFT,
+    Chart,
+    Look,
+    chart,
+    each_its,
+    looks,
+    measure,
+    nominal,
+    scale,
+    tips,
+    toggled,
+)
+from stn_export.report.thetas import Frame
+
+BINS = 40
+MIDDLE = (0.005, 0.995)  # quantiles: what a histogram shows, lest one example flatten it
+PANELS = {  # part: what it is called, and in which unit
+    "rotation": "rotation, degrees",
+    "scale_x": "scale x, of the window's side",
+    "scale_y": "scale y, of the window's side",
+    "shear": "shear, factor",
+    "shift_x": "shift x, pixels",
+    "shift_y": "shift y, pixels",
+    "outside": "outside the image, %",
+}
+
+
+def _looks(one: Comparison) -> dict[str, Look]:
+    return looks((name, found.label, found.role) for name, found in one.models.items())
+
+
+def accuracy_curves(runs: Sequence[Comparison]) -> Chart:
+    """Test accuracy after each epoch: by run and network the mean, with a band from the worst to the best seed."""
+    rows, colours = [], {}
+    if runs[0].reference:
+        colours["the published run"] = SOFT
+        rows += [
+            {"network": "the published run", "run": runs[0].title, "epoch": epoch, "mean": 100 * value}
+            | {"low": 100 * value, "high": 100 * value}
+            for epoch, value in enumerate(runs[0].reference.accuracies, 1)
+        ]
+    for one in runs:
+        for name, look in _looks(one).items():
+            values = 100 * np.array(list(one.models[name].accuracies.values()))
+            colours[look.label] = look.colour
+            rows += [
+                {"network": look.label, "run": one.title, "epoch": epoch, "mean": mean, "low": low, "high": high}
+                for epoch, (mean, low, high) in enumerate(
+                    np.stack([values.mean(0), values.min(0), values.max(0)], 1).tolist(), 1
+                )
+            ]
+    for row in rows:
+        row |= {"told": f"{row['mean']:.2f} %", "seeds": f"{row['low']:.2f} to {row['high']:.2f} %"}
+    last = {(row["network"], row["run"]): row for row in rows}
+    y = measure("mean", "test accuracy, %")
+    dashes = each_its([one.title for one in runs], DASHES)
+    return chart(
+        f"Test accuracy after each epoch: {runs[0].title}",
+        rows,
+        [f"{row['network']} {row['told']} after {row['epoch']} epochs ({row['run']})" for row in last.values()],
+        encoding={
+            "x": measure("epoch", "epoch", axis={"tickMinStep": 1}),
+            "color": nominal("network", scale=scale(colours), legend=LEGEND),
+            "detail": {"field": "run"},
+            "opacity": {"condition": {"param": "picked", "value": 1}, "value": 0.08},
+            "tooltip": tips(network="network", run="run", epoch="epoch", told="accuracy", seeds="worst to best seed"),
+        },
+        layer=[
+            {
+                "params": toggled("network"),
+                "mark": {"type": "area", "fillOpacity": 0.15},
+                "encoding": {"y": measure("low", "test accuracy, %"), "y2": {"field": "high"}},
+            },
+            {
+                "mark": {"type": "line", "strokeWidth": 2},
+                "encoding": {
+                    "y": y,
+                    "strokeDash": nominal("run", scale=scale(dashes), legend=LEGEND if len(runs) > 1 else None),
+                },
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 22},
+                "encoding": {
+                    "y": y,
+                    "shape": nominal("network", scale=scale(each_its(colours, SHAPES)), legend=LEGEND),
+                },
+            },
+        ],
+    )
+
+
+def _mean_row(found: Mean, factor: float, unit: str) -> dict:
+    low, high = (found.mean if end is None else end for end in (found.low, found.high))
+    interval = "one seed: none" if found.low is None else f"{factor * low:.2f} to {factor * high:.2f}{unit}"
+    ends = {"mean": factor * found.mean, "low": factor * low, "high": factor * high}
+    return ends | {"told": f"{factor * found.mean:.2f}{unit}", "interval": interval}
+
+
+def seed_accuracies(runs: Sequence[Comparison]) -> Chart:
+    """Every seed's accuracy by run and network, the mean and its interval."""
+    rows, colours = [], {}
+    for one in runs:
+        for name, look in _looks(one).items():
+            colours[look.label] = look.colour
+            shared = {"run": one.title, "network": look.label} | _mean_row(one.models[name], 100, " %")
+            rows += [
+                shared | {"seed": seed, "accuracy": 100 * value, "own": percent(value)}
+                for seed, value in one.models[name].seeds.items()
+            ]
+    return _seeds("Test accuracy, seed by seed", rows, colours, "test accuracy, %")
+
+
+def differences(runs: Sequence[Comparison]) -> Chart:
+    """How many points the transformer is ahead, by run and other network: each seed, the mean and its interval."""
+    rows, colours = [], {}
+    for one in runs:
+        for name, found in one.differences.items():
+            look = _looks(one)[name]
+            colours[f"over the {look.label}"] = look.colour
+            shared = {"run": one.title, "network": f"over the {look.label}"} | _mean_row(found, 1, " points")
+            rows += [
+                shared | {"seed": seed, "accuracy": value, "own": f"{value:+.2f} points"}
+                for seed, value in found.seeds.items()
+            ]
+    return _seeds("Gain of the transformer, seed by seed", rows, colours, "points of test accuracy", nothing=True)
+
+
+def _seeds(title: str, rows: list[dict], colours: Mapping[str, str], unit: str, nothing: bool = False) -> Chart:
+    """A dot a seed, and beside them the mean as a diamond with its interval."""
+    means = {(row["run"], row["network"]): row for row in rows}
+    y = {
+        "y": nominal("run", axis={"labelLimit": 220}),
+        "yOffset": nominal("network", sort=list(colours)),
+        "color": nominal("network", scale=scale(colours), legend=LEGEND),
+    }
+    tip = tips(run="run", network="network", told="mean", interval="95 %")
+    x = measure("mean", unit)
+    zero = [
+        {
+            "mark": {"type": "rule", "color": INK},
+            "data": {"values": [{"zero": 0}]},
+            "encoding": {"x": {"field": "zero", "type": "quantitative"}},
+        }
+    ]
+    return chart(
+        title,
+        rows,
+        [f"{run}, {network}: {row['told']} ({row['interval']})" for (run, network), row in means.items()],
+        height={"step": 24},
+        layer=[
+            *zero * nothing,
+            {
+                "mark": {"type": "point", "filled": True, "size": 30, "opacity": 0.5},
+                "encoding": y
+                | {
+                    "x": measure("accuracy", unit),
+                    "tooltip": tips(run="run", network="network", seed="seed", own="its"),
+                },
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 2},
+                "encoding": y | {"x": measure("low", unit), "x2": {"field": "high"}, "tooltip": tip},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "shape": "diamond", "size": 110, "opacity": 1},
+                "encoding": y | {"x": x, "tooltip": tip},
+            },
+        ],
+    )
+
+
+def theta_histograms(parts: Mapping[str, np.ndarray], title: str) -> Chart:
+    """Distributions of theta's parts over all examples; ``outside`` is in percent."""
+    rows, told = [], []
+    for part, values in parts.items():
+        known = values[np.isfinite(values)]
+        if not len(known):
+            continue
+        counts, edges = np.histogram(known, BINS, range=tuple(np.quantile(known, MIDDLE)))
+        told.append(f"{PANELS[part]}: median {np.median(known):.2f}")
+        rows += [
+            {"part": PANELS[part], "low": low, "high": high, "examples": count, "told": f"{low:.3g} to {high:.3g}"}
+            for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+            if count
+        ]
+    x = measure("low", None, axis={"tickCount": 4, "format": "~r"}) | {"bin": "binned"}
+    inner = {
+        "width": 190,
+        "height": 90,
+        "mark": {"type": "bar", "color": NETWORKS[SUBJECT], "binSpacing": 0},
+        "encoding": {
+            "x": x,
+            "x2": {"field": "high"},
+            "y": {"field": "examples", "type": "quantitative", "axis": None},
+            "tooltip": tips(part="of", told="between", examples="examples"),
+        },
+    }
+    return chart(
+        title,
+        rows,
+        told,
+        facet=nominal("part", header={"labelOrient": "top"}),
+        columns=3,
+        spec=inner,
+        resolve={"scale": {"x": "independent", "y": "independent"}},
+    )
+
+
+def windows(outlines: np.ndarray, frame: Frame, title: str) -> Chart:
+    """Where in the image some output windows lie: M×4×2 corners in pixels, over the sampled image's frame."""
+    own = [(0, 0), (frame.width, 0), (frame.width, frame.height), (0, frame.height)]
+    every = [("the image", own), *((f"example {index}", corners) for index, corners in enumerate(outlines.tolist()))]
+    rows = [
+        {"of": name, "x": x, "y": y, "order": order, "frame": name == "the image"}
+        for name, corners in every
+        for order, (x, y) in enumerate([*corners, corners[0]])
+    ]
+    low, high = (float(pick([row[axis] for row in rows for axis in "xy"])) for pick in (min, max))
+    ends = {"scale": {"domain": [low - 1, high + 1]}, "type": "quantitative"}
+    made = chart(
+        title,
+        rows,
+        [f"{len(outlines)} examples in an image of {frame.width}×{frame.height} pixels"],
+        mark={"type": "line", "clip": True},
+        encoding={
+            "x": {"field": "x", "title": "pixels, the image's frame in bold"} | ends,
+            "y": {"field": "y", "title": None, "sort": "descending"} | ends,
+            "order": {"field": "order"},
+            "detail": {"field": "of"},
+            "color": {"condition": {"test": "datum.frame", "value": INK}, "value": NETWORKS[SUBJECT]},
+            "strokeWidth": {"condition": {"test": "datum.frame", "value": 2.5}, "value": 1},
+            "opacity": {"condition": {"test": "datum.frame", "value": 1}, "value": 0.4},
+            "tooltip": tips(of="window of"),
+        },
+    )
+    return Chart(made.title, made.spec | {"width": 260, "height": 260}, made.text)

@@ -1,0 +1,91 @@
+"""Kept results over commits: how many times as fast as eager PyTorch every backend was, machine by machine.
+
+Ratios of contests are drawn, not times: both sides took turns, which leaves out what the machine did that day.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from stn_export.answer.held import read_bench
+from stn_export.comparison.words import significant, span
+from stn_export.errors import UserError
+from stn_export.report.charts import LEGEND, RUNNERS, SHAPES, Chart, chart, measure, nominal, scale, tips
+from stn_export.report.charts_bench import short_name
+from stn_export.report.page import Page, Picture, Section, Table
+
+BATCH = 1
+CONTEST = "eager"
+
+
+def history(kept: Path) -> Page:
+    """A section each machine.
+
+    Raises:
+        UserError: where the directory holds no kept result, or one of them cannot be read.
+    """
+    files = [path for path in sorted(kept.glob("*.json")) if b'"benchmarks"' in path.read_bytes()]
+    if not files:
+        raise UserError(f"{kept} holds no kept results", "run 'make bench-keep' first, or name benchmarks/results")
+    machines: dict[str, list[dict]] = {}
+    for content in sorted(map(read_bench, files), key=lambda content: content["datetime"]):
+        environment = content["machine_info"]["stn_export"]
+        machine = f"{environment['cpu']}, {environment.get('threads', '?')} threads"
+        machines.setdefault(machine, []).extend(rows(content))
+    made = [
+        Section(f"machine-{index}", machine, [Picture(f"history-{index}", drawn(machine, each)), table(each)])
+        for index, (machine, each) in enumerate(machines.items())
+        if each
+    ]
+    return Page(f"Over commits: {kept}", made)
+
+
+def rows(content: Mapping) -> Iterator[dict]:
+    """A row each contest with eager PyTorch of one file."""
+    when, commit = content["datetime"][:10], str(content["machine_info"]["stn_export"]["git_commit"])[:12]
+    for row in (each["extra_info"] for each in content["benchmarks"]):
+        if row.get("contest") == CONTEST and row["batch"] == BATCH:
+            middle, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
+            yield {
+                "commit": f"{when} {commit}",
+                "series": f"{row['network']} {short_name(row['runner'], row['artifact'], row['device'])}",
+                "value": middle,
+                "low": low,
+                "high": high,
+                "told": f"{significant(middle)} ×",
+                "interval": span(low, high),
+            }
+
+
+def drawn(machine: str, found: list[dict]) -> Chart:
+    """A line a backend."""
+    series = list(dict.fromkeys(row["series"] for row in found))
+    colours = scale({name: RUNNERS[index % len(RUNNERS)] for index, name in enumerate(series)})
+    shapes = scale({name: SHAPES[index % len(SHAPES)] for index, name in enumerate(series)})
+    title = "times as fast as eager PyTorch"
+    return chart(
+        f"Times as fast as eager PyTorch, one example, on {machine}",
+        found,
+        [f"{row['series']} at {row['commit']}: {row['told']} ({row['interval']})" for row in found],
+        encoding={
+            "x": nominal("commit", axis={"labelAngle": -30}),
+            "color": nominal("series", scale=colours, legend=LEGEND),
+            "tooltip": tips(series="file", commit="commit", told="ratio", interval="95 %"),
+        },
+        layer=[
+            {"mark": "rule", "encoding": {"y": measure("low", title), "y2": {"field": "high"}}},
+            {"mark": "line", "encoding": {"y": measure("value", title)}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+                "encoding": {
+                    "y": measure("value", title),
+                    "shape": nominal("series", scale=shapes, legend=LEGEND),
+                },
+            },
+        ],
+    )
+
+
+def table(found: list[dict]) -> Table:
+    """The same in figures."""
+    cells = [[row["series"], row["commit"], row["told"], row["interval"]] for row in found]
+    return Table("In figures", ("file", "commit", "× eager PyTorch", "95 %"), cells)

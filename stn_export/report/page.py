@@ -1,0 +1,185 @@
+"""What a page is made of: sections of paragraphs, tables and pictures, for the HTML and the Markdown alike."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from matplotlib.figure import Figure
+
+from stn_export.comparison.words import percent
+from stn_export.report.charts import Chart
+from stn_export.report.drawing import to_png, to_svg
+
+NONE = "–"
+NUMBER = re.compile(r"[-+−±≤]?\d|–?$")
+MANY = 8  # rows from which on a table can be filtered
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, of a ``kind`` that has a colour (``good``, ``bad``), and more to say of it in ``title``."""
+
+    text: str
+    kind: str = ""
+    title: str = ""
+
+
+def cell(content: "str | Cell") -> Cell:
+    """Text as a cell."""
+    return content if isinstance(content, Cell) else Cell(content)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that a reader can sort and filter; ``note`` says what the columns are."""
+
+    title: str
+    columns: Sequence[str]
+    cells: Sequence[Sequence[str | Cell]]
+    note: str = ""
+    heading: bool = True
+
+    kind = "table"
+
+    @cached_property
+    def rows(self) -> list[list[Cell]]:
+        """Its cells."""
+        return [list(map(cell, row)) for row in self.cells]
+
+    @property
+    def filtered(self) -> bool:
+        """Whether it has so many rows that one looks for some."""
+        return len(self.cells) >= MANY
+
+    @cached_property
+    def sides(self) -> list[str]:
+        """The side that each column stands on: numbers right, words left."""
+        return [
+            "number" if index and all(NUMBER.match(row[index].text) for row in self.rows) else "text"
+            for index in range(len(self.columns))
+        ]
+
+    @property
+    def markdown(self) -> str:
+        """Without its title."""
+        lines = [self.columns, ["--:" if side == "number" else "---" for side in self.sides]]
+        lines += [
+            [f"{each.text}: {each.title}" if each.kind == "bad" and each.title else each.text for each in row]
+            for row in self.rows
+        ]
+        return "\n".join("| " + " | ".join(each.replace("|", r"\|") for each in line) + " |" for line in lines)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; ``note`` in small type, ``warning`` in a box."""
+
+    text: str
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart, or pixels that matplotlib laid out; ``text`` says what it shows to who does not see it."""
+
+    name: str
+    drawn: Chart | Figure
+    text: str = ""
+
+    kind = "picture"
+
+    @property
+    def said(self) -> str:
+        """Its text, with the numbers."""
+        return self.drawn.text if isinstance(self.drawn, Chart) else self.text
+
+    @property
+    def title(self) -> str:
+        """Shown above."""
+        return self.drawn.title if isinstance(self.drawn, Chart) else self.text
+
+    @cached_property
+    def png(self) -> bytes:
+        """For Markdown."""
+        return to_png(self.drawn) if isinstance(self.drawn, Chart) else figure_png(self.drawn)
+
+    @cached_property
+    def svg(self) -> str:
+        """What is printed, and shown without a script."""
+        return to_svg(self.drawn) if isinstance(self.drawn, Chart) else ""
+
+    @property
+    def data(self) -> str:
+        """The pixels as an address."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+    @property
+    def spec(self) -> str:
+        """What makes it interactive, for a script element; empty for pixels."""
+        if not isinstance(self.drawn, Chart):
+            return ""
+        return json.dumps(self.drawn.spec, separators=(",", ":")).replace("<", "\\u003c")
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether it has a scale that may be made linear."""
+        return '"type":"log"' in self.spec
+
+
+Block = Table | Text | Picture
+
+
+@dataclass
+class Section:
+    """A chapter with its address on the page."""
+
+    id: str
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Its pictures."""
+        return [block for block in self.blocks if isinstance(block, Picture)]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of it; ``card`` is what it opens with."""
+
+    title: str
+    sections: Sequence[Section]
+    card: Sequence[tuple[str, str]] = ()
+    warnings: Sequence[str] = ()
+    lead: str = ""
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure of matplotlib's without dates or versions in it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None}, dpi=160)
+    return buffer.getvalue()
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash."""
+    return NONE if value is None else format(value, form)
+
+
+def share(value: float | None) -> str:
+    """A share in per cent, or a dash."""
+    return NONE if value is None else percent(value)
+
+
+def minus(text: str) -> str:
+    """With a minus that looks like one."""
+    return text.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """With its sign."""
+    return minus(f"{value:+.2f}")

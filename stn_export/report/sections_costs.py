@@ -1,0 +1,162 @@
+"""The sections of what ships and what it costs."""
+
+from collections.abc import Iterable, Mapping
+
+from stn_export.answer.card import named, rate, ratio, seconds_of
+from stn_export.answer.choice import contest_of, others
+from stn_export.comparison.words import significant, span
+from stn_export.report.charts import DEVICES
+from stn_export.report.content import Report
+from stn_export.report.page import NONE, Block, Cell, Table, Text
+
+VERDICTS = {"faster": "good", "slower": "bad"}
+CHARTS = "each runner's best artifact of those timed at the most batches, with 95 % intervals"
+
+
+def ships(report: Report) -> Iterable[Block]:
+    """What to ship by device, for one example and for many, and what it was chosen from."""
+    rows = [
+        [
+            DEVICES[device].removeprefix("the "),
+            purpose,
+            named(choice.row),
+            *_offer(report, device, purpose, choice.row),
+            ", ".join(map(named, others(choice))) or "nothing",
+        ]
+        for device, chosen in report.shipped.items()
+        for purpose, choice in (("latency", chosen.quick), ("throughput", chosen.most))
+    ]
+    if rows:
+        columns = ("on the", "for", "ship", "batch", "what it does", "× eager PyTorch", "cannot be told from")
+        yield Table(
+            "What to ship",
+            columns,
+            rows,
+            "Among files that cannot be told apart the most portable one is taken. Brackets hold 95 % intervals.",
+            heading=False,
+        )
+    yield from report.pictures("pareto", "latency", "throughput")
+
+
+def _offer(report: Report, device: str, purpose: str, row: Mapping) -> list[str]:
+    eager = contest_of([each for each in report.timings if each["device"] == device], "eager", row)
+    fits = eager is not None and eager["batch"] == row["batch"]
+    does = seconds_of(row) if purpose == "latency" else rate(row)
+    return [f"{row['batch']:,}", does, ratio(eager, inverse=True).replace(" times", "") if fits else NONE]
+
+
+def costs(report: Report) -> Iterable[Block]:
+    """The subject against the plain network, where the time goes, what others give, and getting ready."""
+    yield from report.pictures("overhead", "breakdown")
+    tables = report.bench
+    if not tables:
+        return
+    if tables["costs"]["lines"]:
+        yield overhead_table(report)
+    if tables["against"]["lines"]:
+        columns = tables["against"]["columns"]
+        rows = [
+            [
+                f"{line['network']}/{line['artifact']}",
+                line["runner"],
+                *(against(line["cells"].get(each)) for each in columns),
+            ]
+            for line in tables["against"]["lines"]
+        ]
+        note = "How many times as fast: 2 × is half the time. “Same”: within 3 % for sure; “cannot tell”: 1 and more."
+        yield Table("Against what people get without this project", ("artifact", "runner", *columns), rows, note)
+    if tables["single"]["lines"]:
+        yield single_table(report)
+        yield Text(f"Charts show {CHARTS}.", "note")
+
+
+def overhead_table(report: Report) -> Table:
+    """Ratios by batch, and where CUDA would run the nodes."""
+    known = report.bench["costs"]
+    rows = [
+        [
+            line["artifact"],
+            line["runner"],
+            *(interval(line["cells"].get(each)) for each in known["columns"]),
+            *list(placement(line["placement"])),
+        ]
+        for line in known["lines"]
+    ]
+    columns = ("artifact", "runner", *known["columns"], "nodes on GPU / CPU", "CUDA graph")
+    note = (
+        f"Time of the {known['ours']} by that of the {known['other']}, which took turns in blocks in random order. "
+        "† some blocks were disturbed. On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
+    )
+    return Table(f"The {known['ours']} against the {known['other']}", columns, rows, note)
+
+
+def interval(row: Mapping | None) -> str:
+    """A contest's ratio."""
+    return NONE if row is None else ratio(row).replace(" times", "") + "†" * bool(row["disturbed_blocks"])
+
+
+def against(row: Mapping | None) -> str | Cell:
+    """How many times as fast, and the verdict."""
+    if row is None:
+        return NONE
+    said = ratio(row, inverse=True).replace(" times", " ×") + "†" * bool(row["disturbed_blocks"])
+    return Cell(f"{said} {row['verdict']}", VERDICTS.get(row["verdict"], ""))
+
+
+def placement(found: Mapping | None) -> tuple[str, str | Cell]:
+    """Nodes on either, and whether a CUDA graph holds them."""
+    if not found:
+        return NONE, NONE
+    word = f"{'yes' if found['graph'] else 'no'} ({'predicted' if found['predicted'] else 'asked'})"
+    return f"{found['on_cuda']} / {found['on_cpu']}", Cell(word, title=found["reason"])
+
+
+def single_table(report: Report) -> Table:
+    """One example, and getting ready for it."""
+    known = report.bench["single"]
+    columns = ["artifact", "runner", "p50, ms", "95 %", "p90", "p99", "cold", "request", "load", "first answer"]
+    columns += ["file, KiB", "host, MiB", "GPU, MiB"]
+    rows = []
+    for line in known["lines"]:
+        row, cold, request, start = (
+            {} if part is None else part for part in map(line["cells"].get, ("device", "cold", "request", "start-up"))
+        )
+        sized = row or request or start
+        ends = span(1e3 * row["p50_low"], 1e3 * row["p50_high"]) if row else NONE
+        rows.append(
+            [
+                f"{line['network']}/{line['artifact']}",
+                line["runner"],
+                milliseconds(row.get("p50")) + "†" * bool(row.get("disturbed")),
+                ends,
+            ]
+            + [milliseconds(each) for each in (row.get("p90"), row.get("p99"), cold.get("p50"), request.get("p50"))]
+            + [milliseconds(start.get(each)) for each in ("load_seconds", "first_seconds")]
+            + [
+                size(sized.get("file_bytes"), 2**10),
+                size(sized.get("host_bytes"), 2**20),
+                size(sized.get("device_bytes"), 2**20),
+            ]
+        )
+    shown = [index for index in range(len(columns)) if index < 2 or any(row[index] != NONE for row in rows)]
+    note = (
+        "One example, its inputs in place, in milliseconds; cold: out of the cache; request: host array in, host array "
+        "out; load and first answer: a fresh process. p99 only from 662 samples on. † disturbed by something else on "
+        "the machine. Host and GPU: peak growth in memory."
+    )
+    return Table(
+        "One example, and getting ready for it",
+        [columns[index] for index in shown],
+        [[row[index] for index in shown] for row in rows],
+        note,
+    )
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Three figures of a time in ms, or a dash."""
+    return NONE if seconds is None else significant(1e3 * seconds)
+
+
+def size(count: int | None, unit: int) -> str:
+    """Bytes in units of ``unit`` bytes, or a dash."""
+    return NONE if not isinstance(count, float | int) else f"{count / unit:,.{1 if count < 100 * unit else 0}f}"

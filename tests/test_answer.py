@@ -1,0 +1,284 @@
+"""The card: what is shipped, in which words, from which rows; and that each of its lines has a cause."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from stn_export.answer.card import MOST, STAGES, card, close, figures
+from stn_export.answer.choice import contest_of, shipped, time_of
+from stn_export.answer.held import Held, held
+from stn_export.artifacts.manifest import Facts
+from stn_export.artifacts.training import Comparison
+from stn_export.comparison.fastest import Proved, choose, portability_of, program, proved_by, told_apart
+from stn_export.comparison.words import by_reason, significant, span, verdict_words
+from tests.bench_rows import ENVIRONMENT, FEW, NETWORKS, contest, facts, timing
+from tests.report_files import comparison
+
+EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
+PROVED = {
+    ("stn", "program", "eager-cpu"): 0.9,
+    ("stn", "folded-fp32", "onnxruntime-cpu"): 0.9,
+    ("stn", "matmul-int8", "onnxruntime-cpu"): 0.895,
+    ("cnn", "program", "eager-cpu"): 0.7,
+    ("cnn", "plain-fp32", "onnxruntime-cpu"): 0.7,
+}
+
+
+@dataclass
+class Directory:
+    """A network of a run that is nowhere."""
+
+    name: str
+    artifacts: dict
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(*NETWORKS[self.name])
+
+    def read(self) -> object:
+        return type("Content", (), {"refused": {}})
+
+
+def timed(artifact: tuple[str, str, str, str], seconds: float, batch: int = 1, **more: object) -> dict:
+    runner = "eager-cpu" if artifact[2] == "pt2" else "onnxruntime-cpu"
+    return facts(artifact, runner, "cpu", batch, "device") | timing(seconds, batch, 0.01) | more
+
+
+def in_contest(artifact: tuple[str, str, str, str], name: str, ratio: float, batch: int = 1, **more: object) -> dict:
+    return facts(artifact, "onnxruntime-cpu", "cpu", batch, "contest") | contest(name, 1e-4, ratio, **more)
+
+
+def content(
+    *rows: dict,
+    proved: Proved = PROVED,
+    trainings: tuple[Comparison, ...] = (),
+    failed: tuple[tuple[str, str, str], ...] = (),
+) -> Held:
+    sha = {each[:2]: each[3] for each in FEW}
+    checks = [
+        {
+            "network": network,
+            "artifact": artifact,
+            "runner": runner,
+            "sha256": sha[network, artifact],
+            "precision": artifact.partition("-")[2] or "fp32",
+            "passed": (network, artifact, runner) not in failed,
+            "failure": "the grid is off",
+            "accuracy": accuracy,
+            "multiple": 1.5,
+        }
+        for (network, artifact, runner), accuracy in proved.items()
+    ]
+    listed = {
+        network: {
+            each[1]: type("Artifact", (), dict(zip(("network", "name", "form", "sha256"), each, strict=True)))
+            for each in FEW
+            if each[0] == network
+        }
+        for network in NETWORKS
+    }
+    for artifacts in listed.values():
+        for name, artifact in artifacts.items():
+            artifact.file, artifact.precision, artifact.lowering, artifact.details = f"{name}.onnx", "int8", None, {}
+    verified = {"checks": checks, "networks": {"stn": {"labels": True}}}
+    return Held(
+        Path("a/run"), [Directory(*each) for each in listed.items()], trainings, verified, list(rows), ENVIRONMENT
+    )
+
+
+def said(*rows: dict, **more: object) -> dict[str, str]:
+    return dict(card(content(*rows, **more)))
+
+
+WHOLE = (
+    timed(EAGER, 9e-4),
+    timed(FOLDED, 1e-4),
+    timed(INT8, 2e-4),
+    timed(INT8, 32e-4, 64),
+    timed(PLAIN, 5e-5),
+    in_contest(FOLDED, "overhead", 2.0),
+    in_contest(FOLDED, "eager", 0.2),
+    in_contest(INT8, "overhead", 2.5, 16),
+    in_contest(INT8, "eager", 0.5, 64),
+)
+
+
+def test_the_whole_card():
+    assert card(content(*WHOLE)) == [
+        ("ship", "folded-fp32 in onnxruntime-cpu: stn/folded-fp32.onnx"),
+        (
+            "latency",
+            "0.100 ms (0.0990 to 0.101) for one example, 5.00 times (4.85 to 5.15) as fast as eager PyTorch",
+        ),
+        (
+            "throughput",
+            "20,000 examples a second (19,802 to 20,202) at batch 64 by matmul-int8 in onnxruntime-cpu, "
+            "2.00 times (1.94 to 2.06) as fast as eager PyTorch",
+        ),
+        ("cost", "the spatial transformer takes 2.00 times (1.94 to 2.06) the plain CNN's time at batch 1"),
+        ("accuracy", "90.00 %, as in eager PyTorch, the plain CNN 70.00 %"),
+        ("equal", "5 of 5 passed against float64; worst float32 error 1.5 × eager PyTorch's own"),
+        ("sure", "told apart from every other proved file; on a <fast> one, 1 thread"),
+        ("mind", "another machine may order the files otherwise"),
+    ]
+    found = figures(content(*WHOLE))["cpu"]
+    assert (found["latency"]["artifact"], found["latency"]["p50"]) == ("folded-fp32", 1e-4)
+    assert (found["throughput"]["artifact"], found["throughput"]["batch"]) == ("matmul-int8", 64)
+
+
+def test_a_tie_is_said_and_goes_to_the_more_portable_file():
+    found = said(timed(INT8, 1e-4), timed(FOLDED, 1.01e-4), timed(PLAIN, 1e-5))
+    assert found["ship"].startswith("folded-fp32 in onnxruntime-cpu")
+    assert found["sure"].startswith("cannot be told from matmul-int8 in onnxruntime-cpu; the most portable of them")
+    assert found["cost"] == "not measured against the plain CNN in onnxruntime-cpu"
+
+
+def test_doubt_is_said():
+    found = said(
+        timed(FOLDED, 1e-4),
+        in_contest(FOLDED, "overhead", 1.02, noise=0.1),
+        in_contest(FOLDED, "eager", 0.98, noise=0.1),
+    )
+    assert (
+        "1.02 times (0.918 to 1.12) the plain CNN's time at batch 1: it may cost something or nothing" in found["cost"]
+    )
+    assert "1.02 times (0.928 to 1.13) as fast as eager PyTorch, we cannot tell which is faster" in found["latency"]
+
+
+def test_accuracy_is_of_what_is_shipped():
+    found = said(timed(INT8, 1e-4))
+    assert found["accuracy"] == "89.50 %, -0.50 points against eager PyTorch, the plain CNN 70.00 %"
+    assert "accuracy" not in said(timed(INT8, 1e-4), proved=dict.fromkeys(PROVED))
+
+
+def mind(*rows: dict, **more: object) -> str:
+    return said(*rows, **more)["mind"]
+
+
+def test_the_caveat_that_matters_most():
+    folded = ("stn", "folded-fp32", "onnxruntime-cpu")
+    disturbed = in_contest(FOLDED, "eager", 0.2, disturbed_blocks=3)
+    one, several = comparison(1), comparison(3)
+    losing = replace(
+        several,
+        differences={"cnn": replace(several.differences["cnn"], finding="loss", sentence="the transformer loses")},
+    )
+    assert mind(timed(FOLDED, 1e-4), proved=PROVED, failed=(folded,)).startswith(
+        "1 failed: stn/folded-fp32 on onnxruntime-cpu: the grid is off"
+    )
+    stale = timed(FOLDED, 1e-4) | {"sha256": "another"}
+    assert mind(stale) == "what bench found is of other files: run 'make bench'"
+    some = {key: value for key, value in PROVED.items() if key[1] != "matmul-int8"}
+    assert mind(timed(FOLDED, 1e-4), proved=some) == "not verified: stn/matmul-int8"
+    other = timed(FOLDED, 1e-5) | {"runner": "openvino-cpu"}
+    assert mind(timed(FOLDED, 1e-4), other) == "faster, but nothing proves it equal: folded-fp32 in openvino-cpu"
+    assert mind(disturbed, trainings=(one,)) == "trained with one seed: no interval says whether the transformer helps"
+    assert mind(disturbed, trainings=(losing,)) == "against the plain CNN the transformer loses"
+    assert mind(disturbed, trainings=(several,)) == "0 of 0 timings and 3 of 25 blocks were disturbed by other work"
+
+
+def test_what_is_not_proved_is_not_shipped():
+    assert "ship" not in said(timed(FOLDED, 1e-4), proved={("cnn", "plain-fp32", "onnxruntime-cpu"): 0.7})
+
+
+def test_portability_goes_by_format_precision_and_the_runtimes_that_refuse():
+    gather, folded = ("stn", "gather-fp32", "onnx", "g"), FOLDED
+    verdicts = {"gather": {"TensorRT": ("should run", "")}, "folded": {"TensorRT": ("refused", "")}}
+    tied = [timed(EAGER, 1e-4), timed(folded, 1e-4), timed(gather, 1e-4), timed(INT8, 1e-4)]
+    assert choose(tied, verdicts).row["artifact"] == "gather-fp32"
+    assert choose(tied, {"folded": {"ncnn": ("runs, WRONG", "")}}).row["artifact"] == "gather-fp32"
+    assert choose(tied, {}).row["artifact"] == "folded-fp32"
+    assert choose(tied[::3], {}).row["artifact"] == "matmul-int8"
+    compiled = ("stn", "aotinductor-fp32", "aotinductor", "h")
+    assert choose([timed(compiled, 1e-4), timed(EAGER, 1e-4)], {}).row["artifact"] == "program"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "low", "apart"),
+    [
+        (1.06e-4, 1.05e-4, True),
+        (1.06e-4, 1.0e-4, False),
+        (1.04e-4, 1.03e-4, False),
+        ((1 + 0.05) * 1e-4, 1.04e-4, False),
+        (1.06e-4, 1.01 * 1e-4, False),  # where the other's interval ends
+    ],
+)
+def test_two_medians_are_told_apart_by_interval_and_by_five_per_cent(seconds: float, low: float, apart: bool):
+    assert told_apart(timed(FOLDED, 1e-4), timed(INT8, seconds, p50_low=low)) == apart
+
+
+def test_what_is_proved_passed_and_is_of_todays_files():
+    check = {"network": "stn", "artifact": "a", "runner": "fast", "sha256": "1", "passed": True, "accuracy": 0.9}
+    checks = [check, check | {"runner": "slow", "passed": False}, check | {"artifact": "b", "sha256": "old"}]
+    assert proved_by(checks, {"1"}) == {("stn", "a", "fast"): 0.9}
+
+
+def test_portability_of_a_lowering_is_that_of_its_first_float32_file():
+    def file(lowering: str, said: str, precision: str = "fp32", **details: object) -> SimpleNamespace:
+        return SimpleNamespace(lowering=lowering, precision=precision, details={"portability": {"a": said}} | details)
+
+    unknown = SimpleNamespace(lowering="plain", precision="fp32", details={})
+    files = [file("matmul", "int8's", "int8"), file("matmul", "first"), file("matmul", "second"), unknown]
+    assert portability_of([*files, file("folded", "its")]) == {"matmul": {"a": "first"}, "folded": {"a": "its"}}
+
+
+def test_a_file_has_one_time():
+    rows = [
+        in_contest(FOLDED, "default", 0.5) | {"seconds": 4e-4},
+        in_contest(FOLDED, "eager", 0.5) | {"seconds": 3e-4},
+        in_contest(FOLDED, "overhead", 2.0, 64) | {"seconds": 9e-3},
+        timed(FOLDED, 2e-4, inputs="cold: 3 buffers"),
+        timed(FOLDED, 1e-4),
+        timed(INT8, 7e-4),
+    ]
+    assert {time_of(row, rows) for row in rows if row["batch"] == 1 and row["artifact"] == "folded-fp32"} == {1e-4}
+    assert time_of(rows[2], rows) == 9e-3
+    assert time_of(rows[0], rows[:2]) == 3e-4
+    assert contest_of(rows, "overhead", rows[4])["batch"] == 64
+    assert shipped(rows, {program(rows[4]): None}, {}).quick.row is rows[4]
+
+
+def test_every_stage_closes_with_its_card(entered_run: Path, run: Path, capsys: pytest.CaptureFixture[str]):
+    assert dict(card(held(entered_run), "train"))["next"] == f"stn-export export --run {entered_run}"
+    close(run, "export")
+    printed = capsys.readouterr().out
+    assert "20 files of 2 networks" in printed
+    assert f"stn-export verify --run {run}" in printed
+    top = (run / "MODEL_CARD.md").read_text().splitlines()[:8]
+    assert any("| **accuracy** |" in line for line in top)
+    for stage in (*STAGES, None):
+        assert 1 <= len(card(held(run), stage)) <= MOST
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.10712, 0.10714, "0.10712 to 0.10714"),
+        (0.107, 0.109, "0.107 to 0.109"),
+        (19802, 20202, "19,802 to 20,202"),
+        (0.107120001, 0.107120002, "±5e-07 %"),
+        (0.0, 0.0, "0.00"),
+    ],
+)
+def test_the_ends_of_an_interval_read_differently(low: float, high: float, text: str):
+    assert span(low, high) == text
+
+
+def test_words():
+    assert [verdict_words(*each) for each in (("fp32", True), ("fp32", False), ("fp16", True, 0.9998))] == [
+        "equal",
+        "FAILED",
+        "within fp16's bounds (99.98 % agree)",
+    ]
+    assert verdict_words("int8", True, float("nan")) == "within int8's bounds"
+    assert significant(123456.7) == "123,457"
+    reasons = {f"r{index}-cuda": "no GPU here" for index in range(17)} | {"a-cpu": "b"}
+    assert by_reason(reasons) == ["a-cpu: b", "17 CUDA runners: no GPU here"]
+
+
+def test_a_closed_card_goes_nowhere_without_a_model_card(entered_run: Path, capsys: pytest.CaptureFixture[str]):
+    close(entered_run, "train")
+    assert "next" in capsys.readouterr().out
+    assert not (entered_run / "MODEL_CARD.md").exists()

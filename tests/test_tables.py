@@ -1,0 +1,103 @@
+"""Tables lose no cell: at any width of a terminal what has no room is named, and in a pipe nothing is left out."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from stn_export import cli
+from stn_export.cli import tables
+from stn_export.cli.tables import OUTPUT, Table, draw, table
+
+WIDTHS = (60, 80, 120, 200)
+LONG = Table(
+    "A [bold]title[/]",
+    ("artifact", "runner", "ms", "verdict", "why"),
+    [
+        ("stn/folded-fp32-uint8-nhwc", "onnxruntime-default-cpu", "0.107", "[green]equal[/]", "a | b"),
+        ("stn/matmul-int8", "openvino-cpu", "–", "[red]FAILED[/]", "because " * 12),
+    ],
+    ("ms", "runner"),
+)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    yield
+    OUTPUT.form, OUTPUT.brief = "table", False
+
+
+def rendered(made: Table, width: int | None) -> str:
+    """As a terminal of that width shows it, or a pipe."""
+    target = Console(
+        file=io.StringIO(), width=width or tables.ENDLESS, force_terminal=width is not None, color_system=None
+    )
+    draw(made, target)
+    return target.file.getvalue()
+
+
+def lost(made: Table, text: str, width: int | None) -> list[str]:
+    """Cells that a reader cannot put together from what is shown, in columns that are said to be there."""
+    named = text.partition("no room for: ")[2]
+    shown = "".join(text.split())
+    cells = [made.columns, *made.plain()]
+    return [
+        row[index]
+        for row in cells
+        for index, column in enumerate(made.columns)
+        if column not in named and not all(piece in shown for piece in pieces(row[index], text))
+    ]
+
+
+def pieces(cell: str, text: str) -> list[str]:
+    """The cell, or where it is folded the parts of it that stand on lines of their own."""
+    if "".join(cell.split()) in "".join(text.split()):
+        return []
+    return cell.split() if " " in cell else [cell[:12]]
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, None])
+def test_no_cell_is_lost(width: int | None):
+    text = rendered(LONG, width)
+    assert lost(LONG, text, width) == []
+    if width:
+        assert max(map(len, text.splitlines())) <= width
+    assert ("no room for" in text) == (width in (60, 80))
+
+
+def test_columns_go_in_the_order_that_is_stated():
+    assert LONG.shown(1000) == list(LONG.columns)
+    rows = LONG.least()
+    whole = sum(rows.values()) + 2 * len(rows)
+    assert LONG.shown(whole) == list(LONG.columns)
+    assert LONG.shown(whole - 1) == ["artifact", "runner", "verdict", "why"]
+    assert LONG.shown(10) == ["artifact", "verdict", "why"]
+
+
+@pytest.mark.parametrize(("form", "start"), [("json", "{"), ("markdown", "\n**A title**"), ("csv", "artifact,runner")])
+def test_forms(form: str, start: str, capsys: pytest.CaptureFixture[str]):
+    OUTPUT.form = form
+    table(LONG.title, LONG.columns, LONG.rows, LONG.drop)
+    cli.say("a word")
+    cli.card([("mind", "it")])
+    printed, aside = capsys.readouterr()
+    assert printed.startswith(start)
+    assert "a word" in aside
+    assert "mind" in aside
+    if form == "json":
+        assert json.loads(printed)["rows"][0]["verdict"] == "equal"
+    if form == "csv":
+        assert list(csv.reader(io.StringIO(printed)))[1:] == LONG.plain()
+    if form == "markdown":
+        assert r"a \| b" in printed
+
+
+def test_brief_leaves_the_card(capsys: pytest.CaptureFixture[str]):
+    OUTPUT.brief = True
+    table(LONG.title, LONG.columns, LONG.rows)
+    cli.say("a word")
+    cli.card([("mind", "[it]")])
+    assert capsys.readouterr().out == "mind       [it]\n"
