@@ -14,6 +14,7 @@ PRECISION ?=
 DEVICE ?= auto
 RUN ?= artifacts/$(DATASET)
 GRID ?= quick
+V ?=
 PYTEST ?=
 BASE ?=
 NEW ?= $(RUN)/bench.json
@@ -47,6 +48,7 @@ help: ## list targets and variables
 	@echo "  PRECISION=$(PRECISION)  of training: fp32 (unless given), tf32 or bf16"
 	@echo "  DEVICE=$(DEVICE)  auto, cpu or cuda"
 	@echo "  RUN=$(RUN)  run directory"
+	@echo "  V=$(V)  set it to see every table of every stage, and pytest's"
 	@echo "  GRID=$(GRID)  quick or full: how much 'make bench' times"
 	@echo "  BASE=$(BASE) NEW=$(NEW) ACROSS=$(ACROSS)  what 'make bench-compare' compares; ACROSS=1 allows two machines"
 	@echo "  ORT_SITE=$(ORT_SITE) OUT=$(OUT)  for 'make gpu-results': a directory with ONNX Runtime's GPU build; where files go"
@@ -70,7 +72,7 @@ verify: $(READY) ## prove every file equal to PyTorch
 	@$(STAGE).verify --run '$(RUN)'
 
 bench: $(READY) ## time every file on every backend
-	@$(STAGE).bench --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)'
+	@$(STAGE).bench --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' $(if $(V),--verbose)
 
 bench-proof: $(READY) ## the benchmarks' own trial: artifacts against themselves, and against themselves slowed down
 	@$(STAGE).bench.proof --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --out '$(OUT)'
@@ -111,7 +113,9 @@ gain-%: $(READY)
 	@$(STAGE).export --run '$(GAIN)/$*' --only torchscript-fp32
 	@$(STAGE).verify --run '$(GAIN)/$*'
 
-all: train export verify bench report ## all stages, one after the other
+all: $(READY) ## all stages, one after the other, ending in the card; V=1 shows every table
+	@$(STAGE) all --run '$(RUN)' --grid '$(GRID)' --dataset '$(DATASET)' --recipe '$(RECIPE)' $(TRAINING) \
+		$(if $(MODELS),--models '$(MODELS)') $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(V),--verbose)
 
 demo: ## all stages on the built-in digits: nothing to download, a few minutes
 	@$(MAKE) --no-print-directory all DATASET=digits RUN=artifacts/digits

@@ -1,0 +1,62 @@
+"""A file has one time: the terminal, ``bench.json``, all reports, the card and RESULTS.md give the same."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stn_export import cli
+from stn_export.answer.choice import time_of
+from stn_export.artifacts.manifest import NetworkDirectory, network_directories
+from stn_export.bench import results, session
+from stn_export.bench.grids import GRIDS
+from stn_export.comparison.words import significant
+from stn_export.report import __main__ as report
+from tests import bench_rows
+from tests.report_files import checks_of, export, write_verify
+from tests.test_report import write_bench
+
+FILE, RUNNER = "folded-fp32", "onnxruntime-cpu"
+
+
+def numbers(text: str, pattern: str) -> set[str]:
+    """The times in milliseconds that a text gives."""
+    return {found.replace("†", "") for found in re.findall(pattern, text)}
+
+
+@pytest.mark.parametrize("noise", [1.0, 1.7])
+def test_a_file_has_one_time_wherever_it_is_shown(
+    noise: float, entered_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(shutil.copytree(entered_run, tmp_path / "run"))
+    export(NetworkDirectory(run / "stn"), FILE)
+    write_verify(run, checks_of(run))
+    rows = bench_rows.rows([each for each in bench_rows.artifacts_of(network_directories(run)) if each[0] == "stn"])
+    own = [row for row in rows if (row["artifact"], row["runner"], row["batch"]) == (FILE, RUNNER, 1)]
+    for index, row in enumerate(row for row in own if "contest" in row):
+        row["seconds"] *= noise**index  # contests are other moments
+    write_bench(run, rows)
+    [timed] = [row for row in own if row["regime"] == "device"]
+    wanted = significant(1e3 * timed["p50"])
+    monkeypatch.setattr(session, "left_out", lambda *_: {})
+    measured = [row for row in rows if row["regime"] in ("contest", "device", "offline")]
+    session.Session(run, "cpu", GRIDS["quick"], [], measured).close()
+    shown = capsys.readouterr().out
+    assert numbers(shown, rf"stn {RUNNER} {FILE} +1 +(\S+) ") == {wanted}
+    assert cli.run(report.main, ["--run", str(run)]) == 0
+    assert f"{wanted} ms (" in capsys.readouterr().out
+    kept = [row["extra_info"] for row in json.loads((run / "bench.json").read_text())["benchmarks"]]
+    assert {significant(1e3 * time_of(row, kept)) for row in kept if row in own} == {wanted}
+    said = json.loads((run / "report.json").read_text())
+    assert significant(1e3 * said["answer"]["cpu"]["latency"]["p50"]) == wanted
+    assert numbers(dict(said["card"])["latency"], r"^(\S+) ms") == {wanted}
+    html = (run / "report.html").read_text().partition("<script>")[0]
+    assert numbers(html, rf'stn/{FILE}</th><td class="text">{RUNNER}</td><td class="number">([\d.]+†?)</td>') == {
+        wanted
+    }
+    assert numbers(html, r"<dt>latency</dt><dd>(\S+) ms") == {wanted}
+    lines = "\n".join(results.contest_tables(rows))
+    micro = numbers(lines, rf"\| {RUNNER} {FILE} \| 1 \| ([^|]+) \|")
+    assert micro == {results.seconds(timed["p50"])}
