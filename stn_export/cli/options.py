@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from stn_export.cli.tables import FORMS, OUTPUT
 from stn_export.config import ARTIFACTS, DEFAULT_RUN
@@ -43,12 +44,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A parser whose errors look like every other error of ours; what it reads says how this process prints."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(message, f"see {self.prog} --help")
 
-    def parse_known_args(self, *given: object) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
         """As ever."""
-        options, others = super().parse_known_args(*given)
+        options, others = super().parse_known_args(args, namespace)
         OUTPUT.form, OUTPUT.brief = options.format, options.brief
         return options, others
 
