@@ -57,3 +57,10 @@ def test_what_knows_no_limit_is_none_in_json():
     said = TOLERANCES["int8"].as_dict()
     assert (said["theta"]["absolute"], said["multiple"], said["rms"]) == (None, None, 0.2)
     assert json.dumps(finite({"a": (math.nan, [1.0, math.inf])}), allow_nan=False) == '{"a": [null, [1.0, null]]}'
+
+
+def test_sums_in_order_may_stray_further_and_nothing_else_changes():
+    loose = FP32.in_order
+    assert loose.at(OUTPUT, 1.0, 1e-6).absolute == pytest.approx(16e-6)
+    assert (loose.multiple, loose.output, loose.grid) == (16.0, FP32.output, FP32.grid)
+    assert TOLERANCES["fp16"].in_order.multiple == float("inf")

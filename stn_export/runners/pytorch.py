@@ -143,6 +143,8 @@ def own_code(module: Callable[..., object]) -> Callable[..., object]:
 class Compiled(OfProgram):
     """``torch.compile``, anew for every batch size; a graph break is an error."""
 
+    sums_in_order = True
+
     SETTINGS = {"backend": "inductor", "mode": "default", "fullgraph": True, "dynamic": False}
 
     def load(self, path: Path) -> None:
@@ -209,6 +211,8 @@ class TorchScript(TorchRunner):
 
 class AotInductor(TorchRunner):
     """A package compiled ahead of time for this very device and processor."""
+
+    sums_in_order = True
 
     def load(self, path: Path) -> None:
         self.module = torch._inductor.aoti_load_package(str(path))

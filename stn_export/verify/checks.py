@@ -75,6 +75,7 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
 
 def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
     tolerance = TOLERANCES[blank.precision]
+    tolerance = tolerance.in_order if runner.sums_in_order else tolerance
     comparisons: dict[str, dict[str, Comparison]] = {}
     failures = [check_weights(runner.weights(), *truth.weights)] if blank.precision == "fp32" else []
     for name, challenge, actual in answers(runner, truth):
