@@ -196,13 +196,13 @@ def captured(module: nn.Module, images: Tensor) -> Program:
     return Program(found.exported, contract_of(found.exported, found.shapes, ["images"], ["result"]))
 
 
-def run(source: Source, folder: Path, images: Tensor, outputs: int, target: str = "native") -> np.ndarray:
+def run(source: Source, folder: Path, images: Tensor, outputs: int) -> np.ndarray:
     """What the C gives, in a process of its own: a sanitizer that finds something ends it."""
     path = folder / "net.c"
     source.write(path)
     main = folder / "main.c"
     main.write_text(MAIN.format(batch=len(images), input=images[0].numel(), output=outputs))
-    build(path, folder / "net", target, [*SANITIZED, str(main)])
+    build(path, folder / "net", [*SANITIZED, str(main)])
     options = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(
         [folder / "net"], input=images.numpy().tobytes(), capture_output=True, env=options, check=False
@@ -220,6 +220,6 @@ def test_random_networks_equal_float64(tmp_path: Path, seed: int):
     exact = program.exact.points((images,))["result"].flatten(1).numpy()
     eager = program.run((images,))["result"].flatten(1).numpy()
     target = ("native", "native", "generic", "x86-64-v3")[seed % 4]
-    found = run(write_source(program, "net"), tmp_path, images, exact.shape[1], target)
+    found = run(write_source(program, "net", target), tmp_path, images, exact.shape[1])
     allowed = 2 * np.abs(eager - exact).max() + 8 * np.finfo(np.float32).eps * np.abs(exact).max()
     assert np.abs(found - exact).max() <= allowed, f"{given[0]}"

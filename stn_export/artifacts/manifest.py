@@ -48,7 +48,8 @@ DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export give
 class Artifact:
     """One file and what it means.
 
-    ``settings`` is all that a rebuild depends on beside the parent's bytes; ``contract`` what goes in and comes out.
+    ``settings`` is all that a rebuild depends on beside the parent's bytes; ``contract`` what goes in and comes out;
+    ``beside`` the sha256 of each further file that belongs to it, by name.
     """
 
     name: str
@@ -64,6 +65,12 @@ class Artifact:
     settings: dict = field(default_factory=dict)
     details: dict = field(default_factory=dict)
     environment: dict = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The sha256 of all its files by name, its own first."""
+        return {self.file: self.sha256} | self.beside
 
 
 @dataclass(frozen=True)
@@ -189,8 +196,8 @@ class NetworkDirectory:
             artifact is not None
             and artifact.parent_sha256 == parent_sha256
             and artifact.settings == json.loads(json.dumps(settings))
-            and (self.path / artifact.file).exists()
-            and sha256_of(self.path / artifact.file) == artifact.sha256
+            and all((self.path / file).exists() for file in artifact.files)
+            and all(sha256_of(self.path / file) == digest for file, digest in artifact.files.items())
         )
 
     def listed(self, name: str) -> Artifact:
@@ -243,7 +250,9 @@ class NetworkDirectory:
             UserError: where the file is missing or was edited.
         """
         stage = "train" if artifact.name in (CHECKPOINT, PROGRAM) else "export"
-        return _unchanged(self.path / artifact.file, artifact.sha256, f"run 'make {stage}'")
+        for file, digest in artifact.files.items():
+            _unchanged(self.path / file, digest, f"run 'make {stage}'")
+        return self.path / artifact.file
 
     def open(self, artifact: Artifact) -> Path:
         """The same for an artifact that must be today's.

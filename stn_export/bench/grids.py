@@ -61,14 +61,16 @@ class BenchGrid:
 
 SHIPPED = Pick(lowerings=(None, BEST), precisions=("fp32",), inputs=("float",))  # one row a runner
 SHIPPED_SUBJECT = replace(SHIPPED, roles=(SUBJECT,))
-QUICK_RUNNERS = ("eager-c*", "cudagraph-*", "torchscript-*", "onnxruntime-c*", "onnxruntime-graph-*", "openvino-*")
+QUICK_RUNNERS = (
+    *("eager-c*", "cudagraph-*", "torchscript-*", "onnxruntime-c*", "onnxruntime-graph-*", "openvino-*", "native-*"),
+)
 QUICK_SUBJECT = replace(SHIPPED_SUBJECT, runners=QUICK_RUNNERS)
 INT8_SUBJECT = Pick(roles=(SUBJECT,), precisions=("int8",), inputs=("float",))
-COLD = replace(SHIPPED_SUBJECT, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*"))
+COLD = replace(SHIPPED_SUBJECT, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*", "native-*"))
 BASELINES = Pick(roles=(SUBJECT,), runners=("eager-autograd-*", "onnxruntime-default-*"))
 PROFILED = replace(SHIPPED, runners=("eager-c*", "onnxruntime-cpu"))  # ONNX Runtime times launches on CUDA, not kernels
 GRAPH_AGAINST_GRAPH = "pt2-*"  # as eager may not be: a plain network that was captured has no code of its own
-STARTED = ("eager-c*", "torchscript-*", "onnxruntime-c*")
+STARTED = ("eager-c*", "torchscript-*", "onnxruntime-c*", "native-*")
 LARGER = tuple(2**power for power in range(1, 14))
 FULL = BenchGrid(
     "full",

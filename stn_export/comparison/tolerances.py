@@ -160,4 +160,5 @@ REQUIRED_RUNNERS = {
     "aotinductor": "aotinductor-cpu",
     "aotinductor-cuda": "aotinductor-cuda",
     "onnx": "onnxruntime-cpu",
+    "native": "native-cpu",
 }

@@ -15,6 +15,7 @@ FORMATS = {
     "torchscript": ".ts",
     "aotinductor": ".aoti.pt2",
     "aotinductor-cuda": ".aoti-cuda.pt2",
+    "native": ".c",
 }
 
 
@@ -33,6 +34,7 @@ class ExportSpec:
     default: bool = True
     batch: int | None = None  # fixed, instead of open
     optimised: bool = False  # by ONNX Runtime, ahead of time
+    target: str | None = None  # the processors that C is compiled for, instead of this one
 
     @property
     def name(self) -> str:
@@ -40,7 +42,7 @@ class ExportSpec:
         parts = [self.lowering or self.format, self.precision]
         parts += [self.contract] * (self.contract != "float")
         parts += [f"batch{self.batch}"] * (self.batch is not None and self.lowering != DEFAULT_EXPORT)
-        return "-".join(parts + ["optimised"] * self.optimised)
+        return "-".join(parts + ["optimised"] * self.optimised + ([self.target] if self.target else []))
 
     @property
     def file(self) -> str:
@@ -79,6 +81,9 @@ EXPORTS = (
     ExportSpec("torchscript", None, "bf16"),
     ExportSpec("aotinductor", None, default=False),
     ExportSpec("aotinductor-cuda", None, default=False),
+    ExportSpec("native", None),
+    *(ExportSpec("native", None, contract=contract, default=False) for contract in ("uint8", "uint8-nhwc")),
+    *(ExportSpec("native", None, default=False, target=target) for target in ("x86-64-v3", "x86-64-v4", "generic")),
     ExportSpec("onnx", DEFAULT_EXPORT, batch=1),
     ExportSpec("onnx", "matmul"),
     ExportSpec("onnx", "affinegrid"),

@@ -1,10 +1,13 @@
 """The bytes of every row of the export matrix, and what is to be said of them."""
 
 import json
+import re
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import torch
@@ -21,6 +24,8 @@ from stn_export.export.source import Source
 from stn_export.graphs.deployment import audit
 from stn_export.graphs.graph import initialiser_bytes
 from stn_export.graphs.portability import portability
+from stn_export.native.build import HERE, built, no_compiler
+from stn_export.native.source import write_source
 from stn_export.program.torch_files import to_aotinductor, to_torchscript
 
 DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
@@ -71,16 +76,34 @@ def _aotinductor_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
     return to_aotinductor(source.program, DEVICES[spec.format]), {}
 
 
+def _native_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    """The C, and beside it its header, its weights where they are many, and the library built from them."""
+    program = source.program
+    if spec.contract != "float":
+        program = program.recaptured(source.graph(spec), source.contract(spec))
+    name = re.sub(r"\W", "_", source.directory.name, flags=re.ASCII)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / spec.file
+        said = json.dumps(source.metadata(spec), ensure_ascii=True)
+        write_source(program, f"network_{name}" if name[0].isdigit() else name, spec.target or HERE, said).write(path)
+        built(path)
+        files = {file.name: file.read_bytes() for file in sorted(path.parent.iterdir())}
+    return files.pop(spec.file), {"beside": files}
+
+
 WRITERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
     "onnx": _onnx_bytes,
     "torchscript": lambda source, spec: (to_torchscript(source.graph(spec), source.metadata(spec)), {}),
     "aotinductor": _aotinductor_bytes,
     "aotinductor-cuda": _aotinductor_bytes,
+    "native": _native_bytes,
 }
 
 
 def unavailable(spec: ExportSpec) -> str:
     """Why a row cannot be written here, or an empty string."""
+    if spec.format == "native":
+        return no_compiler()
     if spec.format in DEVICES and not shutil.which("c++"):
         return "no C++ compiler here"
     if DEVICES.get(spec.format) == "cuda" and not torch.cuda.is_available():
@@ -104,7 +127,11 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
             error = error.__cause__
         return one_line(error)
     path = source.directory.path / spec.file
-    write_atomically(path, content)
+    before, beside = source.directory.artifacts.get(spec.name), details.pop("beside", {})
+    for file in before.beside if before else ():
+        (path.parent / file).unlink(missing_ok=True)
+    for file, content_beside in (beside | {path.name: content}).items():
+        write_atomically(path.parent / file, content_beside)
     opset = details.pop("opset", None)
     return source.directory.add(
         Artifact(
@@ -121,5 +148,6 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
             settings=source.settings(spec),
             details=details | {"bytes": len(content), "seconds": round(time.perf_counter() - started, 2)},
             environment=describe(),
+            beside={file: sha256_of(path.parent / file) for file in beside},
         )
     )

@@ -3,21 +3,24 @@
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
-from stn_export.errors import UserError, require_choice
-from stn_export.native.source import FLAGS
+from stn_export.errors import UserError
 
-TARGETS = {
-    "native": ("-march=native",),
-    "x86-64-v3": ("-march=x86-64-v3",),
-    "x86-64-v4": ("-march=x86-64-v4",),
-    "generic": (),
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
+HERE = "native"  # the target that is this machine
+TARGETS = {  # the compiler's flags and what the processor must have
+    HERE: ("-march=native", ()),
+    "x86-64-v3": ("-march=x86-64-v3", ("avx2", "fma", "bmi2")),
+    "x86-64-v4": ("-march=x86-64-v4", ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
+    "generic": ("", ()),
 }
 
 
@@ -32,49 +35,64 @@ def no_compiler() -> str:
     return "" if compiler() else "native code needs a C compiler (cc, or $CC), and there is none here"
 
 
-def build(source: Path, library: Path, target: str = "native", more: Sequence[str] = ("-shared", "-fPIC")) -> None:
-    """Compile a written ``.c``.
+def flags_of(target: str) -> list[str]:
+    """What the compiler is told for a target."""
+    return [flag for flag in (*FLAGS, TARGETS[target][0]) if flag]
 
-    Args:
-        source: with its header and weights beside it.
-        library: what to write.
-        target: one of ``TARGETS``.
-        more: flags that come after the usual ones.
+
+def build(source: Path, library: Path, flags: Sequence[str] = ("-shared", "-fPIC")) -> None:
+    """Compile a written ``.c``, its header and weights beside it, with further ``flags``, for the target it names.
 
     Raises:
         UserError: where there is no compiler, or it fails.
     """
-    require_choice("target", target, tuple(TARGETS))
     if missing := no_compiler():
         raise UserError(missing, "install gcc or clang")
     weights = f'-DWEIGHTS="{source.with_suffix(".bin").resolve()}"'
-    command = [*compiler(), *FLAGS, *TARGETS[target], weights, *more, str(source), "-lm", "-o", str(library)]
+    command = [*compiler(), *flags_of(target_of(source)), weights, *flags, str(source), "-lm", "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[0]
-        raise UserError(f"{command[0]} cannot compile {source.name} for {target}: {reason}", "choose another target")
+        raise UserError(f"{command[0]} cannot compile {source.name}: {reason}", "choose another target or $CC")
 
 
-def built(source: Path, target: str = "native") -> Path:
+def target_of(source: Path) -> str:
+    """The target that a source names in its first lines."""
+    with source.open() as file:
+        return re.search(r"Target: ([\w-]+)", file.read(1000))[1]
+
+
+def built(source: Path) -> Path:
     """The library of a written ``.c``, compiled beside it at first use, in a temporary directory where that cannot be.
 
     Its name holds a digest of what it is made of and for, so that no other one is taken for it.
+
+    Raises:
+        UserError: where this processor cannot run it, or as ``build`` does.
     """
-    library = source.with_name(f"{source.stem}-{target}-{_digest(source, target)}.so")
+    target = target_of(source)
+    if lacking := [each for each in TARGETS[target][1] if each not in _processor().split()]:
+        raise UserError(f"{source.name} is for {target}: this processor has no {lacking[0]}", "choose another target")
+    library = source.with_name(f"{source.stem}-{_digest(source, target)}.so")
     if library.exists():
         return library
     folder = source.parent if os.access(source.parent, os.W_OK) else Path(tempfile.mkdtemp(prefix="stn-export-"))
     made = folder / f"{library.name}.{os.getpid()}"
-    build(source, made, target)
+    build(source, made)
     return made.replace(folder / library.name)
 
 
-def _digest(source: Path, target: str) -> str:
+@cache
+def _processor() -> str:
+    """What the system says that the processor is and can."""
     cpu = Path("/proc/cpuinfo")
-    flags = cpu.read_text().partition("\n\n")[0] if target == "native" and cpu.exists() else platform.machine()
-    lines = [line for line in flags.splitlines() if line.startswith(("flags", "Features", "model name"))]
-    text = "\n".join([*compiler(), *FLAGS, *TARGETS[target], *lines])
-    found = hashlib.sha256(text.encode())
+    lines = cpu.read_text().partition("\n\n")[0].splitlines() if cpu.exists() else []
+    return "\n".join([platform.machine(), *(x for x in lines if x.startswith(("flags", "Features", "model name")))])
+
+
+def _digest(source: Path, target: str) -> str:
+    found = hashlib.sha256("\n".join([*compiler(), *flags_of(target)]).encode())
+    found.update((_processor() if target == HERE else platform.machine()).encode())
     for path in (source, source.with_suffix(".h"), source.with_suffix(".bin")):
         found.update(path.read_bytes() if path.exists() else b"")
     return found.hexdigest()[:12]

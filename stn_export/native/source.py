@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.fx import Node
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, require_choice
+from stn_export.native.build import HERE, TARGETS, flags_of
 from stn_export.native.graph import name_of, one_example, refusal
 from stn_export.native.operators import OPERATORS, VIEWS
-from stn_export.native.writer import Step, Value, Writer, loops, planned, scalar
+from stn_export.native.writer import Step, Value, Writer, planned, scalar
 from stn_export.program.program import Program
-from stn_export.program.specs import Contract, TensorSpec
+from stn_export.program.specs import TensorSpec
 
 ABI = 1
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 INSIDE = 1 << 18  # numbers that are written into the source; more lie in a .bin beside it
 ON_STACK = 1 << 20  # bytes of memory that are taken from the caller's stack
 LINE = 10  # numbers
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
 TYPES = {"float32": "float", "uint8": "uint8_t", "int64": "int64_t", "int32": "int32_t", "bool": "uint8_t"}
 TAKEN = ("n", "i", "memory", "bytes", "aligned", "int", "char", "float", "double", "long", "short", "const", "default")
 BINARY = """\
@@ -57,13 +56,14 @@ class Source:
             path.with_suffix(".bin").write_bytes(self.weights)
 
 
-def write_source(program: Program, name: str, contract: Contract | None = None) -> Source:
+def write_source(program: Program, name: str, target: str = HERE, said: str = "") -> Source:
     """Write a program down as C.
 
     Args:
         program: captured with an open batch.
         name: what files and functions are called.
-        contract: where inputs are not the program's own: bytes of pictures, or channels last.
+        target: one of ``TARGETS``.
+        said: a line on what it was made from.
 
     Raises:
         UserError: where an operator is not among those that are written, or examples of a batch are not independent;
@@ -71,7 +71,8 @@ def write_source(program: Program, name: str, contract: Contract | None = None) 
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise UserError(f"{name!r} is no name in C", "use letters, digits and underscores")
-    contract, w = contract or program.contract, Writer(one_example(program))
+    require_choice("target", target, tuple(TARGETS))
+    contract, w = program.contract, Writer(one_example(program))
     nodes, result = w.example.nodes[:-1], w.example.nodes[-1]
     placeholders = [node for node in nodes if node.op == "placeholder"]
     arrays = [_read(w, node, spec) for node, spec in zip(placeholders, contract.inputs, strict=True)]
@@ -79,7 +80,7 @@ def write_source(program: Program, name: str, contract: Contract | None = None) 
         if node.op == "call_function" and node in w.example.shapes and node not in w.example.constants:
             _operate(w, node)
     arrays += [_give(w, w.value(node), spec) for node, spec in zip(result.args[0], contract.outputs, strict=True)]
-    return _assembled(name, w, arrays)
+    return _assembled(name, w, arrays, {"target": target, "flags": " ".join(flags_of(target)), "said": said})
 
 
 def _operate(w: Writer, node: Node) -> None:
@@ -119,22 +120,11 @@ def _array(spec: TensorSpec, side: str, count: int) -> _Array:
 
 
 def _read(w: Writer, node: Node, spec: TensorSpec) -> _Array:
-    """An input, copied to where vectors may be read beyond its end; bytes of a picture become its float32."""
+    """An input, copied to where vectors may be read beyond its end."""
     x = w.new(node)
     array = _array(spec, "in", x.count)
-    if spec.pixels is None or spec.is_float:
-        lines = [f"for (int i = 0; i < {x.count}; i++) {x.text}[i] = (float){array.inside}[i];"]
-    else:
-        _, channels, height, width = x.shape
-        mean, std = (torch.tensor(each).double().expand(channels) for each in (spec.pixels.mean, spec.pixels.std))
-        scale = w.constant(f"{node.name}_scale", 1 / (255 * std))
-        shift = w.constant(f"{node.name}_shift", mean / std)
-        lines = loops(
-            (channels, height * width),
-            [(height * width, 1), (1, channels) if spec.layout == "NHWC" else (height * width, 1), (1, 0)],
-            lambda at: [f"{x.text}[{at[0]}] = {array.inside}[{at[1]}] * {scale}[{at[2]}] - {shift}[{at[2]}];"],
-        )
-    w.step(f"{spec.name}, {spec.text}", lines, [x])
+    line = f"for (int i = 0; i < {x.count}; i++) {x.text}[i] = (float){array.inside}[i];"
+    w.step(f"{spec.name}, {spec.text}", [line], [x])
     return array
 
 
@@ -145,7 +135,7 @@ def _give(w: Writer, value: Value, spec: TensorSpec) -> _Array:
     return array
 
 
-def _assembled(name: str, w: Writer, arrays: Sequence[_Array]) -> Source:
+def _assembled(name: str, w: Writer, arrays: Sequence[_Array], said: dict[str, str]) -> Source:
     """The texts of all files."""
     places, floats = planned(w.steps, {root: value.count for root, value in w.buffers.items()})
     count = sum(data.size for data in w.constants.values())
@@ -159,12 +149,11 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array]) -> Source:
     passed.insert(len(inputs), "n")
     small, upper = memory <= ON_STACK, name.upper()
     run = f"float memory[{upper}_MEMORY / sizeof(float)];\n    return {name}_run_in({', '.join(passed)}, memory, sizeof memory);"  # noqa: E501
-    fields = {
+    fields = said | {
         "name": name,
         "upper": upper,
         "abi": ABI,
         "memory": memory,
-        "flags": " ".join(FLAGS),
         "inputs": ", ".join(f"{array.word} {array.spec.text}" for array in inputs),
         "outputs": ", ".join(f"{array.word} {array.spec.text}" for array in outputs),
         "sizes": "\n".join(f"    {upper}_{a.word.upper()} = {a.count},  // numbers of an example" for a in arrays),
@@ -187,7 +176,7 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array]) -> Source:
             if root in places
         ),
     }
-    texts = [(HERE / file).read_text().format(**fields) for file in ("template.c", "template.h")]
+    texts = [(FOLDER / file).read_text().format(**fields) for file in ("template.c", "template.h")]
     return Source(name, *texts, binary)
 
 
@@ -218,7 +207,7 @@ def _binary(name: str, constants: dict[str, np.ndarray]) -> tuple[bytes, str]:
 
 def _kernels(text: str) -> str:
     """What the text needs of the kernels' source, in its order."""
-    chunks = (HERE / "kernels.c").read_text().strip().split("\n\n")
+    chunks = (FOLDER / "kernels.c").read_text().strip().split("\n\n")
     names = [re.search(r"^INLINE .*?(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
     named = [(name and rf"\b{name[1]}\(", chunk) for name, chunk in zip(names, chunks, strict=True)]
     wanted: list[str] = []

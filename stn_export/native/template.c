@@ -1,4 +1,6 @@
 // {name}: {inputs} to {outputs}. See {name}.h.
+// Target: {target}. Compile with: cc {flags} -shared -fPIC {name}.c -lm -o lib{name}.so
+// {said}
 #include "{name}.h"
 
 {kernels}

@@ -1,5 +1,6 @@
 // {name}: {inputs} to {outputs}.
-// Written by stn-export, see its docs/native.md. To be compiled with {flags} and what the processor is, linked with -lm.
+// Written by stn-export, see its docs/native.md.
+// {said}
 #ifndef {upper}_H
 #define {upper}_H
 

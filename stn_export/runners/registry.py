@@ -11,8 +11,10 @@ import onnxruntime
 import torch
 
 from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
+from stn_export.native.build import no_compiler
 from stn_export.program.specs import BATCH, Contract
 from stn_export.runners.base import Runner
+from stn_export.runners.native import Native
 from stn_export.runners.onnx_runtime import (
     OnnxRuntime,
     OnnxRuntimeDefault,
@@ -115,6 +117,7 @@ RUNNERS = (
     RunnerSpec("torchscript-cpu", "torchscript", "cpu", TorchScript),
     RunnerSpec("pt2-cpu", "pt2", "cpu", Captured),
     RunnerSpec("aotinductor-cpu", "aotinductor", "cpu", AotInductor),
+    RunnerSpec("native-cpu", "native", "cpu", Native, no_compiler),
     RunnerSpec("onnxruntime-cpu", "onnx", "cpu", OnnxRuntime),
     RunnerSpec("openvino-cpu", "onnx", "cpu", OpenVino, _no_openvino),
     RunnerSpec("compiled-cpu", "pt2", "cpu", Compiled, _no_compiler, verify_batch=64),
