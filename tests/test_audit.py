@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,14 @@ def matmul(stn: NetworkDirectory) -> Path:
 
 def affinegrid(stn: NetworkDirectory) -> Path:
     return stn.path / "affinegrid-fp32.onnx"
+
+
+def test_a_file_is_audited_without_pytorch(stn: NetworkDirectory):
+    code = (
+        "import sys; from stn_export.audit.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, matmul(stn)], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Portability" in done.stdout) == (0, True), done.stderr
 
 
 def test_matmul_runs_on_cuda_from_end_to_end(stn: NetworkDirectory):

@@ -53,6 +53,20 @@ def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
     assert set(load_tensors(run / "points.pt")["networks"]) == {"stn"}
 
 
+def test_small_networks_are_checked_on_one_thread(run: Path, monkeypatch: pytest.MonkeyPatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(verify, "check_artifact", lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        for small in (verify.SMALL, 0):
+            monkeypatch.setattr(verify, "SMALL", small)
+            next(verify.planned(run, ["stn/folded-fp32"])[0].run(0))
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2]
+
+
 def test_only_what_is_named_is_checked(run: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(verify.main, ["--run", str(run), "--only", "stn/folded-fp32", "--json"]) == 0
     checks = json.loads(capsys.readouterr().out)["checks"]

@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from stn_export.errors import UserError
 
 
@@ -93,6 +91,8 @@ def read_json(path: Path, schema: str) -> dict:
 
 def serialise(content: object) -> bytes:
     """``torch.save`` into memory."""
+    import torch  # which takes seconds, and who reads ONNX files only need not have it
+
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -104,6 +104,8 @@ def load_tensors(path: Path) -> object:
     Raises:
         UserError: where the file is missing or PyTorch cannot read it.
     """
+    import torch
+
     if not path.exists():
         raise UserError(f"there is no file {path}", "run 'make train' first, or name another")
     try:

@@ -5,11 +5,12 @@ moves to the CPU what depends on nothing but shapes in CPU memory, graph inputs 
 ``GetCpuPreferredNodes`` in ``onnxruntime/core/framework/fallback_cpu_capability.cc``.
 """
 
+import ctypes
+import sys
 from dataclasses import dataclass
 
 import onnx
 import onnxruntime
-import torch
 from onnx import NodeProto, TensorProto, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
@@ -156,7 +157,14 @@ def _prefers_cpu(node: NodeProto, on_cpu: set[str], harmless: set[str], infos: d
 
 def cuda_works() -> bool:
     """Whether a session can really run on a GPU here."""
-    return CUDA in onnxruntime.get_available_providers() and torch.cuda.is_available()
+    if CUDA not in onnxruntime.get_available_providers():
+        return False
+    try:  # the driver itself, as PyTorch takes seconds to import
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def open_session(model: onnx.ModelProto, provider: str) -> onnxruntime.InferenceSession:

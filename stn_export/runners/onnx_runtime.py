@@ -26,6 +26,7 @@ class OnnxRuntime(Runner):
 
     def load(self, path: Path) -> None:
         self.path = path
+        self.forcing: dict[str, onnxruntime.InferenceSession] = {}  # by the value that they take as an input
         self.session = self.open_session(path, self.provider_options())
         self.options = self.provider_options() | ({"user_compute_stream": OURS} if self.stream else {})
         self.run_options = not_waiting() if self.stream else None  # any options cost 30 µs a call
@@ -87,8 +88,9 @@ class OnnxRuntime(Runner):
                 usual = self._points_of(self.probe_session, feeds, {point: name})[point]
                 fed = np.ascontiguousarray(np.broadcast_to(value, usual.shape).astype(usual.dtype))
                 shown = {other: each for other, each in self.shown.items() if other != point}
-                session = self.open_probe(with_input(self.model, name))
-                return {point: fed} | self._points_of(session, feeds | {name: fed}, shown)
+                if name not in self.forcing:
+                    self.forcing[name] = self.open_probe(with_input(self.model, name))
+                return {point: fed} | self._points_of(self.forcing[name], feeds | {name: fed}, shown)
         return None
 
     @staticmethod

@@ -9,9 +9,12 @@ compared; this module chooses, shows and writes ``verify.json`` and ``points.pt`
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from stn_export import cli
 from stn_export.answer.card import close
@@ -37,6 +40,7 @@ from stn_export.verify.search import with_search
 from stn_export.verify.truth import Truth, truth_of
 
 Job = tuple[Artifact, Path, RunnerSpec]
+SMALL = 10**8  # multiply-adds of an example, below which waking other threads costs more than they do
 COLUMNS = ("artifact", "runner", "grid px", "output", "× eager", "agreement", "accuracy", "repeats", "verdict")
 DROP = ("repeats", "grid px", "× eager", "accuracy", "agreement", "output")
 
@@ -81,10 +85,11 @@ class Verified:
         for check in self.skipped:
             self.checks.append(check)
             yield check
-        for artifact, path, spec in self.jobs:
-            check = check_artifact(artifact, path, spec, self.truth)
-            self.checks.append(with_search(check, artifact, path, spec, self.truth, seconds) if seconds else check)
-            yield self.checks[-1]
+        with _threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
+            for artifact, path, spec in self.jobs:
+                check = check_artifact(artifact, path, spec, self.truth)
+                self.checks.append(with_search(check, artifact, path, spec, self.truth, seconds) if seconds else check)
+                yield self.checks[-1]
 
     def facts(self) -> dict:
         """For ``verify.json``."""
@@ -96,6 +101,17 @@ class Verified:
     def points(self) -> dict:
         """For ``points.pt``; empty where the network samples nowhere."""
         return points_file.points_of(self.truth, self.checks, self.directory.listed(PROGRAM).sha256)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """PyTorch, and the runners that are opened meanwhile, on so many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def planned(run: Path, only: Sequence[str]) -> list[Verified]:

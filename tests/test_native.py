@@ -1,0 +1,226 @@
+"""Networks as C: built by both compilers, for other machines, into programs in three languages, and by the chain."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stn_export import cli
+from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.errors import UserError
+from stn_export.export import __main__ as export
+from stn_export.native.build import build, built, no_compiler
+from stn_export.native.source import write_source
+from stn_export.program.capture import capture
+from stn_export.program.program import Program, contract_of
+from stn_export.runners.native import Native
+from stn_export.verify import __main__ as verify
+from tests.runs import built_in, enter_networks
+from tests.zoo import ZOO
+
+pytestmark = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
+DOCUMENT = Path(__file__).parent.parent / "docs" / "native.md"
+STRICT = ("-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+FOREIGN = ("GreyDigits", "PlateRectifier", "TwoSteps", "Homography", "Pyramid", "TextRectifier")
+AARCH64 = "aarch64-linux-gnu-gcc"
+
+
+def needs(tool: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed")
+
+
+@pytest.fixture(scope="module")
+def network() -> Program:
+    return built_in("stn")
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
+
+
+def expected(program: Program, images: np.ndarray) -> np.ndarray:
+    return program.exact.points((torch.from_numpy(images),))["log_probs"].numpy()
+
+
+def captured(module: nn.Module, *shape: int) -> Program:
+    found = capture(module.eval(), (torch.rand(2, *shape),), [("N", *shape)])
+    return Program(found.exported, contract_of(found.exported, found.shapes, ["images"], ["result"]))
+
+
+def documented(language: str) -> tuple[str, str, str]:
+    """A program's file name, its text and the commands that build and run it."""
+    section = DOCUMENT.read_text().split(f"## Into a {language} program")[1]
+    program, commands = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)[:2]
+    return re.match(r"(?://|#) (\S+)", program)[1], program, commands
+
+
+@pytest.mark.parametrize(
+    "language", ["C", pytest.param("Rust", marks=[needs("rustc"), pytest.mark.slow]), pytest.param("Python")]
+)
+def test_documented_programs_run_as_they_stand(language: str, network: Program, image: np.ndarray, tmp_path: Path):
+    write_source(network, "stn").write(tmp_path / "native-fp32.c")
+    (tmp_path / "image.f32").write_bytes(image.tobytes())
+    name, program, commands = documented(language)
+    (tmp_path / name).write_text(program)
+    assert len([line for line in program.splitlines()[1:] if len(line) > 1 and "include" not in line]) <= 10
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-ec", commands], cwd=tmp_path, env=os.environ | path, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    np.testing.assert_allclose(np.array(done.stdout.split(), float), expected(network, image)[0], atol=3e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [pytest.param(each, marks=needs(each)) for each in ("gcc", "clang")])
+@pytest.mark.parametrize("turn", range(3))
+def test_no_compiler_warns(compiler: str, turn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CC", compiler)
+    for name, target in zip(FOREIGN[turn::3], ("native", "x86-64-v3", "generic")[turn::-1], strict=False):
+        write_source(ZOO[name].program(), "net", target).write(tmp_path / "net.c")
+        build(tmp_path / "net.c", tmp_path / "net.so", STRICT)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_peoples_networks_are_as_exact_as_eager(name: str, tmp_path: Path):
+    program, batch = ZOO[name].program(), ZOO[name].examples(5).take(5)
+    write_source(program, "net").write(tmp_path / "net.c")
+    found = Native(tmp_path / "net.c", "cpu", program.contract).infer(program.contract.arrays(batch))
+    values = program.values(batch)
+    exact, eager = program.exact.points(values), program.run(values)
+    for output, array in found.items():
+        own = np.abs(eager[output].numpy() - exact[output].numpy()).max()
+        assert np.abs(array - exact[output].numpy()).max() <= 2 * own + 1e-7
+
+
+@pytest.mark.slow
+@needs(AARCH64)
+def test_it_compiles_for_another_processor_and_runs_there(
+    network: Program, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CC", AARCH64)
+    write_source(network, "stn", "generic").write(tmp_path / "native-fp32.c")
+    name, program, _ = documented("C")
+    (tmp_path / name).write_text(program)
+    build(tmp_path / "native-fp32.c", tmp_path / "main", [*STRICT[:3], "-static", str(tmp_path / name)])
+    if emulator := shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"):
+        done = subprocess.run([emulator, tmp_path / "main"], input=image.tobytes(), capture_output=True, check=True)
+        np.testing.assert_allclose(np.array(done.stdout.split(), float), expected(network, image)[0], atol=3e-6)
+
+
+@pytest.fixture(scope="module")
+def library(network: Program, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    path = tmp_path_factory.mktemp("library") / "stn.c"
+    write_source(network, "stn").write(path)
+    return ctypes.CDLL(str(built(path)))
+
+
+def test_errors_have_codes(library: ctypes.CDLL, image: np.ndarray):
+    out, memory = np.zeros(10, np.float32), np.zeros(library.stn_memory(), np.uint8)
+    given, found, room = (ctypes.c_void_p(each.ctypes.data) for each in (image, out, memory))
+    one, size = ctypes.c_size_t(1), ctypes.c_size_t(memory.size)
+    assert library.stn_run(given, one, None) == library.stn_run(None, one, found) == 1
+    assert library.stn_run_in(given, one, found, None, size) == 2
+    assert library.stn_run_in(given, one, found, room, ctypes.c_size_t(memory.size - 1)) == 2
+    assert not out.any()
+    assert library.stn_run_in(given, one, found, room, size) == 0
+    assert out.any()
+    assert library.stn_abi() == 1
+
+
+@needs("nm")
+def test_nothing_is_allocated(network: Program, tmp_path: Path):
+    write_source(network, "stn").write(tmp_path / "stn.c")
+    build(tmp_path / "stn.c", tmp_path / "stn.so")
+    found = subprocess.run(["nm", "-D", "--undefined-only", tmp_path / "stn.so"], capture_output=True, check=True)
+    assert not re.search(rb"alloc|free|mmap|pthread", found.stdout), found.stdout
+
+
+def test_threads_do_not_meet(library: ctypes.CDLL, network: Program):
+    images = np.random.default_rng(0).standard_normal((4, 8, 3, 32, 32), np.float32)
+    outs, failed = np.zeros((4, 8, 10), np.float32), []
+
+    def work(part: int) -> None:
+        given, found = (ctypes.c_void_p(each[part].ctypes.data) for each in (images, outs))
+        for _ in range(50):
+            outs[part] = 0
+            failed.append(library.stn_run(given, ctypes.c_size_t(8), found))
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(failed)
+    np.testing.assert_allclose(outs.reshape(32, 10), expected(network, images.reshape(32, 3, 32, 32)), atol=3e-6)
+
+
+class Rolled(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.roll(1, 2)
+
+
+class Mixed(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images - images.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (Rolled(), r"aten.roll.default at .*test_native.py:\d+.* is not among"),
+        (Mixed(), r"mean.* at .*test_native.py:\d+"),
+    ],
+)
+def test_what_cannot_be_written_is_named_with_its_line(module: nn.Module, said: str):
+    with pytest.raises(UserError, match=said):
+        write_source(captured(module, 3, 8, 8), "net")
+
+
+def test_a_processor_that_lacks_what_the_target_needs(
+    network: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stn_export.native.build._processor", lambda: "aarch64")
+    write_source(network, "stn", "x86-64-v4").write(tmp_path / "stn.c")
+    with pytest.raises(UserError, match="is for x86-64-v4: this processor has no avx512f"):
+        built(tmp_path / "stn.c")
+
+
+@pytest.fixture(scope="module")
+def entered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return enter_networks(tmp_path_factory.mktemp("native"))
+
+
+@pytest.mark.slow
+def test_the_chain_takes_it_like_every_other_row(entered: Path, capsys: pytest.CaptureFixture[str]):
+    rows = ["native-fp32", "native-fp32-uint8-nhwc", "native-fp32-generic"]
+    assert cli.run(export.main, ["--run", str(entered), "--only", *rows]) == 0
+    assert cli.run(verify.main, ["--run", str(entered), "--only", "native-cpu"]) == 0
+    directory = NetworkDirectory(entered / "stn")
+    native = directory.listed("native-fp32")
+    assert [Path(each).suffix for each in sorted(native.beside)] == [".so", ".h"]
+    assert native.parent_sha256[:64] in (directory.path / native.file).read_text()[:4000]
+    capsys.readouterr()
+    assert cli.run(export.main, ["--run", str(entered), "--only", *rows]) == 0
+    assert capsys.readouterr().out.count("up to date") == 6
+    (directory.path / "native-fp32.h").write_text("changed")
+    with pytest.raises(UserError, match=r"native-fp32\.h was changed after it was written"):
+        directory.open(native)
+
+
+def test_without_a_compiler_there_is_one_clear_line(
+    entered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    assert cli.run(export.main, ["--run", str(entered), "--only", "native-fp32"]) == 2
+    assert "native code needs a C compiler (cc, or $CC), and there is none here" in capsys.readouterr().err
