@@ -137,7 +137,8 @@ readme: $(READY) ## write README's figures from the kept files
 zoo-table: $(READY) ## how equal ten networks of the tests are, by site, lowering and runner, into docs/networks.md
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.zoo_table
 
-lint: $(READY) ## ruff (style and format), and imports that keep to the plan of the house
+lint: $(READY) ## types of most rooms, ruff (style and format), and imports that keep to the plan of the house
+	@$(PYTHON) -m mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	@$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo
 

@@ -169,6 +169,7 @@ def _timed(run: Path, name: str) -> dict:
         targets = find_targets(run, "cpu")
         target = next(each for each in targets if (each.artifact.name, each.runner.name) == (name, RUNNERS[0]))
         baseline = eager_of(target, targets)
+        assert baseline is not None, "every program has eager PyTorch"
         batch = own_batch(target.network.contract) or 1
         ours, theirs = (partial(each.step, batch) for each in (target, baseline))
         turns = interleave(ours, theirs, "cpu", grid, seed=0).hold()

@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe
@@ -28,7 +29,7 @@ def remedy(reason: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print three tables; nothing is changed."""
     cli.parse("doctor", arguments)
-    environment = describe()
+    environment: dict[str, Any] = describe()
     facts = {
         "Python": f"{platform.python_version()} ({sys.executable})",
         "CPU": f"{environment['cpu']}, {os.cpu_count()} cores",

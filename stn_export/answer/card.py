@@ -114,7 +114,7 @@ class Answer:
 
     def accuracy(self) -> str:
         """Of what is shipped, of eager PyTorch and of the plain network; training's own before anything is checked."""
-        proved = reversed(self.held.proved.items())  # the first runner's counts
+        proved = reversed(list(self.held.proved.items()))  # the first runner's counts
         found = {(network, name): value for (network, name, _), value in proved if value is not None}
         own = {network: value for (network, artifact), value in found.items() if artifact == PROGRAM}
         roles = {each.name: each.facts for each in self.held.directories}

@@ -19,11 +19,15 @@ def audited(model: Path | str | onnx.ModelProto, providers: Sequence[str] = tupl
     Raises:
         UserError: where the file cannot be read or ONNX Runtime cannot load it.
     """
-    file = None if isinstance(model, onnx.ModelProto) else read_model(Path(model))
-    loaded = model if file is None else file.model
-    found = lint(loaded, file.external if file else ())
+    external: tuple[str, ...] = ()
+    if isinstance(model, onnx.ModelProto):
+        name, loaded = "", model
+    else:
+        file = read_model(Path(model))
+        name, loaded, external = str(model), file.model, file.external
+    found = lint(loaded, external)
     return {
-        "model": "" if file is None else str(model),
+        "model": name,
         "audits": [audit(loaded, name).as_dict() for name in dict.fromkeys(providers)],
         "findings": [asdict(each) for each in found],
         "portability": {name: {"verdict": verdict, "why": why} for name, (verdict, why) in portability(loaded).items()},

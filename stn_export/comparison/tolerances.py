@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Tolerance:
         return finite(asdict(self))
 
 
-def finite(value: object) -> object:
+def finite(value: Any) -> Any:
     """The same for strict JSON: None for every number in it that is not finite."""
     if isinstance(value, dict):
         return {name: finite(each) for name, each in value.items()}

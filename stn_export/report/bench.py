@@ -34,7 +34,7 @@ def add_benchmarks(report: Report, content: Held) -> None:
     if not {row["sha256"] for row in content.rows if not is_baseline(row)} <= content.current:
         report.warnings.append("The timings are stale: they were taken of other artifacts. Run 'make bench'.")
     report.timings, report.shipped = list(content.rows), Answer(content).by_device
-    report.bench = tables(content.rows, placements(content.directories))
+    report.bench = tables(report.timings, placements(content.directories))
     for device in sorted({row["device"] for row in content.rows}):
         add_charts(report, [row for row in content.rows if row["device"] == device], device, content.proved)
 

@@ -76,7 +76,7 @@ def looks(networks: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
     """How networks, each by name, label and role, are shown: the subject first, the plain one next, then the others."""
     found = sorted(dict.fromkeys(networks), key=lambda each: (SUBJECT, PLAIN, OTHER).index(each[2]))
     own, others = dict(NETWORKS), cycle(OTHERS)
-    return {name: Look(label, role, own.pop(role, None) or next(others)) for name, label, role in found}
+    return {name: Look(label, role, own.pop(role, "") or next(others)) for name, label, role in found}
 
 
 def chart(title: str, rows: Sequence[Mapping], text: Iterable[str], height: int | Spec = HIGH, **parts: Any) -> Chart:
@@ -88,7 +88,7 @@ def chart(title: str, rows: Sequence[Mapping], text: Iterable[str], height: int 
     return Chart(title, spec, f"{title}. {'; '.join(told[:MOST_TOLD])}{more}.")
 
 
-def measure(field: str, title: str, scale: str = "linear", **more: Any) -> Spec:
+def measure(field: str, title: str | None, scale: str = "linear", **more: Any) -> Spec:
     """A quantitative channel that need not start at nothing."""
     plain = {"format": ",~r", "labelOverlap": True, "tickCount": 6 if scale == "log" else 10}
     return {

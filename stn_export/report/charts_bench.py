@@ -24,6 +24,7 @@ from stn_export.report.charts import (
     Curves,
     Interval,
     Look,
+    Spec,
     chart,
     each_its,
     measure,
@@ -47,7 +48,7 @@ def short_name(runner: str, artifact: str, device: str) -> str:
 
 def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, unit: str, dot: str) -> Chart:
     """Something against batch size, a line a backend and network, with intervals; ``dot`` is the unit in short."""
-    rows = [
+    rows: list[Spec] = [
         {
             "series": short_name(runner, artifact, device),
             "family": family(runner),
@@ -100,7 +101,7 @@ def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, u
 def ratios(values: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str], device: str) -> Chart:
     """Time of one network over another's (the second label), by backend and batch, with intervals."""
     ours, other = labels
-    rows = [
+    rows: list[Spec] = [
         {"backend": backend, "batch": f"batch {batch:,}", "value": middle, "low": low, "high": high}
         | {"told": f"{significant(middle)} ×", "interval": span(low, high)}
         for backend, by_batch in values.items()
@@ -147,7 +148,7 @@ def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[s
         looks: of the networks.
         device: for the title.
     """
-    rows = [
+    rows: list[Spec] = [
         {
             "name": point["name"],
             "network": looks[point["network"]].label,
@@ -201,7 +202,7 @@ def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[s
 
 def breakdown(bars: Sequence[Bar], device: str) -> Chart:
     """Time a call by part of the network, stacked, as shares of the subject's in the same runner."""
-    rows = [
+    rows: list[Spec] = [
         {
             "name": f"{name}, batch {batch:,}",
             "part": part,
@@ -258,7 +259,7 @@ def error_strips(
     """Errors against float64 by artifact, a dot a challenge and a chart each kind of point; eager's worst as a line."""
     charts = {}
     for kind, by_artifact in errors.items():
-        rows = [
+        rows: list[Spec] = [
             {"artifact": artifact, "error": value, "told": f"{value:.1e}"}
             for artifact, values in by_artifact.items()
             for value in values

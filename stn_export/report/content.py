@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from matplotlib.figure import Figure
 
 from stn_export.answer.choice import Shipped
+from stn_export.comparison.fastest import Portability
 from stn_export.report.charts import Chart
 from stn_export.report.page import Picture
 
@@ -30,7 +31,7 @@ class Report:
     sites: list[dict] = field(default_factory=list)  # tables, see report.parity.site_tables
     unavailable: dict[str, str] = field(default_factory=dict)
     differing: dict[str, str] = field(default_factory=dict)  # a sentence by figure
-    portability: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    portability: Portability = field(default_factory=dict)
     bench: dict[str, dict] = field(default_factory=dict)  # tables, see report.bench.tables
     environment: dict = field(default_factory=dict)
     figures: dict[str, Chart | Figure] = field(default_factory=dict)

@@ -9,6 +9,7 @@ nothing renders outside a browser, so that each chart would have to be written t
 import os
 import re
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from stn_export.artifacts.files import write_atomically
@@ -94,8 +95,8 @@ def library() -> str:
     import vl_convert
 
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = home / "stn_export" / f"vega-{vl_convert.__version__}.js"
+    path = home / "stn_export" / f"vega-{version('vl-convert-python')}.js"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, vl_convert.javascript_bundle().encode())
+        write_atomically(path, vl_convert.javascript_bundle(None).encode())  # type: ignore[arg-type]
     return path.read_text()

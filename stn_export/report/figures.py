@@ -1,12 +1,13 @@
 """Rows of pictures, which matplotlib lays out as pixels."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
-CAPTIONS = {"font.size": 10, "figure.constrained_layout.use": True}
+CAPTIONS: Any = {"font.size": 10, "figure.constrained_layout.use": True}
 
 
 @matplotlib.rc_context(CAPTIONS)

@@ -43,7 +43,7 @@ def rows(content: Mapping) -> Iterator[dict]:
     """A row each contest with eager PyTorch of one file."""
     when, commit = content["datetime"][:10], str(content["machine_info"]["stn_export"]["git_commit"])[:12]
     for row in (each["extra_info"] for each in content["benchmarks"]):
-        if row.get("contest") == CONTEST and row["batch"] == BATCH:
+        if (row.get("contest"), row.get("batch")) == (CONTEST, BATCH) and "network" in row:
             middle, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
             yield {
                 "commit": f"{when} {commit}",

@@ -71,7 +71,8 @@ def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, pr
             report.figures[entry["warped"]] = figures.picture_rows(rows)
         values = {"outside": 100 * site["outside"].double()}
         if "theta" in site:
-            theta, frame = site["theta"].double(), Frame(*site["image_size"], site["align_corners"])
+            height, width = site["image_size"]
+            theta, frame = site["theta"].double(), Frame(height, width, site["align_corners"])
             values = frame.decompose(theta).as_dict() | values
             shown = {part: each.numpy() for part, each in values.items()}
             outlines = frame.windows(theta[:OUTLINES]).numpy()

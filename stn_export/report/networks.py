@@ -15,16 +15,16 @@ def add_networks(report: Report, directories: Iterable[NetworkDirectory]) -> Non
 
 def network(directory: NetworkDirectory) -> dict:
     """What the manifest says of one network, JSON-ready."""
-    content = directory.read()
+    content, known = directory.read(), directory.facts
     program = content.artifacts.get(PROGRAM)
     specs = {side: getattr(program.contract, side) if program else () for side in ("inputs", "outputs")}
     facts = ("label", "role", "note", "parameters", "multiply_adds")
     return {
         "name": directory.name,
-        **{name: getattr(content.facts, name) for name in facts},
-        "examples": content.facts.examples.get("source", ""),
+        **{name: getattr(known, name) for name in facts},
+        "examples": known.examples.get("source", ""),
         **{side: [f"{spec.name}: {spec.text}" for spec in found] for side, found in specs.items()},
-        "sites": [site_row(site) for site in content.facts.sites],
+        "sites": [site_row(site) for site in known.sites],
         "refused": content.refused,
     }
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stn_export.artifacts.files import read_json
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, VERIFY_SCHEMA, Artifact, NetworkDirectory
+from stn_export.comparison.fastest import Portability
 from stn_export.report import charts_bench, figures
 from stn_export.report.content import Report
 
@@ -18,7 +19,6 @@ MEASURES = {"grid": "grid px", "warped": "warped", "theta": "theta"}  # at a sit
 OUTPUTS = "outputs"
 
 Checks = list[dict]
-Portability = dict[str, dict[str, tuple[str, str]]]  # a verdict and why, by lowering and runtime
 Artifacts = Mapping[tuple[str, str], Artifact]  # by network and name
 
 
@@ -110,10 +110,10 @@ def site_tables(checks: Checks, artifacts: Artifacts, networks: Mapping[str, Map
             errors[place] = None if None in known else max(known)
     for name, table in tables.items():
         table["rows"] = list(table["rows"].values())
-        known = {place for row in table["rows"] for place in row["errors"]}
+        there = {place for row in table["rows"] for place in row["errors"]}
         sites = dict.fromkeys(each["site"] for each in networks[name]["points"].values() if each["site"])
         places = (f"{site}, {measure}" for site in sites for measure in MEASURES.values())
-        table["places"] = [place for place in (*places, OUTPUTS) if place in known]
+        table["places"] = [place for place in (*places, OUTPUTS) if place in there]
     return list(tables.values())
 
 

@@ -105,7 +105,9 @@ def runs(report: Report) -> Iterable[Block]:
     if not report.portability:
         return
     runtimes = next(iter(report.portability.values()))
-    rows = [[runtime, *(_runs(*verdicts[runtime]) for verdicts in report.portability.values())] for runtime in runtimes]
+    rows: list[list[str | Cell]] = [
+        [runtime, *(_runs(*verdicts[runtime]) for verdicts in report.portability.values())] for runtime in runtimes
+    ]
     yield Table("Every float32 lowering in every runtime", ("runtime", *report.portability), rows, heading=False)
     for lowering, verdicts in report.portability.items():
         for runtime, (verdict, why) in verdicts.items():

@@ -40,9 +40,9 @@ def ships(report: Report) -> Iterable[Block]:
 
 def _offer(report: Report, device: str, purpose: str, row: Mapping) -> list[str]:
     eager = contest_of([each for each in report.timings if each["device"] == device], "eager", row)
-    fits = eager is not None and eager["batch"] == row["batch"]
     does = seconds_of(row) if purpose == "latency" else rate(row)
-    return [f"{row['batch']:,}", does, ratio(eager, inverse=True).replace(" times", "") if fits else NONE]
+    fits = ratio(eager, inverse=True).replace(" times", "") if eager and eager["batch"] == row["batch"] else NONE
+    return [f"{row['batch']:,}", does, fits]
 
 
 def costs(report: Report) -> Iterable[Block]:

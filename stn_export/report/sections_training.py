@@ -60,7 +60,7 @@ def trained(report: Report) -> Iterable[Block]:
         yield Table("Does the transformer help?", columns, rows, note)
     yield from report.pictures("gain", "accuracy")
     if report.training:
-        columns = (
+        facts = (
             "trained on",
             "model",
             "parameters",
@@ -88,7 +88,7 @@ def trained(report: Report) -> Iterable[Block]:
         measures = " or ".join(dict.fromkeys(row["measure"] for row in report.training))
         yield Table(
             "Trainings",
-            columns,
+            facts,
             rows,
             f"Test accuracy: {measures}; over several seeds their mean, its deviation and Student's interval.",
         )
