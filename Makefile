@@ -33,7 +33,7 @@ GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-hard mutants readme zoo-table lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-hard mutants readme zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -136,6 +136,9 @@ readme: $(READY) ## write README's figures from the kept files
 
 zoo-table: $(READY) ## how equal ten networks of the tests are, by site, lowering and runner, into docs/networks.md
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.zoo_table
+
+runtimes: $(READY) ## which lowering runs in which runtime: install those, try RUN's files in each, keep the table and the page
+	@$(STAGE).audit.runtimes --run '$(RUN)' --install
 
 lint: $(READY) ## types of most rooms, ruff (style and format), and imports that keep to the plan of the house
 	@$(PYTHON) -m mypy

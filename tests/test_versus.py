@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from stn_export import cli
 from stn_export.artifacts.files import sha256_of
 from stn_export.artifacts.manifest import MANIFEST, NetworkDirectory
+from stn_export.audit import __main__ as audit
 from stn_export.comparison.compare import compare_typed as compare_arrays
 from stn_export.comparison.tolerances import Bound
 from stn_export.errors import UserError
@@ -324,3 +325,32 @@ def test_a_run_against_a_spoiled_and_a_missing_artifact(
     assert wrong[0].endswith("; they come from different programs")
     assert out.count("DIFFERENT") == 3
     assert "13 of" in err
+
+
+FOREIGN = """<ir_version: 9, opset_import: ["" : 18]>
+graph (float[batch, 4] x, float state) => (seq(float[batch, 4]) parts, float[batch, 4] y) {
+    y = Div (x, state)
+    parts = SequenceConstruct (x, y)
+}"""
+
+
+def test_files_of_others_with_sequences_and_sizes_of_minus_one(tmp_path: Path):
+    model = onnx.parser.parse_model(FOREIGN)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(model, tmp_path / "a.onnx")
+    assert not [row.reason for row in compare_files(tmp_path / "a.onnx", tmp_path / "a.onnx") if row.reason]
+    assert cli.run(audit.main, [str(tmp_path / "a.onnx")]) == 0
+
+
+def test_where_random_numbers_are_no_valid_input(tmp_path: Path):
+    text = FOREIGN.replace("y = Div (x, state)", "low = Sqrt (state)\n    y = Div (x, low)").replace(
+        "float state", "float[1] state"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "a.onnx")
+    rows = compare_files(tmp_path / "a.onnx", tmp_path / "a.onnx")
+    assert {row.reason for row in rows if row.reason} == {
+        "no valid input found, give --inputs FILE.npz: gives numbers that are not finite"
+    }
+    np.savez(tmp_path / "given.npz", x=np.ones((2, 4), np.float32), state=np.ones(1, np.float32))
+    rows = compare_files(tmp_path / "a.onnx", tmp_path / "a.onnx", tmp_path / "given.npz")
+    assert [(row.output, row.reason, row.max_abs) for row in rows] == [("parts", "", 0.0), ("y", "", 0.0)]

@@ -120,6 +120,14 @@ def export() -> Parser:
     parser.add_argument(
         "--optimise", action="store_true", help="also write the chosen ONNX rows optimised ahead of time"
     )
+    parser.add_argument(
+        "--for",
+        dest="destinations",
+        nargs="+",
+        metavar="DESTINATION",
+        default=[],
+        help="write the file that was equal there, by the table of make runtimes, and say why; or everything",
+    )
     parser.add_argument("--triton", type=path_or_none, metavar="DIR", help="write a Triton model repository there")
     parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
     return parser
@@ -142,6 +150,7 @@ def verify() -> Parser:
     parser.add_argument(
         "files", nargs="*", type=Path, metavar="FILE", help="two files of any origin to compare with each other"
     )
+    parser.add_argument("--inputs", type=path_or_none, metavar="FILE.npz", help="compare two files on these, by input")
     parser.add_argument("--against", type=path_or_none, metavar="RUN", help="compare --run with this run instead")
     return parser
 

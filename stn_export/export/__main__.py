@@ -23,8 +23,11 @@ from stn_export.export import matrix, modelcard, triton
 from stn_export.export.rows import EXPORTS, ExportSpec, with_variants
 from stn_export.export.source import Source
 from stn_export.export.writing import write
+from stn_export.graphs.destinations import DESTINATIONS, Choice, choose
 
 Found = dict[str, Artifact | str]  # by row, what is listed of it or why there is none
+
+EVERYTHING = "everything"
 
 
 def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
@@ -86,20 +89,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
     for directory in directories:  # a stale program is no reason to refuse its rows one by one
         directory.open(directory.listed(PROGRAM))
-    outcomes, lines = [], []
+    chosen = DESTINATIONS if EVERYTHING in options.destinations else tuple(dict.fromkeys(options.destinations))
+    choices, outcomes, lines = [choose(name) for name in chosen], [], []
     for source in map(Source, directories):  # one network in memory at a time
-        found, told = export(source, with_variants(chosen_exports(source, names), options.batch, options.optimise))
-        _plan(source.directory, found, partly=bool(names))
+        specs = _for(source, choices) if choices else chosen_exports(source, names)
+        found, told = export(source, with_variants(specs, options.batch, options.optimise))
+        _plan(source.directory, found, partly=bool(names or choices))
         outcomes.append(found)
         lines += told
     columns = ("artifact", "format", "opset", "KiB", "nodes", "state")
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
-    _check(outcomes, names)
+    _check(outcomes, [*names, *chosen])
+    for choice in choices:
+        cli.say(cli.escape(f"{choice.destination}: {choice.lowering}, {choice.sizes}: {choice.why}"))
     if modelcard.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:
         cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")
     close(run, "export")
+
+
+def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:
+    """The rows for some destinations; one for several that want the same."""
+    lowerings = [choice.lowering if source.facts.sites else "plain" for choice in choices]
+    rows = (ExportSpec("onnx", name, batch=choice.batch) for name, choice in zip(lowerings, choices, strict=True))
+    return list(dict.fromkeys(rows))
 
 
 def _check(outcomes: Sequence[Found], names: Sequence[str]) -> None:

@@ -42,6 +42,8 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
     nodes_before = len(model.graph.node)
     if spec.optimised:
         model = optimise(model)
+    if spec.lowering != DEFAULT_EXPORT:
+        del model.graph.value_info[:]  # quantising and optimising write it anew: see `plain`
     texts = {key: json.dumps(value) for key, value in source.metadata(spec).items()}
     onnx.helper.set_model_props(model, notes | texts)
     operators = Counter(node.op_type for node in model.graph.node)

@@ -70,6 +70,10 @@ def read_model(path: Path) -> OnnxFile:
         raise UserError(f"{path} is not an ONNX file", "name a file that an ONNX exporter wrote") from error
     if not model.graph.output or not model.opset_import:
         raise UserError(f"{path} is not an ONNX file: it has no graph", "name a file that an ONNX exporter wrote")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:  # some exporters' way to say that a size is open
+                dim.ClearField("dim_value")
     external = tuple(each.name for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
@@ -77,6 +81,14 @@ def read_model(path: Path) -> OnnxFile:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} lacks its external data: {reason}", "put the data file beside it") from error
     return OnnxFile(model, external)
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An output as one array: of a sequence or a map all values, one behind the other."""
+    if isinstance(value, np.ndarray):
+        return value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [np.asarray(value)]
+    return np.concatenate([np.zeros(0, np.float32), *(as_array(each).ravel() for each in parts)])
 
 
 def opset_of(model: onnx.ModelProto, domain: str = "") -> int:

@@ -20,6 +20,7 @@ from stn_export.graphs.graph import (
     HALVES,
     UNKNOWN,
     TensorInfo,
+    as_array,
     attribute,
     flat,
     infer,
@@ -33,6 +34,7 @@ from stn_export.graphs.kernels import lacks_kernel
 from stn_export.graphs.placement import REFUSALS, open_session
 
 METADATA = ("contract", "classes")
+OURS = {*METADATA, "lowering", "program_sha256"}  # keys that a file of this package has some of
 TRIAL_BATCHES = (1, 3)
 
 
@@ -95,11 +97,12 @@ class Subject:
         """
         names = [each.name for each in self.session.get_outputs()]
         try:
-            return dict(zip(names, self.session.run(names, random_inputs(self.model, batch, seed)), strict=True))
+            found = self.session.run(names, random_inputs(self.model, batch, seed))
         except (*REFUSALS, RuntimeError) as error:  # the latter for types that NumPy cannot hand over
             raise UserError(
                 str(error).strip().splitlines()[-1], "run it in ONNX Runtime for the whole error"
             ) from error
+        return dict(zip(names, map(as_array, found), strict=True))
 
 
 def _nodes(*operators: str, since: int = 0, where: Callable[[Subject, NodeProto], str] | None = None) -> Callable:
@@ -132,9 +135,12 @@ def _odd_mode(subject: Subject, node: NodeProto) -> str:
 
 
 def _frozen_batch(subject: Subject) -> Found:
+    """An input's first dimension is taken for a batch where all outputs have it, scalars aside."""
+    given = [value.type.tensor_type.shape.dim for value in subject.model.graph.output]
+    firsts = {dims[0].dim_value for dims in given if dims}
     for value in inputs_of(subject.model.graph):
         dims = value.type.tensor_type.shape.dim
-        if len(dims) > 1 and dims[0].HasField("dim_value"):
+        if len(dims) > 1 and dims[0].HasField("dim_value") and firsts == {dims[0].dim_value}:
             yield value.name, f"its first dimension is {dims[0].dim_value}"
 
 
@@ -147,7 +153,8 @@ def _late_kernels(subject: Subject) -> Found:
 
 
 def _missing_metadata(subject: Subject) -> Found:
-    if missing := [key for key in METADATA if key not in subject.metadata]:
+    ours = OURS & set(subject.metadata)
+    if missing := [key for key in METADATA if ours and key not in subject.metadata]:
         yield "metadata", f"lacks {', '.join(missing)}"
 
 

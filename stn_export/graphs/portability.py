@@ -13,7 +13,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from stn_export.errors import UserError, one_line
-from stn_export.graphs.graph import random_inputs
+from stn_export.graphs.graph import as_array, random_inputs
 from stn_export.graphs.kernels import CPU
 from stn_export.graphs.lint import Finding, Subject, findings
 from stn_export.graphs.placement import free_nodes, predict_cuda
@@ -34,7 +34,8 @@ def _onnxruntime(subject: Subject) -> Outputs:
 def _reference(subject: Subject) -> Outputs:
     names = [each.name for each in subject.model.graph.output]
     evaluator = ReferenceEvaluator(subject.model)
-    return dict(zip(names, evaluator.run(names, random_inputs(subject.model, BATCH, 0)), strict=True))
+    found = evaluator.run(names, random_inputs(subject.model, BATCH, 0))
+    return dict(zip(names, map(as_array, found), strict=True))
 
 
 def _openvino(subject: Subject) -> Outputs:

@@ -12,7 +12,7 @@ import torch
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import MANIFEST, PROGRAM, Artifact, NetworkDirectory
 from stn_export.errors import UserError, one_line
-from stn_export.graphs.graph import read_model
+from stn_export.graphs.graph import as_array, read_model
 from stn_export.program.program import load_program
 from stn_export.program.specs import BATCH, Arrays, Batch, Contract, Pixels, TensorSpec
 from stn_export.program.torch_files import read_metadata
@@ -61,11 +61,14 @@ class Side:
         Where the file's batch is fixed it gets filled-up ones, and what is not an example's own is left out.
         """
         try:
-            return feed(
-                self.runner.infer, batch, self.contract, {s.name: int(s.batched) for s in self.contract.outputs}
-            )
+            axes = {s.name: int(s.batched) for s in self.contract.outputs}
+            return feed(self._arrays, batch, self.contract, axes)
         except Exception as error:  # what a foreign file raises is its own affair
             return f"{self.path} does not run on it: {one_line(error)}"
+
+    def _arrays(self, feeds: Arrays) -> Arrays:
+        """The outputs, sequences and maps among them as arrays."""
+        return {name: as_array(value) for name, value in self.runner.infer(feeds).items()}
 
 
 def open_side(path: Path) -> Side:
@@ -157,12 +160,17 @@ def contract_of_session(session: onnxruntime.InferenceSession) -> Contract:
     A first dimension that all inputs and outputs share is a batch of fixed size.
     """
     sides = session.get_inputs(), session.get_outputs()
-    shapes = [each.shape for side in sides for each in side]
+    shapes = [
+        [None if size == -1 else size for size in each.shape]
+        for side in sides
+        for each in side
+        if each.shape is not None
+    ]
     first = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
     shared = len({shape[0] if shape else None for shape in shapes}) == 1
 
     def spec(place: str, each: onnxruntime.NodeArg) -> TensorSpec:
-        shape = tuple(_size(size, axis, place, first) for axis, size in enumerate(each.shape))
+        shape = tuple(_size(size, axis, place, first) for axis, size in enumerate(each.shape or ()))
         batched = bool(shape) and (shape[0] == BATCH or (shared and isinstance(shape[0], int)))
         kind = each.type.removeprefix("tensor(").removesuffix(")")
         return TensorSpec(each.name, TYPES.get(kind, kind), shape, batched)
@@ -171,8 +179,9 @@ def contract_of_session(session: onnxruntime.InferenceSession) -> Contract:
 
 
 def _size(size: int | str | None, axis: int, place: str, batch: str | None) -> int | str:
-    if isinstance(size, int):
+    if isinstance(size, int) and size >= 0:
         return size
+    size = None if size == -1 else size
     return BATCH if axis == 0 and size in (None, batch) else size or f"{place}{axis}"
 
 

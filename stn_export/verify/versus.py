@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.markup import escape
 
 from stn_export import cli
@@ -22,7 +23,7 @@ from stn_export.comparison.tolerances import ANY, OUTPUT, TOLERANCES, WARPED, Bo
 from stn_export.comparison.words import passed_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
-from stn_export.program.specs import Batch, Contract, by
+from stn_export.program.specs import Arrays, Batch, Contract, by
 from stn_export.verify.challenges import challenges
 from stn_export.verify.sides import USABLE, Side, agreed, common, matched, open_listed, open_side, paired
 
@@ -61,15 +62,16 @@ class Row:
         return finite({"passed": not self.reason} | asdict(self))
 
 
-def compare_files(left: Path, right: Path) -> list[Row]:
+def compare_files(left: Path, right: Path, given: Path | None = None) -> list[Row]:
     """Compare two files on random inputs and, where a manifest says which, on examples.
 
     Args:
         left: the file whose outputs are judged; ONNX of any origin, TorchScript or ``.pt2``.
         right: the file that it is judged by.
+        given: an ``.npz`` of inputs by name to compare on instead.
 
     Raises:
-        UserError: where either cannot be opened, or int8 has no examples.
+        UserError: where a file cannot be opened, or int8 has no examples.
     """
     sides = open_side(left), open_side(right)
     examples = next((side.examples for side in sides if side.directory), None)
@@ -79,6 +81,8 @@ def compare_files(left: Path, right: Path) -> list[Row]:
         )
 
     def batches(inputs: Contract) -> dict[str, Batch]:
+        if given:
+            return {given.name: _given(given)}
         found = dict(random_batches(inputs))
         if examples and all(spec.name in examples.inputs for spec in inputs.inputs):
             found |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision_of(*sides)))}
@@ -145,6 +149,10 @@ def compare_on(left: Side, right: Side, batch: Batch, inputs: str) -> Iterator[R
     precision = precision_of(left, right)
     theirs = {other.name: batch[one.name] for one, other in paired(left.contract, right.contract)}
     a, b = left.run(batch), right.run(theirs)
+    if not (left.origin or right.origin) and inputs.startswith("random") and not _usable(b):
+        why = b if isinstance(b, str) else "gives numbers that are not finite"
+        yield Row(output="", inputs=inputs, reason=f"no valid input found, give --inputs FILE.npz: {why}")
+        return
     if failures := [each for each in (a, b) if isinstance(each, str)]:
         yield Row(output="", inputs=inputs, reason="; ".join(failures))
         return
@@ -154,6 +162,21 @@ def compare_on(left: Side, right: Side, batch: Batch, inputs: str) -> Iterator[R
     for one, other in matched(*names):
         if one in a and other in b:
             yield compare_output(a[one], b[other], precision, one if one == other else f"{one} / {other}", inputs)
+
+
+def _usable(found: Arrays | str) -> bool:
+    """Whether the side that the other is judged by gives finite numbers."""
+    return not isinstance(found, str) and all(
+        np.isfinite(each).all() for each in found.values() if each.dtype.kind == "f"
+    )
+
+
+def _given(path: Path) -> Batch:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: torch.from_numpy(content[name]) for name in content.files}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "write it with numpy.savez, an array an input") from error
 
 
 def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str) -> Row:
@@ -212,7 +235,7 @@ def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch]) -> list[Row]:
         return [Row("", "", reason=error.message)]
 
 
-def versus(files: Sequence[Path], run: Path | None, against: Path | None) -> None:
+def versus(files: Sequence[Path], run: Path | None, against: Path | None, given: Path | None = None) -> None:
     """Compare two files, or a run against another, and print the table or JSON.
 
     Raises:
@@ -224,7 +247,7 @@ def versus(files: Sequence[Path], run: Path | None, against: Path | None) -> Non
     if files and len(files) != 2:
         raise UserError(f"{len(files)} file{'s' * (len(files) > 1)} cannot be compared", USABLE)
     run = run or DEFAULT_RUN
-    rows = compare_files(*files) if files else compare_runs(run, against)
+    rows = compare_files(*files, given=given) if files else compare_runs(run, against)
     sides = [str(each) for each in files or (run, against)]
     failures = [row for row in rows if row.reason]
     if cli.OUTPUT.form == "json":

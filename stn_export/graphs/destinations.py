@@ -1,0 +1,62 @@
+"""Which file to ship where, from the kept table of trials (``make runtimes``), and why.
+
+A destination that could not be tried gets what its rules ask for, and the answer says that it is a rule.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from stn_export.errors import UserError, require_choice
+
+KEPT = Path("benchmarks/results/runtimes.json")
+EQUAL, OFF, WRONG, REFUSES = "equal", "off by", "WRONG", "refuses"
+ORDER = ("folded", "matmul", "gather", "decomposed", "affinegrid")  # fewest kernels first
+TRIED = ("openvino", "web", "tract", "tvm", "iree", "mnn", "ncnn", "opencv")
+OPEN_BATCH = ("openvino", "web")  # the others were tried, and are mostly used, with sizes that are known
+RULES = {
+    "onnxruntime-cpu": ("folded", "fewest kernels; ONNX Runtime is what every file is verified in"),
+    "onnxruntime-cuda": ("folded", "fewest kernels, all of them on the GPU; AffineGrid would run on the CPU"),
+    "tensorrt": ("matmul", "below opset 20, where its parser samples with nearest in silence (NVIDIA/TensorRT#4646)"),
+}
+DESTINATIONS = (*TRIED, *RULES)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A lowering and a batch (None where open) for a destination, and why."""
+
+    destination: str
+    lowering: str
+    batch: int | None
+    why: str
+
+    @property
+    def sizes(self) -> str:
+        """The batch, for a person."""
+        return f"a batch of {self.batch}" if self.batch else "an open batch"
+
+
+def choose(destination: str, path: Path | None = None) -> Choice:
+    """The first lowering of ``ORDER`` that was equal in the destination, at fp32.
+
+    Raises:
+        UserError: for an unknown destination, no table, or none that was equal.
+    """
+    require_choice("destination", destination, list(DESTINATIONS))
+    if destination in RULES:
+        lowering, why = RULES[destination]
+        return Choice(destination, lowering, None, f"rule, not tried here: {why}")
+    path = path or KEPT
+    if not path.is_file():
+        raise UserError(f"there is no table {path}", "make runtimes")
+    table = json.loads(path.read_text())
+    rows = [row for row in table["rows"] if row["runtime"] == destination and row["file"] == f"{row['lowering']}-fp32"]
+    cells = {row["lowering"]: row for row in rows}
+    for lowering in ORDER:
+        if lowering in cells and cells[lowering]["verdict"] == EQUAL:
+            others = [f"{name} {row['verdict']}" for name, row in cells.items() if row["verdict"] != EQUAL]
+            why = f"equal ({cells[lowering]['detail']:.0e}) in {destination} {table['runtimes'][destination]}"
+            why += f"; there {', '.join(others)}" if others else ""
+            return Choice(destination, lowering, None if destination in OPEN_BATCH else 1, why)
+    raise UserError(f"no lowering was equal in {destination}", f"see {path}")
