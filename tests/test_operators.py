@@ -1,5 +1,6 @@
 """The sampler written as Gather against PyTorch's own on every kind of grid, and onnx's own tests of the operators."""
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from itertools import product
@@ -126,11 +127,15 @@ class Lowered(nn.Module):
         return F.affine_grid(theta, self.size, self.align)
 
 
+for operator in ("affinegrid", "gridsample"):  # before anything is collected: that leaves out what is imported later
+    importlib.import_module(f"onnx.backend.test.case.node.{operator}")
+
+
 def node_cases(operator: str) -> list[TestCase]:
     """onnx's own, without those that expand the operator into others."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of cases of other operators, which divide by zero
-        cases = collect_testcases(operator)
+        cases = collect_testcases("GridSample")  # and whatever else was imported
     return [case for case in cases if [node.op_type for node in case.model.graph.node] == [operator]]
 
 
@@ -148,7 +153,7 @@ def test_gather_does_what_onnx_says_of_gridsample(case: TestCase):
         dynamic_batch=False,
     )
     [actual] = session_of(model).run(None, {"images": images, "grid": grid})
-    np.testing.assert_allclose(actual, wanted, atol=1e-5)
+    np.testing.assert_allclose(actual, wanted, atol=1e-4, rtol=0)  # some are written to four digits
 
 
 @pytest.mark.parametrize("lowering", ["matmul", "affinegrid"])

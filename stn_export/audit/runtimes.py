@@ -30,7 +30,7 @@ ENVIRONMENTS = Path(".runtimes")
 LIMIT = 120  # seconds, of an installation and of a trial
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}  # of the largest value: `equal`; ten times that is `off by`
 REASON = 160  # characters of it that are shown
-PAGE = Path("docs/runtimes.md")
+PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
 INTRODUCTION = """# Runtimes
 
 `make runtimes` wrote this page: each file at a batch of 1, in each runtime, against ONNX Runtime on the CPU. `equal`:

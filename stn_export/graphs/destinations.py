@@ -9,7 +9,8 @@ from pathlib import Path
 
 from stn_export.errors import UserError, require_choice
 
-KEPT = Path("benchmarks/results/runtimes.json")
+PLACES = (Path(__file__).parents[2] / "benchmarks", Path(__file__).parents[1] / "suites")  # a checkout, or installed
+KEPT = next((place for place in PLACES if place.is_dir()), PLACES[0]) / "results" / "runtimes.json"
 EQUAL, OFF, WRONG, REFUSES = "equal", "off by", "WRONG", "refuses"
 ORDER = ("folded", "matmul", "gather", "decomposed", "affinegrid")  # fewest kernels first
 TRIED = ("openvino", "web", "tract", "tvm", "iree", "mnn", "ncnn", "opencv")
