@@ -83,8 +83,15 @@ class Runtime:
             file, fed, out = (Path(folder) / name for name in ("model.onnx", "feeds.npz", "out.npz"))
             file.write_bytes(model)
             file.with_suffix(".outputs").write_text("\n".join(outputs))
-            np.savez(fed, **feeds)
-            command = [self.interpreter.absolute(), Path(__file__).with_name("trials.py"), self.name, file, fed, out]
+            np.savez(fed, **feeds)  # type: ignore[arg-type]
+            command: list[str | Path] = [
+                self.interpreter.absolute(),
+                Path(__file__).with_name("trials.py"),
+                self.name,
+                file,
+                fed,
+                out,
+            ]
             if self.name == "web":
                 command = self._in_node(file, feeds, Path(folder))
             try:
@@ -103,7 +110,7 @@ class Runtime:
             with np.load(out) as content:
                 return [content[name] for name in content.files]
 
-    def _in_node(self, file: Path, feeds: dict[str, np.ndarray], folder: Path) -> list[object]:
+    def _in_node(self, file: Path, feeds: dict[str, np.ndarray], folder: Path) -> list[str | Path]:
         fed = [
             {"name": name, "type": each.dtype.name, "shape": each.shape, "values": each.ravel().tolist()}
             for name, each in feeds.items()

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def iree(file: Path, feeds: Feeds) -> list[np.ndarray]:
     return max(calls, key=lambda call: max(float(np.abs(a - b).max()) for a, b in zip(call, calls[0], strict=True)))
 
 
-def _hosted(result: object) -> list[np.ndarray]:
+def _hosted(result: Any) -> list[np.ndarray]:
     found = result if isinstance(result, tuple | list) else [result]
     return [np.nan_to_num(np.asarray(each.to_host()), nan=np.inf) for each in found]
 
