@@ -15,14 +15,16 @@ from stn_export.errors import UserError
 
 
 class Warps(nn.Module):
-    """A grey picture of 12×20, turned by a theta that comes with it."""
+    """A grey picture of 12×20, turned by a pose that comes with it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Linear(240, 4)
+        self.turn, self.head = nn.Linear(3, 6), nn.Linear(240, 4)
 
     def forward(self, picture: Tensor, pose: Tensor) -> Tensor:
-        grid = functional.affine_grid(pose, [picture.shape[0], 1, 12, 20], align_corners=False)
+        grid = functional.affine_grid(
+            self.turn(pose).view(-1, 2, 3), [picture.shape[0], 1, 12, 20], align_corners=False
+        )
         return self.head(functional.grid_sample(picture, grid, align_corners=False).flatten(1))
 
 
@@ -30,9 +32,8 @@ def sequence() -> nn.Module:
     return nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 14, 2)).eval()
 
 
-THETA = torch.eye(2, 3).expand(6, 2, 3) + 0.1 * torch.rand(6, 2, 3, generator=torch.Generator().manual_seed(0))
 NETWORKS = {
-    "sampler": (lambda: Warps().eval(), (torch.rand(6, 1, 12, 20), THETA)),
+    "sampler": (lambda: Warps().eval(), (torch.rand(6, 1, 12, 20), torch.rand(6, 3))),
     "series": (sequence, (torch.rand(6, 2, 16),)),
     "vector": (lambda: nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)).eval(), torch.rand(4, 7)),
     "picture": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)).eval(), torch.rand(4, 3, 9, 9)),
