@@ -83,10 +83,12 @@ def test_a_manifest_of_nothing(tmp_path: Path):
     assert (nothing.artifacts, nothing.read().facts, nothing.read().rows) == ({}, None, ())
     assert not nothing.describes(Facts("a network"))
     assert not nothing.holds("matmul-fp32", None, {})
-    with pytest.raises(UserError, match="new holds no network yet"):
+    with pytest.raises(UserError, match="new holds no network yet") as caught:
         nothing.facts  # noqa: B018
-    with pytest.raises(UserError, match="new holds no program"):
+    assert caught.value.hint == "run 'make train' or adopt first"
+    with pytest.raises(UserError, match="new holds no program") as caught:
         nothing.listed(PROGRAM)
+    assert caught.value.hint == "run 'make train' or adopt first"
     with pytest.raises(UserError, match="new holds no exports") as caught:
         nothing.expected()
     assert caught.value.hint == "run 'make export' first"
@@ -189,12 +191,15 @@ def test_examples_are_those_that_were_written(made: NetworkDirectory):
     path.write_bytes(examples.to_bytes())
     made.describe(replace(made.facts, examples={"file": "examples.pt", "sha256": sha256_of(path), "source": "here"}))
     assert made.examples().inputs["images"].equal(examples.inputs["images"])
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(UserError, match=r"examples\.pt was changed after it was written \(its sha256 differs\)"):
-        made.examples()
-    path.unlink()
-    with pytest.raises(UserError, match=r"examples\.pt is listed in the manifest but missing"):
-        made.examples()
+    for spoil, said in (
+        (lambda: path.write_bytes(path.read_bytes() + b"\0"), "was changed after it was written (its sha256 differs)"),
+        (path.unlink, "is listed in the manifest but missing"),
+    ):
+        spoil()
+        with pytest.raises(UserError) as caught:
+            made.examples()
+        assert str(caught.value) == f"{path} {said}"
+        assert "run 'make train' or adopt again to write it" in caught.value.hint
 
 
 @pytest.mark.parametrize(

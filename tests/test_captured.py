@@ -15,7 +15,7 @@ from stn_export.train.recipes import RECIPES, Recipe
 from stn_export.train.trainer import Settings, Trainer, advance, get_generators, run_epoch
 
 CPU = torch.device("cpu")
-FULL_BATCHES = 9  # and one of 24 images
+FULL_BATCHES = 3  # and one of 24 images
 PLAIN = replace(RECIPES["reference"], dropout=0.0)
 
 
@@ -38,8 +38,8 @@ class Recording:
 
 @pytest.fixture
 def uneven(small: Dataset) -> Dataset:
-    """600 images to train on: nine batches of 64 and a smaller one."""
-    return replace(small, train=small.train[:600])
+    """216 images to train on: three batches of 64 and a smaller one."""
+    return replace(small, train=small.train[:216])
 
 
 def trainers_for(settings: Settings, dataset: Dataset, device: torch.device = CPU, seeds: int = 1) -> list[Trainer]:

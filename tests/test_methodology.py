@@ -47,6 +47,35 @@ def test_the_contenders_take_turns_in_random_order():
     assert any(one == two for one, two in pairwise(firsts))  # it does not merely alternate
 
 
+@pytest.mark.parametrize("seconds", [(1.1e-3, 2.2e-3), (2.2e-3, 1.1e-3)])
+def test_a_block_is_as_long_for_either(seconds: tuple[float, float]):
+    assert contenders(seconds)[1].calls == ((9, 5) if seconds[0] < seconds[1] else (5, 9))
+
+
+def test_the_fastest_load_says_how_many_calls_fill_a_block():
+    took = iter([2e-3, 1.1e-3, 4e-3, 4e-3, 4e-3])
+    clock = SimpleNamespace(now=0.0)
+
+    def load(seconds: float) -> Step:
+        def step() -> None:
+            clock.now += seconds
+
+        return Step(step, lambda: clock.now)
+
+    turns = interleave(lambda: load(next(took)), lambda: load(2e-3), "cpu", GRIDS["quick"], 0, lambda: clock.now)
+    assert turns.calls == (9, 5)
+    # ten loads are warmed up for a fifth of the time, in two windows that end with the call that runs into their end
+    assert clock.now == pytest.approx(10 * 0.02, rel=0.5)
+
+
+def test_the_order_is_drawn_from_the_seed_and_balanced_in_each_part():
+    first, second = (contenders((1e-3, 1e-3))[1].order for _ in range(2))
+    assert first == second
+    assert len(first) == METHOD.patience * BLOCKS
+    sums = [sum(first[start : start + BLOCKS]) for start in range(0, len(first), BLOCKS)]
+    assert set(sums) == {BLOCKS // 2, BLOCKS // 2 + 1}
+
+
 def test_what_a_contest_says():
     _, turns = contenders((1e-3, 2e-3))
     turns.medians = [(1e-3, 2e-3)] * BLOCKS
@@ -59,6 +88,7 @@ def test_what_a_contest_says():
 def test_slow_calls_get_fewer_blocks():
     _, turns = contenders((0.1, 0.2))
     assert (turns.blocks, turns.calls) == (METHOD.fewest_blocks, (5, 5))
+    assert contenders((0.02, 0.02))[1].blocks == 15  # 0.2 s a block, six times 25 blocks of 0.02 s
 
 
 def test_noise_of_blocks_gets_more_of_them():

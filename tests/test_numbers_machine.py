@@ -3,6 +3,7 @@
 import math
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,11 @@ def test_the_figures_of_a_machine_that_nothing_disturbs_are_exact():
     found = simulated_contest(EXACT, 0.5, 0)
     names = ("ratio", "ratio_low", "ratio_high", "seconds", "baseline_seconds")
     assert [found[name] for name in names] == pytest.approx([1.5, 1.5, 1.5, 1.5e-3, 1e-3])
+
+
+def test_what_loads_slowly_is_loaded_once():
+    assert simulated_contest(replace(EXACT, load_seconds=1.1), 0.0, 0)["loads"] == 1
+    assert simulated_contest(replace(EXACT, load_seconds=0.9), 0.0, 0)["loads"] == 5
 
 
 def test_a_row_of_calls_that_take_a_known_time():
