@@ -47,7 +47,9 @@ def main() -> None:
         UserError: where not all mutants were tried.
     """
     metas = sorted(Path("mutants").rglob("*.meta"))
-    found = {path.relative_to("mutants").as_posix().removesuffix(".meta"): json.loads(path.read_text()) for path in metas}
+    found = {
+        path.relative_to("mutants").as_posix().removesuffix(".meta"): json.loads(path.read_text()) for path in metas
+    }
     counts = {
         module: Counter(STATES.get(code, "not tried") for code in content["exit_code_by_key"].values())
         for module, content in found.items()

@@ -214,8 +214,9 @@ def test_examples_are_those_that_were_written(made: NetworkDirectory):
 )
 def test_a_damaged_manifest_is_named(made: NetworkDirectory, spoil: Callable[[dict], object]):
     edit(made, spoil)
-    with pytest.raises(UserError, match=r"stn/manifest\.json is damaged: "):
+    with pytest.raises(UserError, match=r"stn/manifest\.json is damaged: ") as caught:
         made.read()
+    assert caught.value.hint == "delete it, then run 'make train export' again"
 
 
 def add_several(path: Path, worker: int) -> None:

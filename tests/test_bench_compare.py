@@ -31,6 +31,20 @@ def test_the_same_file_twice(base: Path, capsys: pytest.CaptureFixture):
     assert "slower" not in capsys.readouterr().out
 
 
+def test_rows_without_a_verdict_are_listed_where_that_is_asked_for(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    rows = rows_of(0)
+    slow_down(rows["test_eager[openvino]"], 0.5)
+    new = write(tmp_path / "new.json", rows)
+    for arguments, listed in (((), False), (("--all",), True)):
+        assert run(base, new, *arguments) == 0
+        said = capsys.readouterr().out
+        assert "0.500" in said
+        assert ("1.000" in said) == listed
+        assert "38 rows compared: 37 cannot tell, 1 faster" in said
+
+
 def test_noise_is_no_regression(base: Path, tmp_path: Path):
     alarms = [run(base, write(tmp_path / "new.json", rows_of(seed, noise=0.03))) for seed in range(100, 140)]
     assert sum(alarms) <= 1  # of 40 comparisons of 38 rows

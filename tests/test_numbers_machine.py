@@ -215,6 +215,28 @@ def test_the_work_of_a_layer_by_hand():
     assert found == {"flops": 2 * 5 * 6 * 4, "bytes_fused": once, "bytes_unfused": once, "launches": 1}
 
 
+def counted(module: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    captured = capture(module.eval(), (example,), [tuple(example.shape)])
+    return work(Program(captured.exported, contract_of(captured.exported)), (example,))
+
+
+def test_of_pooling_the_values_count_and_not_their_indices():
+    found = counted(nn.Sequential(nn.MaxPool2d(2), nn.ReLU()), torch.rand(1, 1, 4, 4))
+    assert (found["launches"], found["bytes_unfused"]) == (2, (64 + 16) + (16 + 16))
+
+
+def test_whole_numbers_take_their_own_bytes():
+    found = counted(nn.Embedding(4, 3), torch.zeros(2, 5, dtype=torch.int64))
+    assert found["bytes_fused"] == 4 * 12 + 8 * 10 + 4 * 30
+
+
+def test_an_empty_tensor_moves_nothing():
+    with floors._Traffic() as traffic:
+        torch.empty(3).reshape(3, 1)
+        torch.ones(3, dtype=torch.float64)
+    assert (traffic.launches, traffic.bytes) == (1, 24)
+
+
 @pytest.mark.parametrize(
     ("precision", "expected"),
     [
