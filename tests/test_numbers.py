@@ -219,6 +219,22 @@ def test_a_row_is_held_against_eager_of_its_run(factor: float):
     assert (found["eager"].ratio, found["eager"].low) == pytest.approx((2, 2 / np.exp(own)))
 
 
+def test_cold_inputs_are_held_against_eagers_cold_inputs_and_requests_against_its_requests():
+    def row(runner: str, p50: float, **more: str) -> dict:
+        return timed_row(runner, p50, 0.01) | more
+
+    kinds = {"hot": {}, "cold": {"inputs": "cold"}, "request": {"regime": "request"}}
+    rows = {
+        f"eager {name}": row("eager-cpu", (place + 1) * 1e-3, **more)
+        for place, (name, more) in enumerate(kinds.items())
+    }
+    rows |= {name: row("onnxruntime-cpu", 6e-3, **more) for name, more in kinds.items()}
+    found = compare.measured(rows)
+    assert [found[name].value for name in kinds] == pytest.approx([6, 3, 2])
+    other = compare.measured(rows | {"batch": timed_row("onnxruntime-cpu", 1.0, 0.01, batch=2)})["batch"]
+    assert (other.by, other.value) == ("seconds", 1.0)  # nothing to hold it against
+
+
 def test_how_rows_move_from_run_to_run():
     logs = np.random.default_rng(4).normal(0.3, 0.2, 101).tolist()
     expected = stats.median_abs_deviation(logs, scale="normal")

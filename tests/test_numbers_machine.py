@@ -330,8 +330,10 @@ def test_the_line_of_a_floor_says_share_of_the_measured_time():
 def test_the_line_of_a_contest_reads_the_right_way_round():
     row = timed("file", 1, 1.0) | {"seconds": 3e-3, "baseline_seconds": 2e-3, "ratio": 1.5, "ratio_low": 1.4}
     row |= {"ratio_high": 1.6, "verdict": "slower", "disturbed_blocks": 2, "blocks": 25}
-    said = ("fast-cpu file", "1", "3 ms", "2 ms", "1.500 (1.400 to 1.600)", "slower", "2 of 25")
-    assert contest_line(row) == said
+    own = timed("file", 1, 2.5e-3)
+    rows = [timed("other", 1, 1e-3), timed("file", 8, 9e-3), own]
+    said = ("fast-cpu file", "1", "2.5 ms", "1.50 (1.40 to 1.60)", "slower", "2 of 25")
+    assert contest_line(row | {"regime": "contest"}, rows) == said
 
 
 def test_headlines_name_the_fastest_that_is_proved():
