@@ -6,7 +6,7 @@ EXIT_USER = 2
 EXIT_INTERRUPTED = 130
 
 
-REASON = 200  # characters of one that are kept
+REASON = 400  # characters of one that are kept
 
 
 def one_line(error: BaseException) -> str:

@@ -121,6 +121,13 @@ class Sampler(nn.Module):
         return F.grid_sample(images, grid, **self.options)
 
 
+class Undecided(nn.Module):
+    """Does what depends on its values, which no graph can."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values if values.sum() > 0 else -values
+
+
 class Volume(nn.Module):
     """Samples 5-D volumes, which few runtimes can."""
 

@@ -42,4 +42,5 @@ def test_none_is_lost_and_each_is_equal(name: str, lowering: str):
         with torch.no_grad():
             expected = _pytree.tree_leaves(module(*arguments, **keywords))
         for actual, wanted in zip(session.run(None, feeds), expected, strict=True):
-            np.testing.assert_allclose(actual, wanted.numpy(), atol=2e-5 * max(1, wanted.abs().max()), rtol=0)
+            bound = 2e-5 * max(1.0, np.abs(wanted.double().numpy()).max())
+            np.testing.assert_allclose(actual.astype(np.float64), wanted.double().numpy(), atol=bound, rtol=0)

@@ -371,23 +371,25 @@ DEFECTS = (
     Defect("NaN in one output", "output", "not finite", edit=one_nan),
     Defect("a frozen batch", "", "images|plates", edit=freeze_batch),
 )
-caught: dict[str, str] = {}  # by network and name of the defect
-planted: set[str] = set()
+# What a network has nothing of, or is anyway.
+INAPPLICABLE = {
+    BUILT_IN: ("zeros padding",),
+    "PlateRectifier": ("border padding",),
+    "TwoSteps": ("reflection padding", "softmax", "raw logits", "another class order"),
+    "GreyDigits": ("zeros padding", "channels swapped"),
+}
 
 
-def count(subject: Subject, name: str, failure: str, pattern: str) -> None:
-    """A defect was planted: it must be caught and named."""
-    planted.add(f"{subject.name}: {name}")
-    assert re.search(pattern, failure, re.DOTALL), f"{failure!r} is not {pattern!r}"
-    caught[f"{subject.name}: {name}"] = failure
+def is_named(failure: str | None, pattern: str) -> bool:
+    """Whether a planted defect was caught and named."""
+    return bool(re.search(pattern, failure or "", re.DOTALL))
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
 def test_a_planted_defect_is_caught_and_named(defect: Defect, subject: Subject):
     failure = defect.verdict(subject)
-    if failure is None:
-        pytest.skip(f"{subject.name} has nothing of the kind, or is so anyway")
-    count(subject, defect.name, failure, defect.expected(subject))
+    assert (failure is None) == (defect.name in INAPPLICABLE[subject.name])
+    assert failure is None or is_named(failure, defect.expected(subject)), failure
 
 
 def test_the_good_artifact_passes(subject: Subject):
@@ -405,7 +407,7 @@ def test_a_runner_that_reverses_its_batch_is_caught(subject: Subject):
             return {name: value[::-1] for name, value in self.infer(feeds).items()}
 
     output = subject.program.contract.outputs[0].name
-    count(subject, "batch reversed", answered(subject, Reversing), f"first wrong at {output}: .*the batch is reversed")
+    assert is_named(answered(subject, Reversing), f"first wrong at {output}: .*the batch is reversed")
 
 
 def test_a_runner_that_mixes_its_batch_is_caught(subject: Subject):
@@ -414,44 +416,34 @@ def test_a_runner_that_mixes_its_batch_is_caught(subject: Subject):
             mean = 0.01 * next(iter(feeds.values())).mean()
             return {name: value + mean for name, value in super().infer_impl(feeds).items()}
 
-    count(subject, "batch mixed", answered(subject, Mixing), "depends on its neighbours")
+    assert is_named(answered(subject, Mixing), "depends on its neighbours")
 
 
 def test_an_empty_set_of_challenges_is_caught(subject: Subject):
-    count(subject, "nothing compared", answered(subject, OnnxRuntime, challenges={}), "nothing was compared")
+    assert is_named(answered(subject, OnnxRuntime, challenges={}), "nothing was compared")
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "says"),
+    ("changes", "says"),
     [
-        ("stale weights", {"parent_sha256": "0" * 64}, "stale"),
-        ("a manifest that lies", {"sha256": "0" * 64}, "changed after it was written"),
-        ("an artifact of another run", {"file": "../../elsewhere.onnx"}, "missing"),
+        ({"parent_sha256": "0" * 64}, "stale"),
+        ({"sha256": "0" * 64}, "changed after it was written"),
+        ({"file": "../../elsewhere.onnx"}, "missing"),
     ],
+    ids=["stale weights", "a manifest that lies", "an artifact of another run"],
 )
-def test_a_manifest_that_lies_is_caught(subject: Subject, name: str, changes: dict, says: str):
+def test_a_manifest_that_lies_is_caught(subject: Subject, changes: dict, says: str):
     good = subject.artifact
     subject.directory.add(replace(good, **changes))
     try:
-        with pytest.raises(UserError, match=says) as raised:
+        with pytest.raises(UserError, match=says):
             subject.directory.expected()
     finally:
         subject.directory.add(good)
-    count(subject, name, str(raised.value), says)
-
-
-def test_every_defect_was_caught():
-    print(f"\nsabotage: {len(caught)} of {len(planted)} caught and attributed")
-    assert planted == set(caught)
-    if set(caught):  # none: this test was chosen alone
-        assert {name.split(":")[0] for name in caught} == {BUILT_IN, *FOREIGN}
-        assert sum(name.startswith(f"{BUILT_IN}:") for name in caught) >= 32
 
 
 LOWERINGS = ("matmul", "folded", "affinegrid", "decomposed", "gather")
 SEEDS = 20  # of the built-in network and of all foreign ones, for each lowering
-alarms: list[str] = []
-tried: list[str] = []
 
 
 def random_module(name: str, seed: int) -> nn.Module:
@@ -514,13 +506,4 @@ def test_no_false_alarm_over_random_networks(
         put(model, weights_in_file(model, program))
         onnx.save(model, path)
         artifact = Artifact(lowering, path.name, name, "onnx", "", program.contract, lowering=lowering)
-        failure = check_artifact(artifact, path, ONNX, known).failure
-        tried.append(f"{name}, {lowering}, seed {seed}")
-        alarms.extend([f"{tried[-1]}: {failure}"] if failure else [])
-    assert not alarms
-
-
-def test_no_false_alarm_in_all():
-    print(f"\nfalse alarms: {len(alarms)} of {len(tried)}")
-    assert not alarms
-    assert len(tried) in (0, 2 * SEEDS * len(LOWERINGS))  # 0: these tests were not chosen
+        assert not check_artifact(artifact, path, ONNX, known).failure, f"{name}, seed {seed}"

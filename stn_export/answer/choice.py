@@ -50,5 +50,6 @@ def time_of(row: Mapping, rows: Rows) -> float:
     same = [other for other in rows if (*program(other), other["batch"]) == (*program(row), row["batch"])]
     if timed := steps(same):
         return timed[0]["p50"]
-    contests = [other["seconds"] for name in CONTESTS for other in same if other.get("contest") == name]
+    whole = [other for other in same if "seconds" in other]  # of one that failed there is no time
+    contests = [other["seconds"] for name in CONTESTS for other in whole if other.get("contest") == name]
     return contests[0] if contests else row["seconds"]

@@ -25,7 +25,7 @@ def _show(result: Audit) -> None:
     rows = [
         (
             *map(cli.escape, (node.name, node.op_type, short.get(node.provider, node.provider))),
-            f"{node.macs:,}",
+            "unknown" if node.macs is None else f"{node.macs:,}",
             cli.escape(node.reason),
         )
         for node in result.nodes
@@ -37,7 +37,8 @@ def _show(result: Audit) -> None:
     cli.say(f"fallbacks    {', '.join(f'{node.name} ({node.op_type})' for node in result.fallbacks) or 'none'}")
     cli.say(f"copies       {len(result.copies)}{': ' if copies else ''}{copies}")
     cli.say(f"CUDA graph   {'can' if result.capturable else 'cannot'} be captured: {result.capture_reason}")
-    cli.say(f"at batch 1   {result.macs:,} multiply-adds, {result.activation_bytes:,} bytes of activations")
+    least = "at least " if any(node.macs is None for node in result.nodes) else ""
+    cli.say(f"at batch 1   {least}{result.macs:,} multiply-adds, {result.activation_bytes:,} bytes of activations")
     cli.say(f"weights      {result.initialiser_bytes:,} bytes\n")
 
 

@@ -86,7 +86,7 @@ def escape(text: object) -> str:
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
     """Call a stage's ``main`` and turn what it raises into an exit code and lines on standard error."""
-    told = console(stderr=True)
+    told, before = console(stderr=True), (OUTPUT.form, OUTPUT.brief)
     try:
         main(arguments)
     except UserError as error:
@@ -95,9 +95,13 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     except CheckFailedError as error:
         told.print(f"[bold red]failed:[/] {escape(error)}")
         return EXIT_CHECK_FAILED
+    except BrokenPipeError:  # whoever read it has read enough, as head has
+        told.on_broken_pipe()
     except KeyboardInterrupt as interrupt:
         told.print(f"[bold yellow]interrupted[/] {escape(interrupt)}".rstrip())
         return EXIT_INTERRUPTED
+    finally:
+        OUTPUT.form, OUTPUT.brief = before
     return EXIT_OK
 
 

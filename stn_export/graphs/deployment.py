@@ -49,7 +49,7 @@ class NodePlacement:
     opset: int
     provider: str
     reason: str
-    macs: int
+    macs: int | None
     compute: bool = True
 
 
@@ -67,7 +67,7 @@ class Audit:
     """One file on one provider. ``predicted`` unless ONNX Runtime itself placed the nodes; ``source`` says by what.
 
     ``copies`` leave out shapes, constants, and the ordinary upload of an input and download of an output. Activation
-    bytes are the sum over all nodes, an upper bound.
+    bytes are the sum over all nodes, an upper bound. Nodes of unknown shape (their ``macs`` are None) count as none.
     """
 
     provider: str
@@ -120,7 +120,7 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
         capture_reason=obstacle or "every compute node on the GPU, no control flow; one graph per input shape",
         initialiser_bytes=initialiser_bytes(model),
         activation_bytes=activation_bytes(model, infos),
-        macs=sum(node.macs for node in nodes),
+        macs=sum(node.macs or 0 for node in nodes),
         source=source,
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
@@ -238,9 +239,25 @@ def infer(model: onnx.ModelProto) -> dict[str, TensorInfo]:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise UserError(f"the graph's types contradict each other: {error}", "export the model again") from error
-    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in constants(inferred.graph).items()}
-    return {each.name: _info(each) for each in values} | fixed
+    infos = _infos(inferred.graph)
+    outputs = (name for node in bound.graph.node for name in node.output if name)
+    if all(infos.get(name, UNKNOWN).shape is not None for name in outputs):
+        return infos
+    return infos | {name: each for name, each in _infos(_folded(bound).graph).items() if each.shape is not None}
+
+
+def _infos(graph: onnx.GraphProto) -> dict[str, TensorInfo]:
+    fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in constants(graph).items()}
+    return {each.name: _info(each) for each in (*graph.value_info, *graph.input, *graph.output)} | fixed
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Sizes that the graph computes from those of its inputs, which inference alone follows through few operators."""
+    from onnxscript.optimizer import fold_constants  # 0.4 s, and few files need it
+
+    result = onnx_ir.from_proto(model)
+    fold_constants(result, onnx_shape_inference=True)
+    return onnx_ir.to_proto(result)
 
 
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:
@@ -285,13 +302,13 @@ MACS: dict[str, Cost] = {
 }
 
 
-def macs(node: NodeProto, infos: dict[str, TensorInfo]) -> int:
-    """Multiply-adds of a node at batch 1; 0 for the operators that ``MACS`` does not list or without known shapes."""
+def macs(node: NodeProto, infos: dict[str, TensorInfo]) -> int | None:
+    """Multiply-adds of a node at batch 1; 0 for operators not in ``MACS``, None where shapes are unknown."""
     cost = MACS.get(node.op_type)
     if cost is None:
         return 0
     shapes = [infos.get(name, UNKNOWN).shape for name in (*node.input[:2], node.output[0])]
-    return 0 if None in shapes else int(cost(node, shapes[:-1], shapes[-1]))
+    return None if None in shapes else int(cost(node, shapes[:-1], shapes[-1]))
 
 
 def random_inputs(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, np.ndarray]:

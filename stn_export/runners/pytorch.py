@@ -98,7 +98,7 @@ class Captured(TorchRunner):
     def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
         known = {point for each in self.program.sites for point in each.nodes()}
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
-            if point in known:
+            if point in known and value is not None:
                 forced = {point: torch.from_numpy(value.astype(np.float32)).to(self.device)}
                 return _arrays(self.program.points(self.place(feeds), forced))
         return None

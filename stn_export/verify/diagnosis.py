@@ -143,7 +143,7 @@ def _of_output(scene: Scene) -> Iterator[Mistake]:
     axis = scene.point.kind == OUTPUT and _normalised_axis(true)
     if axis:
         yield "softmax was written for log-softmax", lambda: np.exp(true)
-        scores = torch.from_numpy(scene.actual).double()
+        scores = torch.from_numpy(np.ascontiguousarray(scene.actual, np.float64))
         yield "log-softmax was left out", lambda: true + scores.logsumexp(axis, keepdim=True).numpy()
     yield "the sign is turned", lambda: -true if true.dtype.kind != "b" else ~true
     yield "the batch is reversed", lambda: true[::-1]
