@@ -45,6 +45,24 @@ def test_rows_without_a_verdict_are_listed_where_that_is_asked_for(
         assert "38 rows compared: 37 cannot tell, 1 faster" in said
 
 
+def test_the_table_of_changes(monkeypatch: pytest.MonkeyPatch):
+    shown = []
+    monkeypatch.setattr(compare.cli, "table", lambda *what: shown.append(what))
+    found = [
+        compare.Change(said, "seconds", ratio, ratio - 0.1, ratio + 0.1, said)
+        for said, ratio in (("slower", 2.0), ("same", 1.0), ("faster", 0.5), ("cannot tell", 1.1))
+    ]
+    rows = [
+        (each.row, "seconds", f"{each.ratio:.3f}", f"{each.low:.3f} to {each.high:.3f}", each.row) for each in found
+    ]
+    for everything, listed in ((False, rows[::2]), (True, rows)):
+        compare.show(found, [], everything)
+        title, dropped = "New run against base: below 1 is faster", ("by", "interval")
+        assert shown.pop() == (title, compare.COLUMNS, listed, dropped)
+    compare.show(found[1:2], [], everything=False)
+    assert not shown
+
+
 def test_noise_is_no_regression(base: Path, tmp_path: Path):
     alarms = [run(base, write(tmp_path / "new.json", rows_of(seed, noise=0.03))) for seed in range(100, 140)]
     assert sum(alarms) <= 1  # of 40 comparisons of 38 rows
@@ -66,7 +84,7 @@ def test_a_regression_is_found_and_named(
     slow_down(rows[row], factor)
     assert run(base, write(tmp_path / "new.json", rows)) == 1
     errors = capsys.readouterr().err
-    assert "1 rows are slower, 0 missing" in errors
+    assert errors.startswith("failed: 1 rows are slower, 0 missing\nslower, ")
     assert row in errors
 
 
@@ -92,13 +110,17 @@ def test_a_row_that_is_gone_fails_and_a_new_one_is_listed(base: Path, tmp_path: 
         ({"cpu": "Other CPU"}, "CPU Test CPU @ 1 GHz and Other CPU"),
         ({"gpu": "NVIDIA H100"}, "GPU None and NVIDIA H100"),
         ({"threads": 2}, "threads 1 and 2"),
+        ({"gpu": "NVIDIA H100", "threads": 2}, "GPU None and NVIDIA H100; threads 1 and 2"),
     ],
 )
 def test_other_machines_are_refused(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture, machine: dict, said: str
 ):
     assert run(base, write(tmp_path / "new.json", rows_of(1), **machine)) == 2
-    assert said in capsys.readouterr().err
+    hint = "time both on one machine, or add --across-machines (ACROSS=1) to see ratios to eager only"
+    assert (
+        " ".join(capsys.readouterr().err.split()) == f"error: the files are of different machines: {said} hint: {hint}"
+    )
 
 
 def test_across_machines_there_are_ratios_to_eager_only(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -109,9 +131,10 @@ def test_across_machines_there_are_ratios_to_eager_only(base: Path, tmp_path: Pa
     assert {change["by"] for change in found} == {"ratio to eager", "contest: eager"}
 
 
-def test_nothing_in_common(base: Path, tmp_path: Path):
+def test_nothing_in_common(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     row = timed("test_latency[other]", "new", "stn", 1, 1e-3)
     assert run(base, write(tmp_path / "new.json", {"other": row})) == 1
+    assert capsys.readouterr().err == "failed: the files have no row in common that can be compared\n"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"benchmarks": []}', '{"benchmarks": [1], "machine_info": 3}'])

@@ -19,6 +19,7 @@ from stn_export.bench.intervals import (
 from stn_export.bench.method import METHOD
 from stn_export.comparison.compare import compare as compare_arrays
 from stn_export.comparison.estimates import estimate, student
+from stn_export.comparison.fastest import choose, steps
 from stn_export.comparison.tolerances import Bound
 
 
@@ -240,6 +241,7 @@ def test_how_rows_move_from_run_to_run():
     expected = stats.median_abs_deviation(logs, scale="normal")
     assert compare.run_spread(logs) == pytest.approx(expected, rel=1e-4)
     assert compare.run_spread([0.0, 0.0, 0.0, 0.0, 9.0]) == METHOD.run_spread == 0.04
+    assert compare.run_spread([-1.0, -0.5, 0.0, 0.5, 1.0]) > METHOD.run_spread
     assert compare.run_spread([0.0, 5.0, 9.0, 20.0]) == METHOD.run_spread  # of four rows nothing is known
 
 
@@ -265,3 +267,34 @@ def test_how_far_arrays_lie_apart():
     assert found.excess == pytest.approx(1.5 / (0.5 + 0.25 * 2.0))
     assert not found
     assert compare_arrays(actual, expected, Bound(1.0, 0.25))
+
+
+PLAIN = {"format": "onnx", "precision": "fp32", "lowering": "folded", "file_bytes": 100}
+REFUSED = {"folded": {"a": ("runs", ""), "b": ("runs, WRONG", "")}, "gather": dict.fromkeys("ab", ("refused", ""))}
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({}, {"format": "torchscript", "file_bytes": 1}),
+        ({"format": "torchscript", "precision": "int8"}, {"format": "pt2"}),
+        ({"format": "pt2"}, {"format": "aotinductor"}),
+        ({"lowering": "gather"}, {"precision": "int8", "lowering": "none"}),
+        ({}, {"lowering": "gather", "file_bytes": 1}),
+        ({"lowering": "none"}, {"file_bytes": 1}),
+        ({"file_bytes": 99}, {}),
+    ],
+)
+def test_of_what_cannot_be_told_apart_the_most_portable_is_shipped(better: dict, worse: dict):
+    best, fastest = (
+        timed_row(runner, p50, 0.01) | PLAIN | {"artifact": runner} | changes
+        for runner, p50, changes in (("a-cpu", 1.04e-3, better), ("b-cpu", 1e-3, worse))
+    )
+    found = choose([best, fastest], REFUSED)
+    assert (found.row, found.fastest, found.tied) == (best, fastest, (best,))
+
+
+def test_a_row_that_says_nothing_of_its_inputs_goes_before_one_of_cold_ones():
+    cold = timed_row("a-cpu", 2e-3, 0.01) | {"artifact": "a", "inputs": "cold: 3 buffers"}
+    plain = {name: value for name, value in cold.items() if name != "inputs"} | {"p50": 1e-3}
+    assert steps([cold, plain]) == steps([plain, cold]) == [plain]
