@@ -12,6 +12,7 @@ from torch.nn import functional
 import stn_export
 from stn_export import api
 from stn_export.errors import UserError
+from tests.foreign import Sampler
 
 
 class Warps(nn.Module):
@@ -34,6 +35,7 @@ def sequence() -> nn.Module:
 
 NETWORKS = {
     "sampler": (lambda: Warps().eval(), (torch.rand(6, 1, 12, 20), torch.rand(6, 3))),
+    "theta given": (lambda: Sampler("bilinear", "zeros", align_corners=False).eval(), Sampler.inputs),
     "series": (sequence, (torch.rand(6, 2, 16),)),
     "vector": (lambda: nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)).eval(), torch.rand(4, 7)),
     "picture": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)).eval(), torch.rand(4, 3, 9, 9)),

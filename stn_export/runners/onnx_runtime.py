@@ -84,19 +84,20 @@ class OnnxRuntime(Runner):
     def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
             name = self.shown.get(point)
-            if value is not None and name is not None and name not in feeds:
+            if value is not None and name is not None:
                 usual = self._points_of(self.probe_session, feeds, {point: name})[point]
                 fed = np.ascontiguousarray(np.broadcast_to(value, usual.shape).astype(usual.dtype))
                 shown = {other: each for other, each in self.shown.items() if other != point}
-                if name not in self.forcing:
+                if name not in feeds and name not in self.forcing:
                     self.forcing[name] = self.open_probe(with_input(self.model, name))
-                return {point: fed} | self._points_of(self.forcing[name], feeds | {name: fed}, shown)
+                session = self.probe_session if name in feeds else self.forcing[name]
+                return {point: fed} | self._points_of(session, feeds | {name: fed}, shown)
         return None
 
     @staticmethod
     def _points_of(session: onnxruntime.InferenceSession, feeds: Arrays, shown: dict[str, str]) -> Arrays:
         computed = {point: name for point, name in shown.items() if name not in feeds}
-        values = session.run(list(computed.values()), feeds)
+        values = session.run(list(computed.values()), feeds) if computed else []  # no names would mean all outputs
         found = dict(zip(computed, values, strict=True))
         return {point: found[point] if point in found else feeds[name] for point, name in shown.items()}
 
