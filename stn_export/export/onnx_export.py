@@ -16,6 +16,7 @@ from stn_export.errors import UserError, require_choice
 from stn_export.export.lowering import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
 from stn_export.export.plain import plain
+from stn_export.export.registry import read_once
 from stn_export.graphs.graph import without_weights
 from stn_export.graphs.points import SITES
 from stn_export.program.calls import call_of
@@ -130,7 +131,7 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
         raise UserError(
             f"lowering {lowering} cannot leave height and width open", "choose matmul, affinegrid or gather"
         )
-    with _without_warnings():
+    with _quietly():
         exported = torch.onnx.export(
             program.exported,
             program.values(program.contract.random(sizes=program.sizes)),
@@ -159,7 +160,7 @@ def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
     The contract's names are the only thing that it is told; they cost no time. The sites are found by the order of the
     samplers.
     """
-    with _without_warnings():
+    with _quietly():
         exported = torch.onnx.export(
             program.module,
             contract.values(contract.random()),
@@ -184,11 +185,11 @@ def _names(contract: Contract) -> dict[str, list[str]]:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     logger = logging.getLogger("onnxscript")  # says what it did not fold
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), read_once():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter's own making
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # likewise, torch 2.11
         warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used")  # two inputs share one
