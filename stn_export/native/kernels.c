@@ -102,16 +102,11 @@ typedef struct {
     int strip;       // output rows that are computed at once
 } convolution;
 
-INLINE void copy(float *to, const float *from, int count) {
+// What `from` holds, and `more` added to it where there is any.
+INLINE void copy(float *to, const float *from, const float *more, int count) {
     int i = 0;
-    for (; i + LANES / 2 < count; i += LANES) store(to + i, load(from + i));
-    if (i < count) store_half(to + i, load_half(from + i));
-}
-
-INLINE void copy_sum(float *to, const float *a, const float *b, int count) {
-    int i = 0;
-    for (; i + LANES / 2 < count; i += LANES) store(to + i, load(a + i) + load(b + i));
-    if (i < count) store_half(to + i, load_half(a + i) + load_half(b + i));
+    for (; i + LANES / 2 < count; i += LANES) store(to + i, more ? load(from + i) + load(more + i) : load(from + i));
+    if (i < count) store_half(to + i, more ? load_half(from + i) + load_half(more + i) : load_half(from + i));
 }
 
 INLINE void fill(float *to, int count) {
@@ -125,7 +120,7 @@ INLINE void surrounded(convolution c, const float *in, int y, int height, int wi
         const int row = y + i % height - c.pad_top;
         fill(to, row < 0 || row >= c.height ? width : c.pad_left);
         if (row < 0 || row >= c.height) continue;
-        copy(to + c.pad_left, in + (i / height * c.height + row) * c.width, inside);
+        copy(to + c.pad_left, in + (i / height * c.height + row) * c.width, NULL, inside);
         fill(to + c.pad_left + inside, width - c.pad_left - inside);
     }
 }
@@ -146,10 +141,8 @@ INLINE void columns(const float *in, const float *more, int channels, int plane,
         for (int k = 0; k < kernel_rows * kernel_columns; k++) {
             int at = channel * plane + k / kernel_columns * kernel_row * width + k % kernel_columns * kernel_column;
             for (int row = 0; row < rows; row++, to += out_width, at += step * width)
-                if (more)
-                    copy_sum(to, in + at, more + at, out_width);
-                else if (stride == 1)
-                    copy(to, in + at, out_width);
+                if (stride == 1)
+                    copy(to, in + at, more ? more + at : NULL, out_width);
                 else
                     for (int x = 0; x < out_width; x++) to[x] = in[at + x * stride];
         }
@@ -180,26 +173,18 @@ INLINE void sums(const int channels, const int vectors, const float *in, int pla
     }
 }
 
-// The same for half a vector of positions, two planes at once: additions that wait for each other are few here.
+// The same for half a vector of positions.
 INLINE void half_sums(const int channels, const float *in, int planes, int plane, int rows, int row,
                       const float *weights, int more, float *out, int pitch) {
-    half_vec sum[2][8];
-    UNROLL for (int c = 0; c < channels; c++) sum[0][c] = sum[1][c] = (half_vec){0};
-    for (; planes > 1; planes -= 2, in += 2 * plane, weights += rows * channels)
+    half_vec sum[8];
+    UNROLL for (int c = 0; c < channels; c++) sum[c] = (half_vec){0};
+    for (int p = 0; p < planes; p++, in += plane)
         for (int r = 0; r < rows; r++, weights += channels) {
-            const half_vec first = load_half(in + r * row), second = load_half(in + plane + r * row);
-            UNROLL for (int c = 0; c < channels; c++) {
-                sum[0][c] += first * weights[c];
-                sum[1][c] += second * weights[rows * channels + c];
-            }
+            const half_vec x = load_half(in + r * row);
+            UNROLL for (int c = 0; c < channels; c++) sum[c] += x * weights[c];
         }
-    for (int r = 0; planes && r < rows; r++, weights += channels) {
-        UNROLL for (int c = 0; c < channels; c++) sum[0][c] += load_half(in + r * row) * weights[c];
-    }
-    UNROLL for (int c = 0; c < channels; c++) {
-        const half_vec all = sum[0][c] + sum[1][c];
-        store_half(out + c * pitch, more ? load_half(out + c * pitch) + all : all);
-    }
+    UNROLL for (int c = 0; c < channels; c++)
+        store_half(out + c * pitch, more ? load_half(out + c * pitch) + sum[c] : sum[c]);
 }
 
 enum { SUMMED = 96 };  // products that are added up before they are added to others

@@ -41,9 +41,8 @@ class Native(Runner):
         calls = [self._call([*given, *results.values()], begin, end) for begin, end in pairwise(edges)]
 
         def run() -> Arrays:
-            codes = [calls[0]()] if parts == 1 else list(self.pool.map(lambda call: call(), calls))
-            if any(codes):
-                raise RuntimeError(f"the network's function returned {max(codes)}")
+            if code := calls[0]() if parts == 1 else max(self.pool.map(partial.__call__, calls)):
+                raise RuntimeError(f"the network's function returned {code}")
             return results
 
         return self.step(run)
