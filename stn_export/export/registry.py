@@ -1,14 +1,17 @@
 """PyTorch's translations of operators into ONNX, read once for all files: reading them is a third of an export."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import cache
 from unittest.mock import patch
 
-from torch.onnx._internal.exporter._registration import ONNXRegistry
+try:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+except ImportError:  # a PyTorch that keeps it elsewhere: it is read for every file
+    ONNXRegistry = None
 
-_read = cache(ONNXRegistry.from_torchlib)
+_read = ONNXRegistry and cache(ONNXRegistry.from_torchlib)
 
 
 def _copied(**opset_version: int) -> ONNXRegistry:
@@ -21,5 +24,5 @@ def _copied(**opset_version: int) -> ONNXRegistry:
 @contextmanager
 def read_once() -> Iterator[None]:
     """Let ``torch.onnx.export`` have copies of what was read before."""
-    with patch.object(ONNXRegistry, "from_torchlib", staticmethod(_copied)):
+    with patch.object(ONNXRegistry, "from_torchlib", staticmethod(_copied)) if ONNXRegistry else nullcontext():
         yield
