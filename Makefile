@@ -21,7 +21,7 @@ NEW ?= $(RUN)/bench.json
 ACROSS ?=
 ORT_SITE ?=
 OUT ?= benchmarks/results
-PARALLEL ?= $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --dist loadfile -p no:benchmark)
+PARALLEL ?= $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --dist worksteal -p no:benchmark)
 VENV ?= .venv
 BOOTSTRAP ?= python3
 PYTHON ?= $(VENV)/bin/python
@@ -33,7 +33,7 @@ GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-hard mutants readme zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard mutants readme zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -120,7 +120,10 @@ all: $(READY) ## all stages, one after the other, ending in the card; V=1 shows 
 demo: ## all stages on the built-in digits: nothing to download, a few minutes
 	@$(MAKE) --no-print-directory all DATASET=digits RUN=artifacts/digits
 
-test: $(READY) ## the test suite; PYTEST= passes it options
+test: $(READY) ## the test suite without its sweeps; PYTEST= passes it options
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m 'not slow' $(PYTEST)
+
+test-all: $(READY) ## all of it: whole chains of ten networks, 200 random ones, every module by every lowering
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) $(PYTEST)
 
 test-hard: $(READY) ## the suite 5 times beside 4 busy loops, in random order, in one process, on one core; REPEATS=

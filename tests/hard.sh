@@ -24,7 +24,7 @@ done
 trap "kill $loops 2>/dev/null" EXIT INT TERM
 
 for run in $(seq "$REPEATS"); do
-    try "beside-four-loops-$run" "$PYTHON" -m pytest --numprocesses auto --dist loadfile
+    try "beside-four-loops-$run" "$PYTHON" -m pytest --numprocesses auto --dist worksteal
 done
 try in-order-in-one-process "$PYTHON" -m pytest -n 0 -p no:randomly
 if command -v taskset >/dev/null; then
