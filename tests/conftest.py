@@ -11,11 +11,13 @@ from filelock import FileLock
 
 from stn_export import cli
 from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.cli import tables
 from stn_export.train import __main__ as train
 from stn_export.train.cells import recipe_for
 from stn_export.train.data import Dataset, Split, load_dataset
 from stn_export.train.trainer import Settings
 from tests.runs import enter_networks
+from tests.widths import draw_at_every_width
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,6 +42,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(path)
     yield path
     os.chdir(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables_lose_no_cell() -> Iterator[None]:
+    """Every table that a test prints is drawn at all widths."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "draw", draw_at_every_width)
+        yield
 
 
 @pytest.fixture(scope="session")
