@@ -192,13 +192,18 @@ def _row(target: Target, batch: int, medians: Sequence[float]) -> dict:
     return target.facts(batch) | {"regime": "device", "inputs": "hot"} | ends
 
 
-def compare(one: Path | str, other: Path | str) -> list[Row]:
+def compare(one: Path | str, other: Path | str, trust: bool = False) -> list[Row]:
     """Two files of any origin on the same inputs, a row an output and batch; ``reason`` is empty where they agree.
 
+    Args:
+        one: the file whose outputs are judged.
+        other: the file that it is judged by.
+        trust: whether to load PyTorch's own formats where no manifest of yours lists them: such files run code.
+
     Raises:
-        UserError: where either cannot be opened, or they cannot be compared.
+        UserError: where either cannot be opened or is not trusted, or they cannot be compared.
     """
-    rows = compare_files(Path(one), Path(other))
+    rows = compare_files(Path(one), Path(other), trust=trust)
     if rows and not any(row.comparable for row in rows):
         raise UserError(f"not comparable: {rows[0].reason}", "compare files that take the same inputs")
     return rows

@@ -1,6 +1,11 @@
+"""Two files, or two runs, against each other: what is equal, what is not, and what is not loaded at all."""
+
+import io
 import json
+import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +16,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+import stn_export
 from stn_export import cli
 from stn_export.artifacts.files import sha256_of
 from stn_export.artifacts.manifest import MANIFEST, NetworkDirectory
@@ -21,7 +27,7 @@ from stn_export.errors import UserError
 from stn_export.export.onnx_export import export_onnx
 from stn_export.verify import __main__ as verify
 from stn_export.verify import versus
-from stn_export.verify.sides import matched, open_side
+from stn_export.verify.sides import matched, open_listed, open_side
 from stn_export.verify.versus import compare_files
 from tests.zoo import ZOO
 
@@ -51,7 +57,7 @@ def move_a_bias(path: Path, target: Path, by: float = 0.01) -> Path:
     return target
 
 
-def run_files(*files: Path) -> int:
+def run_files(*files: Path | str) -> int:
     return cli.run(verify.main, [*map(str, files)])
 
 
@@ -73,9 +79,53 @@ def test_files_of_pytorch_without_their_manifest(trained_run: Path, tmp_path: Pa
     copies = [
         Path(shutil.copy(trained_run / "stn" / name, tmp_path)) for name in ("torchscript-bf16.ts", "program.pt2")
     ]
-    assert [open_side(copy).artifact.precision for copy in copies] == ["bf16", "fp32"]
-    assert run_files(*copies) == 0
-    assert open_side(Path(shutil.copy(trained_run / "cnn" / "program.pt2", tmp_path))).origin is None
+    assert [open_side(copy, trust=True).artifact.precision for copy in copies] == ["bf16", "fp32"]
+    assert run_files(*copies, "--trust") == 0
+    other = Path(shutil.copy(trained_run / "cnn" / "program.pt2", tmp_path))
+    assert open_side(other, trust=True).origin is None
+
+
+def armed(path: Path, mark: Path) -> Path:
+    """A ``.pt2`` file that writes ``mark`` as it is loaded."""
+    whole = path.with_suffix(".whole")
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)), whole)
+    with zipfile.ZipFile(whole) as good, zipfile.ZipFile(path, "w") as bad:
+        for name in good.namelist():
+            content = good.read(name)
+            if "sample_inputs" in name:
+                buffer = io.BytesIO()
+                torch.save(Touches(mark), buffer)
+                content = buffer.getvalue()
+            bad.writestr(name, content)
+    return path
+
+
+class Touches:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+def test_a_file_that_runs_code_is_not_loaded_unless_it_is_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, mark = armed(tmp_path / "stranger.pt2", tmp_path / "mark"), tmp_path / "mark"
+    assert run_files(path, path) == 2
+    assert "which can read, change and send your files" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match="no manifest of yours lists"):
+        stn_export.compare(path, path)
+    assert not mark.exists()
+    run_files(path, path, "--trust")
+    assert mark.exists()
+
+
+def test_what_another_user_listed_is_not_loaded(trained_run: Path, monkeypatch: pytest.MonkeyPatch):
+    artifact = (directory := NetworkDirectory(trained_run / "stn")).artifacts["torchscript-fp32"]
+    assert open_listed(directory, artifact).origin
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UserError, match="no manifest of yours lists"):
+        open_listed(directory, artifact)
+    assert open_listed(directory, artifact, trust=True).origin
 
 
 def test_a_moved_bias_is_seen(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

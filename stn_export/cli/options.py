@@ -151,6 +151,9 @@ def verify() -> Parser:
         "files", nargs="*", type=Path, metavar="FILE", help="two files of any origin to compare with each other"
     )
     parser.add_argument("--inputs", type=path_or_none, metavar="FILE.npz", help="compare two files on these, by input")
+    parser.add_argument(
+        "--trust", action="store_true", help="load files of PyTorch that no manifest of yours lists: they run code"
+    )
     parser.add_argument("--against", type=path_or_none, metavar="RUN", help="compare --run with this run instead")
     return parser
 

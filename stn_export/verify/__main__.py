@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.files or options.against:
         if options.only or options.fail_fast:
             raise UserError("--only and --fail-fast are for checks against PyTorch", "leave them out")
-        versus.versus(options.files, options.run, options.against, options.inputs)
+        versus.versus(options.files, options.run, options.against, options.inputs, options.trust)
         return
     run = options.run or DEFAULT_RUN
     networks = planned(run, options.only)

@@ -1,6 +1,7 @@
 """Files of any origin, opened to be compared: ours with or without their manifest, and other people's."""
 
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from stn_export.verify.feeding import feed
 
 FORMATS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2", ".aoti.pt2": "aotinductor"}
 USABLE = "name two .onnx, .ts or .pt2 files"
+RUNS_CODE = ("torchscript", "pt2", "aotinductor")  # formats that do as they are loaded
 TYPES = {"float": "float32", "double": "float64"}  # as ONNX Runtime calls them, where NumPy says otherwise
 BLANK = Contract((), ())
 
@@ -71,22 +73,34 @@ class Side:
         return {name: as_array(value) for name, value in self.runner.infer(feeds).items()}
 
 
-def open_side(path: Path) -> Side:
+def open_side(path: Path, trust: bool = False) -> Side:
     """Open a file; where a manifest beside it lists it, its bytes are checked and its contract is taken from there.
 
+    Args:
+        path: the file.
+        trust: whether to load what can run code even where no manifest of this machine's user lists it.
+
     Raises:
-        UserError: where it is missing, edited, of an unknown kind or unreadable.
+        UserError: where it is missing, edited, of an unknown kind, unreadable or not trusted.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}", USABLE)
     directory = NetworkDirectory(path.parent)
     for artifact in _entries(directory).values():
         if artifact.file == path.name and artifact.format in FORMATS.values():
-            return open_listed(directory, artifact)
+            return open_listed(directory, artifact, trust)
     suffix = next((each for each in sorted(FORMATS, key=len, reverse=True) if path.name.endswith(each)), None)
     if suffix is None:
         raise UserError(f"{path} is of no kind that can be compared", USABLE)
+    _require_trust(path, FORMATS[suffix], trust)
     return _open_unlisted(path, FORMATS[suffix])
+
+
+def _require_trust(path: Path, kind: str, trusted: bool) -> None:
+    if kind in RUNS_CODE and not trusted:
+        can = f"loading a {kind} file runs what its maker put into it, which can read, change and send your files"
+        hint = "add --trust (trust=True in Python) if you know its maker"
+        raise UserError(f"no manifest of yours lists {path}, and {can}", hint)
 
 
 def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
@@ -96,12 +110,14 @@ def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
     return directory.artifacts if ours else {}
 
 
-def open_listed(directory: NetworkDirectory, artifact: Artifact) -> Side:
+def open_listed(directory: NetworkDirectory, artifact: Artifact, trust: bool = False) -> Side:
     """Open an artifact of a run; one made from an older program will do.
 
     Raises:
-        UserError: where it is missing, edited or unreadable.
+        UserError: where it is missing, edited, unreadable, or listed by another user and not trusted.
     """
+    own = not hasattr(os, "getuid") or (directory.path / MANIFEST).stat().st_uid == os.getuid()
+    _require_trust(directory.path / artifact.file, artifact.format, own or trust)
     path = directory.intact(artifact)
     return Side(path, artifact, _runner(path, artifact), directory=directory)
 

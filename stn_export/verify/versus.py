@@ -62,18 +62,19 @@ class Row:
         return finite({"passed": not self.reason} | asdict(self))
 
 
-def compare_files(left: Path, right: Path, given: Path | None = None) -> list[Row]:
+def compare_files(left: Path, right: Path, given: Path | None = None, trust: bool = False) -> list[Row]:
     """Compare two files on random inputs and, where a manifest says which, on examples.
 
     Args:
         left: the file whose outputs are judged; ONNX of any origin, TorchScript or ``.pt2``.
         right: the file that it is judged by.
         given: an ``.npz`` of inputs by name to compare on instead.
+        trust: see ``open_side``.
 
     Raises:
         UserError: where a file cannot be opened, or int8 has no examples.
     """
-    sides = open_side(left), open_side(right)
+    sides = open_side(left, trust), open_side(right, trust)
     examples = next((side.examples for side in sides if side.directory), None)
     if examples is None and _judged(precision_of(*sides)):
         raise UserError(
@@ -194,7 +195,7 @@ def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inpu
     return Row(name, inputs, *figures, reason, rule_of(precision))
 
 
-def compare_runs(run: Path, other: Path) -> list[Row]:
+def compare_runs(run: Path, other: Path, trust: bool = False) -> list[Row]:
     """Compare every artifact of two runs, network by network, on ``run``'s examples.
 
     Raises:
@@ -213,7 +214,7 @@ def compare_runs(run: Path, other: Path) -> list[Row]:
             if missing:
                 found = [Row("", "", reason=f"{missing} has none")]
             else:
-                found = _pair(ours[name], theirs[name], batches[ours[name][0].name])
+                found = _pair(ours[name], theirs[name], batches[ours[name][0].name], trust)
             rows += [replace(row, artifact=name) for row in found]
     return rows
 
@@ -227,15 +228,17 @@ def _listed(run: Path) -> dict[str, Listed]:
     }
 
 
-def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch]) -> list[Row]:
+def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch], trust: bool) -> list[Row]:
     """One artifact of two runs; a file that cannot be used is a failure, and the others are still compared."""
     try:
-        return compare_sides(open_listed(*ours), open_listed(*theirs), lambda _: batches)
+        return compare_sides(open_listed(*ours, trust), open_listed(*theirs, trust), lambda _: batches)
     except UserError as error:
         return [Row("", "", reason=error.message)]
 
 
-def versus(files: Sequence[Path], run: Path | None, against: Path | None, given: Path | None = None) -> None:
+def versus(
+    files: Sequence[Path], run: Path | None, against: Path | None, given: Path | None = None, trust: bool = False
+) -> None:
     """Compare two files, or a run against another, and print the table or JSON.
 
     Raises:
@@ -247,7 +250,7 @@ def versus(files: Sequence[Path], run: Path | None, against: Path | None, given:
     if files and len(files) != 2:
         raise UserError(f"{len(files)} file{'s' * (len(files) > 1)} cannot be compared", USABLE)
     run = run or DEFAULT_RUN
-    rows = compare_files(*files, given=given) if files else compare_runs(run, against)
+    rows = compare_files(*files, given, trust) if files else compare_runs(run, against, trust)
     sides = [str(each) for each in files or (run, against)]
     failures = [row for row in rows if row.reason]
     if cli.OUTPUT.form == "json":
