@@ -33,7 +33,7 @@ GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard mutants readme zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard mutants readme docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,8 +134,13 @@ mutants: $(READY) ## mutation testing of what computes figures; again to go on
 	@OMP_NUM_THREADS=1 nice $(PYTHON) -m mutmut run --max-children 1
 	@$(PYTHON) -m tests.mutants
 
-readme: $(READY) ## write README's figures from the kept files
+readme: $(READY) ## write the figures of README and docs from the kept files
 	@$(PYTHON) -m tests.readme
+
+docs: $(READY) ## the pages of docs/ and of the Python API, into artifacts/site
+	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@$(PYTHON) -m mkdocs build --strict --quiet
+	@echo 'wrote artifacts/site/index.html'
 
 zoo-table: $(READY) ## how equal ten networks of the tests are, by site, lowering and runner, into docs/networks.md
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.zoo_table

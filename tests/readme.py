@@ -1,4 +1,4 @@
-"""README's figures, each from a kept file: ``make readme`` writes every block between its marks anew."""
+"""The figures of README and docs, each from a kept file: ``make readme`` writes every block between its marks anew."""
 
 import json
 import statistics
@@ -11,12 +11,13 @@ from pathlib import Path
 from stn_export.artifacts.files import filled, write_if_changed
 from stn_export.bench.kept import KEPT, PROOF_PREFIX
 from stn_export.bench.results import markdown_table
+from stn_export.cli import LABEL
 from stn_export.train.gain import SETTLED
 from stn_export.train.recipes import MODELS
 from stn_export.train.results import read_reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGE = REPOSITORY / "README.md"
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SUBJECT, PLAIN, MATCHED = MODELS
 POINTS = ("theta", "grid", "warped")  # all else that is compared is an output
 LOWERINGS = ("matmul-fp32", "folded-fp32", "affinegrid-fp32")
@@ -151,7 +152,7 @@ def tuned() -> list[str]:
     return prose(
         f"`tuned` gives the very same network {100 * ours['mean']:.2f} % on CIFAR-10 instead of 57 % (seeds "
         f"{', '.join(ours['seeds'])}: {percents(ours['seeds'].values())}; 95 % interval of the mean {interval(ours)}), "
-        "with `PRECISION=bf16` on a CPU ([every epoch](benchmarks/results/training-tuned-cpu.json))."
+        "with `PRECISION=bf16` on a CPU (`benchmarks/results/training-tuned-cpu.json`)."
     )
 
 
@@ -203,11 +204,17 @@ def speed() -> list[str]:
         f"{rows[SUBJECT]['ratio']:.2f} times as long as ours for the transformer {said[SUBJECT]} and "
         f"{rows[PLAIN]['ratio']:.2f} times for the plain CNN {said[PLAIN]}, on the {rows[PLAIN]['dataset']} with "
         f"{rows[PLAIN]['threads']} threads (`make bench-train`, "
-        "[training-speed-cpu.json](benchmarks/results/training-speed-cpu.json))."
+        "`benchmarks/results/training-speed-cpu.json`)."
     )
 
 
+def card() -> list[str]:
+    """What the kept run of the demo ended in."""
+    return ["```", *(f"{word:<{LABEL}}{sentence}" for word, sentence in kept("digits-cpu.json")["card"]), "```"]
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
+    "card": card,
     "transformer against CNN": lambda: contests("overhead", ("STN", "CNN", "STN/CNN")),
     "lowerings": lambda: contests("lowering", ("lowering", "decomposed", "lowering/decomposed")),
     "errors": errors,
@@ -223,12 +230,13 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
 
 
 def page(text: str) -> str:
-    """README with all its figures made anew."""
+    """A page with all its figures made anew."""
     for name, block in BLOCKS.items():
-        text = filled(text, name, block())
+        if f"<!-- {name} -->" in text:
+            text = filled(text, name, block())
     return text
 
 
 if __name__ == "__main__":
-    changed = write_if_changed(PAGE, page(PAGE.read_text()).encode())
-    sys.stdout.write(f"{PAGE.name} {'was written' if changed else 'is up to date'}\n")
+    changed = [path.name for path in PAGES if write_if_changed(path, page(path.read_text()).encode())]
+    sys.stdout.write(f"wrote {', '.join(changed)}\n" if changed else "all pages are up to date\n")

@@ -1,27 +1,102 @@
-"""README says what the kept files say."""
+"""README and docs say what the kept files say; their commands are commands and their links lead somewhere."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from stn_export.cli.options import PARSERS
 from tests import readme
-from tests.readme import BLOCKS, PAGE, REPOSITORY, page
+from tests.readme import BLOCKS, PAGES, REPOSITORY, page
+
+TEXTS = {path: path.read_text() for path in (*PAGES, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "SECURITY.md")}
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+OTHERS = ("cc", "ar", "./main", "python", "rustc", "pip", "iree-compile", "pnnx")
+FENCES = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    """The text of every block of code in that language."""
+    return [text for content in TEXTS.values() for kind, text in FENCES.findall(content) if kind == language]
+
+
+def commands() -> list[list[str]]:
+    """Every command of README and docs, in words."""
+    lines = [line for text in blocks("sh") for line in text.replace("\\\n", " ").splitlines()]
+    parts = [part for line in lines for part in re.split(r"&&|;|\|", line.partition(" #")[0])]
+    return [words for part in parts if (words := shlex.split(part)) and not words[0].startswith("#")]
+
+
+def refused(words: list[str]) -> str:
+    """What is wrong with a command, without running it."""
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if words[0] == "make":
+        unknown = [
+            word for word in words[1:] if "=" not in word and word not in TARGETS and not word.startswith("gain-")
+        ]
+        return f"no target {unknown}" if unknown else ""
+    stage = next((place for place, word in enumerate(words) if word.startswith("stn_export.")), None)
+    if words[0] == "stn-export":
+        name, rest = words[1], words[2:]
+    elif stage is not None:
+        name, rest = words[stage].removeprefix("stn_export."), words[stage + 1 :]
+    else:
+        return "" if words[0] in OTHERS else f"{words[0]} is no command of ours"
+    if name not in PARSERS:
+        return "" if (REPOSITORY / "stn_export" / f"{name.replace('.', '/')}.py").exists() or name in EXTRA else name
+    _, left = PARSERS[name]().parse_known_args(rest)
+    return f"{name} does not take {left}" if left and name != "bench" else ""
+
+
+EXTRA = ("all", "doctor", "--completion", "--help")
 
 
 def test_every_figure_is_that_of_the_kept_files():
-    text = PAGE.read_text()
-    assert page(text) == text, "README's figures are not those of benchmarks/results: 'make readme' writes them"
+    for path in PAGES:
+        assert page(TEXTS[path]) == TEXTS[path], f"{path.name} and benchmarks/results differ: 'make readme' writes it"
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_typed_figure_does_not_stay(name: str):
-    before, rest = PAGE.read_text().split(f"<!-- {name} -->\n")
+    [text] = [TEXTS[path] for path in PAGES if f"<!-- {name} -->" in TEXTS[path]]
+    before, rest = text.split(f"<!-- {name} -->\n")
     inside, after = rest.split("<!-- end -->", 1)
     digit = next(place for place in range(len(inside) - 1, -1, -1) if inside[place].isdigit())
     wrong = inside[:digit] + str((int(inside[digit]) + 1) % 10) + inside[digit + 1 :]
     typed = f"{before}<!-- {name} -->\n{wrong}<!-- end -->{after}"
-    assert typed != PAGE.read_text() == page(typed)
+    assert typed != text == page(typed)
+
+
+def test_every_command_is_one():
+    found = commands()
+    assert len(found) > 30
+    wrong = {" ".join(words): said for words in found if (said := refused(words))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line", ["make nothing", "stn-export verify --nonsense", "python -m stn_export.frobnicate", "ls"]
+)
+def test_a_command_that_is_none_is_found(line: str):
+    assert refused(shlex.split(line))
+
+
+def test_every_python_block_compiles():
+    for text in blocks("python"):
+        compile(text, "a page", "exec")
+
+
+def test_every_link_leads_somewhere():
+    for path, text in TEXTS.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", FENCES.sub("", text)):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_readme_is_short():
+    assert len(TEXTS[PAGES[0]].splitlines()) <= 120
 
 
 def test_figures_are_read_from_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -43,6 +118,6 @@ def test_figures_are_read_from_the_files(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_what_is_said_in_round_numbers():
     runs = {run["dataset"]: run for run in readme.kept("training-gain-cpu.json")["runs"]}
-    text = " ".join(PAGE.read_text().split())
-    assert f"the transformer is worth {runs['digits']['differences']['cnn']['mean']:.0f} points of accuracy" in text
+    text = " ".join(TEXTS[PAGES[0]].split())
+    assert f"it gains {runs['digits']['differences']['cnn']['mean']:.0f} points of accuracy" in text
     assert "| the published run (a spatial transformer) | 57.29 % |" in readme.reference()[-2].replace("  ", " ")
