@@ -1,13 +1,15 @@
 """Rows of pytest-benchmark on another clock than the wall's: a GPU's events, another process, a profiler."""
 
 from collections.abc import Callable
-
-from pytest_benchmark.fixture import BenchmarkFixture
+from typing import TYPE_CHECKING
 
 from stn_export.runners import Step
 
+if TYPE_CHECKING:  # an extra that `check` does without
+    from pytest_benchmark.fixture import BenchmarkFixture
 
-def use_clock(benchmark: BenchmarkFixture, clock: Callable[[], float]) -> None:
+
+def use_clock(benchmark: "BenchmarkFixture", clock: Callable[[], float]) -> None:
     """Time one row by ``clock``. A marker's ``timer`` would do it for a whole test, before the step is there."""
     benchmark._timer = clock
 
@@ -28,7 +30,7 @@ class Reported:
         return Step(self.run, lambda: self.seconds)
 
 
-def time_reported(benchmark: BenchmarkFixture, work: Callable[[], float], rounds: int) -> None:
+def time_reported(benchmark: "BenchmarkFixture", work: Callable[[], float], rounds: int) -> None:
     """Time one row by the seconds that ``work`` says it took, each time that it is done."""
     step = Reported(work).step
     use_clock(benchmark, step.clock)

@@ -14,10 +14,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported, use_clock
@@ -26,6 +25,9 @@ from stn_export.bench.intervals import noise_reach, ratio_interval, summarise, v
 from stn_export.bench.machine import Watch
 from stn_export.bench.method import METHOD
 from stn_export.runners import Step
+
+if TYPE_CHECKING:  # an extra that `check` does without
+    from pytest_benchmark.fixture import BenchmarkFixture
 
 Clock = Callable[[], float]  # seconds
 CALLS = (5, 5000)  # a median of fewer than 5 calls is at the mercy of a single interruption
@@ -72,7 +74,7 @@ def calls_for(call_seconds: float, seconds: float) -> int:
     return int(np.clip(seconds / call_seconds, *CALLS))
 
 
-def time_case(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, **how: object) -> None:
+def time_case(benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid, **how: object) -> None:
     """Warm up, time single calls for the grid's ``row_seconds``, and note what was timed; ``how`` replaces fields."""
     target, batch = replace(case.target, **how), case.batch
     step = target.step(batch)
@@ -193,7 +195,7 @@ def interleave(
     return Interleaved(loads, calls, np.concatenate(order).tolist(), blocks, Watch(device))
 
 
-def contest(name: str, benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid) -> None:
     """Set a target against its baseline; the row's own samples are ours in each block."""
     target, baseline = case.target, case.baseline
     benchmark.group = f"contest: {name}, batch {case.batch}, {target.runner.device}"

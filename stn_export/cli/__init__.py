@@ -39,6 +39,14 @@ COMMANDS = {
     "predict": ("predict.__main__", "classify pictures, or see what a network gives for them"),
     "doctor": ("doctor", "say what is installed and which runners are at hand"),
 }
+EXTRAS = {  # packages that come with an extra only
+    "torchvision": "train",
+    "pytest": "bench",
+    "pytest_benchmark": "bench",
+    "hypothesis": "search",
+    "matplotlib": "all",
+    "vl_convert": "report",
+}
 SHELLS = ("bash", "zsh", "tcsh")
 NONE = "–"
 LABEL = 11  # characters of a card's first column
@@ -91,6 +99,12 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         main(arguments)
     except UserError as error:
         told.print(f"[bold red]error:[/] {escape(error.message)}\n[dim]hint:[/]  {escape(error.hint)}")
+        return EXIT_USER
+    except ModuleNotFoundError as error:
+        if (package := str(error.name).partition(".")[0]) not in EXTRAS:
+            raise
+        hint = escape(f"pip install 'stn-export[{EXTRAS[package]}]'")
+        told.print(f"[bold red]error:[/] {package} is not installed\n[dim]hint:[/]  {hint}")
         return EXIT_USER
     except CheckFailedError as error:
         told.print(f"[bold red]failed:[/] {escape(error)}")

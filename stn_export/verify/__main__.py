@@ -36,7 +36,6 @@ from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.verify import points_file, versus
 from stn_export.verify.checks import Check, check_artifact
-from stn_export.verify.search import with_search
 from stn_export.verify.truth import Truth, truth_of
 
 Job = tuple[Artifact, Path, RunnerSpec]
@@ -88,7 +87,11 @@ class Verified:
         with _threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
             for artifact, path, spec in self.jobs:
                 check = check_artifact(artifact, path, spec, self.truth)
-                self.checks.append(with_search(check, artifact, path, spec, self.truth, seconds) if seconds else check)
+                if seconds:
+                    from stn_export.verify.search import with_search  # an extra
+
+                    check = with_search(check, artifact, path, spec, self.truth, seconds)
+                self.checks.append(check)
                 yield self.checks[-1]
 
     def facts(self) -> dict:

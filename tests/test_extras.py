@@ -1,0 +1,46 @@
+"""What needs no extra runs without one; what needs one says which."""
+
+import subprocess
+import sys
+
+import pytest
+
+from stn_export.cli import EXTRAS
+
+WITHOUT = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {sorted(EXTRAS)} else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
+CHECK = """
+import torch, stn_export
+from torch import nn
+result = stn_export.check(nn.Sequential(nn.Linear(7, 5), nn.ReLU()).eval(), torch.rand(4, 7))
+assert result, result.failures
+"""
+IMPORTS = "\n".join(f"import stn_export.{stage}.__main__" for stage in ("verify", "audit", "export", "adopt"))
+START = "from stn_export.cli import start; sys.exit(start({words}))"
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("code", [CHECK, IMPORTS], ids=["check", "stages"])
+def test_no_extra_is_needed(code: str):
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("stage", "extra"), [("train", "train"), ("bench", "bench"), ("report", "all")])
+def test_what_needs_an_extra_says_which(stage: str, extra: str):
+    result = run(START.format(words=[stage]))
+    said = " ".join(result.stderr.split())
+    assert (result.returncode, said.count("is not installed")) == (2, 1)
+    assert said.endswith(f"hint: pip install 'stn-export[{extra}]'")
