@@ -24,7 +24,9 @@ from torch import nn
 result = stn_export.check(nn.Sequential(nn.Linear(7, 5), nn.ReLU()).eval(), torch.rand(4, 7))
 assert result, result.failures
 """
-IMPORTS = "\n".join(f"import stn_export.{stage}.__main__" for stage in ("verify", "audit", "export", "adopt"))
+IMPORTS = "\n".join(
+    f"import stn_export.{stage}.__main__" for stage in ("verify", "audit", "export", "adopt", "predict")
+)
 START = "from stn_export.cli import start; sys.exit(start({words}))"
 
 

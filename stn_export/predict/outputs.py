@@ -3,16 +3,18 @@
 import io
 import zipfile
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from stn_export.predict.pictures import Feeder
 from stn_export.program.program import Program
 from stn_export.program.specs import Arrays, Pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TOP = 3
 SUMS_TO_ONE = 0.02  # how far probabilities of a reduced precision may be from it
@@ -58,6 +60,8 @@ def archive(outputs: Arrays) -> bytes:
 
 def shown(program: Program, feeder: Feeder, titles: Sequence[str]) -> bytes:
     """A PNG with a row a picture: it under its title, beside the warped image of each site."""
+    from matplotlib.figure import Figure  # an extra
+
     figure = Figure(figsize=(2.3 * (1 + len(program.sites)), 2.5 * len(titles)), layout="constrained", dpi=160)
     rows = figure.subplots(len(titles), 1 + len(program.sites), squeeze=False)
     pixels = next(spec.pixels for spec in program.contract.inputs if spec.name == feeder.name)
@@ -87,7 +91,7 @@ def seen(warped: Tensor, batch: int, channels: int, pixels: Pixels | None) -> Te
     return (255 * (mean - mean.min()) / (mean.max() - mean.min()).clamp_min(1e-12)).to(torch.uint8)
 
 
-def _draw(axes: Axes, picture: Tensor, title: str) -> None:
+def _draw(axes: "Axes", picture: Tensor, title: str) -> None:
     axes.imshow(picture.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="none")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
