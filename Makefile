@@ -27,32 +27,35 @@ BOOTSTRAP ?= python3
 PYTHON ?= $(VENV)/bin/python
 READY := $(if $(VENV),$(VENV)/.ready)
 STAGE := $(PYTHON) -m stn_export
-TRAINING = --data '$(DATA)' --epochs '$(EPOCHS)' --seed '$(SEED)' --device '$(DEVICE)' \
-	$(if $(PRECISION),--precision '$(PRECISION)')
+TRAINING = --data "$$DATA" --epochs "$$EPOCHS" --seed "$$SEED" --device "$$DEVICE" \
+	$(if $(PRECISION),--precision "$$PRECISION")
 GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
+
+# Their values reach the shell as variables, never as text of a command.
+export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BASE NEW ORT_SITE OUT V ACROSS VENV
 
 .PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard mutants readme docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  DATASET=$(DATASET)  digits, cifar10 or cifar10-affine"
-	@echo "  DATA=$(DATA)  directory holding cifar-10-batches-py or {train,test}/<class>/*.png"
-	@echo "  RECIPE=$(RECIPE)  reference, quick, short, affine or tuned; by default the data set's own"
-	@echo "  EPOCHS=$(EPOCHS)  instead of the recipe's own"
-	@echo "  MODELS=$(MODELS)  of stn, cnn and cnn-matched, with commas; 'make gain' takes all three"
-	@echo "  SEED=$(SEED)  the first one"
-	@echo "  SEEDS=$(SEEDS)  how many; 1 unless given, of 'make gain' 3"
-	@echo "  PRECISION=$(PRECISION)  of training: fp32 (unless given), tf32 or bf16"
-	@echo "  DEVICE=$(DEVICE)  auto, cpu or cuda"
-	@echo "  RUN=$(RUN)  run directory"
-	@echo "  V=$(V)  set it to see every table of every stage, and pytest's"
-	@echo "  GRID=$(GRID)  quick or full: how much 'make bench' times"
-	@echo "  BASE=$(BASE) NEW=$(NEW) ACROSS=$(ACROSS)  what 'make bench-compare' compares; ACROSS=1 allows two machines"
-	@echo "  ORT_SITE=$(ORT_SITE) OUT=$(OUT)  for 'make gpu-results': a directory with ONNX Runtime's GPU build; where files go"
-	@echo "  VENV=$(VENV)  set it empty, and PYTHON=python3, to use an interpreter that has the packages"
+	@echo "  DATASET=$$DATASET  digits, cifar10 or cifar10-affine"
+	@echo "  DATA=$$DATA  directory holding cifar-10-batches-py or {train,test}/<class>/*.png"
+	@echo "  RECIPE=$$RECIPE  reference, quick, short, affine or tuned; by default the data set's own"
+	@echo "  EPOCHS=$$EPOCHS  instead of the recipe's own"
+	@echo "  MODELS=$$MODELS  of stn, cnn and cnn-matched, with commas; 'make gain' takes all three"
+	@echo "  SEED=$$SEED  the first one"
+	@echo "  SEEDS=$$SEEDS  how many; 1 unless given, of 'make gain' 3"
+	@echo "  PRECISION=$$PRECISION  of training: fp32 (unless given), tf32 or bf16"
+	@echo "  DEVICE=$$DEVICE  auto, cpu or cuda"
+	@echo "  RUN=$$RUN  run directory"
+	@echo "  V=$$V  set it to see every table of every stage, and pytest's"
+	@echo "  GRID=$$GRID  quick or full: how much 'make bench' times"
+	@echo "  BASE=$$BASE NEW=$$NEW ACROSS=$$ACROSS  what 'make bench-compare' compares; ACROSS=1 allows two machines"
+	@echo "  ORT_SITE=$$ORT_SITE OUT=$$OUT  for 'make gpu-results': a directory with ONNX Runtime's GPU build; where files go"
+	@echo "  VENV=$$VENV  set it empty, and PYTHON=python3, to use an interpreter that has the packages"
 
 setup: $(READY) ## build $(VENV) from constraints.txt (every target does this first)
 
@@ -62,44 +65,44 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 train: $(READY) ## train the spatial transformer and the plain CNN
-	@$(STAGE).train --dataset '$(DATASET)' --recipe '$(RECIPE)' --run '$(RUN)' $(TRAINING) \
-		$(if $(MODELS),--models '$(MODELS)') $(if $(SEEDS),--seeds '$(SEEDS)')
+	@$(STAGE).train --dataset "$$DATASET" --recipe "$$RECIPE" --run "$$RUN" $(TRAINING) \
+		$(if $(MODELS),--models "$$MODELS") $(if $(SEEDS),--seeds "$$SEEDS")
 
 export: $(READY) ## write TorchScript and ONNX files
-	@$(STAGE).export --run '$(RUN)'
+	@$(STAGE).export --run "$$RUN"
 
 verify: $(READY) ## prove every file equal to PyTorch
-	@$(STAGE).verify --run '$(RUN)'
+	@$(STAGE).verify --run "$$RUN"
 
 bench: $(READY) ## time every file on every backend
-	@$(STAGE).bench --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' $(if $(V),--verbose)
+	@$(STAGE).bench --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" $(if $(V),--verbose)
 
 bench-proof: $(READY) ## the benchmarks' own trial: artifacts against themselves, and against themselves slowed down
-	@$(STAGE).bench.proof --run '$(RUN)' --grid '$(GRID)' --device '$(DEVICE)' --out '$(OUT)'
+	@$(STAGE).bench.proof --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" --out "$$OUT"
 
 bench-calibration: $(READY) ## how often the intervals hold the truth, into docs/method.md
 	@$(PYTHON) -m stn_export.bench.calibration
 
 bench-compare: $(READY) ## compare NEW with BASE=file.json, fail on a regression
-	@$(STAGE).bench.compare '$(BASE)' '$(NEW)' $(if $(ACROSS),--across-machines)
+	@$(STAGE).bench.compare "$$BASE" "$$NEW" $(if $(ACROSS),--across-machines)
 
 bench-keep: $(READY) ## keep this run's timings in OUT, small, and write RESULTS.md
-	@$(STAGE).bench.results --keep '$(RUN)/bench.json' --kept '$(OUT)'
+	@$(STAGE).bench.results --keep "$$RUN/bench.json" --kept "$$OUT"
 
 bench-results: $(READY) ## write benchmarks/RESULTS.md from the kept timings
 	@$(STAGE).bench.results
 
 gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minutes; again to go on
-	@$(STAGE).bench.gpu_results --dataset '$(DATASET)' --data '$(DATA)' --run '$(RUN)' --ort-site '$(ORT_SITE)' \
-		--out '$(OUT)' $(if $(filter auto,$(DEVICE)),,--device '$(DEVICE)') $(if $(filter file,$(origin GRID)),,--grid '$(GRID)')
+	@$(STAGE).bench.gpu_results --dataset "$$DATASET" --data "$$DATA" --run "$$RUN" --ort-site "$$ORT_SITE" \
+		--out "$$OUT" $(if $(filter auto,$(DEVICE)),,--device "$$DEVICE") $(if $(filter file,$(origin GRID)),,--grid "$$GRID")
 
 bench-train: $(READY) ## time an epoch of training against the tutorial's loop, and keep the figures
-	@$(PYTHON) -m pytest benchmarks --dataset '$(DATASET)' --data '$(DATA)' --device '$(DEVICE)' \
+	@$(PYTHON) -m pytest benchmarks --dataset "$$DATASET" --data "$$DATA" --device "$$DEVICE" \
 		--benchmark-json=artifacts/bench-train.json --benchmark-columns=min,median,max,rounds
 	@$(STAGE).train.keep_speed artifacts/bench-train.json
 
 report: $(READY) ## write report.html and report.md
-	@$(STAGE).report --run '$(RUN)'
+	@$(STAGE).report --run "$$RUN"
 
 gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by seeds on three data sets, one report
 	@$(STAGE).train.keep $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
@@ -107,15 +110,18 @@ gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by
 
 gain-cifar10: OWN_RECIPE := short
 gain-%: EPOCHS := $(or $(EPOCHS),20)
+gain-%: MODELS := $(or $(MODELS),$(EVERY_MODEL))
+gain-%: SEEDS := $(or $(SEEDS),3)
+gain-%: RECIPE := $(or $(RECIPE),$(OWN_RECIPE))
 gain-%: $(READY)
-	@$(STAGE).train --dataset '$*' --recipe '$(or $(RECIPE),$(OWN_RECIPE))' --run '$(GAIN)/$*' $(TRAINING) \
-		--models '$(or $(MODELS),$(EVERY_MODEL))' --seeds '$(or $(SEEDS),3)'
+	@$(STAGE).train --dataset '$*' --recipe "$$RECIPE" --run '$(GAIN)/$*' $(TRAINING) \
+		--models "$$MODELS" --seeds "$$SEEDS"
 	@$(STAGE).export --run '$(GAIN)/$*' --only torchscript-fp32
 	@$(STAGE).verify --run '$(GAIN)/$*'
 
 all: $(READY) ## all stages, one after the other, ending in the card; V=1 shows every table
-	@$(STAGE) all --run '$(RUN)' --grid '$(GRID)' --dataset '$(DATASET)' --recipe '$(RECIPE)' $(TRAINING) \
-		$(if $(MODELS),--models '$(MODELS)') $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(V),--verbose)
+	@$(STAGE) all --run "$$RUN" --grid "$$GRID" --dataset "$$DATASET" --recipe "$$RECIPE" $(TRAINING) \
+		$(if $(MODELS),--models "$$MODELS") $(if $(SEEDS),--seeds "$$SEEDS") $(if $(V),--verbose)
 
 demo: ## all stages on the built-in digits: nothing to download, a few minutes
 	@$(MAKE) --no-print-directory all DATASET=digits RUN=artifacts/digits
@@ -146,7 +152,7 @@ zoo-table: $(READY) ## how equal ten networks of the tests are, by site, lowerin
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.zoo_table
 
 runtimes: $(READY) ## which lowering runs in which runtime: install those, try RUN's files in each, keep the table and the page
-	@$(STAGE).audit.runtimes --run '$(RUN)' --install
+	@$(STAGE).audit.runtimes --run "$$RUN" --install
 
 lint: $(READY) ## types of most rooms, ruff (style and format), and imports that keep to the plan of the house
 	@$(PYTHON) -m mypy

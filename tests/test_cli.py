@@ -175,6 +175,15 @@ def test_make_help_lists_every_target():
         assert word in help_text
 
 
+@pytest.mark.parametrize("value", ["x'; touch {}; '", 'x"; touch {}; "', "`touch {}`", "$$(touch {})"])
+@pytest.mark.parametrize("target", ["export", "bench-compare", "help"])
+def test_a_variable_is_no_command(target: str, value: str, tmp_path: Path):
+    given = value.format(tmp_path / "touched")
+    said = make(target, "VENV=", "PYTHON=echo", f"RUN={given}", f"BASE={given}")
+    assert given.replace("$$", "$") in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_make_uses_a_given_interpreter_without_building_one():
     recipe = make("-n", "bench", "VENV=", "PYTHON=python3")
     assert recipe.startswith("python3 -m stn_export.bench --run")
