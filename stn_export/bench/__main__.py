@@ -14,6 +14,7 @@ import pytest
 
 from stn_export import cli
 from stn_export.answer.card import close
+from stn_export.artifacts.alone import alone
 from stn_export.artifacts.manifest import BENCH_FILE
 from stn_export.bench.session import SUITES, suite_files
 from stn_export.cli.options import PARSERS
@@ -38,10 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
     json = f"--benchmark-json={options.benchmark_json or options.run / BENCH_FILE}"
     told = SHOWN if options.verbose else QUIET
-    if code := pytest.main([*map(str, (*ROOTED, *told, *ours)), json, *others, *map(str, chosen)]):
-        raise SystemExit(int(code))
-    if not options.benchmark_json:
-        close(options.run, "bench")
+    with alone(options.run, options.wait):
+        if code := pytest.main([*map(str, (*ROOTED, *told, *ours)), json, *others, *map(str, chosen)]):
+            raise SystemExit(int(code))
+        if not options.benchmark_json:
+            close(options.run, "bench")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,14 @@ def stage(module: str, description: str) -> Parser:
     return parser
 
 
+def with_lock(parser: Parser) -> Parser:
+    """Of a stage that changes its run directory."""
+    parser.add_argument(
+        "--no-wait", dest="wait", action="store_false", help="stop where another stage is changing the run"
+    )
+    return parser
+
+
 def with_run(parser: Parser) -> Parser:
     """The run directory, which nearly every stage takes."""
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
@@ -112,7 +120,7 @@ def adopt() -> Parser:
 
 def export() -> Parser:
     """Of ``export``."""
-    parser = with_run(stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor."))
+    parser = with_lock(with_run(stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor.")))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
     parser.add_argument(
         "--batch", type=int, metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
@@ -135,7 +143,7 @@ def export() -> Parser:
 
 def verify() -> Parser:
     """Of ``verify``."""
-    parser = with_run(stage("verify", "Prove that every artifact of a run gives what PyTorch gives."))
+    parser = with_lock(with_run(stage("verify", "Prove that every artifact of a run gives what PyTorch gives.")))
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
     )
@@ -171,7 +179,7 @@ def audit() -> Parser:
 
 def bench() -> Parser:
     """Of ``bench``."""
-    parser = stage("bench", "Time every artifact of a run on every backend; other options go to pytest.")
+    parser = with_lock(stage("bench", "Time every artifact of a run on every backend; other options go to pytest."))
     parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
     parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
@@ -183,7 +191,7 @@ def bench() -> Parser:
 
 def report() -> Parser:
     """Of ``report``."""
-    parser = with_run(stage("report", "Write a run's report."))
+    parser = with_lock(with_run(stage("report", "Write a run's report.")))
     parser.add_argument("--beside", type=Path, nargs="+", default=(), metavar="RUN", help="runs shown side by side")
     parser.add_argument(
         "--history", type=path_or_none, metavar="DIR", help="draw the kept results in there over commits instead"

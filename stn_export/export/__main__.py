@@ -5,10 +5,13 @@ file was made from stands in the manifest and inside the file; a row that a netw
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from stn_export import cli
 from stn_export.answer.card import close
+from stn_export.artifacts.alone import alone
 from stn_export.artifacts.manifest import (
     CHECKPOINT,
     MODEL_CARD,
@@ -78,14 +81,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Export every network of a run, leaving alone what is up to date."""
     options = cli.parse("export", arguments)
     run = options.run or DEFAULT_RUN
-    directories = network_directories(run)
     if options.list:
-        sources = [Source(directory) for directory in directories]
-        rows = [row for each in sources for row in matrix.rows(each, run)]
-        cli.table(f"Export matrix of {run}", matrix.COLUMNS, rows, matrix.DROP)
-        for line in [line for source in sources for line in matrix.refusals(source)]:
-            cli.say(cli.escape(line))
+        _list(run)
         return
+    with alone(run, options.wait):
+        _export(run, options)
+        close(run, "export")
+
+
+def _list(run: Path) -> None:
+    sources = [Source(directory) for directory in network_directories(run)]
+    rows = [row for each in sources for row in matrix.rows(each, run)]
+    cli.table(f"Export matrix of {run}", matrix.COLUMNS, rows, matrix.DROP)
+    for line in [line for source in sources for line in matrix.refusals(source)]:
+        cli.say(cli.escape(line))
+
+
+def _export(run: Path, options: Namespace) -> None:
+    directories = network_directories(run)
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
     for directory in directories:  # a stale program is no reason to refuse its rows one by one
         directory.open(directory.listed(PROGRAM))
@@ -106,7 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:
         cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")
-    close(run, "export")
 
 
 def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:

@@ -14,6 +14,7 @@ import markupsafe
 from stn_export import cli
 from stn_export.answer import card as answer
 from stn_export.answer.held import held
+from stn_export.artifacts.alone import alone
 from stn_export.artifacts.files import write_atomically, write_json
 from stn_export.artifacts.manifest import PROGRAM, REPORT_SCHEMA, VERIFY_FILE, network_directories
 from stn_export.config import DEFAULT_RUN
@@ -85,12 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.say(f"wrote {path}")
         return
     run = options.run or DEFAULT_RUN
-    report = collect(run, options.beside)
-    write_report(report, run)
-    for line in report.warnings:
-        cli.say(f"[yellow]{line}[/]")
-    cli.say(f"wrote {run / 'report.html'} and {run / 'report.md'}")
-    answer.close(run)
+    with alone(run, options.wait):
+        report = collect(run, options.beside)
+        write_report(report, run)
+        for line in report.warnings:
+            cli.say(f"[yellow]{line}[/]")
+        cli.say(f"wrote {run / 'report.html'} and {run / 'report.md'}")
+        answer.close(run)
 
 
 if __name__ == "__main__":

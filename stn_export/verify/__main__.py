@@ -18,6 +18,7 @@ import torch
 
 from stn_export import cli
 from stn_export.answer.card import close
+from stn_export.artifacts.alone import alone
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import serialise, write_atomically, write_json
 from stn_export.artifacts.manifest import (
@@ -185,11 +186,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         versus.versus(options.files, options.run, options.against, options.inputs, options.trust)
         return
     run = options.run or DEFAULT_RUN
-    networks = planned(run, options.only)
-    checks = verify(networks, options.fail_fast, options.search)
-    content = result_of(networks, checks)
-    if not options.only:
-        write(run, networks, content)
+    with alone(run, options.wait):
+        networks = planned(run, options.only)
+        checks = verify(networks, options.fail_fast, options.search)
+        content = result_of(networks, checks)
+        if not options.only:
+            write(run, networks, content)
     if options.format == "json":
         cli.print_json({"schema": VERIFY_SCHEMA} | content)
     else:

@@ -1,0 +1,54 @@
+"""One stage at a time changes a run directory."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stn_export import cli
+from stn_export.errors import UserError
+
+LOCK, HOLDER = ".run.lock", ".run.holder"
+
+
+@contextmanager
+def alone(run: Path, wait: bool = True) -> Iterator[None]:
+    """Change a run directory while no other process does; the lock dies with its owner.
+
+    Args:
+        run: the directory; one that is not there is nobody's, and the stage says so itself.
+        wait: for another stage to end, after a line that says which.
+
+    Raises:
+        UserError: naming who holds it, where this is not to wait, or where nothing can be written there.
+    """
+    if not run.is_dir():
+        yield
+        return
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        said = f"{run} is being changed by {_holder(run)}"
+        if not wait:
+            raise UserError(said, "wait until it has ended, or leave out --no-wait") from None
+        cli.say(cli.escape(f"{said}; waiting"))
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"nothing can be written into {run}: {error.strerror}", "make it writable") from error
+    try:
+        (run / HOLDER).write_text(f"process {os.getpid()}: {' '.join(sys.argv)[:200]}")
+        yield
+        (run / HOLDER).unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _holder(run: Path) -> str:
+    try:
+        return (run / HOLDER).read_text(errors="replace")
+    except OSError:
+        return "another process"
