@@ -27,6 +27,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def cache_directory() -> Path:
+    """Where what was fetched or takes long to make is kept for this user; it need not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stn_export"
+
+
 @functools.cache
 def git_commit() -> str:
     """The checked-out commit of this source tree, ``-dirty`` appended where files differ; else ``unknown``."""

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from stn_export.artifacts.files import load_tensors, serialise
 from stn_export.errors import UserError
-from stn_export.program.specs import Batch, Contract
+from stn_export.program.specs import Batch, Contract, TensorSpec
 
 EXAMPLES_FILE = "examples.pt"
 SCHEMA = "stn_export/examples/1"
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
+
+Size = tuple[int, int, int]  # channels, height, width
 
 
 @dataclass(frozen=True)
@@ -95,3 +98,23 @@ def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mappin
     batched = tuple(spec.name for spec in contract.inputs if spec.batched)
     source = f"{count} random examples, seed {seed}: nobody brought any"
     return Examples(contract.random(count, seed, sizes), batched, source=source)
+
+
+def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size]:
+    """The input that takes pictures and their size; what is open in it is as in the examples.
+
+    Raises:
+        UserError: where there is none, it does not say how bytes become numbers, or it is neither grey nor RGB.
+    """
+    spec = next((each for each in contract.inputs if each.is_picture and (each.pixels or not each.is_float)), None)
+    if spec is None:
+        said = "; ".join(f"{each.name}: {each.text}" for each in contract.inputs)
+        raise UserError(f"no input takes pictures ({said})", "adopt it again and say how its pictures are normalised")
+    shape = spec.shape if spec.layout == "NCHW" else (spec.shape[0], spec.shape[3], *spec.shape[1:3])
+    known = examples.inputs[spec.name].shape
+    size = tuple(known[axis] if isinstance(shape[axis], str) else shape[axis] for axis in (1, 2, 3))
+    if size[0] not in MODES:
+        raise UserError(
+            f"input {spec.name} has {size[0]} channels", "pictures are grey (1) or RGB (3): run it in Python"
+        )
+    return spec, size

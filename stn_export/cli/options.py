@@ -217,6 +217,18 @@ def predict() -> Parser:
     return parser
 
 
+def play() -> Parser:
+    """Of ``play``."""
+    parser = with_run(stage("play", "Turn a picture by hand in a browser and see what the networks make of it."))
+    parser.add_argument("--output", type=path_or_none, metavar="DIR", help="the page's folder; by default RUN/play")
+    parser.add_argument("--port", type=int, default=0, help="on the loopback; 0 is any that is free")
+    parser.add_argument("--build-only", action="store_true", help="write the folder and serve nothing")
+    parser.add_argument(
+        "--runtime", type=path_or_none, metavar="DIR", help="onnxruntime-web's dist, instead of fetching it with npm"
+    )
+    return parser
+
+
 def doctor() -> Parser:
     """Of ``doctor``."""
     return stage("doctor", "Say what is installed, which runners are at hand and how to get the others.")
@@ -245,6 +257,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "bench": bench,
     "report": report,
     "predict": predict,
+    "play": play,
     "doctor": doctor,
 }
 

@@ -6,12 +6,11 @@ draw on a canvas only (a bitmap in print, nothing for a screen reader), and than
 nothing renders outside a browser, so that each chart would have to be written twice.
 """
 
-import os
 import re
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
+from stn_export.artifacts.environment import cache_directory
 from stn_export.artifacts.files import write_atomically
 from stn_export.report.charts import Chart
 
@@ -94,8 +93,7 @@ def library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, kept in the user's cache: to put it together takes seconds."""
     import vl_convert
 
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = home / "stn_export" / f"vega-{version('vl-convert-python')}.js"
+    path = cache_directory() / f"vega-{version('vl-convert-python')}.js"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, vl_convert.javascript_bundle(None).encode())  # type: ignore[arg-type]

@@ -1,0 +1,169 @@
+"""The stage ``play``: a static page that runs a run's ONNX files in the browser while a picture is turned by hand.
+
+python -m stn_export.play --run artifacts/digits
+
+The page and all that it loads lie in one folder, which works on any static host. ONNX Runtime for the browser is
+fetched with npm, once.
+"""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import onnx
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stn_export import cli
+from stn_export.artifacts.environment import cache_directory
+from stn_export.artifacts.examples import picture_of
+from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.manifest import PLAIN, SUBJECT, Artifact, NetworkDirectory, network_directories
+from stn_export.config import DEFAULT_RUN
+from stn_export.errors import UserError
+from stn_export.graphs.points import point_values, with_outputs
+from stn_export.program.specs import TensorSpec
+
+RUNTIME = "onnxruntime-web@1.30.0"
+FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+PAGE = Path(__file__).parent / "page"
+LOWERINGS = ("folded-fp32", "matmul-fp32", "affinegrid-fp32", "gather-fp32", "plain-fp32")  # the first there is
+SAMPLES = 24
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files of the folder, with the types that browsers insist on; says nothing."""
+
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
+        ".mjs": "text/javascript",
+        ".js": "text/javascript",
+        ".wasm": "application/wasm",
+        ".onnx": "application/octet-stream",
+    }
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Not a line a request."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Build the folder and serve it on the loopback until Ctrl-C."""
+    options = cli.parse("play", arguments)
+    run = options.run or DEFAULT_RUN
+    folder = options.output or run / "play"
+    build(run, folder, options.runtime)
+    if options.build_only:
+        cli.card([("page", f"{folder / 'index.html'}; copy {folder} to any static host")])
+        return
+    with ThreadingHTTPServer(("127.0.0.1", options.port), partial(Handler, directory=str(folder))) as server:
+        cli.card([("page", f"http://127.0.0.1:{server.server_port}/ until Ctrl-C")])
+        server.serve_forever()
+
+
+def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
+    """Write the page, its networks, some pictures, and ONNX Runtime for the browser.
+
+    Args:
+        run: the run directory.
+        folder: what is written.
+        runtime: a directory that holds ``FILES`` already; by default they are fetched with npm.
+
+    Raises:
+        UserError: where no network of the run samples pictures, or the runtime cannot be had.
+    """
+    found = {each.facts.role: each for each in network_directories(run)}
+    if SUBJECT not in found or not found[SUBJECT].facts.sites:
+        raise UserError(f"no network of {run} samples anything", "name another run")
+    networks = [each for role in (SUBJECT, PLAIN) if (each := found.get(role))]
+    subject, examples = networks[0], networks[0].examples()
+    spec, (channels, height, width) = picture_of(subject.program().contract, examples)
+    if len(subject.program().contract.inputs) != 1 or not spec.is_float:
+        raise UserError("the page feeds one picture, normalised", "adopt a network with that one input")
+    folder.mkdir(parents=True, exist_ok=True)
+    source = runtime or fetched()
+    for name in FILES:
+        shutil.copy(source / name, folder / name)
+    for path in PAGE.iterdir():
+        shutil.copy(path, folder / path.name)
+    content = {
+        "input": {"name": spec.name, "channels": channels, "height": height, "width": width}
+        | {"mean": spec.pixels.mean, "std": spec.pixels.std},
+        "classes": subject.facts.classes,
+        "networks": [_network(each, folder) for each in networks],
+        "samples": list(map(_url, _bytes(spec, examples.inputs[spec.name][:SAMPLES]))),
+    }
+    write_atomically(folder / "play.json", json.dumps(content).encode())
+
+
+def _network(directory: NetworkDirectory, folder: Path) -> dict:
+    """A network's file beside the page, with what its sites show as outputs."""
+    artifact = _best(directory)
+    model = onnx.load(directory.open(artifact))
+    shown = point_values(model)
+    file = f"{directory.name}.onnx"
+    write_atomically(folder / file, with_outputs(model, list(shown.values())).SerializeToString())
+    site = directory.facts.sites[0]["name"] if directory.facts.sites else ""
+    return {
+        "file": file,
+        "label": directory.facts.label,
+        "artifact": artifact.name,
+        "output": directory.program().contract.outputs[0].name,
+        "grid": shown.get(f"{site}/grid"),
+        "warped": shown.get(f"{site}/warped"),
+        "align": bool(directory.facts.sites and directory.facts.sites[0]["align_corners"]),
+    }
+
+
+def _best(directory: NetworkDirectory) -> Artifact:
+    found = next((directory.artifacts[name] for name in LOWERINGS if name in directory.artifacts), None)
+    if found is None:
+        raise UserError(f"{directory.path} holds no ONNX file for the page", "run 'make export' first")
+    return found
+
+
+def _bytes(spec: TensorSpec, pictures: Tensor) -> Tensor:
+    return pictures if pictures.dtype == torch.uint8 else spec.pixels.denormalise(pictures)
+
+
+def _url(picture: Tensor) -> str:
+    """A PNG as the page takes it; ``picture`` is uint8 C×H×W."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).squeeze(-1).numpy()).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def fetched() -> Path:
+    """Where ONNX Runtime for the browser lies, fetched where it was not.
+
+    Raises:
+        UserError: where npm is missing or reaches no registry.
+    """
+    kept = cache_directory() / RUNTIME
+    place = kept / "node_modules" / "onnxruntime-web" / "dist"
+    if not all((place / name).is_file() for name in FILES):
+        hint = "install Node.js, or give --runtime DIR with ort.wasm.min.mjs and its .wasm"
+        if (npm := shutil.which("npm")) is None:
+            raise UserError("the page needs onnxruntime-web, and there is no npm to fetch it", hint)
+        cli.say(f"fetching {RUNTIME}")
+        kept.mkdir(parents=True, exist_ok=True)
+        command = [npm, "install", "--silent", "--no-audit", "--ignore-scripts", "--prefix", str(kept), RUNTIME]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode or not all((place / name).is_file() for name in FILES):
+            said = next(_lines(result.stderr), "its files are missing")
+            raise UserError(f"npm cannot fetch {RUNTIME}: {said}", hint)
+    return place
+
+
+def _lines(text: str) -> Iterator[str]:
+    return (line.strip() for line in text.splitlines() if line.strip())
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
