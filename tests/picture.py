@@ -26,7 +26,8 @@ def main(run: Path) -> None:
     labels = examples.labels[: len(said)]
     chosen = torch.nonzero((said == labels) & (missed != labels)).flatten()[:SHOWN].tolist()
     pixels = program.contract.inputs[0].pixels
-    images, warped = (pixels.denormalise(points[site.point(name)][chosen]) for name in ("image", "warped"))
+    images = pixels.denormalise(program.values(batch)[0][chosen])
+    warped = pixels.denormalise(points[site.point("warped")][chosen])
     windows = Frame(*images.shape[2:], site.align_corners).windows(points[site.point("theta")][chosen].double())
     figure = Figure(figsize=(1.5 * SHOWN, 3.6), layout="constrained", dpi=110, facecolor="white")
     for column, index in enumerate(chosen):
