@@ -47,6 +47,7 @@ EXTRAS = {  # packages that come with an extra only
     "hypothesis": "search",
     "matplotlib": "all",
     "vl_convert": "report",
+    "tensorboard": "tensorboard",
 }
 SHELLS = ("bash", "zsh", "tcsh")
 NONE = "–"

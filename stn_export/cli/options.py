@@ -95,6 +95,9 @@ def train() -> Parser:
     parser.add_argument("--ddp", action="store_true", help="under torchrun: split batches instead of the grid")
     parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
+    parser.add_argument(
+        "--tensorboard", type=path_or_none, metavar="DIR", help="losses, accuracies and warped images, epoch by epoch"
+    )
     return parser
 
 

@@ -19,6 +19,7 @@ from stn_export.answer.card import close
 from stn_export.artifacts.environment import describe, resolve_device
 from stn_export.artifacts.files import load_tensors, serialise, sha256_of, write_atomically
 from stn_export.artifacts.manifest import CHECKPOINT, CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
+from stn_export.train.board import Board
 from stn_export.train.captured import CapturedSteps
 from stn_export.train.cells import Cell, grid, recipe_for
 from stn_export.train.checkpoint import save_checkpoint
@@ -41,7 +42,12 @@ Pair = tuple[Cell, Trainer]
 
 
 def train_cells(
-    cells: Sequence[Cell], dataset: Dataset, device: torch.device, interrupts: Interrupts, world: World = ALONE
+    cells: Sequence[Cell],
+    dataset: Dataset,
+    device: torch.device,
+    interrupts: Interrupts,
+    world: World = ALONE,
+    board: Board | None = None,
 ) -> None:
     """Train every cell to its recipe's last epoch, going on where an earlier run stopped.
 
@@ -68,8 +74,10 @@ def train_cells(
 
         for cohort in cohorts(started, device):
             for _ in epochs(cohort, on_step, interrupts, world):
-                for _, trainer in cohort:
+                for cell, trainer in cohort:
                     cli.say(f"{epoch_line(trainer)}  {plan.eta()} left", bar.console)
+                    if board and world.writes:
+                        board.epoch(cell, trainer)
             if world.writes:
                 for cell, trainer in cohort:
                     write_checkpoint(cell, trainer, dataset.source)
@@ -205,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = cli.parse("train", arguments)
     device = resolve_device(options.device)
     recipe_for(options.dataset, options.recipe, options.epochs)  # before the data set, which may take a while
+    board = Board(options.tensorboard) if options.tensorboard else None
     interrupts = Interrupts()
     with interrupts.installed(), joined(device, options.ddp) as world:
         dataset = load_dataset(options.dataset, options.data)
@@ -218,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             enter_trained([cell for cell in cells if cell not in todo], dataset)
         mine = world.share(todo, lambda cell: cost(cell.settings.model))
         try:
-            train_cells(mine, dataset.to(device), device, interrupts, world)
+            train_cells(mine, dataset.to(device), device, interrupts, world, board)
             world.wait()
         finally:  # a training that was stopped is said to be unfinished
             if world.rank == 0:
