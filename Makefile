@@ -36,7 +36,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard mutants readme docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -142,6 +142,9 @@ mutants: $(READY) ## mutation testing of what computes figures; again to go on
 
 readme: $(READY) ## write the figures of README and docs from the kept files
 	@$(PYTHON) -m tests.readme
+
+readme-check: $(READY) ## run the commands of README and docs that are over in minutes
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.readme_check
 
 docs: $(READY) ## the pages of docs/ and of the Python API, into artifacts/site
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
