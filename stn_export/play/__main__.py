@@ -30,7 +30,7 @@ from stn_export.artifacts.manifest import PLAIN, SUBJECT, Artifact, NetworkDirec
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.graphs.points import point_values, with_outputs
-from stn_export.program.specs import TensorSpec
+from stn_export.program.specs import Pixels
 
 RUNTIME = "onnxruntime-web@1.30.0"
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -84,7 +84,8 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
     networks = [each for role in (SUBJECT, PLAIN) if (each := found.get(role))]
     subject, examples = networks[0], networks[0].examples()
     spec, (channels, height, width) = picture_of(subject.program().contract, examples)
-    if len(subject.program().contract.inputs) != 1 or not spec.is_float:
+    pixels = spec.pixels
+    if len(subject.program().contract.inputs) != 1 or pixels is None:
         raise UserError("the page feeds one picture, normalised", "adopt a network with that one input")
     folder.mkdir(parents=True, exist_ok=True)
     source = runtime or fetched()
@@ -94,10 +95,10 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
         shutil.copy(path, folder / path.name)
     content = {
         "input": {"name": spec.name, "channels": channels, "height": height, "width": width}
-        | {"mean": spec.pixels.mean, "std": spec.pixels.std},
+        | {"mean": pixels.mean, "std": pixels.std},
         "classes": subject.facts.classes,
         "networks": [_network(each, folder) for each in networks],
-        "samples": list(map(_url, _bytes(spec, examples.inputs[spec.name][:SAMPLES]))),
+        "samples": list(map(_url, _bytes(pixels, examples.inputs[spec.name][:SAMPLES]))),
     }
     write_atomically(folder / "play.json", json.dumps(content).encode())
 
@@ -128,8 +129,8 @@ def _best(directory: NetworkDirectory) -> Artifact:
     return found
 
 
-def _bytes(spec: TensorSpec, pictures: Tensor) -> Tensor:
-    return pictures if pictures.dtype == torch.uint8 else spec.pixels.denormalise(pictures)
+def _bytes(pixels: Pixels, pictures: Tensor) -> Tensor:
+    return pictures if pictures.dtype == torch.uint8 else pixels.denormalise(pictures)
 
 
 def _url(picture: Tensor) -> str:
