@@ -68,7 +68,7 @@ class Table:
         for column in self.drop:
             if sum(least.values()) + GAP * len(least) <= width:
                 break
-            del least[column]
+            least.pop(column, None)
         return list(least)
 
     def drawn(self, width: int, boxed: bool) -> Drawn:
