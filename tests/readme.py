@@ -76,7 +76,8 @@ def fastest() -> list[str]:
     ort, openvino = "onnxruntime-cpu", "openvino-cpu"
     return prose(
         f"On that machine, one image: the C function takes {ratio('eager', 'native-cpu', 'native-fp32', 1)} of eager "
-        f"PyTorch's time, `folded` in ONNX Runtime {ratio('eager', ort, 'folded-fp32', 1)}, and {ratio('default', ort, 'folded-fp32', 1)} of what `torch.onnx.export` and "
+        f"PyTorch's time, `folded` in ONNX Runtime {ratio('eager', ort, 'folded-fp32', 1)}, and "
+        f"{ratio('default', ort, 'folded-fp32', 1)} of what `torch.onnx.export` and "
         "`InferenceSession` give with their defaults, which use both cores. At batch 256 `matmul-int8` in OpenVINO "
         f"takes {ratio('eager', openvino, 'matmul-int8', 256)} of eager's, in float32 `folded` "
         f"{ratio('eager', openvino, 'folded-fp32', 256)}."
