@@ -30,6 +30,7 @@ ENVIRONMENTS = Path(".runtimes")
 LIMIT = 120  # seconds, of an installation and of a trial
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}  # of the largest value: `equal`; ten times that is `off by`
 REASON = 160  # characters of it that are shown
+FOLDERS = re.compile(r"/(?:[^\s/:]+/)+")  # of the machine that tried it
 PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
 INTRODUCTION = """# Runtimes
 
@@ -160,7 +161,7 @@ def at_batch_one(model: onnx.ModelProto) -> onnx.ModelProto:
 def cell(found: list[np.ndarray] | str, expected: Sequence[np.ndarray], precision: str) -> tuple[str, float | str]:
     """``EQUAL``, ``OFF`` or ``WRONG`` with the largest difference over the largest value, or ``REFUSES`` with why."""
     if isinstance(found, str):
-        return REFUSES, found[:REASON]
+        return REFUSES, FOLDERS.sub("", found)[:REASON]
     if [each.size for each in found] != [each.size for each in expected]:
         return WRONG, f"shapes {[each.shape for each in found]}"
     pairs = [(a.ravel().astype(float), b.ravel().astype(float)) for a, b in zip(found, expected, strict=True)]
