@@ -99,6 +99,13 @@ def test_readme_is_short():
     assert len(TEXTS[PAGES[0]].splitlines()) <= 120
 
 
+def test_kept_files_of_no_clean_commit_are_named():
+    files = list((REPOSITORY / readme.KEPT).glob("*.json"))
+    unclean = {path.name for path in files if re.search(r'"commit": "(unknown|[0-9a-f]+-dirty)"', path.read_text())}
+    said = (REPOSITORY / readme.KEPT / "README.md").read_text().partition("Made from a tree with changes")[2]
+    assert set(re.findall(r"`([\w-]+\.json)`", said)) == unclean
+
+
 def test_figures_are_read_from_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / readme.KEPT).mkdir(parents=True)
     for path in (REPOSITORY / readme.KEPT).glob("*.json"):
