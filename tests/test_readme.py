@@ -101,7 +101,7 @@ def test_readme_is_short():
 
 def test_kept_files_of_no_clean_commit_are_named():
     files = list((REPOSITORY / readme.KEPT).glob("*.json"))
-    unclean = {path.name for path in files if re.search(r'"commit": "(unknown|[0-9a-f]+-dirty)"', path.read_text())}
+    unclean = {path.name for path in files if re.search(r'"git_commit": "(unknown|[0-9a-f]+-dirty)"', path.read_text())}
     said = (REPOSITORY / readme.KEPT / "README.md").read_text().partition("Made from a tree with changes")[2]
     assert set(re.findall(r"`([\w-]+\.json)`", said)) == unclean
 
