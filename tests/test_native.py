@@ -35,7 +35,9 @@ AARCH64 = "aarch64-linux-gnu-gcc"
 
 
 def needs(tool: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed")
+    """A tool that is there and starts: rustup's rustc without a toolchain does not."""
+    starts = shutil.which(tool) and not subprocess.run([tool, "--version"], capture_output=True, check=False).returncode
+    return pytest.mark.skipif(not starts, reason=f"{tool} is not installed")
 
 
 @pytest.fixture(scope="module")
