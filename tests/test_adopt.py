@@ -21,12 +21,13 @@ from stn_export.export import __main__ as export
 from stn_export.graphs.portability import TESTED
 from stn_export.program.specs import Pixels
 from tests.foreign import Volume
+from tests.sweeps import swept
 from tests.zoo import ZOO, command
 
 ZOO_FILE = Path(__file__).with_name("zoo.py")
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", swept(ZOO, "PlateRectifier", "FlowWarp", "NoSampler"))
 def test_the_zoo_is_adopted(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     foreign = ZOO[name]
     assert cli.run(stage.main, command(foreign, tmp_path, "--json")) == 0

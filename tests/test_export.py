@@ -140,6 +140,7 @@ def test_what_the_report_needs_is_kept(stn: NetworkDirectory):
     }
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_and_an_optimised_file_on_request(run: Path, stn: NetworkDirectory):
     assert cli.run(export.main, ["--run", str(run), "--only", "matmul-fp32", "--batch", "4", "--optimise"]) == 0
     fixed, optimised = stn.artifacts["matmul-fp32-batch4"], stn.artifacts["matmul-fp32-optimised"]

@@ -34,6 +34,7 @@ def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [CHECK, IMPORTS], ids=["check", "stages"])
 def test_no_extra_is_needed(code: str):
     result = run(code)

@@ -25,6 +25,7 @@ from stn_export.program.program import Program, contract_of
 from stn_export.runners.native import Native
 from stn_export.verify import __main__ as verify
 from tests.runs import built_in, enter_networks
+from tests.sweeps import swept
 from tests.zoo import ZOO
 
 pytestmark = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
@@ -93,7 +94,7 @@ def test_no_compiler_warns(compiler: str, turn: int, tmp_path: Path, monkeypatch
         build(tmp_path / "net.c", tmp_path / "net.so", STRICT)
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", swept(FOREIGN, FOREIGN[0]))
 def test_other_peoples_networks_are_as_exact_as_eager(name: str, tmp_path: Path):
     program, batch = ZOO[name].program(), ZOO[name].examples(5).take(5)
     write_source(program, "net").write(tmp_path / "net.c")

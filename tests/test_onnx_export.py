@@ -33,6 +33,7 @@ from tests.foreign import (
     TwoSteps,
     Volume,
 )
+from tests.sweeps import swept
 
 LOWERINGS = ("matmul", "folded", "affinegrid", "decomposed", "gather")
 FOLDABLE = (GreyDigits, PlateRectifier)  # theta comes straight from a linear layer and serves one grid only
@@ -73,7 +74,7 @@ def program(kind: type[nn.Module]) -> Program:
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
-@pytest.mark.parametrize("kind", FOREIGN, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", swept(FOREIGN, TwoSteps), ids=lambda kind: kind.__name__)
 def test_a_foreign_module_equals_eager_in_its_outputs_and_at_every_site(kind: type[nn.Module], lowering: str):
     model, own = exported(kind, lowering), program(kind)
     shown = point_values(model)

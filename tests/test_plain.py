@@ -13,6 +13,7 @@ from stn_export.export import plain
 from stn_export.export.marks import marked_program
 from stn_export.export.onnx_export import export_onnx, to_onnx
 from stn_export.graphs.graph import attribute, walk
+from tests.sweeps import swept
 from tests.test_onnx_export import LOWERINGS, run, session_of
 from tests.zoo import ZOO
 
@@ -39,7 +40,7 @@ def checked(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
-@pytest.mark.parametrize("name", ["TwoSteps", "Pyramid", pytest.param("Glimpses", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", swept(("TwoSteps", "Pyramid", "Glimpses"), "TwoSteps"))
 def test_a_plain_file_gives_the_same_to_the_bit(name: str, lowering: str, monkeypatch: pytest.MonkeyPatch):
     program = marked_program(ZOO[name].program())
     model = to_onnx(program, lowering)

@@ -21,6 +21,7 @@ from stn_export.predict.outputs import archive, probabilities, seen
 from stn_export.predict.pictures import Feeder, feeder_of, picture_of, read_pictures
 from stn_export.program.program import Program
 from stn_export.program.specs import Contract, Pixels, TensorSpec
+from tests.sweeps import swept
 from tests.zoo import ZOO, enter_zoo
 
 
@@ -135,7 +136,10 @@ def test_colours_become_grey_where_a_network_takes_one_channel(tmp_path: Path):
     assert read_pictures([tmp_path / "red.png"], (1, 4, 4)).unique().tolist() == [76]  # ITU-R 601-2 luma
 
 
-@pytest.mark.parametrize("name", ["GreyDigits", "PlateRectifier", "TextRectifier", "Homography", "Pyramid", "Glimpses"])
+PICTURED = ("GreyDigits", "PlateRectifier", "TextRectifier", "Homography", "Pyramid", "Glimpses")
+
+
+@pytest.mark.parametrize("name", swept(PICTURED, "GreyDigits", "PlateRectifier"))
 def test_pictures_through_any_network(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     directory = enter_zoo(tmp_path / "zoo", name)
     program, kept = directory.program(), tmp_path / "outputs.npz"

@@ -22,6 +22,7 @@ from stn_export.program.specs import Contract, Pixels, TensorSpec
 from tests import zoo
 from tests.foreign import Undecided
 from tests.runs import built_in
+from tests.sweeps import swept
 from tests.zoo import ZOO
 
 SAMPLING = [name for name, foreign in ZOO.items() if foreign.sites]
@@ -342,7 +343,7 @@ def test_a_backbone_that_serves_theta_and_the_rest_is_the_rest():
     }
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", swept(ZOO, "FlowWarp", "Glimpses"))
 def test_a_program_is_the_same_from_its_file(name: str, programs: Callable[[str], Program], tmp_path: Path):
     program, values = programs(name), ZOO[name].values(3)
     path = tmp_path / "program.pt2"

@@ -39,6 +39,7 @@ from stn_export.verify.checks import check_artifact
 from stn_export.verify.truth import Truth, truth_of
 from stn_export.verify.weights import folded_weights
 from tests.runs import built_in, digits_examples
+from tests.sweeps import swept
 from tests.zoo import ZOO
 
 SPECS = {spec.name: spec for spec in RUNNERS}
@@ -78,7 +79,7 @@ class Subject:
         return check_artifact(replace(self.artifact, format="pt2"), path, PT2, self.truth).failure
 
 
-@pytest.fixture(scope="module", params=[BUILT_IN, *FOREIGN])
+@pytest.fixture(scope="module", params=swept([BUILT_IN, *FOREIGN], BUILT_IN))
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     name = request.param
     examples = digits_examples(100) if name == BUILT_IN else ZOO[name].examples()

@@ -16,6 +16,7 @@ from stn_export.export.variants import at_precision
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from tests.runs import built_in
+from tests.sweeps import swept
 from tests.zoo import ZOO
 
 CASTS = torch.ops.aten.to.dtype
@@ -48,7 +49,7 @@ def layers(module: GraphModule) -> Counter:
     return Counter(weight.dtype for weight in weights)
 
 
-@pytest.mark.parametrize("name", HALVED)
+@pytest.mark.parametrize("name", swept(HALVED, "stn", "TwoSteps"))
 def test_layers_compute_in_half_and_what_leads_to_a_grid_stays_close(name: str):
     own = network(name)
     values = ZOO[name].values(16) if name in ZOO else (torch.rand(16, 3, 32, 32) * 2 - 1,)

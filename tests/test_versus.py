@@ -345,6 +345,7 @@ def against(run: Path, other: Path) -> int:
     return cli.run(verify.main, ["--run", str(run), "--against", str(other)])
 
 
+@pytest.mark.slow
 def test_a_run_against_itself(trained_run: Path, capsys: pytest.CaptureFixture[str]):
     assert against(trained_run, trained_run) == 0
     out = capsys.readouterr().out

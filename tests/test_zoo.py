@@ -29,7 +29,6 @@ ROWS = (
     "gather-fp32",
     "plain-fp32",
 )  # those of them that a network takes
-QUICK = ("FlowWarp", "NoSampler")
 
 
 @pytest.fixture
@@ -53,9 +52,8 @@ def chain(run: Path) -> None:
     assert cli.run(report.main, ["--run", str(run)]) == 0
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
 @pytest.mark.usefixtures("few")
 def test_every_network_goes_from_its_file_to_a_report(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     foreign, run = ZOO[name], tmp_path / "run"
