@@ -53,6 +53,7 @@ def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
     assert set(load_tensors(run / "points.pt")["networks"]) == {"stn"}
 
 
+@pytest.mark.slow
 def test_small_networks_are_checked_on_one_thread(run: Path, monkeypatch: pytest.MonkeyPatch):
     seen, before = [], torch.get_num_threads()
     monkeypatch.setattr(verify, "check_artifact", lambda *_: seen.append(torch.get_num_threads()))

@@ -356,6 +356,7 @@ def test_a_run_against_itself(trained_run: Path, capsys: pytest.CaptureFixture[s
     assert "stn/matmul-fp32" in out
 
 
+@pytest.mark.slow
 def test_a_run_against_a_spoiled_and_a_missing_artifact(
     trained_run: Path, run: Path, stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]
 ):
