@@ -134,7 +134,10 @@ def loops(
     heads = [
         f"for (int {name} = 0; {name} < {size}; {name}++) {{" for name, (size, _) in zip(names, dims, strict=False)
     ]
-    lines = ["    " * min(depth, len(dims)) + line for depth, line in enumerate([*heads, *body(places)])]
+    inside = body(places)
+    if not heads and len(inside) > 1:  # what is declared there is nobody else's
+        return ["{", *(f"    {line}" for line in inside), "}"]
+    lines = ["    " * min(depth, len(dims)) + line for depth, line in enumerate([*heads, *inside])]
     return [*lines, *("    " * depth + "}" for depth in reversed(range(len(dims))))]
 
 
