@@ -18,6 +18,7 @@ from stn_export.bench.cases import BASELINES, Case, cases, own_batch, picked, ta
 from stn_export.bench.clocks import Reported
 from stn_export.bench.grids import BEST, GRIDS, SHIPPED, BenchGrid, Pick
 from stn_export.bench.memory import Memory, cache_bytes
+from stn_export.bench.methodology import on_one_clock
 from stn_export.bench.startup import start, summary
 from stn_export.bench.targets import Target, check_same, find_targets, left_out
 from stn_export.errors import UserError
@@ -356,3 +357,27 @@ def test_a_fresh_process_gives_its_first_answer(two_inputs: list[Target]):
     assert figures["options"]["code"].startswith("the captured graph")
     with pytest.raises(RuntimeError, match=f"a fresh process with {target} failed"):
         start(target, feeds | {"pose": feeds["pose"][:, :2]}, 1)
+
+
+RUNNER_ROWS = {spec.name: spec for spec in RUNNERS}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "host"),
+    [
+        ("onnxruntime-cuda", "eager-cuda", True),
+        ("onnxruntime-default-cuda", "eager-autograd-cuda", True),
+        ("onnxruntime-graph-cuda", "eager-cuda", False),
+        ("onnxruntime-cuda", "onnxruntime-default-cuda", False),
+        ("onnxruntime-cpu", "eager-cpu", False),
+    ],
+)
+def test_a_contest_keeps_to_one_clock(found: list[Target], ours: str, theirs: str, host: bool):
+    contenders = (replace(found[0], runner=RUNNER_ROWS[name]) for name in (ours, theirs))
+    assert {target.host for target in on_one_clock(*contenders)} == {host}
+
+
+def test_contenders_by_the_host_are_fed_from_there(found: list[Target]):
+    target = replace(next(each for each in found if str(each) == "stn-eager-cpu-program"), host=True)
+    assert isinstance(target.step(2)(), dict)  # arrays by name, as a caller has them
+    assert target.found["clock"] == "wall"

@@ -72,8 +72,8 @@ class Target:
     """One artifact and the runner it is timed with, and how.
 
     ``regime`` is the row's: in a ``request`` inputs come from the host and results go back there, else they stay in
-    place. ``cold`` inputs are so many buffers of different examples that they leave the cache, used in turn.
-    ``found`` is what came to light as it was loaded.
+    place; in a contest ``host`` says the same. ``cold`` inputs are so many buffers of different examples that they
+    leave the cache, used in turn. ``found`` is what came to light as it was loaded.
     """
 
     network: Network
@@ -82,7 +82,13 @@ class Target:
     runner: RunnerSpec
     regime: str = "contest"
     cold: bool = False
+    host: bool = False
     found: dict = field(default_factory=dict, compare=False, init=False)
+
+    @property
+    def by_host(self) -> bool:
+        """Whether inputs come from the host and results go back there, by the wall's clock."""
+        return self.host or self.regime == "request"
 
     @property
     def backend(self) -> str:
@@ -119,7 +125,7 @@ class Target:
         with Memory(self.runner.device) as memory:
             runner = self.open()
             step = self._checked_step(runner, feeds)
-        where = "handed over by the host" if self.regime == "request" else runner.inputs_lie
+        where = "handed over by the host" if self.by_host else runner.inputs_lie
         cold = f"cold: {len(feeds)} buffers, {sum(map(size_of, feeds)) / 2**20:.0f} MiB, in turn"
         self.found.update(inputs=cold if len(feeds) > 1 else f"{HOT} {where}")
         self.found.update(host_bytes=memory.host_bytes, device_bytes=memory.device_bytes)
@@ -140,14 +146,14 @@ class Target:
     def open(self) -> Runner:
         """The runner, its settings noted."""
         runner = self.runner.open(self.path, self.artifact.contract)
-        clock = "events on the stream" if runner.events and self.regime != "request" else "wall"
+        clock = "events on the stream" if runner.events and not self.by_host else "wall"
         self.found.update(threads=runner.threads, options=runner.options, clock=clock)
         return runner
 
     def _checked_step(self, runner: Runner, feeds: Sequence[Arrays]) -> Step:
-        step = runner.request(*feeds) if self.regime == "request" else runner.bind(*feeds)
+        step = runner.request(*feeds) if self.by_host else runner.bind(*feeds)
         result = step()
-        actual = result if self.regime == "request" else runner.read(result)
+        actual = result if self.by_host else runner.read(result)
         check_same(actual, runner.infer(feeds[0]), SAME, f"{self} does not give what it infers")
         if self.runner.verify_batch:  # it compiles anew for each batch and was verified at another one, perhaps
             eager = eager_spec(self.runner).open(self.path, self.artifact.contract).infer(feeds[0])

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 from onnx import NodeProto, TensorProto
 
-from stn_export.artifacts.files import read_json, write_atomically
+from stn_export.artifacts.files import read_json, write_out
 from stn_export.errors import UserError
 from stn_export.graphs.graph import UNKNOWN, TensorInfo, since_version
 
@@ -72,12 +72,16 @@ def write_kernels(path: Path) -> int:
         _merge(rows.setdefault(name, []), [since, None if until == UNBOUNDED else until, types])
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sorted(rows[name], key=str))}" for name in sorted(rows))
     head = {"schema": SCHEMA, "onnxruntime": onnxruntime.__version__, "cpu_operators": sorted(cpu)}
-    write_atomically(path, f'{json.dumps(head)[:-1]}, "operators": {{\n{lines}\n}}}}\n'.encode())
+    write_out(path, f'{json.dumps(head)[:-1]}, "operators": {{\n{lines}\n}}}}\n'.encode())
     return len(rows)
 
 
 _LIST = f"""
 import json
+try:
+    import torch  # whose wheels bring the CUDA libraries that the provider needs
+except ImportError:
+    pass
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
 rows = [each for each in get_all_opkernel_def() if each.provider in ({CPU!r}, {CUDA!r}) and each.domain == ""]
 print(json.dumps([(each.provider, each.op_name, *each.version_range, dict(each.type_constraints)) for each in rows]))

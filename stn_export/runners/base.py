@@ -39,7 +39,7 @@ def in_turn(steps: Sequence[Step]) -> Step:
 
 
 class EventClock:
-    """Seconds that a CUDA stream was at work between two events, over all steps so far."""
+    """Seconds between two events on a CUDA stream, over all steps so far: its work, and its waiting for launches."""
 
     def __init__(self, stream: "torch.cuda.Stream") -> None:
         self.stream, self.seconds = stream, 0.0

@@ -88,6 +88,11 @@ class RunnerSpec:
         """Whether opening it for another batch size takes seconds or minutes."""
         return self.verify_batch is not None
 
+    @property
+    def on_events(self) -> bool:
+        """Whether its steps are timed by events on a GPU's stream, not by the wall's clock."""
+        return self.device == "cuda" and getattr(self.load, "open_stream", None) is not Runner.open_stream
+
     def open(self, path: Path, contract: Contract) -> Runner:
         """The runner of the artifact at ``path``."""
         return self.load(path, self.device, contract, self.tf32)
