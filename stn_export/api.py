@@ -18,7 +18,7 @@ from stn_export.adopt.adoption import adopt, default_name
 from stn_export.answer.card import Line, card, figures
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.environment import describe
-from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.files import write_atomically, write_out
 from stn_export.artifacts.manifest import BENCH_FILE, PROGRAM, network_directories
 from stn_export.audit.content import audited
 from stn_export.bench.cases import eager_of, own_batch
@@ -87,7 +87,7 @@ class Result:
 
     def save(self, path: Path | str) -> None:
         """Write the ONNX file."""
-        write_atomically(Path(path), self.model.SerializeToString())
+        write_out(Path(path), self.model.SerializeToString())
 
 
 def check(

@@ -36,14 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "GPU": environment["gpu"] or "none that PyTorch sees",
         "commit": str(environment["git_commit"]),
     }
-    cli.table("This machine", ("what", "here"), [(name, cli.escape(text)) for name, text in facts.items()])
+    cli.table("This machine", ("what", "here"), list(facts.items()))
     versions = environment["versions"]
     cli.table("Packages", ("package", "version"), [(name, str(versions[name])) for name in sorted(versions)])
     reasons = {spec.name: spec.unavailable() for spec in RUNNERS}
     here = [(spec.name, spec.format) for spec in RUNNERS if not reasons[spec.name]]
     cli.table("Runners at hand", ("runner", "runs"), here)
     missing = [line.partition(": ") for line in by_reason({name: why for name, why in reasons.items() if why})]
-    rows = [tuple(map(cli.escape, (names, why, remedy(why)))) for names, _, why in missing]
+    rows = [(names, why, remedy(why)) for names, _, why in missing]
     cli.table("Not at hand", ("runner", "why not", "how to get it"), rows, ("why not",))
     cli.card([("runners", f"{len(here)} of {len(reasons)} at hand")])
 

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Adopt a network, or look at it only."""
     options = cli.parse("adopt", arguments)
     if options.what.endswith(".pt2"):
-        cli.console(stderr=True).print(f"{options.what}: {TRUST}")
+        cli.say(f"{options.what}: {TRUST}", target=cli.console(stderr=True))
     found = _adopted(options)
     if options.format == "json":
         cli.print_json(found.as_dict())
@@ -47,6 +47,7 @@ def _adopted(options: Namespace) -> Adoption:
         sizes={name: size for each in sizes for name, size in each.items()},
         evaluation=options.eval,
         data_seed=options.data_seed,
+        wait=options.wait,
     )
 
 
@@ -58,7 +59,7 @@ def _pixels(mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels
 
 def tell(found: Adoption) -> None:
     """Print what was found and written."""
-    cli.say(f"[bold]{found.name}[/]" + (f": {_costs(found.program)}" if found.program else ""))
+    cli.say(found.name + (f": {_costs(found.program)}" if found.program else ""))
     if found.program is not None:
         for kind, specs in (("input", found.program.contract.inputs), ("output", found.program.contract.outputs)):
             for spec in specs:
@@ -70,7 +71,7 @@ def tell(found: Adoption) -> None:
     if found.twin is not None:
         cli.say(f"plain network: {_costs(found.twin)}")
     for note in found.notes:
-        cli.say(f"note: {cli.escape(note)}")
+        cli.say(f"note: {note}")
     state = "up to date" if found.up_to_date else "written" + "; older exports of it are stale now" * found.replaced
     for path in found.written:
         cli.say(f"{path}: {state}")

@@ -15,6 +15,7 @@ from stn_export.adopt.eager import watched
 from stn_export.adopt.network import in_evaluation, load_captured, load_module
 from stn_export.adopt.programs import program_of, values_of, with_origin
 from stn_export.adopt.samples import gather, with_classes, with_pixels
+from stn_export.artifacts.alone import alone
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
@@ -95,6 +96,7 @@ def adopt(
     sizes: Mapping[str, int] | None = None,
     evaluation: bool = False,
     data_seed: int = 0,
+    wait: bool = True,
 ) -> Adoption:
     """Capture a network, find where it samples, and put it into a run.
 
@@ -115,6 +117,7 @@ def adopt(
         sizes: of open dimensions, where neither examples nor a captured program say them.
         evaluation: whether a module in training mode may be put into evaluation mode.
         data_seed: of random examples.
+        wait: for a stage that is changing the run, instead of refusing.
 
     Raises:
         UserError: where anything of it does not fit, before anything is written.
@@ -148,7 +151,8 @@ def adopt(
     result.examples = with_classes(tried, result.program.contract, classes)
     result.twin = _given_plain(plain, result) if plain else _bypassed(result)
     if run is not None:
-        _enter(result, Path(run), PLAIN_NOTE if plain else TWIN_NOTE)
+        with alone(Path(run), wait, make=True):
+            _enter(result, Path(run), PLAIN_NOTE if plain else TWIN_NOTE)
     return result
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line, require_choice
+from stn_export.limits import archive, require
 from stn_export.program.origin import resolve
 from stn_export.program.program import Program, contract_of, load_program
 from stn_export.program.specs import BATCH, TensorSpec, by
@@ -38,6 +40,7 @@ def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
             raise UserError(f"size {part!r} cannot be read", "write a number, a name, or NAME=NUMBER")
         shape.append(int(name) if name.isdecimal() else name)
         sizes |= {name: int(size)} if size else {}
+    require("tensors", prod([size for size in (*shape, *sizes.values()) if isinstance(size, int)]), f"input {text!r}")
     return TensorSpec(found["name"], dtype, tuple(shape), batched=shape[0] in (BATCH, 1)), sizes
 
 
@@ -103,8 +106,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: where there is none.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}", "name the weights with --weights")
+    archive(path, "name the weights with --weights")
     content = _safetensors(path) if path.suffix == ".safetensors" else tensors_of(path, "save module.state_dict()")
     held = [content[name] for name in HOLDERS if isinstance(content, dict) and isinstance(content.get(name), dict)]
     state = held[0] if held else content

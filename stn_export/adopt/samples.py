@@ -1,22 +1,22 @@
 """What an adopted network is tried on: tensors from a file, pictures from a folder, and labels."""
 
 import csv
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stn_export.adopt.network import tensors_of
 from stn_export.artifacts.examples import Examples, random_examples
+from stn_export.artifacts.files import load_arrays
+from stn_export.artifacts.pictures import MODES, read_picture
 from stn_export.errors import UserError
+from stn_export.limits import archive, regular
 from stn_export.program.specs import Contract, Pixels, TensorSpec, by, dtype_name
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's, by channels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MOST_PICTURES = 2000  # of a folder, which may hold any number
 RANDOM, RANDOM_BYTES = 64, 2**26  # how many examples at most, and how large, where nobody brought any
@@ -32,7 +32,9 @@ def with_pixels(specs: Sequence[TensorSpec], pixels: Pixels) -> tuple[TensorSpec
     picture = Contract(tuple(specs), ()).picture
     if picture is None or not picture.is_float:
         raise UserError("no input is a picture of floating-point numbers", "leave --mean and --std out")
-    if any(len(values) not in (1, picture.shape[1]) for values in (pixels.mean, pixels.std)) or min(pixels.std) <= 0:
+    figures = (*pixels.mean, *pixels.std)
+    fits = all(len(values) in (1, picture.shape[1]) for values in (pixels.mean, pixels.std))
+    if not fits or min(pixels.std) <= 0 or not all(map(isfinite, figures)):
         raise UserError(f"{pixels} does not fit {picture.text}", "give one figure or one a channel; std is above 0")
     return tuple(replace(spec, pixels=pixels) if spec is picture else spec for spec in specs)
 
@@ -117,14 +119,9 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
 
 
 def _tensors(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"there is nothing at {path}", "name a folder of pictures, an .npz or a .pt with --examples")
+    archive(path, "name a folder of pictures, an .npz or a .pt with --examples")
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                return {name: torch.from_numpy(content[name]) for name in content.files}
-        except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} cannot be read: {error}", "write it with numpy.savez, numbers only") from error
+        return load_arrays(path)
     content = tensors_of(path, "save a dictionary of tensors by input")
     content = {specs[0].name: content} if isinstance(content, Tensor) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -148,13 +145,8 @@ def _pictures(
     height, width = (size if isinstance(size, int) else sizes.get(size) for size in picture.shape[2:])
     images = []
     for path in chosen:
-        try:
-            with Image.open(path) as image:
-                height, width = height or image.height, width or image.width  # open sizes are the first one's
-                resized = image.convert(MODES[picture.shape[1]]).resize((width, height), Image.Resampling.BILINEAR)
-        except OSError as error:
-            raise UserError(f"{path} is no picture: {error}", "take it out") from error
-        images.append(torch.from_numpy(np.array(resized)).view(height, width, -1).permute(2, 0, 1))
+        images.append(read_picture(path, picture.shape[1], height, width))
+        height, width = images[0].shape[1:]  # open sizes are the first one's
     count = str(len(chosen)) if len(chosen) == len(files) else f"{len(chosen)} of {len(files)}, evenly spread"
     names = tuple(path.relative_to(folder).as_posix() for path in chosen)
     return {picture.name: torch.stack(images)}, names, f"{count} pictures of {folder.name}, as {height}×{width}"
@@ -167,7 +159,7 @@ def read_labels(path: Path, names: Sequence[str]) -> tuple[Tensor, dict[int, str
         UserError: where the file cannot be read or an example has no label.
     """
     try:
-        with path.open(newline="") as file:
+        with regular(path, "json").open(newline="") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}", "write lines of file name or index, and label") from error

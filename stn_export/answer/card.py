@@ -287,9 +287,19 @@ def figures(content: Held) -> dict:
     }
 
 
+def in_markdown(value: object) -> object:
+    """What a template's expression gives, as Markdown shows it, unless it is Markdown already (``|raw``)."""
+    return cli.markdown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def in_html(value: object) -> object:
+    """The same for HTML, which Jinja escapes by itself."""
+    return cli.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def markdown(lines: Sequence[Line]) -> str:
     """For the report and the model card."""
-    rows = "\n".join(f"| **{word}** | {text.replace('|', chr(92) + '|')} |" for word, text in lines)
+    rows = "\n".join(f"| **{word}** | {cli.markdown(text)} |" for word, text in lines)
     return f"<!-- card -->\n| | |\n|---|---|\n{rows}\n<!-- /card -->"
 
 

@@ -1,26 +1,22 @@
 """What a run directory holds, as far as an answer needs it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stn_export.artifacts.files import read_json
 from stn_export.artifacts.manifest import (
     BENCH_FILE,
     CHECKPOINT,
     PROGRAM,
     TRAINING_FILE,
     TWIN_NOTE,
-    VERIFY_FILE,
-    VERIFY_SCHEMA,
     Artifact,
     NetworkDirectory,
     network_directories,
 )
+from stn_export.artifacts.schemas import SHOWN, read_bench, read_verified
 from stn_export.artifacts.training import Comparison, read_trainings
 from stn_export.comparison.fastest import Portability, Proved, portability_of, proved_by
-from stn_export.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -78,27 +74,13 @@ def held(run: Path) -> Held:
     directories = network_directories(run)
     bench = read_bench(run / BENCH_FILE) if (run / BENCH_FILE).exists() else None
     rows = [row["extra_info"] for row in bench["benchmarks"]] if bench else []
-    outdated = not all({"regime", "role"} <= row.keys() for row in rows)
+    outdated = not all(row.keys() >= set(SHOWN) for row in rows)
     return Held(
         run,
         directories,
         trainings=read_trainings(run).runs if (run / TRAINING_FILE).exists() else (),
-        verified=read_json(run / VERIFY_FILE, VERIFY_SCHEMA) if (run / VERIFY_FILE).exists() else {},
+        verified=read_verified(run) or {},
         rows=[] if outdated else rows,
         environment=bench["machine_info"]["stn_export"] if bench else {},
         outdated=outdated,
     )
-
-
-def read_bench(path: Path) -> dict:
-    """A pytest-benchmark file that our suites wrote.
-
-    Raises:
-        UserError: where it is anything else.
-    """
-    try:
-        content = json.loads(path.read_text())
-        content["machine_info"]["stn_export"], [row["extra_info"]["sha256"] for row in content["benchmarks"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a benchmark file of stn_export", "run 'make bench' again") from error
-    return content

@@ -9,22 +9,28 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stn_export import cli
+from stn_export.artifacts.files import sweep
 from stn_export.errors import UserError
 
 LOCK, HOLDER = ".run.lock", ".run.holder"
 
 
 @contextmanager
-def alone(run: Path, wait: bool = True) -> Iterator[None]:
+def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
     """Change a run directory while no other process does; the lock dies with its owner.
+
+    What an interrupted write left there is cleaned up first.
 
     Args:
         run: the directory; one that is not there is nobody's, and the stage says so itself.
         wait: for another stage to end, after a line that says which.
+        make: the directory, where it is not there.
 
     Raises:
         UserError: naming who holds it, where this is not to wait, or where nothing can be written there.
     """
+    if make:
+        run.mkdir(parents=True, exist_ok=True)
     if not run.is_dir():
         yield
         return
@@ -35,15 +41,16 @@ def alone(run: Path, wait: bool = True) -> Iterator[None]:
         said = f"{run} is being changed by {_holder(run)}"
         if not wait:
             raise UserError(said, "wait until it has ended, or leave out --no-wait") from None
-        cli.say(cli.escape(f"{said}; waiting"))
+        cli.say(f"{said}; waiting")
         lock.acquire()
     except OSError as error:
         raise UserError(f"nothing can be written into {run}: {error.strerror}", "make it writable") from error
     try:
         (run / HOLDER).write_text(f"process {os.getpid()}: {' '.join(sys.argv)[:200]}")
+        sweep(run)
         yield
-        (run / HOLDER).unlink(missing_ok=True)
     finally:
+        (run / HOLDER).unlink(missing_ok=True)
         lock.release()
 
 

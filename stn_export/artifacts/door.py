@@ -16,6 +16,7 @@ from stn_export.program.specs import Contract
 def write_examples(run: Path, examples: Examples) -> Path:
     """Write what a run's networks are tried on, unless it is there already."""
     path = run / EXAMPLES_FILE
+    run.mkdir(parents=True, exist_ok=True)
     write_if_changed(path, examples.to_bytes())
     return path
 
@@ -47,6 +48,7 @@ def enter(
         classes: names in label order.
         parent_sha256: of the checkpoint that it was captured from.
     """
+    directory.path.mkdir(parents=True, exist_ok=True)
     path, content = directory.path / PROGRAM_FILE, program.to_bytes({"label": label, "classes": list(classes)})
     facts = Facts(
         label=label,

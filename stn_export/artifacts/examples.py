@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stn_export.artifacts.files import load_tensors, serialise
+from stn_export.artifacts.files import checked, load_tensors, serialise
 from stn_export.errors import UserError
 from stn_export.program.specs import Batch, Contract, TensorSpec
 
 EXAMPLES_FILE = "examples.pt"
 SCHEMA = "stn_export/examples/1"
-MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 
 Size = tuple[int, int, int]  # channels, height, width
 
@@ -89,7 +88,7 @@ def load_examples(path: Path) -> Examples:
     content = load_tensors(path)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise UserError(f"{path} holds no examples of stn_export", "run 'make train' or adopt again")
-    return Examples(**content)
+    return checked(path, content, Examples)
 
 
 def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Examples:
@@ -113,7 +112,7 @@ def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size
     shape = spec.shape if spec.layout == "NCHW" else (spec.shape[0], spec.shape[3], *spec.shape[1:3])
     known = examples.inputs[spec.name].shape
     size = tuple(known[axis] if isinstance(shape[axis], str) else shape[axis] for axis in (1, 2, 3))
-    if size[0] not in MODES:
+    if size[0] not in (1, 3):
         raise UserError(
             f"input {spec.name} has {size[0]} channels", "pictures are grey (1) or RGB (3): run it in Python"
         )

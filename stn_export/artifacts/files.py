@@ -1,14 +1,33 @@
 """Files that are never half written, known by their bytes; JSON under a schema's name."""
 
+import glob
 import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, is_typeddict
+
+import msgspec
+from filelock import FileLock, Timeout
 
 from stn_export.errors import UserError
+from stn_export.limits import archive, regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTIAL = ".partial"  # the last part of the name of a file that is being written
+LOCK = ".lock"
+AGAIN = "delete it and run the stage that writes it again"
+
+Content = TypeVar("Content")
 
 
 def sha256_of(path: Path) -> str:
@@ -27,19 +46,73 @@ def fingerprint(parts: Iterable[bytes]) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all: to a neighbour first, flushed to disk, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write ``path`` whole or not at all: to a neighbour first, flushed to disk, then renamed over it.
+
+    Raises:
+        OSError: where that cannot be; also where the directory is not there (any more), which is never made anew.
+    """
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.{os.getpid()}.", suffix=PARTIAL)
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException as error:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
         raise
+
+
+def write_out(path: Path, content: bytes) -> None:
+    """The same for a file that a person named, whose directories may be new; what a dead process left is cleaned up."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name[:64])}.*{PARTIAL}"):
+        owner = left.name.removesuffix(PARTIAL).split(".")[-2]
+        if owner.isdecimal() and not _lives(int(owner)):
+            left.unlink(missing_ok=True)
+    write_atomically(path, content)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what interrupted writes left in a directory and those in it; nobody may be writing there meanwhile."""
+    for path in folder.rglob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+@cache
+def private_folder() -> Path:
+    """This process's temporary directory, locked while it lives; what dead ones left behind is deleted first."""
+    prefix = "stn-export-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*/{LOCK}"):
+        with suppress(OSError, Timeout), FileLock(left, timeout=0):  # a dead process holds no lock
+            shutil.rmtree(left.parent, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{prefix}"))
+    lock = FileLock(made / LOCK)
+    lock.acquire()
+    folder = made.rename(made.with_name(made.name.removeprefix(".")))  # seen once it is locked
+    Finalize(None, _delete, (folder, lock), exitpriority=0)  # at exit, and not in its forks
+    return folder
+
+
+def _delete(folder: Path, lock: FileLock) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_if_changed(path: Path, content: bytes) -> bool:
@@ -73,20 +146,39 @@ def json_bytes(schema: str, content: dict) -> bytes:
     return (json.dumps({"schema": schema} | content, indent=1) + "\n").encode()
 
 
-def read_json(path: Path, schema: str) -> dict:
-    """Read what ``write_json`` wrote under the same schema.
+def read_json(path: Path, schema: str | None = None, kind: type[Content] = dict) -> Content:  # type: ignore[assignment]
+    """Read JSON, such as ``write_json`` wrote under the same schema.
+
+    Args:
+        path: the file.
+        schema: its name; None where it has none.
+        kind: a dataclass or ``TypedDict`` that says which keys there are and of which types.
 
     Raises:
-        UserError: where the file is no JSON or of another schema.
+        UserError: where the file is no ordinary one, no JSON or of another schema; naming the key that does not fit.
     """
-    remedy = "delete it and run the stage that writes it again"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(regular(path, "json", AGAIN).read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", remedy) from error
-    if not isinstance(content, dict) or content.get("schema") != schema:
-        raise UserError(f"{path} is not of schema {schema}", remedy)
-    return content
+        raise UserError(f"{path} cannot be read: {error}", AGAIN) from error
+    except RecursionError as error:
+        raise UserError(f"{path} cannot be read: it is nested too deeply", AGAIN) from error
+    if schema and (not isinstance(content, dict) or content.pop("schema", None) != schema):
+        raise UserError(f"{path} is not of schema {schema}", AGAIN)
+    return checked(path, content, kind)
+
+
+def checked(path: Path, content: object, kind: type[Content]) -> Content:
+    """``content``, which ``path`` holds, as a ``kind``; of a ``TypedDict`` with all that it holds beside.
+
+    Raises:
+        UserError: naming the key that does not fit.
+    """
+    try:
+        converted = msgspec.convert(content, kind)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}", AGAIN) from error
+    return content if is_typeddict(kind) else converted  # type: ignore[return-value]
 
 
 def serialise(content: object) -> bytes:
@@ -98,6 +190,25 @@ def serialise(content: object) -> bytes:
     return buffer.getvalue()
 
 
+def load_arrays(path: Path) -> "dict[str, Tensor]":
+    """The arrays of an ``.npz`` file by name; nothing in it is run.
+
+    Raises:
+        UserError: where it is missing, damaged, or holds anything but numbers.
+    """
+    import numpy as np
+    import torch
+
+    hint = "write it with numpy.savez, an array an input, numbers only"
+    try:
+        with np.load(archive(path, hint), allow_pickle=False) as content:
+            return {name: torch.from_numpy(content[name]) for name in content.files}
+    except UserError:
+        raise
+    except Exception as error:  # NumPy's, zlib's, zipfile's and struct's own, by kind of damage
+        raise UserError(f"{path} cannot be read: {error}", hint) from error
+
+
 def load_tensors(path: Path) -> object:
     """``torch.load`` without code execution, to the CPU; large files stay on disk until they are read.
 
@@ -106,8 +217,7 @@ def load_tensors(path: Path) -> object:
     """
     import torch
 
-    if not path.exists():
-        raise UserError(f"there is no file {path}", "run 'make train' first, or name another")
+    archive(path, "run 'make train' first, or name another")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... by kind of damage

@@ -5,17 +5,32 @@ what it was made from and the settings it was made with. A stage is up to date w
 means stands there, never in its name.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import Literal, TypedDict
 
 from filelock import FileLock
 
 from stn_export.artifacts.examples import Examples, load_examples
-from stn_export.artifacts.files import json_bytes, read_json, sha256_of, write_atomically
+from stn_export.artifacts.files import (
+    AGAIN,
+    PARTIAL,
+    checked,
+    fingerprint,
+    json_bytes,
+    private_folder,
+    read_json,
+    sha256_of,
+    write_atomically,
+)
 from stn_export.errors import UserError
+from stn_export.limits import regular
 from stn_export.program.program import Program, load_program
+from stn_export.program.sites import Site
 from stn_export.program.specs import Contract
 
 MANIFEST = "manifest.json"
@@ -73,6 +88,14 @@ class Artifact:
         return {self.file: self.sha256} | self.beside
 
 
+class ExamplesFile(TypedDict):
+    """What a network is tried on: the file, from its directory, and where they are from, in words."""
+
+    file: str
+    sha256: str
+    source: str
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a network is.
@@ -89,12 +112,12 @@ class Facts:
     """
 
     label: str
-    role: str = SUBJECT
+    role: Literal["subject", "plain", "other"] = SUBJECT
     note: str = ""
     sites: tuple[dict, ...] = ()
     parameters: int = 0
     multiply_adds: int = 0
-    examples: dict = field(default_factory=dict)
+    examples: ExamplesFile = field(default_factory=lambda: ExamplesFile(file="", sha256="", source=""))
     classes: tuple[str, ...] = ()
 
 
@@ -106,6 +129,16 @@ class _Content:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The same as it is written."""
+
+    network: Facts | None
+    artifacts: dict[str, Artifact]
+    rows: tuple[str, ...]
+    refused: dict[str, str]
 
 
 class NetworkDirectory:
@@ -124,23 +157,23 @@ class NetworkDirectory:
         path = self.path / MANIFEST
         if not path.exists():
             return _Content()
-        content = read_json(path, MANIFEST_SCHEMA)
-        try:
-            facts = content["network"]
-            if facts:
-                facts = Facts(**{**facts, "sites": tuple(facts["sites"]), "classes": tuple(facts["classes"])})
-            artifacts = {
-                name: Artifact(**{**entry, "contract": Contract.from_dict(entry["contract"])})
-                for name, entry in content["artifacts"].items()
-            }
-            rows, refused = tuple(content["rows"]), dict(content["refused"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: {error}", "delete it, then run 'make train export' again") from error
-        return _Content(facts, artifacts, rows, refused)
+        said = read_json(path, MANIFEST_SCHEMA, _Written)
+        read = _Content(said.network, said.artifacts, said.rows, said.refused)
+        for site in read.facts.sites if read.facts else ():
+            checked(path, site, Site)
+        for artifact in read.artifacts.values():
+            if unsafe := [file for file in artifact.files if Path(file).name != file or file.startswith(".")]:
+                raise UserError(f"{path} is damaged: {unsafe[0]!r} is no name of a file beside it", AGAIN)
+        return read
 
     def change(self, change: Callable[[_Content], _Content]) -> None:
-        """Read the manifest, change it and write it, while nobody else may."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Read the manifest, change it and write it, while nobody else may.
+
+        Raises:
+            UserError: where the directory was deleted meanwhile; it is not made anew.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} was deleted", "run 'make train' or adopt again")
         with FileLock(self.path / LOCK):
             plain = asdict(change(self.read()))
             plain["network"] = plain.pop("facts")
@@ -164,7 +197,8 @@ class NetworkDirectory:
         return self.read().artifacts
 
     def describe(self, facts: Facts) -> None:
-        """Say what the network is."""
+        """Say what the network is; its directory may be new."""
+        self.path.mkdir(exist_ok=True)
         self.change(lambda content: replace(content, facts=facts))
 
     def describes(self, facts: Facts) -> bool:
@@ -227,7 +261,8 @@ class NetworkDirectory:
             UserError: where the file is missing or was edited.
         """
         said = self.facts.examples
-        return load_examples(_unchanged(self.path / said["file"], said["sha256"], "run 'make train' or adopt again"))
+        path, remedy = self.path / said["file"], "run 'make train' or adopt again"
+        return load_examples(copied(path, said["sha256"], private_folder() / said["sha256"], remedy))
 
     def expected(self) -> list[tuple[Artifact, Path]]:
         """The program, every artifact that ``export`` planned and all that was made on request, bytes checked.
@@ -244,15 +279,18 @@ class NetworkDirectory:
         return [(artifact, self.open(artifact)) for artifact in listed.values()]
 
     def intact(self, artifact: Artifact) -> Path:
-        """The artifact's path, once its bytes are known to be those that the manifest lists.
+        """A copy of the artifact's files for this process alone, their bytes known to be those that the manifest lists.
+
+        What is hashed is what runs: whoever changes the run meanwhile changes nothing here.
 
         Raises:
-            UserError: where the file is missing or was edited.
+            UserError: where a file is missing or was edited.
         """
         stage = "train" if artifact.name in (CHECKPOINT, PROGRAM) else "export"
+        folder = private_folder() / fingerprint(map(str.encode, chain(*artifact.files.items())))
         for file, digest in artifact.files.items():
-            _unchanged(self.path / file, digest, f"run 'make {stage}'")
-        return self.path / artifact.file
+            copied(self.path / file, digest, folder, f"run 'make {stage}'")
+        return folder / artifact.file
 
     def open(self, artifact: Artifact) -> Path:
         """The same for an artifact that must be today's.
@@ -264,17 +302,33 @@ class NetworkDirectory:
         parent = {PROGRAM: CHECKPOINT, CHECKPOINT: ""}.get(artifact.name, PROGRAM)
         listed = self.artifacts.get(parent)
         if listed is not None and artifact.parent_sha256 != listed.sha256:
-            raise UserError(f"{path} is stale: it was made from another {parent}", "run 'make train export' again")
+            said = self.path / artifact.file
+            raise UserError(f"{said} is stale: it was made from another {parent}", "run 'make train export' again")
         return path
 
 
-def _unchanged(path: Path, sha256: str, remedy: str) -> Path:
+def copied(path: Path, sha256: str, folder: Path, remedy: str) -> Path:
+    """The copy of a file in ``folder``, where it keeps its name, hashed as it is read.
+
+    Raises:
+        UserError: where it is missing or its sha256 another.
+    """
     if not path.exists():
         raise UserError(f"{path} is listed in the manifest but missing", f"{remedy} to write it again")
-    if sha256_of(path) != sha256:
+    folder.mkdir(exist_ok=True)
+    target, made, digest = folder / path.name, folder / f".{path.name}{PARTIAL}", hashlib.sha256()
+    with regular(path, "archive").open("rb") as source, made.open("wb") as copy:
+        while part := source.read(2**20):
+            digest.update(part)
+            copy.write(part)
+    if digest.hexdigest() != sha256:
+        made.unlink()
         said = f"{path} was changed after it was written (its sha256 differs)"
         raise UserError(said, f"delete it, then {remedy} to write it again")
-    return path
+    if not target.exists():  # an older copy may be mapped into memory
+        made.replace(target)
+    made.unlink(missing_ok=True)
+    return target
 
 
 def network_directories(run: Path) -> list[NetworkDirectory]:

@@ -6,10 +6,8 @@ single seed there is none, and no deviation.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 from stn_export.artifacts.files import json_bytes, read_json
 from stn_export.artifacts.manifest import TRAINING_FILE, TRAINING_SCHEMA
@@ -103,16 +101,6 @@ class Comparison:
     settings: dict
     environments: list[dict]
 
-    @classmethod
-    def from_dict(cls, content: Mapping) -> Self:
-        """What ``asdict`` gave."""
-        parts = {
-            "models": {name: Trained(**each) for name, each in content["models"].items()},
-            "differences": {name: Difference(**each) for name, each in content["differences"].items()},
-            "reference": content["reference"] and Reference(**content["reference"]),
-        }
-        return cls(**{**content, **parts})
-
 
 @dataclass(frozen=True)
 class Trainings:
@@ -138,8 +126,4 @@ def read_trainings(run: Path) -> Trainings:
         raise UserError(f"there is no run at {run}", "run 'make train' first, or name another")
     if not path.is_file():
         raise UserError(f"no training in {run} is finished", "run 'make train' (again) to go on")
-    content = read_json(path, TRAINING_SCHEMA)
-    try:
-        return Trainings([Comparison.from_dict(each) for each in content["runs"]], content["caveats"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}", "delete it, then run 'make train' again") from error
+    return read_json(path, TRAINING_SCHEMA, Trainings)

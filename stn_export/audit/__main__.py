@@ -24,9 +24,11 @@ def _show(result: Audit) -> None:
     short = {CPU: "CPU", CUDA: "CUDA"}
     rows = [
         (
-            *map(cli.escape, (node.name, node.op_type, short.get(node.provider, node.provider))),
+            node.name,
+            node.op_type,
+            short.get(node.provider, node.provider),
             "unknown" if node.macs is None else f"{node.macs:,}",
-            cli.escape(node.reason),
+            node.reason,
         )
         for node in result.nodes
     ]
@@ -43,7 +45,7 @@ def _show(result: Audit) -> None:
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
-    rows = [(each.rule, *map(cli.escape, (each.where, each.detail))) for each in findings]
+    rows = [(each.rule, each.where, each.detail) for each in findings]
     cli.table("Findings", ("rule", "where", "what"), rows)
     for rule, reason, remedy in dict.fromkeys((each.rule, each.reason, each.remedy) for each in findings):
         cli.say(f"{rule}  {reason}. Remedy: {remedy}")
@@ -51,7 +53,7 @@ def _show_findings(findings: Sequence[Finding]) -> None:
 
 
 def _show_portability(verdicts: dict[str, Verdict]) -> None:
-    rows = [(runtime, verdict, cli.escape(why)) for runtime, (verdict, why) in verdicts.items()]
+    rows = [(runtime, verdict, why) for runtime, (verdict, why) in verdicts.items()]
     cli.table("Portability", ("runtime", "verdict", "why"), rows)
 
 

@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for row in trials(network_directories(options.run or DEFAULT_RUN)[0], list(there)):
         rows.append(row)
-        cli.say(cli.escape(f"{row['file']:<24}{row['runtime']:<10}{shown(row)}"))
+        cli.say(f"{row['file']:<24}{row['runtime']:<10}{shown(row)}")
     said = {runtime.name: version for runtime, version in there.items()}
     table = {
         "schema": "stn_export/runtimes/1",

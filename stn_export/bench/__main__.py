@@ -8,13 +8,16 @@ something to change first.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from stn_export import cli
 from stn_export.answer.card import close
 from stn_export.artifacts.alone import alone
+from stn_export.artifacts.files import PARTIAL
 from stn_export.artifacts.manifest import BENCH_FILE
 from stn_export.bench.session import SUITES, suite_files
 from stn_export.cli.options import PARSERS
@@ -37,13 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = suite_files()
     chosen = [files[require_choice("suite", name, list(files))] for name in options.suites or ()] or [SUITES]
     ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
-    json = f"--benchmark-json={options.benchmark_json or options.run / BENCH_FILE}"
+    path = options.benchmark_json or options.run / BENCH_FILE
     told = SHOWN if options.verbose else QUIET
     with alone(options.run, options.wait):
-        if code := pytest.main([*map(str, (*ROOTED, *told, *ours)), json, *others, *map(str, chosen)]):
-            raise SystemExit(int(code))
+        with _whole(path) as written:
+            json = f"--benchmark-json={written}"
+            if code := pytest.main([*map(str, (*ROOTED, *told, *ours)), json, *others, *map(str, chosen)]):
+                raise SystemExit(int(code))
         if not options.benchmark_json:
             close(options.run, "bench")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write what becomes ``path`` at the end, if anything was; pytest-benchmark empties its file first."""
+    written = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield written
+    finally:
+        if written.exists() and written.stat().st_size:
+            written.replace(path)
+        written.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

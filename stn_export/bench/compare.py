@@ -25,8 +25,8 @@ from statistics import NormalDist
 import numpy as np
 
 from stn_export import cli
+from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench.intervals import scatter, verdict
-from stn_export.bench.kept import read_bench
 from stn_export.bench.method import METHOD
 from stn_export.comparison.estimates import CONFIDENCE, student
 from stn_export.errors import CheckFailedError, UserError
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     if options.base is None:
         raise UserError("there is nothing to compare with", "make bench-compare BASE=file.json")
-    base, new = read_bench(options.base), read_bench(options.new)
+    base, new = (read_bench(path, Result) for path in (options.base, options.new))
     differing = different_machine(base, new)
     if differing and not options.across_machines:
         hint = "time both on one machine, or add --across-machines (ACROSS=1) to see ratios to eager only"
@@ -180,7 +180,7 @@ def show(found: Sequence[Change], added: Sequence[str], everything: bool) -> Non
     listed = [change for change in found if everything or change.verdict in ("faster", "slower")]
     rows = [
         (
-            cli.escape(change.row),
+            change.row,
             change.by,
             f"{change.ratio:.3f}",
             f"{change.low:.3f} to {change.high:.3f}",
@@ -191,7 +191,7 @@ def show(found: Sequence[Change], added: Sequence[str], everything: bool) -> Non
     if rows:
         cli.table("New run against base: below 1 is faster", COLUMNS, rows, ("by", "interval"))
     for name in added:
-        cli.say(f"new: {cli.escape(name)}")
+        cli.say(f"new: {name}")
     verdicts = [change.verdict for change in found]
     cli.say(f"{len(found)} rows compared: " + ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts))))
 

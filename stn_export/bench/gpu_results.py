@@ -20,10 +20,11 @@ from pathlib import Path
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe, resolve_device
-from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.files import write_atomically, write_out
 from stn_export.artifacts.manifest import BENCH_FILE, MANIFEST, VERIFY_FILE
+from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench.grids import GRIDS
-from stn_export.bench.kept import KEPT, compact, file_name, now, read_bench
+from stn_export.bench.kept import KEPT, compact, file_name, now
 from stn_export.bench.method import GPU_RESULTS
 from stn_export.bench.results import RESULTS
 from stn_export.bench.session import suite_files
@@ -108,12 +109,12 @@ def perform(step: Step, run: Path, remaining: float, environment: dict[str, str]
         return Outcome(step.name, "kept", 0.0)
     if remaining < GPU_RESULTS.shortest:
         return Outcome(step.name, "not begun", 0.0)
-    cli.say(f"[bold]{step.name}[/]: {cli.escape(shlex.join(step.command))}")
+    cli.say(f"{step.name}: {shlex.join(step.command)}")
     started = time.monotonic()
     code = bounded(step.command, min(step.limit, remaining), environment)
     state = {0: "done", None: "too slow"}.get(code, "failed")
     if state == "done" and step.marked:
-        write_atomically(marker, fingerprint(step, run).encode())
+        write_out(marker, fingerprint(step, run).encode())
     return Outcome(step.name, state, round(time.monotonic() - started, 1))
 
 
@@ -163,7 +164,7 @@ def environment_with(ort_site: Path | None) -> dict[str, str]:
 
 def gather(run: Path) -> Path | None:
     """One bench.json of all suites' parts; None where there is none."""
-    parts = [read_bench(part_of(run, suite)) for suite in suites() if part_of(run, suite).is_file()]
+    parts = [read_bench(part_of(run, suite), Result) for suite in suites() if part_of(run, suite).is_file()]
     if not parts:
         return None
     rows, work = [row for part in parts for row in part["benchmarks"]], {}
@@ -182,9 +183,9 @@ def keep_all(options: argparse.Namespace, outcomes: list[Outcome], environment: 
     ended = {outcome.step for outcome in outcomes if outcome.state in ("done", "kept", "failed")}
     if "verify" in ended and verified.is_file():
         content = json.loads(verified.read_text())
-        write_atomically(options.out / f"verify-{name}", json.dumps(content, separators=(",", ":")).encode())
+        write_out(options.out / f"verify-{name}", json.dumps(content, separators=(",", ":")).encode())
     story = {"environment": described, "run": str(options.run), "steps": [vars(outcome) for outcome in outcomes]}
-    write_atomically(options.out / f"steps-{name}", json.dumps(story, indent=1).encode())
+    write_out(options.out / f"steps-{name}", json.dumps(story, indent=1).encode())
     written = RESULTS if options.out == KEPT else options.out / RESULTS.name
     results = ("stn_export.bench.results", "--kept", str(options.out), "--out", str(written))
     keep = ("--keep", str(bench)) if bench else ()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from stn_export.artifacts.files import read_json, write_atomically
-from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA, network_directories
+from stn_export.artifacts.files import write_out
+from stn_export.artifacts.manifest import network_directories
+from stn_export.artifacts.schemas import Result, read_bench, read_verified
 from stn_export.bench.floors import measured_peak, published_peak
 from stn_export.comparison.fastest import portability_of, proved_by
-from stn_export.errors import UserError
 
 KEPT = Path("benchmarks") / "results"
 PROOF_PREFIX = "proof-"
@@ -30,26 +30,6 @@ def file_name(environment: dict, device: str, date: str) -> str:
     return f"{re.sub(r'[^a-z0-9]+', '-', plain).strip('-')}-{date[:10]}.json"
 
 
-def read_bench(path: Path) -> dict:
-    """A pytest-benchmark file that our suites wrote.
-
-    Raises:
-        UserError: where it is anything else.
-    """
-    try:
-        content = json.loads(path.read_text())
-        environment = content["machine_info"]["stn_export"]
-        environment["cpu"], environment["gpu"], environment["threads"], content["datetime"], content["work"].keys()
-        for row in content["benchmarks"]:
-            row["fullname"], row["stats"]["median"], row["extra_info"]["network"]
-    except OSError as error:
-        hint = "name a bench.json that 'make bench' wrote"
-        raise UserError(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a benchmark file of stn_export", "name one that 'make bench' wrote") from error
-    return content
-
-
 def device_of(content: dict) -> str:
     """``cuda`` where anything was timed there."""
     return "cuda" if any(row["extra_info"].get("device") == "cuda" for row in content["benchmarks"]) else "cpu"
@@ -65,7 +45,7 @@ def keep(path: Path, directory: Path) -> Path:
     Raises:
         UserError: where it is no benchmark file of ours, or was taken on another processor.
     """
-    content = read_bench(path)
+    content = read_bench(path, Result)
     environment, device = content["machine_info"]["stn_export"], device_of(content)
     for row in content["benchmarks"]:
         row["stats"].pop("data", None)
@@ -73,18 +53,18 @@ def keep(path: Path, directory: Path) -> Path:
         row.pop("options", None)
     content |= {"peak": peak(environment, device)} | verified(path.parent)
     kept = directory / file_name(environment, device, content["datetime"])
-    write_atomically(kept, compact(content))
+    write_out(kept, compact(content))
     return kept
 
 
 def verified(run: Path) -> dict:
     """``proved``: network, artifact and runner of what verification found equal; ``portability``: of each lowering."""
-    path = run / VERIFY_FILE
-    if not path.exists():
+    content = read_verified(run)
+    if content is None:
         return {"proved": [], "portability": {}}
     directories = network_directories(run)
     artifacts = [artifact for directory in directories for artifact in directory.artifacts.values()]
-    proved = proved_by(read_json(path, VERIFY_SCHEMA)["checks"], {artifact.sha256 for artifact in artifacts})
+    proved = proved_by(content["checks"], {artifact.sha256 for artifact in artifacts})
     portability = portability_of(directories[0].artifacts.values())
     return {"proved": list(map(list, proved)), "portability": portability}
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from stn_export import cli
 from stn_export.answer.choice import time_of
-from stn_export.artifacts.files import read_json, write_atomically
+from stn_export.artifacts.files import read_json, write_out
 from stn_export.artifacts.manifest import SUBJECT
+from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench import proof
 from stn_export.bench.floors import floors
-from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep, read_bench
+from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep
 from stn_export.bench.method import METHOD, PROOF
 from stn_export.comparison.fastest import Program, choices, choose, program, steps
 from stn_export.comparison.words import significant, span
@@ -45,7 +46,7 @@ FLOORS_NOTE = (
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table, an empty one behind it."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines] + [""]
+    return [f"| {' | '.join(map(cli.markdown, line))} |" for line in lines] + [""]
 
 
 def seconds(value: float) -> str:
@@ -182,7 +183,7 @@ def document(directory: Path) -> str:
     lines = [OPENING]
     kept = sorted(directory.glob("*.json"))
     for path in [path for path in kept if b'"benchmarks"' in path.read_bytes()]:
-        content = {"proved": [], "portability": {}} | read_bench(path)
+        content = {"proved": [], "portability": {}} | read_bench(path, Result)
         rows = [row["extra_info"] for row in content["benchmarks"]]
         lines += [f"## {path.stem}", "", machine_line(content), "", *headlines(content, rows)]
         lines += contest_tables(rows) + floor_table(content, rows)
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.keep:
         cli.say(f"kept {keep(options.keep, options.kept)}")
-    write_atomically(options.out, document(options.kept).encode())
+    write_out(options.out, document(options.kept).encode())
     cli.say(f"wrote {options.out}")
 
 

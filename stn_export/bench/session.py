@@ -17,7 +17,7 @@ from stn_export.bench.grids import GRIDS, BenchGrid
 from stn_export.bench.results import contests
 from stn_export.bench.targets import Target, find_targets, left_out
 from stn_export.comparison.words import by_reason, significant, span
-from stn_export.errors import EXIT_USER, UserError, require_choice
+from stn_export.errors import EXIT_USER, require_choice
 from stn_export.program.parts import PARTS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -37,8 +37,10 @@ def refusing() -> Iterator[None]:
     """End pytest as a stage ends where the user must change something."""
     try:
         yield
-    except UserError as error:
-        pytest.exit(f"error: {error.message}\nhint:  {error.hint}", returncode=EXIT_USER)
+    except Exception as problem:
+        if (error := cli.as_user_error(problem)) is None:
+            raise
+        pytest.exit(cli.visible(f"error: {error.message}\nhint:  {error.hint}"), returncode=EXIT_USER)
 
 
 @dataclass
@@ -87,14 +89,14 @@ class Session:
         profiled = [row for row in self.rows if "breakdown" in row]
         _table("Where the time goes (profiled)", columns, map(_breakdown, profiled), ("grid µs", "rest µs"))
         for line in by_reason(left_out(self.run, self.device), "row"):
-            cli.say(f"[dim]not timed: {cli.escape(line)}[/]")
+            cli.say(f"not timed: {line}", "dim")
         if slow := sorted({each.runner.name for each in self.targets if each.runner.slow}):
-            cli.say(f"[dim]slow to start, timed only where grid {self.grid.name} asks for them: {', '.join(slow)}[/]")
+            cli.say(f"slow to start, timed only where grid {self.grid.name} asks for them: {', '.join(slow)}", "dim")
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], drop: tuple[str, ...]) -> None:
     if rows := list(rows):
-        cli.table(f"\n{cli.escape(title)}", columns, rows, drop)
+        cli.table(f"\n{title}", columns, rows, drop)
 
 
 def _name(row: dict) -> str:

@@ -3,18 +3,24 @@
 On a terminal there are progress bars and boxed tables; into a pipe go plain lines. Nothing here takes long to import.
 """
 
+import errno
 import importlib
+import io
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.markup import escape as _escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from stn_export.cli.options import PARSERS, Parser, names, parse, path_or_none, stage
-from stn_export.cli.tables import OUTPUT, console, table
+from stn_export.cli.tables import OUTPUT, console, markdown, table, visible
 from stn_export.errors import (
     EXIT_CHECK_FAILED,
     EXIT_INTERRUPTED,
@@ -25,7 +31,7 @@ from stn_export.errors import (
     require_choice,
 )
 
-__all__ = ["OUTPUT", "console", "names", "parse", "path_or_none", "stage", "table"]
+__all__ = ["OUTPUT", "console", "markdown", "names", "parse", "path_or_none", "stage", "table", "visible"]
 
 COMMANDS = {
     "all": ("cli.everything", "train, export, verify, bench and report a run, and say what to ship"),
@@ -49,15 +55,31 @@ EXTRAS = {  # packages that come with an extra only
     "vl_convert": "report",
     "tensorboard": "tensorboard",
 }
+HINTS = {
+    errno.ENOSPC: "make room, then run the same again: what was there before is whole",
+    errno.EDQUOT: "make room, then run the same again: what was there before is whole",
+    errno.EFBIG: "larger files are not allowed there (ulimit -f)",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "name a place that you may read and write",
+    errno.EPERM: "name a place that you may read and write",
+    errno.ENOENT: "it was deleted or moved meanwhile, or is named wrongly",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
 SHELLS = ("bash", "zsh", "tcsh")
 NONE = "–"
 LABEL = 11  # characters of a card's first column
 
 
-def say(message: str, target: Console | None = None) -> None:
-    """Print a line, rich markup allowed; to standard error where what is printed is for a program."""
+def say(message: str, style: str = "", target: Console | None = None) -> None:
+    """Print a line as it stands; to standard error where what is printed is for a program."""
     if not OUTPUT.brief:
-        (target or _aside()).print(message)
+        (target or _aside()).print(Text(visible(message), style))
+
+
+def styled(text: str, style: str) -> Text:
+    """A table's cell in colour."""
+    return Text(visible(text), style)
 
 
 def _aside() -> Console:
@@ -69,13 +91,14 @@ def card(lines: Sequence[tuple[str, str]]) -> None:
     """Close a stage with what it came to: a word and a sentence a line."""
     target = _aside()
     for word, sentence in lines:
-        target.print(f"[bold]{word:<{LABEL}}[/]{escape(sentence)}", highlight=False)
+        target.print(Text(f"{word:<{LABEL}}", "bold") + Text(visible(sentence)))
 
 
 def progress(*columns: str) -> Progress:
     """A progress bar with an ETA; ``columns`` are rich formats shown behind it. Silent into a pipe."""
     target = _aside()
-    layout = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, columns)]
+    words = [TextColumn(column, markup=False) for column in ("{task.description}", *columns)]
+    layout = [words[0], BarColumn(), MofNCompleteColumn(), *words[1:]]
     return Progress(*layout, TimeRemainingColumn(), console=target, disable=not target.is_terminal, transient=True)
 
 
@@ -89,36 +112,88 @@ def print_json(content: object) -> None:
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 
 
-def escape(text: object) -> str:
-    """Text that rich shows as it stands, brackets and all."""
-    return _escape(str(text))
-
-
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
     """Call a stage's ``main`` and turn what it raises into an exit code and lines on standard error."""
-    told, before = console(stderr=True), (OUTPUT.form, OUTPUT.brief)
+    _ready()
+    before = OUTPUT.form, OUTPUT.brief
     try:
         main(arguments)
-    except UserError as error:
-        told.print(f"[bold red]error:[/] {escape(error.message)}\n[dim]hint:[/]  {escape(error.hint)}")
-        return EXIT_USER
-    except ModuleNotFoundError as error:
-        if (package := str(error.name).partition(".")[0]) not in EXTRAS:
-            raise
-        hint = escape(f"pip install 'stn-export[{EXTRAS[package]}]'")
-        told.print(f"[bold red]error:[/] {package} is not installed\n[dim]hint:[/]  {hint}")
-        return EXIT_USER
+        sys.stdout.flush()  # a full disk is to be heard of here
     except CheckFailedError as error:
-        told.print(f"[bold red]failed:[/] {escape(error)}")
+        _told("failed", error)
         return EXIT_CHECK_FAILED
-    except BrokenPipeError:  # whoever read it has read enough, as head has
-        told.on_broken_pipe()
     except KeyboardInterrupt as interrupt:
-        told.print(f"[bold yellow]interrupted[/] {escape(interrupt)}".rstrip())
+        _told("interrupted", interrupt, "bold yellow")
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if (known := as_user_error(error)) is None:
+            raise
+        _told("error", known.message)
+        _told("hint", known.hint, "dim")
+        return EXIT_USER
     finally:
         OUTPUT.form, OUTPUT.brief = before
     return EXIT_OK
+
+
+def as_user_error(error: Exception) -> UserError | None:
+    """What a user can do something about: also a missing extra, a full disk or memory, and what may not be read."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and (package := str(error.name).partition(".")[0]) in EXTRAS:
+        return UserError(f"{package} is not installed", f"pip install 'stn-export[{EXTRAS[package]}]'")
+    if isinstance(error, OSError) and error.errno:
+        place = f"{error.filename} " if error.filename else ""
+        reason = error.strerror if str(error.strerror).startswith("cannot") else f"cannot be used: {error.strerror}"
+        return UserError(f"{place}{reason}", HINTS.get(error.errno, "see that it can be read and written"))
+    if isinstance(error, MemoryError):
+        return UserError("there is not enough memory", "take smaller batches or fewer at once")
+    return None
+
+
+def _told(word: str, sentence: object, style: str = "bold red") -> None:
+    console(stderr=True).print(Text(f"{word}: ", style) + Text(visible(sentence)))
+
+
+class _Stream:
+    """A stream that takes any text, and on which nothing is said any more once whoever reads it has left, as head does.
+
+    A stage goes on to its end, and its exit code says how it went.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        stream.reconfigure(errors="backslashreplace")
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """As ever."""
+        with self._unheard():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As ever."""
+        with self._unheard():
+            self.stream.flush()
+
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def _ready() -> None:
+    """Streams that are there, and that break nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # as long as this lives
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            setattr(sys, name, _Stream(stream))
 
 
 def start(arguments: Sequence[str] | None = None) -> int:

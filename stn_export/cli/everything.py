@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not of_training and adopted(run):
         del stages["train"]
     for number, (stage, given) in enumerate(stages.items(), 1):
-        cli.console().print(f"[bold]{stage}[/] ({number} of {len(stages)})")
+        cli.say(f"{stage} ({number} of {len(stages)})", "bold")
         code = subprocess.run([sys.executable, "-m", f"stn_export.{stage}", *given], check=False).returncode
         if code != EXIT_OK:
             raise SystemExit(code)

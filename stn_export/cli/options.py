@@ -8,16 +8,35 @@ from typing import Any, NoReturn
 from stn_export.cli.tables import FORMS, OUTPUT
 from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.errors import UserError
+from stn_export.limits import require
+
+
+def path(text: str) -> Path:
+    """An argument type: a path, which holds no NUL."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("a path cannot hold a NUL")
+    return Path(text)
 
 
 def path_or_none(text: str) -> Path | None:
     """An argument type: a path, or None for the empty string that Make passes for an unset variable."""
-    return Path(text) if text else None
+    return path(text) if text else None
 
 
 def int_or_none(text: str) -> int | None:
     """An argument type: an integer, or None for the empty string."""
     return int(text) if text else None
+
+
+def number(limit: str, least: int = 0) -> Callable[[str], int]:
+    """An argument type: a whole number from ``least`` to one of ``LIMITS``."""
+
+    def whole(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return require(limit, value, "it")
+
+    return whole
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -79,7 +98,7 @@ def with_run(parser: Parser) -> Parser:
 
 def train() -> Parser:
     """Of ``train``."""
-    parser = stage("train", "Train a grid of models and seeds.")
+    parser = with_lock(stage("train", "Train a grid of models and seeds."))
     parser.add_argument("--dataset", default="digits", help="one of: digits, cifar10, cifar10-affine")
     parser.add_argument("--data", type=path_or_none, help="directory that holds CIFAR-10")
     parser.add_argument("--models", type=names, default=("stn", "cnn"), help="of: stn, cnn, cnn-matched; with commas")
@@ -87,10 +106,10 @@ def train() -> Parser:
         "--recipe", help="one of: reference, quick, short, affine, tuned; by default the data set's own"
     )
     parser.add_argument("--epochs", type=int_or_none, help="instead of the recipe's own")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed, of weights, order and dropout")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--seed", type=number("seed"), default=0, help="the first seed, of weights, order and dropout")
+    parser.add_argument("--seeds", type=number("seeds", 1), default=1, help="how many seeds")
     parser.add_argument("--precision", default="fp32", help="one of: fp32, tf32, bf16")
-    parser.add_argument("--validation", type=int, default=0, help="training images to hold out")
+    parser.add_argument("--validation", type=number("images"), default=0, help="training images to hold out")
     parser.add_argument("--keep", default="last", help="last, or best: the epoch that did best on the held-out images")
     parser.add_argument("--ddp", action="store_true", help="under torchrun: split batches instead of the grid")
     parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
@@ -103,7 +122,7 @@ def train() -> Parser:
 
 def adopt() -> Parser:
     """Of ``adopt``."""
-    parser = stage("adopt", "Capture anyone's network, say where it samples, and put it into a run.")
+    parser = with_lock(stage("adopt", "Capture anyone's network, say where it samples, and put it into a run."))
     parser.add_argument("what", help="file.py:callable, package.module:callable, or a .pt2 file")
     parser.add_argument("--weights", type=path_or_none, help=".pt, .pth or .safetensors")
     parser.add_argument("--input", action="append", default=[], metavar="NAME=N,3,24,94", help="in forward's order")
@@ -116,7 +135,7 @@ def adopt() -> Parser:
     parser.add_argument("--name", help="of the network; by default the run's")
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<name>")
     parser.add_argument("--eval", action="store_true", help="put the module into evaluation mode")
-    parser.add_argument("--data-seed", type=int, default=0, help="of random examples")
+    parser.add_argument("--data-seed", type=number("seed"), default=0, help="of random examples")
     parser.add_argument("--inspect", action="store_true", help="write nothing")
     return parser
 
@@ -126,7 +145,7 @@ def export() -> Parser:
     parser = with_lock(with_run(stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor.")))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
+        "--batch", type=number("batch", 1), metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
     )
     parser.add_argument(
         "--optimise", action="store_true", help="also write the chosen ONNX rows optimised ahead of time"
@@ -159,7 +178,7 @@ def verify() -> Parser:
         help="search every artifact and runner for worse inputs",
     )
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="two files of any origin to compare with each other"
+        "files", nargs="*", type=path, metavar="FILE", help="two files of any origin to compare with each other"
     )
     parser.add_argument("--inputs", type=path_or_none, metavar="FILE.npz", help="compare two files on these, by input")
     parser.add_argument(
@@ -176,14 +195,14 @@ def audit() -> Parser:
     parser.add_argument("--provider", nargs="+", choices=["cpu", "cuda"], default=["cpu", "cuda"], help="where to")
     parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
     parser.add_argument("--strict", action="store_true", help="fail on any finding")
-    parser.add_argument("--kernels", type=Path, help="write the table of CUDA kernels there and stop")
+    parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels there and stop")
     return parser
 
 
 def bench() -> Parser:
     """Of ``bench``."""
     parser = with_lock(stage("bench", "Time every artifact of a run on every backend; other options go to pytest."))
-    parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="run directory")
+    parser.add_argument("--run", type=path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
     parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
     parser.add_argument("--suites", type=names, help="some of them, with commas, such as latency,overhead")
@@ -195,7 +214,7 @@ def bench() -> Parser:
 def report() -> Parser:
     """Of ``report``."""
     parser = with_lock(with_run(stage("report", "Write a run's report.")))
-    parser.add_argument("--beside", type=Path, nargs="+", default=(), metavar="RUN", help="runs shown side by side")
+    parser.add_argument("--beside", type=path, nargs="+", default=(), metavar="RUN", help="runs shown side by side")
     parser.add_argument(
         "--history", type=path_or_none, metavar="DIR", help="draw the kept results in there over commits instead"
     )
@@ -205,7 +224,7 @@ def report() -> Parser:
 def predict() -> Parser:
     """Of ``predict``."""
     parser = stage("predict", "Run pictures through an artifact of a run.")
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="IMAGE", help="a picture file of any size and mode")
+    parser.add_argument("pictures", nargs="+", type=path, metavar="IMAGE", help="a picture file of any size and mode")
     parser.add_argument(
         "--artifact",
         type=path_or_none,
@@ -224,7 +243,7 @@ def play() -> Parser:
     """Of ``play``."""
     parser = with_run(stage("play", "Turn a picture by hand in a browser and see what the networks make of it."))
     parser.add_argument("--output", type=path_or_none, metavar="DIR", help="the page's folder; by default RUN/play")
-    parser.add_argument("--port", type=int, default=0, help="on the loopback; 0 is any that is free")
+    parser.add_argument("--port", type=number("port"), default=0, help="on the loopback; 0 is any that is free")
     parser.add_argument("--build-only", action="store_true", help="write the folder and serve nothing")
     parser.add_argument(
         "--runtime", type=path_or_none, metavar="DIR", help="onnxruntime-web's dist, instead of fetching it with npm"

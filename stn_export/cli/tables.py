@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as Drawn
 from rich.text import Text
 
@@ -24,6 +23,7 @@ GAP = 2  # between columns
 NARROW = 40  # a terminal in which numbers may be folded too
 FOLDED = 28  # characters that a column of words keeps, if it has so many
 ENDLESS = 100_000  # columns of a pipe
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NUMBER = re.compile(r"[-+−±≤]?\d|–?$")
 
 
@@ -36,20 +36,31 @@ class Output:
 
 
 OUTPUT = Output()
+Cell = str | Text  # a word as it stands, or one in colour
+
+
+def visible(text: object) -> str:
+    """Text that shows what it holds: what would move a terminal's cursor, or turn its lines round, is spelt out."""
+    return UNSEEN.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode(), str(text))
+
+
+def markdown(text: object) -> str:
+    """The same for Markdown, in a table too: no HTML, no other column, one line."""
+    return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|").replace("\n", " ")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells with rich's markup; ``drop`` are the columns that a narrow terminal goes without, the first ones first."""
+    """Cells as they stand; ``drop`` are the columns that a narrow terminal goes without, the first ones first."""
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     drop: Sequence[str] = ()
 
     def plain(self) -> list[list[str]]:
         """The cells as they read."""
-        return [[Text.from_markup(cell).plain for cell in row] for row in self.rows]
+        return [[visible(cell) for cell in row] for row in self.rows]
 
     def widths(self) -> dict[str, int]:
         """What each column takes."""
@@ -74,7 +85,7 @@ class Table:
     def drawn(self, width: int, boxed: bool) -> Drawn:
         """For rich; numbers to the right, and what is too wide in several lines."""
         drawn = Drawn(
-            title=self.title,
+            title=Text(visible(self.title)),
             title_justify="left",
             box=box.SIMPLE_HEAD if boxed else None,
             pad_edge=False,
@@ -85,27 +96,31 @@ class Table:
         for column, place in zip(shown, places, strict=True):
             number = place > 0 and all(NUMBER.match(row[place]) for row in plain)
             drawn.add_column(
-                escape(column),
+                Text(visible(column)),
                 justify="right" if number else "left",
                 overflow="fold",
                 no_wrap=number and width >= NARROW,
             )
         for row in self.rows:
-            drawn.add_row(*(row[place] for place in places))
+            drawn.add_row(*(_shown(row[place]) for place in places))
         return drawn
+
+
+def _shown(cell: Cell) -> Text:
+    return cell if isinstance(cell, Text) else Text(visible(cell))
 
 
 def as_json(table: Table) -> str:
     """A line: the title and a row of cells by column."""
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.plain()]
-    return json.dumps({"title": Text.from_markup(table.title).plain.strip(), "rows": rows}, ensure_ascii=False) + "\n"
+    return json.dumps({"title": table.title.strip(), "rows": rows}, ensure_ascii=False) + "\n"
 
 
 def as_markdown(table: Table) -> str:
     """With its title above."""
     lines = [table.columns, ["---"] * len(table.columns), *table.plain()]
-    cells = ["| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) + " |" for line in lines]
-    return "\n".join(["", f"**{Text.from_markup(table.title).plain.strip()}**", "", *cells, ""])
+    cells = ["| " + " | ".join(map(markdown, line)) + " |" for line in lines]
+    return "\n".join(["", f"**{markdown(table.title.strip())}**", "", *cells, ""])
 
 
 def as_csv(table: Table) -> str:
@@ -125,7 +140,7 @@ def console(stderr: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], drop: Sequence[str] = ()) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], drop: Sequence[str] = ()) -> None:
     """Print a table in this process's form; ``drop`` are the columns that a narrow terminal goes without."""
     made = Table(title, columns, rows, drop)
     if OUTPUT.form != "table":
@@ -141,4 +156,5 @@ def draw(made: Table, target: Console) -> None:
     lines = drawn.get().splitlines()
     target.file.write("".join((line if target.is_terminal else line.rstrip()) + "\n" for line in lines))
     if left_out := [column for column in made.columns if column not in made.shown(target.width)]:
-        target.print(f"[dim]no room for: {escape(', '.join(left_out))}. A pipe and --format show them.[/]")
+        said = f"no room for: {', '.join(left_out)}. A pipe and --format show them."
+        target.print(Text(visible(said), "dim"))

@@ -60,7 +60,7 @@ def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tup
         kind = f"{source.directory.name}/{spec.name}", spec.format
         if isinstance(each, str):
             source.directory.forget(spec.name)
-            lines.append((*kind, *[matrix.NONE] * 3, cli.escape(f"refused: {each}")))
+            lines.append((*kind, *[matrix.NONE] * 3, f"refused: {each}"))
         else:
             state = "up to date" if fresh else f"exported in {each.details['seconds']} s"
             lines.append((*kind, str(each.opset or matrix.NONE), *matrix.sizes(each), state))
@@ -94,7 +94,7 @@ def _list(run: Path) -> None:
     rows = [row for each in sources for row in matrix.rows(each, run)]
     cli.table(f"Export matrix of {run}", matrix.COLUMNS, rows, matrix.DROP)
     for line in [line for source in sources for line in matrix.refusals(source)]:
-        cli.say(cli.escape(line))
+        cli.say(line)
 
 
 def _export(run: Path, options: Namespace) -> None:
@@ -114,7 +114,7 @@ def _export(run: Path, options: Namespace) -> None:
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
     _check(outcomes, [*names, *chosen])
     for choice in choices:
-        cli.say(cli.escape(f"{choice.destination}: {choice.lowering}, {choice.sizes}: {choice.why}"))
+        cli.say(f"{choice.destination}: {choice.lowering}, {choice.sizes}: {choice.why}")
     if modelcard.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from stn_export.artifacts.files import read_json
-from stn_export.artifacts.manifest import PROGRAM, VERIFY_FILE, VERIFY_SCHEMA, Artifact
+from stn_export.artifacts.manifest import PROGRAM, Artifact
+from stn_export.artifacts.schemas import read_verified
 from stn_export.export.source import Source
 from stn_export.export.writing import unavailable
 
@@ -44,11 +44,8 @@ def _row(
 
 def read_verdicts(run: Path) -> dict[str, str]:
     """``yes`` or ``FAILED`` by the sha256 of what ``verify`` looked at; failed in one runner is failed."""
-    path = run / VERIFY_FILE
-    if not path.exists():
-        return {}
     verdicts: dict[str, str] = {}
-    for check in read_json(path, VERIFY_SCHEMA)["checks"]:
+    for check in (read_verified(run) or {"checks": ()})["checks"]:
         if not check["passed"] or check["sha256"] not in verdicts:
             verdicts[check["sha256"]] = "yes" if check["passed"] else "FAILED"
     return verdicts

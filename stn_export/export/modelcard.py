@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+import markupsafe
 
-from stn_export.answer.card import top
+from stn_export.answer.card import in_markdown, top
 from stn_export.answer.held import held
 from stn_export.artifacts.files import write_if_changed
 from stn_export.artifacts.manifest import (
@@ -31,8 +32,8 @@ def write_model_card(run: Path) -> bool:
         UserError: where the run has no networks, or one of its artifacts is missing, edited or stale.
     """
     loader = jinja2.PackageLoader("stn_export", "resources")
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters["sizes"] = by
+    environment = jinja2.Environment(loader=loader, finalize=in_markdown, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"sizes": by, "raw": markupsafe.Markup}
     text = environment.get_template(TEMPLATE).render(card_facts(run))
     return write_if_changed(run / MODEL_CARD, text.encode())
 

@@ -6,7 +6,6 @@ from typing import Self
 from stn_export.artifacts.environment import versions
 from stn_export.artifacts.files import fingerprint
 from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
-from stn_export.errors import UserError
 from stn_export.program.specs import Contract
 
 CONTRACTS = {"float": "", "uint8": "NCHW", "uint8-nhwc": "NHWC"}  # the layout of raw pictures; "" for no such thing
@@ -100,13 +99,7 @@ EXPORTS = (
 
 
 def with_variants(specs: list[ExportSpec], batch: int | None, optimised: bool) -> list[ExportSpec]:
-    """The rows, and behind them the ONNX ones again with a fixed batch or optimised ahead of time.
-
-    Raises:
-        UserError: for a batch below 1.
-    """
-    if batch is not None and batch < 1:
-        raise UserError(f"a batch of {batch} holds no example", "give --batch 1 or more")
+    """The rows, and behind them the ONNX ones again with a fixed batch or optimised ahead of time."""
     float_rows = [spec for spec in specs if (spec.format, spec.precision, spec.batch) == ("onnx", "fp32", None)]
     fixed = [replace(spec, batch=batch) for spec in float_rows] if batch else []
     return specs + fixed + ([replace(spec, optimised=True) for spec in float_rows] if optimised else [])

@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypedDict
 
-from stn_export.artifacts.files import json_bytes, read_json, write_if_changed
+from stn_export.artifacts.files import json_bytes, read_json, sweep, write_if_changed
 from stn_export.artifacts.manifest import (
     REPOSITORY_FILE,
     REPOSITORY_SCHEMA,
@@ -28,6 +29,12 @@ MAX_DELAY_US = 1000  # how long one waits for others
 LABELS = "labels.txt"
 CONFIG = "config.pbtxt"
 REMEDY = "name a new or empty directory with --triton"
+
+
+class _Listing(TypedDict):
+    """What ``repository.json`` holds: every file that was written."""
+
+    files: list[str]
 
 
 class Symbol(str):
@@ -168,6 +175,7 @@ def _replace(target: Path, written: set[str], planned: dict[str, bytes]) -> None
     # listed before they are written: an interrupted call leaves nothing that the next would refuse to replace
     _list_files(target, written | set(planned))
     for name, content in planned.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         write_if_changed(target / name, content)
     for name in written - set(planned):
         _remove(target, name)
@@ -175,6 +183,7 @@ def _replace(target: Path, written: set[str], planned: dict[str, bytes]) -> None
 
 
 def _list_files(target: Path, names: set[str]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
     write_if_changed(target / REPOSITORY_FILE, json_bytes(REPOSITORY_SCHEMA, {"files": sorted(names)}))
 
 
@@ -185,7 +194,10 @@ def _written_before(target: Path) -> set[str]:
     if not target.is_dir():
         raise UserError(f"{target} is not a directory", REMEDY)
     listing = target / REPOSITORY_FILE
-    listed = set(read_json(listing, REPOSITORY_SCHEMA).get("files", [])) if listing.exists() else set()
+    listed = set(read_json(listing, REPOSITORY_SCHEMA, _Listing)["files"]) if listing.exists() else set()
+    if outside := [name for name in listed if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute()]:
+        raise UserError(f"{listing} is damaged: it lists {outside[0]}", REMEDY)
+    sweep(target)
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
     if foreign := sorted(found - listed - {REPOSITORY_FILE}):
         raise UserError(f"{target} holds {foreign[0]}, which an export did not write", REMEDY)

@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 import onnx_ir
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from stn_export.errors import UserError
+from stn_export.limits import regular, require
 
 LINEAR, CUBIC = ("linear", "bilinear"), ("cubic", "bicubic")  # from opset 20 on, and before
 
@@ -64,13 +65,14 @@ def read_model(path: Path) -> OnnxFile:
         UserError: where it is missing, is not ONNX, or lacks its external data.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(regular(path, "onnx", "name an ONNX file that exists"), load_external_data=False)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", "name an ONNX file that exists") from error
     except (DecodeError, ValueError) as error:
         raise UserError(f"{path} is not an ONNX file", "name a file that an ONNX exporter wrote") from error
     if not model.graph.output or not model.opset_import:
         raise UserError(f"{path} is not an ONNX file: it has no graph", "name a file that an ONNX exporter wrote")
+    _require_bounded(model.graph, str(path))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value < 0:  # some exporters' way to say that a size is open
@@ -82,6 +84,43 @@ def read_model(path: Path) -> OnnxFile:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} lacks its external data: {reason}", "put the data file beside it") from error
     return OnnxFile(model, external)
+
+
+def _require_bounded(graph: onnx.GraphProto, said: str) -> None:
+    """Refuse a graph that would take too long, or too much memory, before anything is made of it.
+
+    Raises:
+        UserError: naming the limit.
+    """
+    level, depth, nodes = [graph], 0, 0
+    while level:
+        depth, nodes = depth + 1, nodes + sum(len(each.node) for each in level)
+        require("depth", depth, said)
+        require("nodes", nodes, said)
+        level = [
+            inner
+            for each in level
+            for node in each.node
+            for attribute in node.attribute
+            for inner in (attribute.g, *attribute.graphs)
+            if inner.node
+        ]
+    sizes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.dim_value > 0] for value in graph.input]
+    require("tensors", sum(map(prod, sizes)), f"{said} declares inputs")
+    for tensor in graph.initializer:
+        if not _is_whole(tensor):
+            said = f"{said} is not an ONNX file: its tensor {tensor.name} has another size than its shape"
+            raise UserError(said, "name a file that an ONNX exporter wrote")
+
+
+def _is_whole(tensor: TensorProto) -> bool:
+    """Whether a tensor's bytes are as many as its shape and type say; what lies elsewhere is not looked at."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return min(tensor.dims, default=0) >= 0
+    try:
+        return numpy_helper.to_array(tensor).shape == tuple(tensor.dims)
+    except (ValueError, TypeError, KeyError, OverflowError):  # NumPy's and onnx's, by what does not fit
+        return False
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -237,7 +276,7 @@ def infer(model: onnx.ModelProto) -> dict[str, TensorInfo]:
                 dim.dim_value = sizes[dim.dim_param]
     try:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:  # what C++ raises beside it
         raise UserError(f"the graph's types contradict each other: {error}", "export the model again") from error
     infos = _infos(inferred.graph)
     outputs = (name for node in bound.graph.node for name in node.output if name)

@@ -7,6 +7,7 @@ A rule looks at the file and, for the last ones, at two or three runs of it in O
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Timer
 
 import numpy as np
 import onnx
@@ -32,6 +33,7 @@ from stn_export.graphs.graph import (
 )
 from stn_export.graphs.kernels import lacks_kernel
 from stn_export.graphs.placement import REFUSALS, open_session
+from stn_export.limits import LIMITS
 
 METADATA = ("contract", "classes")
 OURS = {*METADATA, "lowering", "program_sha256"}  # keys that a file of this package has some of
@@ -96,12 +98,17 @@ class Subject:
             UserError: where ONNX Runtime refuses the model or the batch.
         """
         names = [each.name for each in self.session.get_outputs()]
+        options = onnxruntime.RunOptions()
+        late = Timer(LIMITS["trial"].value, setattr, (options, "terminate", True))
+        late.start()
         try:
-            found = self.session.run(names, random_inputs(self.model, batch, seed))
+            found = self.session.run(names, random_inputs(self.model, batch, seed), options)
         except (*REFUSALS, RuntimeError) as error:  # the latter for types that NumPy cannot hand over
             raise UserError(
                 str(error).strip().splitlines()[-1], "run it in ONNX Runtime for the whole error"
             ) from error
+        finally:
+            late.cancel()
         return dict(zip(names, map(as_array, found), strict=True))
 
 

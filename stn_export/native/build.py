@@ -7,11 +7,11 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from stn_export.artifacts.files import private_folder
 from stn_export.errors import UserError
 
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
@@ -76,7 +76,7 @@ def built(source: Path) -> Path:
     library = source.with_name(f"{source.stem}-{_digest(source, target)}.so")
     if library.exists():
         return library
-    folder = source.parent if os.access(source.parent, os.W_OK) else Path(tempfile.mkdtemp(prefix="stn-export-"))
+    folder = source.parent if os.access(source.parent, os.W_OK) else private_folder()
     made = folder / f"{library.name}.{os.getpid()}"
     build(source, made)
     return made.replace(folder / library.name)

@@ -25,7 +25,7 @@ from torch import Tensor
 from stn_export import cli
 from stn_export.artifacts.environment import cache_directory
 from stn_export.artifacts.examples import picture_of
-from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.files import sha256_of, write_atomically
 from stn_export.artifacts.manifest import PLAIN, SUBJECT, Artifact, NetworkDirectory, network_directories
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
@@ -33,7 +33,11 @@ from stn_export.graphs.points import point_values, with_outputs
 from stn_export.program.specs import Pixels
 
 RUNTIME = "onnxruntime-web@1.30.0"
-FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+FILES = {  # of it, with their sha256
+    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
 PAGE = Path(__file__).parent / "page"
 LOWERINGS = ("folded-fp32", "matmul-fp32", "affinegrid-fp32", "gather-fp32", "plain-fp32")  # the first there is
 SAMPLES = 24
@@ -78,7 +82,7 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
     Raises:
         UserError: where no network of the run samples pictures, or the runtime cannot be had.
     """
-    found = {each.facts.role: each for each in network_directories(run)}
+    found: dict[str, NetworkDirectory] = {each.facts.role: each for each in network_directories(run)}
     if SUBJECT not in found or not found[SUBJECT].facts.sites:
         raise UserError(f"no network of {run} samples anything", "name another run")
     networks = [each for role in (SUBJECT, PLAIN) if (each := found.get(role))]
@@ -159,6 +163,8 @@ def fetched() -> Path:
         if result.returncode or not all((place / name).is_file() for name in FILES):
             said = next(_lines(result.stderr), "its files are missing")
             raise UserError(f"npm cannot fetch {RUNTIME}: {said}", hint)
+    if others := [name for name, digest in FILES.items() if sha256_of(place / name) != digest]:
+        raise UserError(f"{place / others[0]} is not that of {RUNTIME}: its sha256 differs", f"delete {kept}")
     return place
 
 

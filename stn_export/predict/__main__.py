@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from stn_export import cli
-from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import MANIFEST, PROGRAM_FILE, Artifact, NetworkDirectory, network_directories
 from stn_export.config import DEFAULT_RUN
-from stn_export.errors import UserError
+from stn_export.errors import CheckFailedError, UserError
+from stn_export.limits import require
 from stn_export.predict.outputs import archive, described, likeliest, probabilities, shown
 from stn_export.predict.pictures import Feeder, feeder_of
 from stn_export.program.specs import Arrays
 from stn_export.runners import RUNNERS, RunnerSpec
 
-MOST_SHOWN = 64
 NAME_SHOWN = 20  # characters of a file's name that fit above its picture
 
 
@@ -65,37 +65,36 @@ def outputs_of(directory: NetworkDirectory, artifact: Artifact, feeder: Feeder) 
     }
 
 
-def _write(path: Path, content: bytes, option: str) -> None:
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}", f"name another file with {option}") from error
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run pictures and print what came out for each."""
     options = cli.parse("predict", arguments)
     directory, artifact = find_artifact(options.artifact or network_directories(DEFAULT_RUN)[0].path / PROGRAM_FILE)
+    for option in (options.show, options.output):
+        if option and option.exists() and any(option.samefile(path) for path in options.pictures if path.exists()):
+            raise UserError(f"{option} is one of the pictures, and would be overwritten", "name another file")
     if options.show:
         _check_showing(options.show, options.pictures, directory)
     if options.output and options.output.suffix != ".npz":
         raise UserError(f"--output {options.output} is no NPZ file", "give it a name that ends in .npz")
-    feeder = feeder_of(artifact.contract, directory.examples(), options.pictures)
+    feeder, unread = feeder_of(artifact.contract, directory.examples(), options.pictures)
     outputs = outputs_of(directory, artifact, feeder)
-    rows = found(options.pictures, outputs, directory.facts.classes)
+    rows = found([path for path in options.pictures if path not in unread], outputs, directory.facts.classes)
     if options.show:
-        _write(options.show, shown(directory.program(), feeder, [_title(row) for row in rows]), "--show")
+        write_out(options.show, shown(directory.program(), feeder, [_title(row) for row in rows]))
     if options.output:
-        _write(options.output, archive(outputs), "--output")
+        write_out(options.output, archive(outputs))
     facts = {
         "artifact": str(directory.path / artifact.file),
         "sha256": artifact.sha256,
         "runner": runner_for(artifact).name,
     }
     if options.format == "json":
-        cli.print_json(facts | {"from_first_example": feeder.others, "pictures": rows})
+        unread = {str(path): why for path, why in unread.items()}
+        cli.print_json(facts | {"from_first_example": feeder.others, "pictures": rows, "unread": unread})
     else:
         _print(f"{directory.name}/{artifact.name} on {facts['runner']}", rows, feeder.others)
+    if unread:
+        raise CheckFailedError("; ".join([f"{len(unread)} of {len(options.pictures)} not read", *unread.values()]))
 
 
 def found(pictures: Sequence[Path], outputs: Arrays, classes: Sequence[str]) -> list[dict]:
@@ -116,8 +115,7 @@ def _check_showing(path: Path, pictures: Sequence[Path], directory: NetworkDirec
     """Refuse early what could not be drawn."""
     if path.suffix.lower() != ".png":
         raise UserError(f"--show {path} is no PNG file", "give it a name that ends in .png")
-    if len(pictures) > MOST_SHOWN:
-        raise UserError(f"--show draws up to {MOST_SHOWN} pictures, not {len(pictures)}", "name fewer pictures")
+    require("shown", len(pictures), "--show")
     if not directory.facts.sites:
         raise UserError(f"{directory.name} samples nowhere: there is nothing to show", "leave out --show")
 
@@ -129,7 +127,7 @@ def _title(row: dict) -> str:
 
 def _print(title: str, rows: Sequence[dict], others: Sequence[str]) -> None:
     if others:
-        cli.say(f"not from the pictures but from the run's first example: {', '.join(map(cli.escape, others))}")
+        cli.say(f"not from the pictures but from the run's first example: {', '.join(others)}")
     if "classes" in rows[0]:
         columns = ("picture", "first", "second", "third")[: 1 + len(rows[0]["classes"])]
         cells = [
@@ -147,7 +145,7 @@ def _print(title: str, rows: Sequence[dict], others: Sequence[str]) -> None:
             for row in rows
             for name, of in row["outputs"].items()
         ]
-    cli.table(cli.escape(title), columns, [tuple(map(cli.escape, row)) for row in cells], ("third", "second", "mean"))
+    cli.table(title, columns, cells, ("third", "second", "mean"))
 
 
 if __name__ == "__main__":

@@ -1,54 +1,18 @@
-"""Picture files as the input that a network takes: upright, on white, resized, in grey or in RGB."""
+"""Picture files as the input that a network takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from stn_export.artifacts.examples import MODES, Examples, Size, picture_of
+from stn_export.artifacts.examples import Examples, picture_of
+from stn_export.artifacts.pictures import read_picture
 from stn_export.errors import UserError
 from stn_export.program.specs import Batch, Contract
 
 BATCH = 256
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # all of them Pillow's, by kind of damage
-
-
-def read_pictures(paths: Sequence[Path], size: Size) -> Tensor:
-    """Pictures of any format, size and mode as uint8 N×C×H×W.
-
-    The EXIF orientation is applied, what is transparent becomes white, 16-bit greys become 8-bit ones, and all are
-    resized bilinearly with antialiasing, whatever their proportions.
-
-    Raises:
-        UserError: where there is no such file or it is no picture.
-    """
-    return torch.stack([_read(path, size) for path in paths])
-
-
-def _read(path: Path, size: Size) -> Tensor:
-    channels, height, width = size
-    try:
-        with Image.open(path) as image:
-            shown = on_white(ImageOps.exif_transpose(image)).convert(MODES[channels])
-            pixels = np.asarray(shown.resize((width, height), Image.BILINEAR))
-    except UNREADABLE as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "no picture that Pillow can read"
-        raise UserError(f"{path} cannot be read: {reason}", "name a PNG, JPEG or other picture file") from error
-    return torch.tensor(pixels.reshape(height, width, channels)).permute(2, 0, 1)
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """The picture in 8-bit grey or RGB, as a viewer would show it on white."""
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit greys at 255
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -80,11 +44,21 @@ class Feeder:
         return [(len(part), self.rows(part[torch.arange(wanted or len(part)) % len(part)])) for part in parts]
 
 
-def feeder_of(contract: Contract, examples: Examples, paths: Sequence[Path]) -> Feeder:
-    """The pictures of ``paths`` as an artifact's input.
+def feeder_of(contract: Contract, examples: Examples, paths: Sequence[Path]) -> tuple[Feeder, dict[Path, str]]:
+    """The pictures of ``paths`` as an artifact's input, and why some of them are not among them.
 
     Raises:
-        UserError: where it takes no pictures, or a file is none.
+        UserError: where it takes no pictures, or no file is one.
     """
-    spec, size = picture_of(contract, examples)
-    return Feeder(spec.name, read_pictures(paths, size), examples)
+    spec, (channels, height, width) = picture_of(contract, examples)
+    pictures, unread = [], {}
+    for path in paths:
+        try:
+            pictures.append(read_picture(path, channels, height, width))
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            unread[path] = error.message
+    if not pictures:
+        raise UserError(f"none of {len(paths)} files can be read: {next(iter(unread.values()))}", "name pictures")
+    return Feeder(spec.name, torch.stack(pictures), examples), unread

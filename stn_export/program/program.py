@@ -6,7 +6,10 @@ over the sampled image) and ``site0/warped`` (N×C×H×W).
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +23,8 @@ from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
+from stn_export.limits import archive
 from stn_export.program.capture import capture, named_shape, symbols_of
 from stn_export.program.origin import module_from
 from stn_export.program.parts import Step, Values, parts_of
@@ -29,6 +33,7 @@ from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_n
 from stn_export.program.surgery import bare, default_dtype, in_float64, on_device, without_samplers
 
 CONTRACT_FILE = "contract.json"
+FORMAT, OLDER = "archive_format", "version"  # members of a .pt2 file of today, and of one whose weights are a pickle
 Points = dict[str, Tensor]
 
 
@@ -170,6 +175,18 @@ class Program:
         return buffer.getvalue()
 
 
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Without the warnings of a logger, such as the traceback of what is raised anyway."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def load_program(path: Path, contract: Contract | None = None) -> Program:
     """Read a ``.pt2`` file. This runs code where whoever wrote it wants that: load only what is trusted.
 
@@ -182,13 +199,23 @@ def load_program(path: Path, contract: Contract | None = None) -> Program:
     """
     extra = {CONTRACT_FILE: ""}
     try:
-        exported = torch.export.load(path, extra_files=extra)
+        with zipfile.ZipFile(archive(path)) as packed:
+            names = packed.namelist()
+        if FORMAT not in {name.partition("/")[2] for name in names} or OLDER in names:  # which PyTorch would unpickle
+            raise ValueError("it is not of the format of torch 2.8 and later")
+        with _silent("torch.export"):
+            exported = torch.export.load(path, extra_files=extra)
+    except UserError:
+        raise
     except Exception as error:  # what PyTorch raises depends on the kind of damage
         raise UserError(f"{path} is truncated or no torch.export file", "write it again") from error
-    said = json.loads(extra[CONTRACT_FILE]) if extra[CONTRACT_FILE] else {}
-    if contract is None:
-        contract = Contract.from_dict(said["contract"]) if said else contract_of(exported)
-    return Program(exported, contract, said.get("origin", {}))
+    try:
+        said = json.loads(extra[CONTRACT_FILE] or "{}")
+        if contract is None:
+            contract = Contract.from_dict(said["contract"]) if said else contract_of(exported)
+        return Program(exported, contract, said.get("origin", {}))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} says of itself what cannot be read: {one_line(error)}", "write it again") from error
 
 
 def contract_of(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -172,11 +173,9 @@ class Contract:
             UserError: for anything else.
         """
         try:
-            return cls(*(tuple(_spec(item) for item in content[side]) for side in SIDES))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"the contract {content} is unknown", "run 'make export' again with this version"
-            ) from error
+            return msgspec.convert(content, cls)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise UserError(f"the contract is damaged: {error}", "run 'make export' again with this version") from error
 
 
 def _random(spec: TensorSpec, random: torch.Generator) -> Tensor:
@@ -185,12 +184,6 @@ def _random(spec: TensorSpec, random: torch.Generator) -> Tensor:
     if spec.is_float:
         return (2 * torch.rand(spec.nchw, generator=random) - 1).to(getattr(torch, spec.dtype))
     return torch.randint(2, spec.nchw, generator=random).to(getattr(torch, spec.dtype))
-
-
-def _spec(item: Mapping) -> TensorSpec:
-    pixels = item.get("pixels")
-    pixels = Pixels(tuple(pixels["mean"]), tuple(pixels["std"])) if pixels else None
-    return TensorSpec(**{**item, "shape": tuple(item["shape"]), "pixels": pixels})
 
 
 def by(shape: Iterable[object]) -> str:

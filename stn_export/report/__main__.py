@@ -13,10 +13,11 @@ import markupsafe
 
 from stn_export import cli
 from stn_export.answer import card as answer
+from stn_export.answer.card import in_html, in_markdown
 from stn_export.answer.held import held
 from stn_export.artifacts.alone import alone
 from stn_export.artifacts.files import write_atomically, write_json
-from stn_export.artifacts.manifest import PROGRAM, REPORT_SCHEMA, VERIFY_FILE, network_directories
+from stn_export.artifacts.manifest import PROGRAM, REPORT_SCHEMA, network_directories
 from stn_export.config import DEFAULT_RUN
 from stn_export.report.bench import add_benchmarks
 from stn_export.report.content import Report
@@ -49,7 +50,7 @@ def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
             if directory.name in points[path]:
                 add_learned(report, directory, points[path][directory.name], f"{path.name}: " if beside else "")
     add_portability(report, directories, content.portability)
-    add_parity(report, run / VERIFY_FILE, artifacts_of(directories))
+    add_parity(report, run, artifacts_of(directories))
     add_differing(report, directories[0], points[run].get(directories[0].name), content.current)
     add_benchmarks(report, content)
     return report
@@ -58,8 +59,9 @@ def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
 def render(template: str, page: Page) -> bytes:
     """Fill a template."""
     loader = jinja2.PackageLoader("stn_export", "resources")
+    html = template.endswith(".html.j2")
     environment = jinja2.Environment(
-        loader=loader, autoescape=template.endswith(".html.j2"), trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=html, finalize=in_html if html else in_markdown, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"card": answer.markdown, "raw": markupsafe.Markup}
     return environment.get_template(template).render(page=page, library=library, light=PRINTED, dark=DARK).encode()
@@ -69,6 +71,7 @@ def write_report(report: Report, run: Path) -> None:
     """Write the figures and all three reports."""
     lead = " ".join(f"The {one['label']}: {one['note']}." for one in report.networks if one["note"])
     page = Page(report.title, sections(report), report.card, report.warnings, lead)
+    (run / "figures").mkdir(exist_ok=True)
     for section in page.sections:
         for picture in section.pictures:
             write_atomically(run / "figures" / f"{picture.name}.png", picture.png)
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = collect(run, options.beside)
         write_report(report, run)
         for line in report.warnings:
-            cli.say(f"[yellow]{line}[/]")
+            cli.say(line, "yellow")
         cli.say(f"wrote {run / 'report.html'} and {run / 'report.md'}")
         answer.close(run)
 

@@ -6,7 +6,7 @@ Ratios of contests are drawn, not times: both sides took turns, which leaves out
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from stn_export.answer.held import read_bench
+from stn_export.artifacts.schemas import read_bench
 from stn_export.comparison.words import significant, span
 from stn_export.errors import UserError
 from stn_export.report.charts import LEGEND, RUNNERS, SHAPES, Chart, chart, measure, nominal, scale, tips

@@ -6,16 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stn_export.artifacts.files import load_tensors
-from stn_export.artifacts.manifest import POINTS_FILE, PROGRAM, NetworkDirectory
-from stn_export.errors import UserError
+from stn_export.artifacts.manifest import PROGRAM, NetworkDirectory
+from stn_export.artifacts.points import read_points_file
 from stn_export.report import charts_training, figures
 from stn_export.report.content import Report
 from stn_export.report.parity import MOST_SITES, rows_of
 from stn_export.report.thetas import Frame
 from stn_export.report.training import numbered
 
-SCHEMA = "stn_export/points/1"
 PICTURES = 10
 OUTLINES = 40
 LABELS = {
@@ -35,14 +33,10 @@ def read_points(report: Report, run: Path, directories: Sequence[NetworkDirector
     Raises:
         UserError: where the file is not one of ours.
     """
-    if not (run / POINTS_FILE).exists():
-        return {}
-    content = load_tensors(run / POINTS_FILE)
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise UserError(f"{run / POINTS_FILE} is not of schema {SCHEMA}", "delete it, then run 'make verify'")
+    content = read_points_file(run)
     programs = {each.name: each.listed(PROGRAM).sha256 for each in directories}
-    known = {name: each for name, each in content["networks"].items() if programs.get(name) == each["program"]}
-    others = [f"{run.name}/{name}" for name in content["networks"] if name not in known]
+    known = {name: each for name, each in content.items() if programs.get(name) == each["program"]}
+    others = [f"{run.name}/{name}" for name in content if name not in known]
     report.warnings += [f"The points of {name} are of another program. Run 'make verify'." for name in others]
     return known
 

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from matplotlib.figure import Figure
 
+from stn_export.cli import markdown
 from stn_export.comparison.words import percent
 from stn_export.report.charts import Chart
 from stn_export.report.drawing import to_png, to_svg
@@ -71,7 +72,7 @@ class Table:
             [f"{each.text}: {each.title}" if each.kind == "bad" and each.title else each.text for each in row]
             for row in self.rows
         ]
-        return "\n".join("| " + " | ".join(each.replace("|", r"\|") for each in line) + " |" for line in lines)
+        return "\n".join("| " + " | ".join(map(markdown, line)) + " |" for line in lines)
 
 
 @dataclass(frozen=True)

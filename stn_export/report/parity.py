@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stn_export.artifacts.files import read_json
-from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, VERIFY_SCHEMA, Artifact, NetworkDirectory
+from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory
+from stn_export.artifacts.schemas import read_verified
 from stn_export.comparison.fastest import Portability
 from stn_export.report import charts_bench, figures
 from stn_export.report.content import Report
@@ -28,12 +28,12 @@ def artifacts_of(directories: Iterable[NetworkDirectory]) -> Artifacts:
     return {(each.network, each.name): each for each in listed if each.name != CHECKPOINT}
 
 
-def add_parity(report: Report, path: Path, artifacts: Artifacts) -> None:
+def add_parity(report: Report, run: Path, artifacts: Artifacts) -> None:
     """The tables of ``verify.json``."""
-    if not path.exists():
+    content = read_verified(run)
+    if content is None:
         report.warnings.append("Nothing has been verified yet: run 'make verify'.")
         return
-    content = read_json(path, VERIFY_SCHEMA)
     checks, networks = content["checks"], content["networks"]
     for check in checks:
         worst = worst_by_kind(check["errors"], networks[check["network"]]["points"])

@@ -7,7 +7,9 @@ The first seed's models lie in the run directory itself, those of every further 
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,12 +18,13 @@ import torch
 
 from stn_export import cli
 from stn_export.answer.card import close
+from stn_export.artifacts.alone import alone
 from stn_export.artifacts.environment import describe, resolve_device
 from stn_export.artifacts.files import load_tensors, serialise, sha256_of, write_atomically
 from stn_export.artifacts.manifest import CHECKPOINT, CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
 from stn_export.train.board import Board
 from stn_export.train.captured import CapturedSteps
-from stn_export.train.cells import Cell, grid, recipe_for
+from stn_export.train.cells import Cell, grid, refuse
 from stn_export.train.checkpoint import save_checkpoint
 from stn_export.train.data import Dataset, load_dataset
 from stn_export.train.distributed import ALONE, SplitTrainer, World, joined
@@ -69,13 +72,13 @@ def train_cells(
             if plan.complete == plan.before:  # this run's first
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                cli.say(f"{model}: {FIRST_STEP}", bar.console)
+                cli.say(f"{model}: {FIRST_STEP}", target=bar.console)
             bar.update(task, completed=plan.advance(model, images), description=model)
 
         for cohort in cohorts(started, device):
             for _ in epochs(cohort, on_step, interrupts, world):
                 for cell, trainer in cohort:
-                    cli.say(f"{epoch_line(trainer)}  {plan.eta()} left", bar.console)
+                    cli.say(f"{epoch_line(trainer)}  {plan.eta()} left", target=bar.console)
                     if board and world.writes:
                         board.epoch(cell, trainer)
             if world.writes:
@@ -90,6 +93,7 @@ def start(cell: Cell, dataset: Dataset, device: torch.device, world: World) -> T
     split = world.split
     trainer = SplitTrainer(cell.settings, dataset, device, world) if split else Trainer(cell.settings, dataset, device)
     path = cell.directory.path / STATE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and trainer.restore(load_tensors(path)):
         cli.say(f"{cell}: going on after {_place(trainer)}")
     return trainer
@@ -212,29 +216,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train every cell of the grid that is not up to date."""
     options = cli.parse("train", arguments)
     device = resolve_device(options.device)
-    recipe_for(options.dataset, options.recipe, options.epochs)  # before the data set, which may take a while
-    board = Board(options.tensorboard) if options.tensorboard else None
+    refuse(options, device)  # before the data set, which may take a while
     interrupts = Interrupts()
     with interrupts.installed(), joined(device, options.ddp) as world:
         dataset = load_dataset(options.dataset, options.data)
         cells = grid(options, dataset)
-        if world.rank == 0:
-            take_over(cells[0].run)
+        with alone(cells[0].run, options.wait, make=True) if world.rank == 0 else nullcontext():
+            _train(options, dataset, cells, device, interrupts, world)
+
+
+def _train(
+    options: Namespace,
+    dataset: Dataset,
+    cells: Sequence[Cell],
+    device: torch.device,
+    interrupts: Interrupts,
+    world: World,
+) -> None:
+    board = Board(options.tensorboard) if options.tensorboard else None
+    if world.rank == 0:
+        take_over(cells[0].run)
+    world.wait()
+    todo = [cell for cell in cells if not cell.up_to_date]
+    if world.rank == 0:
+        announce(cells, todo, dataset, device)
+        enter_trained([cell for cell in cells if cell not in todo], dataset)
+    mine = world.share(todo, lambda cell: cost(cell.settings.model))
+    try:
+        train_cells(mine, dataset.to(device), device, interrupts, world, board)
         world.wait()
-        todo = [cell for cell in cells if not cell.up_to_date]
+    finally:  # a training that was stopped is said to be unfinished
         if world.rank == 0:
-            announce(cells, todo, dataset, device)
-            enter_trained([cell for cell in cells if cell not in todo], dataset)
-        mine = world.share(todo, lambda cell: cost(cell.settings.model))
-        try:
-            train_cells(mine, dataset.to(device), device, interrupts, world, board)
-            world.wait()
-        finally:  # a training that was stopped is said to be unfinished
-            if world.rank == 0:
-                write_trainings(cells[0].run)
-        if world.rank == 0:
-            print_summary(cells)
-            close(cells[0].run, "train")
+            write_trainings(cells[0].run)
+    if world.rank == 0:
+        print_summary(cells)
+        close(cells[0].run, "train")
 
 
 def announce(cells: Sequence[Cell], todo: Sequence[Cell], dataset: Dataset, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from stn_export.artifacts.files import load_tensors, serialise, write_atomically
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 from stn_export.train.networks import build_model
 
 SCHEMA = "stn_export/checkpoint/1"
@@ -40,10 +40,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path} is not a checkpoint of stn_export", "name one that 'make train' wrote")
-    meta = json.loads(content["meta"])
-    model = build_model(meta["model"])
     try:
+        meta = json.loads(content["meta"])
+        model = build_model(meta["model"])
         model.load_state_dict(content["weights"])
+    except UserError:
+        raise
     except RuntimeError as error:
         raise UserError(f"{path} holds weights of another network than {meta['model']}", "train it again") from error
+    except Exception as error:  # of torch, json and the rest, by what is missing
+        raise UserError(f"{path} holds no network of this version: {one_line(error)}", "train it again") from error
     return Checkpoint(model.eval().requires_grad_(False), meta)

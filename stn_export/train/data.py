@@ -191,6 +191,7 @@ def _cached(name: str, source: str, stamp: str, build: Callable[[], tuple[Split,
     train, test = build()
     tensors = [train.images, train.labels, test.images, test.labels]
     digest = fingerprint(tensor.numpy().tobytes() for tensor in tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, serialise({"tensors": tensors, "fingerprint": digest}))
     return _dataset(name, source, *tensors, digest)
 

@@ -5,7 +5,6 @@ one order of images for all models. Every interval is Student's 95 % interval of
 [0, 1], and points are hundredths of that.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from pathlib import Path
 
 from stn_export.artifacts.manifest import (
     CHECKPOINT,
-    HISTORY_FILE,
     MANIFEST,
     STATE_FILE,
     SUBJECT,
     Facts,
     NetworkDirectory,
 )
+from stn_export.artifacts.schemas import read_history
 from stn_export.comparison.estimates import Estimate, estimate
 from stn_export.errors import UserError
 from stn_export.train.recipes import MODELS
@@ -192,7 +191,7 @@ def read_training(directory: NetworkDirectory) -> Training:
         checkpoint.settings["model"],
         checkpoint.settings["seed"],
         settings,
-        tuple(json.loads(line) for line in (directory.path / HISTORY_FILE).read_text().splitlines()),
+        read_history(directory.path),
         checkpoint.details["device"],
         checkpoint.environment,
         directory.facts,

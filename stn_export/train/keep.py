@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.artifacts.files import write_atomically
+from stn_export.artifacts.files import write_out
 from stn_export.artifacts.training import Comparison, Mean, Trainings, read_trainings
 from stn_export.train.recipes import MODELS
 
@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     every = list(map(read_trainings, options.runs))
     kept = Trainings([one for each in every for one in each.runs], [line for each in every for line in each.caveats])
-    write_atomically(options.output, kept.to_bytes())
+    write_out(options.output, kept.to_bytes())
     for line in kept.caveats:
-        cli.say(f"[yellow]{cli.escape(line)}[/]")
+        cli.say(line, "yellow")
     sys.stdout.write(markdown(kept.runs) + "\n")
     cli.say(f"wrote {options.output}")
 

@@ -8,6 +8,7 @@ compared; this module chooses, shows and writes ``verify.json`` and ``points.pt`
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from stn_export.artifacts.manifest import (
     NetworkDirectory,
     network_directories,
 )
+from stn_export.artifacts.points import SCHEMA as POINTS_SCHEMA
 from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, finite
 from stn_export.comparison.words import passed_words, verdict_words
 from stn_export.config import DEFAULT_RUN
@@ -167,7 +169,7 @@ def result_of(networks: Sequence[Verified], checks: Sequence[Check]) -> dict:
 def write(run: Path, networks: Sequence[Verified], content: dict) -> None:
     """Write both files."""
     points = {each.directory.name: each.points() for each in networks if each.jobs and each.checks}
-    kept = {"schema": points_file.SCHEMA, "networks": {name: said for name, said in points.items() if said}}
+    kept = {"schema": POINTS_SCHEMA, "networks": {name: said for name, said in points.items() if said}}
     write_atomically(run / POINTS_FILE, serialise(kept))
     write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content)
 
@@ -187,11 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     run = options.run or DEFAULT_RUN
     with alone(run, options.wait):
-        networks = planned(run, options.only)
-        checks = verify(networks, options.fail_fast, options.search)
-        content = result_of(networks, checks)
-        if not options.only:
-            write(run, networks, content)
+        _verify(run, options)
+
+
+def _verify(run: Path, options: Namespace) -> None:
+    networks = planned(run, options.only)
+    checks = verify(networks, options.fail_fast, options.search)
+    content = result_of(networks, checks)
+    if not options.only:
+        write(run, networks, content)
     if options.format == "json":
         cli.print_json({"schema": VERIFY_SCHEMA} | content)
     else:
@@ -221,14 +227,14 @@ def show(content: dict) -> None:
             cli.figure(check["agreement"], ".2%"),
             cli.figure(check["accuracy"], ".2%"),
             "yes" if check["deterministic"] else "no",
-            f"[{'green' if check['passed'] else 'red'}]{verdict_words(check['precision'], check['passed'])}[/]",
+            cli.styled(verdict_words(check["precision"], check["passed"]), "green" if check["passed"] else "red"),
         )
         for check in sorted(content["checks"], key=lambda check: check["passed"])
     ]
     cli.table("Parity with PyTorch: worst errors against float64", COLUMNS, rows, DROP)
     for name, network in content["networks"].items():
         for note in network["notes"]:
-            cli.say(f"[dim]{cli.escape(f'{name}: {note}')}[/]")
+            cli.say(f"{name}: {note}", "dim")
 
 
 def _worst(check: dict, networks: dict, kind: str) -> float | None:

@@ -1,9 +1,4 @@
-"""``points.pt``: what the sites of a run's networks see, kept so that a report needs no network.
-
-Layout: ``{"schema", "networks": {name: {"program", "examples", "sites": {site: {"theta", "outside", "image_size",
-"align_corners"}}, "pictures": {"of", "indices", "input", "warped": {site: ...}, "labels"}}}}``. Pictures are uint8
-k×C×H×W with C 1 or 3, at the indices of the first examples and of those that differ most.
-"""
+"""What goes into ``points.pt``, see ``artifacts.points``."""
 
 from collections.abc import Iterable
 
@@ -11,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stn_export.artifacts.points import Points
 from stn_export.comparison.tolerances import GRID, THETA, WARPED
 from stn_export.program.sites import Site
 from stn_export.program.specs import Pixels
@@ -19,12 +15,11 @@ from stn_export.verify.checks import Check
 from stn_export.verify.points import sampled_images
 from stn_export.verify.truth import Truth
 
-SCHEMA = "stn_export/points/1"
 FIRST = 10
 MOST_DIFFERENT = 10  # in float32, and in less
 
 
-def points_of(truth: Truth, checks: Iterable[Check], sha256: str) -> dict:
+def points_of(truth: Truth, checks: Iterable[Check], sha256: str) -> Points | dict:
     """What is kept of one network; empty where it samples nowhere.
 
     Args:

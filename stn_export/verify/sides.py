@@ -14,6 +14,7 @@ from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import MANIFEST, PROGRAM, Artifact, NetworkDirectory
 from stn_export.errors import UserError, one_line
 from stn_export.graphs.graph import as_array, read_model
+from stn_export.limits import archive, regular
 from stn_export.program.program import load_program
 from stn_export.program.specs import BATCH, Arrays, Batch, Contract, Pixels, TensorSpec
 from stn_export.program.torch_files import read_metadata
@@ -83,8 +84,7 @@ def open_side(path: Path, trust: bool = False) -> Side:
     Raises:
         UserError: where it is missing, edited, of an unknown kind, unreadable or not trusted.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}", USABLE)
+    regular(path, "archive", USABLE)
     directory = NetworkDirectory(path.parent)
     for artifact in _entries(directory).values():
         if artifact.file == path.name and artifact.format in FORMATS.values():
@@ -103,10 +103,17 @@ def _require_trust(path: Path, kind: str, trusted: bool) -> None:
         raise UserError(f"no manifest of yours lists {path}, and {can}", hint)
 
 
+def is_stranger(path: Path) -> bool:
+    """Whether a file may run code and no manifest beside it lists it."""
+    kinds = [FORMATS[each] for each in sorted(FORMATS, key=len, reverse=True) if path.name.endswith(each)]
+    listed = {artifact.file for artifact in _entries(NetworkDirectory(path.parent)).values()}
+    return bool(kinds) and kinds[0] in RUNS_CODE and path.name not in listed
+
+
 def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
     """What the manifest lists; nothing where there is none, or where it is somebody else's."""
     path = directory.path / MANIFEST
-    ours = path.is_file() and '"stn_export/' in path.read_text(errors="replace")
+    ours = path.is_file() and '"stn_export/' in regular(path, "json").read_text(errors="replace")
     return directory.artifacts if ours else {}
 
 
@@ -118,8 +125,8 @@ def open_listed(directory: NetworkDirectory, artifact: Artifact, trust: bool = F
     """
     own = not hasattr(os, "getuid") or (directory.path / MANIFEST).stat().st_uid == os.getuid()
     _require_trust(directory.path / artifact.file, artifact.format, own or trust)
-    path = directory.intact(artifact)
-    return Side(path, artifact, _runner(path, artifact), directory=directory)
+    runner = _runner(directory.intact(artifact), artifact)
+    return Side(directory.path / artifact.file, artifact, runner, directory=directory)
 
 
 def _open_unlisted(path: Path, kind: str) -> Side:
@@ -145,7 +152,7 @@ def _open_unlisted(path: Path, kind: str) -> Side:
 def _metadata(path: Path, kind: str) -> dict:
     if kind == "onnx":
         return {each.key: _parsed(each.value) for each in read_model(path).model.metadata_props}
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(archive(path)):
         raise UserError(f"{path} is truncated or no PyTorch file", USABLE)
     return {"contract": load_program(path).contract.as_dict()} if kind == "pt2" else read_metadata(path)
 

@@ -9,23 +9,35 @@ numbers must be the same, and int8 is judged over the examples. Whatever cannot 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-import torch
-from rich.markup import escape
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe
+from stn_export.artifacts.files import load_arrays
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
 from stn_export.comparison.compare import compare_typed
 from stn_export.comparison.tolerances import ANY, OUTPUT, TOLERANCES, WARPED, Bound, finite
 from stn_export.comparison.words import passed_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
+from stn_export.limits import LIMITS
 from stn_export.program.specs import Arrays, Batch, Contract, by
 from stn_export.verify.challenges import challenges
-from stn_export.verify.sides import USABLE, Side, agreed, common, matched, open_listed, open_side, paired
+from stn_export.verify.sides import (
+    USABLE,
+    Side,
+    agreed,
+    common,
+    is_stranger,
+    matched,
+    open_listed,
+    open_side,
+    paired,
+)
 
 SCHEMA = "stn_export/versus/2"
 BATCHES = (1, 2, 7)
@@ -74,6 +86,43 @@ def compare_files(left: Path, right: Path, given: Path | None = None, trust: boo
     Raises:
         UserError: where a file cannot be opened, or int8 has no examples.
     """
+    if trust and any(map(is_stranger, (left, right))):
+        return _apart(left, right, given)
+    return _compared(left, right, given, trust)
+
+
+def _apart(*arguments: Path | None) -> list[Row]:
+    """The comparison in a process of its own: PyTorch crashes on some files of strangers, and others take for ever."""
+    receiving, sending = Pipe(duplex=False)
+    server = get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    process = server.Process(target=_tell, args=(sending, *arguments))
+    process.start()
+    sending.close()
+    try:
+        if not receiving.poll(LIMITS["comparison"].value):
+            raise UserError(f"that takes more than {LIMITS['comparison'].value} seconds", "compare smaller files")
+        found = receiving.recv()
+        process.join(1)  # it cleans up
+    except EOFError as error:
+        names = " or ".join(str(path) for path in arguments[:2] if path and is_stranger(path))
+        raise UserError(f"PyTorch crashes on {names}", "one of them is damaged") from error
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _tell(pipe: Connection, left: Path, right: Path, given: Path | None) -> None:
+    try:
+        pipe.send(_compared(left, right, given, True))
+    except Exception as error:
+        pipe.send(error)
+
+
+def _compared(left: Path, right: Path, given: Path | None, trust: bool) -> list[Row]:
     sides = open_side(left, trust), open_side(right, trust)
     examples = next((side.examples for side in sides if side.directory), None)
     if examples is None and _judged(precision_of(*sides)):
@@ -83,7 +132,9 @@ def compare_files(left: Path, right: Path, given: Path | None = None, trust: boo
 
     def batches(inputs: Contract) -> dict[str, Batch]:
         if given:
-            return {given.name: _given(given)}
+            batch = load_arrays(given)
+            inputs.arrays(batch)  # all that it takes is there
+            return {given.name: batch}
         found = dict(random_batches(inputs))
         if examples and all(spec.name in examples.inputs for spec in inputs.inputs):
             found |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision_of(*sides)))}
@@ -170,14 +221,6 @@ def _usable(found: Arrays | str) -> bool:
     return not isinstance(found, str) and all(
         np.isfinite(each).all() for each in found.values() if each.dtype.kind == "f"
     )
-
-
-def _given(path: Path) -> Batch:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: torch.from_numpy(content[name]) for name in content.files}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "write it with numpy.savez, an array an input") from error
 
 
 def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str) -> Row:
@@ -279,21 +322,21 @@ def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
     first = ("artifact",) if any(row.artifact for row in rows) else ()
     lines = [
         (
-            *((escape(row.artifact),) if first else ()),
-            escape(row.inputs) or "–",
-            escape(row.output) or "–",
+            *((row.artifact,) if first else ()),
+            row.inputs or "–",
+            row.output or "–",
             cli.figure(row.max_abs, ".1e"),
             cli.figure(row.max_rel, ".1e"),
             cli.figure(row.agreement, ".2%"),
-            f"[{'red' if row.reason else 'green'}]{row.verdict}[/]",
+            cli.styled(row.verdict, "red" if row.reason else "green"),
         )
         for row in shown
     ]
     cli.table(
-        f"{escape(sides[0])} (a) against {escape(sides[1])} (b)",
+        f"{sides[0]} (a) against {sides[1]} (b)",
         (*first, *COLUMNS),
         lines,
         ("max rel", "agreement", "inputs"),
     )
     for rule in sorted({row.rule for row in rows if row.rule}):
-        cli.say(f"[dim]{escape(rule)}[/]")
+        cli.say(rule, "dim")

@@ -1,0 +1,257 @@
+"""The keys of the JSON files of a run beside its manifests, by which whoever reads one checks it first.
+
+What stands here is read by somebody; files may hold more. ``docs/formats.md`` is made from this module.
+"""
+
+import json
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from stn_export.artifacts.files import AGAIN, checked, read_json
+from stn_export.artifacts.manifest import HISTORY_FILE, VERIFY_FILE, VERIFY_SCHEMA
+from stn_export.errors import UserError
+from stn_export.limits import regular
+
+Number = float | None  # nothing where there was no number
+
+
+class Comparison(TypedDict):
+    """A point of an artifact against the truth, over one challenge."""
+
+    reason: str
+    max_abs: Number
+    max_rel: NotRequired[Number]
+    mean_abs: NotRequired[Number]
+    agreement: NotRequired[Number]
+
+
+class CheckEntry(TypedDict):
+    """One artifact in one runner; see ``verify.checks.Check``."""
+
+    network: str
+    artifact: str
+    sha256: str
+    runner: str
+    precision: str
+    passed: bool
+    failure: str
+    comparisons: dict[str, dict[str, Comparison]]
+    errors: dict[str, Number]
+    multiple: Number
+    agreement: Number
+    accuracy: Number
+    deterministic: bool
+    grid_pixels: dict[str, dict[str, Number]]
+    differing: list[tuple[int, Number, str]]
+    notes: list[str]
+
+
+class PointEntry(TypedDict):
+    """A point of a network: what it is, of which site, and float32 eager's own error there."""
+
+    kind: str
+    site: str | None
+    eager_error: Number
+    scale: Number
+
+
+class NetworkEntry(TypedDict):
+    """What a network was checked on."""
+
+    examples: int
+    labels: bool
+    notes: list[str]
+    points: dict[str, PointEntry]
+
+
+class Verified(TypedDict):
+    """``verify.json``."""
+
+    passed: bool
+    checks: list[CheckEntry]
+    networks: dict[str, NetworkEntry]
+    unavailable: dict[str, str]
+    environment: dict
+
+
+class Row(TypedDict):
+    """``extra_info`` of a row of ``bench.json``: what was timed, and how. Times are in seconds, memory in bytes.
+
+    A row of a contest has a ratio to its baseline with a 95 % interval; of older files ``role`` and ``regime`` are
+    missing.
+    """
+
+    network: str
+    artifact: str
+    sha256: str
+    runner: str
+    batch: NotRequired[int]
+    label: NotRequired[str]
+    role: NotRequired[str]
+    regime: NotRequired[str]
+    device: NotRequired[str]
+    format: NotRequired[str]
+    lowering: NotRequired[str | None]
+    precision: NotRequired[str]
+    input: NotRequired[str]
+    inputs: NotRequired[str]
+    clock: NotRequired[str]
+    threads: NotRequired[int]
+    tf32: NotRequired[bool]
+    options: NotRequired[dict]
+    sizes: NotRequired[dict]
+    file_bytes: NotRequired[int]
+    host_bytes: NotRequired[Number]
+    device_bytes: NotRequired[Number]
+    n: NotRequired[int]
+    p50: NotRequired[float]
+    p50_low: NotRequired[float]
+    p50_high: NotRequired[float]
+    p90: NotRequired[Number]
+    p99: NotRequired[Number]
+    iqr: NotRequired[float]
+    examples_per_second: NotRequired[float]
+    disturbed: NotRequired[bool]
+    breakdown: NotRequired[dict[str, Number]]
+    contest: NotRequired[str]
+    baseline: NotRequired[str]
+    baseline_label: NotRequired[str]
+    baseline_artifact: NotRequired[str]
+    seconds: NotRequired[float]
+    baseline_seconds: NotRequired[float]
+    ratio: NotRequired[float]
+    ratio_low: NotRequired[float]
+    ratio_high: NotRequired[float]
+    verdict: NotRequired[str]
+    blocks: NotRequired[int]
+    disturbed_blocks: NotRequired[int]
+    import_seconds: NotRequired[float]
+    load_seconds: NotRequired[float]
+    first_seconds: NotRequired[float]
+
+
+SHOWN = ("regime", "role", "label", "batch", "device", "format", "lowering", "precision", "input", "inputs")
+TOGETHER = {  # of a row that has the one: what it has too
+    "contest": (
+        *("baseline", "baseline_label", "baseline_artifact", "seconds", "baseline_seconds", "ratio", "ratio_low"),
+        *("ratio_high", "verdict", "blocks", "disturbed_blocks"),
+    ),
+    "p50": ("p50_low", "p50_high", "examples_per_second", "disturbed"),
+}
+
+
+class Stats(TypedDict):
+    """pytest-benchmark's own figures, in seconds."""
+
+    median: float
+
+
+class Timed(TypedDict):
+    """A row of ``bench.json``."""
+
+    extra_info: Row
+
+
+class TimedWhole(Timed):
+    """The same, known by its name."""
+
+    fullname: str
+    stats: Stats
+
+
+class Environment(TypedDict):
+    """Where something was timed."""
+
+    versions: dict[str, str]
+    cpu: str
+    gpu: str | None
+    threads: NotRequired[int]
+
+
+class Machine(TypedDict):
+    """``machine_info``, where our own is."""
+
+    stn_export: Environment
+
+
+class _Bench(TypedDict):
+    machine_info: Machine
+    proved: NotRequired[list[tuple[str, str, str]]]
+    portability: NotRequired[dict[str, dict]]
+    peak: NotRequired[dict | None]
+
+
+class Bench(_Bench):
+    """``bench.json``, a file of pytest-benchmark, as far as an answer needs it."""
+
+    benchmarks: list[Timed]
+
+
+class Result(_Bench):
+    """The same with all that keeping and comparing need."""
+
+    benchmarks: list[TimedWhole]
+    datetime: str
+    work: dict[str, dict[str, dict]]
+
+
+class Epoch(TypedDict):
+    """A line of ``history.jsonl``; accuracies are in [0, 1]."""
+
+    epoch: int
+    train_loss: NotRequired[Number]
+    test_loss: NotRequired[Number]
+    test_accuracy: float
+    seconds: float
+    validation_accuracy: NotRequired[Number]
+
+
+def read_verified(run: Path) -> dict | None:
+    """What ``verify`` found of a run; None where it has not looked at it.
+
+    Raises:
+        UserError: where the file is damaged.
+    """
+    path = run / VERIFY_FILE
+    if not path.exists():
+        return None
+    content = dict(read_json(path, VERIFY_SCHEMA, Verified))
+    for check in content["checks"]:
+        points = content["networks"].get(check["network"], {"points": {}})["points"]
+        compared = [*check["errors"], *(point for each in check["comparisons"].values() for point in each)]
+        if unknown := [name for name in compared if name not in points]:
+            raise UserError(f"{path} is damaged: no network of it has a point {unknown[0]}", AGAIN)
+    return content
+
+
+def read_bench(path: Path, kind: type = Bench) -> dict:
+    """A benchmark file that our suites wrote; as a ``Result`` where it is to be compared or kept.
+
+    Raises:
+        UserError: where it is anything else.
+    """
+    try:
+        content = read_json(path, kind=kind)
+        for index, row in enumerate(each["extra_info"] for each in content["benchmarks"]):
+            for name, others in TOGETHER.items():
+                if name in row and (missing := [other for other in others if other not in row]):
+                    raise UserError(f"row {index} has {name} and no {missing[0]}", AGAIN)
+        return content
+    except UserError as error:
+        reason = error.message.removeprefix(f"{path} is damaged: ")
+        hint = "run 'make bench' again, or name a file that it wrote"
+        raise UserError(f"{path} is not a benchmark file of stn_export: {reason}", hint) from error
+
+
+def read_history(folder: Path) -> tuple[Epoch, ...]:
+    """The epochs of a training.
+
+    Raises:
+        UserError: where it is damaged.
+    """
+    path = folder / HISTORY_FILE
+    try:
+        lines = regular(path, "json", AGAIN).read_text().splitlines()
+        return tuple(checked(path, json.loads(line), Epoch) for line in lines)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}", AGAIN) from error

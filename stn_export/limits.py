@@ -1,0 +1,99 @@
+"""How much is taken from what others made, and how much may be asked for: what is beyond is refused before it is read.
+
+``docs/limits.md`` shows this table.
+"""
+
+import os
+import stat
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from stn_export.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest ``value``, in ``unit``, of ``what``."""
+
+    value: int
+    unit: str
+    what: str
+
+
+LIMITS = {
+    "json": Limit(2**28, "bytes", "a JSON, JSON Lines, CSV or text file"),
+    "onnx": Limit(2**31 - 1, "bytes", "an ONNX file, as protobuf has it; its external data are beside it"),
+    "picture": Limit(2**28, "bytes", "a picture's file"),
+    "pixels": Limit(10**8, "pixels", "a picture"),
+    "archive": Limit(2**40, "bytes", "a .npz, .pt, .pt2, .ts or .safetensors file"),
+    "members": Limit(10**6, "files", "one such archive"),
+    "unpacked": Limit(2**32, "bytes", "what a compressed archive unpacks to"),
+    "tensors": Limit(2**26, "numbers", "an input that an ONNX file or a command line declares"),
+    "trial": Limit(60, "seconds", "running an ONNX file to audit it"),
+    "comparison": Limit(600, "seconds", "comparing a file with a TorchScript or .pt2 file of strangers"),
+    "nodes": Limit(10**6, "nodes", "an ONNX graph and those inside it"),
+    "depth": Limit(16, "graphs", "ONNX graphs inside each other"),
+    "batch": Limit(2**16, "examples", "a batch that is asked for"),
+    "seed": Limit(2**63 - 1, "", "a seed"),
+    "seeds": Limit(10**4, "seeds", "a training"),
+    "images": Limit(10**9, "images", "those that a training holds out"),
+    "epochs": Limit(10**6, "epochs", "a training"),
+    "port": Limit(2**16 - 1, "", "a port"),
+    "shown": Limit(64, "pictures", "those that predict --show draws"),
+}
+
+
+def require(name: str, value: int, said: str) -> int:
+    """``value``, once it is no more than the limit ``name``; ``said`` names what has it.
+
+    Raises:
+        UserError: where it is more.
+    """
+    limit = LIMITS[name]
+    if value > limit.value:
+        raise UserError(
+            f"{said}: {value} is more than {limit.value} {limit.unit}".rstrip(), f"the limit of {limit.what}"
+        )
+    return value
+
+
+def regular(path: Path, kind: str, hint: str = "name another file") -> Path:
+    """``path``, once it is known to be an ordinary file of no more than a ``kind`` of file may have; nothing is read.
+
+    Raises:
+        UserError: where it is missing, a directory, a pipe or a device, too large, or cannot be looked at.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}", hint) from error
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint) from error
+    if not stat.S_ISREG(found.st_mode):
+        kind_found = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device, no ordinary file"
+        raise UserError(f"{path} is {kind_found}", hint)
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read: Permission denied", hint)
+    require(kind, found.st_size, str(path))
+    return path
+
+
+def archive(path: Path, hint: str = "name another file") -> Path:
+    """``path``, once it is known to be an ordinary file that, if it is an archive, unpacks to no more than is allowed.
+
+    Raises:
+        UserError: where it is not.
+    """
+    regular(path, "archive", hint)
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as opened:
+                members = opened.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise UserError(f"{path} is a damaged archive: {error}", hint) from error
+        require("members", len(members), str(path))
+        unpacked = sum(each.file_size for each in members)
+        if unpacked > path.stat().st_size:  # whatever is stored as it is takes no more than the file
+            require("unpacked", unpacked, f"{path} unpacked")
+    return path
