@@ -15,9 +15,10 @@ from stn_export.cli import LABEL
 from stn_export.train.gain import SETTLED
 from stn_export.train.recipes import MODELS
 from stn_export.train.results import read_reference
+from tests import survival
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "SECURITY.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SUBJECT, PLAIN, MATCHED = MODELS
 POINTS = ("theta", "grid", "warped")  # all else that is compared is an output
 LOWERINGS = ("matmul-fp32", "folded-fp32", "affinegrid-fp32")
@@ -227,6 +228,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "speed": speed,
     "reference": reference,
     "reduced precision": reduced,
+    **survival.BLOCKS,
 }
 
 

@@ -339,7 +339,7 @@ def test_grey_pictures_and_open_sizes(tmp_path: Path):
         (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--mean", "0", "1"], "does not fit N×1×28×28"),
         (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--name", "../a"], "cannot be a network's name"),
         (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--labels", "l.csv"], "there are labels, but no examples"),
-        (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--examples", "none"], "there is nothing at none"),
+        (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--examples", "none"], "there is no file none"),
         (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--weights", "none.pt"], "there is no file none.pt"),
     ],
 )

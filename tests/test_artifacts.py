@@ -3,8 +3,13 @@
 import hashlib
 import json
 import multiprocessing
+import os
+import shutil
 import stat
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +26,7 @@ from stn_export.artifacts.files import (
     read_json,
     serialise,
     sha256_of,
+    sweep,
     write_atomically,
     write_if_changed,
     write_json,
@@ -35,7 +41,16 @@ from stn_export.artifacts.manifest import (
     network_directories,
 )
 from stn_export.errors import UserError
+from stn_export.program.sites import Site
 from stn_export.program.specs import Contract
+
+SITE = json.loads(
+    json.dumps(
+        Site(
+            "site0", "sampler.py:1", "linear", "bilinear", "zeros", False, False, ("N", 3), ("N", 3), "a", "b", "c"
+        ).as_dict()
+    )
+)
 
 
 def entry(directory: NetworkDirectory, name: str, parent: Artifact | None = None, **more: object) -> Artifact:
@@ -51,7 +66,8 @@ def entry(directory: NetworkDirectory, name: str, parent: Artifact | None = None
 def made(tmp_path: Path) -> NetworkDirectory:
     """A network whose checkpoint became a program, and that two exports."""
     directory = NetworkDirectory(tmp_path / "run" / "stn")
-    directory.describe(Facts("a network", classes=("a", "b"), sites=({"name": "site0"},)))
+    directory.path.parent.mkdir()
+    directory.describe(Facts("a network", classes=("a", "b"), sites=(SITE,)))
     program = entry(directory, PROGRAM, entry(directory, CHECKPOINT))
     for name in ("matmul-fp32", "folded-fp32"):
         entry(directory, name, program, lowering=name.split("-")[0], settings={"opset": 18, "sizes": (1, 2)})
@@ -68,7 +84,7 @@ def edit(directory: NetworkDirectory, change: Callable[[dict], object]) -> None:
 def test_a_manifest_says_what_was_put_into_it(made: NetworkDirectory):
     again = NetworkDirectory(made.path)
     assert again.name == "stn"
-    assert again.facts == Facts("a network", classes=("a", "b"), sites=({"name": "site0"},))
+    assert again.facts == Facts("a network", classes=("a", "b"), sites=(SITE,))
     assert list(again.artifacts) == [CHECKPOINT, PROGRAM, "matmul-fp32", "folded-fp32"]
     found = again.listed("matmul-fp32")
     assert (found.lowering, found.precision, found.contract) == ("matmul", "fp32", Contract((), ()))
@@ -166,20 +182,20 @@ def test_what_was_made_from_another_parent_is_stale(made: NetworkDirectory, name
     with pytest.raises(UserError, match=f"is stale: it was made from another {of}\\n") as caught:
         made.open(made.listed(name))
     assert caught.value.hint == "run 'make train export' again"
-    assert made.intact(made.listed(name)) == made.path / f"{name}.file"
-    assert made.open(made.listed(CHECKPOINT)) == made.path / f"{CHECKPOINT}.file"  # of nothing in the run
+    assert made.intact(made.listed(name)).read_text() == name
+    assert made.open(made.listed(CHECKPOINT)).read_text() == CHECKPOINT  # of nothing in the run
 
 
 def test_a_program_that_came_from_outside_has_no_parent(made: NetworkDirectory):
     made.forget(CHECKPOINT)
-    assert made.open(made.listed(PROGRAM)) == made.path / f"{PROGRAM}.file"
+    assert made.open(made.listed(PROGRAM)).read_text() == PROGRAM
 
 
 def test_a_program_is_loaded_with_its_contract_once_its_bytes_are_checked(
     made: NetworkDirectory, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(manifest, "load_program", lambda *given: given)
-    assert made.program() == (made.path / f"{PROGRAM}.file", Contract((), ()))
+    monkeypatch.setattr(manifest, "load_program", lambda path, contract: (path.read_text(), contract))
+    assert made.program() == (PROGRAM, Contract((), ()))
     (made.path / f"{PROGRAM}.file").write_text("other")
     with pytest.raises(UserError, match="changed after it was written"):
         made.program()
@@ -208,7 +224,11 @@ def test_examples_are_those_that_were_written(made: NetworkDirectory):
         lambda content: content.pop("network"),
         lambda content: content.pop("rows"),
         lambda content: content["artifacts"][PROGRAM].pop("sha256"),
-        lambda content: content["artifacts"][PROGRAM].update(more=1),
+        lambda content: content["artifacts"][PROGRAM].update(sha256=1),
+        lambda content: content["artifacts"][PROGRAM].update(file="../elsewhere"),
+        lambda content: content["artifacts"][PROGRAM].update(beside={".hidden": ""}),
+        lambda content: content["network"]["sites"][0].pop("image"),
+        lambda content: content["network"].update(parameters="many"),
         lambda content: content.update(artifacts=[]),
     ],
 )
@@ -216,7 +236,7 @@ def test_a_damaged_manifest_is_named(made: NetworkDirectory, spoil: Callable[[di
     edit(made, spoil)
     with pytest.raises(UserError, match=r"stn/manifest\.json is damaged: ") as caught:
         made.read()
-    assert caught.value.hint == "delete it, then run 'make train export' again"
+    assert caught.value.hint == "delete it and run the stage that writes it again"
 
 
 def add_several(path: Path, worker: int) -> None:
@@ -248,8 +268,35 @@ def test_runs_that_hold_nothing(tmp_path: Path):
         assert caught.value.hint == "run 'make train' or adopt first, or name another with --run"
 
 
-def test_a_write_makes_directories_and_a_file_that_others_may_read(tmp_path: Path):
-    path = tmp_path / "new" / "deep" / "file"
+def test_what_was_deleted_is_not_made_anew(made: NetworkDirectory):
+    shutil.rmtree(made.path.parent)
+    with pytest.raises(FileNotFoundError):
+        write_atomically(made.path.parent / "verify.json", b"")
+    with pytest.raises(UserError, match="stn was deleted"):
+        made.forget(PROGRAM)
+    assert not made.path.parent.exists()
+
+
+def test_what_an_interrupted_write_left_is_swept(tmp_path: Path):
+    (tmp_path / "stn").mkdir()
+    for name in (".a.json.1234.partial", "stn/.b.onnx.5678.partial", ".hidden", "mine.partial"):
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".hidden", "mine.partial", "stn"]
+
+
+def test_what_was_hashed_is_what_is_opened(made: NetworkDirectory):
+    artifact = made.listed("matmul-fp32")
+    opened = made.open(artifact)
+    (made.path / artifact.file).write_text("another")
+    assert opened.read_text() == "matmul-fp32"
+    with pytest.raises(UserError, match="was changed after it was written"):
+        made.open(artifact)
+    assert opened.read_text() == "matmul-fp32"
+
+
+def test_a_write_gives_a_file_that_others_may_read(tmp_path: Path):
+    path = tmp_path / "file"
     for content in (b"old", b"new"):
         write_atomically(path, content)
         assert path.read_bytes() == content
@@ -294,7 +341,7 @@ def test_digests(tmp_path: Path):
 
 def test_json_goes_out_and_in_under_its_schema(tmp_path: Path):
     write_json(tmp_path / "a.json", "ours/1", {"b": [1]})
-    assert read_json(tmp_path / "a.json", "ours/1") == {"schema": "ours/1", "b": [1]}
+    assert read_json(tmp_path / "a.json", "ours/1") == {"b": [1]}
     assert (tmp_path / "a.json").read_bytes() == json_bytes("ours/1", {"b": [1]})
     assert json_bytes("s", {"b": 1}) == b'{\n "schema": "s",\n "b": 1\n}\n'
 
@@ -317,7 +364,7 @@ def test_foreign_json_is_refused(tmp_path: Path, content: str, said: str):
 
 
 def test_json_that_is_not_there(tmp_path: Path):
-    with pytest.raises(UserError, match=r"b\.json cannot be read: .*No such file"):
+    with pytest.raises(UserError, match=r"there is no file .*b\.json"):
         read_json(tmp_path / "b.json", "ours/1")
 
 
@@ -366,3 +413,37 @@ def test_a_manifest_is_locked_while_it_changes(made: NetworkDirectory, monkeypat
     monkeypatch.setattr(manifest, "FileLock", Lock)
     made.change(lambda content: held.append("change") or content)
     assert held == [made.path / manifest.LOCK, "in", "change", "out"]
+
+
+HOLD = """
+import sys
+from stn_export.artifacts.files import private_folder
+(private_folder() / "copy").write_text("bytes")
+print(private_folder(), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process that has made its private folder and waits."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    ) as process:
+        assert process.stdout
+        yield process, Path(process.stdout.readline().strip())
+
+
+def test_copies_go_with_their_process_or_with_the_next_one(tmp_path: Path):
+    with holding(tmp_path) as (killed, left), holding(tmp_path) as (_, living):
+        killed.kill()
+        killed.wait()
+        assert left.is_dir()
+        with holding(tmp_path) as (_, other):
+            assert set(tmp_path.iterdir()) == {living, other}
+        assert set(tmp_path.iterdir()) == {living}
+    assert not list(tmp_path.iterdir())

@@ -162,6 +162,6 @@ def test_files_of_an_older_format_are_refused(
 
 def test_no_file_at_all(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert run(base, tmp_path / "nowhere.json") == 2
-    assert "cannot be read: No such file" in capsys.readouterr().err
+    assert "there is no file" in capsys.readouterr().err
     assert run("", base) == 2
     assert "BASE=file.json" in capsys.readouterr().err

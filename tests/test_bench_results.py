@@ -15,10 +15,11 @@ from torch import nn
 
 from stn_export import cli
 from stn_export.artifacts.files import write_json
+from stn_export.artifacts.schemas import read_bench
 from stn_export.bench import floors, gpu_results, kept, proof, results
 from stn_export.bench.floors import all_work, work
 from stn_export.bench.gpu_results import Step, bounded, environment_with, perform
-from stn_export.bench.kept import PROOF_SCHEMA, file_name, read_bench
+from stn_export.bench.kept import PROOF_SCHEMA, file_name
 from stn_export.bench.method import GPU_RESULTS, PEAKS, PROOF
 from stn_export.errors import UserError
 from stn_export.program.capture import capture

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
     [
         (UserError("no [x] here", "try y"), 2, ("no [x] here", "try y")),
         (CheckFailedError("3 of 7"), 1, ("failed: 3 of 7",)),
-        (KeyboardInterrupt("epoch 2 is kept"), 130, ("interrupted epoch 2 is kept",)),
+        (KeyboardInterrupt("epoch 2 is kept"), 130, ("interrupted: epoch 2 is kept",)),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]):

@@ -1,11 +1,14 @@
 """What needs no extra runs without one; what needs one says which."""
 
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from stn_export.cli import EXTRAS
+from tests.conftest import REPOSITORY
 
 WITHOUT = f"""
 import sys
@@ -47,3 +50,16 @@ def test_what_needs_an_extra_says_which(stage: str, extra: str):
     said = " ".join(result.stderr.split())
     assert (result.returncode, said.count("is not installed")) == (2, 1)
     assert said.endswith(f"hint: pip install 'stn-export[{extra}]'")
+
+
+def test_every_locked_package_has_digests_and_the_version_of_the_constraints():
+    text = (REPOSITORY / "requirements.lock").read_text()
+    entries = re.findall(r"^([\w.-]+)==([\w.+-]+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)+)", text, re.M)
+    locked = {name.lower().replace("_", "-"): version for name, version, _ in entries}
+    assert len(entries) == len(re.findall(r"^[\w.-]+==", text, re.MULTILINE)) > 80
+    pins = (REPOSITORY / "constraints.txt").read_text().lower().replace("_", "-").split()
+    pinned = dict(line.split("==") for line in pins if "==" in line)
+    differing = {name for name in locked.keys() & pinned.keys() if locked[name].lower() != pinned[name]}
+    assert not differing
+    wanted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.split(r"[^\w-]", each)[0] for each in wanted} <= locked.keys()

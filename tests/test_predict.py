@@ -14,11 +14,12 @@ from stn_export import cli
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, NetworkDirectory, network_directories
+from stn_export.artifacts.pictures import read_picture
 from stn_export.errors import UserError
 from stn_export.predict import __main__ as predict
 from stn_export.predict.__main__ import runner_for
 from stn_export.predict.outputs import archive, probabilities, seen
-from stn_export.predict.pictures import Feeder, feeder_of, picture_of, read_pictures
+from stn_export.predict.pictures import Feeder, feeder_of, picture_of
 from stn_export.program.program import Program
 from stn_export.program.specs import Contract, Pixels, TensorSpec
 from tests.sweeps import swept
@@ -46,7 +47,7 @@ def save(directory: NetworkDirectory, path: Path) -> None:
 
 
 def read(path: Path) -> torch.Tensor:
-    return read_pictures([path], (3, 32, 32))[0]
+    return read_picture(path, 3, 32, 32)
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
@@ -90,14 +91,21 @@ def test_the_table_shows_three_classes_of_every_picture(
     assert rows[0].count("%") == 3
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
 def test_any_size_and_mode(mode: str, tmp_path: Path):
-    suffix = {"CMYK": "jpg", "YCbCr": "jpg", "I": "tif", "F": "tif"}.get(mode, "png")
+    suffix = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
     path = tmp_path / f"picture.{suffix}"
     Image.new(mode, (97, 41)).save(path)
     for size in ((3, 32, 32), (1, 24, 94)):
-        [image] = read_pictures([path], size)
+        image = read_picture(path, *size)
         assert (image.dtype, image.shape) == (torch.uint8, size)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_no_stated_range_are_refused(mode: str, tmp_path: Path):
+    Image.new(mode, (8, 8)).save(tmp_path / "picture.tif")
+    with pytest.raises(UserError, match="holds 32-bit numbers, and nothing says which is white"):
+        read_picture(tmp_path / "picture.tif", 3, 32, 32)
 
 
 def test_a_picture_of_the_right_size_is_taken_as_it_is(picture: Path, run: Path):
@@ -133,7 +141,7 @@ def test_16_bit_greys_keep_their_brightness(tmp_path: Path):
 
 def test_colours_become_grey_where_a_network_takes_one_channel(tmp_path: Path):
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
-    assert read_pictures([tmp_path / "red.png"], (1, 4, 4)).unique().tolist() == [76]  # ITU-R 601-2 luma
+    assert read_picture(tmp_path / "red.png", 1, 4, 4).unique().tolist() == [76]  # ITU-R 601-2 luma
 
 
 PICTURED = ("GreyDigits", "PlateRectifier", "TextRectifier", "Homography", "Pyramid", "Glimpses")
@@ -246,7 +254,7 @@ def test_bytes_with_channels_last_are_the_same_picture(run: Path, picture: Path)
     last = TensorSpec("images", "uint8", ("N", 32, 32, 3), layout="NHWC")
     examples = NetworkDirectory(run / "stn").examples()
     assert picture_of(Contract((last,), ()), examples) == (last, (3, 32, 32))
-    feeder = feeder_of(Contract((last,), ()), examples, [picture])
+    feeder, _ = feeder_of(Contract((last,), ()), examples, [picture])
     [(_, batch)] = feeder.parts(Contract((last,), ()))
     np.testing.assert_array_equal(last.array(batch["images"])[0], np.asarray(Image.open(picture)))
 
@@ -255,7 +263,7 @@ def test_what_fills_up_a_batch_is_cut_off_again(run: Path, picture: Path):
     directory = NetworkDirectory(run / "stn")
     artifact = directory.artifacts[PROGRAM]
     fixed = replace(artifact, contract=artifact.contract.fixed({"N": 3}))
-    feeder = feeder_of(artifact.contract, directory.examples(), [picture] * 4)
+    feeder, _ = feeder_of(artifact.contract, directory.examples(), [picture] * 4)
     found = [predict.outputs_of(directory, each, feeder)["log_probs"] for each in (artifact, fixed)]
     assert [each.shape for each in found] == [(4, 10), (4, 10)]
     np.testing.assert_allclose(*found, atol=1e-5)
@@ -311,17 +319,17 @@ def test_show_needs_a_site(run: Path, picture: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere.png"], "no such file"),
+        (["nowhere.png"], "there is no file nowhere.png"),
         (["{run}/stn/manifest.json"], "no picture that Pillow can read"),
-        (["{run}"], "no picture that Pillow can read"),
+        (["{run}"], "is a directory"),
         ([], "the following arguments are required: IMAGE"),
         (["{picture}", "--artifact", "{run}/stn/other.onnx"], "not listed in the manifest.json beside it"),
         (["{picture}", "--artifact", "{run}/other.onnx"], "has no manifest.json beside it"),
         (["{picture}", "--show", "shown.jpg"], "is no PNG file"),
         (["{picture}", "--output", "kept.txt"], "is no NPZ file"),
-        (["{picture}"] * 65 + ["--show", "shown.png"], "draws up to 64 pictures"),
-        (["{picture}", "--show", "{run}/stn/manifest.json/x.png"], "cannot be written"),
-        (["{picture}", "--output", "{run}/stn/manifest.json/x.npz"], "cannot be written"),
+        (["{picture}"] * 65 + ["--show", "shown.png"], "65 is more than 64 pictures"),
+        (["{picture}", "--show", "{run}/stn/manifest.json/x.png"], "manifest.json cannot be used: File exists"),
+        (["{picture}", "--output", "{run}/stn/manifest.json/x.npz"], "manifest.json cannot be used: File exists"),
     ],
     ids=lambda value: None if isinstance(value, list) else value,
 )

@@ -246,7 +246,7 @@ def test_a_check_that_failed_says_why(run: Path, stn: NetworkDirectory):
     assert cli.run(report.main, ["--run", str(run)]) == 0
     html, markdown = texts(run)
     assert 'title="constants: &lt;wrong&gt; at grid">FAILED' in html
-    assert "| FAILED: constants: <wrong> at grid |" in markdown
+    assert "| FAILED: constants: &lt;wrong> at grid |" in markdown
 
 
 def test_timings_of_other_artifacts_are_stale(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.files import sha256_of
-from stn_export.artifacts.manifest import Artifact, NetworkDirectory
+from stn_export.artifacts.manifest import MANIFEST, Artifact, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export.folding import fold_linear
 from stn_export.export.lowering import base_grid
@@ -429,18 +429,19 @@ def test_an_empty_set_of_challenges_is_caught(subject: Subject):
     [
         ({"parent_sha256": "0" * 64}, "stale"),
         ({"sha256": "0" * 64}, "changed after it was written"),
-        ({"file": "../../elsewhere.onnx"}, "missing"),
+        ({"file": "../../elsewhere.onnx"}, "is no name of a file beside it"),
     ],
     ids=["stale weights", "a manifest that lies", "an artifact of another run"],
 )
 def test_a_manifest_that_lies_is_caught(subject: Subject, changes: dict, says: str):
-    good = subject.artifact
-    subject.directory.add(replace(good, **changes))
+    manifest = subject.directory.path / MANIFEST
+    good = manifest.read_bytes()
+    subject.directory.add(replace(subject.artifact, **changes))
     try:
         with pytest.raises(UserError, match=says):
             subject.directory.expected()
     finally:
-        subject.directory.add(good)
+        manifest.write_bytes(good)
 
 
 LOWERINGS = ("matmul", "folded", "affinegrid", "decomposed", "gather")

@@ -12,11 +12,11 @@ from stn_export.cli.tables import OUTPUT, Table, table
 from tests.widths import WIDTHS, lost, rendered
 
 LONG = Table(
-    "A [bold]title[/]",
+    "A [/b] title",
     ("artifact", "runner", "ms", "verdict", "why"),
     [
-        ("stn/folded-fp32-uint8-nhwc", "onnxruntime-default-cpu", "0.107", "[green]equal[/]", "a | b"),
-        ("stn/matmul-int8", "openvino-cpu", "–", "[red]FAILED[/]", "because " * 12),
+        ("stn/folded-fp32-uint8-nhwc", "onnxruntime-default-cpu", "0.107", cli.styled("equal", "green"), "a | b"),
+        ("stn/matmul-int8", "openvino-cpu", "–", cli.styled("FAILED", "red"), "because " * 12),
     ],
     ("ms", "runner"),
 )
@@ -46,7 +46,9 @@ def test_columns_go_in_the_order_that_is_stated():
     assert LONG.shown(10) == ["artifact", "verdict", "why"]
 
 
-@pytest.mark.parametrize(("form", "start"), [("json", "{"), ("markdown", "\n**A title**"), ("csv", "artifact,runner")])
+@pytest.mark.parametrize(
+    ("form", "start"), [("json", "{"), ("markdown", "\n**A [/b] title**"), ("csv", "artifact,runner")]
+)
 def test_forms(form: str, start: str, capsys: pytest.CaptureFixture[str]):
     OUTPUT.form = form
     table(LONG.title, LONG.columns, LONG.rows, LONG.drop)

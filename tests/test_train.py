@@ -436,7 +436,7 @@ def test_recipes_follow_the_data_set():
         (["--epochs", "many"], "argument --epochs: invalid"),
         (["--nonsense"], "unrecognized arguments"),
         (["--models", "resnet"], "unknown model 'resnet'"),
-        (["--seeds", "0"], "SEEDS=0 trains nothing"),
+        (["--seeds", "0"], "argument --seeds: 0 is less than 1"),
         (["--keep", "best"], "the best epoch cannot be told"),
         (["--validation", "10000"], "10000 images cannot be held out of 10000"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),

@@ -218,7 +218,8 @@ def test_a_listing_cannot_reach_outside(run: Path, tmp_path: Path):
     outside.write_text("mine")
     listing = target / "repository.json"
     listing.write_text(listing.read_text().replace('"files": [', '"files": ["../mine.txt",'))
-    write_repository(run, target)
+    with pytest.raises(UserError, match=r"repository\.json is damaged: it lists \.\./mine\.txt"):
+        write_repository(run, target)
     assert outside.exists()
 
 

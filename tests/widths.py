@@ -4,10 +4,9 @@ import io
 from collections import Counter
 
 from rich.console import Console
-from rich.text import Text
 
 from stn_export.cli import tables
-from stn_export.cli.tables import Table
+from stn_export.cli.tables import Table, visible
 
 WIDTHS = (60, 80, 120, 200, None)  # None is a pipe
 draw = tables.draw
@@ -28,7 +27,7 @@ def lost(made: Table, text: str) -> Counter[str]:
     places = [place for place, column in enumerate(made.columns) if not column or squeezed(column) not in named]
     said = [row[place] for row in (made.columns, *made.plain()) for place in places]
     others = [column for place, column in enumerate(made.columns) if place not in places]
-    wanted = squeezed("".join([Text.from_markup(made.title).plain, *said, *others]))
+    wanted = squeezed("".join([visible(made.title), *said, *others]))
     return Counter(wanted) - Counter(squeezed(text))
 
 

@@ -1,0 +1,314 @@
+"""What faults do to a run: ``make faults`` kills every stage at every change that it makes to the disk.
+
+It also lets each of these fail as on a full disk, and starts every pair of stages at once; ``docs/survival.md`` keeps
+the table. A change is what Python's audit hooks report: a file opened to be written, renamed or removed, a directory
+made. After each fault the run must hold nothing that its manifests do not stand for, no file may be half an old and
+half a new one, and the same stage must then come to its usual end and leave no temporary file.
+"""
+
+import argparse
+import contextlib
+import errno
+import io
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from stn_export import cli
+from stn_export.artifacts.files import PARTIAL, sha256_of
+from stn_export.artifacts.manifest import MANIFEST, network_directories
+from tests.runs import enter_networks
+
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+LATE = 240  # seconds, after which a stage hangs
+VARYING = (".lock", ".holder", "bench.json", "report.html", "report.md", "report.json", "verify.json", MANIFEST)
+VARYING += ("MODEL_CARD.md", "points.pt", ".ts")  # which hold times, what follows from them, or a count of classes
+
+
+def net() -> torch.nn.Module:
+    """What is adopted."""
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(1, 2, 3).eval()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of ``stn-export``, what it is called with, and what it needs of those before."""
+
+    name: str
+    command: str
+    arguments: tuple[str, ...]
+    ready: str = "exported"  # the state of the run that it starts from
+
+
+STAGES = (
+    Stage("export", "export", ("--run", "{run}", "--only", "folded-fp32", "plain-fp32", "torchscript-fp32"), "entered"),
+    Stage(
+        "triton",
+        "export",
+        ("--run", "{run}", "--only", "folded-fp32", "plain-fp32", "torchscript-fp32", "--triton", "{run}/triton"),
+    ),
+    Stage("verify", "verify", ("--run", "{run}")),
+    Stage("bench", "bench", ("--run", "{run}", "--suites", "startup", "-k", "stn-onnxruntime-cpu")),
+    Stage("report", "report", ("--run", "{run}")),
+    Stage("predict", "predict", ("{run}/../a.png", "--artifact", "{run}/stn/program.pt2", "--output", "{run}/out.npz")),
+    Stage("adopt", "adopt", ("tests.faults:net", "--input", "x=N,1,8,8", "--run", "{run}", "--name", "net"), "empty"),
+)
+
+
+def call(stage: Stage, run: Path, on_change: Callable[[str], None] | None = None, started: float = 0.0) -> int:
+    """Run a stage in a fork of this process.
+
+    Args:
+        stage: which.
+        run: the run directory.
+        on_change: called before each change of the disk beneath the run's parent.
+        started: when to begin.
+
+    Returns:
+        Its exit code, 128 and the signal's number where one ended it, 99 after a traceback.
+    """
+    child = os.fork()
+    if not child:
+        code = 99
+        try:
+            signal.alarm(LATE)
+            with contextlib.redirect_stdout(io.StringIO()), (run.parent / "said.txt").open("a") as said:
+                time.sleep(max(0.0, started - time.time()))
+                with contextlib.redirect_stderr(said):
+                    watch(run.parent.resolve(), on_change)
+                    arguments = [each.replace("{run}", str(run)) for each in stage.arguments]
+                    code = exit_code(import_module(f"stn_export.{cli.COMMANDS[stage.command][0]}").main, arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def exit_code(main: Callable, arguments: list[str]) -> int:
+    """What the process would end with."""
+    try:
+        return cli.run(main, arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def watch(folder: Path, on_change: Callable[[str], None] | None) -> None:
+    """From now on tell ``on_change`` of every change beneath a folder."""
+    own, inside = os.getpid(), str(folder)
+
+    def hook(event: str, arguments: tuple) -> None:
+        if on_change is None or os.getpid() != own or not (event == "open" or event in CHANGES):
+            return
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITES):
+            return
+        if isinstance(arguments[0], str | bytes | os.PathLike):
+            path = str(Path(os.fsdecode(arguments[0])).absolute())
+            if path.startswith(inside) and not path.endswith("said.txt"):
+                on_change(event)
+
+    sys.addaudithook(hook)
+
+
+class Counted:
+    """Does something at the n-th change, or only counts."""
+
+    def __init__(self, at: int = 0, act: Callable[[], None] | None = None) -> None:
+        self.count, self.at, self.act = 0, at, act
+
+    def __call__(self, event: str) -> None:
+        self.count += 1
+        if self.act and self.count == self.at:
+            self.act()
+
+
+def kill() -> None:
+    """End this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill() -> None:
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the disk")
+
+
+def changes_of(stage: Stage, run: Path) -> int:
+    """How many changes a stage makes; it must succeed."""
+    reading, writing = os.pipe()
+
+    class Telling(Counted):
+        def __call__(self, event: str) -> None:
+            os.write(writing, b"x")
+
+    code = call(stage, run, Telling())
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        count = len(pipe.read())
+    if code:
+        raise RuntimeError(f"{stage.name} gives {code} undisturbed: {(run.parent / 'said.txt').read_text()}")
+    return count
+
+
+def whole(run: Path, before: dict[str, str], after: dict[str, str]) -> str:
+    """What is wrong with a run after a fault; nothing where each file is as it was or as it is to be."""
+    if not any(run.glob(f"*/{MANIFEST}")):
+        return "the networks are gone" if before else ""
+    try:
+        for directory in network_directories(run):
+            for artifact in directory.artifacts.values():
+                directory.intact(artifact)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    now = contents(run)
+    for name, digest in now.items():
+        if not name.endswith(VARYING) and digest not in (before.get(name), after.get(name)):
+            return f"{name} is neither the old nor the new one"
+    for path in run.rglob("*.json"):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            return f"{path.name} is half a file"
+    return next((f"{name} is lost" for name in before if name not in now and name in after), "")
+
+
+def contents(run: Path) -> dict[str, str]:
+    """The digest of every file by its name; temporary ones do not count."""
+    files = [
+        path for path in run.rglob("*") if path.is_file() and not path.name.endswith((PARTIAL, ".lock", ".holder"))
+    ]
+    return {path.relative_to(run).as_posix(): sha256_of(path) for path in files}
+
+
+def repeated(stage: Stage, run: Path, after: dict[str, str]) -> str:
+    """What is wrong once the stage has run again; nothing where it comes to its usual end."""
+    if code := call(stage, run):
+        return f"run again it gives {code}"
+    if left := [path.name for path in run.rglob(f"*{PARTIAL}")]:
+        return f"{left[0]} is left over"
+    now = contents(run)
+    if missing := sorted(after.keys() - now.keys()):
+        return f"{missing[0]} is missing"
+    differing = [name for name in after if not name.endswith(VARYING) and now[name] != after[name]]
+    return f"{differing[0]} differs" if differing else ""
+
+
+def states(folder: Path) -> dict[str, Path]:
+    """Run directories that stages start from, by state."""
+    made = {name: folder / name / "run" for name in ("empty", "entered", "exported")}
+    made["empty"].mkdir(parents=True)
+    enter_networks(made["entered"])
+    shutil.copytree(made["entered"].parent, made["exported"].parent)
+    changes_of(STAGES[0], made["exported"])
+    for run in made.values():
+        Image.new("RGB", (32, 32)).save(run.parent / "a.png")
+        (run.parent / "said.txt").unlink(missing_ok=True)
+    return made
+
+
+@contextlib.contextmanager
+def copied(run: Path) -> Iterator[Path]:
+    """A copy of a run and what lies beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(shutil.copytree(run.parent, Path(folder) / "copy")) / "run"
+
+
+Outcome = tuple[str, str, int, list[str]]  # stage, kind, how many were tried, what was lost
+
+
+def disturbed(stage: Stage, run: Path, most: int | None = None) -> Iterator[Outcome]:
+    """Kill the stage at every change, and let every change fail."""
+    before = contents(run)
+    with copied(run) as undisturbed:
+        count = changes_of(stage, undisturbed)
+        after = contents(undisturbed)
+    places = range(1, count + 1)
+    places = sorted(random.Random(0).sample(places, most)) if most and most < count else places
+    for kind, act, codes in (("killed", kill, (137, 0)), ("disk full", fill, (2, 0))):
+        lost = []
+        for place in places:
+            with copied(run) as copy:
+                code = call(stage, copy, Counted(place, act))
+                said = (copy.parent / "said.txt").read_text()
+                wrong = "" if code in codes else f"exit code {code}: {said[-300:]}"
+                wrong = wrong or whole(copy, before, after) or repeated(stage, copy, after)
+            lost += [f"{stage.name}, {kind} at change {place} of {count}: {wrong}"] if wrong else []
+        yield stage.name, kind, len(places), lost
+
+
+def together(one: Stage, other: Stage, runs: dict[str, Path], rounds: int) -> Outcome:
+    """Start two stages on one run at once, several times."""
+    lost = []
+    for number in range(rounds):
+        with copied(runs["exported"]) as run:
+            begin = time.time() + 0.1
+            children = []
+            for stage in (one, other):
+                child = os.fork()
+                if not child:
+                    os._exit(call(stage, run, started=begin + 0.05 * number * (stage is other)) % 256)
+                children.append(child)
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            said = (run.parent / "said.txt").read_text() if (run.parent / "said.txt").exists() else ""
+            wrong = "" if codes == [0, 0] else f"exit codes {codes}: {said[-300:]}"
+            wrong = wrong or whole(run, {}, contents(run))
+        lost += [f"{one.name} and {other.name}, round {number}: {wrong}"] if wrong else []
+    return f"{one.name} and {other.name}", "at once", rounds, lost
+
+
+def main() -> None:
+    """Try everything, print the table, and say what was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stages", nargs="*", default=[stage.name for stage in STAGES])
+    parser.add_argument("--most", type=int, help="changes of each stage; by default all")
+    parser.add_argument("--rounds", type=int, default=20, help="of each pair of stages")
+    parser.add_argument("--keep", type=Path, help="write the table there as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for command in {stage.command for stage in STAGES}:
+        import_module(f"stn_export.{cli.COMMANDS[command][0]}")  # once, not in every fork
+    chosen = [stage for stage in STAGES if stage.name in options.stages]
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        runs = states(Path(folder))
+        pairs = itertools.combinations_with_replacement([each for each in chosen if each.name != "adopt"], 2)
+        found = itertools.chain(
+            *(disturbed(stage, runs[stage.ready], options.most) for stage in chosen),
+            (together(one, other, runs, options.rounds) for one, other in pairs if options.rounds),
+        )
+        for outcome in found:
+            outcomes.append(outcome)
+            print(
+                f"{outcome[0]:20} {outcome[1]:10} {outcome[2]:4} tried, {len(outcome[3])} lost",
+                *outcome[3],
+                sep="\n  ",
+                flush=True,
+            )
+    lost = [line for outcome in outcomes for line in outcome[3]]
+    print(f"tried {sum(outcome[2] for outcome in outcomes)}, lost {len(lost)}")
+    if options.keep:
+        rows = [
+            {"stage": name, "fault": kind, "tried": tried, "lost": len(lines)} for name, kind, tried, lines in outcomes
+        ]
+        options.keep.write_text(json.dumps({"rows": rows}, indent=1))
+    sys.exit(bool(lost))
+
+
+if __name__ == "__main__":
+    main()

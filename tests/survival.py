@@ -1,0 +1,107 @@
+"""Blocks of docs/survival.md, docs/formats.md and SECURITY.md: limits, formats of files, and what faults came to."""
+
+import json
+import typing
+from dataclasses import fields, is_dataclass
+
+from stn_export.artifacts import manifest, points, schemas, training
+from stn_export.bench.kept import KEPT
+from stn_export.bench.results import markdown_table
+from stn_export.limits import LIMITS
+from stn_export.program import sites, specs
+from tests.conftest import REPOSITORY
+
+FILES = {  # what stands in each, by the types that it is checked against
+    "`<network>/manifest.json`": (manifest._Written, manifest.Facts, manifest.ExamplesFile, sites.Site),
+    "its artifacts": (manifest.Artifact, specs.Contract, specs.TensorSpec, specs.Pixels),
+    "`<network>/history.jsonl`, a line": (schemas.Epoch,),
+    "`training.json`": (training.Trainings, training.Comparison, training.Trained, training.Difference),
+    "`verify.json`": (
+        schemas.Verified,
+        schemas.CheckEntry,
+        schemas.Comparison,
+        schemas.NetworkEntry,
+        schemas.PointEntry,
+    ),
+    "`points.pt`": (points.Points, points.SitePoints, points.Pictures),
+    "`bench.json`": (schemas.Result, schemas.TimedWhole, schemas.Row, schemas.Environment),
+}
+
+
+def kept(name: str) -> dict:
+    """The kept file of that name."""
+    return json.loads((REPOSITORY / KEPT / f"{name}.json").read_text())
+
+
+def limits() -> list[str]:
+    """The table of limits."""
+    rows = [(each.what, f"{each.value:,} {each.unit}".strip()) for each in LIMITS.values()]
+    return markdown_table(("of", "at most"), rows)[:-1]
+
+
+def said(kind: object) -> str:
+    """A type for a reader."""
+    text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+    for module in ("typing.", "stn_export.artifacts.", "stn_export.program.", "manifest.", "schemas.", "training."):
+        text = text.replace(module, "")
+    return text.replace("NotRequired[", "may lack: ").rstrip("]") if text.startswith("NotRequired[") else text
+
+
+def formats() -> list[str]:
+    """Every key of every file that a stage reads, with its type."""
+    lines = []
+    for name, kinds in FILES.items():
+        rows = [
+            (kind.__name__.removeprefix("_"), f"`{key}`", f"`{said(hint)}`")
+            for kind in kinds
+            for key, hint in keys(kind).items()
+        ]
+        lines += [f"## {name}", "", *markdown_table(("of", "key", "type"), rows)]
+    return lines[:-1]
+
+
+def keys(kind: type) -> dict[str, object]:
+    """The keys of a dataclass or a ``TypedDict``."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {each.name: hints[each.name] for each in fields(kind)} if is_dataclass(kind) else hints
+
+
+def faults() -> list[str]:
+    """By stage and fault: tried, lost."""
+    rows = [[str(row[name]) for name in ("stage", "fault", "tried", "lost")] for row in kept("faults")["rows"]]
+    return markdown_table(("stage", "fault", "tried", "lost"), rows)[:-1]
+
+
+def fuzz() -> list[str]:
+    """By kind of file: tried, and what came of them."""
+    names = ("file", "tried", "answered", "refused", "raised", "crashed", "hung")
+    return markdown_table(names, [[str(row[name]) for name in names] for row in kept("fuzz")["rows"]])[:-1]
+
+
+def soak() -> list[str]:
+    """What grew."""
+    content = kept("soak")
+    rows = [
+        (row["what"], f"{row['first']:.0f}", f"{row['last']:.0f}", f"{row['slope']:+.3f} ± {row['error']:.3f}")
+        for row in content["rows"]
+    ]
+    lines = [f"{content['rounds']} rounds in {content['minutes']:.0f} minutes:", ""]
+    return lines + markdown_table(("what", "after the first", "after the last", "slope a round"), rows)[:-1]
+
+
+def survived() -> list[str]:
+    """The totals of all three."""
+    lost, tried = (sum(row[name] for row in kept("faults")["rows"]) for name in ("lost", "tried"))
+    files = sum(row["tried"] for row in kept("fuzz")["rows"])
+    found = {name: sum(row[name] for row in kept("fuzz")["rows"]) for name in ("raised", "crashed", "hung")}
+    return [
+        f"- `make faults`: {tried:,} kills, full disks and pairs of stages at once, {lost} of them lost anything;",
+        f"- `make fuzz`: {files:,} damaged files, of which {found['raised']} ended in a traceback,",
+        f"  {found['crashed']} in a crash and {found['hung']} in a hang;",
+        f"- `make soak`: {kept('soak')['rounds']} rounds of the stages in one process.",
+    ]
+
+
+BLOCKS = {
+    "limits": limits, "formats": formats, "faults": faults, "fuzz": fuzz, "soak": soak, "survived": survived
+}  # fmt: skip
