@@ -36,7 +36,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,6 +134,18 @@ test-all: $(READY) ## all of it: whole chains of ten networks, 200 random ones, 
 
 test-hard: $(READY) ## the suite 5 times beside 4 busy loops, in random order, in one process, on one core; REPEATS=
 	@PYTHON='$(PYTHON)' REPEATS='$(REPEATS)' PYTEST='$(PYTEST)' tests/hard.sh
+
+bad-input: $(READY) ## some 240 ways to get it wrong: one line, a hint, exit code 2 each
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark $(PARALLEL) tests/test_bad_input.py tests/test_hostile_text.py
+
+faults: $(READY) ## kill every stage at every change, fill its disk, start two at once; some hours
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults --keep benchmarks/results/faults.json
+
+fuzz: $(READY) ## 20,000 damaged files of every kind; about an hour
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.fuzz --keep benchmarks/results/fuzz.json
+
+soak: $(READY) ## half an hour of all stages in turn: memory, files, threads
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.soak --keep benchmarks/results/soak.json
 
 mutants: $(READY) ## mutation testing of what computes figures; again to go on
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
