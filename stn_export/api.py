@@ -175,10 +175,16 @@ def _timed(run: Path, name: str) -> dict:
         turns = interleave(ours, theirs, "cpu", grid, seed=0).hold()
     finally:
         torch.set_num_threads(threads)
-    notes = {"contest": "eager", "baseline_label": baseline.network.facts.label, "baseline_artifact": "program"}
+    notes = {
+        "contest": "eager",
+        "baseline": str(baseline),
+        "baseline_label": baseline.network.facts.label,
+        "baseline_artifact": baseline.artifact.name,
+    }
     contest = target.facts(batch) | {"regime": "contest"} | notes | turns.summary()
     sides = zip((target, baseline), zip(*turns.medians, strict=True), strict=True)
-    rows = [contest, *(_row(each, batch, times) for each, times in sides)]
+    disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
+    rows = [contest, *(_row(each, batch, times) | {"disturbed": disturbed} for each, times in sides)]
     content = {"machine_info": {"stn_export": describe()}, "benchmarks": [{"extra_info": row} for row in rows]}
     write_atomically(run / BENCH_FILE, json.dumps(content).encode())
     return contest
