@@ -7,6 +7,7 @@ over the sampled image) and ``site0/warped`` (N×C×H×W).
 import io
 import json
 import logging
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,13 +177,15 @@ class Program:
 
 
 @contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Without the warnings of a logger, such as the traceback of what is raised anyway."""
-    logger = logging.getLogger(name)
+def _quiet_loading() -> Iterator[None]:
+    """Without what PyTorch says as it loads: the traceback of what is raised anyway, before 2.12 advice to itself."""
+    logger = logging.getLogger("torch.export")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            yield
     finally:
         logger.setLevel(before)
 
@@ -203,7 +206,7 @@ def load_program(path: Path, contract: Contract | None = None) -> Program:
             names = packed.namelist()
         if FORMAT not in {name.partition("/")[2] for name in names} or OLDER in names:  # which PyTorch would unpickle
             raise ValueError("it is not of the format of torch 2.8 and later")
-        with _silent("torch.export"):
+        with _quiet_loading():
             exported = torch.export.load(path, extra_files=extra)
     except UserError:
         raise

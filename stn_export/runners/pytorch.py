@@ -157,11 +157,12 @@ class Compiled(OfProgram):
 
 @dataclass(frozen=True)
 class Graph:
-    """A CUDA graph with the buffers it reads and writes."""
+    """A CUDA graph, and what it reads and writes and holds nothing of: its buffers, and the module with its weights."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     output: object
+    module: Callable[..., object]
 
     def replay(self) -> object:
         """Queue it on the current stream."""
@@ -187,7 +188,7 @@ class CudaGraph(OfProgram):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = self.forward(inputs)
-        return Graph(graph, inputs, output)
+        return Graph(graph, inputs, output, self.module)
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
         key = shapes_of(feeds)
@@ -200,6 +201,10 @@ class CudaGraph(OfProgram):
 
     def bind_one(self, feeds: Arrays) -> Step:
         return self.step(self.capture(self.place(feeds)).replay)
+
+
+class CompiledGraph(CudaGraph, Compiled):
+    """What ``torch.compile`` makes, captured: warming up compiles it."""
 
 
 class TorchScript(TorchRunner):

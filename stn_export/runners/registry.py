@@ -27,6 +27,7 @@ from stn_export.runners.pytorch import (
     AotInductor,
     Captured,
     Compiled,
+    CompiledGraph,
     CudaGraph,
     Eager,
     EagerAutograd,
@@ -44,7 +45,7 @@ def _no_compiler() -> str:
 
 
 def _no_triton() -> str:
-    return no_gpu() or _no_compiler() or ("" if find_spec("triton") else "torch.compile needs Triton on a GPU")
+    return _no_compiler() or ("" if find_spec("triton") else "torch.compile needs Triton on a GPU") or no_gpu()
 
 
 def _no_cuda_provider() -> str:
@@ -57,7 +58,7 @@ def _no_tensorrt() -> str:
     if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
         return "this ONNX Runtime was built without TensorRT, which needs CUDA"
     installed = ctypes.util.find_library("nvinfer") or find_spec("tensorrt_libs")
-    return no_gpu() or ("" if installed else "TensorRT (libnvinfer) is not installed beside CUDA")
+    return ("" if installed else "TensorRT (libnvinfer) is not installed beside CUDA") or no_gpu()
 
 
 def _no_openvino() -> str:
@@ -131,6 +132,7 @@ RUNNERS = (
     RunnerSpec("eager-cuda", "pt2", "cuda", Eager, no_gpu),
     RunnerSpec("compiled-cuda", "pt2", "cuda", Compiled, _no_triton, verify_batch=64),
     RunnerSpec("cudagraph-cuda", "pt2", "cuda", CudaGraph, no_gpu),
+    RunnerSpec("compiled-cudagraph-cuda", "pt2", "cuda", CompiledGraph, _no_triton, verify_batch=64),
     RunnerSpec("torchscript-cuda", "torchscript", "cuda", TorchScript, no_gpu),
     RunnerSpec("pt2-cuda", "pt2", "cuda", Captured, no_gpu),
     RunnerSpec("aotinductor-cuda", "aotinductor-cuda", "cuda", AotInductor, no_gpu),
