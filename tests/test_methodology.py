@@ -14,7 +14,7 @@ from stn_export.bench.methodology import Interleaved, WarmUp, calls_for, interle
 from stn_export.runners import Step
 
 BLOCKS = GRIDS["quick"].blocks
-QUIET = {"sm_clock_mhz": 1980, "held_back_by": []}
+QUIET = {"sm_clock_mhz": 1980, "held_back_by": [], "idle": False}
 
 
 def contenders(seconds: tuple[float, float]) -> tuple[list[str], Interleaved]:
@@ -171,16 +171,20 @@ def test_a_cpu_that_was_shared_is_disturbed(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("after", "disturbed"),
+    ("before", "after", "disturbed"),
     [
-        ({}, False),
-        ({"sm_clock_mhz": 1900}, False),
-        ({"sm_clock_mhz": 1700}, True),
-        ({"held_back_by": ["SwPowerCap"]}, True),
+        ({}, {}, False),
+        ({}, {"sm_clock_mhz": 1900}, False),
+        ({}, {"sm_clock_mhz": 1700}, True),
+        ({"sm_clock_mhz": 1700}, {}, True),
+        ({}, {"held_back_by": ["SwPowerCap"]}, True),
+        ({"sm_clock_mhz": 345, "idle": True}, {}, False),  # it woke up
+        ({"sm_clock_mhz": 345, "idle": True}, {"held_back_by": ["SwPowerCap"]}, True),
+        ({"idle": True}, {"sm_clock_mhz": 1700}, True),
     ],
 )
-def test_a_gpu_that_was_held_back_is_disturbed(after: dict, disturbed: bool):
-    assert gpu_disturbed(QUIET, QUIET | after) == disturbed
+def test_a_gpu_that_was_held_back_is_disturbed(before: dict, after: dict, disturbed: bool):
+    assert gpu_disturbed(QUIET | before, QUIET | after) == disturbed
     assert not gpu_disturbed(None, QUIET)
 
 
@@ -192,8 +196,8 @@ def test_reasons_by_name():
         nvmlClocksThrottleReasonAll=37,
         nvmlDeviceGetHandleByIndex=None,
     )
-    assert reasons(library, 1) == []
-    assert reasons(library, 1 | 4 | 32) == ["SwPowerCap", "SwThermalSlowdown"]
+    assert reasons(library, 1) == {"GpuIdle", "All"}
+    assert reasons(library, 4 | 32) == {"SwPowerCap", "SwThermalSlowdown", "All"}
 
 
 def test_what_a_gpu_says_of_itself():
@@ -201,11 +205,13 @@ def test_what_a_gpu_says_of_itself():
         NVML_CLOCK_SM="sm",
         NVML_CLOCK_MEM="memory",
         NVML_TEMPERATURE_GPU="gpu",
+        nvmlClocksEventReasonGpuIdle=1,
         nvmlClocksThrottleReasonSwPowerCap=4,
+        nvmlClocksThrottleReasonAll=5,
         nvmlDeviceGetClockInfo=lambda gpu, clock: {"sm": 1980, "memory": 2619}[clock],
         nvmlDeviceGetPowerUsage=lambda gpu: 350_500,
         nvmlDeviceGetTemperature=lambda gpu, sensor: 41,
-        nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 4,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 5,
     )
     assert machine.read_gpu(library, object()) == {
         "sm_clock_mhz": 1980,
@@ -213,4 +219,5 @@ def test_what_a_gpu_says_of_itself():
         "power_watts": 350.5,
         "temperature_c": 41,
         "held_back_by": ["SwPowerCap"],
+        "idle": True,
     }

@@ -64,39 +64,43 @@ def infer(runner: Runner, feeds: Arrays) -> np.ndarray:
     return np.concatenate([runner.infer({"images": part})["log_probs"] for part in parts])
 
 
-def test_infer_equals_eager(runner: Runner, spec: RunnerSpec, stn: NetworkDirectory):
-    expected = eager(stn, 33)
-    actual = infer(runner, feeds_of(runner, stn, 33))
-    assert actual.dtype == np.float32
+def assert_close(actual: np.ndarray, expected: np.ndarray, spec: RunnerSpec) -> None:
+    """As close as two answers of this runner have to be: a GPU may take another algorithm for another shape."""
     bound = TOLERANCES[spec.tolerance_of("fp32")].apart(OUTPUT, np.abs(expected).max())
     np.testing.assert_allclose(actual, expected, atol=bound.absolute, rtol=bound.relative)
 
 
-def test_infer_takes_any_memory_layout(runner: Runner, stn: NetworkDirectory):
+def test_infer_equals_eager(runner: Runner, spec: RunnerSpec, stn: NetworkDirectory):
+    actual = infer(runner, feeds_of(runner, stn, 33))
+    assert actual.dtype == np.float32
+    assert_close(actual, eager(stn, 33), spec)
+
+
+def test_infer_takes_any_memory_layout(runner: Runner, spec: RunnerSpec, stn: NetworkDirectory):
     feeds = feeds_of(runner, stn, 4)
     strided = {"images": torch.from_numpy(feeds["images"]).to(memory_format=torch.channels_last).numpy()}
-    np.testing.assert_allclose(infer(runner, strided), infer(runner, feeds), atol=1e-6)
+    assert_close(infer(runner, strided), infer(runner, feeds), spec)
 
 
-def test_a_bound_step_runs_again_and_again(runner: Runner, stn: NetworkDirectory):
+def test_a_bound_step_runs_again_and_again(runner: Runner, spec: RunnerSpec, stn: NetworkDirectory):
     feeds = feeds_of(runner, stn, runner.contract.batch or 3)
     expected = runner.infer(feeds)["log_probs"]
     step = runner.bind({"images": feeds["images"].copy()})  # whatever the step needs it must keep alive itself
     gc.collect()
     rubbish = [np.full_like(feeds["images"], np.nan) for _ in range(50)]
     for _ in range(3):
-        np.testing.assert_allclose(runner.read(step())["log_probs"], expected, atol=1e-6)
+        assert_close(runner.read(step())["log_probs"], expected, spec)
     assert len(rubbish) == 50
 
 
-def test_several_bound_batches_take_turns(runner: Runner, stn: NetworkDirectory):
+def test_several_bound_batches_take_turns(runner: Runner, spec: RunnerSpec, stn: NetworkDirectory):
     size = runner.contract.batch or 3
     images = np.split(feeds_of(runner, stn, 3 * size)["images"], 3)
     expected = [runner.infer({"images": part})["log_probs"] for part in images]
     bound, request = (take(*({"images": part.copy()} for part in images)) for take in (runner.bind, runner.request))
     for turn in range(7):
-        np.testing.assert_allclose(runner.read(bound())["log_probs"], expected[turn % 3], atol=1e-6)
-        np.testing.assert_allclose(request()["log_probs"], expected[turn % 3], atol=1e-6)
+        assert_close(runner.read(bound())["log_probs"], expected[turn % 3], spec)
+        assert_close(request()["log_probs"], expected[turn % 3], spec)
     assert bound.clock() <= bound.clock()
 
 

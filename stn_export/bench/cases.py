@@ -66,7 +66,7 @@ def decomposed_of(target: Target, targets: Sequence[Target]) -> Target | None:
 
 def eager_of(target: Target, targets: Sequence[Target]) -> Target | None:
     """Eager PyTorch with the same network, device and use of TF32."""
-    eager = eager_spec(target.runner)
+    eager = eager_spec(target.runner.device, target.runner.tf32)
     others = [each for each in targets if each.network.name == target.network.name and each.runner == eager]
     return next((each for each in others if target.runner != eager), None)
 

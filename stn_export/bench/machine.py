@@ -21,8 +21,8 @@ class Watch:
     """Looks at the machine before and after a stretch of work on ``device``, and says whether it was disturbed.
 
     Disturbed is a stretch on the CPU in which less than ``METHOD.cpu_share`` of the time was ours (others ran on it),
-    and one on the GPU in which a clock was held back or moved by more than ``METHOD.clock_change``. Without
-    nvidia-ml-py a GPU is never seen disturbed.
+    and one on the GPU in which a clock was held back or moved by more than ``METHOD.clock_change``, other than up from
+    idling. Without nvidia-ml-py a GPU is never seen disturbed.
     """
 
     device: str
@@ -48,10 +48,11 @@ class Watch:
 
 
 def gpu_disturbed(before: dict | None, after: dict | None) -> bool:
-    """Whether a GPU's clock was held back at either end of a stretch, or moved in between."""
+    """Whether a GPU's clock was held back at either end of a stretch, or moved in between: not where it woke up."""
     if before is None or after is None:
         return False
-    moved = abs(after["sm_clock_mhz"] / before["sm_clock_mhz"] - 1) > METHOD.clock_change
+    change = after["sm_clock_mhz"] / before["sm_clock_mhz"] - 1
+    moved = abs(change) > METHOD.clock_change and not (change > 0 and before["idle"])
     return bool(before["held_back_by"] or after["held_back_by"] or moved)
 
 
@@ -78,22 +79,24 @@ def gpu_state() -> dict | None:
 
 
 def read_gpu(nvml: ModuleType, gpu: object) -> dict:
-    """Clocks in MHz, power in W, temperature in °C and what holds the clocks back."""
+    """Clocks in MHz, power in W, temperature in °C, what holds the clocks back, and whether nothing runs."""
+    given = reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
     return {
         "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
         "power_watts": nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
         "temperature_c": nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
-        "held_back_by": reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
+        "held_back_by": sorted(given - set(HARMLESS)),
+        "idle": "GpuIdle" in given,
     }
 
 
-def reasons(nvml: ModuleType, bits: int) -> list[str]:
-    """The names of the throttle reasons that are set, without the harmless ones."""
+def reasons(nvml: ModuleType, bits: int) -> set[str]:
+    """The names of the throttle reasons that are set."""
     names = {
         name.removeprefix(prefix): getattr(nvml, name)
         for prefix in PREFIXES
         for name in dir(nvml)
         if name.startswith(prefix)
     }
-    return sorted(name for name, bit in names.items() if name not in HARMLESS and isinstance(bit, int) and bits & bit)
+    return {name for name, bit in names.items() if isinstance(bit, int) and bits & bit}

@@ -48,6 +48,12 @@ class Settings:
         return asdict(self)
 
 
+def layout_of(precision: str, device: torch.device) -> torch.memory_format:
+    """How images and weights lie: channels last is 1.5 times faster on a CPU, and what tensor cores ask for."""
+    on_cores = device.type == "cpu" or precision != "fp32"
+    return torch.channels_last if on_cores else torch.contiguous_format
+
+
 class Trainer:
     """One model in training; ``history`` has a row for each complete epoch, ``position`` counts steps of the next."""
 
@@ -55,7 +61,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.settings, self.device = settings, device
         model = build_model(settings.model, settings.recipe.dropout)
-        self.model = model.to(device, memory_format=torch.channels_last)  # 1.5 times faster on a CPU
+        self.model = model.to(device, memory_format=layout_of(settings.precision, device))
         set_precision(self.model, settings.precision, device)
         self.affine = DATASETS[settings.dataset].affine
         cut = len(dataset.train) - settings.validation
