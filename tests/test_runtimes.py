@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from stn_export.audit import runtimes
 from stn_export.audit.runtimes import RUNTIMES, Runtime, at_batch_one, cell, page
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
+from stn_export.graphs import portability
 from stn_export.graphs.destinations import DESTINATIONS, EQUAL, KEPT, OFF, REFUSES, RULES, TRIED, WRONG, choose
+from stn_export.graphs.lint import Subject, findings
 from tests.runs import enter_networks
 
 ONE = [np.array([[2.0, -4.0]], np.float32)]
@@ -109,3 +112,27 @@ def test_export_for_destinations_writes_a_file_for_each_and_says_why(
     assert "plain-fp32" in NetworkDirectory(run / "cnn").artifacts
     assert "iree: gather, a batch of 1: equal" in said.replace("\n", " ")
     assert set(DESTINATIONS) >= {"iree", "tensorrt"}
+
+
+def refuted(runtime: portability.Runtime, run: Path) -> list[str]:
+    """The cells of the kept table that the audit's rules say something else of."""
+    found = []
+    for row in json.loads(KEPT.read_text())["rows"]:
+        path = run / "stn" / f"{row['file']}.onnx"
+        if row["runtime"] == runtime.kept and path.exists():
+            subject = Subject(onnx.load(path))
+            verdict, _ = portability.ruled(runtime, subject, findings(subject), {})
+            if (verdict == portability.REFUSED) != (row["verdict"] == REFUSES) or row["verdict"] == WRONG:
+                found.append(f"{row['file']}: {verdict}, but {row['verdict']}")
+    return found
+
+
+def test_the_table_refutes_no_rule_of_the_audit(trained_run: Path):
+    checked = [runtime for runtime in portability.RUNTIMES if runtime.kept]
+    assert checked
+    for runtime in checked:
+        assert not refuted(runtime, trained_run)
+    strict = replace(checked[0], refuses=("STN001",))  # a rule that the table knows better of
+    assert refuted(strict, trained_run) == [f"{name}-fp32: refused, but equal" for name in ("default", "affinegrid")]
+    other = replace(checked[0], kept="iree")
+    assert "matmul-fp32: should run, but WRONG" in refuted(other, trained_run)

@@ -54,6 +54,7 @@ class Runtime:
     """One row: lint rules that rule it out, those that only slow it down, and how to try it, if it can be tried.
 
     ``samples`` is the most sampled values that it is tried with: one that samples them one by one takes minutes.
+    ``kept`` is its name in the table of ``make runtimes``, where it was tried there.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Runtime:
     trial: Callable[[Subject], Outputs] | None = None
     module: str = "onnxruntime"
     samples: float = float("inf")
+    kept: str = ""
 
 
 RUNTIMES = (
@@ -70,7 +72,7 @@ RUNTIMES = (
     Runtime("ONNX Runtime TensorRT", refuses=("STN001",), slows=("STN002", "STN008")),
     Runtime("ONNX Runtime DirectML", slows=("STN002", "STN005", "STN008")),
     Runtime("TensorRT", refuses=("STN001", "STN002", "STN008")),
-    Runtime("OpenVINO", trial=_openvino, module="openvino"),
+    Runtime("OpenVINO", trial=_openvino, module="openvino", kept="openvino"),
     Runtime("onnx reference evaluator", trial=_reference, module="onnx", samples=10_000),
 )
 
@@ -95,6 +97,11 @@ def _attempt(trial: Callable[[Subject], Outputs], subject: Subject) -> Outputs |
 def _verdict(runtime: Runtime, subject: Subject, against: list[Finding], expected: Outputs | str) -> Verdict:
     if runtime.trial and importlib.util.find_spec(runtime.module) and _sampled(subject) <= runtime.samples:
         return _tried(_attempt(runtime.trial, subject), expected)
+    return ruled(runtime, subject, against, expected)
+
+
+def ruled(runtime: Runtime, subject: Subject, against: list[Finding], expected: Outputs | str) -> Verdict:
+    """What the rules say of a runtime that is not tried here."""
     if isinstance(expected, str):
         return REFUSED, f"ONNX Runtime on the CPU does not run it either: {expected}."
     if runtime.name == "ONNX Runtime CUDA":
