@@ -36,7 +36,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-results report gain demo all test test-all test-hard bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-all test-hard bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,9 +92,14 @@ bench-keep: $(READY) ## keep this run's timings in OUT, small, and write RESULTS
 bench-results: $(READY) ## write benchmarks/RESULTS.md from the kept timings
 	@$(STAGE).bench.results
 
+GPU_RESULTS = $(STAGE).bench.gpu_results --dataset "$$DATASET" --data "$$DATA" --run "$$RUN" --ort-site "$$ORT_SITE" \
+	--out "$$OUT" $(if $(filter auto,$(DEVICE)),,--device "$$DEVICE") $(if $(filter file,$(origin GRID)),,--grid "$$GRID")
+
+gpu-plan: $(READY) ## what gpu-results would run, in which limits, and what is missing for it
+	@$(GPU_RESULTS) --plan
+
 gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minutes; again to go on
-	@$(STAGE).bench.gpu_results --dataset "$$DATASET" --data "$$DATA" --run "$$RUN" --ort-site "$$ORT_SITE" \
-		--out "$$OUT" $(if $(filter auto,$(DEVICE)),,--device "$$DEVICE") $(if $(filter file,$(origin GRID)),,--grid "$$GRID")
+	@$(GPU_RESULTS)
 
 bench-train: $(READY) ## time an epoch of training against the tutorial's loop, and keep the figures
 	@$(PYTHON) -m pytest benchmarks --dataset "$$DATASET" --data "$$DATA" --device "$$DEVICE" \

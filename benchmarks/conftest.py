@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="auto", help="time on this device only: cpu or cuda; auto takes both")
     group.addoption("--dataset", default=None, help="time training on this data set instead of a run's files")
     group.addoption("--data", type=cli.path_or_none, help="of training: directory that holds CIFAR-10")
+    group.addoption("--resume", type=Path, default=None, metavar="FILE", help="time what this file has no row of")
     group.addoption("--pairs", type=int, default=5, help="of training: how many epochs of either loop take turns")
 
 
@@ -35,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--dataset"):
         with refusing():
             config.timing = Session.open(*map(config.getoption, ("--run", "--device", "--grid")))
+            if config.getoption("--resume"):
+                config.timing.resume(config.getoption("--resume"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -49,6 +52,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         suite = metafunc.function.__name__.removeprefix("test_")
         metafunc.parametrize("case", list(metafunc.config.timing.cases(suite)), ids=str)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out rows that are kept."""
+    kept = config.timing.kept if config.timing else {}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in kept])
+    items[:] = [item for item in items if item.nodeid not in kept]
 
 
 @pytest.fixture

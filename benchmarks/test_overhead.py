@@ -12,9 +12,9 @@ def test_overhead(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> N
     contest("overhead", benchmark, case, grid)
 
 
-def test_lowering(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
-    """A lowering against the one that PyTorch's exporter gives by itself."""
-    contest("lowering", benchmark, case, grid)
+def test_default(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+    """A backend against what people get by default: the default export in a default session of ONNX Runtime."""
+    contest("default", benchmark, case, grid)
 
 
 def test_eager(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
@@ -22,6 +22,6 @@ def test_eager(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None
     contest("eager", benchmark, case, grid)
 
 
-def test_default(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
-    """A backend against what people get by default: the default export in a default session of ONNX Runtime."""
-    contest("default", benchmark, case, grid)
+def test_lowering(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+    """A lowering against the one that PyTorch's exporter gives by itself."""
+    contest("lowering", benchmark, case, grid)

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -18,13 +20,14 @@ from stn_export.artifacts.files import write_json
 from stn_export.artifacts.schemas import read_bench
 from stn_export.bench import floors, gpu_results, kept, proof, results
 from stn_export.bench.floors import all_work, work
-from stn_export.bench.gpu_results import Step, bounded, environment_with, perform
+from stn_export.bench.gpu_results import Step, bounded, perform, with_onnx_runtime
 from stn_export.bench.kept import PROOF_SCHEMA, file_name
 from stn_export.bench.method import GPU_RESULTS, PEAKS, PROOF
+from stn_export.cli.options import PARSERS
 from stn_export.errors import UserError
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
-from tests.bench_files import WORK, prove, rows_of, write
+from tests.bench_files import prove, rows_of, write
 from tests.runs import built_in
 
 PEAK = {"flops": {"fp32": 1e11}, "bytes": 1e10, "source": "measured"}
@@ -203,23 +206,40 @@ def test_what_the_proof_cannot_believe_fails(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.glob("proof-*.json"))
 
 
-def script(text: str, name: str = "step", limit: float = 60) -> Step:
-    return Step(name, (sys.executable, "-c", text), limit)
+OPTIONS = gpu_results.build_parser()
 
 
-def test_a_step_that_was_done_is_not_done_again(tmp_path: Path):
-    counting = script(f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
-    states = [perform(counting, tmp_path, 100, environment_with(None)).state for _ in range(2)]
+def options_for(run: Path, *more: str) -> argparse.Namespace:
+    return OPTIONS.parse_args(["--run", str(run), "--device", "cpu", "--out", str(run / "out"), *more])
+
+
+def script(folder: Path, text: str, name: str = "step", limit: float = 60) -> Step:
+    """A step that runs a module with this text; the folder must be on the path."""
+    (folder / f"{name}.py").write_text(text)
+    return Step(name, name, limit)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return folder
+
+
+def test_a_step_that_was_done_is_not_done_again(scripts: Path, tmp_path: Path):
+    counting = script(scripts, f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
+    states = [perform(counting, options_for(tmp_path), 100).state for _ in range(2)]
     assert states == ["done", "kept"]
     (tmp_path / "any").mkdir()
     (tmp_path / "any" / "manifest.json").write_text("{}")  # another network
-    assert perform(counting, tmp_path, 100, environment_with(None)).state == "done"
+    assert perform(counting, options_for(tmp_path), 100).state == "done"
     assert (tmp_path / "count").read_text() == "xx"
 
 
-def test_a_step_that_fails_leaves_no_marker(tmp_path: Path):
-    failing = script("raise SystemExit(3)")
-    assert [perform(failing, tmp_path, 100, environment_with(None)).state for _ in range(2)] == ["failed", "failed"]
+def test_a_step_that_fails_leaves_no_marker(scripts: Path, tmp_path: Path):
+    failing = script(scripts, "raise SystemExit(3)")
+    assert [perform(failing, options_for(tmp_path), 100).state for _ in range(2)] == ["failed", "failed"]
 
 
 def test_a_step_that_takes_too_long_is_interrupted_and_may_still_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -237,50 +257,68 @@ def test_a_step_that_takes_too_long_is_interrupted_and_may_still_write(tmp_path:
         return wait(process, limit)
 
     monkeypatch.setattr(subprocess.Popen, "wait", patient)
-    assert bounded(script(text).command, 1.0, environment_with(None)) is None
+    assert bounded((sys.executable, "-c", text), 1.0) is None
     assert path.read_text() == "partial"
 
 
 def test_no_step_begins_when_no_time_is_left(tmp_path: Path):
-    assert perform(script(""), tmp_path, GPU_RESULTS.shortest / 2, {}).state == "not begun"
+    assert perform(Step("step", "this", 60), options_for(tmp_path), GPU_RESULTS.shortest / 2).state == "not begun"
 
 
 def test_onnx_runtime_from_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The process starts anew, so that all that it says of ONNX Runtime is said of that one; and it does so once."""
+    begun = []
+    monkeypatch.setattr(os, "execve", lambda *said: begun.append(said))
     with pytest.raises(UserError, match="holds no onnxruntime"):
-        environment_with(tmp_path)
+        with_onnx_runtime(tmp_path)
     (tmp_path / "onnxruntime").mkdir()
     monkeypatch.setenv("PYTHONPATH", "other")
-    assert environment_with(tmp_path)["PYTHONPATH"] == f"{tmp_path}:other"
+    with_onnx_runtime(tmp_path)
+    [(_, arguments, environment)] = begun
+    assert arguments == sys.orig_argv
+    assert environment["PYTHONPATH"] == f"{tmp_path}:other"
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    with_onnx_runtime(tmp_path)
+    assert len(begun) == 1
 
 
 @pytest.mark.slow
-def test_all_steps_are_gathered_though_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(kept, "measured_peak", lambda: PEAK)
+def test_all_is_kept_though_a_step_fails(
+    scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     run, out = tmp_path / "run", tmp_path / "out"
-    options = argparse.Namespace(run=run)
-    monkeypatch.setattr(gpu_results, "suites", lambda: ["one", "two"])
-    monkeypatch.setattr(gpu_results, "steps", lambda _: [script("", "good"), script("raise SystemExit(1)", "bad")])
-    rows = rows_of(0)
-    half = len(rows) // 2
-    for suite, part in zip(gpu_results.suites(), (list(rows.items())[:half], list(rows.items())[half:]), strict=True):
-        write(gpu_results.part_of(options.run, suite), dict(part))
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    steps = (script(scripts, "", "good"), script(scripts, "raise SystemExit(1)", "bad"))
+    monkeypatch.setattr(gpu_results, "STEPS", steps)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(scripts), str(Path(__file__).parent.parent)]))
+    run.mkdir()
+    write(run / "bench.json", rows_of(0))
     assert cli.run(gpu_results.main, ["--device", "cpu", "--run", str(run), "--out", str(out)]) == 1
     assert "bad (failed); run it again to go on" in capsys.readouterr().err
-    gathered = read_bench(run / "bench.json")
-    assert len(gathered["benchmarks"]) == len(rows)
-    assert gathered["work"] == WORK
     names = sorted(path.name.split("-")[0] for path in out.iterdir())
     assert names == ["RESULTS.md", "steps", "test"]
 
 
 def test_the_table_of_steps(tmp_path: Path):
-    parser = gpu_results.build_parser()
-    options = parser.parse_args(["--run", str(tmp_path), "--device", "cpu", "--grid", "quick"])
-    commands = {step.name: step.command for step in gpu_results.steps(options)}
-    names = list(commands)
-    assert "--dataset" in commands["test_training"]
-    assert "--dataset" not in commands["test_latency"]
-    assert names[:3] == ["train", "export", "verify"]
-    assert names[-1] == "proof"
-    assert "test_latency" in names
+    options = options_for(tmp_path / "a run", "--data", "some where")
+    commands = {step.name: step.words(options) for step in gpu_results.STEPS}
+    assert list(commands)[:4] == ["train", "export", "verify", "overhead"]
+    assert list(commands)[-1] == "proof"
+    assert "some where" in commands["train"]
+    assert "--dataset" in commands["training"]
+    for name, words in commands.items():
+        assert str(tmp_path / "a run") in " ".join(words)
+        parser = PARSERS.get(words[2].removeprefix("stn_export."))
+        _, unknown = parser().parse_known_args(words[3:]) if parser else (None, [])
+        assert not [
+            word for word in unknown if word not in ("--benchmark-only", "--dataset", "digits", "--data", "some where")
+        ], name
+
+
+def test_the_plan_counts_what_a_gpu_would_do(run: Path, capsys: pytest.CaptureFixture[str]):
+    """On a machine without one as on a machine with one."""
+    assert cli.run(gpu_results.main, ["--plan", "--run", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"latency +120 +(\d\d+) rows, \d+ s of timing", said)
+    assert re.search(r"verify +120 +(\d\d+) checks", said)
+    if not torch.cuda.is_available():
+        assert "not to be run here: PyTorch sees no GPU here" in said

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stn_export.artifacts.manifest import network_directories
+from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench import methodology
 from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
@@ -78,6 +79,35 @@ def test_bench_json_is_an_ordinary_pytest_benchmark_file(planned_run: Path, tmp_
     compare = [Path(sys.executable).parent / "pytest-benchmark", "compare", str(path)]
     compared = started(list(map(str, compare)), tmp_path)
     assert "test_latency[stn-eager-cpu-program-1]" in compared.stdout
+
+
+@pytest.mark.slow
+def test_rows_that_a_file_has_are_not_timed_again(planned_run: Path, tmp_path: Path):
+    """Until the artifact is another one; rows of other suites stay."""
+    command = [sys.executable, "-m", "stn_export.bench", "--run", str(planned_run), "--device", "cpu", "--resume"]
+
+    def timed(suites: str, chosen: str) -> dict[str, dict]:
+        result = started([*command, "--suites", suites, "-k", chosen], tmp_path, PYTHONPATH=str(REPOSITORY))
+        assert result.returncode == 0, result.stdout + result.stderr
+        content = read_bench(planned_run / "bench.json", Result)
+        assert len(content["benchmarks"]) == len({row["fullname"] for row in content["benchmarks"]})
+        return {row["fullname"]: row["stats"] for row in content["benchmarks"]}
+
+    latency, both = "test_latency.py::test_latency[{}-eager-cpu-program-1]", "test_latency and eager-cpu and not cold"
+    first = timed("latency", f"{both} and stn")
+    assert list(first) == [EAGER]
+    second = timed("latency", both)
+    assert second[EAGER] == first[EAGER]
+    assert set(second) == {EAGER, latency.format("cnn")}
+    third = timed("request", "eager-cpu and stn")
+    assert {name: third[name] for name in second} == second
+    assert len(third) == 3
+    assert timed("latency", both) == third  # nothing is left to do
+    content = json.loads((planned_run / "bench.json").read_text())
+    for row in content["benchmarks"]:
+        row["extra_info"]["sha256"] = "another"
+    (planned_run / "bench.json").write_text(json.dumps(content))
+    assert timed("latency", f"{both} and stn")[EAGER] != first[EAGER]
 
 
 @pytest.mark.slow

@@ -14,13 +14,15 @@ from stn_export import cli
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.files import load_tensors
 from stn_export.artifacts.manifest import Artifact, NetworkDirectory
+from stn_export.comparison.compare import Comparison
 from stn_export.export.onnx_export import to_onnx
-from stn_export.program.specs import Arrays
+from stn_export.program.specs import Arrays, Contract
 from stn_export.runners import RUNNERS, OnnxRuntime, Runner, RunnerSpec
 from stn_export.runners.pytorch import Captured
 from stn_export.verify import __main__ as verify
 from stn_export.verify import points_file
 from stn_export.verify.checks import Check, beyond, check_artifact
+from stn_export.verify.journal import JOURNAL, Journal
 from stn_export.verify.truth import Truth, truth_of
 from stn_export.verify.weights import check_weights, folded_weights, weights_of
 from tests.captured_modules import examples_of, program_of
@@ -51,6 +53,40 @@ def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
     history = [json.loads(line) for line in (run / "stn" / "history.jsonl").read_text().splitlines()]
     assert matmul["accuracy"] == pytest.approx(history[-1]["test_accuracy"], abs=1e-3)
     assert set(load_tensors(run / "points.pt")["networks"]) == {"stn"}
+
+
+@pytest.mark.slow
+def test_a_verification_goes_on_where_it_was_interrupted(run: Path, monkeypatch: pytest.MonkeyPatch):
+    command = ["--run", str(run), "--resume"]
+    made, left = [], 3
+
+    def check(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Truth) -> Check:
+        if len(made) == left:
+            raise KeyboardInterrupt
+        made.append((artifact.network, artifact.name, spec.name))
+        return check_artifact(artifact, path, spec, truth)
+
+    monkeypatch.setattr(verify, "check_artifact", check)
+    (run / "verify.json").unlink(missing_ok=True)
+    assert cli.run(verify.main, command) == 130
+    assert not (run / "verify.json").exists()
+    with (run / JOURNAL).open("a") as file:
+        file.write('{"half')
+    left = 1000
+    assert cli.run(verify.main, command) == 0
+    content = json.loads((run / "verify.json").read_text())
+    assert len(made) == len(set(made)) == len(content["checks"])
+    assert content["passed"]
+    assert not (run / JOURNAL).exists()
+
+
+def test_a_journal_is_of_one_network_and_machine(tmp_path: Path):
+    check = Check("stn", "folded", "abc", "eager-cpu", "fp32", {"examples": {"x": Comparison("", 1e-7)}}, failure="")
+    artifact = Artifact("folded", "folded.onnx", "stn", "onnx", "abc", Contract((), ()))
+    Journal(tmp_path, "key").add(check)
+    assert repr(Journal(tmp_path, "key").of(artifact, "eager-cpu")) == repr(check)  # with NaN, which equals nothing
+    assert Journal(tmp_path, "key").of(artifact, "pt2-cpu") is None
+    assert Journal(tmp_path, "other").of(artifact, "eager-cpu") is None
 
 
 @pytest.mark.slow

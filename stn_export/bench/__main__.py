@@ -44,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     told = SHOWN if options.verbose else QUIET
     with alone(options.run, options.wait):
         with _whole(path) as written:
+            resumed = ("--resume", path) if options.resume and path.is_file() else ()
             json = f"--benchmark-json={written}"
-            if code := pytest.main([*map(str, (*ROOTED, *told, *ours)), json, *others, *map(str, chosen)]):
+            code = pytest.main([*map(str, (*ROOTED, *told, *ours, *resumed)), json, *others, *map(str, chosen)])
+            if code and not (resumed and code == pytest.ExitCode.NO_TESTS_COLLECTED):
                 raise SystemExit(int(code))
         if not options.benchmark_json:
             close(options.run, "bench")

@@ -1,8 +1,9 @@
-"""Everything that a machine with one NVIDIA GPU can say, in minutes: `python -m stn_export.bench.gpu_results`.
+"""Everything that a machine with one NVIDIA GPU can say, in minutes: ``python -m stn_export.bench.gpu_results``.
 
-A table of steps, each in a process of its own and bounded in time. A step that was done leaves a marker and is not
-done again while the networks are the same; so running it again goes on where it stopped. A step that fails or takes too
-long is remembered, the next one runs, and the exit code is 1 at the end.
+A table of steps, each in a process of its own and bounded in time, what answers most first. Running it again goes on
+where it stopped: training, verification and the suites keep each epoch, check and row, and what was done leaves a
+marker that holds while the networks are the same. A step that fails or takes too long is remembered, the next one runs,
+and the exit code is 1 at the end. ``--plan`` says all that without doing it.
 """
 
 import argparse
@@ -14,24 +15,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe, resolve_device
-from stn_export.artifacts.files import write_atomically, write_out
+from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import BENCH_FILE, MANIFEST, VERIFY_FILE
-from stn_export.artifacts.schemas import Result, read_bench
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.kept import KEPT, compact, file_name, now
+from stn_export.bench.cases import BASELINES, cases
+from stn_export.bench.grids import GRIDS, BenchGrid
+from stn_export.bench.kept import KEPT, file_name, now
 from stn_export.bench.method import GPU_RESULTS
 from stn_export.bench.results import RESULTS
-from stn_export.bench.session import suite_files
+from stn_export.bench.targets import Target, find_targets
 from stn_export.config import ARTIFACTS
 from stn_export.errors import CheckFailedError, UserError, require_choice
+from stn_export.runners import RUNNERS
+from stn_export.runners.registry import no_gpu
 
-TRAINING = "training"  # the suite that takes a data set instead of a run
 MARKERS = "gpu-results"
 
 
@@ -40,9 +43,42 @@ class Step:
     """One process, at most ``limit`` seconds long. ``marked``: done once is done; others see to that themselves."""
 
     name: str
-    command: tuple[str, ...]
+    command: str
     limit: float
     marked: bool = True
+
+    def words(self, options: argparse.Namespace) -> list[str]:
+        """The command with the options put in."""
+        values = {name: "" if value is None else value for name, value in vars(options).items()}
+        return [sys.executable, "-m", *(word.format_map(values) for word in shlex.split(self.command))]
+
+
+TRAINING = "{run}/" + MARKERS + "/training.json"
+TIMED = "stn_export.bench --resume --benchmark-only --run {run} --device {device} --grid {grid} --suites "
+SUITES = {  # and the kinds of rows in each
+    "overhead": tuple(BASELINES),
+    "latency": ("latency", "cold"),
+    **{name: (name,) for name in ("throughput", "startup", "request", "breakdown")},
+}
+STEPS = (
+    Step("train", "stn_export.train --run {run} --device {device} --dataset {dataset} --data '{data}'", 120, False),
+    Step("export", "stn_export.export --run {run}", 90, False),
+    Step("verify", "stn_export.verify --resume --run {run}", 120),
+    Step("overhead", TIMED + "overhead", 120),
+    Step("latency", TIMED + "latency", 120),
+    Step("throughput", TIMED + "throughput", 120),
+    Step(
+        "training",
+        "stn_export.bench --run {run} --device {device} --suites training --benchmark-only"
+        f" --dataset {{dataset}} --data '{{data}}' --benchmark-json {TRAINING}",
+        120,
+    ),
+    Step("keep_training", f"stn_export.train.keep_speed {TRAINING} --results {{out}}", 60, False),
+    Step("startup", TIMED + "startup", 120),
+    Step("request", TIMED + "request", 120),
+    Step("breakdown", TIMED + "breakdown", 60),
+    Step("proof", "stn_export.bench.proof --run {run} --device {device} --trials {trials} --out {out}", 400),
+)
 
 
 @dataclass(frozen=True)
@@ -58,69 +94,31 @@ class Outcome:
         return self.state in ("done", "kept")
 
 
-def suites() -> list[str]:
-    """The suites of a run's files."""
-    return [name for name in suite_files() if name != TRAINING]
-
-
-def part_of(run: Path, suite: str) -> Path:
-    """Where a suite's own JSON goes."""
-    return run / MARKERS / f"{suite}.json"
-
-
-def steps(options: argparse.Namespace) -> list[Step]:
-    """What is run before the results are gathered, in this order."""
-    run, limits = str(options.run), GPU_RESULTS.limits
-    data, trials = ("--data", str(options.data)) if options.data else (), ("--trials", str(GPU_RESULTS.trials))
-    stage, here, device = (sys.executable, "-m"), ("--run", run), ("--device", options.device)
-    train = ("--dataset", options.dataset, *data)
-    keep = ("stn_export.train.keep_speed", str(part_of(options.run, TRAINING)), "--results", str(options.out))
-
-    def timing(suite: str, *more: str) -> Step:
-        command = ("stn_export.bench", "--suites", suite, "--benchmark-only", *here, *device, *more)
-        json_file = ("--benchmark-json", str(part_of(options.run, suite)))
-        return Step(f"test_{suite}", (*stage, *command, *json_file), limits["suite"])
-
-    return [
-        Step("train", (*stage, "stn_export.train", *train, *device, *here), limits["train"], marked=False),
-        Step("export", (*stage, "stn_export.export", *here), limits["export"], marked=False),
-        Step("verify", (*stage, "stn_export.verify", *here), limits["verify"]),
-        *(timing(suite, "--grid", options.grid) for suite in suites()),
-        timing(TRAINING, *train),
-        Step("keep_training", (*stage, *keep), limits["results"], marked=False),
-        Step(
-            "proof",
-            (*stage, "stn_export.bench.proof", *device, *here, *trials, "--out", str(options.out)),
-            limits["proof"],
-        ),
-    ]
-
-
-def fingerprint(step: Step, run: Path) -> str:
+def fingerprint(command: Sequence[str], run: Path) -> str:
     """What a marker holds: the command and the networks that it saw."""
     content = b"".join(path.read_bytes() for path in sorted(run.glob(f"*/{MANIFEST}")))
-    return hashlib.sha256(shlex.join(step.command).encode() + content).hexdigest()
+    return hashlib.sha256(shlex.join(command).encode() + content).hexdigest()
 
 
-def perform(step: Step, run: Path, remaining: float, environment: dict[str, str]) -> Outcome:
+def perform(step: Step, options: argparse.Namespace, remaining: float) -> Outcome:
     """Run a step unless its marker says that it was done; ``remaining`` seconds are left for all."""
-    marker = run / MARKERS / f"{step.name}.done"
-    if step.marked and marker.is_file() and marker.read_text() == fingerprint(step, run):
+    marker, command = options.run / MARKERS / f"{step.name}.done", step.words(options)
+    if step.marked and marker.is_file() and marker.read_text() == fingerprint(command, options.run):
         return Outcome(step.name, "kept", 0.0)
     if remaining < GPU_RESULTS.shortest:
         return Outcome(step.name, "not begun", 0.0)
-    cli.say(f"{step.name}: {shlex.join(step.command)}")
+    cli.say(f"{step.name}: {shlex.join(command)}")
     started = time.monotonic()
-    code = bounded(step.command, min(step.limit, remaining), environment)
+    code = bounded(command, min(step.limit, remaining))
     state = {0: "done", None: "too slow"}.get(code, "failed")
     if state == "done" and step.marked:
-        write_out(marker, fingerprint(step, run).encode())
+        write_out(marker, fingerprint(command, options.run).encode())
     return Outcome(step.name, state, round(time.monotonic() - started, 1))
 
 
-def bounded(command: Sequence[str], limit: float, environment: dict[str, str]) -> int | None:
+def bounded(command: Sequence[str], limit: float) -> int | None:
     """The exit code, or None where ``limit`` seconds were not enough; an interrupt lets pytest write what it has."""
-    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_heed_interrupts)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_heed_interrupts)
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -148,49 +146,68 @@ def end_group(process: subprocess.Popen) -> None:
             return
 
 
-def environment_with(ort_site: Path | None) -> dict[str, str]:
-    """Ours, with a directory that holds ONNX Runtime's GPU build first on the path.
+def with_onnx_runtime(ort_site: Path) -> None:
+    """Start this process again, with a directory that holds ONNX Runtime's GPU build first on its path.
 
     Raises:
         UserError: where the directory has no ONNX Runtime.
     """
-    if ort_site is None:
-        return dict(os.environ)
     if not (ort_site / "onnxruntime").is_dir():
         raise UserError(f"{ort_site} holds no onnxruntime", "ORT_SITE= is where 'pip install --target' put it")
-    paths = [str(ort_site.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if paths[0] != (first := str(ort_site.resolve())):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [first, *paths]))}
+        os.execve(sys.executable, sys.orig_argv, environment)
 
 
-def gather(run: Path) -> Path | None:
-    """One bench.json of all suites' parts; None where there is none."""
-    parts = [read_bench(part_of(run, suite), Result) for suite in suites() if part_of(run, suite).is_file()]
-    if not parts:
-        return None
-    rows, work = [row for part in parts for row in part["benchmarks"]], {}
-    for part in parts:
-        for network, by_batch in part["work"].items():
-            work.setdefault(network, {}).update(by_batch)
-    write_atomically(run / BENCH_FILE, compact(parts[0] | {"benchmarks": rows, "work": work}))
-    return run / BENCH_FILE
-
-
-def keep_all(options: argparse.Namespace, outcomes: list[Outcome], environment: dict[str, str]) -> Outcome:
+def keep_all(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> Outcome:
     """The kept files: timings, what verification found, and what became of every step."""
-    bench, described, device = gather(options.run), describe(), resolve_device(options.device).type
-    name = file_name(described, device, now())
-    verified = options.run / VERIFY_FILE
-    ended = {outcome.step for outcome in outcomes if outcome.state in ("done", "kept", "failed")}
-    if "verify" in ended and verified.is_file():
-        content = json.loads(verified.read_text())
-        write_out(options.out / f"verify-{name}", json.dumps(content, separators=(",", ":")).encode())
+    described = describe()
+    name = file_name(described, resolve_device(options.device).type, now())
+    states, verified, timed = {each.step: each.state for each in outcomes}, options.run / VERIFY_FILE, BENCH_FILE
+    if states.get("verify") in ("done", "kept", "failed") and verified.is_file():
+        write_out(options.out / f"verify-{name}", verified.read_bytes())
     story = {"environment": described, "run": str(options.run), "steps": [vars(outcome) for outcome in outcomes]}
     write_out(options.out / f"steps-{name}", json.dumps(story, indent=1).encode())
-    written = RESULTS if options.out == KEPT else options.out / RESULTS.name
-    results = ("stn_export.bench.results", "--kept", str(options.out), "--out", str(written))
-    keep = ("--keep", str(bench)) if bench else ()
-    step = Step("results", (sys.executable, "-m", *results, *keep), GPU_RESULTS.limits["results"], marked=False)
-    return perform(step, options.run, step.limit, environment)
+    results = "stn_export.bench.results --kept {out} --out {results}"
+    options.results = RESULTS if options.out == KEPT else options.out / RESULTS.name
+    keep = " --keep {run}/" + timed if (options.run / timed).is_file() else ""
+    return perform(Step("results", results + keep, 60, marked=False), options, GPU_RESULTS.seconds)
+
+
+def show_plan(options: argparse.Namespace) -> None:
+    """Every step with its limit and how much it has to do, and what is missing here, as if there were a GPU."""
+
+    def there(reason: str) -> bool:
+        return reason in ("", no_gpu())
+
+    lacking = Counter(
+        reason for each in RUNNERS if each.device == options.device and not there(reason := each.unavailable())
+    )
+    counts = {}
+    if any(options.run.glob(f"*/{MANIFEST}")):
+        targets = find_targets(options.run, options.device, there)
+        counts = {name: planned_rows(name, targets, GRIDS[options.grid]) for name in SUITES}
+        counts["verify"] = f"{len(find_targets(options.run, 'auto', there))} checks"
+    else:
+        cli.say(f"{options.run} is not there yet: how many rows it will have is not known")
+    rows = [(step.name, f"{step.limit:.0f}", counts.get(step.name, "")) for step in STEPS]
+    cli.table(f"At most {options.seconds:.0f} s, then again to go on", ("step", "at most s", "to do"), rows)
+    for step in STEPS:
+        cli.say(f"{step.name}: {shlex.join(step.words(options))}", "dim")
+    for reason, count in lacking.items():
+        cli.say(f"left out: {count} runners: {reason}")
+    if reason := no_gpu():
+        cli.say(f"not to be run here: {reason}")
+
+
+def planned_rows(suite: str, targets: Sequence[Target], grid: BenchGrid) -> str:
+    """How many rows a suite has, and what timing them takes beside loading."""
+    kinds = SUITES[suite]
+    count = sum(len(list(cases(kind, targets, getattr(grid, kind)))) for kind in kinds)
+    each = 2 * grid.blocks * grid.block_seconds if kinds[0] in BASELINES else grid.row_seconds
+    timing = "" if kinds[0] in ("startup", "breakdown") else f", {count * (each + grid.warmup_seconds):.0f} s of timing"
+    return f"{count} rows{timing}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -204,6 +221,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ort-site", type=cli.path_or_none, help="directory with ONNX Runtime's GPU build")
     parser.add_argument("--out", type=Path, default=KEPT, help="directory for the small files")
     parser.add_argument("--seconds", type=float, default=GPU_RESULTS.seconds, help="for all steps together")
+    parser.add_argument("--trials", type=int, default=GPU_RESULTS.trials, help="of the benchmarks' own proof")
+    parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
     return parser
 
 
@@ -215,15 +234,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = build_parser().parse_args(arguments)
     require_choice("grid", options.grid, list(GRIDS))
-    resolve_device(options.device)
     options.run = options.run or ARTIFACTS / options.dataset
-    environment = environment_with(options.ort_site)
+    if options.ort_site:
+        with_onnx_runtime(options.ort_site)
+    if options.plan:
+        show_plan(options)
+        return
+    resolve_device(options.device)
     (options.run / MARKERS).mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + options.seconds
-    outcomes = []
-    for step in steps(options):
-        outcomes.append(perform(step, options.run, end - time.monotonic() - GPU_RESULTS.limits["results"], environment))
-    outcomes.append(keep_all(options, outcomes, environment))
+    end = time.monotonic() + options.seconds - GPU_RESULTS.last
+    outcomes = [perform(step, options, end - time.monotonic()) for step in STEPS]
+    outcomes.append(keep_all(options, outcomes))
     cli.table("Steps", ("step", "state", "seconds"), [(o.step, o.state, f"{o.seconds:.1f}") for o in outcomes])
     if bad := [f"{outcome.step} ({outcome.state})" for outcome in outcomes if not outcome.good]:
         raise CheckFailedError(f"{', '.join(bad)}; run it again to go on")

@@ -10,7 +10,8 @@ import torch
 
 from stn_export import cli
 from stn_export.answer.choice import time_of
-from stn_export.artifacts.environment import DEVICES
+from stn_export.artifacts.environment import DEVICES, describe
+from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench.cases import Case, cases
 from stn_export.bench.floors import all_work
 from stn_export.bench.grids import GRIDS, BenchGrid
@@ -52,6 +53,7 @@ class Session:
     grid: BenchGrid
     targets: list[Target]
     rows: list[dict] = field(default_factory=list)
+    kept: dict[str, dict] = field(default_factory=dict)
 
     @classmethod
     def open(cls, run: Path, device: str, grid: str) -> "Session":
@@ -69,13 +71,32 @@ class Session:
         """The rows that the grid has in a suite."""
         return cases(suite, self.targets, getattr(self.grid, suite))
 
+    def resume(self, path: Path) -> None:
+        """Keep the rows of a file that this machine timed with the same packages and artifacts.
+
+        Raises:
+            UserError: where it is no file of ours.
+        """
+        content = read_bench(path, Result)
+        if content["machine_info"]["stn_export"] != describe():
+            return
+        here = {(each.network.name, each.artifact.name): each.artifact.sha256 for each in self.targets}
+        for row in content["benchmarks"]:
+            said = row["extra_info"]
+            if here.get((said["network"], said["artifact"])) == said["sha256"]:
+                self.kept[row["fullname"]] = row
+                self.rows.append(said)
+
     def complete(self, content: dict) -> None:
-        """Make pytest-benchmark's file ours: the networks' work, and names of rows that say nothing of this machine."""
-        networks = {target.network.name: target.network for target in self.targets}
-        content["work"] = all_work(networks, self.rows)
+        """Make pytest-benchmark's file ours: names of rows that say nothing of this machine, rows that were kept, and
+        the networks' work.
+        """
         for row in content["benchmarks"]:
             file, _, name = row["fullname"].partition("::")
             row |= {"fullname": f"{Path(file).name}::{name}", "params": None}
+        content["benchmarks"] = [*self.kept.values(), *content["benchmarks"]]
+        networks = {target.network.name: target.network for target in self.targets}
+        content["work"] = all_work(networks, self.rows)
 
     def close(self) -> None:
         """Say how the contests went, what starting takes, where the time goes, and what could not be timed here."""

@@ -170,6 +170,7 @@ def verify() -> Parser:
         "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    parser.add_argument("--resume", action="store_true", help="keep every check as it is made, and go on with those")
     parser.add_argument(
         "--search",
         type=seconds,
@@ -207,6 +208,9 @@ def bench() -> Parser:
     parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
     parser.add_argument("--suites", type=names, help="some of them, with commas, such as latency,overhead")
     parser.add_argument("--benchmark-json", type=path_or_none, help="what is written; by default RUN/bench.json")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the file's rows of the same artifacts, time the rest"
+    )
     parser.add_argument("--verbose", action="store_true", help="pytest's own lines and tables too")
     return parser
 

@@ -21,7 +21,7 @@ from stn_export import cli
 from stn_export.answer.card import close
 from stn_export.artifacts.alone import alone
 from stn_export.artifacts.environment import describe
-from stn_export.artifacts.files import serialise, write_atomically, write_json
+from stn_export.artifacts.files import fingerprint, serialise, write_atomically, write_json
 from stn_export.artifacts.manifest import (
     POINTS_FILE,
     PROGRAM,
@@ -39,6 +39,7 @@ from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.verify import points_file, versus
 from stn_export.verify.checks import Check, check_artifact
+from stn_export.verify.journal import Journal
 from stn_export.verify.truth import Truth, truth_of
 
 Job = tuple[Artifact, Path, RunnerSpec]
@@ -48,14 +49,18 @@ DROP = ("repeats", "grid px", "× eager", "accuracy", "agreement", "output")
 
 
 def jobs_of(artifacts: Sequence[tuple[Artifact, Path]], only: Sequence[str]) -> list[Job]:
-    """Every artifact of a network with every runner available here, those named in ``only`` if any are."""
-    return [
+    """Every artifact of a network with every runner available here, those named in ``only`` if any are; a GPU's first.
+
+    What answers most comes before what the minutes on a lent GPU may not suffice for.
+    """
+    jobs = [
         (artifact, path, spec)
         for artifact, path in artifacts
         for spec in RUNNERS
         if spec.takes(artifact) and not spec.unavailable()
         if not only or {artifact.name, f"{artifact.network}/{artifact.name}", spec.name} & set(only)
     ]
+    return sorted(jobs, key=lambda job: job[2].device == "cpu")
 
 
 def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> Iterator[Check]:
@@ -82,20 +87,31 @@ class Verified:
         """Made when it is first asked for: it takes long."""
         return truth_of(self.directory.program(), self.directory.examples())
 
-    def run(self, seconds: float) -> Iterator[Check]:
-        """Check one artifact after the other; each that passes is searched for worse inputs over ``seconds``."""
+    def run(self, seconds: float, journal: Journal | None) -> Iterator[Check]:
+        """Check one artifact after the other; each that passes is searched for worse inputs over ``seconds``.
+
+        What the journal holds is not checked again.
+        """
         for check in self.skipped:
             self.checks.append(check)
             yield check
         with _threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
             for artifact, path, spec in self.jobs:
-                check = check_artifact(artifact, path, spec, self.truth)
-                if seconds:
-                    from stn_export.verify.search import with_search  # an extra
-
-                    check = with_search(check, artifact, path, spec, self.truth, seconds)
+                check = journal.of(artifact, spec.name) if journal else None
+                if check is None:
+                    check = self._check(artifact, path, spec, seconds)
+                    if journal:
+                        journal.add(check)
                 self.checks.append(check)
-                yield self.checks[-1]
+                yield check
+
+    def _check(self, artifact: Artifact, path: Path, spec: RunnerSpec, seconds: float) -> Check:
+        check = check_artifact(artifact, path, spec, self.truth)
+        if not seconds:
+            return check
+        from stn_export.verify.search import with_search  # an extra
+
+        return with_search(check, artifact, path, spec, self.truth, seconds)
 
     def facts(self) -> dict:
         """For ``verify.json``."""
@@ -141,17 +157,26 @@ def unavailable_runners() -> dict[str, str]:
     return {spec.name: reason for spec in RUNNERS if (reason := spec.unavailable())}
 
 
-def verify(networks: Sequence[Verified], fail_fast: bool, seconds: float = 0) -> list[Check]:
+def verify(
+    networks: Sequence[Verified], fail_fast: bool, seconds: float = 0, journal: Journal | None = None
+) -> list[Check]:
     """Check everything, or all up to the first failure, with progress."""
     checks = []
     with cli.progress() as bar:
         task = bar.add_task("verify", total=sum(len(each.jobs) + len(each.skipped) for each in networks))
-        for check in (check for each in networks for check in each.run(seconds)):
+        for check in (check for each in networks for check in each.run(seconds, journal)):
             checks.append(check)
             bar.update(task, advance=1, description=f"{check.network}/{check.artifact}")
             if fail_fast and check.failure:
                 break
     return checks
+
+
+def key_of(networks: Sequence[Verified], seconds: float) -> str:
+    """What checks of one verification share: programs, examples, tolerances, versions and machine."""
+    facts = [(each.directory.listed(PROGRAM).sha256, each.directory.facts.examples["sha256"]) for each in networks]
+    tolerances = {precision: tolerance.as_dict() for precision, tolerance in TOLERANCES.items()}
+    return fingerprint([repr((facts, seconds, tolerances, describe())).encode()])
 
 
 def result_of(networks: Sequence[Verified], checks: Sequence[Check]) -> dict:
@@ -183,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = cli.parse("verify", arguments)
     if options.files or options.against:
-        if options.only or options.fail_fast:
-            raise UserError("--only and --fail-fast are for checks against PyTorch", "leave them out")
+        if options.only or options.fail_fast or options.resume:
+            raise UserError("--only, --fail-fast and --resume are for checks against PyTorch", "leave them out")
         versus.versus(options.files, options.run, options.against, options.inputs, options.trust)
         return
     run = options.run or DEFAULT_RUN
@@ -194,10 +219,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _verify(run: Path, options: Namespace) -> None:
     networks = planned(run, options.only)
-    checks = verify(networks, options.fail_fast, options.search)
+    journal = Journal(run, key_of(networks, options.search)) if options.resume else None
+    checks = verify(networks, options.fail_fast, options.search, journal)
     content = result_of(networks, checks)
     if not options.only:
         write(run, networks, content)
+        if journal:
+            journal.close()
     if options.format == "json":
         cli.print_json({"schema": VERIFY_SCHEMA} | content)
     else:

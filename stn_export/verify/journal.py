@@ -1,0 +1,43 @@
+"""Checks as they are made, so that a verification that was interrupted goes on where it stood."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+
+from stn_export.artifacts.manifest import Artifact
+from stn_export.verify.checks import Check
+
+JOURNAL = ".checks.jsonl"
+
+
+class Journal:
+    """Lines of ``key`` and check in a run directory; those of another ``key`` (another network, examples, machine) and
+    half a line at its end are as if they were not there.
+    """
+
+    def __init__(self, run: Path, key: str) -> None:
+        self.path, self.key = run / JOURNAL, key
+        self.checks: dict[tuple[str, ...], Check] = {}
+        for line in self.path.read_text().splitlines() if self.path.is_file() else ():
+            try:
+                found = json.loads(line)  # with NaN, which strict JSON has not
+                check = msgspec.convert(found["check"], Check)
+            except (ValueError, KeyError, TypeError):
+                continue
+            if found["key"] == key:
+                self.checks[check.network, check.artifact, check.sha256, check.runner] = check
+
+    def of(self, artifact: Artifact, runner: str) -> Check | None:
+        """What was found before."""
+        return self.checks.get((artifact.network, artifact.name, artifact.sha256, runner))
+
+    def add(self, check: Check) -> None:
+        """Keep one."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"key": self.key, "check": asdict(check)}) + "\n")
+
+    def close(self) -> None:
+        """All are kept elsewhere now."""
+        self.path.unlink(missing_ok=True)
