@@ -97,7 +97,7 @@ def test_small_networks_are_checked_on_one_thread(run: Path, monkeypatch: pytest
     try:
         for small in (verify.SMALL, 0):
             monkeypatch.setattr(verify, "SMALL", small)
-            next(verify.planned(run, ["stn/folded-fp32"])[0].run(0))
+            next(verify.planned(run, ["stn/folded-fp32"])[0].run())
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -87,7 +87,7 @@ class Verified:
         """Made when it is first asked for: it takes long."""
         return truth_of(self.directory.program(), self.directory.examples())
 
-    def run(self, seconds: float, journal: Journal | None) -> Iterator[Check]:
+    def run(self, seconds: float = 0, journal: Journal | None = None) -> Iterator[Check]:
         """Check one artifact after the other; each that passes is searched for worse inputs over ``seconds``.
 
         What the journal holds is not checked again.
