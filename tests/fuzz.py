@@ -7,6 +7,7 @@ are both right; anything else that is raised, a crash and a hang are findings. `
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -261,7 +262,8 @@ def tried(target: Target, seeds: range, folder: Path) -> tuple[Counter, list[str
 
 
 def silence() -> None:
-    """What is printed is nobody's, also where C++ does it."""
+    """What is printed is nobody's, also where C++ does it or Python dies."""
+    faulthandler.disable()
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
