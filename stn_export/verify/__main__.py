@@ -175,8 +175,11 @@ def verify(
 def key_of(networks: Sequence[Verified], seconds: float) -> str:
     """What checks of one verification share: programs, examples, tolerances, versions and machine."""
     facts = [(each.directory.listed(PROGRAM).sha256, each.directory.facts.examples["sha256"]) for each in networks]
-    tolerances = {precision: tolerance.as_dict() for precision, tolerance in TOLERANCES.items()}
-    return fingerprint([repr((facts, seconds, tolerances, describe())).encode()])
+    return fingerprint([repr((facts, seconds, _tolerances(), describe())).encode()])
+
+
+def _tolerances() -> dict[str, dict]:
+    return {precision: tolerance.as_dict() for precision, tolerance in TOLERANCES.items()}
 
 
 def result_of(networks: Sequence[Verified], checks: Sequence[Check]) -> dict:
@@ -186,7 +189,7 @@ def result_of(networks: Sequence[Verified], checks: Sequence[Check]) -> dict:
         "checks": [check.as_dict() for check in checks],
         "networks": finite({each.directory.name: each.facts() for each in networks if each.jobs and each.checks}),
         "unavailable": unavailable_runners(),
-        "tolerances": {precision: tolerance.as_dict() for precision, tolerance in TOLERANCES.items()},
+        "tolerances": _tolerances(),
         "environment": describe(),
     }
 

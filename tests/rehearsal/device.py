@@ -99,9 +99,7 @@ class Graph:
             stream = self.device.streams.current
             stream.launch()
             for func, args, kwargs, outputs in work:
-                written = written_by(func, args, kwargs)
-                for tensor in tensors_in(args, kwargs):
-                    self.device.see(tensor, stream, written=any(tensor is each for each in written))
+                self.device.see_arguments(func, args, kwargs)
                 for ours, again in zip(outputs, made_by(func, func(*args, **kwargs)), strict=True):
                     ours.copy_(again)
                     self.device.see(ours, stream, written=True)
@@ -114,8 +112,7 @@ class Device:
         self.streams = Streams()
         self.places: dict[int, Place] = {}
         self.recording: Graph | None = None
-        self.forked: set[int] = set()
-        self.modes: list[TorchFunctionMode | TorchDispatchMode] = []
+        self.begun: Clock = {}  # what was launched when the recording began
         self.asked_for: bool | None = None  # of what Python makes just now: on the GPU or not
 
     # where things lie
@@ -160,18 +157,22 @@ class Device:
         else:
             place.read |= now
 
+    def see_arguments(self, func: Callable, args: tuple, kwargs: dict) -> None:
+        """What a piece of work on the current stream is given; what lies on the host is not waited for."""
+        written = written_by(func, args, kwargs)
+        for tensor in tensors_in(args, kwargs):
+            if self.place_of(tensor) is None or self.holds(tensor):
+                self.see(tensor, self.streams.current, written=any(tensor is each for each in written))
+
     def launch(self, func: Callable, args: tuple, kwargs: dict) -> object:
         """Compute it on the current stream, and record it where a graph is recorded."""
         stream, graph = self.streams.current, self.recording
-        written = written_by(func, args, kwargs)
         if graph:
             check_capture(self, func, args, kwargs)
-            for each in written:
+            for each in written_by(func, args, kwargs):
                 graph.keep(each)
         stream.launch()
-        for tensor in tensors_in(args, kwargs):
-            if self.place_of(tensor) is None or self.holds(tensor):
-                self.see(tensor, stream, written=any(tensor is each for each in written))
+        self.see_arguments(func, args, kwargs)
         result = func(*args, **kwargs)
         made = made_by(func, result)
         for tensor in made:
@@ -215,7 +216,8 @@ class Device:
     def entered(self) -> Iterator["Device"]:
         """See everything from now on."""
         with ExitStack() as stack:
-            self.modes = [stack.enter_context(mode) for mode in (Launches(self), Calls(self))]
+            for mode in (Launches(self), Calls(self)):
+                stack.enter_context(mode)
             yield self
 
     @contextmanager
