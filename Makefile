@@ -171,8 +171,11 @@ docs: $(READY) ## the pages of docs/ and of the Python API, into artifacts/site
 zoo-table: $(READY) ## how equal ten networks of the tests are, by site, lowering and runner, into docs/networks.md
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.zoo_table
 
-runtimes: $(READY) ## which lowering runs in which runtime: install those, try RUN's files in each, keep the table and the page
-	@$(STAGE).audit.runtimes --run "$$RUN" --install
+runtimes: $(READY) ## which lowering runs in which runtime: install those, verify RUN's files in each, keep the table and the page
+	@$(STAGE).runtimes
+	@$(STAGE).export --run "$$RUN" --runtimes .runtimes
+	@$(STAGE).verify --run "$$RUN" --runtimes .runtimes || [ $$? = 1 ] # where a runtime is wrong
+	@$(STAGE).audit.runtimes --run "$$RUN"
 
 lint: $(READY) ## types of most rooms, ruff (style and format), and imports that keep to the plan of the house
 	@$(PYTHON) -m mypy

@@ -16,6 +16,7 @@ from stn_export.artifacts.environment import describe
 from stn_export.bench.grids import BenchGrid
 from stn_export.bench.session import OF_TRAINING, Session, refusing
 from stn_export.config import DEFAULT_RUN
+from stn_export.runtimes import RefusedError
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,11 +68,20 @@ def grid(pytestconfig: pytest.Config) -> BenchGrid:
     return pytestconfig.timing.grid
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A runtime that does not take a batch costs its row only."""
+    try:
+        return (yield)
+    except RefusedError as why:
+        pytest.skip(str(why))
+
+
 @pytest.fixture(autouse=True)
 def noted(pytestconfig: pytest.Config, benchmark: BenchmarkFixture) -> Iterator[None]:
     """Keep the row's figures for the closing tables."""
     yield
-    if pytestconfig.timing is not None:
+    if pytestconfig.timing is not None and benchmark.extra_info:
         pytestconfig.timing.rows.append(benchmark.extra_info)
 
 

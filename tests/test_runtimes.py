@@ -1,75 +1,81 @@
-"""Trials in other runtimes: what a cell says, a child that crashes, the kept table, and what is chosen by it."""
+"""The table of runtimes: what a cell says, the kept one, and what is chosen by it; and how environments are made."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
 from stn_export import cli
 from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.audit import runtimes
-from stn_export.audit.runtimes import RUNTIMES, Runtime, at_batch_one, cell, page
+from stn_export.audit.runtimes import cell, page, rows
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.graphs import portability
-from stn_export.graphs.destinations import DESTINATIONS, EQUAL, KEPT, OFF, REFUSES, RULES, TRIED, WRONG, choose
+from stn_export.graphs.destinations import DESTINATIONS, EQUAL, KEPT, REFUSES, RULES, TRIED, WITHIN, WRONG, choose
 from stn_export.graphs.lint import Subject, findings
+from stn_export.runtimes import RUNTIMES
 from tests.runs import enter_networks
 
-ONE = [np.array([[2.0, -4.0]], np.float32)]
+POINTS = {
+    "site0/grid": {"kind": "grid", "scale": 1.0},
+    "scores": {"kind": "output", "scale": 4.0},
+    "boxes": {"kind": "output", "scale": 100.0},
+    "count": {"kind": "count", "scale": 1.0},
+}
+
+
+def checked(precision: str = "fp32", passed: bool = True, **errors: float | None) -> dict:
+    failure = "" if passed else "first wrong at scores"
+    return {"precision": precision, "passed": passed, "failure": failure, "errors": {"site0/grid": 9.0, **errors}}
 
 
 @pytest.mark.parametrize(
-    ("found", "precision", "verdict"),
+    ("check", "verdict", "detail"),
     [
-        (ONE, "fp32", EQUAL),
-        ([ONE[0] + 3e-4], "fp32", EQUAL),  # of a largest value of 4
-        ([ONE[0] + 2e-3], "fp32", OFF),
-        ([ONE[0] + 2e-3], "fp16", EQUAL),
-        ([ONE[0] + 0.1], "fp32", WRONG),
-        ([ONE[0] * np.nan], "fp32", WRONG),
-        ([ONE[0][:, :1]], "fp32", WRONG),
-        ("no such operator", "fp32", REFUSES),
+        (checked(scores=1e-6), EQUAL, 2.5e-7),
+        (checked(scores=1e-6, boxes=1.0, count=0.0), EQUAL, 1e-2),
+        (checked("fp16", scores=2e-2), WITHIN, 5e-3),
+        (checked("approximate", scores=2e-4), WITHIN, 5e-5),
+        (checked("int8", passed=False, scores=8.0), WRONG, 2.0),
+        (checked(passed=False, scores=None), WRONG, "first wrong at scores"),  # not finite
+        (checked(passed=False), WRONG, "first wrong at scores"),
     ],
 )
-def test_a_cell(found: list[np.ndarray] | str, precision: str, verdict: str):
-    assert cell(found, ONE, precision)[0] == verdict
+def test_a_cell(check: dict, verdict: str, detail: float | str):
+    assert cell(check, POINTS) == {"verdict": verdict, "detail": detail}
 
 
-CHILD = """import os, sys
-import numpy as np
-name, file, feeds, out = sys.argv[1:]
-if name == "crashes":
-    os.abort()
-if name == "raises":
-    raise ValueError("no such operator")
-np.savez(out, *(2 * value for value in np.load(feeds).values()))
-"""
+def verified(directory: NetworkDirectory, **change: Any) -> dict:
+    """As ``verify.json`` has it, of one file in two runtimes, of which one refuses it."""
+    [name, artifact] = next((name, each) for name, each in directory.artifacts.items() if each.format == "onnx")
+    check = {"network": "stn", "artifact": name, "sha256": artifact.sha256, "agreement": 0.5, **checked(scores=4e-6)}
+    return {
+        "checks": [check | {"runner": "tvm-cpu"} | change, check | {"runner": "onnxruntime-cpu"}],
+        "refused": {f"stn/{name} in iree-cpu": "Error: no such operator"},
+        "networks": {"stn": {"points": POINTS}},
+        "environment": {"runtimes": {"tvm": "1", "iree": "2"}},
+    }
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("doubles", 2.0), ("crashes", "ended by signal 6"), ("raises", "ValueError: no such operator")],
-)
-def test_what_a_child_does_costs_a_cell_only(
-    name: str, expected: float | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "trials.py").write_text(CHILD)
-    monkeypatch.setattr(runtimes, "__file__", str(tmp_path / "runtimes.py"))
-    monkeypatch.setattr(Runtime, "interpreter", Path(sys.executable))
-    found = Runtime(name, ()).run(b"", {"x": np.ones(1, np.float32)}, ["y"])
-    assert (found if isinstance(found, str) else found[0][0]) == expected
+def test_rows_are_of_today_s_files_and_of_other_runtimes(trained_run: Path):
+    directory = NetworkDirectory(trained_run / "stn")
+    found = list(rows(directory, verified(directory)))
+    assert [(row["runtime"], row["verdict"], row["detail"], row["agreement"]) for row in found] == [
+        ("tvm", EQUAL, 1e-6, 0.5),
+        ("iree", REFUSES, "Error: no such operator", None),
+    ]
+    assert [row["runtime"] for row in rows(directory, verified(directory, sha256="older"))] == ["iree"]
 
 
-def test_a_file_at_a_batch_of_one():
-    text = '<ir_version: 9, opset_import: ["" : 18]> g (float[batch, 4] x) => (float[batch, 4] y) { y = Relu (x) }'
-    model = at_batch_one(onnx.parser.parse_model(text))
-    values = (*model.graph.input, *model.graph.output)
-    assert [value.type.tensor_type.shape.dim[0].dim_value for value in values] == [1, 1]
+def test_a_run_that_no_runtime_verified_makes_no_table(trained_run: Path, capsys: pytest.CaptureFixture[str]):
+    before = KEPT.read_bytes(), runtimes.PAGE.read_bytes()
+    assert cli.run(runtimes.main, ["--run", str(trained_run)]) == 2
+    assert "no other runtime has verified" in capsys.readouterr().err
+    assert (KEPT.read_bytes(), runtimes.PAGE.read_bytes()) == before
 
 
 def table() -> dict:
@@ -88,8 +94,8 @@ def test_nothing_is_chosen_that_was_not_equal(destination: str, tmp_path: Path):
     kept = table()
     rows = [row for row in kept["rows"] if row["runtime"] == destination and row["precision"] == "fp32"]
     choice = choose(destination)
-    [row] = [row for row in rows if row["file"] == f"{choice.lowering}-fp32"]
-    assert row["verdict"] == EQUAL
+    [row] = [row for row in rows if row["file"] == f"{choice.lowering or destination}-fp32"]
+    assert row["verdict"] == (EQUAL if EQUAL in {each["verdict"] for each in rows} else WITHIN)
     for each in rows:
         each["verdict"] = WRONG
     (tmp_path / "table.json").write_text(json.dumps(kept))

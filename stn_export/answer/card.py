@@ -15,7 +15,7 @@ from stn_export.answer.held import Held, held
 from stn_export.artifacts.files import write_if_changed
 from stn_export.artifacts.manifest import MODEL_CARD, PLAIN, PROGRAM, SUBJECT
 from stn_export.comparison.fastest import Choice, Rows, program, steps
-from stn_export.comparison.words import NAMED, by_reason, passed_words, percent, significant, span
+from stn_export.comparison.words import NAMED, by_reason, passed_words, percent, significant, span, times
 
 MOST = 8
 BLOCK = re.compile(r"<!-- card -->.*?<!-- /card -->", re.DOTALL)
@@ -137,7 +137,7 @@ class Answer:
             return ""
         full = [each["multiple"] for each in checks if each["precision"] == "fp32"]
         multiples = [multiple for multiple in full if multiple is not None]
-        worst = f"; worst float32 error {max(multiples):.1f} × eager PyTorch's own" if multiples else ""
+        worst = f"; worst float32 error {times(max(multiples))} × eager PyTorch's own" if multiples else ""
         return f"{passed_words(sum(each['passed'] for each in checks), len(checks))} against float64{worst}"
 
     def sure(self) -> str:
@@ -246,7 +246,9 @@ class Answer:
 
     def left_out(self) -> str:
         """What no check could run in."""
-        return "; ".join(by_reason(self.held.verified.get("unavailable", {})))
+        refused = self.held.verified.get("refused", {})
+        told = [f"{len(refused)} times another runtime refuses a file"] if refused else []
+        return "; ".join([*by_reason(self.held.verified.get("unavailable", {})), *told])
 
     def next(self) -> str:
         """What to do next, where not all stages have run."""

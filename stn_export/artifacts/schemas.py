@@ -71,6 +71,7 @@ class Verified(TypedDict):
     checks: list[CheckEntry]
     networks: dict[str, NetworkEntry]
     unavailable: dict[str, str]
+    refused: NotRequired[dict[str, str]]
     environment: dict
 
 

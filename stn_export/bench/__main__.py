@@ -22,6 +22,7 @@ from stn_export.artifacts.manifest import BENCH_FILE
 from stn_export.bench.session import SUITES, suite_files
 from stn_export.cli.options import PARSERS
 from stn_export.errors import require_choice
+from stn_export.runtimes.environments import asked_for
 
 # The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started.
 ROOTED = ("-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={SUITES}")
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
     path = options.benchmark_json or options.run / BENCH_FILE
     told = SHOWN if options.verbose else QUIET
-    with alone(options.run, options.wait):
+    with alone(options.run, options.wait), asked_for(options.runtimes):
         with _whole(path) as written:
             resumed = ("--resume", path) if options.resume and path.is_file() else ()
             json = f"--benchmark-json={written}"

@@ -34,8 +34,7 @@ def main(path: str, runner: str, contract: dict, inputs: str, threads: int) -> d
         opened.infer(feeds)
         times.append(time.perf_counter())
     seconds = {name: end - start for name, start, end in zip(TIMES, times, times[1:], strict=False)}
-    sizes = {"host_bytes": memory.host_bytes, "device_bytes": memory.device_bytes}
-    return seconds | sizes | {"threads": opened.threads, "options": opened.options}
+    return seconds | memory.of(opened) | {"threads": opened.threads, "options": opened.options}
 
 
 if __name__ == "__main__":

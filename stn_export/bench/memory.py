@@ -8,6 +8,8 @@ from types import TracebackType
 
 import torch
 
+from stn_export.runners import Runner
+
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 PROCESS = Path("/proc/self")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -59,3 +61,7 @@ class Memory:
             self.host_bytes = max(0, _status("VmHWM") - self.resident)
         if self.on_gpu:
             self.device_bytes = max(0, self.free_before - torch.cuda.mem_get_info()[0])
+
+    def of(self, runner: Runner) -> dict[str, int | None]:
+        """For a row: what a runner in another process takes is not known here."""
+        return {"host_bytes": self.host_bytes if runner.in_process else None, "device_bytes": self.device_bytes}

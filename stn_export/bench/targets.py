@@ -12,8 +12,10 @@ from torch import Tensor
 
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
+from stn_export.artifacts.schemas import read_verified
 from stn_export.bench.grids import LOWERINGS
 from stn_export.bench.memory import Memory, cache_bytes
+from stn_export.comparison.fastest import Proved, proved_by
 from stn_export.errors import UserError
 from stn_export.program.program import Program
 from stn_export.program.specs import Arrays, Contract
@@ -154,7 +156,7 @@ class Target:
         where = "handed over by the host" if self.by_host else runner.inputs_lie
         cold = f"cold: {len(feeds)} buffers, {sum(map(size_of, feeds)) / 2**20:.0f} MiB, in turn"
         self.found.update(inputs=cold if len(feeds) > 1 else f"{HOT} {where}")
-        self.found.update(host_bytes=memory.host_bytes, device_bytes=memory.device_bytes)
+        self.found.update(memory.of(runner))
         return step
 
     def feeds(self, batch: int) -> list[Arrays]:
@@ -173,6 +175,7 @@ class Target:
         """The runner, its settings noted."""
         runner = self.runner.open(self.path, self.artifact.contract)
         clock = "events on the stream" if runner.events and not self.by_host else "wall"
+        clock = clock if runner.in_process else f"{clock}, in its own process"
         self.found.update(threads=runner.threads, options=runner.options, clock=clock)
         return runner
 
@@ -252,23 +255,36 @@ def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator
     Raises:
         UserError: where the run is incomplete, edited or stale, or no runner is left.
     """
+    proved = proved_of(run)
     targets = [
         Target(network, artifact, path, runner)
         for network in (Network(directory, directory.facts) for directory in network_directories(run))
         for artifact, path in network.directory.expected()
         for runner in RUNNERS
         if device in ("auto", runner.device) and runner.takes(artifact) and there(runner.unavailable())
+        if not runner.foreign or (artifact.network, artifact.name, runner.name) in proved
     ]
     if not targets:
         raise UserError(f"nothing can run on {device} here", "python -m stn_export.verify lists the reasons")
     return targets
 
 
+def proved_of(run: Path) -> Proved:
+    """What the last verification found equal of today's files."""
+    current = {each.sha256 for directory in network_directories(run) for each in directory.artifacts.values()}
+    return proved_by((read_verified(run) or {"checks": []})["checks"], current)
+
+
 def left_out(run: Path, device: str) -> dict[str, str]:
-    """Runners that cannot run here, and artifacts that one cannot run, with the reason."""
+    """Runners that cannot run here, and artifacts that one cannot run or was not found equal in, with the reason."""
+    proved = proved_of(run)
     reasons = {spec.name: spec.unavailable() for spec in RUNNERS if device in ("auto", spec.device)}
     here = [spec for spec in RUNNERS if reasons.get(spec.name) == ""]
     for directory in network_directories(run):
         for artifact, _ in directory.expected():
-            reasons |= {f"{directory.name}/{artifact.name} in {spec.name}": spec.refuses(artifact) for spec in here}
+            for spec in here:
+                program = directory.name, artifact.name, spec.name
+                unproved = spec.foreign and spec.takes(artifact) and program not in proved
+                why = "not found equal there (verify --runtimes DIR)" if unproved else spec.refuses(artifact)
+                reasons[f"{directory.name}/{artifact.name} in {spec.name}"] = why
     return {name: reason for name, reason in reasons.items() if reason}

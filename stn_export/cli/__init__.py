@@ -43,6 +43,7 @@ COMMANDS = {
     "bench": ("bench.__main__", "time every file on every backend"),
     "report": ("report.__main__", "write report.html and report.md of a run"),
     "predict": ("predict.__main__", "classify pictures, or see what a network gives for them"),
+    "runtimes": ("runtimes.__main__", "install other runtimes, each into an environment of its own"),
     "play": ("play.__main__", "turn a picture by hand, and see what the networks make of it, in a browser"),
     "doctor": ("doctor", "say what is installed and which runners are at hand"),
 }

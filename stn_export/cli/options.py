@@ -90,6 +90,14 @@ def with_lock(parser: Parser) -> Parser:
     return parser
 
 
+def with_runtimes(parser: Parser) -> Parser:
+    """Of a stage that can run files in the runtimes of others."""
+    parser.add_argument(
+        "--runtimes", type=path_or_none, metavar="DIR", help="also in the runtimes that were installed there"
+    )
+    return parser
+
+
 def with_run(parser: Parser) -> Parser:
     """The run directory, which nearly every stage takes."""
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
@@ -142,7 +150,10 @@ def adopt() -> Parser:
 
 def export() -> Parser:
     """Of ``export``."""
-    parser = with_lock(with_run(stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor.")))
+    parser = with_run(
+        stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor, C, ExecuTorch, LiteRT.")
+    )
+    parser = with_runtimes(with_lock(parser))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
     parser.add_argument(
         "--batch", type=number("batch", 1), metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
@@ -165,7 +176,8 @@ def export() -> Parser:
 
 def verify() -> Parser:
     """Of ``verify``."""
-    parser = with_lock(with_run(stage("verify", "Prove that every artifact of a run gives what PyTorch gives.")))
+    parser = with_run(stage("verify", "Prove that every artifact of a run gives what PyTorch gives."))
+    parser = with_runtimes(with_lock(parser))
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
     )
@@ -202,7 +214,8 @@ def audit() -> Parser:
 
 def bench() -> Parser:
     """Of ``bench``."""
-    parser = with_lock(stage("bench", "Time every artifact of a run on every backend; other options go to pytest."))
+    parser = stage("bench", "Time every artifact of a run on every backend; other options go to pytest.")
+    parser = with_runtimes(with_lock(parser))
     parser.add_argument("--run", type=path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
     parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
@@ -240,6 +253,13 @@ def predict() -> Parser:
     parser.add_argument(
         "--output", type=path_or_none, metavar="NPZ", help="keep the outputs as they are, a row a picture"
     )
+    return parser
+
+
+def runtimes() -> Parser:
+    """Of ``runtimes``."""
+    parser = stage("runtimes", "Install other runtimes, each into an environment of its own, for verify and bench.")
+    parser.add_argument("--into", type=path_or_none, metavar="DIR", help="their folder; by default .runtimes")
     return parser
 
 
@@ -283,6 +303,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "bench": bench,
     "report": report,
     "predict": predict,
+    "runtimes": runtimes,
     "play": play,
     "doctor": doctor,
 }

@@ -129,6 +129,11 @@ TOLERANCES = {
     "tf32": replace(
         FP16, reason="float32 files whose products a GPU computes in TF32, which keeps 11 bits as half precision does"
     ),
+    "approximate": replace(
+        FP16,
+        reason="float32 files in runtimes that trade exactness for speed (MNN and ncnn: approximate exponentials, "
+        "Winograd's convolutions): they were found 1e-4 of the largest value off, and are bounded as half precision is",
+    ),
     "fp16": FP16,
     "bf16": Tolerance(
         theta=Bound(0.05, 0.05),
@@ -162,4 +167,6 @@ REQUIRED_RUNNERS = {
     "aotinductor-cuda": "aotinductor-cuda",
     "onnx": "onnxruntime-cpu",
     "native": "native-cpu",
+    "executorch": "executorch-cpu",
+    "litert": "litert-cpu",
 }

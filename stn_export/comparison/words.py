@@ -36,6 +36,11 @@ def significant(value: float, digits: int = DIGITS[0]) -> str:
     return f"{value:,.0f}" if whole >= digits else f"{value:#.{digits}g}".rstrip(".")
 
 
+def times(multiple: float) -> str:
+    """How many times something is something else, of any size."""
+    return f"{multiple:.1f}" if multiple < 1e5 else f"{multiple:.0e}"
+
+
 def passed_words(passed: int, count: int) -> str:
     """How every check ends."""
     return f"{passed} of {count} passed"

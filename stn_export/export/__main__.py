@@ -26,7 +26,8 @@ from stn_export.export import matrix, modelcard, triton
 from stn_export.export.rows import EXPORTS, ExportSpec, with_variants
 from stn_export.export.source import Source
 from stn_export.export.writing import write
-from stn_export.graphs.destinations import DESTINATIONS, Choice, choose
+from stn_export.graphs.destinations import DESTINATIONS, OWN, Choice, choose
+from stn_export.runtimes.environments import asked_for, here
 
 Found = dict[str, Artifact | str]  # by row, what is listed of it or why there is none
 
@@ -34,10 +35,10 @@ EVERYTHING = "everything"
 
 
 def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
-    """The named rows of the network's matrix, else its default ones and all that was asked for before."""
+    """The named rows of a network's matrix, else its default ones, those of runtimes and what was asked for before."""
     if names:
         return [spec for spec in source.rows if spec.name in names]
-    chosen = [spec for spec in source.rows if spec.default]
+    chosen = [spec for spec in source.rows if spec.default or spec.format in here()]
     before = []
     for name, artifact in source.directory.artifacts.items():
         if name in (PROGRAM, CHECKPOINT):
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.list:
         _list(run)
         return
-    with alone(run, options.wait):
+    with alone(run, options.wait), asked_for(options.runtimes):
         _export(run, options)
         close(run, "export")
 
@@ -102,7 +103,8 @@ def _export(run: Path, options: Namespace) -> None:
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
     for directory in directories:  # a stale program is no reason to refuse its rows one by one
         directory.open(directory.listed(PROGRAM))
-    chosen = DESTINATIONS if EVERYTHING in options.destinations else tuple(dict.fromkeys(options.destinations))
+    here_now = [name for name in DESTINATIONS if name not in OWN or name in here()]
+    chosen = here_now if EVERYTHING in options.destinations else list(dict.fromkeys(options.destinations))
     choices, outcomes, lines = [choose(name) for name in chosen], [], []
     for source in map(Source, directories):  # one network in memory at a time
         specs = _for(source, choices) if choices else chosen_exports(source, names)
@@ -114,7 +116,7 @@ def _export(run: Path, options: Namespace) -> None:
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
     _check(outcomes, [*names, *chosen])
     for choice in choices:
-        cli.say(f"{choice.destination}: {choice.lowering}, {choice.sizes}: {choice.why}")
+        cli.say(f"{choice.destination}: {choice.lowering or 'its own'}, {choice.sizes}: {choice.why}")
     if modelcard.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:
@@ -123,8 +125,12 @@ def _export(run: Path, options: Namespace) -> None:
 
 def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:
     """The rows for some destinations; one for several that want the same."""
-    lowerings = [choice.lowering if source.facts.sites else "plain" for choice in choices]
-    rows = (ExportSpec("onnx", name, batch=choice.batch) for name, choice in zip(lowerings, choices, strict=True))
+    rows = []
+    for choice in choices:
+        if choice.lowering is None:
+            rows.append(ExportSpec(choice.destination, None, default=False, batch=choice.batch))
+        else:
+            rows.append(ExportSpec("onnx", choice.lowering if source.facts.sites else "plain", batch=choice.batch))
     return list(dict.fromkeys(rows))
 
 

@@ -15,7 +15,10 @@ FORMATS = {
     "aotinductor": ".aoti.pt2",
     "aotinductor-cuda": ".aoti-cuda.pt2",
     "native": ".c",
+    "executorch": ".pte",
+    "litert": ".tflite",
 }
+FOREIGN = ("executorch", "litert")  # other runtimes' own, which their converters write, for one batch
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class ExportSpec:
         """The artifact's name in the manifest, unique within a network."""
         parts = [self.lowering or self.format, self.precision]
         parts += [self.contract] * (self.contract != "float")
-        parts += [f"batch{self.batch}"] * (self.batch is not None and self.lowering != DEFAULT_EXPORT)
+        always_fixed = self.lowering == DEFAULT_EXPORT or self.format in FOREIGN
+        parts += [f"batch{self.batch}"] * (self.batch is not None and not always_fixed)
         return "-".join(parts + ["optimised"] * self.optimised + ([self.target] if self.target else []))
 
     @property
@@ -83,6 +87,7 @@ EXPORTS = (
     ExportSpec("native", None),
     *(ExportSpec("native", None, contract=contract, default=False) for contract in ("uint8", "uint8-nhwc")),
     *(ExportSpec("native", None, default=False, target=target) for target in ("x86-64-v3", "x86-64-v4", "generic")),
+    *(ExportSpec(format, None, default=False, batch=1) for format in FOREIGN),
     ExportSpec("onnx", DEFAULT_EXPORT, batch=1),
     ExportSpec("onnx", "matmul"),
     ExportSpec("onnx", "affinegrid"),

@@ -19,7 +19,7 @@ from stn_export.errors import UserError, one_line
 from stn_export.export.onnx_export import export_default, to_onnx
 from stn_export.export.optimise import optimise
 from stn_export.export.quantise import quantise
-from stn_export.export.rows import ExportSpec
+from stn_export.export.rows import FOREIGN, ExportSpec
 from stn_export.export.source import Source
 from stn_export.graphs.deployment import audit
 from stn_export.graphs.graph import initialiser_bytes
@@ -27,6 +27,8 @@ from stn_export.graphs.portability import portability
 from stn_export.native.build import HERE, built, no_compiler
 from stn_export.native.source import write_source
 from stn_export.program.torch_files import to_aotinductor, to_torchscript
+from stn_export.runtimes.child import converted
+from stn_export.runtimes.environments import by_name, why_not
 
 DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
 
@@ -93,12 +95,19 @@ def _native_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
     return files.pop(spec.file), {"beside": files}
 
 
+def _foreign_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    """What another runtime's converter makes of the captured program."""
+    inputs = source.contract(spec).arrays(source.examples.take(spec.batch or 1))
+    return converted(by_name(spec.format), source.directory.open(source.parent), inputs), {}
+
+
 WRITERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
     "onnx": _onnx_bytes,
     "torchscript": lambda source, spec: (to_torchscript(source.graph(spec), source.metadata(spec)), {}),
     "aotinductor": _aotinductor_bytes,
     "aotinductor-cuda": _aotinductor_bytes,
     "native": _native_bytes,
+    **dict.fromkeys(FOREIGN, _foreign_bytes),
 }
 
 
@@ -106,6 +115,8 @@ def unavailable(spec: ExportSpec) -> str:
     """Why a row cannot be written here, or an empty string."""
     if spec.format == "native":
         return no_compiler()
+    if spec.format in FOREIGN:
+        return why_not(by_name(spec.format))
     if spec.format in DEVICES and not shutil.which("c++"):
         return "no C++ compiler here"
     if DEVICES.get(spec.format) == "cuda" and not torch.cuda.is_available():

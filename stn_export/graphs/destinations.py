@@ -5,15 +5,17 @@ A destination that could not be tried gets what its rules ask for, and the answe
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from stn_export.errors import UserError, require_choice
 
 PLACES = (Path(__file__).parents[2] / "benchmarks", Path(__file__).parents[1] / "suites")  # a checkout, or installed
 KEPT = next((place for place in PLACES if place.is_dir()), PLACES[0]) / "results" / "runtimes.json"
-EQUAL, OFF, WRONG, REFUSES = "equal", "off by", "WRONG", "refuses"
+EQUAL, WITHIN, WRONG, REFUSES = "equal", "within bounds", "WRONG", "refuses"
 ORDER = ("folded", "matmul", "gather", "decomposed", "affinegrid")  # fewest kernels first
-TRIED = ("openvino", "web", "tract", "tvm", "iree", "mnn", "ncnn", "opencv")
+OWN = ("executorch", "litert")  # which read files of their own formats only, written from the captured program
+TRIED = ("openvino", "web", "tract", "tvm", "iree", "mnn", "ncnn", "opencv", *OWN)
 OPEN_BATCH = ("openvino", "web")  # the others were tried, and are mostly used, with sizes that are known
 RULES = {
     "onnxruntime-cpu": ("folded", "fewest kernels; ONNX Runtime is what every file is verified in"),
@@ -25,10 +27,10 @@ DESTINATIONS = (*TRIED, *RULES)
 
 @dataclass(frozen=True)
 class Choice:
-    """A lowering and a batch (None where open) for a destination, and why."""
+    """A lowering, or none for a format of its own, and a batch (None where open) for a destination, and why."""
 
     destination: str
-    lowering: str
+    lowering: str | None
     batch: int | None
     why: str
 
@@ -39,10 +41,10 @@ class Choice:
 
 
 def choose(destination: str, path: Path | None = None) -> Choice:
-    """The first lowering of ``ORDER`` that was equal in the destination, at fp32.
+    """The first lowering of ``ORDER`` that was equal in the destination, at fp32, or else within its bounds.
 
     Raises:
-        UserError: for an unknown destination, no table, or none that was equal.
+        UserError: for an unknown destination, no table, or none that was either.
     """
     require_choice("destination", destination, list(DESTINATIONS))
     if destination in RULES:
@@ -52,12 +54,13 @@ def choose(destination: str, path: Path | None = None) -> Choice:
     if not path.is_file():
         raise UserError(f"there is no table {path}", "make runtimes")
     table = json.loads(path.read_text())
-    rows = [row for row in table["rows"] if row["runtime"] == destination and row["file"] == f"{row['lowering']}-fp32"]
+    names = {f"{lowering or destination}-fp32": lowering for lowering in ((None,) if destination in OWN else ORDER)}
+    rows = [row for row in table["rows"] if row["runtime"] == destination and row["file"] in names]
     cells = {row["lowering"]: row for row in rows}
-    for lowering in ORDER:
-        if lowering in cells and cells[lowering]["verdict"] == EQUAL:
-            others = [f"{name} {row['verdict']}" for name, row in cells.items() if row["verdict"] != EQUAL]
-            why = f"equal ({cells[lowering]['detail']:.0e}) in {destination} {table['runtimes'][destination]}"
+    for verdict, lowering in product((EQUAL, WITHIN), names.values()):
+        if lowering in cells and cells[lowering]["verdict"] == verdict:
+            others = [f"{name} {row['verdict']}" for name, row in cells.items() if row["verdict"] != verdict]
+            why = f"{verdict} ({cells[lowering]['detail']:.0e}) in {destination} {table['runtimes'][destination]}"
             why += f"; there {', '.join(others)}" if others else ""
             return Choice(destination, lowering, None if destination in OPEN_BATCH else 1, why)
     raise UserError(f"no lowering was equal in {destination}", f"see {path}")

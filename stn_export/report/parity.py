@@ -38,7 +38,7 @@ def add_parity(report: Report, run: Path, artifacts: Artifacts) -> None:
     for check in checks:
         worst = worst_by_kind(check["errors"], networks[check["network"]]["points"])
         check |= {"grid": worst.get("grid"), "output": worst.get("output"), "pixels": worst_pixels(check)}
-    report.parity, report.unavailable = checks, content["unavailable"]
+    report.parity, report.unavailable = checks, content["unavailable"] | content.get("refused", {})
     if not {check["sha256"] for check in checks} <= {artifact.sha256 for artifact in artifacts.values()}:
         report.warnings.append("The parity table is stale: it was made of other artifacts. Run 'make verify'.")
     if missing := unverified(checks, artifacts):

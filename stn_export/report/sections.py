@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from stn_export.comparison.fastest import REFUSING
-from stn_export.comparison.words import by_reason, passed_words, verdict_words
+from stn_export.comparison.words import by_reason, passed_words, times, verdict_words
 from stn_export.report.content import Report
 from stn_export.report.page import NONE, Block, Cell, Picture, Section, Table, Text, number, share
 from stn_export.report.sections_costs import costs, ships
@@ -88,7 +88,7 @@ def parity_table(report: Report) -> Table:
             [f"{row['network']}/{row['artifact']}", row["runner"]]
             + [number(row["grid"], ".1e")] * grids
             + [NONE if full else number(row["pixels"]["mean"], ".4f")] * (grids and reduced)
-            + [number(row["output"], ".1e"), number(row["multiple"] if full else None, ".1f")]
+            + [number(row["output"], ".1e"), times(row["multiple"]) if full and row["multiple"] is not None else NONE]
             + [share(row["agreement"])] * agreed
             + [share(row["accuracy"])] * known
             + [Cell(words, "good" if row["passed"] else "bad", row["failure"])]

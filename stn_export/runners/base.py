@@ -67,11 +67,12 @@ class Runner(ABC):
     """One artifact loaded on one device (``cpu`` or ``cuda``), fed as its contract says.
 
     Inputs and outputs are arrays by name. ``options`` are the settings pinned beside threads and TF32; ``threads`` how
-    many of the CPU's it may use; ``inputs_lie`` where ``bind`` puts its inputs; ``sums_in_order`` whether long sums are
-    added up one after the other, which loses more than eager does.
+    many of the CPU's it may use; ``inputs_lie`` where ``bind`` puts its inputs; ``in_process`` whether it runs in this
+    process; ``sums_in_order`` whether long sums are added up one after the other, which loses more than eager does.
     """
 
     inputs_lie = "in place"
+    in_process = True
     sums_in_order = False
 
     def __init__(self, path: Path, device: str, contract: Contract, tf32: bool = False) -> None:

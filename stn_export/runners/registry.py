@@ -4,6 +4,7 @@ import ctypes.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.native.build import no_compiler
 from stn_export.program.specs import BATCH, Contract
 from stn_export.runners.base import Runner
+from stn_export.runners.elsewhere import Elsewhere
 from stn_export.runners.native import Native
 from stn_export.runners.onnx_runtime import (
     OnnxRuntime,
@@ -33,6 +35,8 @@ from stn_export.runners.pytorch import (
     EagerAutograd,
     TorchScript,
 )
+from stn_export.runtimes import RUNTIMES, Runtime
+from stn_export.runtimes.environments import by_name, here, why_not
 
 
 def no_gpu() -> str:
@@ -62,7 +66,14 @@ def _no_tensorrt() -> str:
 
 
 def _no_openvino() -> str:
-    return "" if find_spec("openvino") else "openvino is not installed (pip install 'stn-export[openvino]')"
+    installed = find_spec("openvino") or "openvino" in here()
+    return "" if installed else "openvino is not installed (pip install 'stn-export[openvino]')"
+
+
+def _openvino(path: Path, device: str, contract: Contract, tf32: bool) -> Runner:
+    """In this process where it is installed, else in its own."""
+    load = OpenVino if find_spec("openvino") else partial(Elsewhere, runtime=by_name("openvino"))
+    return load(path, device, contract, tf32)
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,8 @@ class RunnerSpec:
 
     ``lowering`` leaves out artifacts of any other; ``captures`` those that ONNX Runtime cannot capture as a CUDA graph.
     With ``verify_batch`` it is verified in batches of that size only, filled up: it compiles anew for each size, which
-    takes long.
+    is ``slow`` where it takes seconds or minutes. A ``foreign`` one may refuse a file, and is timed where it is proved
+    equal only; an ``approximate`` one computes float32 files less exactly.
     """
 
     name: str
@@ -83,11 +95,9 @@ class RunnerSpec:
     lowering: str | None = None
     captures: bool = False
     verify_batch: int | None = None
-
-    @property
-    def slow(self) -> bool:
-        """Whether opening it for another batch size takes seconds or minutes."""
-        return self.verify_batch is not None
+    slow: bool = False
+    foreign: bool = False
+    approximate: bool = False
 
     @property
     def on_events(self) -> bool:
@@ -115,7 +125,23 @@ class RunnerSpec:
 
     def tolerance_of(self, precision: str) -> str:
         """The row of ``TOLERANCES`` for an artifact of this precision in this runner."""
-        return "tf32" if self.tf32 and precision == "fp32" else precision
+        if precision != "fp32":
+            return precision
+        return "tf32" if self.tf32 else "approximate" if self.approximate else precision
+
+
+def _elsewhere(runtime: Runtime) -> RunnerSpec:
+    """The row of a runtime in a process of its own."""
+    return RunnerSpec(
+        f"{runtime.name}-cpu",
+        runtime.format,
+        "cpu",
+        partial(Elsewhere, runtime=runtime),
+        partial(why_not, runtime),
+        verify_batch=None if runtime.open_sizes else 1,
+        foreign=True,
+        approximate=runtime.approximate,
+    )
 
 
 RUNNERS = (
@@ -125,14 +151,14 @@ RUNNERS = (
     RunnerSpec("aotinductor-cpu", "aotinductor", "cpu", AotInductor),
     RunnerSpec("native-cpu", "native", "cpu", Native, no_compiler),
     RunnerSpec("onnxruntime-cpu", "onnx", "cpu", OnnxRuntime),
-    RunnerSpec("openvino-cpu", "onnx", "cpu", OpenVino, _no_openvino),
-    RunnerSpec("compiled-cpu", "pt2", "cpu", Compiled, _no_compiler, verify_batch=64),
+    RunnerSpec("openvino-cpu", "onnx", "cpu", _openvino, _no_openvino),
+    RunnerSpec("compiled-cpu", "pt2", "cpu", Compiled, _no_compiler, verify_batch=64, slow=True),
     RunnerSpec("eager-autograd-cpu", "pt2", "cpu", EagerAutograd),
     RunnerSpec("onnxruntime-default-cpu", "onnx", "cpu", OnnxRuntimeDefault, lowering=DEFAULT_EXPORT),
     RunnerSpec("eager-cuda", "pt2", "cuda", Eager, no_gpu),
-    RunnerSpec("compiled-cuda", "pt2", "cuda", Compiled, _no_triton, verify_batch=64),
+    RunnerSpec("compiled-cuda", "pt2", "cuda", Compiled, _no_triton, verify_batch=64, slow=True),
     RunnerSpec("cudagraph-cuda", "pt2", "cuda", CudaGraph, no_gpu),
-    RunnerSpec("compiled-cudagraph-cuda", "pt2", "cuda", CompiledGraph, _no_triton, verify_batch=64),
+    RunnerSpec("compiled-cudagraph-cuda", "pt2", "cuda", CompiledGraph, _no_triton, verify_batch=64, slow=True),
     RunnerSpec("torchscript-cuda", "torchscript", "cuda", TorchScript, no_gpu),
     RunnerSpec("pt2-cuda", "pt2", "cuda", Captured, no_gpu),
     RunnerSpec("aotinductor-cuda", "aotinductor-cuda", "cuda", AotInductor, no_gpu),
@@ -155,4 +181,5 @@ RUNNERS = (
         tf32=True,
         lowering=DEFAULT_EXPORT,
     ),
+    *(_elsewhere(runtime) for runtime in RUNTIMES if runtime.name != "openvino"),  # which has a row in this process
 )

@@ -33,10 +33,13 @@ from stn_export.artifacts.manifest import (
 )
 from stn_export.artifacts.points import SCHEMA as POINTS_SCHEMA
 from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, finite
-from stn_export.comparison.words import passed_words, verdict_words
+from stn_export.comparison.words import passed_words, times, verdict_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
+from stn_export.runtimes import RefusedError
+from stn_export.runtimes.environments import asked_for
+from stn_export.runtimes.environments import here as runtimes_here
 from stn_export.verify import points_file, versus
 from stn_export.verify.checks import Check, check_artifact
 from stn_export.verify.journal import Journal
@@ -70,17 +73,22 @@ def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> 
         runner = REQUIRED_RUNNERS[artifact.format]
         if (artifact.name, runner) not in planned:
             known = (artifact.network, artifact.name, artifact.sha256, runner, artifact.precision)
-            yield Check(*known, failure=f"{runner} did not run it")
+            why = next((spec.unavailable() for spec in RUNNERS if spec.name == runner), "")
+            yield Check(*known, failure=": ".join(filter(None, (f"{runner} did not run it", why))))
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A network of a run, the checks of its artifacts so far, and the truth that they were held against."""
+    """A network of a run, the checks of its artifacts so far, and the truth that they were held against.
+
+    ``refused`` is why another runtime does not take an artifact, by both.
+    """
 
     directory: NetworkDirectory
     jobs: list[Job]
     skipped: list[Check]
     checks: list[Check] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def truth(self) -> Truth:
@@ -99,7 +107,11 @@ class Verified:
             for artifact, path, spec in self.jobs:
                 check = journal.of(artifact, spec.name) if journal else None
                 if check is None:
-                    check = self._check(artifact, path, spec, seconds)
+                    try:
+                        check = self._check(artifact, path, spec, seconds)
+                    except RefusedError as why:
+                        self.refused[f"{artifact.network}/{artifact.name} in {spec.name}"] = str(why)
+                        continue
                     if journal:
                         journal.add(check)
                 self.checks.append(check)
@@ -175,7 +187,7 @@ def verify(
 def key_of(networks: Sequence[Verified], seconds: float) -> str:
     """What checks of one verification share: programs, examples, tolerances, versions and machine."""
     facts = [(each.directory.listed(PROGRAM).sha256, each.directory.facts.examples["sha256"]) for each in networks]
-    return fingerprint([repr((facts, seconds, _tolerances(), describe())).encode()])
+    return fingerprint([repr((facts, seconds, _tolerances(), describe(), runtimes_here())).encode()])
 
 
 def _tolerances() -> dict[str, dict]:
@@ -189,8 +201,9 @@ def result_of(networks: Sequence[Verified], checks: Sequence[Check]) -> dict:
         "checks": [check.as_dict() for check in checks],
         "networks": finite({each.directory.name: each.facts() for each in networks if each.jobs and each.checks}),
         "unavailable": unavailable_runners(),
+        "refused": {where: why for each in networks for where, why in each.refused.items()},
         "tolerances": _tolerances(),
-        "environment": describe(),
+        "environment": describe() | {"runtimes": runtimes_here()},
     }
 
 
@@ -216,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         versus.versus(options.files, options.run, options.against, options.inputs, options.trust)
         return
     run = options.run or DEFAULT_RUN
-    with alone(run, options.wait):
+    with alone(run, options.wait), asked_for(options.runtimes):
         _verify(run, options)
 
 
@@ -254,7 +267,7 @@ def show(content: dict) -> None:
             check["runner"],
             cli.figure(_worst(check, content["networks"], GRID), ".1e"),
             cli.figure(_worst(check, content["networks"], OUTPUT), ".1e"),
-            cli.figure(check["multiple"] if check["precision"] == "fp32" else None, ".1f"),
+            cli.NONE if check["precision"] != "fp32" or check["multiple"] is None else times(check["multiple"]),
             cli.figure(check["agreement"], ".2%"),
             cli.figure(check["accuracy"], ".2%"),
             "yes" if check["deterministic"] else "no",
@@ -266,6 +279,8 @@ def show(content: dict) -> None:
     for name, network in content["networks"].items():
         for note in network["notes"]:
             cli.say(f"{name}: {note}", "dim")
+    for where, why in content["refused"].items():
+        cli.say(f"refused: {where}: {why}", "dim")
 
 
 def _worst(check: dict, networks: dict, kind: str) -> float | None:

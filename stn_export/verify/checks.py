@@ -19,6 +19,7 @@ from stn_export.comparison.tolerances import COUNT, GRID, TOLERANCES, Bound, Tol
 from stn_export.errors import UserError, one_line
 from stn_export.program.specs import Arrays
 from stn_export.runners import Runner, RunnerSpec
+from stn_export.runtimes import RefusedError
 from stn_export.verify.challenges import rows_of, size_of
 from stn_export.verify.diagnosis import diagnose
 from stn_export.verify.feeding import Call, feed, takes, uncut
@@ -64,11 +65,17 @@ class Check:
 
 
 def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Truth) -> Check:
-    """Run one artifact through one runner; whatever it raises is a failed check, never a missing one."""
+    """Run one artifact through one runner; whatever it raises is a failed check, never a missing one.
+
+    Raises:
+        RefusedError: where a runner of others' refuses the file, which is no mistake of the file's.
+    """
     precision = spec.tolerance_of(artifact.precision)
     blank = Check(artifact.network, artifact.name, artifact.sha256, spec.name, precision)
     try:
         return _check(blank, spec.open(path, spec.verified_as(artifact.contract)), truth)
+    except RefusedError:
+        raise
     except Exception as problem:
         return replace(blank, failure=one_line(problem))
 

@@ -1,0 +1,31 @@
+"""The stage ``runtimes``: install other runtimes, each into an environment of its own, for ``verify`` and ``bench``.
+
+python -m stn_export.runtimes
+"""
+
+import sys
+from collections.abc import Sequence
+
+from stn_export import cli
+from stn_export.runtimes.environments import DEFAULT, RUNTIMES, asked_for
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Install what is missing, and say what there is.
+
+    Raises:
+        UserError: where nothing could be installed.
+    """
+    options = cli.parse("runtimes", arguments)
+    where = options.into or DEFAULT
+    with asked_for(where, made=True):
+        reasons = {runtime: "" if runtime.version else runtime.install() for runtime in RUNTIMES}
+        rows = [(each.name, each.packages[0], each.version or cli.NONE, reasons[each]) for each in RUNTIMES]
+    cli.table(f"Runtimes in {where}", ("runtime", "package", "version", "why not"), rows, ("why not",))
+    with asked_for(where):
+        cli.card([("runtimes", f"{sum(bool(each.version) for each in RUNTIMES)} of {len(RUNTIMES)} at hand")])
+    cli.say(f"next: stn-export verify --runtimes {where}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

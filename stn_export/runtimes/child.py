@@ -1,0 +1,183 @@
+"""One file in one runtime, in a process of its own: it crashes, hangs and prints there.
+
+The two ends speak through a pipe each way, in the messages of ``serve``. Times are taken in the child, around the call
+of the runtime alone; what the pipes cost is nobody's.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from select import select
+
+import numpy as np
+import onnx
+
+from stn_export.artifacts.files import private_folder
+from stn_export.runtimes.environments import HERE, LIMIT, Runtime
+from stn_export.runtimes.serve import Arrays, receive, send
+
+CALM = {"PIP_NO_INDEX": "1", "PYTHONPATH": "", "RUST_BACKTRACE": "0"}  # a converter may want to install things
+CAUSES = re.compile(r"error:|not exists|Unimplemented|Impossible")
+FOLDERS = re.compile(r"/(?:[^\s/:]+/)+")  # of the machine that tried it
+
+
+class RefusedError(Exception):
+    """A runtime does not take a file, or ends over it; the message says why."""
+
+
+class Child:
+    """A file that is loaded, and batches that it can be run on again and again.
+
+    Args:
+        runtime: an installed one.
+        content: of the file.
+        outputs: names, in the file's order.
+        threads: of the CPU's, where the runtime lets one say.
+        limit: seconds that it may take to load the file, and for a run.
+    """
+
+    def __init__(
+        self, runtime: Runtime, content: bytes, outputs: Sequence[str], threads: int, limit: float = LIMIT
+    ) -> None:
+        self.limit, self.batches = limit, 0
+        self.folder = tempfile.TemporaryDirectory(dir=private_folder())
+        file, self.said = (Path(self.folder.name) / name for name in (f"model.{runtime.format}", "said.txt"))
+        file.write_bytes(content)
+        (read, replies), (requests, write) = os.pipe(), os.pipe()
+        job = {"runtime": runtime.name, "file": str(file), "outputs": list(outputs), "threads": threads}
+        # a library may print what it likes: the pipes are no standard streams
+        command = [*runtime.command, json.dumps(job | {"read": requests, "write": replies})]
+        with self.said.open("wb") as said:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                pass_fds=(requests, replies),
+                env=os.environ | CALM,
+                cwd=self.folder.name,
+                start_new_session=True,  # to end its converters with it
+            )
+        os.close(requests)
+        os.close(replies)
+        self.requests, self.replies = os.fdopen(write, "wb"), os.fdopen(read, "rb")
+
+    def place(self, feeds: Arrays, batch: int | None = None) -> int:
+        """Hand a batch over, and load the file for its sizes if it is the first.
+
+        Args:
+            feeds: by name, in the file's order.
+            batch: the number of one that it takes the place of; by default none's.
+
+        Returns:
+            Its number.
+
+        Raises:
+            RefusedError: as ``run`` does.
+        """
+        if batch is None:
+            batch, self.batches = self.batches, self.batches + 1
+        self._ask({"batch": batch, "place": True}, feeds)
+        return batch
+
+    def run(self, batch: int) -> tuple[float, Arrays]:
+        """Seconds that a run on a batch took, from arrays to arrays, and the outputs by name.
+
+        Raises:
+            RefusedError: where the runtime fails, crashes or takes longer than the limit.
+        """
+        head, found = self._ask({"batch": batch, "place": False}, {})
+        return head["seconds"], found
+
+    def _ask(self, head: dict, arrays: Arrays) -> tuple[dict, Arrays]:
+        try:
+            send(self.requests, head, arrays)
+            if not select([self.replies], [], [], self.limit)[0]:
+                self._kill()
+                raise RefusedError(f"takes more than {self.limit:g} s")
+            reply, found = receive(self.replies)
+        except (EOFError, OSError) as gone:
+            raise RefusedError(self._why()) from gone
+        if "failed" in reply:
+            raise RefusedError(reason(reply["failed"]))
+        return reply, found
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _why(self) -> str:
+        return _ended(self.process.wait(), self.said.read_text(errors="replace"))
+
+    def close(self) -> None:
+        """End it."""
+        self._kill()
+        self.process.wait()
+        for stream in (self.requests, self.replies):
+            with suppress(OSError):  # what was left in the buffer has no reader
+                stream.close()
+        self.folder.cleanup()
+
+    def __del__(self) -> None:
+        if hasattr(self, "replies"):
+            self.close()
+
+
+def converted(runtime: Runtime, program: Path, inputs: Arrays) -> bytes:
+    """A captured program as a file of a runtime's own format.
+
+    Args:
+        runtime: an installed one.
+        program: a ``.pt2`` file.
+        inputs: of the sizes that it is to take, in the program's order.
+
+    Raises:
+        RefusedError: where the program cannot be had so.
+    """
+    with tempfile.TemporaryDirectory(dir=private_folder()) as folder:
+        fed, out = Path(folder) / "inputs.npz", Path(folder) / "out"
+        np.savez(fed, *inputs.values())
+        command = [runtime.interpreter, HERE / "convert.py", runtime.format, program.absolute(), fed, out]
+        run = partial(subprocess.run, capture_output=True, text=True, env=os.environ | CALM, cwd=folder)
+        try:
+            done = run(command, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            raise RefusedError(f"takes more than {LIMIT} s") from None
+        if done.returncode:
+            raise RefusedError(_ended(done.returncode, done.stderr))
+        return out.read_bytes()
+
+
+def _ended(code: int, said: str) -> str:
+    return f"ended by signal {-code}" if code < 0 else reason(said)
+
+
+def reason(text: str) -> str:
+    """What an exception says in a line, and the line below that names its cause, without this machine's folders."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    told = lines[raised[-1] :] if raised else lines[-1:]
+    caused = [line for line in told if CAUSES.search(line)]
+    return FOLDERS.sub("", " … ".join(dict.fromkeys([*told[:1], *caused[:1]]))) or "no reason given"
+
+
+def sized(content: bytes, feeds: Arrays) -> bytes:
+    """An ONNX file whose open sizes are those of the arrays: most runtimes want sizes that are known."""
+    copy = onnx.load_from_string(content)
+    known: dict[str, int] = {}
+    for value in copy.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True):
+            if dim.dim_param:
+                known[dim.dim_param] = size
+    for value in (*copy.graph.input, *copy.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in known:
+                dim.dim_value = known[dim.dim_param]
+    return copy.SerializeToString()

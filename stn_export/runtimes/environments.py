@@ -1,0 +1,167 @@
+"""Every runtime as one row, and the environment that it is installed in: a folder each below one folder of them all."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+
+from stn_export.errors import UserError
+
+HERE = Path(__file__).parent
+DEFAULT = Path(".runtimes")
+VARIABLE = "STN_EXPORT_RUNTIMES"  # names the folder to this process and to those that it starts
+LIMIT = 120  # seconds, of an installation and of an answer
+
+
+def folder() -> Path:
+    """Where the environments are."""
+    return Path(os.environ.get(VARIABLE) or DEFAULT).absolute()
+
+
+def here() -> dict[str, str]:
+    """The runtimes that were asked for and are installed, with their versions."""
+    return {each.name: each.version for each in RUNTIMES if each.version} if VARIABLE in os.environ else {}
+
+
+def by_name(name: str) -> "Runtime":
+    """The row of that name."""
+    return next(runtime for runtime in RUNTIMES if runtime.name == name)
+
+
+def why_not(runtime: "Runtime") -> str:
+    """Why it cannot run here, or an empty string."""
+    if runtime.name in here():
+        return ""
+    return "not installed where --runtimes says" if VARIABLE in os.environ else "runs where --runtimes asks for it"
+
+
+@contextmanager
+def asked_for(where: Path | None, made: bool = False) -> Iterator[None]:
+    """Inside, the runners of the runtimes that are installed in a folder run too.
+
+    Args:
+        where: the folder; nothing changes where it is None.
+        made: the folder is still to be filled.
+
+    Raises:
+        UserError: where there is none of them.
+    """
+    if where is None:
+        yield
+        return
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(where.absolute())
+    try:
+        if not made and not here():
+            raise UserError(f"there is no runtime in {where}", f"stn-export runtimes --into {where}")
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One row: what is installed for it, exactly as pip takes it. What needs no torch is spared it.
+
+    It reads files of one ``format``, which may be its own; a converter into that runs in its environment, which then is
+    ``beside`` this one and sees its PyTorch. ``open_sizes`` where one program serves all sizes; the others are given
+    files whose sizes are all known. One that is ``approximate`` computes float32 files less exactly than float32 by
+    itself.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    format: str = "onnx"
+    beside: bool = False
+    open_sizes: bool = False
+    approximate: bool = False
+
+    @property
+    def home(self) -> Path:
+        """Its environment."""
+        return folder() / self.name
+
+    @property
+    def interpreter(self) -> Path:
+        """That of its environment."""
+        return self.home / "bin" / "python"
+
+    @property
+    def command(self) -> list[str | Path]:
+        """What serves a file in it; a job in JSON comes last."""
+        return [self.interpreter, HERE / "serve.py"]
+
+    @property
+    def version(self) -> str:
+        """Of its first package; empty where it is not installed."""
+        found = self.installed()
+        return found.get(self.packages[0].lower().replace("-", "_"), "")
+
+    def installed(self) -> dict[str, str]:
+        """Versions by package."""
+        paths = [str(path) for path in self.home.glob("lib/python*/site-packages")]
+        return {each.name.lower().replace("-", "_"): each.version for each in distributions(path=paths)}
+
+    def install(self) -> str:
+        """Make the environment, or say why there is none."""
+        try:
+            for command in self.installing():
+                subprocess.run(command, check=True, capture_output=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            return f"not installed within {LIMIT} s"
+        except (OSError, subprocess.CalledProcessError) as error:
+            return f"not installed: {error}"
+        return ""
+
+    def installing(self) -> Iterator[list[str | Path]]:
+        """The commands that make it."""
+        yield [sys.executable, "-m", "venv", self.home]
+        if self.beside:
+            for packages in self.home.glob("lib/python*/site-packages"):
+                (packages / "beside.pth").write_text(sysconfig.get_path("purelib"))
+        yield [self.interpreter, "-m", "pip", "install", "--quiet", *self.options, *self.packages]
+
+
+class InNode(Runtime):
+    """One that Node.js runs, exactly as npm takes it."""
+
+    @property
+    def module(self) -> Path:
+        """Its first package."""
+        return self.home / "node_modules" / self.packages[0]
+
+    @property
+    def command(self) -> list[str | Path]:
+        return ["node", HERE / "serve.mjs", self.module / "dist" / "ort.wasm.min.mjs"]
+
+    def installed(self) -> dict[str, str]:
+        file = self.module / "package.json"
+        version = json.loads(file.read_text())["version"] if file.is_file() else ""
+        return {self.packages[0].replace("-", "_"): version}
+
+    def installing(self) -> Iterator[list[str | Path]]:
+        yield ["npm", "install", "--silent", "--prefix", self.home, *self.packages]
+
+
+RUNTIMES = (
+    Runtime("openvino", ("openvino",), open_sizes=True),
+    InNode("web", ("onnxruntime-web",), open_sizes=True),
+    Runtime("tract", ("tract",)),
+    Runtime("tvm", ("apache-tvm", "onnx")),
+    Runtime("iree", ("iree-base-compiler", "iree-base-runtime", "onnx")),
+    Runtime("mnn", ("mnn",), approximate=True),
+    Runtime("ncnn", ("ncnn", "pnnx", "numpy"), ("--no-deps",), approximate=True),
+    Runtime("opencv", ("opencv-python-headless",)),
+    Runtime("executorch", ("executorch",), format="executorch", beside=True),
+    Runtime("litert", ("ai-edge-litert", "litert-torch"), format="litert", beside=True),
+)

@@ -1,0 +1,268 @@
+"""One ONNX file in one runtime, in a process and an environment of its own: ``python serve.py JOB``, a JSON object.
+
+Stands alone: it imports NumPy and the runtime, and nothing of this package. A function a runtime loads the file, for
+inputs of these sizes, and gives a call from arrays to arrays. A message is a line of JSON, whose ``arrays`` say what
+comes behind it in bytes. Whatever a runtime raises is its refusal.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Call = Callable[[Arrays], Sequence[Any]]
+
+
+def send(stream: BinaryIO, head: dict, arrays: Arrays) -> None:
+    """Write a message."""
+    listed = [{"name": name, "type": each.dtype.name, "shape": each.shape} for name, each in arrays.items()]
+    stream.write(json.dumps(head | {"arrays": listed}).encode() + b"\n")
+    for array in arrays.values():
+        stream.write(array.tobytes())
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> tuple[dict, Arrays]:
+    """Read a message.
+
+    Raises:
+        EOFError: where the other end is gone.
+    """
+    line = stream.readline()
+    if not line:
+        raise EOFError
+    head = json.loads(line)
+    return head, {each["name"]: _read(stream, np.dtype(each["type"]), each["shape"]) for each in head.pop("arrays")}
+
+
+def _read(stream: BinaryIO, kind: np.dtype, shape: Sequence[int]) -> np.ndarray:
+    size = kind.itemsize * int(np.prod(shape))
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError
+    return np.frombuffer(bytearray(content), kind).reshape(shape)
+
+
+def onnxruntime(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """What the others are held against, where they are: tells what the way here costs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda given: session.run(outputs, given)
+
+
+def openvino(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(core.read_model(file), "CPU", settings)
+
+    def call(given: Arrays) -> list[np.ndarray]:
+        results = compiled(given)
+        return [results[each] for each in compiled.outputs]
+
+    return call
+
+
+def tract(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    import tract
+
+    model = tract.onnx().load(str(file))
+    names = [model.input_name(index) for index in range(model.input_count())]
+    for index, name in enumerate(names):
+        kind = {"float32": "f32", "uint8": "u8"}[feeds[name].dtype.name]
+        model.set_input_fact(index, ",".join(map(str, (*feeds[name].shape, kind))))
+    runnable = model.into_model().into_runnable()
+    return lambda given: [each.to_numpy() for each in runnable.run([given[name] for name in names])]
+
+
+def tvm(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    import onnx
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    module = relax.transform.DecomposeOpsForInference()(from_onnx(onnx.load(file)))
+    machine = relax.VirtualMachine(tvm.compile(module, tvm.target.Target("llvm")), tvm.cpu())
+
+    def call(given: Arrays) -> list[np.ndarray]:
+        result = machine["main"](*(tvm.runtime.tensor(value) for value in given.values()))
+        return [each.numpy() for each in ([result] if hasattr(result, "numpy") else result)]
+
+    return call
+
+
+def iree(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    import iree.compiler as compiler
+    import iree.runtime as runtime
+
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "model.mlir"
+        importer = [sys.executable, "-m", "iree.compiler.tools.import_onnx", str(file), "-o", str(text)]
+        subprocess.run([*importer, "--opset-version", "21"], check=True, capture_output=True)
+        content = compiler.compile_file(
+            str(text), target_backends=["llvm-cpu"], input_type="onnx", extra_args=["--iree-llvmcpu-target-cpu=host"]
+        )
+    if threads > 1:
+        runtime.flags.parse_flags(f"--task_topology_max_group_count={threads}")
+    config = runtime.Config("local-task" if threads > 1 else "local-sync")
+    module = runtime.load_vm_module(runtime.VmModule.copy_buffer(config.vm_instance, content), config)
+    function = next(module[name] for name in module.vm_module.function_names if "$" not in name and name != "__init")
+
+    def call(given: Arrays) -> list[np.ndarray]:
+        result = function(*given.values())
+        return [each.to_host() for each in (result if isinstance(result, tuple | list) else [result])]
+
+    return call
+
+
+def mnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    import MNN.expr
+    import MNN.nn
+
+    model = file.with_suffix(".mnn")
+    converter = [str(Path(sys.executable).with_name("mnnconvert")), "-f", "ONNX", "--bizCode", "x", "--modelFile"]
+    done = subprocess.run([*converter, str(file), "--MNNModel", str(model)], capture_output=True, text=True)
+    if not model.is_file():
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "Don't" in line]
+        raise RuntimeError(said[0] if said else "mnnconvert writes no file")
+    manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
+    module = MNN.nn.load_module_from_file(str(model), list(feeds), list(outputs), runtime_manager=manager)
+    kinds = {"float32": MNN.expr.float, "uint8": MNN.expr.uint8, "int64": MNN.expr.int64}
+
+    def call(given: Arrays) -> list[np.ndarray]:
+        constants = [
+            MNN.expr.const(np.ascontiguousarray(value), list(value.shape), MNN.expr.NCHW, kinds[value.dtype.name])
+            for value in given.values()
+        ]
+        packed = [MNN.expr.convert(each, MNN.expr.NC4HW4) if len(each.shape) == 4 else each for each in constants]
+        return [np.array(MNN.expr.convert(each, MNN.expr.NCHW).read()) for each in module.onForward(packed)]
+
+    return call
+
+
+def ncnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    import ncnn
+
+    if any(len(value) != 1 for value in feeds.values()):
+        raise RuntimeError("ncnn knows no batch: one example a call")
+    kinds = {"float32": "f32", "uint8": "u8", "int64": "i64"}
+    shapes = ",".join(f"[{','.join(map(str, v.shape))}]{kinds[v.dtype.name]}" for v in feeds.values())
+    converter = next(Path(sys.prefix).glob("lib/*/site-packages/pnnx/pnnx"))  # its Python part wants torch
+    command = [str(converter), str(file), f"inputshape={shapes}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=file.parent)
+    if missing := [line for line in (done.stdout + done.stderr).splitlines() if "ignore" in line.lower()]:
+        raise RuntimeError(f"pnnx: {missing[0].strip()}")
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    written = file.with_suffix(".ncnn.param"), file.with_suffix(".ncnn.bin")
+    if net.load_param(str(written[0])) or net.load_model(str(written[1])):
+        raise RuntimeError("ncnn does not load what pnnx wrote")
+
+    def call(given: Arrays) -> list[np.ndarray]:
+        extractor = net.create_extractor()
+        for index, value in enumerate(given.values()):
+            extractor.input(f"in{index}", ncnn.Mat(np.ascontiguousarray(value[0])).clone())
+        return [_extracted(extractor, f"out{index}") for index in range(len(outputs))]
+
+    return call
+
+
+def _extracted(extractor: Any, name: str) -> np.ndarray:
+    code, value = extractor.extract(name)
+    if code:
+        raise RuntimeError(f"ncnn does not give {name}")
+    return np.array(value)[None]
+
+
+def opencv(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    import cv2
+
+    cv2.setNumThreads(threads)
+    net = cv2.dnn.readNetFromONNX(str(file))
+
+    def call(given: Arrays) -> list[np.ndarray]:
+        for name, value in given.items():
+            net.setInput(value, name)
+        return list(net.forward(list(outputs)))
+
+    return call
+
+
+def executorch(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    import torch
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    method = Runtime.get().load_program(file).load_method("forward")
+
+    def call(given: Arrays) -> list[np.ndarray]:
+        return [each.numpy() for each in method.execute([torch.from_numpy(value) for value in given.values()])]
+
+    return call
+
+
+def litert(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(str(file), num_threads=threads).get_signature_runner()
+
+    def call(given: Arrays) -> list[np.ndarray]:
+        found = run(**{f"args_{index}": value for index, value in enumerate(given.values())})
+        return [found[f"output_{index}"] for index in range(len(outputs))]
+
+    return call
+
+
+def serve(load: Callable[[Arrays], Call], outputs: Sequence[str], requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer until nobody asks."""
+    call: Call | None = None
+    placed: dict[int, Arrays] = {}
+    while True:
+        try:
+            head, arrays = receive(requests)
+        except EOFError:
+            return
+        try:
+            if head["place"]:
+                placed[head["batch"]] = arrays
+                call = call or load(arrays)
+                send(replies, {}, {})
+            elif call:
+                start = time.perf_counter()
+                found = call(placed[head["batch"]])
+                seconds = time.perf_counter() - start
+                send(replies, {"seconds": seconds}, dict(zip(outputs, map(np.asarray, found), strict=True)))
+        except Exception as error:
+            said = "".join(traceback.format_exception_only(error))
+            send(replies, {"failed": said}, {})
+
+
+def main(job: dict) -> None:
+    """Serve one file."""
+    with open(job["read"], "rb") as requests, open(job["write"], "wb") as replies:  # noqa: PTH123  # descriptors
+        runtime = globals()[job["runtime"]]
+        serve(
+            lambda feeds: runtime(Path(job["file"]), feeds, job["outputs"], job["threads"]),
+            job["outputs"],
+            requests,
+            replies,
+        )
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
