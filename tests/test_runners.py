@@ -157,7 +157,9 @@ def test_a_runner_that_is_not_available_says_why():
     reasons = {spec.name: spec.unavailable() for spec in RUNNERS}
     assert {name for name, reason in reasons.items() if reason} >= {s.name for s in RUNNERS if s.device == "cuda"}
     assert all(
-        any(word in reason for word in ("GPU", "CUDA", "openvino", "compiler", "--runtimes")) for reason in reasons.values() if reason
+        any(word in reason for word in ("GPU", "CUDA", "openvino", "compiler", "--runtimes"))
+        for reason in reasons.values()
+        if reason
     )
 
 

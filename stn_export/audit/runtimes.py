@@ -17,7 +17,7 @@ from stn_export.comparison.tolerances import OUTPUT
 from stn_export.comparison.words import percent
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
-from stn_export.graphs.destinations import EQUAL, KEPT, REFUSES, WITHIN, WRONG
+from stn_export.graphs.destinations import EQUAL, KEPT, REFUSES, WITHIN, WRONG, chosen
 from stn_export.runtimes import RUNTIMES
 
 REASON = 160  # characters of it that are shown
@@ -30,6 +30,12 @@ PyTorch in float32, with the worst error over the largest output; `within bounds
 that computes less exactly by itself, with the share of examples that are classified as in float32; `WRONG`: beyond, in
 silence; `refuses`: see below.
 """
+SHIP = """## What to ship where
+
+What `stn-export export --for ncnn iree` (or `everything`) writes:
+
+| destination | file | why |
+|---|---|---|"""
 
 
 def rows(directory: NetworkDirectory, verified: Mapping) -> Iterator[dict]:
@@ -80,7 +86,10 @@ def page(table: Mapping) -> str:
         found = [shown(cells[file, runtime]) if (file, runtime) in cells else cli.NONE for runtime in runtimes]
         lines.append(f"| {file} | {' | '.join(found)} |")
     told = ", ".join(f"{name} {version}" for name, version in table["runtimes"].items())
-    lines += ["", f"Versions: {told}.", ""]
+    lines += ["", f"Versions: {told}.", "", SHIP]
+    choices = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
+    lines += [f"| {each.destination} | {each.what}, {each.sizes} | {each.why} |" for each in choices]
+    lines += ["", "## Refused, and left out", ""]
     refused = [row for row in table["rows"] if row["verdict"] == REFUSES]
     lines += [f"- {row['file']} in {row['runtime']}: {row['detail']}" for row in refused]
     lines += [f"- {name}: {why}" for name, why in table["left_out"].items()]

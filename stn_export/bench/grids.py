@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from stn_export.artifacts.manifest import PLAIN, SUBJECT
+from stn_export.runtimes import RUNTIMES
 
 BEST = "best"
 LOWERINGS = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # what to ship, the best first
@@ -64,6 +65,7 @@ SHIPPED_SUBJECT = replace(SHIPPED, roles=(SUBJECT,))
 QUICK_RUNNERS = (
     *("eager-c*", "cudagraph-*", "torchscript-*", "onnxruntime-c*", "onnxruntime-graph-*", "openvino-*", "native-*"),
 )
+OTHERS = tuple(f"{runtime.name}-cpu" for runtime in RUNTIMES)  # where they were asked for
 QUICK_SUBJECT = replace(SHIPPED_SUBJECT, runners=QUICK_RUNNERS)
 INT8_SUBJECT = Pick(roles=(SUBJECT,), precisions=("int8",), inputs=("float",))
 COLD = replace(SHIPPED_SUBJECT, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*", "native-*"))
@@ -114,9 +116,16 @@ GRIDS = {
             throughput=(replace(SHIPPED, batches=(16, 256)), replace(INT8_SUBJECT, batches=(256,))),
             startup=(replace(SHIPPED_SUBJECT, runners=STARTED), BASELINES),
             breakdown=(PROFILED,),
-            overhead=(replace(SHIPPED, runners=(*QUICK_RUNNERS, GRAPH_AGAINST_GRAPH), batches=(1, 64)),),
+            overhead=(
+                replace(SHIPPED, runners=(*QUICK_RUNNERS, GRAPH_AGAINST_GRAPH), batches=(1, 64)),
+                replace(SHIPPED, runners=OTHERS),
+            ),
             lowering=(Pick(runners=("onnxruntime-c*",), precisions=("fp32",)),),
-            eager=(replace(QUICK_SUBJECT, batches=(1, 256)), replace(INT8_SUBJECT, batches=(256,))),
+            eager=(
+                replace(QUICK_SUBJECT, batches=(1, 256)),
+                replace(INT8_SUBJECT, batches=(256,)),
+                replace(SHIPPED_SUBJECT, runners=OTHERS),
+            ),
             default=(QUICK_SUBJECT,),
         ),
         FULL,

@@ -116,7 +116,7 @@ def _export(run: Path, options: Namespace) -> None:
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
     _check(outcomes, [*names, *chosen])
     for choice in choices:
-        cli.say(f"{choice.destination}: {choice.lowering or 'its own'}, {choice.sizes}: {choice.why}")
+        cli.say(f"{choice.destination}: {choice.what}, {choice.sizes}: {choice.why}")
     if modelcard.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:

@@ -4,6 +4,7 @@ A destination that could not be tried gets what its rules ask for, and the answe
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -35,6 +36,11 @@ class Choice:
     why: str
 
     @property
+    def what(self) -> str:
+        """The lowering, for a person."""
+        return self.lowering or "its own format"
+
+    @property
     def sizes(self) -> str:
         """The batch, for a person."""
         return f"a batch of {self.batch}" if self.batch else "an open batch"
@@ -53,7 +59,13 @@ def choose(destination: str, path: Path | None = None) -> Choice:
     path = path or KEPT
     if not path.is_file():
         raise UserError(f"there is no table {path}", "make runtimes")
-    table = json.loads(path.read_text())
+    if choice := chosen(destination, json.loads(path.read_text())):
+        return choice
+    raise UserError(f"no lowering was equal in {destination}", f"see {path}")
+
+
+def chosen(destination: str, table: Mapping) -> Choice | None:
+    """What a table of trials says of one of those that it was made of; None where nothing was equal there."""
     names = {f"{lowering or destination}-fp32": lowering for lowering in ((None,) if destination in OWN else ORDER)}
     rows = [row for row in table["rows"] if row["runtime"] == destination and row["file"] in names]
     cells = {row["lowering"]: row for row in rows}
@@ -63,4 +75,4 @@ def choose(destination: str, path: Path | None = None) -> Choice:
             why = f"{verdict} ({cells[lowering]['detail']:.0e}) in {destination} {table['runtimes'][destination]}"
             why += f"; there {', '.join(others)}" if others else ""
             return Choice(destination, lowering, None if destination in OPEN_BATCH else 1, why)
-    raise UserError(f"no lowering was equal in {destination}", f"see {path}")
+    return None

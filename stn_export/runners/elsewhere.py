@@ -29,24 +29,24 @@ class Elsewhere(Runner):
         self.content = path.read_bytes()
         self.options = {self.runtime.packages[0]: self.runtime.version}
 
-    def _child_for(self, feeds: Arrays) -> Child:
-        """The one that is there, if these sizes are its; a bound step keeps its own."""
-        known = self.runtime.open_sizes or self.runtime.format != "onnx"
-        sizes = None if known else shapes_of(feeds)
+    def _placed(self, feeds: Arrays, batch: int | None = None) -> tuple[Child, int]:
+        """A child for these sizes, the one that is there if it can be, and the number of the batch; see ``place``."""
+        given = {spec.name: feeds[spec.name] for spec in self.contract.inputs}
+        as_it_is = self.runtime.open_sizes or self.runtime.format != "onnx"
+        sizes = None if as_it_is else shapes_of(given)
         if self.child is None or self.sizes != sizes:
-            content = self.content if known else sized(self.content, feeds)
-            self.child, self.sizes = Child(self.runtime, content, self.outputs, self.threads), sizes
-            self.batch = self.child.place(feeds)
-        return self.child
+            content = self.content if as_it_is else sized(self.content, given)
+            child = Child(self.runtime, content, self.outputs, self.threads)
+            child.place(given)  # as number 0, which is never a bound step's
+            self.child, self.sizes = child, sizes  # a bound step keeps its own
+        return self.child, self.child.place(given, batch)
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
-        child = self._child_for(feeds)
-        child.place(feeds, self.batch)
-        return child.run(self.batch)[1]
+        child, batch = self._placed(feeds, 0)
+        return child.run(batch)[1]
 
     def bind_one(self, feeds: Arrays) -> Step:
-        child = self._child_for(feeds)
-        batch = child.place(feeds)
+        child, batch = self._placed(feeds)
 
         def run() -> Arrays:
             seconds, found = child.run(batch)

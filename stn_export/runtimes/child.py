@@ -10,11 +10,13 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from select import select
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -68,6 +70,7 @@ class Child:
         os.close(requests)
         os.close(replies)
         self.requests, self.replies = os.fdopen(write, "wb"), os.fdopen(read, "rb")
+        self.close = weakref.finalize(self, _close, self.process, (self.requests, self.replies), self.folder)
 
     def place(self, feeds: Arrays, batch: int | None = None) -> int:
         """Hand a batch over, and load the file for its sizes if it is the first.
@@ -100,7 +103,7 @@ class Child:
         try:
             send(self.requests, head, arrays)
             if not select([self.replies], [], [], self.limit)[0]:
-                self._kill()
+                _kill(self.process)
                 raise RefusedError(f"takes more than {self.limit:g} s")
             reply, found = receive(self.replies)
         except (EOFError, OSError) as gone:
@@ -109,25 +112,22 @@ class Child:
             raise RefusedError(reason(reply["failed"]))
         return reply, found
 
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
     def _why(self) -> str:
         return _ended(self.process.wait(), self.said.read_text(errors="replace"))
 
-    def close(self) -> None:
-        """End it."""
-        self._kill()
-        self.process.wait()
-        for stream in (self.requests, self.replies):
-            with suppress(OSError):  # what was left in the buffer has no reader
-                stream.close()
-        self.folder.cleanup()
 
-    def __del__(self) -> None:
-        if hasattr(self, "replies"):
-            self.close()
+def _kill(process: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _close(process: subprocess.Popen, streams: Iterable[BinaryIO], folder: tempfile.TemporaryDirectory) -> None:
+    _kill(process)
+    process.wait()
+    for stream in streams:
+        with suppress(OSError):  # what was left in the buffer has no reader
+            stream.close()
+    folder.cleanup()
 
 
 def converted(runtime: Runtime, program: Path, inputs: Arrays) -> bytes:

@@ -36,7 +36,7 @@ def by_name(name: str) -> "Runtime":
 
 def why_not(runtime: "Runtime") -> str:
     """Why it cannot run here, or an empty string."""
-    if runtime.name in here():
+    if VARIABLE in os.environ and runtime.version:
         return ""
     return "not installed where --runtimes says" if VARIABLE in os.environ else "runs where --runtimes asks for it"
 
@@ -104,13 +104,13 @@ class Runtime:
     @property
     def version(self) -> str:
         """Of its first package; empty where it is not installed."""
-        found = self.installed()
-        return found.get(self.packages[0].lower().replace("-", "_"), "")
+        found = distributions(name=self.packages[0], path=list(map(str, self.site_packages)))
+        return next((each.version for each in found), "")
 
-    def installed(self) -> dict[str, str]:
-        """Versions by package."""
-        paths = [str(path) for path in self.home.glob("lib/python*/site-packages")]
-        return {each.name.lower().replace("-", "_"): each.version for each in distributions(path=paths)}
+    @property
+    def site_packages(self) -> list[Path]:
+        """Where its packages are, once it is made."""
+        return list(self.home.glob("lib/python*/site-packages"))
 
     def install(self) -> str:
         """Make the environment, or say why there is none."""
@@ -127,7 +127,7 @@ class Runtime:
         """The commands that make it."""
         yield [sys.executable, "-m", "venv", self.home]
         if self.beside:
-            for packages in self.home.glob("lib/python*/site-packages"):
+            for packages in self.site_packages:
                 (packages / "beside.pth").write_text(sysconfig.get_path("purelib"))
         yield [self.interpreter, "-m", "pip", "install", "--quiet", *self.options, *self.packages]
 
@@ -144,10 +144,10 @@ class InNode(Runtime):
     def command(self) -> list[str | Path]:
         return ["node", HERE / "serve.mjs", self.module / "dist" / "ort.wasm.min.mjs"]
 
-    def installed(self) -> dict[str, str]:
+    @property
+    def version(self) -> str:
         file = self.module / "package.json"
-        version = json.loads(file.read_text())["version"] if file.is_file() else ""
-        return {self.packages[0].replace("-", "_"): version}
+        return json.loads(file.read_text())["version"] if file.is_file() else ""
 
     def installing(self) -> Iterator[list[str | Path]]:
         yield ["npm", "install", "--silent", "--prefix", self.home, *self.packages]
