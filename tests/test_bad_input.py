@@ -218,6 +218,10 @@ OF_FILES = [
     ("report", ["--run", "{run}", "--beside", "{tmp}/nowhere"], "there is no run at"),
     ("report", ["--history", "{empty}"], "holds no kept results"),
     ("report", ["--history", "{tmp}/nowhere"], "holds no kept results"),
+    ("verify", ["--run", "{run}", "--runtimes", "{empty}"], "there is no runtime in"),
+    ("export", ["--run", "{run}", "--runtimes", "{empty}"], "there is no runtime in"),
+    ("runtimes", ["--into", "{file}/x"], "Not a directory"),
+    ("runtimes", ["extra"], "unrecognized arguments"),
     ("doctor", ["extra"], "unrecognized arguments"),
 ]  # fmt: skip
 RESULTS = [

@@ -122,7 +122,7 @@ def test_the_medians_of_several_starts():
 def test_where_a_fresh_process_spends_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = built_in("cnn")
     np.savez(tmp_path / "inputs.npz", np.ones((2, 3, 32, 32), np.float32))
-    opened = SimpleNamespace(infer=lambda feeds: feeds["images"].sum(), threads=1, options={"a": 1})
+    opened = SimpleNamespace(infer=lambda feeds: feeds["images"].sum(), threads=1, options={"a": 1}, in_process=True)
     spec = SimpleNamespace(name="made-up", device="cpu", open=lambda path, contract: opened)
     monkeypatch.setattr(runners, "RUNNERS", [spec])
     monkeypatch.setattr(fresh, "time", SimpleNamespace(perf_counter=iter([10.0, 11.5, 14.0, 14.25]).__next__))
@@ -130,6 +130,10 @@ def test_where_a_fresh_process_spends_its_time(tmp_path: Path, monkeypatch: pyte
     found = fresh.main("x.onnx", "made-up", program.contract.as_dict(), str(tmp_path / "inputs.npz"), threads)
     assert [found[name] for name in fresh.TIMES] == [1.5, 2.5, 0.25]
     assert (found["threads"], found["options"]) == (1, {"a": 1})
+    assert (found["host_bytes"] is None) == (sys.platform != "linux")
+    taken = memory.Memory("cpu")
+    taken.host_bytes = 5
+    assert [taken.of(SimpleNamespace(in_process=here))["host_bytes"] for here in (True, False)] == [5, None]
 
 
 def status(path: Path, resident: int, peak: int) -> None:

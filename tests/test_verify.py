@@ -21,7 +21,7 @@ from stn_export.runners import RUNNERS, OnnxRuntime, Runner, RunnerSpec
 from stn_export.runners.pytorch import Captured
 from stn_export.verify import __main__ as verify
 from stn_export.verify import points_file
-from stn_export.verify.checks import Check, beyond, check_artifact
+from stn_export.verify.checks import Check, beyond, check_artifact, worst_errors
 from stn_export.verify.journal import JOURNAL, Journal
 from stn_export.verify.truth import Truth, truth_of
 from stn_export.verify.weights import check_weights, folded_weights, weights_of
@@ -306,6 +306,11 @@ def test_a_runner_that_is_not_repeatable_is_told(truth: Truth, tmp_path: Path):
     )
     assert not check.deterministic
     assert not check.failure
+
+
+def test_what_is_not_finite_is_infinitely_wrong_whatever_the_other_challenges_say():
+    broken, fine = Comparison("3 of 4 elements are not finite"), Comparison("", max_abs=1e-6)
+    assert worst_errors({"a": {"y": fine, "z": fine}, "b": {"y": broken}, "c": {"y": fine}}) == {"y": np.inf, "z": 1e-6}
 
 
 @pytest.mark.parametrize(

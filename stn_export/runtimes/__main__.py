@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = cli.parse("runtimes", arguments)
     where = options.into or DEFAULT
+    where.mkdir(parents=True, exist_ok=True)
     with asked_for(where, made=True):
         reasons = {runtime: "" if runtime.version else runtime.install() for runtime in RUNTIMES}
         rows = [(each.name, each.packages[0], each.version or cli.NONE, reasons[each]) for each in RUNTIMES]

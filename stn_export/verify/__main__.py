@@ -284,9 +284,10 @@ def show(content: dict) -> None:
 
 
 def _worst(check: dict, networks: dict, kind: str) -> float | None:
-    """The worst error at any point of a kind; None where there was none."""
+    """The worst error at any point of a kind; None where there was none, or one is not finite."""
     points = networks[check["network"]]["points"] if check["network"] in networks else {}
-    return max((error for name, error in check["errors"].items() if points[name]["kind"] == kind), default=None)
+    errors = [error for name, error in check["errors"].items() if points[name]["kind"] == kind]
+    return None if None in errors else max(errors, default=None)
 
 
 if __name__ == "__main__":

@@ -165,11 +165,12 @@ def first_failure(results: Mapping[str, Comparison], actual: Arrays, challenge: 
 
 
 def worst_errors(comparisons: Mapping[str, Mapping[str, Comparison]]) -> dict[str, float]:
-    """The largest error by point."""
+    """The largest error by point; infinite where one could not be told, as what is not finite knows no bound."""
     errors: dict[str, float] = {}
     for results in comparisons.values():
         for point, result in results.items():
-            errors[point] = max(errors.get(point, 0.0), result.max_abs)
+            error = math.inf if math.isnan(result.max_abs) else result.max_abs
+            errors[point] = max(errors.get(point, 0.0), error)
     return errors
 
 
