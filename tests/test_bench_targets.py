@@ -370,6 +370,8 @@ RUNNER_ROWS = {spec.name: spec for spec in RUNNERS}
         ("onnxruntime-graph-cuda", "eager-cuda", False),
         ("onnxruntime-cuda", "onnxruntime-default-cuda", False),
         ("onnxruntime-cpu", "eager-cpu", False),
+        ("web-cpu", "eager-cpu", True),
+        ("web-cpu", "web-cpu", True),
     ],
 )
 def test_a_contest_keeps_to_one_clock(found: list[Target], ours: str, theirs: str, host: bool):

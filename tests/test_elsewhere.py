@@ -34,7 +34,7 @@ from stn_export.runtimes.child import converted, reason, sized
 from stn_export.runtimes.environments import HERE, VARIABLE, asked_for, here
 from stn_export.verify import __main__ as verify
 
-BESIDE = f"""import json, os, signal, sys, time
+BESIDE = f"""import itertools, json, os, signal, sys
 sys.path.insert(0, {str(HERE)!r})
 import serve
 
@@ -56,16 +56,22 @@ def prints(file, feeds, outputs, threads):
     return serve.onnxruntime(file, feeds, outputs, threads)
 
 def waits(file, feeds, outputs, threads):
-    serve.time = Clock()
+    serve.time = Clock(0.125)
     return serve.onnxruntime(file, feeds, outputs, threads)
 
-class Clock:  # whose every look is an eighth of a second after the last
-    seconds = 0
+def counts(file, feeds, outputs, threads):  # the calls, which are short where the first input is 0
+    serve.time = Clock(1 / 1024 if not feeds["x"].any() else 0.125)
+    made = itertools.count(1)
+    return lambda given: [next(made)]
+
+class Clock:  # whose every look is some seconds after the last
+    def __init__(self, step):
+        self.step, self.seconds = step, 0
     def perf_counter(self):
-        self.seconds += 0.125
+        self.seconds += self.step
         return self.seconds
 
-for each in (crashes, refuses, hangs, off, prints, waits):
+for each in (crashes, refuses, hangs, off, prints, waits, counts):
     setattr(serve, each.__name__, each)
 serve.main(json.loads(sys.argv[-1]))
 """
@@ -142,6 +148,15 @@ def test_only_the_runtime_s_own_call_is_timed(stn: NetworkDirectory, runtime: Ca
         step()
     assert step.clock() - before == 3 * 0.125
     assert runner.request(feeds).clock() == step.clock()
+
+
+@pytest.mark.parametrize(("value", "calls"), [(0, [1, 3, 5, 6]), (1, [1, 2, 3, 4])])
+def test_a_short_call_that_is_timed_follows_another(value: int, calls: list[int], runtime: Callable[[str], Runtime]):
+    child = child_of(runtime("counts"))
+    batch = child.place({"x": np.full((1, 4), value, np.float32)})
+    made = [child.run(batch, hot) for hot in (False, True, True, False)]
+    assert [int(found["y"]) for _, found in made] == calls
+    assert {seconds for seconds, _ in made} == {0.125 if value else 1 / 1024}
 
 
 @pytest.mark.parametrize(

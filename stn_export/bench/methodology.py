@@ -197,9 +197,13 @@ def interleave(
 
 
 def on_one_clock(ours: Target, theirs: Target) -> tuple[Target, Target]:
-    """Both contenders in one regime: where only one side's events can be had, host arrays go in and out of both."""
+    """Both contenders in one regime: where only one side's events can be had, host arrays go in and out of both.
+
+    So they do where one is another runtime, which is given nothing else.
+    """
     one = ours.runner.on_events == theirs.runner.on_events
-    return (ours, theirs) if one else (replace(ours, host=True), replace(theirs, host=True))
+    alike = one and not (ours.runner.foreign or theirs.runner.foreign)
+    return (ours, theirs) if alike else (replace(ours, host=True), replace(theirs, host=True))
 
 
 def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid) -> None:

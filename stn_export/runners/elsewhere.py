@@ -49,7 +49,7 @@ class Elsewhere(Runner):
         child, batch = self._placed(feeds)
 
         def run() -> Arrays:
-            seconds, found = child.run(batch)
+            seconds, found = child.run(batch, hot=True)
             self.seconds += seconds
             return found
 

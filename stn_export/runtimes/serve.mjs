@@ -4,6 +4,7 @@ import { readFileSync, readSync, writeSync } from "node:fs";
 const [module, text] = process.argv.slice(2);
 const job = JSON.parse(text);
 const KINDS = { float32: Float32Array, uint8: Uint8Array, int8: Int8Array, int32: Int32Array, int64: BigInt64Array, bool: Uint8Array, float64: Float64Array };
+const SHORT = 0.01; // seconds, as in serve.py
 
 function read(size) {
   const content = Buffer.alloc(size);
@@ -38,7 +39,15 @@ function send(head, arrays = []) {
 }
 
 let ort, session;
+let seconds = 0;
 const placed = {};
+async function call(arrays) {
+  const feeds = {};
+  for (const { name, type, shape, values } of arrays) feeds[name] = new ort.Tensor(type, values, shape);
+  const found = await session.run(feeds);
+  return job.outputs.map((name) => ({ name, type: found[name].type, shape: found[name].dims, values: found[name].data }));
+}
+
 async function answer({ head, arrays }) {
   if (head.place) {
     if (!session) {
@@ -50,12 +59,10 @@ async function answer({ head, arrays }) {
     placed[head.batch] = arrays;
     return send({});
   }
+  if (head.hot && seconds < SHORT) await call(placed[head.batch]);
   const start = performance.now();
-  const feeds = {};
-  for (const { name, type, shape, values } of placed[head.batch]) feeds[name] = new ort.Tensor(type, values, shape);
-  const found = await session.run(feeds);
-  const outputs = job.outputs.map((name) => ({ name, type: found[name].type, shape: found[name].dims, values: found[name].data }));
-  const seconds = (performance.now() - start) / 1e3;
+  const outputs = await call(placed[head.batch]);
+  seconds = (performance.now() - start) / 1e3;
   return send({ seconds }, outputs);
 }
 

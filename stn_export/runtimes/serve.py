@@ -21,6 +21,9 @@ Arrays = dict[str, np.ndarray]
 Call = Callable[[Arrays], Sequence[Any]]
 
 
+SHORT = 0.01  # seconds of a call that is slower right after a message: hot ones are made once before, untimed
+
+
 def send(stream: BinaryIO, head: dict, arrays: Arrays) -> None:
     """Write a message."""
     listed = [{"name": name, "type": each.dtype.name, "shape": each.shape} for name, each in arrays.items()]
@@ -232,6 +235,7 @@ def serve(load: Callable[[Arrays], Call], outputs: Sequence[str], requests: Bina
     """Answer until nobody asks."""
     call: Call | None = None
     placed: dict[int, Arrays] = {}
+    seconds = 0.0
     while True:
         try:
             head, arrays = receive(requests)
@@ -243,8 +247,11 @@ def serve(load: Callable[[Arrays], Call], outputs: Sequence[str], requests: Bina
                 call = call or load(arrays)
                 send(replies, {}, {})
             elif call:
+                given = placed[head["batch"]]
+                if head["hot"] and seconds < SHORT:
+                    call(given)
                 start = time.perf_counter()
-                found = call(placed[head["batch"]])
+                found = call(given)
                 seconds = time.perf_counter() - start
                 send(replies, {"seconds": seconds}, dict(zip(outputs, map(np.asarray, found), strict=True)))
         except Exception as error:
