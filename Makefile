@@ -175,6 +175,7 @@ runtimes: $(READY) ## which lowering runs in which runtime: install those, verif
 	@$(STAGE).runtimes
 	@$(STAGE).export --run "$$RUN" --runtimes .runtimes
 	@$(STAGE).verify --run "$$RUN" --runtimes .runtimes || [ $$? = 1 ] # where a runtime is wrong
+	@$(STAGE).bench --run "$$RUN" --runtimes .runtimes --suites overhead
 	@$(STAGE).audit.runtimes --run "$$RUN"
 
 lint: $(READY) ## types of most rooms, ruff (style and format), and imports that keep to the plan of the house

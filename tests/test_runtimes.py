@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from stn_export import cli
+from stn_export.artifacts.environment import describe
 from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.audit import runtimes
-from stn_export.audit.runtimes import cell, page, rows
+from stn_export.audit.runtimes import cell, contests, page, rows, speed
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.graphs import portability
@@ -69,6 +70,49 @@ def test_rows_are_of_today_s_files_and_of_other_runtimes(trained_run: Path):
         ("iree", REFUSES, "Error: no such operator", None),
     ]
     assert [row["runtime"] for row in rows(directory, verified(directory, sha256="older"))] == ["iree"]
+
+
+def test_how_fast_it_is_is_what_bench_found(run: Path):
+    directory = NetworkDirectory(run / "stn")
+    assert contests(run, directory) == {"cpu": None, "contests": []}
+    files = {name: each.sha256 for name, each in directory.artifacts.items()}
+    shared = {"network": "stn", "batch": 1, "artifact": "matmul-fp32", "sha256": files["matmul-fp32"]}
+    shared |= {
+        "baseline": "b",
+        "baseline_label": "b",
+        "baseline_artifact": "b",
+        "baseline_seconds": 1.0,
+        "verdict": "slower",
+    }
+    shared |= {"blocks": 25, "disturbed_blocks": 0, "ratio_low": 1.9, "ratio_high": 2.1}
+    timed = [
+        ("web-cpu", "eager", 4e-4, 0.5, {}),
+        ("web-cpu", "overhead", 3e-4, 2.0, {}),
+        ("tract-cpu", "overhead", 2e-4, 1.5, {}),
+        ("tract-cpu", "eager", 2e-4, 1.25, {}),
+        ("tvm-cpu", "overhead", 1e-4, 1.0, {}),  # never against eager
+        ("web-cpu", "default", 1e-4, 9.0, {}),
+        ("web-cpu", "overhead", 1e-4, 9.0, {"batch": 64}),
+        ("web-cpu", "overhead", 1e-4, 9.0, {"sha256": "older"}),
+        ("web-cpu", "overhead", 1e-4, 9.0, {"artifact": "matmul-int8", "sha256": files["matmul-int8"]}),
+        ("eager-cuda", "overhead", 1e-4, 9.0, {}),
+    ]
+    rows = [
+        {"extra_info": shared | {"runner": runner, "contest": name, "seconds": seconds, "ratio": ratio} | other}
+        for runner, name, seconds, ratio, other in timed
+    ]
+    content = {"benchmarks": rows, "machine_info": {"stn_export": describe() | {"cpu": "a CPU"}}, "version": "5"}
+    (run / "bench.json").write_text(json.dumps(content))
+    found = contests(run, directory)
+    assert found["cpu"] == "a CPU"
+    assert len(found["contests"]) == 5
+    head, *lines = list(speed(found))[:-1]
+    assert "one thread of a CPU" in head
+    assert lines == [
+        "| tract-cpu | matmul-fp32 | 0.200 | 1.50 (1.90 to 2.10) | 1.25 (1.90 to 2.10) |",
+        "| web-cpu | matmul-fp32 | 0.300 | 2.00 (1.90 to 2.10) | 0.500 (1.90 to 2.10) |",
+    ]
+    assert list(speed({"contests": found["contests"][:1]})) == []
 
 
 def test_a_run_that_no_runtime_verified_makes_no_table(trained_run: Path, capsys: pytest.CaptureFixture[str]):

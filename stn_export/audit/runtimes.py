@@ -1,20 +1,21 @@
 """Which lowering runs in which runtime: ``python -m stn_export.audit.runtimes --run RUN``, as ``make runtimes`` ends.
 
-What ``verify --runtimes`` found of the ONNX files of a run's first network is kept in
-``benchmarks/results/runtimes.json``, for ``export --for``, and in ``docs/runtimes.md``.
+What ``verify --runtimes`` found of the files of a run's first network, and ``bench --runtimes`` of the time that they
+take, is kept in ``benchmarks/results/runtimes.json``, for ``export --for``, and in ``docs/runtimes.md``.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from stn_export import cli
 from stn_export.artifacts.environment import versions
 from stn_export.artifacts.files import write_atomically
-from stn_export.artifacts.manifest import NetworkDirectory, network_directories
-from stn_export.artifacts.schemas import read_verified
+from stn_export.artifacts.manifest import BENCH_FILE, NetworkDirectory, network_directories
+from stn_export.artifacts.schemas import read_bench, read_verified
 from stn_export.comparison.tolerances import OUTPUT
-from stn_export.comparison.words import percent
+from stn_export.comparison.words import percent, significant, span
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.graphs.destinations import EQUAL, KEPT, REFUSES, WITHIN, WRONG, chosen
@@ -36,6 +37,17 @@ What `stn-export export --for ncnn iree` (or `everything`) writes:
 
 | destination | file | why |
 |---|---|---|"""
+
+SPEED = """## How fast
+
+One example, host arrays to host arrays, one thread of {cpu}: the transformer in turns with the plain CNN in the same
+runner, and with eager PyTorch; ratios of times with 95 % intervals ([how](method.md)). The runtimes' own clocks count,
+in processes of their own.
+
+| runner | file | ms | of the plain CNN's time | of eager PyTorch's time |
+|---|---|---|---|---|"""
+TIMED = ("overhead", "eager")  # contests, in the order of the columns
+KEPT_OF_A_CONTEST = ("runner", "artifact", "contest", "seconds", "ratio", "ratio_low", "ratio_high")
 
 
 def rows(directory: NetworkDirectory, verified: Mapping) -> Iterator[dict]:
@@ -78,8 +90,38 @@ def shown(row: Mapping) -> str:
     return f"{row['verdict']} ({error}{agreed})"
 
 
+def contests(run: Path, directory: NetworkDirectory) -> dict:
+    """The CPU and, of what was timed of the network's float32 files on one example, the contests."""
+    if not (run / BENCH_FILE).exists():
+        return {"cpu": None, "contests": []}
+    content = read_bench(run / BENCH_FILE)
+    current = {each.sha256 for each in directory.artifacts.values() if each.precision == "fp32"}
+    timed = (row["extra_info"] for row in content["benchmarks"])
+    found = [row for row in timed if row.get("contest") in TIMED and row["batch"] == 1 and row["sha256"] in current]
+    kept = [{name: row[name] for name in KEPT_OF_A_CONTEST} for row in found if row["runner"].endswith("-cpu")]
+    return {"cpu": content["machine_info"]["stn_export"]["cpu"], "contests": kept}
+
+
+def speed(table: Mapping) -> Iterator[str]:
+    """The lines of the page that say how fast it is in each runner, the fastest first."""
+    rows: dict[tuple[str, str], dict[str, Mapping]] = {}
+    for row in table["contests"]:
+        rows.setdefault((row["runner"], row["artifact"]), {})[row["contest"]] = row
+    whole = {key: row for key, row in rows.items() if set(row) == set(TIMED)}
+    if not whole:
+        return
+    yield SPEED.format(**table)
+    for (runner, file), row in sorted(whole.items(), key=lambda item: item[1][TIMED[0]]["seconds"]):
+        ratios = [
+            f"{significant(each['ratio'])} ({span(each['ratio_low'], each['ratio_high'])})"
+            for each in map(row.__getitem__, TIMED)
+        ]
+        yield f"| {runner} | {file} | {significant(1e3 * row[TIMED[0]]['seconds'])} | {' | '.join(ratios)} |"
+    yield ""
+
+
 def page(table: Mapping) -> str:
-    """``docs/runtimes.md``: a row a file, a column a runtime, and the reasons of refusals below."""
+    """``docs/runtimes.md``: a row a file, a column a runtime, how fast it is there, and the reasons of refusals."""
     runtimes, cells = list(table["runtimes"]), {(row["file"], row["runtime"]): row for row in table["rows"]}
     lines = [INTRODUCTION.format(**table), f"| file | {' | '.join(runtimes)} |", "|---" * (len(runtimes) + 1) + "|"]
     for file in dict.fromkeys(row["file"] for row in table["rows"]):
@@ -89,7 +131,7 @@ def page(table: Mapping) -> str:
     lines += ["", f"Versions: {told}.", "", SHIP]
     choices = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
     lines += [f"| {each.destination} | {each.what}, {each.sizes} | {each.why} |" for each in choices]
-    lines += ["", "## Refused, and left out", ""]
+    lines += ["", *speed(table), "## Refused, and left out", ""]
     refused = [row for row in table["rows"] if row["verdict"] == REFUSES]
     lines += [f"- {row['file']} in {row['runtime']}: {row['detail']}" for row in refused]
     lines += [f"- {name}: {why}" for name, why in table["left_out"].items()]
@@ -118,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "runtimes": here,
         "left_out": {name: verified["unavailable"].get(runner, "not tried") for name, runner in absent.items()},
         "rows": list(rows(directory, verified)),
+        **contests(run, directory),
     }
     write_atomically(KEPT, json.dumps(table, indent=1).encode() + b"\n")
     write_atomically(PAGE, page(table).encode())

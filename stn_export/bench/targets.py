@@ -26,7 +26,7 @@ from stn_export.runners.registry import DEFAULT_EXPORT
 HOT = "hot: one buffer"
 SAME = 1e-4  # a bound step and ``infer`` may differ by this: one program, its buffers elsewhere
 # By which another device or compiler and eager may differ without TF32 (which makes 8e-5 of it and more) or by so many
-# times eager's own error; and with TF32.
+# times eager's own error; and with TF32, or a runtime that is approximate by itself.
 ROUNDED, TIMES_EAGER, ROUNDED_TF32 = 2e-5, 30, 0.1
 FEW = 64  # examples that eager's own error is found on
 
@@ -189,7 +189,7 @@ class Target:
         if chosen_anew and (self.artifact.precision, self.input) == ("fp32", "float"):
             said = f"{self} does not give what eager does at {self.found['sizes']}"
             usual = max(ROUNDED, TIMES_EAGER * self.network.eager_error)
-            rounded = ROUNDED_TF32 if self.runner.tf32 else usual
+            rounded = ROUNDED_TF32 if self.runner.tf32 or self.runner.approximate else usual
             check_same(actual, self.network.eager(batch), rounded, said, strays=rounded)
         return step
 
