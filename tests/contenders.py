@@ -40,7 +40,7 @@ class Contender:
 
     @property
     def runner(self) -> SimpleNamespace:
-        return SimpleNamespace(device="cpu", on_events=False)
+        return SimpleNamespace(device="cpu", on_events=False, foreign=False)
 
     @property
     def network(self) -> SimpleNamespace:

@@ -27,12 +27,14 @@ from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.export import writing
 from stn_export.export.rows import EXPORTS, ExportSpec
+from stn_export.export.source import Source
 from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.runners.elsewhere import Elsewhere
 from stn_export.runtimes import RUNTIMES, Child, RefusedError, Runtime, convert
 from stn_export.runtimes.child import converted, reason, sized
 from stn_export.runtimes.environments import HERE, VARIABLE, asked_for, here
 from stn_export.verify import __main__ as verify
+from tests.zoo import enter_zoo
 
 BESIDE = f"""import itertools, json, os, signal, sys
 sys.path.insert(0, {str(HERE)!r})
@@ -374,3 +376,12 @@ def test_a_format_of_another_runtime_is_a_row_where_it_was_asked_for(
     assert (small / "stn" / artifact.file).read_bytes() == b"litert"
     assert ExportSpec.of(artifact) == next(spec for spec in EXPORTS if spec.format == "litert")
     assert cli.run(verify.main, ["--run", str(small), "--only", "litert-fp32"]) == 2  # no runner of it is here
+
+
+def test_a_format_of_another_runtime_fixes_every_size(tmp_path: Path):
+    source = Source(enter_zoo(tmp_path / "run", "FlowWarp"))
+    [spec] = [spec for spec in EXPORTS if spec.format == "litert"]
+    assert source.parent.contract.open_sizes
+    assert not source.contract(spec).open_sizes
+    assert source.contract(spec).batch == 1
+    assert spec.name == "litert-fp32"

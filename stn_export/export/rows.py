@@ -43,9 +43,13 @@ class ExportSpec:
         """The artifact's name in the manifest, unique within a network."""
         parts = [self.lowering or self.format, self.precision]
         parts += [self.contract] * (self.contract != "float")
-        always_fixed = self.lowering == DEFAULT_EXPORT or self.format in FOREIGN
-        parts += [f"batch{self.batch}"] * (self.batch is not None and not always_fixed)
+        parts += [f"batch{self.batch}"] * (self.batch is not None and not self.always_fixed)
         return "-".join(parts + ["optimised"] * self.optimised + ([self.target] if self.target else []))
+
+    @property
+    def always_fixed(self) -> bool:
+        """Whether it is for the sizes of one example: as exporters do by themselves, or runtimes want it."""
+        return self.lowering == DEFAULT_EXPORT or self.format in FOREIGN
 
     @property
     def file(self) -> str:

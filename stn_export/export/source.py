@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 
 from stn_export.artifacts.environment import git_commit, versions
 from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import DEFAULT_EXPORT, PROGRAM, Artifact, Facts, NetworkDirectory
+from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export.marks import marked
 from stn_export.export.quantise import EXAMPLES
@@ -69,11 +69,11 @@ class Source:
         return raw(self._sized(spec), layout) if layout else self._sized(spec)
 
     def _sized(self, spec: ExportSpec) -> Contract:
-        """The program's contract with what the row fixes; the default export fixes every size."""
-        contract, default = self.parent.contract, spec.lowering == DEFAULT_EXPORT
-        if not default and contract.batch and spec.batch not in (None, contract.batch):
+        """The program's contract with what the row fixes, which may be every size."""
+        contract = self.parent.contract
+        if not spec.always_fixed and contract.batch and spec.batch not in (None, contract.batch):
             raise UserError(f"its batch is fixed at {contract.batch} already", "capture it with an open batch")
-        sizes = self.program.sizes if default and contract.open_sizes else {}
+        sizes = self.program.sizes if spec.always_fixed and contract.open_sizes else {}
         return contract.fixed(sizes | ({BATCH: spec.batch} if spec.batch else {}))
 
     def graph(self, spec: ExportSpec) -> GraphModule:

@@ -27,7 +27,7 @@ from stn_export.graphs.portability import portability
 from stn_export.native.build import HERE, built, no_compiler
 from stn_export.native.source import write_source
 from stn_export.program.torch_files import to_aotinductor, to_torchscript
-from stn_export.runtimes.child import converted
+from stn_export.runtimes.child import RefusedError, converted
 from stn_export.runtimes.environments import by_name, why_not
 
 DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
@@ -135,6 +135,8 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
         content, details = WRITERS[spec.format](source, spec)
     except UserError as error:
         return error.message
+    except RefusedError as error:
+        return str(error)
     except Exception as error:  # whatever the exporters raise for a network that they cannot take
         while error.__cause__ is not None:
             error = error.__cause__
