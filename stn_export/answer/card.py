@@ -131,11 +131,11 @@ class Answer:
         return ", ".join(parts)
 
     def equal(self) -> str:
-        """How many checks passed, and how far the worst float32 file strays."""
+        """How many checks passed, and how far the worst float32 file among them strays."""
         checks = self.held.checks
         if not checks:
             return ""
-        full = [each["multiple"] for each in checks if each["precision"] == "fp32"]
+        full = [each["multiple"] for each in checks if each["passed"] and each["precision"] == "fp32"]
         multiples = [multiple for multiple in full if multiple is not None]
         worst = f"; worst float32 error {times(max(multiples))} × eager PyTorch's own" if multiples else ""
         return f"{passed_words(sum(each['passed'] for each in checks), len(checks))} against float64{worst}"

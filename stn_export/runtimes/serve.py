@@ -140,7 +140,7 @@ def mnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call
     done = subprocess.run([*converter, str(file), "--MNNModel", str(model)], capture_output=True, text=True)
     if not model.is_file():
         said = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "Don't" in line]
-        raise RuntimeError(said[0] if said else "mnnconvert writes no file")
+        raise RuntimeError(said[0].rpartition("] ")[2] if said else "mnnconvert writes no file")  # without the clock
     manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
     module = MNN.nn.load_module_from_file(str(model), list(feeds), list(outputs), runtime_manager=manager)
     kinds = {"float32": MNN.expr.float, "uint8": MNN.expr.uint8, "int64": MNN.expr.int64}
