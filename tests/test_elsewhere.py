@@ -32,7 +32,7 @@ from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.runners.elsewhere import Elsewhere
 from stn_export.runtimes import RUNTIMES, Child, RefusedError, Runtime, convert
 from stn_export.runtimes.child import converted, reason, sized
-from stn_export.runtimes.environments import HERE, VARIABLE, asked_for, here
+from stn_export.runtimes.environments import HERE, VARIABLE, asked_for, runtimes_here
 from stn_export.verify import __main__ as verify
 from tests.zoo import enter_zoo
 
@@ -296,14 +296,14 @@ def installed(folder: Path, name: str, version: str, package: str = "") -> Path:
 def test_runtimes_are_there_where_they_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     spec = next(spec for spec in RUNNERS if spec.name == "tract-cpu")
-    assert (here(), spec.unavailable()) == ({}, "runs where --runtimes asks for it")
+    assert (runtimes_here(), spec.unavailable()) == ({}, "runs where --runtimes asks for it")
     with asked_for(installed(tmp_path, "tract", "0.1")):
-        assert (here(), spec.unavailable()) == ({"tract": "0.1"}, "")
+        assert (runtimes_here(), spec.unavailable()) == ({"tract": "0.1"}, "")
         other = next(spec for spec in RUNNERS if spec.name == "tvm-cpu")
         assert other.unavailable() == "not installed where --runtimes says"
     assert VARIABLE not in os.environ
     with asked_for(None):
-        assert here() == {}
+        assert runtimes_here() == {}
     monkeypatch.setenv(VARIABLE, "before")
     with asked_for(tmp_path):
         assert os.environ[VARIABLE] == str(tmp_path)

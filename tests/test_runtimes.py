@@ -16,9 +16,9 @@ from stn_export.audit.runtimes import cell, contests, page, rows, speed
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.graphs import portability
-from stn_export.graphs.destinations import DESTINATIONS, EQUAL, KEPT, REFUSES, RULES, TRIED, WITHIN, WRONG, choose
 from stn_export.graphs.lint import Subject, findings
 from stn_export.runtimes import RUNTIMES
+from stn_export.runtimes.destinations import DESTINATIONS, EQUAL, KEPT, REFUSES, RULES, TRIED, WITHIN, WRONG, choose
 from tests.runs import enter_networks
 
 POINTS = {

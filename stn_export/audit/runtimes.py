@@ -14,12 +14,13 @@ from stn_export.artifacts.environment import versions
 from stn_export.artifacts.files import write_atomically
 from stn_export.artifacts.manifest import BENCH_FILE, NetworkDirectory, network_directories
 from stn_export.artifacts.schemas import read_bench, read_verified
+from stn_export.comparison.compare import worst_by_kind
 from stn_export.comparison.tolerances import OUTPUT
 from stn_export.comparison.words import percent, significant, span
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
-from stn_export.graphs.destinations import EQUAL, KEPT, REFUSES, WITHIN, WRONG, chosen
 from stn_export.runtimes import RUNTIMES
+from stn_export.runtimes.destinations import EQUAL, KEPT, REFUSES, WITHIN, WRONG, chosen
 
 REASON = 160  # characters of it that are shown
 PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
@@ -56,8 +57,8 @@ def rows(directory: NetworkDirectory, verified: Mapping) -> Iterator[dict]:
     checks = {(each["artifact"], each["runner"]): each for each in verified["checks"] if each["network"] == network}
     for artifact in directory.artifacts.values():
         for runtime in verified["environment"].get("runtimes", {}):
-            said = {"file": artifact.name, "lowering": artifact.lowering, "precision": artifact.precision}
-            said = said | {"opset": artifact.opset, "runtime": runtime}
+            said = {name: getattr(artifact, name) for name in ("lowering", "precision", "opset")}
+            said = {"file": artifact.name} | said | {"runtime": runtime}
             check = checks.get((artifact.name, f"{runtime}-cpu"))
             refused = verified.get("refused", {}).get(f"{network}/{artifact.name} in {runtime}-cpu")
             if check and check["sha256"] == artifact.sha256:
@@ -69,16 +70,11 @@ def rows(directory: NetworkDirectory, verified: Mapping) -> Iterator[dict]:
 
 def cell(check: Mapping, points: Mapping) -> dict:
     """A verdict, and the worst error of an output in units of its largest value; or what failed, where that is none."""
-    shares = [
-        error and error / points[name]["scale"] for name, error in check["errors"].items() if _output(points[name])
-    ]
-    worst = None if None in shares else max(shares, default=None)
+    scales = {name: each["scale"] for name, each in points.items() if each["scale"]}
+    shares = {name: error and error / scales[name] for name, error in check["errors"].items() if name in scales}
+    worst = worst_by_kind(shares, points).get(OUTPUT)
     verdict = WRONG if not check["passed"] else EQUAL if check["precision"] == "fp32" else WITHIN
     return {"verdict": verdict, "detail": check["failure"][:REASON] if worst is None else worst}
-
-
-def _output(point: Mapping) -> bool:
-    return point["kind"] == OUTPUT and bool(point["scale"])
 
 
 def shown(row: Mapping) -> str:
@@ -88,6 +84,13 @@ def shown(row: Mapping) -> str:
     agreed = f", {percent(row['agreement'])}" if row["verdict"] != EQUAL and row["agreement"] is not None else ""
     error = f"{row['detail']:.0e}" if isinstance(row["detail"], float) else "–"
     return f"{row['verdict']} ({error}{agreed})"
+
+
+def matrix(table: Mapping) -> Iterator[tuple[str, ...]]:
+    """A row a file: its name, and a cell a runtime."""
+    cells = {(row["file"], row["runtime"]): shown(row) for row in table["rows"]}
+    for file in dict.fromkeys(row["file"] for row in table["rows"]):
+        yield file, *(cells.get((file, runtime), cli.NONE) for runtime in table["runtimes"])
 
 
 def contests(run: Path, directory: NetworkDirectory) -> dict:
@@ -122,11 +125,9 @@ def speed(table: Mapping) -> Iterator[str]:
 
 def page(table: Mapping) -> str:
     """``docs/runtimes.md``: a row a file, a column a runtime, how fast it is there, and the reasons of refusals."""
-    runtimes, cells = list(table["runtimes"]), {(row["file"], row["runtime"]): row for row in table["rows"]}
+    runtimes = list(table["runtimes"])
     lines = [INTRODUCTION.format(**table), f"| file | {' | '.join(runtimes)} |", "|---" * (len(runtimes) + 1) + "|"]
-    for file in dict.fromkeys(row["file"] for row in table["rows"]):
-        found = [shown(cells[file, runtime]) if (file, runtime) in cells else cli.NONE for runtime in runtimes]
-        lines.append(f"| {file} | {' | '.join(found)} |")
+    lines += [f"| {' | '.join(row)} |" for row in matrix(table)]
     told = ", ".join(f"{name} {version}" for name, version in table["runtimes"].items())
     lines += ["", f"Versions: {told}.", "", SHIP]
     choices = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
@@ -164,10 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     write_atomically(KEPT, json.dumps(table, indent=1).encode() + b"\n")
     write_atomically(PAGE, page(table).encode())
-    columns = ("file", *here)
-    files = dict.fromkeys(row["file"] for row in table["rows"])
-    cells = {(row["file"], row["runtime"]): shown(row) for row in table["rows"]}
-    cli.table("Runtimes", columns, [(file, *(cells.get((file, name), cli.NONE) for name in here)) for file in files])
+    cli.table("Runtimes", ("file", *here), list(matrix(table)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -255,14 +255,14 @@ def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator
     Raises:
         UserError: where the run is incomplete, edited or stale, or no runner is left.
     """
-    proved = proved_of(run)
+    unproved = unproved_in(run)
     targets = [
         Target(network, artifact, path, runner)
         for network in (Network(directory, directory.facts) for directory in network_directories(run))
         for artifact, path in network.directory.expected()
         for runner in RUNNERS
         if device in ("auto", runner.device) and runner.takes(artifact) and there(runner.unavailable())
-        if not runner.foreign or (artifact.network, artifact.name, runner.name) in proved
+        if not unproved(artifact, runner)
     ]
     if not targets:
         raise UserError(f"nothing can run on {device} here", "python -m stn_export.verify lists the reasons")
@@ -275,16 +275,24 @@ def proved_of(run: Path) -> Proved:
     return proved_by((read_verified(run) or {"checks": []})["checks"], current)
 
 
+def unproved_in(run: Path) -> Callable[[Artifact, RunnerSpec], bool]:
+    """Tells whether an artifact is not timed in a runner of others', which was not found equal there.
+
+    ``verify.json`` is read when such a runner first comes.
+    """
+    proved = cache(partial(proved_of, run))
+    return lambda artifact, spec: spec.foreign and (artifact.network, artifact.name, spec.name) not in proved()
+
+
 def left_out(run: Path, device: str) -> dict[str, str]:
     """Runners that cannot run here, and artifacts that one cannot run or was not found equal in, with the reason."""
-    proved = proved_of(run)
+    unproved = unproved_in(run)
     reasons = {spec.name: spec.unavailable() for spec in RUNNERS if device in ("auto", spec.device)}
     here = [spec for spec in RUNNERS if reasons.get(spec.name) == ""]
     for directory in network_directories(run):
         for artifact, _ in directory.expected():
             for spec in here:
-                program = directory.name, artifact.name, spec.name
-                unproved = spec.foreign and spec.takes(artifact) and program not in proved
-                why = "not found equal there (verify --runtimes DIR)" if unproved else spec.refuses(artifact)
+                lacking = spec.takes(artifact) and unproved(artifact, spec)
+                why = "not found equal there (verify --runtimes DIR)" if lacking else spec.refuses(artifact)
                 reasons[f"{directory.name}/{artifact.name} in {spec.name}"] = why
     return {name: reason for name, reason in reasons.items() if reason}

@@ -1,10 +1,14 @@
 """Pure comparison of arrays. An empty comparison, a shape mismatch or anything that is no number is a failure."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from stn_export.comparison.tolerances import WHOLE, Bound
+from stn_export.comparison.tolerances import GRID, OUTPUT, THETA, WARPED, WHOLE, Bound
+
+KINDS = (THETA, GRID, WARPED, OUTPUT)  # of points, whose errors are sizes
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,11 @@ def compare_typed(actual: np.ndarray, expected: np.ndarray, tolerance: Bound) ->
         return compare(actual, expected, tolerance if actual.dtype.kind == "f" else WHOLE)
     equal = expected.size > 0 and np.array_equal(actual, expected)
     return Comparison("" if equal else "not the same, or nothing was compared")
+
+
+def worst_by_kind(errors: Mapping[str, float | None], points: Mapping[str, Mapping]) -> dict[str, float | None]:
+    """The largest of the errors by point of each kind, in the kinds' order; None where one is no number."""
+    found: dict[str, list] = defaultdict(list)
+    for point, error in errors.items():
+        found[points[point]["kind"]].append(error)
+    return {kind: None if None in found[kind] else max(found[kind]) for kind in KINDS if kind in found}

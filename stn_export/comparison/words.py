@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from stn_export.cli import NONE
+
 DIGITS = (3, 4, 5)  # of an interval's ends, until they read differently
 NAMED = 3  # of what was left out, so many are named
 
@@ -36,8 +38,10 @@ def significant(value: float, digits: int = DIGITS[0]) -> str:
     return f"{value:,.0f}" if whole >= digits else f"{value:#.{digits}g}".rstrip(".")
 
 
-def times(multiple: float) -> str:
-    """How many times something is something else, of any size."""
+def times(multiple: float | None) -> str:
+    """How many times something is something else, of any size; a dash where that is not known."""
+    if multiple is None:
+        return NONE
     return f"{multiple:.1f}" if multiple < 1e5 else f"{multiple:.0e}"
 
 

@@ -26,8 +26,8 @@ from stn_export.export import matrix, modelcard, triton
 from stn_export.export.rows import EXPORTS, ExportSpec, with_variants
 from stn_export.export.source import Source
 from stn_export.export.writing import write
-from stn_export.graphs.destinations import DESTINATIONS, OWN, Choice, choose
-from stn_export.runtimes.environments import asked_for, here
+from stn_export.runtimes.destinations import DESTINATIONS, Choice, choose
+from stn_export.runtimes.environments import OWN, asked_for, runtimes_here
 
 Found = dict[str, Artifact | str]  # by row, what is listed of it or why there is none
 
@@ -38,7 +38,8 @@ def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
     """The named rows of a network's matrix, else its default ones, those of runtimes and what was asked for before."""
     if names:
         return [spec for spec in source.rows if spec.name in names]
-    chosen = [spec for spec in source.rows if spec.default or spec.format in here()]
+    asked = runtimes_here()
+    chosen = [spec for spec in source.rows if spec.default or spec.format in asked]
     before = []
     for name, artifact in source.directory.artifacts.items():
         if name in (PROGRAM, CHECKPOINT):
@@ -103,8 +104,10 @@ def _export(run: Path, options: Namespace) -> None:
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
     for directory in directories:  # a stale program is no reason to refuse its rows one by one
         directory.open(directory.listed(PROGRAM))
-    here_now = [name for name in DESTINATIONS if name not in OWN or name in here()]
-    chosen = here_now if EVERYTHING in options.destinations else list(dict.fromkeys(options.destinations))
+    chosen = list(dict.fromkeys(options.destinations))
+    if EVERYTHING in chosen:
+        asked = runtimes_here()
+        chosen = [name for name in DESTINATIONS if name not in OWN or name in asked]
     choices, outcomes, lines = [choose(name) for name in chosen], [], []
     for source in map(Source, directories):  # one network in memory at a time
         specs = _for(source, choices) if choices else chosen_exports(source, names)

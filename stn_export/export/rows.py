@@ -7,6 +7,7 @@ from stn_export.artifacts.environment import versions
 from stn_export.artifacts.files import fingerprint
 from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.program.specs import Contract
+from stn_export.runtimes.environments import OWN
 
 CONTRACTS = {"float": "", "uint8": "NCHW", "uint8-nhwc": "NHWC"}  # the layout of raw pictures; "" for no such thing
 FORMATS = {
@@ -18,7 +19,6 @@ FORMATS = {
     "executorch": ".pte",
     "litert": ".tflite",
 }
-FOREIGN = ("executorch", "litert")  # other runtimes' own, which their converters write, for one batch
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ExportSpec:
     @property
     def always_fixed(self) -> bool:
         """Whether it is for the sizes of one example: as exporters do by themselves, or runtimes want it."""
-        return self.lowering == DEFAULT_EXPORT or self.format in FOREIGN
+        return self.lowering == DEFAULT_EXPORT or self.format in OWN
 
     @property
     def file(self) -> str:
@@ -91,7 +91,7 @@ EXPORTS = (
     ExportSpec("native", None),
     *(ExportSpec("native", None, contract=contract, default=False) for contract in ("uint8", "uint8-nhwc")),
     *(ExportSpec("native", None, default=False, target=target) for target in ("x86-64-v3", "x86-64-v4", "generic")),
-    *(ExportSpec(format, None, default=False, batch=1) for format in FOREIGN),
+    *(ExportSpec(format, None, default=False, batch=1) for format in OWN),
     ExportSpec("onnx", DEFAULT_EXPORT, batch=1),
     ExportSpec("onnx", "matmul"),
     ExportSpec("onnx", "affinegrid"),

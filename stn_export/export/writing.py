@@ -19,7 +19,7 @@ from stn_export.errors import UserError, one_line
 from stn_export.export.onnx_export import export_default, to_onnx
 from stn_export.export.optimise import optimise
 from stn_export.export.quantise import quantise
-from stn_export.export.rows import FOREIGN, ExportSpec
+from stn_export.export.rows import ExportSpec
 from stn_export.export.source import Source
 from stn_export.graphs.deployment import audit
 from stn_export.graphs.graph import initialiser_bytes
@@ -28,7 +28,7 @@ from stn_export.native.build import HERE, built, no_compiler
 from stn_export.native.source import write_source
 from stn_export.program.torch_files import to_aotinductor, to_torchscript
 from stn_export.runtimes.child import RefusedError, converted
-from stn_export.runtimes.environments import by_name, why_not
+from stn_export.runtimes.environments import OWN, by_name, why_not
 
 DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
 
@@ -107,7 +107,7 @@ WRITERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
     "aotinductor": _aotinductor_bytes,
     "aotinductor-cuda": _aotinductor_bytes,
     "native": _native_bytes,
-    **dict.fromkeys(FOREIGN, _foreign_bytes),
+    **dict.fromkeys(OWN, _foreign_bytes),
 }
 
 
@@ -115,7 +115,7 @@ def unavailable(spec: ExportSpec) -> str:
     """Why a row cannot be written here, or an empty string."""
     if spec.format == "native":
         return no_compiler()
-    if spec.format in FOREIGN:
+    if spec.format in OWN:
         return why_not(by_name(spec.format))
     if spec.format in DEVICES and not shutil.which("c++"):
         return "no C++ compiler here"

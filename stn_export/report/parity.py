@@ -1,6 +1,5 @@
 """The part of the report that says how equal the artifacts are, where they differ, and where they run."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,13 +7,13 @@ from torch import Tensor
 
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory
 from stn_export.artifacts.schemas import read_verified
+from stn_export.comparison.compare import KINDS, worst_by_kind
 from stn_export.comparison.fastest import Portability
 from stn_export.report import charts_bench, figures
 from stn_export.report.content import Report
 
 MOST_DIFFERENT = 10
 MOST_SITES = 4  # that are drawn of a network
-KINDS = ("theta", "grid", "warped", "output")  # of points, as ``verify`` names them
 MEASURES = {"grid": "grid px", "warped": "warped", "theta": "theta"}  # at a site, the one to show first
 OUTPUTS = "outputs"
 
@@ -62,14 +61,6 @@ def unverified(checks: Checks, artifacts: Artifacts) -> list[str]:
         for name, artifact in artifacts.items()
         if artifact.sha256 not in checked and (not formats or artifact.format in formats)
     ]
-
-
-def worst_by_kind(errors: Mapping[str, float | None], points: Mapping[str, Mapping]) -> dict[str, float | None]:
-    """The largest of the errors by point of each kind, in the kinds' order; None where one is no number."""
-    found: dict[str, list] = defaultdict(list)
-    for point, error in errors.items():
-        found[points[point]["kind"]].append(error)
-    return {kind: None if None in found[kind] else max(found[kind]) for kind in KINDS if kind in found}
 
 
 def worst_pixels(check: Mapping) -> dict[str, float | None]:

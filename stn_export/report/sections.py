@@ -88,7 +88,7 @@ def parity_table(report: Report) -> Table:
             [f"{row['network']}/{row['artifact']}", row["runner"]]
             + [number(row["grid"], ".1e")] * grids
             + [NONE if full else number(row["pixels"]["mean"], ".4f")] * (grids and reduced)
-            + [number(row["output"], ".1e"), times(row["multiple"]) if full and row["multiple"] is not None else NONE]
+            + [number(row["output"], ".1e"), times(row["multiple"] if full else None)]
             + [share(row["agreement"])] * agreed
             + [share(row["accuracy"])] * known
             + [Cell(words, "good" if row["passed"] else "bad", row["failure"])]

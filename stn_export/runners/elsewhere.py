@@ -34,15 +34,16 @@ class Elsewhere(Runner):
         given = {spec.name: feeds[spec.name] for spec in self.contract.inputs}
         as_it_is = self.runtime.open_sizes or self.runtime.format != "onnx"
         sizes = None if as_it_is else shapes_of(given)
-        if self.child is None or self.sizes != sizes:
+        child = self.child
+        if child is None or self.sizes != sizes:
             content = self.content if as_it_is else sized(self.content, given)
             child = Child(self.runtime, content, self.outputs, self.threads)
-            child.place(given)  # as number 0, which is never a bound step's
-            self.child, self.sizes = child, sizes  # a bound step keeps its own
-        return self.child, self.child.place(given, batch)
+        number = child.place(given, batch)
+        self.child, self.sizes = child, sizes  # a bound step keeps its own
+        return child, number
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
-        child, batch = self._placed(feeds, 0)
+        child, batch = self._placed(feeds, 0)  # which is no bound step's
         return child.run(batch)[1]
 
     def bind_one(self, feeds: Arrays) -> Step:

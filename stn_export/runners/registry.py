@@ -36,7 +36,7 @@ from stn_export.runners.pytorch import (
     TorchScript,
 )
 from stn_export.runtimes import RUNTIMES, Runtime
-from stn_export.runtimes.environments import by_name, here, why_not
+from stn_export.runtimes.environments import by_name, why_not
 
 
 def no_gpu() -> str:
@@ -66,7 +66,7 @@ def _no_tensorrt() -> str:
 
 
 def _no_openvino() -> str:
-    installed = find_spec("openvino") or "openvino" in here()
+    installed = find_spec("openvino") or not why_not(by_name("openvino"))
     return "" if installed else "openvino is not installed (pip install 'stn-export[openvino]')"
 
 

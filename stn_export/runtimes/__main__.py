@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from stn_export import cli
-from stn_export.runtimes.environments import DEFAULT, RUNTIMES, asked_for
+from stn_export.runtimes.environments import DEFAULT, RUNTIMES, asked_for, in_folder, runtimes_here
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,12 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = cli.parse("runtimes", arguments)
     where = options.into or DEFAULT
     where.mkdir(parents=True, exist_ok=True)
-    with asked_for(where, made=True):
+    with in_folder(where):
         reasons = {runtime: "" if runtime.version else runtime.install() for runtime in RUNTIMES}
         rows = [(each.name, each.packages[0], each.version or cli.NONE, reasons[each]) for each in RUNTIMES]
     cli.table(f"Runtimes in {where}", ("runtime", "package", "version", "why not"), rows, ("why not",))
     with asked_for(where):
-        cli.card([("runtimes", f"{sum(bool(each.version) for each in RUNTIMES)} of {len(RUNTIMES)} at hand")])
+        cli.card([("runtimes", f"{len(runtimes_here())} of {len(RUNTIMES)} at hand")])
     cli.say(f"next: stn-export verify --runtimes {where}")
 
 

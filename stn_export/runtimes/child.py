@@ -4,6 +4,7 @@ The two ends speak through a pipe each way, in the messages of ``serve``. Times 
 of the runtime alone; what the pipes cost is nobody's.
 """
 
+import itertools
 import json
 import os
 import re
@@ -48,7 +49,7 @@ class Child:
     def __init__(
         self, runtime: Runtime, content: bytes, outputs: Sequence[str], threads: int, limit: float = LIMIT
     ) -> None:
-        self.limit, self.batches = limit, 0
+        self.limit, self.numbers = limit, itertools.count(1)
         self.folder = tempfile.TemporaryDirectory(dir=private_folder())
         file, self.said = (Path(self.folder.name) / name for name in (f"model.{runtime.format}", "said.txt"))
         file.write_bytes(content)
@@ -77,7 +78,7 @@ class Child:
 
         Args:
             feeds: by name, in the file's order.
-            batch: the number of one that it takes the place of; by default none's.
+            batch: the number of one that it takes the place of, or 0; by default the next that is free.
 
         Returns:
             Its number.
@@ -85,8 +86,7 @@ class Child:
         Raises:
             RefusedError: as ``run`` does.
         """
-        if batch is None:
-            batch, self.batches = self.batches, self.batches + 1
+        batch = next(self.numbers) if batch is None else batch
         self._ask({"batch": batch, "place": True}, feeds)
         return batch
 

@@ -24,7 +24,7 @@ def folder() -> Path:
     return Path(os.environ.get(VARIABLE) or DEFAULT).absolute()
 
 
-def here() -> dict[str, str]:
+def runtimes_here() -> dict[str, str]:
     """The runtimes that were asked for and are installed, with their versions."""
     return {each.name: each.version for each in RUNTIMES if each.version} if VARIABLE in os.environ else {}
 
@@ -42,12 +42,8 @@ def why_not(runtime: "Runtime") -> str:
 
 
 @contextmanager
-def asked_for(where: Path | None, made: bool = False) -> Iterator[None]:
-    """Inside, the runners of the runtimes that are installed in a folder run too.
-
-    Args:
-        where: the folder; nothing changes where it is None.
-        made: the folder is still to be filled.
+def asked_for(where: Path | None) -> Iterator[None]:
+    """Inside, the runners of the runtimes that are installed in a folder run too; nothing changes where it is None.
 
     Raises:
         UserError: where there is none of them.
@@ -55,11 +51,18 @@ def asked_for(where: Path | None, made: bool = False) -> Iterator[None]:
     if where is None:
         yield
         return
+    with in_folder(where):
+        if not runtimes_here():
+            raise UserError(f"there is no runtime in {where}", f"stn-export runtimes --into {where}")
+        yield
+
+
+@contextmanager
+def in_folder(where: Path) -> Iterator[None]:
+    """Inside, environments are those in a folder, whether there are any or not."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(where.absolute())
     try:
-        if not made and not here():
-            raise UserError(f"there is no runtime in {where}", f"stn-export runtimes --into {where}")
         yield
     finally:
         if before is None:
@@ -165,3 +168,4 @@ RUNTIMES = (
     Runtime("executorch", ("executorch",), format="executorch", beside=True),
     Runtime("litert", ("ai-edge-litert", "litert-torch"), format="litert", beside=True),
 )
+OWN = tuple(runtime.format for runtime in RUNTIMES if runtime.format != "onnx")  # formats, by the runtimes' names

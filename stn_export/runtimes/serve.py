@@ -1,4 +1,4 @@
-"""One ONNX file in one runtime, in a process and an environment of its own: ``python serve.py JOB``, a JSON object.
+"""One file in one runtime, in a process and an environment of its own: ``python serve.py JOB``, a JSON object.
 
 Stands alone: it imports NumPy and the runtime, and nothing of this package. A function a runtime loads the file, for
 inputs of these sizes, and gives a call from arrays to arrays. A message is a line of JSON, whose ``arrays`` say what
@@ -8,7 +8,6 @@ comes behind it in bytes. Whatever a runtime raises is its refusal.
 import json
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 Call = Callable[[Arrays], Sequence[Any]]
-
 
 SHORT = 0.01  # seconds of a call that is slower right after a message: hot ones are made once before, untimed
 
@@ -111,13 +109,12 @@ def iree(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Cal
     import iree.compiler as compiler
     import iree.runtime as runtime
 
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "model.mlir"
-        importer = [sys.executable, "-m", "iree.compiler.tools.import_onnx", str(file), "-o", str(text)]
-        subprocess.run([*importer, "--opset-version", "21"], check=True, capture_output=True)
-        content = compiler.compile_file(
-            str(text), target_backends=["llvm-cpu"], input_type="onnx", extra_args=["--iree-llvmcpu-target-cpu=host"]
-        )
+    text = file.with_suffix(".mlir")
+    importer = [sys.executable, "-m", "iree.compiler.tools.import_onnx", str(file), "-o", str(text)]
+    subprocess.run([*importer, "--opset-version", "21"], check=True, capture_output=True)
+    content = compiler.compile_file(
+        str(text), target_backends=["llvm-cpu"], input_type="onnx", extra_args=["--iree-llvmcpu-target-cpu=host"]
+    )
     if threads > 1:
         runtime.flags.parse_flags(f"--task_topology_max_group_count={threads}")
     config = runtime.Config("local-task" if threads > 1 else "local-sync")
@@ -246,7 +243,8 @@ def serve(load: Callable[[Arrays], Call], outputs: Sequence[str], requests: Bina
                 placed[head["batch"]] = arrays
                 call = call or load(arrays)
                 send(replies, {}, {})
-            elif call:
+            else:
+                assert call, "nothing was placed"
                 given = placed[head["batch"]]
                 if head["hot"] and seconds < SHORT:
                     call(given)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from rich.text import Text
 
 from stn_export import cli
 from stn_export.answer.card import close
@@ -32,14 +33,14 @@ from stn_export.artifacts.manifest import (
     network_directories,
 )
 from stn_export.artifacts.points import SCHEMA as POINTS_SCHEMA
+from stn_export.comparison.compare import worst_by_kind
 from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, finite
 from stn_export.comparison.words import passed_words, times, verdict_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.runtimes import RefusedError
-from stn_export.runtimes.environments import asked_for
-from stn_export.runtimes.environments import here as runtimes_here
+from stn_export.runtimes.environments import asked_for, runtimes_here
 from stn_export.verify import points_file, versus
 from stn_export.verify.checks import Check, check_artifact
 from stn_export.verify.journal import Journal
@@ -261,20 +262,7 @@ def _line(check: Check) -> str:
 
 def show(content: dict) -> None:
     """The table, what failed first."""
-    rows = [
-        (
-            f"{check['network']}/{check['artifact']}",
-            check["runner"],
-            cli.figure(_worst(check, content["networks"], GRID), ".1e"),
-            cli.figure(_worst(check, content["networks"], OUTPUT), ".1e"),
-            cli.NONE if check["precision"] != "fp32" or check["multiple"] is None else times(check["multiple"]),
-            cli.figure(check["agreement"], ".2%"),
-            cli.figure(check["accuracy"], ".2%"),
-            "yes" if check["deterministic"] else "no",
-            cli.styled(verdict_words(check["precision"], check["passed"]), "green" if check["passed"] else "red"),
-        )
-        for check in sorted(content["checks"], key=lambda check: check["passed"])
-    ]
+    rows = [_row(check, content["networks"]) for check in sorted(content["checks"], key=lambda check: check["passed"])]
     cli.table("Parity with PyTorch: worst errors against float64", COLUMNS, rows, DROP)
     for name, network in content["networks"].items():
         for note in network["notes"]:
@@ -283,11 +271,21 @@ def show(content: dict) -> None:
         cli.say(f"refused: {where}: {why}", "dim")
 
 
-def _worst(check: dict, networks: dict, kind: str) -> float | None:
-    """The worst error at any point of a kind; None where there was none, or one is not finite."""
+def _row(check: dict, networks: dict) -> tuple[str | Text, ...]:
+    """A check's cells."""
     points = networks[check["network"]]["points"] if check["network"] in networks else {}
-    errors = [error for name, error in check["errors"].items() if points[name]["kind"] == kind]
-    return None if None in errors else max(errors, default=None)
+    worst = worst_by_kind(check["errors"], points)
+    return (
+        f"{check['network']}/{check['artifact']}",
+        check["runner"],
+        cli.figure(worst.get(GRID), ".1e"),
+        cli.figure(worst.get(OUTPUT), ".1e"),
+        times(check["multiple"] if check["precision"] == "fp32" else None),
+        cli.figure(check["agreement"], ".2%"),
+        cli.figure(check["accuracy"], ".2%"),
+        "yes" if check["deterministic"] else "no",
+        cli.styled(verdict_words(check["precision"], check["passed"]), "green" if check["passed"] else "red"),
+    )
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from itertools import product
 from pathlib import Path
 
 from stn_export.errors import UserError, require_choice
+from stn_export.runtimes.environments import OWN, RUNTIMES
 
 PLACES = (Path(__file__).parents[2] / "benchmarks", Path(__file__).parents[1] / "suites")  # a checkout, or installed
 KEPT = next((place for place in PLACES if place.is_dir()), PLACES[0]) / "results" / "runtimes.json"
 EQUAL, WITHIN, WRONG, REFUSES = "equal", "within bounds", "WRONG", "refuses"
 ORDER = ("folded", "matmul", "gather", "decomposed", "affinegrid")  # fewest kernels first
-OWN = ("executorch", "litert")  # which read files of their own formats only, written from the captured program
-TRIED = ("openvino", "web", "tract", "tvm", "iree", "mnn", "ncnn", "opencv", *OWN)
-OPEN_BATCH = ("openvino", "web")  # the others were tried, and are mostly used, with sizes that are known
+TRIED = tuple(runtime.name for runtime in RUNTIMES)
+OPEN_BATCH = tuple(runtime.name for runtime in RUNTIMES if runtime.open_sizes)
 RULES = {
     "onnxruntime-cpu": ("folded", "fewest kernels; ONNX Runtime is what every file is verified in"),
     "onnxruntime-cuda": ("folded", "fewest kernels, all of them on the GPU; AffineGrid would run on the CPU"),
