@@ -10,8 +10,7 @@ from pathlib import Path
 
 from stn_export.artifacts.files import filled, write_if_changed
 from stn_export.bench.kept import KEPT, PROOF_PREFIX
-from stn_export.bench.results import markdown_table
-from stn_export.cli import LABEL
+from stn_export.cli import LABEL, markdown_table
 from stn_export.train.gain import SETTLED
 from stn_export.train.recipes import MODELS
 from stn_export.train.results import read_reference

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 
 from stn_export.artifacts import manifest, points, schemas, training
 from stn_export.bench.kept import KEPT
-from stn_export.bench.results import markdown_table
+from stn_export.cli import markdown_table
 from stn_export.limits import LIMITS
 from stn_export.program import sites, specs
 from tests.conftest import REPOSITORY

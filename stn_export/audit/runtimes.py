@@ -26,8 +26,8 @@ REASON = 160  # characters of it that are shown
 PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
 INTRODUCTION = """# Runtimes
 
-`make runtimes` wrote this page: each ONNX file of the {network} network in each runtime, held against the network in
-float64 as `verify` holds every file ({examples} examples, and inputs that are made to be hard). `equal`: as exact as
+`make runtimes` wrote this page: each file of the {network} network in every runtime that reads it, against the
+network in float64 as `verify` does it ({examples} examples, and inputs that are made to be hard). `equal`: as exact as
 PyTorch in float32, with the worst error over the largest output; `within bounds`: of its precision, or of a runtime
 that computes less exactly by itself, with the share of examples that are classified as in float32; `WRONG`: beyond, in
 silence; `refuses`: see below.
@@ -35,18 +35,14 @@ silence; `refuses`: see below.
 SHIP = """## What to ship where
 
 What `stn-export export --for ncnn iree` (or `everything`) writes:
-
-| destination | file | why |
-|---|---|---|"""
+"""
 
 SPEED = """## How fast
 
 One example, host arrays to host arrays, one thread of {cpu}: the transformer in turns with the plain CNN in the same
 runner, and with eager PyTorch; ratios of times with 95 % intervals ([how](method.md)). The runtimes' own clocks count,
 in processes of their own.
-
-| runner | file | ms | of the plain CNN's time | of eager PyTorch's time |
-|---|---|---|---|---|"""
+"""
 TIMED = ("overhead", "eager")  # contests, in the order of the columns
 KEPT_OF_A_CONTEST = ("runner", "artifact", "contest", "seconds", "ratio", "ratio_low", "ratio_high")
 
@@ -107,32 +103,37 @@ def contests(run: Path, directory: NetworkDirectory) -> dict:
 
 def speed(table: Mapping) -> Iterator[str]:
     """The lines of the page that say how fast it is in each runner, the fastest first."""
-    rows: dict[tuple[str, str], dict[str, Mapping]] = {}
+    found: dict[tuple[str, str], dict[str, Mapping]] = {}
     for row in table["contests"]:
-        rows.setdefault((row["runner"], row["artifact"]), {})[row["contest"]] = row
-    whole = {key: row for key, row in rows.items() if set(row) == set(TIMED)}
+        found.setdefault((row["runner"], row["artifact"]), {})[row["contest"]] = row
+    whole = {key: row for key, row in found.items() if set(row) == set(TIMED)}
     if not whole:
         return
-    yield SPEED.format(**table)
-    for (runner, file), row in sorted(whole.items(), key=lambda item: item[1][TIMED[0]]["seconds"]):
-        ratios = [
-            f"{significant(each['ratio'])} ({span(each['ratio_low'], each['ratio_high'])})"
-            for each in map(row.__getitem__, TIMED)
-        ]
-        yield f"| {runner} | {file} | {significant(1e3 * row[TIMED[0]]['seconds'])} | {' | '.join(ratios)} |"
-    yield ""
+    rows = sorted(whole.items(), key=lambda item: item[1][TIMED[0]]["seconds"])
+    head, rule, *lines = cli.markdown_table(
+        ("runner", "file", "ms", "of the plain CNN's time", "of eager PyTorch's time"),
+        [
+            (*program, significant(1e3 * row[TIMED[0]]["seconds"]), *(ratio(row[contest]) for contest in TIMED))
+            for program, row in rows
+        ],
+    )
+    yield f"{SPEED.format(**table)}\n{head}\n{rule}"
+    yield from lines
+
+
+def ratio(row: Mapping) -> str:
+    """Of a contest, with its interval."""
+    return f"{significant(row['ratio'])} ({span(row['ratio_low'], row['ratio_high'])})"
 
 
 def page(table: Mapping) -> str:
     """``docs/runtimes.md``: a row a file, a column a runtime, how fast it is there, and the reasons of refusals."""
-    runtimes = list(table["runtimes"])
-    lines = [INTRODUCTION.format(**table), f"| file | {' | '.join(runtimes)} |", "|---" * (len(runtimes) + 1) + "|"]
-    lines += [f"| {' | '.join(row)} |" for row in matrix(table)]
     told = ", ".join(f"{name} {version}" for name, version in table["runtimes"].items())
-    lines += ["", f"Versions: {told}.", "", SHIP]
     choices = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
-    lines += [f"| {each.destination} | {each.what}, {each.sizes} | {each.why} |" for each in choices]
-    lines += ["", *speed(table), "## Refused, and left out", ""]
+    shipped = [(each.destination, f"{each.what}, {each.sizes}", each.why) for each in choices]
+    lines = [INTRODUCTION.format(**table), *cli.markdown_table(("file", *table["runtimes"]), matrix(table))]
+    lines += [f"Versions: {told}.", "", SHIP, *cli.markdown_table(("destination", "file", "why"), shipped)]
+    lines += [*speed(table), "## Refused, and left out", ""]
     refused = [row for row in table["rows"] if row["verdict"] == REFUSES]
     lines += [f"- {row['file']} in {row['runtime']}: {row['detail']}" for row in refused]
     lines += [f"- {name}: {why}" for name, why in table["left_out"].items()]

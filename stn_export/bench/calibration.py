@@ -20,7 +20,6 @@ from stn_export.bench.intervals import ratio_interval, summarise
 from stn_export.bench.kept import KEPT
 from stn_export.bench.method import METHOD
 from stn_export.bench.methodology import calls_for, interleave, timed
-from stn_export.bench.results import markdown_table
 from stn_export.bench.simulated import CALL, CONTESTS, MEDIANS, Condition, Machine, Noise
 from stn_export.comparison.estimates import estimate
 
@@ -140,25 +139,25 @@ def contest_lines(found: dict[str, dict]) -> list[str]:
 
     rows = [(name, *_cells(row, *(share(row, each) for each in SLOWDOWNS))) for name, row in found.items()]
     said = ["false verdicts", *(f"“slower” at {slowdown:.0%}" for slowdown in SLOWDOWNS[1:])]
-    return markdown_table(("machine", "contests", "coverage", "interval", *said, "claimed"), rows)
+    return cli.markdown_table(("machine", "contests", "coverage", "interval", *said, "claimed"), rows)
 
 
 def median_lines(found: dict[str, dict]) -> list[str]:
     """The table of rows' medians."""
     columns = ("machine", "rows", "coverage", "interval", "claimed")
-    return markdown_table(columns, [(name, *_cells(row)) for name, row in found.items()])
+    return cli.markdown_table(columns, [(name, *_cells(row)) for name, row in found.items()])
 
 
 def gain_lines(found: dict[str, list[dict]]) -> list[str]:
     """The table of means over seeds."""
     rows = [(name, *(f"{row['coverage']:.1%}" for row in row_of)) for name, row_of in found.items()]
-    return markdown_table(("differences", *(f"{seeds} seeds" for seeds in SEEDS)), rows)
+    return cli.markdown_table(("differences", *(f"{seeds} seeds" for seeds in SEEDS)), rows)
 
 
 def alarm_lines(found: Sequence[dict]) -> list[str]:
     """The table of false alarms."""
     rows = [(f"{row['spread']:.1%}", f"{row['count']:,}", str(row["rows"]), f"{row['alarms']:.1%}") for row in found]
-    return markdown_table(("loads differ by", "comparisons", "contests in each", "with a false alarm"), rows)
+    return cli.markdown_table(("loads differ by", "comparisons", "contests in each", "with a false alarm"), rows)
 
 
 TABLES: dict[str, Callable[..., list[str]]] = {

@@ -43,12 +43,6 @@ FLOORS_NOTE = (
 )
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table, an empty one behind it."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return [f"| {' | '.join(map(cli.markdown, line))} |" for line in lines] + [""]
-
-
 def seconds(value: float) -> str:
     """A time with three digits in a unit that suits it."""
     unit, scale = next((pair for pair in UNITS.items() if value * pair[1] >= 1), ("ns", 1e9))
@@ -104,7 +98,7 @@ def contest_tables(rows: list[dict]) -> list[str]:
     for title, chosen in contests(rows):
         chosen.sort(key=lambda row: (row["batch"], time_of(row, rows)))
         columns = ("ours", "batch", "time", "ratio", "verdict", "disturbed blocks")
-        lines += [f"### {title}", "", *markdown_table(columns, (contest_line(row, rows) for row in chosen))]
+        lines += [f"### {title}", "", *cli.markdown_table(columns, (contest_line(row, rows) for row in chosen))]
     return lines
 
 
@@ -134,7 +128,7 @@ def floor_table(content: dict, rows: list[dict]) -> list[str]:
     columns = "network", "batch", "FLOPs", "bytes", "launches", "arithmetic", "memory", "fastest", "by", "floor share"
     rate, memory = content["peak"]["flops"]["fp32"], content["peak"]["bytes"]
     peak = f"Peak: {rate / 1e9:,.0f} GFLOP/s in float32, {memory / 1e9:,.1f} GB/s ({content['peak']['source']})."
-    return ["### Floors", "", *markdown_table(columns, lines), f"{peak} {FLOORS_NOTE}", ""]
+    return ["### Floors", "", *cli.markdown_table(columns, lines), f"{peak} {FLOORS_NOTE}", ""]
 
 
 def floor_line(work: dict, peak: dict, best: dict) -> tuple[str, ...]:
@@ -163,7 +157,7 @@ def proof_lines(content: dict) -> list[str]:
         f"1 at least {PROOF.holding} times in {PROOF.trials} and no verdict may be off by more than {METHOD.same:.0%}. "
         f"Planted: ours slowed, never to be called faster, and to be found every time from {PROOF.certain:.0%} on.",
         "",
-        *markdown_table(proof.COLUMNS, map(proof.table_row, content["trials"])),
+        *cli.markdown_table(proof.COLUMNS, map(proof.table_row, content["trials"])),
     ]
 
 

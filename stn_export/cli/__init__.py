@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from stn_export.cli.options import PARSERS, Parser, names, parse, path_or_none, stage
-from stn_export.cli.tables import OUTPUT, console, markdown, table, visible
+from stn_export.cli.tables import OUTPUT, console, markdown, markdown_table, table, visible
 from stn_export.errors import (
     EXIT_CHECK_FAILED,
     EXIT_INTERRUPTED,
@@ -31,7 +31,18 @@ from stn_export.errors import (
     require_choice,
 )
 
-__all__ = ["OUTPUT", "console", "markdown", "names", "parse", "path_or_none", "stage", "table", "visible"]
+__all__ = [
+    "OUTPUT",
+    "console",
+    "markdown",
+    "markdown_table",
+    "names",
+    "parse",
+    "path_or_none",
+    "stage",
+    "table",
+    "visible",
+]
 
 COMMANDS = {
     "all": ("cli.everything", "train, export, verify, bench and report a run, and say what to ship"),

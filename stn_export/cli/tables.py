@@ -9,7 +9,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -47,6 +47,12 @@ def visible(text: object) -> str:
 def markdown(text: object) -> str:
     """The same for Markdown, in a table too: no HTML, no other column, one line."""
     return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|").replace("\n", " ")
+
+
+def markdown_table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table, an empty one behind it."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(map(markdown, line))} |" for line in lines] + [""]
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,8 @@ def as_json(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """With its title above."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.plain()]
-    cells = ["| " + " | ".join(map(markdown, line)) + " |" for line in lines]
-    return "\n".join(["", f"**{markdown(table.title.strip())}**", "", *cells, ""])
+    lines = markdown_table(table.columns, table.plain())
+    return "\n".join(["", f"**{markdown(table.title.strip())}**", "", *lines])
 
 
 def as_csv(table: Table) -> str:
