@@ -112,5 +112,5 @@ def write(path: Path, rows: dict[str, dict], **machine: object) -> Path:
         "work": WORK,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path

@@ -88,7 +88,10 @@ def call(stage: Stage, run: Path, on_change: Callable[[str], None] | None = None
         code = 99
         try:
             signal.alarm(LATE)
-            with contextlib.redirect_stdout(io.StringIO()), (run.parent / "said.txt").open("a") as said:
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                (run.parent / "said.txt").open("a", encoding="utf-8") as said,
+            ):
                 time.sleep(max(0.0, started - time.time()))
                 with contextlib.redirect_stderr(said):
                     watch(run.parent.resolve(), on_change)
@@ -162,7 +165,9 @@ def changes_of(stage: Stage, run: Path) -> int:
     with os.fdopen(reading, "rb") as pipe:
         count = len(pipe.read())
     if code:
-        raise RuntimeError(f"{stage.name} gives {code} undisturbed: {(run.parent / 'said.txt').read_text()}")
+        raise RuntimeError(
+            f"{stage.name} gives {code} undisturbed: {(run.parent / 'said.txt').read_text(encoding='utf-8')}"
+        )
     return count
 
 
@@ -182,7 +187,7 @@ def whole(run: Path, before: dict[str, str], after: dict[str, str]) -> str:
             return f"{name} is neither the old nor the new one"
     for path in run.rglob("*.json"):
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             return f"{path.name} is half a file"
     return next((f"{name} is lost" for name in before if name not in now and name in after), "")
@@ -245,7 +250,7 @@ def disturbed(stage: Stage, run: Path, most: int | None = None) -> Iterator[Outc
         for place in places:
             with copied(run) as copy:
                 code = call(stage, copy, Counted(place, act))
-                said = (copy.parent / "said.txt").read_text()
+                said = (copy.parent / "said.txt").read_text(encoding="utf-8")
                 wrong = "" if code in codes else f"exit code {code}: {said[-300:]}"
                 wrong = wrong or whole(copy, before, after) or repeated(stage, copy, after)
             lost += [f"{stage.name}, {kind} at change {place} of {count}: {wrong}"] if wrong else []
@@ -265,7 +270,7 @@ def together(one: Stage, other: Stage, runs: dict[str, Path], rounds: int) -> Ou
                     os._exit(call(stage, run, started=begin + 0.05 * number * (stage is other)) % 256)
                 children.append(child)
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            said = (run.parent / "said.txt").read_text() if (run.parent / "said.txt").exists() else ""
+            said = (run.parent / "said.txt").read_text(encoding="utf-8") if (run.parent / "said.txt").exists() else ""
             wrong = "" if codes == [0, 0] else f"exit codes {codes}: {said[-300:]}"
             wrong = wrong or whole(run, {}, contents(run))
         lost += [f"{one.name} and {other.name}, round {number}: {wrong}"] if wrong else []
@@ -306,7 +311,7 @@ def main() -> None:
         rows = [
             {"stage": name, "fault": kind, "tried": tried, "lost": len(lines)} for name, kind, tried, lines in outcomes
         ]
-        options.keep.write_text(json.dumps({"rows": rows}, indent=1))
+        options.keep.write_text(json.dumps({"rows": rows}, indent=1), encoding="utf-8")
     sys.exit(bool(lost))
 
 

@@ -271,7 +271,7 @@ def silence() -> None:
 
 def in_child(target: Target, seeds: range, folder: Path, pipe: io.BufferedWriter) -> None:
     """Read a file for every seed and say what came of it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     limit = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     content = target.good.read_bytes()
@@ -330,7 +330,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     print(f"tried {sum(row['tried'] for row in rows)}, findings {len(findings)}")
     if options.keep:
-        options.keep.write_text(json.dumps({"rows": rows}, indent=1))
+        options.keep.write_text(json.dumps({"rows": rows}, indent=1), encoding="utf-8")
     sys.exit(bool(findings))
 
 

@@ -48,7 +48,8 @@ def main() -> None:
     """
     metas = sorted(Path("mutants").rglob("*.meta"))
     found = {
-        path.relative_to("mutants").as_posix().removesuffix(".meta"): json.loads(path.read_text()) for path in metas
+        path.relative_to("mutants").as_posix().removesuffix(".meta"): json.loads(path.read_text(encoding="utf-8"))
+        for path in metas
     }
     counts = {
         module: Counter(STATES.get(code, "not tried") for code in content["exit_code_by_key"].values())
@@ -58,7 +59,7 @@ def main() -> None:
     if total["not tried"] or not total:
         raise UserError(f"{total['not tried']} mutants were not tried yet", "run 'make mutants' again to go on")
     score = (total["killed"] + total["timed out"]) / total.total()
-    left = list(survivors(found, tomllib.loads(REASONS.read_text())))
+    left = list(survivors(found, tomllib.loads(REASONS.read_text(encoding="utf-8"))))
     content = {"command": "make mutants", "score": round(score, 4), "total": total, "modules": counts, "left": left}
     write_json(KEPT / "mutants.json", SCHEMA, content)
     cli.say(f"{score:.1%} of {total.total():,} mutants were killed; wrote {KEPT / 'mutants.json'}")

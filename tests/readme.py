@@ -29,12 +29,12 @@ REDUCED = {"torchscript-bf16": "torchscript-cpu"} | dict.fromkeys(
 @cache
 def kept(name: str) -> dict:
     """The newest kept file of that pattern."""
-    return json.loads(max((REPOSITORY / KEPT).glob(name), key=lambda path: path.stem[-10:]).read_text())
+    return json.loads(max((REPOSITORY / KEPT).glob(name), key=lambda path: path.stem[-10:]).read_text(encoding="utf-8"))
 
 
 def bench() -> dict:
     """The newest timings of a CPU."""
-    files = [json.loads(path.read_text()) for path in (REPOSITORY / KEPT).glob("*.json")]
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in (REPOSITORY / KEPT).glob("*.json")]
     timed = [file for file in files if "benchmarks" in file and file["machine_info"]["stn_export"]["gpu"] is None]
     return max(timed, key=lambda file: file["datetime"])
 
@@ -240,5 +240,5 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
-    changed = [path.name for path in PAGES if write_if_changed(path, page(path.read_text()).encode())]
+    changed = [path.name for path in PAGES if write_if_changed(path, page(path.read_text(encoding="utf-8")).encode())]
     sys.stdout.write(f"wrote {', '.join(changed)}\n" if changed else "all pages are up to date\n")

@@ -41,19 +41,19 @@ def prepare(place: Path) -> None:
         shutil.copy(run / "stn" / "affinegrid-fp32.onnx", place / f"{name}.onnx")
     (place / "plates").mkdir()
     for path, weights in (("model.py", "model.pt"), ("plates/model.py", "plates.pt")):
-        (place / path).write_text(MODEL)
+        (place / path).write_text(MODEL, encoding="utf-8")
         torch.save(nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 94, 2)).state_dict(), place / weights)
     (place / "crops").mkdir()
     for index, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (8, 24, 94, 3), np.uint8)):
         Image.fromarray(pixels).save(place / "crops" / f"{index}.png")
-    (place / "labels.csv").write_text("".join(f"{index}.png,{index % 2}\n" for index in range(8)))
+    (place / "labels.csv").write_text("".join(f"{index}.png,{index % 2}\n" for index in range(8)), encoding="utf-8")
 
 
 def ran(words: list[str], place: Path) -> str:
     """What went wrong with a command; empty where nothing did."""
     words = [sys.executable, *words[1:]] if words[0] == "python" else words
     words = [sys.executable, "-m", "stn_export", *words[1:]] if words[0] == "stn-export" else words
-    result = subprocess.run(words, cwd=place, capture_output=True, text=True, env=os.environ, check=False)
+    result = subprocess.run(words, cwd=place, capture_output=True, encoding="utf-8", env=os.environ, check=False)
     wanted = next((code for word, code in FAILS.items() if word in words), 0)
     return "" if result.returncode == wanted else f"exit {result.returncode}: {result.stderr.strip()[-300:]}"
 

@@ -35,8 +35,8 @@ ROOM = {
 def counts(run: Path) -> dict[str, float]:
     """What could grow, now."""
     gc.collect()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
     return {
         "resident MiB": int(status["VmRSS"].split()[0]) / 1024,
         "open files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
@@ -93,7 +93,9 @@ def main() -> None:
         grown += [] if flat else [name]
     print(f"{len(seen)} rounds of {len(ORDER)} stages")
     if options.keep:
-        options.keep.write_text(json.dumps({"rounds": len(seen), "minutes": options.minutes, "rows": rows}, indent=1))
+        options.keep.write_text(
+            json.dumps({"rounds": len(seen), "minutes": options.minutes, "rows": rows}, indent=1), encoding="utf-8"
+        )
     sys.exit(bool(grown))
 
 

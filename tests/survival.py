@@ -30,7 +30,7 @@ FILES = {  # what stands in each, by the types that it is checked against
 
 def kept(name: str) -> dict:
     """The kept file of that name."""
-    return json.loads((REPOSITORY / KEPT / f"{name}.json").read_text())
+    return json.loads((REPOSITORY / KEPT / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def limits() -> list[str]:

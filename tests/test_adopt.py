@@ -278,13 +278,15 @@ def pictures(folder: Path, count: int = 5) -> Path:
     for index in range(count):
         pixels = np.full((20 + index, 30, 3), 10 * index, np.uint8)
         Image.fromarray(pixels).save(folder / ("sub" if index % 2 else "") / f"{index}.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
     return folder
 
 
 def test_a_folder_of_pictures_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     labels = tmp_path / "labels.csv"
-    labels.write_text("file,label,name\n0.png,0,zero\n2.png,2,\nsub/1.png,1,one\n3.png,3,three\n4.png,0,zero\n")
+    labels.write_text(
+        "file,label,name\n0.png,0,zero\n2.png,2,\nsub/1.png,1,one\n3.png,3,three\n4.png,0,zero\n", encoding="utf-8"
+    )
     arguments = [
         f"{ZOO_FILE}:NoSampler",
         "--input=images=N,3,32,32",
@@ -402,7 +404,7 @@ def test_pictures_stay_upright(tmp_path: Path):
     ],
 )
 def test_labels_that_do_not_fit(lines: str, words: str, tmp_path: Path):
-    (tmp_path / "l.csv").write_text(lines)
+    (tmp_path / "l.csv").write_text(lines, encoding="utf-8")
     examples = {"images": torch.zeros(3, 3, 32, 32, dtype=torch.uint8)}
     with pytest.raises(UserError, match=words):
         stn_export.adopt(
@@ -442,7 +444,8 @@ def test_a_plain_network_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     arguments = command(ZOO["Pyramid"], tmp_path)
     (tmp_path / "plain.py").write_text(
         "from torch import nn\n"
-        "def build(): return nn.Sequential(nn.Conv2d(3, 2, 5, 5), nn.Flatten(), nn.Linear(162, 11))\n"
+        "def build(): return nn.Sequential(nn.Conv2d(3, 2, 5, 5), nn.Flatten(), nn.Linear(162, 11))\n",
+        encoding="utf-8",
     )
     assert cli.run(stage.main, [*arguments, "--plain", f"{tmp_path}/plain.py:build"]) == 0
     plain = network_directories(tmp_path / "run")[1]
@@ -454,7 +457,7 @@ def test_a_plain_network_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_package_is_the_function_and_costs_nothing_until_called():
     code = "import sys, stn_export; print(callable(stn_export.adopt), 'torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert result.stdout == "True False\n"
 
 

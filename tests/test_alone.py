@@ -25,7 +25,7 @@ with alone(Path(sys.argv[1])):
 def other(tmp_path: Path) -> Iterator[subprocess.Popen]:
     """A process that holds the directory until it reads a line."""
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()

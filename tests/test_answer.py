@@ -249,11 +249,11 @@ def test_every_stage_closes_with_its_card(entered_run: Path, run: Path, capsys: 
     assert dict(card(held(entered_run), "train"))["next"] == f"stn-export export --run {entered_run}"
     close(run, "export")
     printed = capsys.readouterr().out
-    listed = [json.loads(path.read_text())["artifacts"] for path in run.glob("*/manifest.json")]
+    listed = [json.loads(path.read_text(encoding="utf-8"))["artifacts"] for path in run.glob("*/manifest.json")]
     exported = [each for each in chain.from_iterable(listed) if each not in ("checkpoint", "program")]
     assert f"{len(exported)} files of 2 networks" in printed
     assert f"stn-export verify --run {run}" in printed
-    top = (run / "MODEL_CARD.md").read_text().splitlines()[:8]
+    top = (run / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines()[:8]
     assert any("| **accuracy** |" in line for line in top)
     for stage in (*STAGES, None):
         assert 1 <= len(card(held(run), stage)) <= MOST

@@ -56,7 +56,7 @@ SITE = json.loads(
 def entry(directory: NetworkDirectory, name: str, parent: Artifact | None = None, **more: object) -> Artifact:
     """A file that holds its own name, listed."""
     directory.path.mkdir(parents=True, exist_ok=True)
-    (directory.path / f"{name}.file").write_text(name)
+    (directory.path / f"{name}.file").write_text(name, encoding="utf-8")
     sha256 = hashlib.sha256(name.encode()).hexdigest()
     made = Artifact(name, f"{name}.file", directory.name, "onnx", sha256, Contract((), ()))
     return directory.add(replace(made, parent_sha256=parent.sha256 if parent else None, **more))
@@ -76,9 +76,9 @@ def made(tmp_path: Path) -> NetworkDirectory:
 
 
 def edit(directory: NetworkDirectory, change: Callable[[dict], object]) -> None:
-    content = json.loads((directory.path / MANIFEST).read_text())
+    content = json.loads((directory.path / MANIFEST).read_text(encoding="utf-8"))
     change(content)
-    (directory.path / MANIFEST).write_text(json.dumps(content))
+    (directory.path / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_a_manifest_says_what_was_put_into_it(made: NetworkDirectory):
@@ -91,7 +91,7 @@ def test_a_manifest_says_what_was_put_into_it(made: NetworkDirectory):
     content = again.read()
     assert (content.rows, content.refused) == (("matmul-fp32", "folded-fp32"), {"gather-fp32": "it cannot"})
     assert [artifact.name for artifact, _ in again.expected()] == [PROGRAM, "matmul-fp32", "folded-fp32"]
-    assert again.expected()[1][1].read_text() == "matmul-fp32"
+    assert again.expected()[1][1].read_text(encoding="utf-8") == "matmul-fp32"
 
 
 def test_a_manifest_of_nothing(tmp_path: Path):
@@ -131,7 +131,7 @@ def test_what_is_up_to_date(made: NetworkDirectory):
     assert not made.holds("matmul-fp32", "another parent", settings)
     assert not made.holds("matmul-fp32", parent, settings | {"opset": 17})
     path = made.path / "matmul-fp32.file"
-    path.write_text("other")
+    path.write_text("other", encoding="utf-8")
     assert not made.holds("matmul-fp32", parent, settings)
     path.unlink()
     assert not made.holds("matmul-fp32", parent, settings)
@@ -182,21 +182,21 @@ def test_what_was_made_from_another_parent_is_stale(made: NetworkDirectory, name
     with pytest.raises(UserError, match=f"is stale: it was made from another {of}\\n") as caught:
         made.open(made.listed(name))
     assert caught.value.hint == "run 'make train export' again"
-    assert made.intact(made.listed(name)).read_text() == name
-    assert made.open(made.listed(CHECKPOINT)).read_text() == CHECKPOINT  # of nothing in the run
+    assert made.intact(made.listed(name)).read_text(encoding="utf-8") == name
+    assert made.open(made.listed(CHECKPOINT)).read_text(encoding="utf-8") == CHECKPOINT  # of nothing in the run
 
 
 def test_a_program_that_came_from_outside_has_no_parent(made: NetworkDirectory):
     made.forget(CHECKPOINT)
-    assert made.open(made.listed(PROGRAM)).read_text() == PROGRAM
+    assert made.open(made.listed(PROGRAM)).read_text(encoding="utf-8") == PROGRAM
 
 
 def test_a_program_is_loaded_with_its_contract_once_its_bytes_are_checked(
     made: NetworkDirectory, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(manifest, "load_program", lambda path, contract: (path.read_text(), contract))
+    monkeypatch.setattr(manifest, "load_program", lambda path, contract: (path.read_text(encoding="utf-8"), contract))
     assert made.program() == (PROGRAM, Contract((), ()))
-    (made.path / f"{PROGRAM}.file").write_text("other")
+    (made.path / f"{PROGRAM}.file").write_text("other", encoding="utf-8")
     with pytest.raises(UserError, match="changed after it was written"):
         made.program()
 
@@ -288,11 +288,11 @@ def test_what_an_interrupted_write_left_is_swept(tmp_path: Path):
 def test_what_was_hashed_is_what_is_opened(made: NetworkDirectory):
     artifact = made.listed("matmul-fp32")
     opened = made.open(artifact)
-    (made.path / artifact.file).write_text("another")
-    assert opened.read_text() == "matmul-fp32"
+    (made.path / artifact.file).write_text("another", encoding="utf-8")
+    assert opened.read_text(encoding="utf-8") == "matmul-fp32"
     with pytest.raises(UserError, match="was changed after it was written"):
         made.open(artifact)
-    assert opened.read_text() == "matmul-fp32"
+    assert opened.read_text(encoding="utf-8") == "matmul-fp32"
 
 
 def test_a_write_gives_a_file_that_others_may_read(tmp_path: Path):
@@ -357,7 +357,7 @@ def test_json_goes_out_and_in_under_its_schema(tmp_path: Path):
     ],
 )
 def test_foreign_json_is_refused(tmp_path: Path, content: str, said: str):
-    (tmp_path / "a.json").write_text(content)
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=rf"a\.json {said}") as caught:
         read_json(tmp_path / "a.json", "ours/1")
     assert caught.value.hint == "delete it and run the stage that writes it again"
@@ -431,7 +431,7 @@ def holding(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         [sys.executable, "-c", HOLD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env={**os.environ, "TMPDIR": str(temporary)},
     ) as process:
         assert process.stdout

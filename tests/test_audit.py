@@ -38,7 +38,7 @@ def test_a_file_is_audited_without_pytorch(stn: NetworkDirectory):
     code = (
         "import sys; from stn_export.audit.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code, matmul(stn)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, matmul(stn)], capture_output=True, encoding="utf-8", check=False)
     assert (done.returncode, "Portability" in done.stdout) == (0, True), done.stderr
 
 
@@ -269,6 +269,6 @@ def test_the_table_is_written_from_what_is_registered(tmp_path: Path, monkeypatc
     ]
     monkeypatch.setattr(kernels, "_registrations", lambda: rows)
     assert write_kernels(tmp_path / "kernels.json") == 1
-    content = json.loads((tmp_path / "kernels.json").read_text())
+    content = json.loads((tmp_path / "kernels.json").read_text(encoding="utf-8"))
     assert content["operators"] == {"Relu": [[14, None, {"T": ["float"]}], [6, 13, {"T": ["double", "float"]}]]}
     assert content["cpu_operators"] == ["Relu"]

@@ -251,13 +251,13 @@ def places(entered_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         spoil(made[name] / "stn" / "manifest.json", content)
     for name, content in (("file", "words"), ("picture", None)):
         made[name] = tmp / name
-        made[name].write_text(content or "")
+        made[name].write_text(content or "", encoding="utf-8")
     made["picture"] = tmp / "good.png"
     Image.new("RGB", (32, 32)).save(made["picture"])
     made["empty"] = tmp / "nothing"
     made["empty"].mkdir()
     made["net"] = f"{tmp / 'net.py'}:make"
-    (tmp / "net.py").write_text("import torch\n\n\ndef make():\n    return torch.nn.ReLU().eval()\n")
+    (tmp / "net.py").write_text("import torch\n\n\ndef make():\n    return torch.nn.ReLU().eval()\n", encoding="utf-8")
     for suffix in ("onnx", "npz", "pt", "pt2", "ts", "png"):
         for name, content in (("words", "hello"), ("empty", ""), ("pipe", None), ("folder", ...)):
             made[f"{name}.{suffix}"] = tmp / f"{name}.{suffix}"
@@ -330,7 +330,7 @@ def pictures(tmp: Path) -> dict[str, Path]:
     Image.new("F", (8, 8)).save(tmp / "float.tif")
     Image.new("1", (20_000, 10_000)).save(tmp / "vast.png")
     (tmp / "pictures").mkdir()
-    (tmp / "pictures" / "a.png").write_text("hello")
+    (tmp / "pictures" / "a.png").write_text("hello", encoding="utf-8")
     return {name: tmp / name for name in ("float.tif", "vast.png", "pictures")}
 
 
@@ -412,7 +412,7 @@ def test_the_table_is_long():
 )
 def test_streams_that_are_closed_full_or_broken(redirection: str, code: int):
     command = f"set -o pipefail; {sys.executable} -m stn_export.doctor {redirection}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

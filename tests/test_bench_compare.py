@@ -139,7 +139,7 @@ def test_nothing_in_common(base: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"benchmarks": []}', '{"benchmarks": [1], "machine_info": 3}'])
 def test_nonsense_files(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture, text: str):
-    (tmp_path / "new.json").write_text(text)
+    (tmp_path / "new.json").write_text(text, encoding="utf-8")
     assert run(base, tmp_path / "new.json") == 2
     assert "is not a benchmark file of stn_export" in capsys.readouterr().err
 
@@ -153,9 +153,9 @@ def rename(content: dict) -> None:
 def test_files_of_an_older_format_are_refused(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture, spoil: Callable[[dict], object]
 ):
-    content = json.loads(base.read_text())
+    content = json.loads(base.read_text(encoding="utf-8"))
     spoil(content)
-    (tmp_path / "old.json").write_text(json.dumps(content))
+    (tmp_path / "old.json").write_text(json.dumps(content), encoding="utf-8")
     assert run(tmp_path / "old.json", base) == 2
     assert "is not a benchmark file of stn_export" in capsys.readouterr().err
 

@@ -62,7 +62,7 @@ def test_a_kept_file_is_small_and_still_a_benchmark_file(kept_files: Path):
 
 
 def test_results_name_the_best_that_is_proved_and_the_floors(kept_files: Path):
-    text = (kept_files.parent / "RESULTS.md").read_text()
+    text = (kept_files.parent / "RESULTS.md").read_text(encoding="utf-8")
     assert "- For latency: onnxruntime-cpu some-fp32, 333 µs (330 µs to 337 µs) for one example." in text
     assert "- For throughput: onnxruntime-cpu some-fp32, 3,000 examples/s at batch" in text
     assert "openvino-cpu some-fp32, " not in text  # faster, and wrong
@@ -85,7 +85,7 @@ def test_results_show_the_proof(kept_files: Path):
     rows = [proof_row(1.0, 0.99, 1.01, "same")] * 19 + [proof_row(1.02, 1.01, 1.03, "slower")]
     content = {"datetime": "2026-01-31T00:00:00", "grid": "quick", "trials": [trial | {"rows": rows}]}
     write_json(kept_files / "proof-x.json", PROOF_SCHEMA, content)
-    (kept_files / "old-report.json").write_text("{}")
+    (kept_files / "old-report.json").write_text("{}", encoding="utf-8")
     line = "| stn-x | A/A | 1 | 19 of 20 | 1.000 to 1.020 | ±1.0% | 20 of 500 | 19 same, 1 slower | passed |"
     assert line in results.document(kept_files)
 
@@ -183,7 +183,7 @@ def test_the_proof_runs_and_is_kept(trained_run: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(proof, "TRIALS", {"planted 300%": 3.0})
     arguments = ["--run", str(trained_run), "--trials", "1", "--device", "cpu", "--out", str(tmp_path)]
     assert cli.run(proof.main, arguments) == 0  # four times as slow, on a machine however busy
-    content = json.loads(next(tmp_path.glob("proof-*.json")).read_text())
+    content = json.loads(next(tmp_path.glob("proof-*.json")).read_text(encoding="utf-8"))
     found = [(trial["target"], trial["trial"], trial["batch"], trial["found"]) for trial in content["trials"]]
     assert ("stn-eager-cpu-program", "planted 300%", 1, 1) in found
     assert ("stn-onnxruntime-cpu-folded-fp32", "planted 300%", 1, 1) in found
@@ -215,7 +215,7 @@ def options_for(run: Path, *more: str) -> argparse.Namespace:
 
 def script(folder: Path, text: str, name: str = "step", limit: float = 60) -> Step:
     """A step that runs a module with this text; the folder must be on the path."""
-    (folder / f"{name}.py").write_text(text)
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return Step(name, name, limit)
 
 
@@ -232,9 +232,9 @@ def test_a_step_that_was_done_is_not_done_again(scripts: Path, tmp_path: Path):
     states = [perform(counting, options_for(tmp_path), 100).state for _ in range(2)]
     assert states == ["done", "kept"]
     (tmp_path / "any").mkdir()
-    (tmp_path / "any" / "manifest.json").write_text("{}")  # another network
+    (tmp_path / "any" / "manifest.json").write_text("{}", encoding="utf-8")  # another network
     assert perform(counting, options_for(tmp_path), 100).state == "done"
-    assert (tmp_path / "count").read_text() == "xx"
+    assert (tmp_path / "count").read_text(encoding="utf-8") == "xx"
 
 
 def test_a_step_that_fails_leaves_no_marker(scripts: Path, tmp_path: Path):
@@ -258,7 +258,7 @@ def test_a_step_that_takes_too_long_is_interrupted_and_may_still_write(tmp_path:
 
     monkeypatch.setattr(subprocess.Popen, "wait", patient)
     assert bounded((sys.executable, "-c", text), 1.0) is None
-    assert path.read_text() == "partial"
+    assert path.read_text(encoding="utf-8") == "partial"
 
 
 def test_no_step_begins_when_no_time_is_left(tmp_path: Path):

@@ -326,7 +326,7 @@ def test_a_device_without_runners(trained_run: Path, monkeypatch: pytest.MonkeyP
 def test_the_cache_is_the_machines_largest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for index, size in enumerate(("48K", "2048K", "30M")):
         (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n", encoding="utf-8")
     monkeypatch.setattr(memory, "CACHES", tmp_path)
     assert cache_bytes("cpu") == 30 * 2**20
     monkeypatch.setattr(memory, "CACHES", tmp_path / "nowhere")

@@ -29,7 +29,7 @@ PACKAGED = ("stn_export", "benchmarks", "pyproject.toml", "setup.py", "README.md
 def started(command: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """A process without what these tests' own pytest put into its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", check=False)
 
 
 def suites(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def test_bench_json_is_an_ordinary_pytest_benchmark_file(planned_run: Path, tmp_
     result = suites(planned_run, "-k", rows, "--device", "cpu", f"--benchmark-json={path}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "What sampling costs: spatial transformer against plain CNN" in result.stdout
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     assert {row["group"] for row in content["benchmarks"]} == {
         "latency, batch 1, cpu",
         "latency, cold input, batch 1, cpu",
@@ -103,10 +103,10 @@ def test_rows_that_a_file_has_are_not_timed_again(planned_run: Path, tmp_path: P
     assert {name: third[name] for name in second} == second
     assert len(third) == 3
     assert timed("latency", both) == third  # nothing is left to do
-    content = json.loads((planned_run / "bench.json").read_text())
+    content = json.loads((planned_run / "bench.json").read_text(encoding="utf-8"))
     for row in content["benchmarks"]:
         row["extra_info"]["sha256"] = "another"
-    (planned_run / "bench.json").write_text(json.dumps(content))
+    (planned_run / "bench.json").write_text(json.dumps(content), encoding="utf-8")
     assert timed("latency", f"{both} and stn")[EAGER] != first[EAGER]
 
 
@@ -128,7 +128,7 @@ def test_an_installed_package_times_a_run_in_an_empty_directory(planned_run: Pat
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"rootdir: {tmp_path / 'site' / 'stn_export' / 'suites'}" in found.stdout
-    rows = json.loads((planned_run / "bench.json").read_text())["benchmarks"]
+    rows = json.loads((planned_run / "bench.json").read_text(encoding="utf-8"))["benchmarks"]
     assert EAGER in [row["fullname"] for row in rows]
 
 

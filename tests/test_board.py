@@ -18,7 +18,7 @@ def test_figures_and_warped_images_epoch_by_epoch(tmp_path: Path):
     words = ["--epochs", "1", "--device", "cpu", "--run", str(tmp_path / "run"), "--tensorboard", str(folder)]
     assert cli.run(train.main, words) == 0
     found = EventAccumulator(str(folder / "stn-seed-0")).Reload()
-    row = json.loads((tmp_path / "run" / "stn" / "history.jsonl").read_text())
+    row = json.loads((tmp_path / "run" / "stn" / "history.jsonl").read_text(encoding="utf-8"))
     [accuracy] = found.Scalars("test_accuracy")
     assert (accuracy.step, accuracy.value) == (1, pytest.approx(row["test_accuracy"]))
     [picture] = found.Images("warped")

@@ -131,15 +131,15 @@ LINES = (
 def test_the_tables_are_written_from_what_is_kept(tmp_path: Path):
     kept, document = tmp_path / "coverage.json", tmp_path / "method.md"
     write_json(kept, COVERAGE_SCHEMA, CONTENT)
-    document.write_text((REPOSITORY / DOCUMENT).read_text())
+    document.write_text((REPOSITORY / DOCUMENT).read_text(encoding="utf-8"), encoding="utf-8")
     arguments = ["--tables-only", "--kept", str(kept), "--document", str(document)]
     for _ in range(2):  # again: in the place of the old ones
         assert cli.run(calibration.main, arguments) == 0
-        text = document.read_text()
+        text = document.read_text(encoding="utf-8")
         assert [text.count(line) for line in LINES] == [1] * len(LINES)
         assert text.count("<!-- end -->") == len(TABLES)
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        line for line in (REPOSITORY / DOCUMENT).read_text().splitlines() if line.startswith("#")
+        line for line in (REPOSITORY / DOCUMENT).read_text(encoding="utf-8").splitlines() if line.startswith("#")
     ]
 
 
@@ -150,11 +150,11 @@ def test_a_text_without_a_place_for_a_table_is_refused():
 
 @pytest.fixture(scope="module")
 def kept() -> dict:
-    return json.loads((REPOSITORY / KEPT / "coverage.json").read_text())
+    return json.loads((REPOSITORY / KEPT / "coverage.json").read_text(encoding="utf-8"))
 
 
 def test_the_page_shows_what_is_kept(kept: dict):
-    text = (REPOSITORY / DOCUMENT).read_text()
+    text = (REPOSITORY / DOCUMENT).read_text(encoding="utf-8")
     assert calibration.with_tables(text, kept) == text
 
 
@@ -170,4 +170,6 @@ def test_every_claim_is_held_over_at_least_a_thousand_contests(kept: dict):
     )
     assert all(row["alarms"] <= 0.015 for row in kept["false_alarms"])
     assert [row["coverage"] for row in kept["gains"]["normal"]] == pytest.approx([0.95] * 3, abs=0.01)
-    assert re.search(r"\| independent noise, 3 % a call \| 4,000 \| 9[3-7]", (REPOSITORY / DOCUMENT).read_text())
+    assert re.search(
+        r"\| independent noise, 3 % a call \| 4,000 \| 9[3-7]", (REPOSITORY / DOCUMENT).read_text(encoding="utf-8")
+    )

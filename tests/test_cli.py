@@ -54,7 +54,7 @@ def test_a_bug_of_ours_is_a_traceback():
 )
 def test_every_stage_starts_as_a_module_and_refuses_nonsense(stage: str, arguments: list[str], code: int):
     command = [sys.executable, "-m", f"stn_export.{stage}", *arguments]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False)
     assert result.returncode == code
     assert "Traceback" not in result.stderr
 
@@ -62,7 +62,7 @@ def test_every_stage_starts_as_a_module_and_refuses_nonsense(stage: str, argumen
 def without_torch(arguments: list[str]) -> str:
     """What ``stn-export`` prints for these, PyTorch not having been imported."""
     code = f"import sys; from stn_export import cli; cli.start({arguments}); print('torch' in sys.modules)"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout
     assert printed.endswith("False\n")
     return printed
 
@@ -155,7 +155,7 @@ def test_stn_export_starts_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(sys, "argv", ["stn-export", "adopt", "what", "--eval"])
     assert cli.start() == 0
     assert seen == [["what", "--eval"]]
-    found = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    found = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert found == {"stn-export": "stn_export.cli:start"}
 
 
@@ -163,11 +163,13 @@ def make(*arguments: str) -> str:
     """What ``make`` prints, also where the tests themselves were started by Make."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     command = ["make", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, encoding="utf-8", check=True
+    ).stdout
 
 
 def test_make_help_lists_every_target():
-    makefile = (REPOSITORY / "Makefile").read_text()
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     listed = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert listed == set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     help_text = make("help")

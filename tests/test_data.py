@@ -92,7 +92,7 @@ def spoil_end(tree: Path) -> Path:
 
 def spoil_content(tree: Path) -> Path:
     path = tree / "test" / "frog" / "0.png"
-    path.write_text("this is no picture")
+    path.write_text("this is no picture", encoding="utf-8")
     return path
 
 

@@ -97,7 +97,7 @@ class Beside(Runtime):
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> Callable[[str], Runtime]:
-    (tmp_path / "beside.py").write_text(BESIDE)
+    (tmp_path / "beside.py").write_text(BESIDE, encoding="utf-8")
     return lambda name: Beside(name, script=tmp_path / "beside.py")
 
 
@@ -230,7 +230,7 @@ def small(run: Path) -> Path:
 
 def checks_of(run: Path) -> dict[str, bool]:
     """What the one export came to, by runner."""
-    content = json.loads((run / "verify.json").read_text())
+    content = json.loads((run / "verify.json").read_text(encoding="utf-8"))
     return {each["runner"]: each["passed"] for each in content["checks"] if each["artifact"] == "matmul-fp32"}
 
 
@@ -241,7 +241,7 @@ def test_another_runtime_is_verified_and_timed_and_a_refusal_is_listed(
     assert cli.run(verify.main, ["--run", str(small)]) == 0
     assert "refused: stn/matmul-fp32 in refuses-cpu: ValueError: no such operator" in capsys.readouterr().out
     assert checks_of(small) == {"onnxruntime-cpu": True}
-    refused = json.loads((small / "verify.json").read_text())["refused"]
+    refused = json.loads((small / "verify.json").read_text(encoding="utf-8"))["refused"]
     assert refused == {"stn/matmul-fp32 in refuses-cpu": "ValueError: no such operator"}
 
 
@@ -289,7 +289,7 @@ def installed(folder: Path, name: str, version: str, package: str = "") -> Path:
     package = package or name
     made = folder / name / "lib" / "python3.0" / "site-packages" / f"{package}-{version}.dist-info"
     made.mkdir(parents=True)
-    (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n", encoding="utf-8")
     return folder
 
 

@@ -34,7 +34,7 @@ START = "from stn_export.cli import start; sys.exit(start({words}))"
 
 
 def run(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, encoding="utf-8", check=False)
 
 
 @pytest.mark.slow
@@ -53,13 +53,13 @@ def test_what_needs_an_extra_says_which(stage: str, extra: str):
 
 
 def test_every_locked_package_has_digests_and_the_version_of_the_constraints():
-    text = (REPOSITORY / "requirements.lock").read_text()
+    text = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
     entries = re.findall(r"^([\w.-]+)==([\w.+-]+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)+)", text, re.M)
     locked = {name.lower().replace("_", "-"): version for name, version, _ in entries}
     assert len(entries) == len(re.findall(r"^[\w.-]+==", text, re.MULTILINE)) > 80
-    pins = (REPOSITORY / "constraints.txt").read_text().lower().replace("_", "-").split()
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").split()
     pinned = dict(line.split("==") for line in pins if "==" in line)
     differing = {name for name in locked.keys() & pinned.keys() if locked[name].lower() != pinned[name]}
     assert not differing
-    wanted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     assert {re.split(r"[^\w-]", each)[0] for each in wanted} <= locked.keys()

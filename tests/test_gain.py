@@ -40,7 +40,7 @@ def write(run: Path, model: str, seed: int, accuracies: list[float], recipe: str
     directory.add(entry)
     directory.describe(Facts(MODELS[model].label, MODELS[model].role, parameters=40_000, multiply_adds=2_000_000))
     rows = [{"epoch": index + 1, "test_accuracy": value, "seconds": 2.0} for index, value in enumerate(accuracies)]
-    (directory.path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory.path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return directory.path
 
 
@@ -125,10 +125,10 @@ def test_the_reference_is_measured_over_its_last_ten_epochs(
 
 def test_the_best_epoch_counts_where_it_was_kept(tmp_path: Path):
     path = write(tmp_path, "stn", 0, [0.5, 0.6, 0.9], keep="best", validation=10)
-    rows = [json.loads(line) for line in (path / HISTORY_FILE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (path / HISTORY_FILE).read_text(encoding="utf-8").splitlines()]
     held_out = (0.4, 0.7, 0.7)  # of equals the first was kept
     rows = [row | {"validation_accuracy": value} for row, value in zip(rows, held_out, strict=True)]
-    (path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     [one] = groups(tmp_path)
     assert one.accuracies("stn") == {0: 0.6}
     assert one.measure == "the epoch that did best on held-out images"
@@ -217,7 +217,7 @@ def test_what_a_run_says_of_its_trainings(grid: Path):
     assert (ours.mean, ours.deviation, ours.count, ours.median_seconds) == (0.81, 0.01, 3, 4.0)
     assert (one.differences["cnn"].seeds, one.differences["cnn"].finding) == ({"0": 3, "1": 4}, "no measurable gain")
     assert (one.reference, one.environments) == (None, [{"cpu": "a fast one", "device": "cpu"}])
-    text = (grid / TRAINING_FILE).read_text()
+    text = (grid / TRAINING_FILE).read_text(encoding="utf-8")
     assert '"2": [ 0.1, 0.82 ]' in text
     assert "NaN" not in text
 
@@ -274,7 +274,7 @@ def test_what_is_kept(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert out.startswith("other/cnn is not finished and left out.")
     assert out.count("\n") == 6
-    content = json.loads(output.read_text())
+    content = json.loads(output.read_text(encoding="utf-8"))
     assert content["schema"] == "stn_export/training/2"
     one, second = content["runs"]
     assert (second["run"], second["precision"]) == ("other", "bf16")
@@ -284,7 +284,7 @@ def test_what_is_kept(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert one["models"]["stn"]["multiply_adds"] == 2_000_000
     assert one["differences"]["cnn"]["seeds"] == {"0": 3.0, "1": 4.0, "2": 5.0}
     assert one["differences"]["cnn"]["sentence"].startswith("the transformer gains 4.0 points")
-    assert '"2": [ 0.1, 0.77 ]' in output.read_text()
+    assert '"2": [ 0.1, 0.77 ]' in output.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_keeping_what_is_not_there(content: str | None, said: str, tmp_path: Pat
     assert cli.run(keep.main, [str(tmp_path / "none"), "--output", str(output)]) == 2
     assert "there is no run at" in capsys.readouterr().err
     if content:
-        (tmp_path / TRAINING_FILE).write_text(content)
+        (tmp_path / TRAINING_FILE).write_text(content, encoding="utf-8")
     assert cli.run(keep.main, [str(tmp_path), "--output", str(output)]) == 2
     assert said in capsys.readouterr().err
     assert not output.exists()

@@ -18,14 +18,14 @@ def kept(path: Path, commit: str, day: str, ratio: float, cpu: str = "a") -> Non
     environment = ENVIRONMENT | {"cpu": cpu, "threads": 1, "git_commit": commit}
     content = {"machine_info": {"stn_export": environment}, "datetime": f"{day}T10:00:00"}
     rows = [{"extra_info": row | {"sha256": ""}} for row in rows]
-    path.write_text(json.dumps(content | {"benchmarks": rows}))
+    path.write_text(json.dumps(content | {"benchmarks": rows}), encoding="utf-8")
 
 
 def test_commits_stand_in_order_machine_by_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     kept(tmp_path / "b.json", "later", "2026-02-01", 0.25)
     kept(tmp_path / "c.json", "first", "2026-01-01", 0.5)
     kept(tmp_path / "a.json", "other", "2026-01-15", 0.1, cpu="b")
-    (tmp_path / "training.json").write_text("{}")
+    (tmp_path / "training.json").write_text("{}", encoding="utf-8")
     page = history(tmp_path)
     assert [section.title for section in page.sections] == ["a, 1 threads", "b, 1 threads"]
     picture, table = page.sections[0].blocks
@@ -36,7 +36,7 @@ def test_commits_stand_in_order_machine_by_machine(tmp_path: Path, capsys: pytes
     assert picture.svg.startswith("<svg")
     assert cli.run(report.main, ["--history", str(tmp_path)]) == 0
     assert "history.html" in capsys.readouterr().out
-    assert "2026-02-01 later: 4.00 ×" in (tmp_path / "history.html").read_text()
+    assert "2026-02-01 later: 4.00 ×" in (tmp_path / "history.html").read_text(encoding="utf-8")
 
 
 def test_nothing_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -26,7 +26,7 @@ def run(entered_run: Path, tmp_path: Path) -> Path:
     """A run of that name, whose networks and classes are called so."""
     run = Path(shutil.copytree(entered_run, tmp_path / FILE))
     for path in run.glob(f"*/{MANIFEST}"):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         content["network"] |= {"label": EVIL, "note": EVIL, "classes": [EVIL] * 10}
         content["network"]["examples"]["source"] = EVIL
         for site in content["network"]["sites"]:
@@ -44,7 +44,9 @@ def files(tmp_path: Path) -> Path:
     folder.mkdir()
     Image.new("RGB", (32, 32)).save(folder / f"{FILE}.png")
     (folder / f"{FILE}.onnx").write_bytes(parse_model(RELU.replace(" g (", " evil (")).SerializeToString())
-    (folder / f"{FILE}.py").write_text("import torch\n\n\ndef make():\n    return torch.nn.ReLU().eval()\n")
+    (folder / f"{FILE}.py").write_text(
+        "import torch\n\n\ndef make():\n    return torch.nn.ReLU().eval()\n", encoding="utf-8"
+    )
     return folder
 
 
@@ -91,9 +93,9 @@ def replaced(text: str, places: dict[str, str]) -> str:
 
 def test_documents_hold_no_html_of_others(run: Path):
     assert cli.run(import_module("stn_export.report.__main__").main, ["--run", str(run)]) == 0
-    markdown, html = (run / "report.md").read_text(), (run / "report.html").read_text()
+    markdown, html = (run / "report.md").read_text(encoding="utf-8"), (run / "report.html").read_text(encoding="utf-8")
     assert "&lt;script>alert" in markdown
-    for text in (markdown, html, (run / "report.md").read_text()):
+    for text in (markdown, html, (run / "report.md").read_text(encoding="utf-8")):
         assert "<script>alert" not in text
         assert not {"\x1b", "\x07"} & set(text)
 

@@ -23,7 +23,7 @@ NETWORKS = ("stn", "cnn")
 @pytest.fixture(scope="module")
 def card(trained_run: Path) -> str:
     """What the export stage wrote at its end."""
-    return (trained_run / "MODEL_CARD.md").read_text()
+    return (trained_run / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def test_every_artifact_is_listed(card: str, trained_run: Path):
@@ -50,7 +50,7 @@ def test_accuracy_is_that_of_the_trainings(card: str, trained_run: Path):
 def test_a_run_that_was_not_trained_here_has_no_accuracy(run: Path):
     (run / "training.json").unlink()
     assert write_model_card(run)
-    assert "accuracy" not in (run / "MODEL_CARD.md").read_text()
+    assert "accuracy" not in (run / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def test_what_a_reader_needs_is_there(card: str):
@@ -111,28 +111,28 @@ def test_the_snippet_of_several_inputs_and_outputs_runs(stn: NetworkDirectory):
 
 def test_it_is_rewritten_only_when_it_changes(run: Path, capsys: pytest.CaptureFixture[str]):
     path = run / "MODEL_CARD.md"
-    before = path.read_text(), path.stat().st_mtime_ns
+    before = path.read_text(encoding="utf-8"), path.stat().st_mtime_ns
     assert not write_model_card(run)
-    assert (path.read_text(), path.stat().st_mtime_ns) == before
-    path.write_text("edited")
+    assert (path.read_text(encoding="utf-8"), path.stat().st_mtime_ns) == before
+    path.write_text("edited", encoding="utf-8")
     assert cli.run(export.main, ["--run", str(run)]) == 0
     assert "MODEL_CARD.md" in capsys.readouterr().out
-    assert path.read_text() == before[0]
+    assert path.read_text(encoding="utf-8") == before[0]
 
 
 def test_a_run_of_one_model(run: Path):
     (run / "stn" / "manifest.json").unlink()
     assert write_model_card(run)
-    card = (run / "MODEL_CARD.md").read_text()
+    card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "`stn/" not in card
     assert 'InferenceSession("cnn/plain-fp32.onnx"' in card
 
 
 def test_an_entry_that_the_matrix_no_longer_has_is_dropped_by_export(run: Path, stn: NetworkDirectory):
     manifest = stn.path / "manifest.json"
-    content = json.loads(manifest.read_text())
+    content = json.loads(manifest.read_text(encoding="utf-8"))
     content["artifacts"]["old"] = content["artifacts"]["matmul-fp32"] | {"name": "old", "parent_sha256": "0" * 64}
-    manifest.write_text(json.dumps(content))
+    manifest.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match="stale"):
         write_model_card(run)
     assert cli.run(export.main, ["--run", str(run)]) == 0

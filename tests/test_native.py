@@ -62,7 +62,7 @@ def captured(module: nn.Module, *shape: int) -> Program:
 
 def documented(language: str) -> tuple[str, str, str]:
     """A program's file name, its text and the commands that build and run it."""
-    section = DOCUMENT.read_text().split(f"## Into a {language} program")[1]
+    section = DOCUMENT.read_text(encoding="utf-8").split(f"## Into a {language} program")[1]
     program, commands = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)[:2]
     return re.match(r"(?://|#) (\S+)", program)[1], program, commands
 
@@ -74,7 +74,7 @@ def test_documented_programs_run_as_they_stand(language: str, network: Program, 
     write_source(network, "stn").write(tmp_path / "native-fp32.c")
     (tmp_path / "image.f32").write_bytes(image.tobytes())
     name, program, commands = documented(language)
-    (tmp_path / name).write_text(program)
+    (tmp_path / name).write_text(program, encoding="utf-8")
     assert len([line for line in program.splitlines()[1:] if len(line) > 1 and "include" not in line]) <= 10
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
@@ -114,7 +114,7 @@ def test_it_compiles_for_another_processor_and_runs_there(
     monkeypatch.setenv("CC", AARCH64)
     write_source(network, "stn", "generic").write(tmp_path / "native-fp32.c")
     name, program, _ = documented("C")
-    (tmp_path / name).write_text(program)
+    (tmp_path / name).write_text(program, encoding="utf-8")
     build(tmp_path / "native-fp32.c", tmp_path / "main", [*STRICT[:3], "-static", str(tmp_path / name)])
     if emulator := shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"):
         done = subprocess.run([emulator, tmp_path / "main"], input=image.tobytes(), capture_output=True, check=True)
@@ -212,11 +212,11 @@ def test_the_chain_takes_it_like_every_other_row(entered: Path, capsys: pytest.C
     directory = NetworkDirectory(entered / "stn")
     native = directory.listed("native-fp32")
     assert [Path(each).suffix for each in sorted(native.beside)] == [".so", ".h"]
-    assert native.parent_sha256[:64] in (directory.path / native.file).read_text()[:4000]
+    assert native.parent_sha256[:64] in (directory.path / native.file).read_text(encoding="utf-8")[:4000]
     capsys.readouterr()
     assert cli.run(export.main, ["--run", str(entered), "--only", *rows]) == 0
     assert capsys.readouterr().out.count("up to date") == 6
-    (directory.path / "native-fp32.h").write_text("changed")
+    (directory.path / "native-fp32.h").write_text("changed", encoding="utf-8")
     with pytest.raises(UserError, match=r"native-fp32\.h was changed after it was written"):
         directory.open(native)
 

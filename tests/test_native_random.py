@@ -201,7 +201,7 @@ def run(source: Source, folder: Path, images: Tensor, outputs: int) -> np.ndarra
     path = folder / "net.c"
     source.write(path)
     main = folder / "main.c"
-    main.write_text(MAIN.format(batch=len(images), input=images[0].numel(), output=outputs))
+    main.write_text(MAIN.format(batch=len(images), input=images[0].numel(), output=outputs), encoding="utf-8")
     build(path, folder / "net", [*SANITIZED, str(main)])
     options = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(

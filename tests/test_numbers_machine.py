@@ -137,14 +137,16 @@ def test_where_a_fresh_process_spends_its_time(tmp_path: Path, monkeypatch: pyte
 
 
 def status(path: Path, resident: int, peak: int) -> None:
-    (path / "status").write_text(f"Name:\tpython\nVmPeak:\t  9999 kB\nVmHWM:\t  {peak} kB\nVmRSS:\t  {resident} kB\n")
+    (path / "status").write_text(
+        f"Name:\tpython\nVmPeak:\t  9999 kB\nVmHWM:\t  {peak} kB\nVmRSS:\t  {resident} kB\n", encoding="utf-8"
+    )
 
 
 def test_memory_is_the_growth_to_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "PROCESS", tmp_path)
     status(tmp_path, 1000, 5000)
     with memory.Memory("cpu") as taken:
-        assert (tmp_path / "clear_refs").read_text() == "5"
+        assert (tmp_path / "clear_refs").read_text(encoding="utf-8") == "5"
         status(tmp_path, 2000, 4000)
     assert taken.host_bytes == 3000 * 1024
     assert taken.device_bytes is None
@@ -166,7 +168,7 @@ def test_the_largest_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert memory.cache_bytes("cpu") == 64 << 20  # where nobody tells
     for index, size in enumerate(["32K", "2048K", "36M", "512K"]):
         (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
+        (tmp_path / f"index{index}" / "size").write_text(size + "\n", encoding="utf-8")
     assert memory.cache_bytes("cpu") == 36 << 20
 
 

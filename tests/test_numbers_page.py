@@ -59,7 +59,7 @@ def test_results_read_the_right_way_round(rows: list[dict], tmp_path: Path):
         "portability": {},
         "benchmarks": [{"fullname": "a", "stats": {"median": 1.0}, "extra_info": row} for row in rows],
     }
-    (tmp_path / "kept.json").write_text(json.dumps(content))
+    (tmp_path / "kept.json").write_text(json.dumps(content), encoding="utf-8")
     text = results.document(tmp_path)
     line = text.split("spatial transformer against plain CNN", 1)[1].split("\n| onnxruntime", 1)[1].splitlines()[0]
     cells = [cell.strip() for cell in line.split("|")]

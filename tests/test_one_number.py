@@ -47,12 +47,12 @@ def test_a_file_has_one_time_wherever_it_is_shown(
     assert numbers(shown, rf"stn {RUNNER} {FILE} +1 +(\S+) ") == {wanted}
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert f"{wanted} ms (" in capsys.readouterr().out
-    kept = [row["extra_info"] for row in json.loads((run / "bench.json").read_text())["benchmarks"]]
+    kept = [row["extra_info"] for row in json.loads((run / "bench.json").read_text(encoding="utf-8"))["benchmarks"]]
     assert {significant(1e3 * time_of(row, kept)) for row in kept if row in own} == {wanted}
-    said = json.loads((run / "report.json").read_text())
+    said = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert significant(1e3 * said["answer"]["cpu"]["latency"]["p50"]) == wanted
     assert numbers(dict(said["card"])["latency"], r"^(\S+) ms") == {wanted}
-    html = (run / "report.html").read_text().partition("<script>")[0]
+    html = (run / "report.html").read_text(encoding="utf-8").partition("<script>")[0]
     assert numbers(html, rf'stn/{FILE}</th><td class="text">{RUNNER}</td><td class="number">([\d.]+†?)</td>') == {
         wanted
     }

@@ -26,14 +26,14 @@ def runtime(tmp_path: Path) -> Path:
     folder = tmp_path / "dist"
     folder.mkdir()
     for name in play.FILES:
-        (folder / name).write_text("")
+        (folder / name).write_text("", encoding="utf-8")
     return folder
 
 
 def test_the_folder_holds_all_that_the_page_asks_for(run: Path, runtime: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(play.main, ["--run", str(run), "--build-only", "--runtime", str(runtime)]) == 0
     assert "any static host" in capsys.readouterr().out
-    about = json.loads((run / "play" / "play.json").read_text())
+    about = json.loads((run / "play" / "play.json").read_text(encoding="utf-8"))
     assert [each["artifact"] for each in about["networks"]] == ["folded-fp32", "plain-fp32"]
     for each in about["networks"]:
         session = onnxruntime.InferenceSession(run / "play" / each["file"])
@@ -58,7 +58,7 @@ def test_what_cannot_be_played_is_said(entered_run: Path, run: Path, runtime: Pa
 def test_without_npm_there_is_one_line(npm: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if npm:
-        (tmp_path / "npm").write_text(npm)
+        (tmp_path / "npm").write_text(npm, encoding="utf-8")
         (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=said):

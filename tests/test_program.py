@@ -82,7 +82,7 @@ def test_points_are_those_of_eager_to_the_bit(name: str, programs: Callable[[str
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_sites_say_where_and_how(name: str, programs: Callable[[str], Program]):
-    source = Path(zoo.__file__).read_text().splitlines()
+    source = Path(zoo.__file__).read_text(encoding="utf-8").splitlines()
     program, values = programs(name), ZOO[name].values(2)
     points = program.points(values)
     assert len(program.sites) == ZOO[name].sites
@@ -454,20 +454,20 @@ def test_outputs_that_are_no_tensors_are_refused():
 
 def test_code_that_is_gone_or_changed_on_disk(tmp_path: Path):
     path = tmp_path / "mine.py"
-    (tmp_path / "beside.py").write_text("FACTOR = 3\n")
+    (tmp_path / "beside.py").write_text("FACTOR = 3\n", encoding="utf-8")
     code = "from torch import nn\nimport beside\ndef build(bias=True): return nn.Linear(2, beside.FACTOR, bias=bias)\n"
-    path.write_text(code)
+    path.write_text(code, encoding="utf-8")
     module = resolve(f"{path}:build")()
     origin = json.loads(json.dumps(origin_of(f"{path}:build", bias=True)))
     made = module_from(origin, module.state_dict())
     assert torch.equal(made.weight, module.weight)
     assert not made.training
-    path.write_text(code.replace("bias=True", "bias=False"))
+    path.write_text(code.replace("bias=True", "bias=False"), encoding="utf-8")
     assert module_from(origin, module.state_dict()) == "mine.py is not there any more, or was changed"
     path.unlink()
     assert module_from(origin, module.state_dict()) == "mine.py is not there any more, or was changed"
     assert module_from({}, {}) == "its code was not given"
-    path.write_text("raise OSError('no disk')\n")
+    path.write_text("raise OSError('no disk')\n", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be imported: OSError: no disk"):
         resolve(f"{path}:build")
     assert "cannot be run here (UserError)" in module_from(origin_of(f"{path}:build"), {})

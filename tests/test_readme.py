@@ -11,8 +11,11 @@ from stn_export.cli.options import PARSERS
 from tests import readme
 from tests.readme import BLOCKS, PAGES, REPOSITORY, page
 
-TEXTS = {path: path.read_text() for path in (*PAGES, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "SECURITY.md")}
-TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+TEXTS = {
+    path: path.read_text(encoding="utf-8")
+    for path in (*PAGES, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "SECURITY.md")
+}
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 OTHERS = ("cc", "ar", "./main", "python", "rustc", "pip", "iree-compile", "pnnx")
 FENCES = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -101,20 +104,28 @@ def test_readme_is_short():
 
 def test_kept_files_of_no_clean_commit_are_named():
     files = list((REPOSITORY / readme.KEPT).glob("*.json"))
-    unclean = {path.name for path in files if re.search(r'"git_commit": "(unknown|[0-9a-f]+-dirty)"', path.read_text())}
-    said = (REPOSITORY / readme.KEPT / "README.md").read_text().partition("Made from a tree with changes")[2]
+    unclean = {
+        path.name
+        for path in files
+        if re.search(r'"git_commit": "(unknown|[0-9a-f]+-dirty)"', path.read_text(encoding="utf-8"))
+    }
+    said = (
+        (REPOSITORY / readme.KEPT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("Made from a tree with changes")[2]
+    )
     assert set(re.findall(r"`([\w-]+\.json)`", said)) == unclean
 
 
 def test_figures_are_read_from_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / readme.KEPT).mkdir(parents=True)
     for path in (REPOSITORY / readme.KEPT).glob("*.json"):
-        content = path.read_text()
+        content = path.read_text(encoding="utf-8")
         if path.name == "training-tuned-cpu.json":
             run = json.loads(content)
             run["runs"][0]["models"]["stn"]["mean"] = 0.5
             content = json.dumps(run)
-        (tmp_path / readme.KEPT / path.name).write_text(content)
+        (tmp_path / readme.KEPT / path.name).write_text(content, encoding="utf-8")
     monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
     readme.kept.cache_clear()
     try:

@@ -20,7 +20,7 @@ from tests.zoo import ZOO, enter_zoo
 
 
 def write_bench(run: Path, content: list[dict]) -> None:
-    (run / "bench.json").write_text(json.dumps(bench_rows.bench_file(content)))
+    (run / "bench.json").write_text(json.dumps(bench_rows.bench_file(content)), encoding="utf-8")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def stn(run: Path) -> NetworkDirectory:
 
 def texts(run: Path) -> tuple[str, str]:
     """The report in HTML and in Markdown."""
-    return (run / "report.html").read_text(), (run / "report.md").read_text()
+    return (run / "report.html").read_text(encoding="utf-8"), (run / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -69,7 +69,7 @@ def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
         assert "32×32 → 32×32" in text
         assert "Not run: eager-cuda: no GPU" in text
     assert "stn has no gather-fp32: it samples &lt;bicubic&gt;" in html
-    content = json.loads((run / "report.json").read_text())
+    content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert [row["mean"] for row in content["training"]] == [row["accuracies"]["0"][-1] for row in content["training"]]
     assert content["parity"][0]["comparisons"] == 2
     for line in markdown.splitlines():
@@ -83,7 +83,7 @@ def test_what_is_missing_is_said(entered_run: Path, tmp_path: Path, capsys: pyte
     out = capsys.readouterr().out
     for missing in ("exported", "verified", "benchmarked"):
         assert f"Nothing has been {missing} yet" in out
-    assert "Nothing has been verified yet" in (run / "report.html").read_text()
+    assert "Nothing has been verified yet" in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", swept(ZOO, "Pyramid", "NoSampler"))
@@ -101,7 +101,7 @@ def test_any_network_has_a_report(name: str, tmp_path: Path):
         assert all(f"{spec.name}: {spec.text}" in text for spec in (*contract.inputs, *contract.outputs))
         assert all(site["name"] in text for site in facts.sites)
         assert "None" not in text.partition("<script>")[0]
-    content = json.loads((run / "report.json").read_text())
+    content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     [table] = [table for table in content["sites"] if table["network"] == subject.name]
     assert table["places"] == [*(f"{site['name']}, grid px" for site in facts.sites), "outputs"]
     [row] = [row for row in table["rows"] if row["lowering"] == "matmul int8"]
@@ -208,7 +208,7 @@ def test_without_pictures_what_differs_is_said_only(run: Path, stn: NetworkDirec
 
 def test_nothing_that_differs_is_no_section(run: Path):
     assert cli.run(report.main, ["--run", str(run)]) == 0
-    assert "differs most" not in (run / "report.html").read_text()
+    assert "differs most" not in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_largest_difference_of_an_example_counts():
@@ -260,7 +260,7 @@ def test_timings_of_an_older_format_are_not_shown(run: Path, capsys: pytest.Capt
     write_bench(run, [{name: value for name, value in row.items() if name != "regime"}])
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "of an older format and not shown: run 'make bench' again" in capsys.readouterr().out
-    assert "What ships" not in (run / "report.html").read_text()
+    assert "What ships" not in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_row_that_is_missing_is_a_dash(run: Path):
@@ -271,7 +271,7 @@ def test_a_row_that_is_missing_is_a_dash(run: Path):
     ]
     write_bench(run, [{name: value for name, value in row.items() if name != "file_bytes"} for row in kept])
     assert cli.run(report.main, ["--run", str(run)]) == 0
-    table = (run / "report.md").read_text().partition("### One example")[2]
+    table = (run / "report.md").read_text(encoding="utf-8").partition("### One example")[2]
     [line] = re.findall(r"\| stn/folded-fp32 \| openvino-cpu \|.*", table)
     assert line.split(" | ")[2:7] == ["–"] * 5
     assert " 20.0 |" in line
@@ -285,7 +285,7 @@ def test_no_timings_at_all(run: Path):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"machine_info": {}, "benchmarks": []}'])
 def test_a_foreign_benchmark_file(run: Path, content: str, capsys: pytest.CaptureFixture[str]):
-    (run / "bench.json").write_text(content)
+    (run / "bench.json").write_text(content, encoding="utf-8")
     assert cli.run(report.main, ["--run", str(run)]) == 2
     assert "not a benchmark file of stn_export" in capsys.readouterr().err
     assert not (run / "report.html").exists()

@@ -35,7 +35,7 @@ def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.
     assert "Nothing has been exported yet" in out
     assert "digits/stn is not finished" in out
     assert "spatial transformer 90.00%" in out
-    content = json.loads((run / "report.json").read_text())
+    content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert [(row["label"], row["count"]) for row in content["training"]] == [
         ("spatial transformer", 2),
         ("plain CNN", 2),
@@ -45,7 +45,7 @@ def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.
         ("plain CNN", pytest.approx(20)),
         ("wide CNN", pytest.approx(10)),
     ]
-    html, markdown = (run / "report.html").read_text(), (run / "report.md").read_text()
+    html, markdown = (run / "report.html").read_text(encoding="utf-8"), (run / "report.md").read_text(encoding="utf-8")
     assert html.partition("<script>")[0].count("<svg ") == 5  # accuracy, gain twice, theta, windows
     for text in (html, markdown):
         assert "Does the transformer help?" in text
@@ -61,7 +61,7 @@ def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.
 
 def test_other_runs_stand_beside_it(grid: Path):
     assert cli.run(report.main, ["--run", str(grid / "digits"), "--beside", str(grid / "beside")]) == 0
-    content = json.loads((grid / "digits" / "report.json").read_text())
+    content = json.loads((grid / "digits" / "report.json").read_text(encoding="utf-8"))
     assert [row["count"] for row in content["gains"]] == [2, 2, 1, 1]
     assert content["gains"][-1]["finding"] == "one seed only: no interval"
     assert [one["charts"] for one in content["learned"]] == [["theta", "windows"], ["theta-2", "windows-2"]]
@@ -69,7 +69,7 @@ def test_other_runs_stand_beside_it(grid: Path):
     assert [one["title"] for one in content["learned"]] == [
         f"{name}: spatial transformer" for name in ("digits", "beside")
     ]
-    markdown = (grid / "digits" / "report.md").read_text()
+    markdown = (grid / "digits" / "report.md").read_text(encoding="utf-8")
     assert "| one seed only: no interval |" in markdown
     assert "## Side by side" in markdown
     for line in markdown.splitlines():
@@ -88,7 +88,7 @@ def test_a_network_that_nobody_trained_here_has_no_training_section(
     run = Path(shutil.copytree(entered_run, tmp_path / "run"))
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "rain" not in capsys.readouterr().out
-    html = (run / "report.html").read_text()
+    html = (run / "report.html").read_text(encoding="utf-8")
     assert "How it was trained" not in html
     assert "What was learned" not in html
 
@@ -131,7 +131,7 @@ def test_four_sites_are_drawn_and_the_others_named(grid: Path):
     assert content.unshown == ["spatial transformer: site4, site5"]
     report.write_report(content, grid / "digits")
     for name in ("report.html", "report.md"):
-        assert "Not drawn: spatial transformer: site4, site5." in (grid / "digits" / name).read_text()
+        assert "Not drawn: spatial transformer: site4, site5." in (grid / "digits" / name).read_text(encoding="utf-8")
 
 
 def test_points_of_another_program_are_not_shown(grid: Path):

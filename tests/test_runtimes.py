@@ -102,7 +102,7 @@ def test_how_fast_it_is_is_what_bench_found(run: Path):
         for runner, name, seconds, ratio, other in timed
     ]
     content = {"benchmarks": rows, "machine_info": {"stn_export": describe() | {"cpu": "a CPU"}}, "version": "5"}
-    (run / "bench.json").write_text(json.dumps(content))
+    (run / "bench.json").write_text(json.dumps(content), encoding="utf-8")
     found = contests(run, directory)
     assert found["cpu"] == "a CPU"
     assert len(found["contests"]) == 5
@@ -123,14 +123,14 @@ def test_a_run_that_no_runtime_verified_makes_no_table(trained_run: Path, capsys
 
 
 def table() -> dict:
-    return json.loads(KEPT.read_text())
+    return json.loads(KEPT.read_text(encoding="utf-8"))
 
 
 def test_the_kept_table_is_of_seven_runtimes_at_least_and_the_page_is_made_from_it():
     kept = table()
     assert len(kept["runtimes"]) >= 7
     assert set(kept["runtimes"]) | set(kept["left_out"]) == {each.name for each in RUNTIMES} == set(TRIED)
-    assert runtimes.PAGE.read_text() == page(kept)
+    assert runtimes.PAGE.read_text(encoding="utf-8") == page(kept)
 
 
 @pytest.mark.parametrize("destination", TRIED)
@@ -142,7 +142,7 @@ def test_nothing_is_chosen_that_was_not_equal(destination: str, tmp_path: Path):
     assert row["verdict"] == (EQUAL if EQUAL in {each["verdict"] for each in rows} else WITHIN)
     for each in rows:
         each["verdict"] = WRONG
-    (tmp_path / "table.json").write_text(json.dumps(kept))
+    (tmp_path / "table.json").write_text(json.dumps(kept), encoding="utf-8")
     with pytest.raises(UserError, match=f"no lowering was equal in {destination}"):
         choose(destination, tmp_path / "table.json")
 
@@ -167,7 +167,7 @@ def test_export_for_destinations_writes_a_file_for_each_and_says_why(
 def refuted(runtime: portability.Runtime, run: Path) -> list[str]:
     """The cells of the kept table that the audit's rules say something else of."""
     found = []
-    for row in json.loads(KEPT.read_text())["rows"]:
+    for row in json.loads(KEPT.read_text(encoding="utf-8"))["rows"]:
         path = run / "stn" / f"{row['file']}.onnx"
         if row["runtime"] == runtime.kept and path.exists():
             subject = Subject(onnx.load(path))

@@ -87,7 +87,7 @@ def test_what_is_lost_is_told(runs: dict[str, Path], tmp_path: Path):
         (copy / "stn" / "folded-fp32.onnx").write_bytes(b"half")
         assert "was changed after it was written" in whole(copy, before, before)
     with faults.copied(run) as copy:
-        (copy / "verify.json").write_text('{"half')
+        (copy / "verify.json").write_text('{"half', encoding="utf-8")
         assert whole(copy, before, before) == "verify.json is half a file"
     with faults.copied(run) as copy:
         (copy / "examples.pt").write_bytes(b"neither")
@@ -104,7 +104,7 @@ def test_every_change_is_counted_and_can_fail(runs: dict[str, Path]):
     assert count >= 3  # a directory or a file, the write, the rename
     with faults.copied(runs["exported"]) as copy:
         assert call(STAGE["predict"], copy, Counted(2, fill)) == 2
-        assert "No space left on device" in (copy.parent / "said.txt").read_text()
+        assert "No space left on device" in (copy.parent / "said.txt").read_text(encoding="utf-8")
 
 
 def test_a_slope_and_its_error():

@@ -93,7 +93,7 @@ def test_going_on_gives_the_bytes_of_an_uninterrupted_run(
     assert sorted(path.name for path in directory.iterdir()) == ["history.jsonl", "training.pt"]
     assert finish(settings, small, tmp_path / "b") == uninterrupted
     assert not (directory / "training.pt").exists()
-    assert len((directory / "history.jsonl").read_text().splitlines()) == 3
+    assert len((directory / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
 def dying_training(moment: int, settings: Settings, small: Dataset, run: Path) -> None:
@@ -146,7 +146,7 @@ def test_kills_at_every_step_and_every_write_lose_no_file_and_change_no_byte(
     while killed_at(moment, settings, small, cell.run):
         kills += 1
         history = cell.directory.path / "history.jsonl"
-        rows = history.read_text().splitlines() if history.exists() else []
+        rows = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
         assert [json.loads(row)["epoch"] for row in rows] == list(range(1, len(rows) + 1))
         assert len(rows) >= complete[-1], "an epoch that was complete is lost"
         moment = 1 if complete[-1] < len(rows) == epochs else moment + 1  # then all writes behind the last epoch
@@ -168,7 +168,7 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for(settings: Settings, smal
     settings = replace(settings, recipe=replace(settings.recipe, epochs=6), validation=200, keep="best")
     finish(settings, small, tmp_path)
     directory = NetworkDirectory(tmp_path / "stn")
-    rows = [json.loads(line) for line in (directory.path / "history.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (directory.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     best = max(rows, key=lambda row: row["validation_accuracy"])
     model = load_checkpoint(directory.path / "checkpoint.pt").model
     trainer = Trainer(settings, small, CPU)
@@ -300,10 +300,10 @@ def remove_results(run: Path) -> None:
 def make_manifests_older(run: Path) -> None:
     """As the version before this one left them."""
     for path in run.rglob("manifest.json"):
-        entry = json.loads(path.read_text())["artifacts"][CHECKPOINT]
+        entry = json.loads(path.read_text(encoding="utf-8"))["artifacts"][CHECKPOINT]
         entry |= {"model": entry.pop("network"), "input_contract": entry.pop("contract")}
         content = {"schema": "stn_export/manifest/1", "artifacts": {CHECKPOINT: entry, "matmul-fp32": {}}}
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
     for name in ("examples.pt", TRAINING_FILE, "stn/program.pt2", "cnn/program.pt2"):
         (run / name).unlink()
 
@@ -361,7 +361,9 @@ def test_a_stopped_training_is_said_to_be_unfinished(
 def test_sigterm_finishes_the_step_saves_and_exits_with_130(tmp_path: Path):
     command = [sys.executable, "-m", "stn_export.train", "--device", "cpu", "--models", "cnn", "--run", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
     while " epoch " not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -414,7 +416,7 @@ def test_the_manifest_and_the_history_say_how_it_went(own_stn: NetworkDirectory)
     assert checkpoint.settings["recipe"]["epochs"] == 2
     assert checkpoint.details["device"] == "cpu"
     assert checkpoint.environment["versions"]["torch"] == torch.__version__.split("+")[0]
-    rows = [json.loads(line) for line in (own_stn.path / "history.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (own_stn.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["train_loss"] < rows[0]["train_loss"]
     assert read_json(own_stn.path / "manifest.json", "stn_export/manifest/2")

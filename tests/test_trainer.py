@@ -318,7 +318,7 @@ def test_split_batches_give_the_whole_batchs_weights(tmp_path: Path, settings: S
     settings = replace(settings, recipe=recipe)
     torch.save({"settings": settings, "small": small}, tmp_path / "case.pt")
     script = tmp_path / "split.py"
-    script.write_text(SPLIT)
+    script.write_text(SPLIT, encoding="utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     subprocess.run(torchrun, cwd=REPOSITORY, env=environment, check=True)

@@ -137,13 +137,13 @@ MEASURED = {
 
 def keep(content: dict, tmp_path: Path) -> int:
     measured = tmp_path / "bench.json"
-    measured.write_text(json.dumps(content))
+    measured.write_text(json.dumps(content), encoding="utf-8")
     return cli.run(keep_speed.main, [str(measured), "--results", str(tmp_path)])
 
 
 def test_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert keep(MEASURED, tmp_path) == 0
-    content = json.loads((tmp_path / "training-speed-cpu.json").read_text())
+    content = json.loads((tmp_path / "training-speed-cpu.json").read_text(encoding="utf-8"))
     assert content["rows"] == [row["extra_info"] for row in MEASURED["benchmarks"][:2]]
     assert content["environment"] == {"cores": 2}
     assert content["command"] == "make bench-train DATASET=digits DEVICE=cpu"

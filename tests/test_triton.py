@@ -23,7 +23,7 @@ MODELS = {"stn_torchscript_fp32", "stn_matmul_fp32", "stn_affinegrid_fp32", "cnn
 @pytest.fixture(scope="module")
 def schema() -> type[Message]:
     """Triton's ``inference.ModelConfig``."""
-    text = (REPOSITORY / "tests" / "triton_model_config.textproto").read_text()
+    text = (REPOSITORY / "tests" / "triton_model_config.textproto").read_text(encoding="utf-8")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
@@ -63,13 +63,13 @@ def test_a_model_per_artifact(repository: Path):
     for folder in (path for path in repository.iterdir() if path.is_dir()):
         [version] = (path for path in folder.iterdir() if path.is_dir())
         assert version.name == "1"
-        assert (folder / "labels.txt").read_text().splitlines() == list("0123456789")
+        assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == list("0123456789")
 
 
 def test_every_configuration_says_what_its_model_says(repository: Path, schema: type[Message]):
     onnx_models = 0
     for path in repository.glob("*/config.pbtxt"):
-        config = parse(schema, path.read_text())
+        config = parse(schema, path.read_text(encoding="utf-8"))
         assert config.name == path.parent.name
         [input_], [output] = config.input, config.output
         assert output.label_filename == "labels.txt"
@@ -87,7 +87,7 @@ def test_every_configuration_says_what_its_model_says(repository: Path, schema: 
 
 
 def test_batching_and_instances(repository: Path, schema: type[Message]):
-    config = parse(schema, (repository / "stn_matmul_fp32" / "config.pbtxt").read_text())
+    config = parse(schema, (repository / "stn_matmul_fp32" / "config.pbtxt").read_text(encoding="utf-8"))
     assert config.max_batch_size == max(config.dynamic_batching.preferred_batch_size) == 64
     assert config.dynamic_batching.max_queue_delay_microseconds == 1000
     [group] = config.instance_group
@@ -98,7 +98,7 @@ def test_a_model_carries_the_bytes_and_hashes_of_its_artifact(
     repository: Path, trained_run: Path, schema: type[Message]
 ):
     stn = NetworkDirectory(trained_run / "stn")
-    config = parse(schema, (repository / "stn_matmul_fp32" / "config.pbtxt").read_text())
+    config = parse(schema, (repository / "stn_matmul_fp32" / "config.pbtxt").read_text(encoding="utf-8"))
     assert config.parameters["sha256"].string_value == stn.artifacts["matmul-fp32"].sha256
     assert config.parameters["program_sha256"].string_value == stn.artifacts["program"].sha256
     served = (repository / "stn_matmul_fp32" / "1" / "model.onnx").read_bytes()
@@ -175,11 +175,11 @@ def test_its_own_files_are_replaced_and_removed(run: Path, tmp_path: Path):
     target = tmp_path / "repository"
     write_repository(run, target)
     config = target / "stn_matmul_fp32" / "config.pbtxt"
-    good = config.read_text()
-    config.write_text("edited")
+    good = config.read_text(encoding="utf-8")
+    config.write_text("edited", encoding="utf-8")
     (run / "cnn" / "manifest.json").unlink()
     names = write_repository(run, target)
-    assert config.read_text() == good
+    assert config.read_text(encoding="utf-8") == good
     assert {path.name for path in target.iterdir() if path.is_dir()} == set(names)
     assert not any(name.startswith("cnn") for name in names)
 
@@ -205,7 +205,7 @@ def test_a_directory_with_something_else_is_left_alone(name: str, run: Path, tmp
     target = tmp_path / "repository"
     write_repository(run, target)
     (target / name).parent.mkdir(exist_ok=True)
-    (target / name).write_text("mine")
+    (target / name).write_text("mine", encoding="utf-8")
     before = times(target)
     with pytest.raises(UserError, match=f"holds {name}, which an export did not write"):
         write_repository(run, target)
@@ -215,9 +215,11 @@ def test_a_directory_with_something_else_is_left_alone(name: str, run: Path, tmp
 def test_a_listing_cannot_reach_outside(run: Path, tmp_path: Path):
     target, outside = tmp_path / "repository", tmp_path / "mine.txt"
     write_repository(run, target)
-    outside.write_text("mine")
+    outside.write_text("mine", encoding="utf-8")
     listing = target / "repository.json"
-    listing.write_text(listing.read_text().replace('"files": [', '"files": ["../mine.txt",'))
+    listing.write_text(
+        listing.read_text(encoding="utf-8").replace('"files": [', '"files": ["../mine.txt",'), encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"repository\.json is damaged: it lists \.\./mine\.txt"):
         write_repository(run, target)
     assert outside.exists()

@@ -36,7 +36,7 @@ PT2 = next(spec for spec in RUNNERS if spec.name == "pt2-cpu")
 def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(verify.main, ["--run", str(run), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content == json.loads((run / "verify.json").read_text())
+    assert content == json.loads((run / "verify.json").read_text(encoding="utf-8"))
     assert content["passed"] is True
     checks = {(check["network"], check["artifact"], check["runner"]): check for check in content["checks"]}
     for check in checks.values():
@@ -50,7 +50,7 @@ def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
     assert len(matmul["comparisons"]) == 21
     assert matmul["grid_pixels"]["site0"]["worst"] < 1e-4
     assert list(content["networks"]["stn"]["points"]) == list(matmul["errors"])
-    history = [json.loads(line) for line in (run / "stn" / "history.jsonl").read_text().splitlines()]
+    history = [json.loads(line) for line in (run / "stn" / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     assert matmul["accuracy"] == pytest.approx(history[-1]["test_accuracy"], abs=1e-3)
     assert set(load_tensors(run / "points.pt")["networks"]) == {"stn"}
 
@@ -70,11 +70,11 @@ def test_a_verification_goes_on_where_it_was_interrupted(run: Path, monkeypatch:
     (run / "verify.json").unlink(missing_ok=True)
     assert cli.run(verify.main, command) == 130
     assert not (run / "verify.json").exists()
-    with (run / JOURNAL).open("a") as file:
+    with (run / JOURNAL).open("a", encoding="utf-8") as file:
         file.write('{"half')
     left = 1000
     assert cli.run(verify.main, command) == 0
-    content = json.loads((run / "verify.json").read_text())
+    content = json.loads((run / "verify.json").read_text(encoding="utf-8"))
     assert len(made) == len(set(made)) == len(content["checks"])
     assert content["passed"]
     assert not (run / JOURNAL).exists()
@@ -133,7 +133,7 @@ def test_no_runner_at_all_is_a_failure(run: Path, monkeypatch: pytest.MonkeyPatc
     err = capsys.readouterr().err
     assert "stn/matmul-fp32 on onnxruntime-cpu: onnxruntime-cpu did not run it" in err
     assert "stn/program on eager-cpu: eager-cpu did not run it" in err
-    assert json.loads((run / "verify.json").read_text())["passed"] is False
+    assert json.loads((run / "verify.json").read_text(encoding="utf-8"))["passed"] is False
 
 
 def test_a_runner_that_is_taken_away_turns_the_result_red(

@@ -321,7 +321,7 @@ def test_empty_outputs_are_no_pass(write: Model):
 
 def test_another_manifest_beside_a_file_says_nothing(write: Model):
     path = write("a.onnx", *GOOD)
-    (path.parent / MANIFEST).write_text('{"name": "a web page"}')
+    (path.parent / MANIFEST).write_text('{"name": "a web page"}', encoding="utf-8")
     assert not any(reasons(path, path))
 
 
@@ -364,9 +364,9 @@ def test_a_run_against_a_spoiled_and_a_missing_artifact(
     move_a_bias(path, path)
     stn.add(replace(entry, sha256=sha256_of(path), parent_sha256="another"))
     (stn.path / "program.pt2").write_bytes(b"edited")
-    manifest = json.loads((run / "cnn" / MANIFEST).read_text())
+    manifest = json.loads((run / "cnn" / MANIFEST).read_text(encoding="utf-8"))
     del manifest["artifacts"]["plain-fp32"]
-    (run / "cnn" / MANIFEST).write_text(json.dumps(manifest))
+    (run / "cnn" / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     assert against(trained_run, run) == 1
     out, err = capsys.readouterr()
     assert f"cnn/plain-fp32: {run} has none" in err

@@ -47,7 +47,7 @@ def chain(run: Path) -> None:
     bench = ["--run", str(run), "--device", "cpu", "--suites", "latency,overhead,breakdown", "-k", wanted]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     started = [sys.executable, "-m", "stn_export.bench", *bench]
-    result = subprocess.run(started, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(started, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert cli.run(report.main, ["--run", str(run)]) == 0
 
@@ -60,7 +60,7 @@ def test_every_network_goes_from_its_file_to_a_report(name: str, tmp_path: Path,
     assert cli.run(adopt.main, command(foreign, tmp_path)) == 0
     monkeypatch.chdir(tmp_path)  # the run is all that is left to go by
     chain(run)
-    verified = json.loads((run / VERIFY_FILE).read_text())
+    verified = json.loads((run / VERIFY_FILE).read_text(encoding="utf-8"))
     assert verified["passed"]
     networks = {directory.name: directory for directory in network_directories(run)}
     points = verified["networks"]["run"]["points"]
@@ -78,9 +78,9 @@ def test_every_network_goes_from_its_file_to_a_report(name: str, tmp_path: Path,
         for check in looked_into
         if check["network"] == "run" and check["runner"] in ("pt2-cpu", "onnxruntime-cpu")
     )
-    timed = json.loads((run / BENCH_FILE).read_text())["benchmarks"]
+    timed = json.loads((run / BENCH_FILE).read_text(encoding="utf-8"))["benchmarks"]
     assert {row["extra_info"]["network"] for row in timed} == set(networks)
-    page = (run / "report.md").read_text()
+    page = (run / "report.md").read_text(encoding="utf-8")
     assert all(directory.facts.label in page for directory in networks.values())
     assert all(site.name in page for site in networks["run"].program().sites)
     assert (run / "report.html").exists()

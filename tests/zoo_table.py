@@ -33,7 +33,7 @@ def verified(name: str, failed: list[str]) -> dict:
         for main, arguments in stages:
             if code := cli.run(main, arguments):
                 failed.append(f"{name}: {main.__module__} ended with {code}")
-        content = json.loads((run / VERIFY_FILE).read_text())
+        content = json.loads((run / VERIFY_FILE).read_text(encoding="utf-8"))
         tables = site_tables(content["checks"], artifacts_of(network_directories(run)), content["networks"])
     return next(table for table in tables if table["network"] == "run") | {"network": name}
 
@@ -52,7 +52,7 @@ def markdown(tables: Sequence[dict]) -> str:
 
 
 if __name__ == "__main__":
-    text, failed = PAGE.read_text(), []
+    text, failed = PAGE.read_text(encoding="utf-8"), []
     table = markdown([verified(name, failed) for name in sys.argv[1:] or ZOO])
-    PAGE.write_text(f"{text.split(MARK)[0]}{MARK}\n\n{table}\n")
+    PAGE.write_text(f"{text.split(MARK)[0]}{MARK}\n\n{table}\n", encoding="utf-8")
     sys.exit("\n".join(failed) or 0)

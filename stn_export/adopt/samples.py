@@ -159,7 +159,7 @@ def read_labels(path: Path, names: Sequence[str]) -> tuple[Tensor, dict[int, str
         UserError: where the file cannot be read or an example has no label.
     """
     try:
-        with regular(path, "json").open(newline="") as file:
+        with regular(path, "json").open(newline="", encoding="utf-8") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}", "write lines of file name or index, and label") from error

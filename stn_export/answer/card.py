@@ -316,5 +316,5 @@ def close(run: Path, stage: str | None = None) -> None:
     path = run / MODEL_CARD
     if path.exists():
         whole = top(content)
-        write_if_changed(path, BLOCK.sub(lambda _: whole, path.read_text(), count=1).encode())
+        write_if_changed(path, BLOCK.sub(lambda _: whole, path.read_text(encoding="utf-8"), count=1).encode())
     cli.card(card(content, stage))

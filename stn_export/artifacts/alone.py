@@ -46,7 +46,8 @@ def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"nothing can be written into {run}: {error.strerror}", "make it writable") from error
     try:
-        (run / HOLDER).write_text(f"process {os.getpid()}: {' '.join(sys.argv)[:200]}")
+        holder = f"process {os.getpid()}: {' '.join(sys.argv)[:200]}"
+        (run / HOLDER).write_text(holder, encoding="utf-8", errors="backslashreplace")
         sweep(run)
         yield
     finally:
@@ -56,6 +57,6 @@ def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
 
 def _holder(run: Path) -> str:
     try:
-        return (run / HOLDER).read_text(errors="replace")
+        return (run / HOLDER).read_text(errors="replace", encoding="utf-8")
     except OSError:
         return "another process"

@@ -252,7 +252,7 @@ def read_history(folder: Path) -> tuple[Epoch, ...]:
     """
     path = folder / HISTORY_FILE
     try:
-        lines = regular(path, "json", AGAIN).read_text().splitlines()
+        lines = regular(path, "json", AGAIN).read_text(encoding="utf-8").splitlines()
         return tuple(checked(path, json.loads(line), Epoch) for line in lines)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}", AGAIN) from error

@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.tables_only:
         write_json(options.kept, COVERAGE_SCHEMA, calibrate(options.count))
         cli.say(f"wrote {options.kept}")
-    document = with_tables(options.document.read_text(), read_json(options.kept, COVERAGE_SCHEMA))
+    document = with_tables(options.document.read_text(encoding="utf-8"), read_json(options.kept, COVERAGE_SCHEMA))
     write_atomically(options.document, document.encode())
     cli.say(f"wrote {options.document}")
 

@@ -103,7 +103,7 @@ def fingerprint(command: Sequence[str], run: Path) -> str:
 def perform(step: Step, options: argparse.Namespace, remaining: float) -> Outcome:
     """Run a step unless its marker says that it was done; ``remaining`` seconds are left for all."""
     marker, command = options.run / MARKERS / f"{step.name}.done", step.words(options)
-    if step.marked and marker.is_file() and marker.read_text() == fingerprint(command, options.run):
+    if step.marked and marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint(command, options.run):
         return Outcome(step.name, "kept", 0.0)
     if remaining < GPU_RESULTS.shortest:
         return Outcome(step.name, "not begun", 0.0)

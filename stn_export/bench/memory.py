@@ -20,13 +20,16 @@ def cache_bytes(device: str) -> int:
     """Of the largest cache before the memory of the CPU or the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    sizes = [path.read_text().strip() for path in CACHES.glob("index*/size")]
+    sizes = [path.read_text(encoding="utf-8").strip() for path in CACHES.glob("index*/size")]
     return max((int(size[:-1]) * UNITS[size[-1]] for size in sizes), default=UNKNOWN_CACHE)
 
 
 def _status(field: str) -> int:
     """Bytes of a line of this process's status."""
-    return int(re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE)[1]) * 2**10
+    return (
+        int(re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(encoding="utf-8"), re.MULTILINE)[1])
+        * 2**10
+    )
 
 
 class Memory:
@@ -50,7 +53,7 @@ class Memory:
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
             trim(0)
         try:
-            (PROCESS / "clear_refs").write_text("5")  # the peak starts anew
+            (PROCESS / "clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
             self.resident = _status("VmRSS")
         except OSError:
             self.resident = None

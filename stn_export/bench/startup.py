@@ -38,7 +38,8 @@ def start(target: Target, feeds: Arrays, threads: int) -> dict:
             [sys.executable, "-m", "stn_export.bench.fresh", json.dumps(request)],
             env=os.environ | caches | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
     if done.returncode:

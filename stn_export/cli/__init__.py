@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from stn_export.cli.locales import ensure_utf8
 from stn_export.cli.options import PARSERS, Parser, names, parse, path_or_none, stage
 from stn_export.cli.tables import OUTPUT, console, markdown, markdown_table, table, visible
 from stn_export.errors import (
@@ -126,6 +127,8 @@ def print_json(content: object) -> None:
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
     """Call a stage's ``main`` and turn what it raises into an exit code and lines on standard error."""
+    if arguments is None:
+        ensure_utf8()
     _ready()
     before = OUTPUT.form, OUTPUT.brief
     try:
@@ -158,6 +161,8 @@ def as_user_error(error: Exception) -> UserError | None:
         place = f"{error.filename} " if error.filename else ""
         reason = error.strerror if str(error.strerror).startswith("cannot") else f"cannot be used: {error.strerror}"
         return UserError(f"{place}{reason}", HINTS.get(error.errno, "see that it can be read and written"))
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return UserError(f"{error.object[:200]!a} is not UTF-8", "rename the file or directory that is named so")
     if isinstance(error, MemoryError):
         return UserError("there is not enough memory", "take smaller batches or fewer at once")
     return None
@@ -203,7 +208,7 @@ def _ready() -> None:
     """Streams that are there, and that break nothing."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # as long as this lives
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # as long as this lives
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             setattr(sys, name, _Stream(stream))
 

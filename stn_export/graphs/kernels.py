@@ -90,7 +90,7 @@ print(json.dumps([(each.provider, each.op_name, *each.version_range, dict(each.t
 
 def _registrations() -> list[tuple[str, str, int, int, dict[str, list[str]]]]:
     """What both providers register; asked in a process of its own, which a provider that cannot load may crash."""
-    asked = subprocess.run([sys.executable, "-c", _LIST], capture_output=True, text=True, check=False)
+    asked = subprocess.run([sys.executable, "-c", _LIST], capture_output=True, encoding="utf-8", check=False)
     lines = asked.stdout.splitlines()
     found = json.loads(lines[-1]) if asked.returncode == 0 and lines else []
     if CUDA not in {row[0] for row in found}:

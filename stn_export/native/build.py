@@ -50,7 +50,7 @@ def build(source: Path, library: Path, flags: Sequence[str] = ("-shared", "-fPIC
         raise UserError(missing, "install gcc or clang")
     weights = f'-DWEIGHTS="{source.with_suffix(".bin").resolve()}"'
     command = [*compiler(), *flags_of(target_of(source)), weights, *flags, str(source), "-lm", "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[0]
         raise UserError(f"{command[0]} cannot compile {source.name}: {reason}", "choose another target or $CC")
@@ -58,7 +58,7 @@ def build(source: Path, library: Path, flags: Sequence[str] = ("-shared", "-fPIC
 
 def target_of(source: Path) -> str:
     """The target that a source names in its first lines."""
-    with source.open() as file:
+    with source.open(encoding="utf-8") as file:
         return re.search(r"Target: ([\w-]+)", file.read(1000))[1]
 
 
@@ -86,7 +86,7 @@ def built(source: Path) -> Path:
 def _processor() -> str:
     """What the system says that the processor is and can."""
     cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().partition("\n\n")[0].splitlines() if cpu.exists() else []
+    lines = cpu.read_text(encoding="utf-8").partition("\n\n")[0].splitlines() if cpu.exists() else []
     return "\n".join([platform.machine(), *(x for x in lines if x.startswith(("flags", "Features", "model name")))])
 
 

@@ -50,8 +50,8 @@ class Source:
 
     def write(self, path: Path) -> None:
         """Write the .c to a path, and the others beside it under the same name."""
-        path.write_text(self.c.replace(f'"{self.name}.', f'"{path.stem}.'))
-        path.with_suffix(".h").write_text(self.h)
+        path.write_text(self.c.replace(f'"{self.name}.', f'"{path.stem}.'), encoding="utf-8")
+        path.with_suffix(".h").write_text(self.h, encoding="utf-8")
         if self.weights:
             path.with_suffix(".bin").write_bytes(self.weights)
 
@@ -176,7 +176,7 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], said: dict[str, s
             if root in places
         ),
     }
-    texts = [(FOLDER / file).read_text().format(**fields) for file in ("template.c", "template.h")]
+    texts = [(FOLDER / file).read_text(encoding="utf-8").format(**fields) for file in ("template.c", "template.h")]
     return Source(name, *texts, binary)
 
 
@@ -207,7 +207,7 @@ def _binary(name: str, constants: dict[str, np.ndarray]) -> tuple[bytes, str]:
 
 def _kernels(text: str) -> str:
     """What the text needs of the kernels' source, in its order."""
-    chunks = (FOLDER / "kernels.c").read_text().strip().split("\n\n")
+    chunks = (FOLDER / "kernels.c").read_text(encoding="utf-8").strip().split("\n\n")
     names = [re.search(r"^INLINE .*?(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
     named = [(name and rf"\b{name[1]}\(", chunk) for name, chunk in zip(names, chunks, strict=True)]
     wanted: list[str] = []

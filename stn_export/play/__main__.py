@@ -159,7 +159,7 @@ def fetched() -> Path:
         cli.say(f"fetching {RUNTIME}")
         kept.mkdir(parents=True, exist_ok=True)
         command = [npm, "install", "--silent", "--no-audit", "--ignore-scripts", "--prefix", str(kept), RUNTIME]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if result.returncode or not all((place / name).is_file() for name in FILES):
             said = next(_lines(result.stderr), "its files are missing")
             raise UserError(f"npm cannot fetch {RUNTIME}: {said}", hint)

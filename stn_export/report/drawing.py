@@ -97,4 +97,4 @@ def library() -> str:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, vl_convert.javascript_bundle(None).encode())  # type: ignore[arg-type]
-    return path.read_text()
+    return path.read_text(encoding="utf-8")

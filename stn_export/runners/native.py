@@ -21,7 +21,7 @@ class Native(Runner):
 
     def load(self, path: Path) -> None:
         library = ctypes.CDLL(str(built(path)))
-        name = re.search(r"^int (\w+)_run_in\(", path.read_text(), re.MULTILINE)[1]
+        name = re.search(r"^int (\w+)_run_in\(", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
         self.function, self.memory = library[f"{name}_run_in"], library[f"{name}_memory"]
         self.memory.restype = ctypes.c_size_t
         self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None

@@ -116,7 +116,7 @@ class Child:
         return reply, found
 
     def _why(self) -> str:
-        return _ended(self.process.wait(), self.said.read_text(errors="replace"))
+        return _ended(self.process.wait(), self.said.read_text(errors="replace", encoding="utf-8"))
 
 
 def _kill(process: subprocess.Popen) -> None:
@@ -148,7 +148,9 @@ def converted(runtime: Runtime, program: Path, inputs: Arrays) -> bytes:
         fed, out = Path(folder) / "inputs.npz", Path(folder) / "out"
         np.savez(fed, *inputs.values())
         command = [runtime.interpreter, HERE / "convert.py", runtime.format, program.absolute(), fed, out]
-        run = partial(subprocess.run, capture_output=True, text=True, env=os.environ | CALM, cwd=folder)
+        run = partial(
+            subprocess.run, capture_output=True, encoding="utf-8", errors="replace", env=os.environ | CALM, cwd=folder
+        )
         try:
             done = run(command, timeout=LIMIT)
         except subprocess.TimeoutExpired:

@@ -59,7 +59,7 @@ def choose(destination: str, path: Path | None = None) -> Choice:
     path = path or KEPT
     if not path.is_file():
         raise UserError(f"there is no table {path}", "make runtimes")
-    if choice := chosen(destination, json.loads(path.read_text())):
+    if choice := chosen(destination, json.loads(path.read_text(encoding="utf-8"))):
         return choice
     raise UserError(f"no lowering was equal in {destination}", f"see {path}")
 

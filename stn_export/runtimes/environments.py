@@ -131,7 +131,7 @@ class Runtime:
         yield [sys.executable, "-m", "venv", self.home]
         if self.beside:
             for packages in self.site_packages:
-                (packages / "beside.pth").write_text(sysconfig.get_path("purelib"))
+                (packages / "beside.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
         yield [self.interpreter, "-m", "pip", "install", "--quiet", *self.options, *self.packages]
 
 
@@ -150,7 +150,7 @@ class InNode(Runtime):
     @property
     def version(self) -> str:
         file = self.module / "package.json"
-        return json.loads(file.read_text())["version"] if file.is_file() else ""
+        return json.loads(file.read_text(encoding="utf-8"))["version"] if file.is_file() else ""
 
     def installing(self) -> Iterator[list[str | Path]]:
         yield ["npm", "install", "--silent", "--prefix", self.home, *self.packages]

@@ -134,7 +134,9 @@ def mnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call
 
     model = file.with_suffix(".mnn")
     converter = [str(Path(sys.executable).with_name("mnnconvert")), "-f", "ONNX", "--bizCode", "x", "--modelFile"]
-    done = subprocess.run([*converter, str(file), "--MNNModel", str(model)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*converter, str(file), "--MNNModel", str(model)], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if not model.is_file():
         said = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "Don't" in line]
         raise RuntimeError(said[0].rpartition("] ")[2] if said else "mnnconvert writes no file")  # without the clock
@@ -162,7 +164,7 @@ def ncnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Cal
     shapes = ",".join(f"[{','.join(map(str, v.shape))}]{kinds[v.dtype.name]}" for v in feeds.values())
     converter = next(Path(sys.prefix).glob("lib/*/site-packages/pnnx/pnnx"))  # its Python part wants torch
     command = [str(converter), str(file), f"inputshape={shapes}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=file.parent)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", cwd=file.parent)
     if missing := [line for line in (done.stdout + done.stderr).splitlines() if "ignore" in line.lower()]:
         raise RuntimeError(f"pnnx: {missing[0].strip()}")
     net = ncnn.Net()

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("measured", type=Path, help="a file of --benchmark-json")
     parser.add_argument("--results", type=Path, default=KEPT, help="directory to write into")
     options = parser.parse_args(arguments)
-    content = kept(json.loads(options.measured.read_text()))
+    content = kept(json.loads(options.measured.read_text(encoding="utf-8")))
     path = options.results / f"training-speed-{content['rows'][0]['device']}.json"
     write_json(path, SCHEMA, content)
     print_rows(content["rows"])

@@ -111,5 +111,5 @@ def reference_for(one: Group) -> Reference | None:
 
 def read_reference() -> list[float]:
     """Test accuracy after each epoch of the published CIFAR-10 run."""
-    text = (resources.files("stn_export") / "resources" / REFERENCE_RUN).read_text()
+    text = (resources.files("stn_export") / "resources" / REFERENCE_RUN).read_text(encoding="utf-8")
     return [float(row["test_accuracy"]) for row in csv.DictReader(io.StringIO(text))]

@@ -93,7 +93,9 @@ class StartUp:
         """
         command = [*self.command, "--run", str(self.scratch / str(self.count))]
         self.count += 1
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+        )
         said = []
         for line in self.process.stdout:
             said.append(line)

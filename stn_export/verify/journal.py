@@ -20,7 +20,7 @@ class Journal:
     def __init__(self, run: Path, key: str) -> None:
         self.path, self.key = run / JOURNAL, key
         self.checks: dict[tuple[str, ...], Check] = {}
-        for line in self.path.read_text().splitlines() if self.path.is_file() else ():
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
             try:
                 found = json.loads(line)  # with NaN, which strict JSON has not
                 check = msgspec.convert(found["check"], Check)
@@ -35,7 +35,7 @@ class Journal:
 
     def add(self, check: Check) -> None:
         """Keep one."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": self.key, "check": asdict(check)}) + "\n")
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ def is_stranger(path: Path) -> bool:
 def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
     """What the manifest lists; nothing where there is none, or where it is somebody else's."""
     path = directory.path / MANIFEST
-    ours = path.is_file() and '"stn_export/' in regular(path, "json").read_text(errors="replace")
+    ours = path.is_file() and '"stn_export/' in regular(path, "json").read_text(errors="replace", encoding="utf-8")
     return directory.artifacts if ours else {}
 
 

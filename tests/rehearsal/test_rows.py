@@ -318,7 +318,7 @@ def test_gpu_results_are_kept_and_named(
     monkeypatch.setattr(gpu_results, "bounded", in_this_process)
     arguments = ["--run", str(run), "--out", str(out)]
     assert cli.run(gpu_results.main, arguments) == 0, capsys.readouterr().err
-    verified = json.loads((run / "verify.json").read_text())
+    verified = json.loads((run / "verify.json").read_text(encoding="utf-8"))
     assert {check["runner"] for check in verified["checks"]} == {spec.name for spec in few}
     assert verified["passed"]
     timed = [row["extra_info"] for row in read_bench(run / "bench.json")["benchmarks"]]
@@ -328,7 +328,7 @@ def test_gpu_results_are_kept_and_named(
         ("stn", "cudagraph-cuda", "overhead"),
     ]
     assert {path.name.split("-")[0] for path in out.iterdir()} == {"RESULTS.md", "steps", "verify", "nvidia"}
-    assert "H100" in (out / "RESULTS.md").read_text()
+    assert "H100" in (out / "RESULTS.md").read_text(encoding="utf-8")
     assert cli.run(gpu_results.main, arguments) == 0
     assert re.search("latency +kept", capsys.readouterr().out)
 
