@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = {
         "Python": f"{platform.python_version()} ({sys.executable})",
         "CPU": f"{environment['cpu']}, {os.cpu_count()} cores",
+        "instruction sets": ", ".join(environment["instruction_sets"]) or "none known",
         "GPU": environment["gpu"] or "none that PyTorch sees",
         "commit": str(environment["git_commit"]),
     }

@@ -44,7 +44,7 @@ def said(kind: object) -> str:
     text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
     for module in ("typing.", "stn_export.artifacts.", "stn_export.program.", "manifest.", "schemas.", "training."):
         text = text.replace(module, "")
-    return text.replace("NotRequired[", "may lack: ").rstrip("]") if text.startswith("NotRequired[") else text
+    return "may lack: " + text.removeprefix("NotRequired[")[:-1] if text.startswith("NotRequired[") else text
 
 
 def formats() -> list[str]:

@@ -14,6 +14,22 @@ from stn_export.errors import UserError, require_choice
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
 DEVICES = ("auto", "cpu", "cuda")
+CPUINFO = Path("/proc/cpuinfo")
+INSTRUCTION_SETS = {  # by short name: Linux's flags of it, on x86 and aarch64; one alternative is enough
+    "AVX": ("avx",),
+    "AVX2": ("avx2",),
+    "FMA": ("fma",),
+    "AVX-512": ("avx512f avx512bw avx512cd avx512dq avx512vl",),  # what oneDNN and x86-64-v4 mean by it
+    "NEON": ("asimd",),
+    "dot product": ("asimddp",),
+    "I8MM": ("i8mm",),
+    "SVE": ("sve",),
+    "SVE2": ("sve2",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "FP16": ("avx512_fp16", "asimdhp"),
+    "BF16": ("avx512_bf16", "bf16"),
+    "AMX": ("amx_tile",),
+}
 
 
 def versions() -> dict[str, str]:
@@ -43,14 +59,27 @@ def git_commit() -> str:
         return "unknown"
 
 
+@functools.cache
+def cpu_facts() -> dict[str, str]:
+    """What the system says of its first processor, by field; nothing where it says nothing, as outside Linux."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = [line.partition(":") for line in text.strip().partition("\n\n")[0].splitlines()]
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
 def cpu_name() -> str:
     """The processor's model name as the operating system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """The short names of the processor's instruction sets that make a difference to results and times."""
+    facts = cpu_facts()
+    flags = set(facts.get("flags", facts.get("Features", "")).split())
+    return [name for name, needed in INSTRUCTION_SETS.items() if any(set(each.split()) <= flags for each in needed)]
 
 
 def describe() -> dict[str, object]:
@@ -59,6 +88,7 @@ def describe() -> dict[str, object]:
         "versions": versions(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
+        "instruction_sets": instruction_sets(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -166,6 +166,7 @@ class Environment(TypedDict):
     versions: dict[str, str]
     cpu: str
     gpu: str | None
+    instruction_sets: NotRequired[list[str]]
     threads: NotRequired[int]
 
 

@@ -31,7 +31,7 @@ from stn_export.bench.method import METHOD
 from stn_export.comparison.estimates import CONFIDENCE, student
 from stn_export.errors import CheckFailedError, UserError
 
-MACHINE = {"cpu": "CPU", "gpu": "GPU", "threads": "threads"}
+MACHINE = {"cpu": "CPU", "instruction_sets": "instruction sets", "gpu": "GPU", "threads": "threads"}
 COLUMNS = ("row", "by", "new/base", "interval", "verdict")
 LOADS, STRETCHES = METHOD.loads - 1, METHOD.stretches - 1  # degrees of freedom of a contest's interval, of a row's
 FEWEST = 5  # rows whose spread says something
@@ -120,9 +120,10 @@ def run_spread(logs: Sequence[float]) -> float:
 
 
 def different_machine(base: dict, new: dict) -> list[str]:
-    """The fields by which two runs are not of one machine."""
+    """The fields by which two runs are not of one machine; older files lack instruction sets."""
     ours, theirs = (content["machine_info"]["stn_export"] for content in (base, new))
-    return [f"{name} {ours[key]} and {theirs[key]}" for key, name in MACHINE.items() if ours[key] != theirs[key]]
+    both = [key for key in MACHINE if key in ours and key in theirs]
+    return [f"{MACHINE[key]} {ours[key]} and {theirs[key]}" for key in both if ours[key] != theirs[key]]
 
 
 def rows_of(content: dict) -> dict[str, dict]:

@@ -8,9 +8,9 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
+from stn_export.artifacts.environment import cpu_facts
 from stn_export.artifacts.files import private_folder
 from stn_export.errors import UserError
 
@@ -82,12 +82,10 @@ def built(source: Path) -> Path:
     return made.replace(folder / library.name)
 
 
-@cache
 def _processor() -> str:
     """What the system says that the processor is and can."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text(encoding="utf-8").partition("\n\n")[0].splitlines() if cpu.exists() else []
-    return "\n".join([platform.machine(), *(x for x in lines if x.startswith(("flags", "Features", "model name")))])
+    facts = cpu_facts()
+    return "\n".join([platform.machine(), *(facts.get(name, "") for name in ("model name", "flags", "Features"))])
 
 
 def _digest(source: Path, target: str) -> str:

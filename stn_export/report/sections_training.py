@@ -135,7 +135,13 @@ def environment(report: Report) -> Iterable[Block]:
     """Where it was measured."""
     facts = {key: value for key, value in report.environment.items() if not isinstance(value, Mapping)}
     rows = [
-        [key, "none" if value is None else str(value)]
+        [key.replace("_", " "), _plain(value)]
         for key, value in (facts | report.environment.get("versions", {})).items()
     ]
     yield Table("Environment", ("what", "here"), rows, heading=False)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none known"
+    return "none" if value is None else str(value)
