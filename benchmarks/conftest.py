@@ -13,6 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe
+from stn_export.bench.budget import Budget
 from stn_export.bench.grids import BenchGrid
 from stn_export.bench.session import OF_TRAINING, Session, refusing
 from stn_export.config import DEFAULT_RUN
@@ -27,7 +28,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="auto", help="time on this device only: cpu or cuda; auto takes both")
     group.addoption("--dataset", default=None, help="time training on this data set instead of a run's files")
     group.addoption("--data", type=cli.path_or_none, help="of training: directory that holds CIFAR-10")
-    group.addoption("--resume", type=Path, default=None, metavar="FILE", help="time what this file has no row of")
     group.addoption("--pairs", type=int, default=5, help="of training: how many epochs of either loop take turns")
 
 
@@ -37,8 +37,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--dataset"):
         with refusing():
             config.timing = Session.open(*map(config.getoption, ("--run", "--device", "--grid")))
-            if config.getoption("--resume"):
-                config.timing.resume(config.getoption("--resume"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -55,17 +53,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", list(metafunc.config.timing.cases(suite)), ids=str)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out rows that are kept."""
-    kept = config.timing.kept if config.timing else {}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in kept])
-    items[:] = [item for item in items if item.nodeid not in kept]
-
-
 @pytest.fixture
 def grid(pytestconfig: pytest.Config) -> BenchGrid:
     """How long and how often."""
     return pytestconfig.timing.grid
+
+
+@pytest.fixture
+def budget(pytestconfig: pytest.Config) -> Budget:
+    """When no more is begun."""
+    return pytestconfig.timing.budget
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,11 +75,11 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def noted(pytestconfig: pytest.Config, benchmark: BenchmarkFixture) -> Iterator[None]:
-    """Keep the row's figures for the closing tables."""
+def noted(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterator[None]:
+    """Keep the row's figures."""
     yield
-    if pytestconfig.timing is not None and benchmark.extra_info:
-        pytestconfig.timing.rows.append(benchmark.extra_info)
+    if request.config.timing is not None and benchmark.extra_info:
+        request.config.timing.note(request.node.name, benchmark)
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict) -> None:

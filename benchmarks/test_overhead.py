@@ -2,26 +2,27 @@
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from stn_export.bench.budget import Budget
 from stn_export.bench.cases import Case
 from stn_export.bench.grids import BenchGrid
 from stn_export.bench.methodology import contest
 
 
-def test_overhead(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+def test_overhead(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
     """The network that samples against the run's plain one."""
-    contest("overhead", benchmark, case, grid)
+    contest("overhead", benchmark, case, grid, budget)
 
 
-def test_default(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+def test_default(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
     """A backend against what people get by default: the default export in a default session of ONNX Runtime."""
-    contest("default", benchmark, case, grid)
+    contest("default", benchmark, case, grid, budget)
 
 
-def test_eager(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+def test_eager(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
     """A backend against eager PyTorch with the same examples."""
-    contest("eager", benchmark, case, grid)
+    contest("eager", benchmark, case, grid, budget)
 
 
-def test_lowering(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+def test_lowering(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
     """A lowering against the one that PyTorch's exporter gives by itself."""
-    contest("lowering", benchmark, case, grid)
+    contest("lowering", benchmark, case, grid, budget)

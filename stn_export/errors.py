@@ -3,6 +3,7 @@
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USER = 2
+EXIT_BUG = 70  # of a stage: what comes with a traceback
 EXIT_INTERRUPTED = 130
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from stn_export import __version__
+from stn_export.cli import children
 from stn_export.errors import UserError, require_choice
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
@@ -54,7 +55,7 @@ def git_commit() -> str:
     root = Path(__file__).resolve().parent.parent.parent
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+        return children.run(command, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -118,6 +118,7 @@ class Row(TypedDict):
     baseline: NotRequired[str]
     baseline_label: NotRequired[str]
     baseline_artifact: NotRequired[str]
+    baseline_sha256: NotRequired[str]
     seconds: NotRequired[float]
     baseline_seconds: NotRequired[float]
     ratio: NotRequired[float]
@@ -129,6 +130,8 @@ class Row(TypedDict):
     import_seconds: NotRequired[float]
     load_seconds: NotRequired[float]
     first_seconds: NotRequired[float]
+    grid: NotRequired[str]
+    key: NotRequired[str]
 
 
 SHOWN = ("regime", "role", "label", "batch", "device", "format", "lowering", "precision", "input", "inputs")
@@ -195,6 +198,7 @@ class Result(_Bench):
     benchmarks: list[TimedWhole]
     datetime: str
     work: dict[str, dict[str, dict]]
+    not_timed: NotRequired[dict[str, str]]
 
 
 class Epoch(TypedDict):

@@ -2,13 +2,14 @@
 
 python -m stn_export.bench --run artifacts/digits --grid quick -k latency
 
-Options that are not its own go to pytest. The exit code is pytest's: 1 where a row could not be timed, 2 where there is
-something to change first.
+Options that are not its own go to pytest. The exit code is 1 where a row could not be timed, 2 where there is something
+to change first, 130 where it was interrupted: the same command goes on with what is kept.
 """
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,39 +20,83 @@ from stn_export.answer.card import close
 from stn_export.artifacts.alone import alone
 from stn_export.artifacts.files import PARTIAL
 from stn_export.artifacts.manifest import BENCH_FILE
+from stn_export.bench.budget import Budget
+from stn_export.bench.plugin import Plugin, say_broken
 from stn_export.bench.session import SUITES, suite_files
 from stn_export.cli.options import PARSERS
-from stn_export.errors import require_choice
+from stn_export.errors import EXIT_BUG, EXIT_USER, REASON, CheckFailedError, UserError, require_choice
 from stn_export.runtimes.environments import asked_for
 
 # The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started.
 ROOTED = ("-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={SUITES}")
 QUIET = ("--quiet", "--no-header", "--benchmark-quiet")
 SHOWN = ("--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min")
+CODES = {pytest.ExitCode.INTERNAL_ERROR: EXIT_BUG, pytest.ExitCode.USAGE_ERROR: EXIT_USER}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Start pytest on the suites.
 
     Raises:
-        SystemExit: with pytest's exit code, where that is not 0.
-        UserError: for a suite that there is none of.
+        CheckFailedError: where rows could not be timed, naming them.
+        KeyboardInterrupt: saying how many rows are kept.
+        SystemExit: with the exit code of what pytest could not do.
+        UserError: for a suite that there is none of, and where no row is chosen.
     """
     options, others = PARSERS["bench"]().parse_known_args(arguments)
+    budget = Budget(options.budget)
     files = suite_files()
     chosen = [files[require_choice("suite", name, list(files))] for name in options.suites or ()] or [SUITES]
-    ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
     path = options.benchmark_json or options.run / BENCH_FILE
-    told = SHOWN if options.verbose else QUIET
+    plugin = Plugin(path, budget, options.again, options.verbose)
     with alone(options.run, options.wait), asked_for(options.runtimes):
         with _whole(path) as written:
-            resumed = ("--resume", path) if options.resume and path.is_file() else ()
-            json = f"--benchmark-json={written}"
-            code = pytest.main([*map(str, (*ROOTED, *told, *ours, *resumed)), json, *others, *map(str, chosen)])
-            if code and not (resumed and code == pytest.ExitCode.NO_TESTS_COLLECTED):
-                raise SystemExit(int(code))
+            code = _timed(options, plugin, written, [*others, *map(str, chosen)])
+            in_file = written.exists() and written.stat().st_size
+        if in_file and plugin.timing and plugin.timing.journal:
+            plugin.timing.journal.close()
+        judge(plugin, code)
         if not options.benchmark_json:
             close(options.run, "bench")
+        if plugin.timing and plugin.timing.not_timed:
+            cli.card([("not timed", _put_off(plugin.timing.not_timed, options.run))])
+        if plugin.failed:
+            raise CheckFailedError("\n".join([f"{len(plugin.failed)} rows could not be timed", *_failures(plugin)]))
+
+
+def _timed(options: Namespace, plugin: Plugin, written: Path, others: Sequence[str]) -> int:
+    ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
+    told = SHOWN if options.verbose else QUIET
+    return int(pytest.main([*map(str, (*ROOTED, *told, *ours)), f"--benchmark-json={written}", *others], [plugin]))
+
+
+def judge(plugin: Plugin, code: int) -> None:
+    """End as pytest did where it did not come to its own end.
+
+    Raises:
+        KeyboardInterrupt: saying how many rows are kept.
+        SystemExit: with the exit code.
+        UserError: where there was nothing to time.
+    """
+    if plugin.interrupted:
+        raise KeyboardInterrupt(f"{plugin.kept} of {plugin.total} rows kept; the same command goes on")
+    if plugin.broken:
+        say_broken(plugin.broken)
+        raise SystemExit(EXIT_BUG)
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        if not plugin.done:
+            raise UserError("no row of the grid was chosen", "leave out -k, --suites or --device")
+    elif code and code != pytest.ExitCode.TESTS_FAILED:
+        raise SystemExit(CODES.get(pytest.ExitCode(code), code))
+
+
+def _failures(plugin: Plugin) -> list[str]:
+    lines = (f"{name.partition('::')[2]}: {(why.splitlines() or [''])[0]}" for name, why in plugin.failed.items())
+    return [line[:REASON] for line in lines]
+
+
+def _put_off(rows: Mapping[str, str], run: Path) -> str:
+    return f"{len(rows)} rows, for which the budget left no time: stn-export bench --run {run}"
 
 
 @contextmanager
@@ -60,9 +105,9 @@ def _whole(path: Path) -> Iterator[Path]:
     written = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield written
-    finally:
         if written.exists() and written.stat().st_size:
             written.replace(path)
+    finally:
         written.unlink(missing_ok=True)
 
 

@@ -30,6 +30,7 @@ from stn_export.bench.kept import KEPT, file_name, now
 from stn_export.bench.method import GPU_RESULTS
 from stn_export.bench.results import RESULTS
 from stn_export.bench.targets import Target, find_targets
+from stn_export.cli import children
 from stn_export.config import ARTIFACTS
 from stn_export.errors import CheckFailedError, UserError, require_choice
 from stn_export.runners import RUNNERS
@@ -50,11 +51,12 @@ class Step:
     def words(self, options: argparse.Namespace) -> list[str]:
         """The command with the options put in."""
         values = {name: "" if value is None else value for name, value in vars(options).items()}
-        return [sys.executable, "-m", *(word.format_map(values) for word in shlex.split(self.command))]
+        name, *given = (word.format_map(values) for word in shlex.split(self.command))
+        return list(map(str, children.module(name, *given)))
 
 
 TRAINING = "{run}/" + MARKERS + "/training.json"
-TIMED = "stn_export.bench --resume --benchmark-only --run {run} --device {device} --grid {grid} --suites "
+TIMED = "stn_export.bench --benchmark-only --run {run} --device {device} --grid {grid} --suites "
 SUITES = {  # and the kinds of rows in each
     "overhead": tuple(BASELINES),
     "latency": ("latency", "cold"),
@@ -63,7 +65,7 @@ SUITES = {  # and the kinds of rows in each
 STEPS = (
     Step("train", "stn_export.train --run {run} --device {device} --dataset {dataset} --data '{data}'", 120, False),
     Step("export", "stn_export.export --run {run}", 90, False),
-    Step("verify", "stn_export.verify --resume --run {run}", 120),
+    Step("verify", "stn_export.verify --run {run}", 120),
     Step("overhead", TIMED + "overhead", 120),
     Step("latency", TIMED + "latency", 120),
     Step("throughput", TIMED + "throughput", 120),
@@ -118,7 +120,7 @@ def perform(step: Step, options: argparse.Namespace, remaining: float) -> Outcom
 
 def bounded(command: Sequence[str], limit: float) -> int | None:
     """The exit code, or None where ``limit`` seconds were not enough; an interrupt lets pytest write what it has."""
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_heed_interrupts)
+    process = children.start(command, end=signal.SIGTERM, group=True, env=children.environment())
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -127,11 +129,6 @@ def bounded(command: Sequence[str], limit: float) -> int | None:
     except KeyboardInterrupt:
         end_group(process)
         raise
-
-
-def _heed_interrupts() -> None:
-    """A shell's background jobs ignore SIGINT, and so would all that they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_group(process: subprocess.Popen) -> None:

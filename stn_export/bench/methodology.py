@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from stn_export.bench.budget import Budget
 from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported, use_clock
 from stn_export.bench.grids import BenchGrid
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # an extra that `check` does without
     from pytest_benchmark.fixture import BenchmarkFixture
 
 Clock = Callable[[], float]  # seconds
+ENDLESS = Budget()
 CALLS = (5, 5000)  # a median of fewer than 5 calls is at the mercy of a single interruption
 
 
@@ -117,20 +119,21 @@ class Interleaved:
                 taken[side] = statistics.median(timed(step) for _ in range(self.calls[side]))
         self.medians.append(tuple(taken))
 
-    def hold(self) -> Self:
-        """All blocks, and more of them where it takes more."""
+    def hold(self, budget: Budget = ENDLESS) -> Self:
+        """All blocks, and more of them where it takes more and the budget allows."""
         for _ in range(self.blocks):
             self.block()
-        self.go_on()
+        self.go_on(budget)
         return self
 
-    def go_on(self) -> None:
+    def go_on(self, budget: Budget = ENDLESS) -> None:
         """More blocks where their noise alone makes an interval wider than the same, up to ``METHOD.patience`` as many.
 
         Neither the ratio nor its interval plays a part in when this stops: to stop once an interval looks narrow makes
-        those that are too narrow the likelier ones.
+        those that are too narrow the likelier ones. Nor do they in when a budget ends, which leaves an interval that
+        is wide and as honest.
         """
-        while len(self.medians) < METHOD.patience * self.blocks and self.noisy():
+        while len(self.medians) < METHOD.patience * self.blocks and self.noisy() and not budget.over:
             for _ in range(len(self.loads)):
                 self.block()
 
@@ -206,19 +209,20 @@ def on_one_clock(ours: Target, theirs: Target) -> tuple[Target, Target]:
     return (ours, theirs) if alike else (replace(ours, host=True), replace(theirs, host=True))
 
 
-def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid) -> None:
+def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid, budget: Budget = ENDLESS) -> None:
     """Set a target against its baseline; the row's own samples are ours in each block."""
     target, baseline = on_one_clock(case.target, case.baseline)
     benchmark.group = f"contest: {name}, batch {case.batch}, {target.runner.device}"
     seed = METHOD.seed + zlib.crc32(f"{target} {baseline} {case.batch}".encode())
     ours, theirs = (partial(each.step, case.batch) for each in (target, baseline))
-    turns = interleave(ours, theirs, target.runner.device, grid, seed).hold()
+    turns = interleave(ours, theirs, target.runner.device, grid, seed).hold(budget)
     time_reported(benchmark, iter([median for median, _ in turns.medians]).__next__, len(turns.medians))
     notes = {
         "contest": name,
         "baseline": str(baseline),
         "baseline_label": baseline.network.facts.label,
         "baseline_artifact": baseline.artifact.name,
+        "baseline_sha256": baseline.artifact.sha256,
         "baseline_options": baseline.facts(case.batch)["options"],
         "machine": turns.watch.facts(),
     }

@@ -3,28 +3,34 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export import cli
 from stn_export.answer.choice import time_of
 from stn_export.artifacts.environment import DEVICES, describe
 from stn_export.artifacts.schemas import Result, read_bench
+from stn_export.bench.budget import ORDER, Budget
 from stn_export.bench.cases import Case, cases
 from stn_export.bench.floors import all_work
 from stn_export.bench.grids import GRIDS, BenchGrid
+from stn_export.bench.journal import RowJournal, key
+from stn_export.bench.method import METHOD
 from stn_export.bench.results import contests
 from stn_export.bench.targets import Target, find_targets, left_out
 from stn_export.comparison.words import by_reason, significant, span
-from stn_export.errors import EXIT_USER, require_choice
+from stn_export.errors import EXIT_USER, UserError, require_choice
 from stn_export.program.parts import PARTS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In an installed package the suites are one of its own; in a checkout they lie beside it.
 SUITES = next(path for path in (_PACKAGE / "suites", _PACKAGE.parent / "benchmarks") if path.is_dir())
 OF_TRAINING = "test_training.py"  # which takes a data set instead of a run
+LENGTHS = ("name", "row_seconds", "warmup_seconds", "blocks", "block_seconds", "startups", "profiled_calls", "threads")
 STARTS = {"import_seconds": "imports s", "load_seconds": "load s", "first_seconds": "first answer s"}
 
 
@@ -54,6 +60,9 @@ class Session:
     targets: list[Target]
     rows: list[dict] = field(default_factory=list)
     kept: dict[str, dict] = field(default_factory=dict)
+    not_timed: dict[str, str] = field(default_factory=dict)  # why, by a row's name
+    budget: Budget = field(default_factory=Budget)
+    journal: RowJournal | None = None
 
     @classmethod
     def open(cls, run: Path, device: str, grid: str) -> "Session":
@@ -71,30 +80,59 @@ class Session:
         """The rows that the grid has in a suite."""
         return cases(suite, self.targets, getattr(self.grid, suite))
 
-    def resume(self, path: Path) -> None:
-        """Keep the rows of a file that this machine timed with the same packages and artifacts.
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """What each row of the grid is timed of, with and how, by ``test_<suite>[<case>]``."""
+        shared = describe(), METHOD, *(getattr(self.grid, name) for name in LENGTHS)
+        return {
+            f"test_{suite}[{case}]": key(*shared, *map(_side, (case.target, case.baseline)), case.batch)
+            for suite in ORDER
+            for case in self.cases(suite)
+        }
 
-        Raises:
-            UserError: where it is no file of ours.
-        """
-        content = read_bench(path, Result)
-        if content["machine_info"]["stn_export"] != describe():
+    def resume(self, path: Path, journal: RowJournal, again: bool = False) -> None:
+        """Go on with a file and with what an interrupted session noted; or ``again``, with nothing."""
+        self.journal = journal
+        if again:
+            journal.close()
             return
-        here = {(each.network.name, each.artifact.name): each.artifact.sha256 for each in self.targets}
-        for row in content["benchmarks"]:
-            said = row["extra_info"]
-            if here.get((said["network"], said["artifact"])) == said["sha256"]:
-                self.kept[row["fullname"]] = row
-                self.rows.append(said)
+        content = _content(path)
+        alike = content["machine_info"]["stn_export"] == describe()
+        rows = [(row, alike) for row in content["benchmarks"]] + [(row, False) for row in journal.rows()]
+        self.kept = {row["fullname"]: row for row, alike in rows if self.holds(row, alike)}
+        self.rows = [row["extra_info"] for row in self.kept.values()]
+        known = {name: why for name, why in content.get("not_timed", {}).items() if _case(name) in self.keys}
+        self.not_timed = {name: why for name, why in known.items() if name not in self.kept}
+
+    def holds(self, row: dict, alike: bool) -> bool:
+        """Tell whether a row says what timing it now would: of the same files, settings, packages and machine.
+
+        Of a row that is not chosen now (another device, a runtime that was not asked for) that is known where all its
+        file is of this machine, ``alike``.
+        """
+        said, current = row["extra_info"], {each.artifact.sha256 for each in self.targets}
+        if (name := _case(row["fullname"])) in self.keys:
+            return said.get("key") == self.keys[name] and said["sha256"] in current
+        files = {said["sha256"], said.get("baseline_sha256", said["sha256"])}
+        return alike and said.get("grid") == self.grid.name and files <= current
+
+    def note(self, name: str, benchmark: BenchmarkFixture) -> None:
+        """Keep a row that was timed, for the closing tables and for a session that goes on with it."""
+        benchmark.extra_info.update(grid=self.grid.name, key=self.keys[name])
+        self.rows.append(benchmark.extra_info)
+        if self.journal and benchmark.stats and benchmark.stats.stats.data:
+            row = benchmark.stats.as_dict(include_data=True)
+            self.journal.add(row | {"fullname": short_name(row["fullname"]), "params": None})
 
     def complete(self, content: dict) -> None:
         """Make pytest-benchmark's file ours: names of rows that say nothing of this machine, rows that were kept, and
         the networks' work.
         """
         for row in content["benchmarks"]:
-            file, _, name = row["fullname"].partition("::")
-            row |= {"fullname": f"{Path(file).name}::{name}", "params": None}
+            row |= {"fullname": short_name(row["fullname"]), "params": None}
         content["benchmarks"] = [*self.kept.values(), *content["benchmarks"]]
+        timed = {row["fullname"] for row in content["benchmarks"]}
+        content["not_timed"] = {name: why for name, why in self.not_timed.items() if name not in timed}
         networks = {target.network.name: target.network for target in self.targets}
         content["work"] = all_work(networks, self.rows)
 
@@ -111,8 +149,45 @@ class Session:
         _table("Where the time goes (profiled)", columns, map(_breakdown, profiled), ("grid µs", "rest µs"))
         for line in by_reason(left_out(self.run, self.device), "row"):
             cli.say(f"not timed: {line}", "dim")
+        for line in by_reason(self.not_timed, "row"):
+            cli.say(f"not timed ({line.rpartition(': ')[2]}): {line.rpartition(': ')[0]}", "dim")
         if slow := sorted({each.runner.name for each in self.targets if each.runner.slow}):
             cli.say(f"slow to start, timed only where grid {self.grid.name} asks for them: {', '.join(slow)}", "dim")
+
+
+def suite_of(item: pytest.Item) -> str:
+    """The suite that a test belongs to."""
+    return item.originalname.removeprefix("test_")  # type: ignore[attr-defined]
+
+
+def short_name(name: str) -> str:
+    """A row's name without where the suites lie."""
+    file, _, test = name.partition("::")
+    return f"{Path(file).name}::{test}"
+
+
+def _case(name: str) -> str:
+    return name.partition("::")[2]
+
+
+def _side(target: Target | None) -> tuple[str, ...]:
+    """What of a target makes another row of it."""
+    if target is None:
+        return ()
+    examples = target.network.facts.examples
+    return str(target), target.artifact.sha256, examples["sha256"] if examples else ""
+
+
+def _content(path: Path) -> dict:
+    """A benchmark file of ours; an empty one where there is none, or a file of another kind, which is made anew."""
+    none = {"machine_info": {"stn_export": {}}, "benchmarks": []}
+    if not path.is_file():
+        return none
+    try:
+        return read_bench(path, Result)
+    except UserError as error:
+        cli.say(f"{error.message}; it is made anew")
+        return none
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], drop: tuple[str, ...]) -> None:

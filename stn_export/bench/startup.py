@@ -5,10 +5,7 @@ Python's start and its imports are told apart from loading and the first inferen
 """
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,9 +13,8 @@ import numpy as np
 
 from stn_export.bench.fresh import TIMES
 from stn_export.bench.targets import Target
+from stn_export.cli import children
 from stn_export.program.specs import Arrays
-
-ROOT = Path(__file__).resolve().parent.parent.parent  # where this package can be imported from
 
 
 def start(target: Target, feeds: Arrays, threads: int) -> dict:
@@ -34,14 +30,8 @@ def start(target: Target, feeds: Arrays, threads: int) -> dict:
         request = {"path": str(target.path.resolve()), "runner": target.runner.name, "inputs": str(file)}
         request |= {"contract": contract.as_dict(), "threads": threads}
         caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(
-            [sys.executable, "-m", "stn_export.bench.fresh", json.dumps(request)],
-            env=os.environ | caches | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
+        command = children.module("stn_export.bench.fresh", json.dumps(request))
+        done = children.run(command, env=children.environment(caches))
     if done.returncode:
         raise RuntimeError(f"a fresh process with {target} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

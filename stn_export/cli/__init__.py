@@ -10,19 +10,22 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from stn_export.cli.children import heeding
 from stn_export.cli.locales import ensure_utf8
 from stn_export.cli.options import PARSERS, Parser, names, parse, path_or_none, stage
+from stn_export.cli.progress_bar import Progress, duration
 from stn_export.cli.tables import OUTPUT, console, markdown, markdown_table, table, visible
 from stn_export.errors import (
+    EXIT_BUG,
     EXIT_CHECK_FAILED,
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -35,6 +38,7 @@ from stn_export.errors import (
 __all__ = [
     "OUTPUT",
     "console",
+    "duration",
     "markdown",
     "markdown_table",
     "names",
@@ -81,6 +85,7 @@ HINTS = {
 }
 SHELLS = ("bash", "zsh", "tcsh")
 NONE = "–"
+TELL = "STN_EXPORT_FAILED"  # names a file that a stage says to what failed in it
 LABEL = 11  # characters of a card's first column
 
 
@@ -107,12 +112,20 @@ def card(lines: Sequence[tuple[str, str]]) -> None:
         target.print(Text(f"{word:<{LABEL}}", "bold") + Text(visible(sentence)))
 
 
-def progress(*columns: str) -> Progress:
-    """A progress bar with an ETA; ``columns`` are rich formats shown behind it. Silent into a pipe."""
+def progress(*columns: str, word: str = "", unit: str = "", still: bool = False) -> Progress:
+    """Make a progress bar with the time left; into a pipe it says plain lines, each ten seconds.
+
+    Args:
+        columns: rich formats shown behind the bar.
+        word: what a plain line begins with, by default the task's description.
+        unit: what is counted.
+        still: whether nothing may run beside the work, and what it prints is caught.
+    """
     target = _aside()
-    words = [TextColumn(column, markup=False) for column in ("{task.description}", *columns)]
-    layout = [words[0], BarColumn(), MofNCompleteColumn(), *words[1:]]
-    return Progress(*layout, TimeRemainingColumn(), console=target, disable=not target.is_terminal, transient=True)
+    if still:
+        with suppress(OSError, ValueError):  # a stream that is no file
+            target.file = os.fdopen(os.dup(target.file.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+    return Progress(target, columns, word, unit, still)
 
 
 def figure(value: float | None, form: str) -> str:
@@ -132,13 +145,16 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     _ready()
     before = OUTPUT.form, OUTPUT.brief
     try:
-        main(arguments)
+        with heeding():
+            main(arguments)
         sys.stdout.flush()  # a full disk is to be heard of here
     except CheckFailedError as error:
         _told("failed", error)
+        if place := os.environ.get(TELL):
+            Path(place).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         return EXIT_CHECK_FAILED
     except KeyboardInterrupt as interrupt:
-        _told("interrupted", interrupt, "bold yellow")
+        _told("interrupted", str(interrupt) or "run the same command again", "bold yellow")
         return EXIT_INTERRUPTED
     except Exception as error:
         if (known := as_user_error(error)) is None:
@@ -236,7 +252,11 @@ def start(arguments: Sequence[str] | None = None) -> int:
                 return
             importlib.import_module(f"stn_export.{COMMANDS[name][0]}").main(others)
 
-    return run(main)
+    try:
+        return run(main)
+    except Exception:
+        traceback.print_exc()
+        return EXIT_BUG
 
 
 def completion_for(shell: str) -> str:

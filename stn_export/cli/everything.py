@@ -1,40 +1,81 @@
-"""``stn-export all``: the stages one after the other over one run, each in a process of its own."""
+"""``stn-export all``: the stages one after the other over one run, each in a process of its own.
 
-import subprocess
-import sys
-from collections.abc import Sequence
+A check that failed does not end the chain: what is red is marked, never shipped and named at the end. The exit code is
+that of the worst stage, in this order: 0, all is well; 1, a check failed. Any other one ends the chain and is its own:
+2, something must be changed first; 70, a bug of ours; 130, interrupted; above 128, ended by a signal.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stn_export import cli
+from stn_export.cli import children
 from stn_export.cli.options import PARSERS
 from stn_export.config import ARTIFACTS, DEFAULT_RUN
-from stn_export.errors import EXIT_OK
+from stn_export.errors import EXIT_CHECK_FAILED, EXIT_OK, CheckFailedError
+
+PACKAGE = "stn_export"
+QUICK_BUDGET = (
+    90.0  # seconds that bench gets of the quick grid: train to verify and the report take the rest of minutes
+)
+FOUNDATION = "train"  # where it fails, the stages behind it would see an older network or none
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all stages.
 
     Raises:
-        SystemExit: with the exit code of a stage that failed.
+        CheckFailedError: at the end, naming every stage in which a check failed, and what failed.
+        SystemExit: with the exit code of a stage that could not run to its end.
     """
     options, of_training = PARSERS["all"]().parse_known_args(arguments)
     trained = PARSERS["train"]().parse_args(of_training)  # refused before anything is started
     run = options.run or (ARTIFACTS / trained.dataset if of_training else DEFAULT_RUN)
     place = ["--run", str(run), *([] if options.verbose else ["--brief"])]
+    timing = ["--device", options.device, "--grid", options.grid]
+    budget = options.budget or (QUICK_BUDGET if options.grid == "quick" else None)
     stages = {
         "train": [*place, "--device", options.device, *of_training],
         "export": place,
         "verify": place,
-        "bench": [*place, "--device", options.device, "--grid", options.grid],
+        "bench": [*place, *timing, *(["--budget", f"{budget:g}s"] if budget else [])],
         "report": place,
     }
     if not of_training and adopted(run):
         del stages["train"]
-    for number, (stage, given) in enumerate(stages.items(), 1):
-        cli.say(f"{stage} ({number} of {len(stages)})", "bold")
-        code = subprocess.run([sys.executable, "-m", f"stn_export.{stage}", *given], check=False).returncode
-        if code != EXIT_OK:
+    if failed := chain(stages):
+        raise CheckFailedError("\n".join(failed))
+
+
+def chain(stages: Mapping[str, Sequence[str]]) -> list[str]:
+    """Run stages by name and options, and return what failed in them, a line or more a stage.
+
+    Raises:
+        SystemExit: with the exit code of a stage that could not run to its end.
+    """
+    failed, started = [], time.monotonic()
+    for number, (stage, options) in enumerate(stages.items(), 1):
+        cli.say(f"{stage} ({number} of {len(stages)}, after {cli.duration(time.monotonic() - started)})", "bold")
+        code, said = perform(stage, options)
+        red = code == EXIT_CHECK_FAILED and stage != FOUNDATION
+        if code != EXIT_OK and not red:
+            cli.say(f"{stage} ended with exit code {code}; the same command goes on from there", "bold red")
             raise SystemExit(code)
+        if red:
+            failed.append(f"{stage}: {said or 'a check'}")
+    cli.say(f"{len(stages)} stages took {cli.duration(time.monotonic() - started)}", "bold")
+    return failed
+
+
+def perform(stage: str, options: Sequence[str]) -> tuple[int, str]:
+    """Run a stage in a process of its own; its exit code, and what failed in it as it says itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "failed.txt"
+        command = children.module(PACKAGE, stage, *options)
+        code = children.follow(command, children.environment({cli.TELL: str(told)}))
+        return code, told.read_text(encoding="utf-8").strip() if told.exists() else ""
 
 
 def adopted(run: Path) -> bool:

@@ -10,6 +10,9 @@ from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.limits import require
 
+BUDGET = "time such as 90s, 3m or 1h after which no other row is timed; what answers most comes first"
+UNITS = {"s": 1, "m": 60, "h": 3600}  # in seconds
+
 
 def path(text: str) -> Path:
     """An argument type: a path, which holds no NUL."""
@@ -48,6 +51,16 @@ def seconds(text: str) -> float:
     """An argument type: a time that is no less than nothing, and finite."""
     value = float(text)
     if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def time(text: str) -> float | None:
+    """An argument type: a time such as 90s, 3m or 1h in seconds, or None for the empty string."""
+    if not text:
+        return None
+    value = seconds(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else seconds(text)
+    if not value:
         raise ValueError
     return value
 
@@ -95,6 +108,12 @@ def with_runtimes(parser: Parser) -> Parser:
     parser.add_argument(
         "--runtimes", type=path_or_none, metavar="DIR", help="also in the runtimes that were installed there"
     )
+    return parser
+
+
+def with_again(parser: Parser, kept: str) -> Parser:
+    """Of a stage that keeps what it makes as it makes it, and goes on there."""
+    parser.add_argument("--again", action="store_true", help=f"start anew; without it {kept} again")
     return parser
 
 
@@ -182,7 +201,7 @@ def verify() -> Parser:
         "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
-    parser.add_argument("--resume", action="store_true", help="keep every check as it is made, and go on with those")
+    with_again(parser, "checks of the same files on this machine are not made")
     parser.add_argument(
         "--search",
         type=seconds,
@@ -221,9 +240,8 @@ def bench() -> Parser:
     parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
     parser.add_argument("--suites", type=names, help="some of them, with commas, such as latency,overhead")
     parser.add_argument("--benchmark-json", type=path_or_none, help="what is written; by default RUN/bench.json")
-    parser.add_argument(
-        "--resume", action="store_true", help="keep the file's rows of the same artifacts, time the rest"
-    )
+    parser.add_argument("--budget", type=time, metavar="TIME", help=BUDGET)
+    with_again(parser, "rows of the same files, settings and machine are not timed")
     parser.add_argument("--verbose", action="store_true", help="pytest's own lines and tables too")
     return parser
 
@@ -289,6 +307,7 @@ def everything() -> Parser:
     )
     parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
+    parser.add_argument("--budget", type=time, metavar="TIME", help=f"{BUDGET}; 90s for the quick grid")
     parser.add_argument("--verbose", action="store_true", help="every stage's tables too")
     return parser
 

@@ -6,7 +6,6 @@ Source: ``KernelRegistry::VerifyKernelDef`` in ``onnxruntime/core/framework/kern
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ import onnxruntime
 from onnx import NodeProto, TensorProto
 
 from stn_export.artifacts.files import read_json, write_out
+from stn_export.cli import children
 from stn_export.errors import UserError
 from stn_export.graphs.graph import UNKNOWN, TensorInfo, since_version
 
@@ -90,7 +90,7 @@ print(json.dumps([(each.provider, each.op_name, *each.version_range, dict(each.t
 
 def _registrations() -> list[tuple[str, str, int, int, dict[str, list[str]]]]:
     """What both providers register; asked in a process of its own, which a provider that cannot load may crash."""
-    asked = subprocess.run([sys.executable, "-c", _LIST], capture_output=True, encoding="utf-8", check=False)
+    asked = children.run([sys.executable, "-P", "-c", _LIST])
     lines = asked.stdout.splitlines()
     found = json.loads(lines[-1]) if asked.returncode == 0 and lines else []
     if CUDA not in {row[0] for row in found}:

@@ -6,12 +6,12 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from stn_export.artifacts.environment import cpu_facts
 from stn_export.artifacts.files import private_folder
+from stn_export.cli import children
 from stn_export.errors import UserError
 
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
@@ -50,7 +50,7 @@ def build(source: Path, library: Path, flags: Sequence[str] = ("-shared", "-fPIC
         raise UserError(missing, "install gcc or clang")
     weights = f'-DWEIGHTS="{source.with_suffix(".bin").resolve()}"'
     command = [*compiler(), *flags_of(target_of(source)), weights, *flags, str(source), "-lm", "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    done = children.run(command)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[0]
         raise UserError(f"{command[0]} cannot compile {source.name}: {reason}", "choose another target or $CC")

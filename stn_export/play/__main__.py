@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from stn_export.artifacts.environment import cache_directory
 from stn_export.artifacts.examples import picture_of
 from stn_export.artifacts.files import sha256_of, write_atomically
 from stn_export.artifacts.manifest import PLAIN, SUBJECT, Artifact, NetworkDirectory, network_directories
+from stn_export.cli import children
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.graphs.points import point_values, with_outputs
@@ -159,7 +159,7 @@ def fetched() -> Path:
         cli.say(f"fetching {RUNTIME}")
         kept.mkdir(parents=True, exist_ok=True)
         command = [npm, "install", "--silent", "--no-audit", "--ignore-scripts", "--prefix", str(kept), RUNTIME]
-        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        result = children.run(command)
         if result.returncode or not all((place / name).is_file() for name in FILES):
             said = next(_lines(result.stderr), "its files are missing")
             raise UserError(f"npm cannot fetch {RUNTIME}: {said}", hint)

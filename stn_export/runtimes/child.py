@@ -14,7 +14,6 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from select import select
 from typing import BinaryIO
@@ -23,6 +22,7 @@ import numpy as np
 import onnx
 
 from stn_export.artifacts.files import private_folder
+from stn_export.cli import children
 from stn_export.runtimes.environments import HERE, LIMIT, Runtime
 from stn_export.runtimes.serve import Arrays, receive, send
 
@@ -58,7 +58,7 @@ class Child:
         # a library may print what it likes: the pipes are no standard streams
         command = [*runtime.command, json.dumps(job | {"read": requests, "write": replies})]
         with self.said.open("wb") as said:
-            self.process = subprocess.Popen(
+            self.process = children.start(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
@@ -66,7 +66,7 @@ class Child:
                 pass_fds=(requests, replies),
                 env=os.environ | CALM,
                 cwd=self.folder.name,
-                start_new_session=True,  # to end its converters with it
+                group=True,  # to end its converters with it
             )
         os.close(requests)
         os.close(replies)
@@ -148,11 +148,8 @@ def converted(runtime: Runtime, program: Path, inputs: Arrays) -> bytes:
         fed, out = Path(folder) / "inputs.npz", Path(folder) / "out"
         np.savez(fed, *inputs.values())
         command = [runtime.interpreter, HERE / "convert.py", runtime.format, program.absolute(), fed, out]
-        run = partial(
-            subprocess.run, capture_output=True, encoding="utf-8", errors="replace", env=os.environ | CALM, cwd=folder
-        )
         try:
-            done = run(command, timeout=LIMIT)
+            done = children.run(command, timeout=LIMIT, env=os.environ | CALM, cwd=folder)
         except subprocess.TimeoutExpired:
             raise RefusedError(f"takes more than {LIMIT} s") from None
         if done.returncode:

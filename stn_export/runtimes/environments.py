@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
+from stn_export.cli import children
 from stn_export.errors import UserError
 
 HERE = Path(__file__).parent
@@ -119,7 +120,7 @@ class Runtime:
         """Make the environment, or say why there is none."""
         try:
             for command in self.installing():
-                subprocess.run(command, check=True, capture_output=True, timeout=LIMIT)
+                children.run(command, check=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
             return f"not installed within {LIMIT} s"
         except (OSError, subprocess.CalledProcessError) as error:

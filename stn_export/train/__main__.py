@@ -65,7 +65,7 @@ def train_cells(
     weights = measured_weights(settings, dataset, device)
     started = [(cell, start(cell, dataset, device, world)) for cell in cells]
     plan = Plan([trainer for _, trainer in started], weights)
-    with cli.progress("images") as bar:
+    with cli.progress("images", word="training", unit="images") as bar:
         task = bar.add_task("training", total=plan.total, completed=plan.complete)
 
         def on_step(model: str, images: int) -> None:

@@ -4,9 +4,9 @@ An epoch is timed whole: from the order of its images to the accuracy on the tes
 loops take turns in one process, A B A B ..., after an epoch of each that does not count.
 """
 
+import signal
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export.bench.intervals import ratio_interval
 from stn_export.bench.methodology import timed
-from stn_export.bench.startup import ROOT
+from stn_export.cli import children
 from stn_export.runners import Step
 from stn_export.train.__main__ import FIRST_STEP
 from stn_export.train.captured import CapturedSteps
@@ -80,7 +80,7 @@ class StartUp:
     def __init__(self, dataset: str, data: Path | None, device: torch.device, scratch: Path) -> None:
         options = {"--dataset": dataset, "--data": str(data.absolute()) if data else "", "--device": device.type}
         options["--epochs"] = "1"  # all that is trained where a start goes wrong
-        self.command = [sys.executable, "-m", "stn_export.train", *(part for pair in options.items() for part in pair)]
+        self.command = children.module("stn_export.train", *(part for pair in options.items() for part in pair))
         self.scratch = scratch
         self.process: subprocess.Popen[str] | None = None
         self.count = 0
@@ -93,9 +93,8 @@ class StartUp:
         """
         command = [*self.command, "--run", str(self.scratch / str(self.count))]
         self.count += 1
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-        )
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+        self.process = children.start(command, end=signal.SIGTERM, env=children.environment(), **piped)
         said = []
         for line in self.process.stdout:
             said.append(line)

@@ -174,14 +174,18 @@ def verify(
     networks: Sequence[Verified], fail_fast: bool, seconds: float = 0, journal: Journal | None = None
 ) -> list[Check]:
     """Check everything, or all up to the first failure, with progress."""
-    checks = []
-    with cli.progress() as bar:
-        task = bar.add_task("verify", total=sum(len(each.jobs) + len(each.skipped) for each in networks))
-        for check in (check for each in networks for check in each.run(seconds, journal)):
-            checks.append(check)
-            bar.update(task, advance=1, description=f"{check.network}/{check.artifact}")
-            if fail_fast and check.failure:
-                break
+    checks, total = [], sum(len(each.jobs) + len(each.skipped) for each in networks)
+    with cli.progress(word="verify", unit="checks") as bar:
+        task = bar.add_task("verify", total=total)
+        try:
+            for check in (check for each in networks for check in each.run(seconds, journal)):
+                checks.append(check)
+                bar.update(task, advance=1, description=f"{check.network}/{check.artifact}")
+                if fail_fast and check.failure:
+                    break
+        except KeyboardInterrupt:
+            kept = f"{len(checks)} of {total} checks kept; the same command goes on" if journal else ""
+            raise KeyboardInterrupt(kept) from None
     return checks
 
 
@@ -225,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = cli.parse("verify", arguments)
     if options.files or options.against:
-        if options.only or options.fail_fast or options.resume:
-            raise UserError("--only, --fail-fast and --resume are for checks against PyTorch", "leave them out")
+        if options.only or options.fail_fast or options.again:
+            raise UserError("--only, --fail-fast and --again are for checks against PyTorch", "leave them out")
         versus.versus(options.files, options.run, options.against, options.inputs, options.trust)
         return
     run = options.run or DEFAULT_RUN
@@ -236,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _verify(run: Path, options: Namespace) -> None:
     networks = planned(run, options.only)
-    journal = Journal(run, key_of(networks, options.search)) if options.resume else None
+    journal = None if options.only else Journal(run, key_of(networks, options.search), options.again)
     checks = verify(networks, options.fail_fast, options.search, journal)
     content = result_of(networks, checks)
     if not options.only:

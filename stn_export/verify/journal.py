@@ -14,11 +14,13 @@ JOURNAL = ".checks.jsonl"
 
 class Journal:
     """Lines of ``key`` and check in a run directory; those of another ``key`` (another network, examples, machine) and
-    half a line at its end are as if they were not there.
+    half a line at its end are as if they were not there. Of one that begins ``again`` nothing is left.
     """
 
-    def __init__(self, run: Path, key: str) -> None:
+    def __init__(self, run: Path, key: str, again: bool = False) -> None:
         self.path, self.key = run / JOURNAL, key
+        if again:
+            self.close()
         self.checks: dict[tuple[str, ...], Check] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
             try:

@@ -7,6 +7,7 @@ numbers must be the same, and int8 is judged over the examples. Whatever cannot 
 """
 
 import math
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import Pipe, get_context
@@ -19,6 +20,7 @@ from stn_export import cli
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import load_arrays
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
+from stn_export.cli import launch
 from stn_export.comparison.compare import compare_typed
 from stn_export.comparison.tolerances import ANY, OUTPUT, TOLERANCES, WARPED, Bound, finite
 from stn_export.comparison.words import passed_words
@@ -116,6 +118,7 @@ def _apart(*arguments: Path | None) -> list[Row]:
 
 
 def _tell(pipe: Connection, left: Path, right: Path, given: Path | None) -> None:
+    launch.end_with_parent(signal.SIGKILL)  # of the server that forked it, which ends with this process
     try:
         pipe.send(_compared(left, right, given, True))
     except Exception as error:

@@ -1,0 +1,147 @@
+"""The one place that starts other processes: none of them outlives the process that asked for it."""
+
+import errno
+import os
+import shutil
+import signal
+import site
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from stn_export.cli import launch
+
+ROOT = Path(__file__).resolve().parent.parent.parent  # where this package can be imported from
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Word = str | Path
+Handler = Callable[[int, FrameType | None], None]
+
+
+def module(name: str, *arguments: Word) -> list[Word]:
+    """Build the command that runs a Python module apart; files that lie where it is started are not imported."""
+    return [sys.executable, "-P", "-m", name, *arguments]
+
+
+def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Copy this process's environment, with ``variables``, so that Python imports this same package there too."""
+    found = os.environ | dict(variables or {})
+    installed = [*site.getsitepackages(), site.getusersitepackages()]
+    if ROOT not in [Path(each).resolve() for each in installed]:  # a clone, which may be used where it lies
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), found.get("PYTHONPATH", "")]))
+    return found
+
+
+def start(
+    command: Sequence[Word],
+    *,
+    end: signal.Signals = signal.SIGKILL,
+    group: bool = False,
+    env: Mapping[str, str] | None = None,
+    **options: Any,
+) -> subprocess.Popen:
+    """Start a command that ends with this process.
+
+    Args:
+        command: its words; the first is looked up in PATH.
+        end: the signal that it gets when the thread that called this ends.
+        group: whether it is out of the reach of the terminal's own signals, in a session of its own.
+        env: its whole environment, by default this process's.
+        options: further ones of ``subprocess.Popen``.
+
+    Raises:
+        OSError: where there is no such command.
+    """
+    path = (env or os.environ).get("PATH")
+    if shutil.which(command[0], path=path) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(command[0]))
+    launched: list[Word] = [sys.executable, "-I", "-S", launch.__file__, str(int(end)), str(os.getpid())]
+    return subprocess.Popen([*launched, str(int(group)), *command], env=env, start_new_session=group, **options)
+
+
+def run(
+    command: Sequence[Word], *, check: bool = False, timeout: float | None = None, **options: Any
+) -> subprocess.CompletedProcess:
+    """Run a command to its end and return what it printed, as UTF-8 text.
+
+    Raises:
+        OSError: where there is no such command.
+        subprocess.CalledProcessError: with ``check`` where its exit code is not 0.
+        subprocess.TimeoutExpired: after ``timeout`` seconds, which end it.
+    """
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
+    with start(command, **(piped | options)) as process:
+        try:
+            said, warned = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(command, process.returncode, said, warned)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def follow(command: Sequence[Word], env: Mapping[str, str] | None = None) -> int:
+    """Run a stage and hand on to it what is to end or to stop this process; it says itself what it keeps.
+
+    Returns:
+        Its exit code; 128 and the number of a signal that ended it.
+    """
+    process = start(command, end=signal.SIGTERM, group=True, env=env)
+    try:
+        with _handed_on(process):
+            code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _handed_on(process: subprocess.Popen) -> Iterator[None]:
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        process.send_signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        process.send_signal(signal.SIGCONT)  # this one goes on again
+
+    with handled(dict.fromkeys(ENDING, hand_on) | {signal.SIGTSTP: stop}):
+        yield
+
+
+@contextmanager
+def handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+    """Handle signals in this block, but for those that whoever started this process had it ignore, as nohup does.
+
+    Only a process's main thread may; elsewhere this does nothing.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in handlers if main}
+    heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, handlers[number])
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number])
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Take a signal for Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def heeding() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end this block as Ctrl-C does: what was made is kept, and nothing is left half done."""
+    with handled({signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}):
+        yield

@@ -1,0 +1,92 @@
+"""What long work shows while it goes on: a bar on a terminal, into a pipe a plain line each ten seconds."""
+
+from collections.abc import Sequence
+from threading import Event, Thread
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from stn_export.cli.tables import visible
+
+EACH = 10.0  # seconds between two lines
+
+
+def duration(seconds: float) -> str:
+    """Say a time in words: ``40 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (0 if hours else rest, "s"))
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)
+
+
+class Progress(Bar):
+    """A progress bar that is never silent.
+
+    A line is said by a thread that sleeps in between: it wakes once in ten seconds, which no median of timed calls
+    sees. The bar of a ``still`` one is drawn only when it is told of progress, by no thread.
+
+    Args:
+        console: where to.
+        columns: rich formats shown behind the bar.
+        word: what a plain line begins with, by default the first task's description.
+        unit: what is counted.
+        still: whether nothing may run beside the work.
+    """
+
+    def __init__(
+        self, console: Console, columns: Sequence[str] = (), word: str = "", unit: str = "", still: bool = False
+    ) -> None:
+        words = [TextColumn(column, markup=False) for column in ("{task.description}", *columns)]
+        layout = [words[0], BarColumn(), MofNCompleteColumn(), *words[1:], TimeRemainingColumn()]
+        shown = console.is_terminal
+        kind = {"transient": True, "disable": not shown, "auto_refresh": not still}
+        super().__init__(*layout, console=console, redirect_stdout=not still, redirect_stderr=not still, **kind)
+        self.word, self.unit, self.still, self.each = word, unit, still, EACH
+        self.limit: float | None = None  # seconds that are left at most
+        self.before = 0.0  # what was done when this began
+        self._ended, self._thread = Event(), None if shown else Thread(target=self._say_lines, daemon=True)
+
+    def start(self) -> None:
+        """Begin to show what is done."""
+        super().start()
+        if self._thread:
+            self._thread.start()
+
+    def add_task(self, description: str, *arguments: Any, completed: int = 0, **options: Any) -> TaskID:
+        """Begin to count, from what is ``completed``."""
+        self.before = completed
+        return super().add_task(description, *arguments, completed=completed, **options)
+
+    def stop(self) -> None:
+        """Show nothing any more."""
+        super().stop()
+        self._ended.set()
+        if self._thread and self._thread.is_alive():
+            self._thread.join()
+
+    def line(self) -> str:
+        """Say what is done and about what is left: ``bench: 6 of 14 rows, about 2 min left``."""
+        task = self.tasks[0]
+        word, unit = self.word or task.description, f" {self.unit}" if self.unit else ""
+        counted = f"{word}: {task.completed:,.0f} of {task.total:,.0f}{unit}"
+        left = self.left()
+        return counted if left is None else f"{counted}, about {duration(left)} left"
+
+    def left(self) -> float | None:
+        """Estimate the seconds left by the pace so far; None before there is any."""
+        task = self.tasks[0]
+        done = task.completed - self.before
+        if not done or task.elapsed is None or task.total is None:
+            return self.limit
+        by_pace = task.elapsed / done * (task.total - task.completed)
+        return by_pace if self.limit is None else min(by_pace, self.limit)
+
+    def _say_lines(self) -> None:
+        while not self._ended.wait(self.each):
+            if self.tasks:
+                self.console.print(Text(visible(self.line())))
