@@ -14,6 +14,7 @@ PRECISION ?=
 DEVICE ?= auto
 RUN ?= artifacts/$(DATASET)
 GRID ?= quick
+BUDGET ?=
 V ?=
 PYTEST ?=
 BASE ?=
@@ -34,7 +35,7 @@ GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
 # Their values reach the shell as variables, never as text of a command.
-export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BASE NEW ORT_SITE OUT V ACROSS VENV
+export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
 .PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-all test-hard bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
@@ -53,6 +54,7 @@ help: ## list targets and variables
 	@echo "  RUN=$$RUN  run directory"
 	@echo "  V=$$V  set it to see every table of every stage, and pytest's"
 	@echo "  GRID=$$GRID  quick or full: how much 'make bench' times"
+	@echo "  BUDGET=$$BUDGET  such as 90s, 3m or 1h: what 'make bench' may take; 'make all' and 'make demo' take 90s of quick"
 	@echo "  BASE=$$BASE NEW=$$NEW ACROSS=$$ACROSS  what 'make bench-compare' compares; ACROSS=1 allows two machines"
 	@echo "  ORT_SITE=$$ORT_SITE OUT=$$OUT  for 'make gpu-results': a directory with ONNX Runtime's GPU build; where files go"
 	@echo "  VENV=$$VENV  set it empty, and PYTHON=python3, to use an interpreter that has the packages"
@@ -75,7 +77,7 @@ verify: $(READY) ## prove every file equal to PyTorch
 	@$(STAGE).verify --run "$$RUN"
 
 bench: $(READY) ## time every file on every backend
-	@$(STAGE).bench --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" $(if $(V),--verbose)
+	@$(STAGE).bench --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" --budget "$$BUDGET" $(if $(V),--verbose)
 
 bench-proof: $(READY) ## the benchmarks' own trial: artifacts against themselves, and against themselves slowed down
 	@$(STAGE).bench.proof --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" --out "$$OUT"
@@ -125,7 +127,7 @@ gain-%: $(READY)
 	@$(STAGE).verify --run '$(GAIN)/$*'
 
 all: $(READY) ## all stages, one after the other, ending in the card; V=1 shows every table
-	@$(STAGE) all --run "$$RUN" --grid "$$GRID" --dataset "$$DATASET" --recipe "$$RECIPE" $(TRAINING) \
+	@$(STAGE) all --run "$$RUN" --grid "$$GRID" --budget "$$BUDGET" --dataset "$$DATASET" --recipe "$$RECIPE" $(TRAINING) \
 		$(if $(MODELS),--models "$$MODELS") $(if $(SEEDS),--seeds "$$SEEDS") $(if $(V),--verbose)
 
 demo: ## all stages on the built-in digits: nothing to download, a few minutes

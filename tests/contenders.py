@@ -48,7 +48,7 @@ class Contender:
 
     @property
     def artifact(self) -> SimpleNamespace:
-        return SimpleNamespace(name=f"{self.name}-file")
+        return SimpleNamespace(name=f"{self.name}-file", sha256=f"of {self.name}")
 
     def __str__(self) -> str:
         return self.name  # what the order of the turns is drawn from

@@ -44,8 +44,15 @@ class Progress(Bar):
         words = [TextColumn(column, markup=False) for column in ("{task.description}", *columns)]
         layout = [words[0], BarColumn(), MofNCompleteColumn(), *words[1:], TimeRemainingColumn()]
         shown = console.is_terminal
-        kind = {"transient": True, "disable": not shown, "auto_refresh": not still}
-        super().__init__(*layout, console=console, redirect_stdout=not still, redirect_stderr=not still, **kind)
+        super().__init__(
+            *layout,
+            console=console,
+            auto_refresh=not still,
+            transient=True,
+            redirect_stdout=not still,
+            redirect_stderr=not still,
+            disable=not shown,
+        )
         self.word, self.unit, self.still, self.each = word, unit, still, EACH
         self.limit: float | None = None  # seconds that are left at most
         self.before = 0.0  # what was done when this began
@@ -57,10 +64,10 @@ class Progress(Bar):
         if self._thread:
             self._thread.start()
 
-    def add_task(self, description: str, *arguments: Any, completed: int = 0, **options: Any) -> TaskID:
+    def add_task(self, *arguments: Any, **options: Any) -> TaskID:
         """Begin to count, from what is ``completed``."""
-        self.before = completed
-        return super().add_task(description, *arguments, completed=completed, **options)
+        self.before = options.get("completed", 0)
+        return super().add_task(*arguments, **options)
 
     def stop(self) -> None:
         """Show nothing any more."""

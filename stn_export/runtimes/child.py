@@ -147,9 +147,9 @@ def converted(runtime: Runtime, program: Path, inputs: Arrays) -> bytes:
     with tempfile.TemporaryDirectory(dir=private_folder()) as folder:
         fed, out = Path(folder) / "inputs.npz", Path(folder) / "out"
         np.savez(fed, *inputs.values())
-        command = [runtime.interpreter, HERE / "convert.py", runtime.format, program.absolute(), fed, out]
+        script: list[str | Path] = [HERE / "convert.py", runtime.format, program.absolute(), fed, out]
         try:
-            done = children.run(command, timeout=LIMIT, env=os.environ | CALM, cwd=folder)
+            done = children.run([runtime.interpreter, *script], timeout=LIMIT, env=os.environ | CALM, cwd=folder)
         except subprocess.TimeoutExpired:
             raise RefusedError(f"takes more than {LIMIT} s") from None
         if done.returncode:
