@@ -84,7 +84,7 @@ def test_bench_json_is_an_ordinary_pytest_benchmark_file(planned_run: Path, tmp_
 @pytest.mark.slow
 def test_rows_that_a_file_has_are_not_timed_again(planned_run: Path, tmp_path: Path):
     """Until the artifact is another one; rows of other suites stay."""
-    command = [sys.executable, "-m", "stn_export.bench", "--run", str(planned_run), "--device", "cpu", "--resume"]
+    command = [sys.executable, "-m", "stn_export.bench", "--run", str(planned_run), "--device", "cpu"]
 
     def timed(suites: str, chosen: str) -> dict[str, dict]:
         result = started([*command, "--suites", suites, "-k", chosen], tmp_path, PYTHONPATH=str(REPOSITORY))

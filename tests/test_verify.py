@@ -57,7 +57,7 @@ def test_a_good_run_passes(run: Path, capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.slow
 def test_a_verification_goes_on_where_it_was_interrupted(run: Path, monkeypatch: pytest.MonkeyPatch):
-    command = ["--run", str(run), "--resume"]
+    command = ["--run", str(run)]
     made, left = [], 3
 
     def check(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Truth) -> Check:

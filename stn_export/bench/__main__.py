@@ -27,8 +27,9 @@ from stn_export.cli.options import PARSERS
 from stn_export.errors import EXIT_BUG, EXIT_USER, REASON, CheckFailedError, UserError, require_choice
 from stn_export.runtimes.environments import asked_for
 
-# The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started.
-ROOTED = ("-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={SUITES}")
+# The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started; rows
+# come in the order of their worth.
+ROOTED = ("-p", "no:cacheprovider", "-p", "no:randomly", "-c", os.devnull, f"--rootdir={SUITES}")
 QUIET = ("--quiet", "--no-header", "--benchmark-quiet")
 SHOWN = ("--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min")
 CODES = {pytest.ExitCode.INTERNAL_ERROR: EXIT_BUG, pytest.ExitCode.USAGE_ERROR: EXIT_USER}

@@ -85,7 +85,7 @@ class Plugin:
         with ExitStack() as stack:
             if self.timing and session.items and not self.loud:
                 self.bar = stack.enter_context(cli.progress(word="bench", unit="rows", still=True))
-                self.bar.limit = self.budget.left
+                self.bar.most = lambda: self.budget.left
                 self.task = self.bar.add_task("bench", total=self.total, completed=self.done)
             return (yield)
 
@@ -100,8 +100,7 @@ class Plugin:
     def pytest_runtest_logfinish(self) -> None:
         """Count a row."""
         self.done += 1
-        if self.timing and self.bar:
-            self.bar.limit = self.budget.left
+        if self.bar and self.task is not None:
             self.bar.update(self.task, completed=self.done)
             self.bar.refresh()
 

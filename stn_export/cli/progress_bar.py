@@ -1,6 +1,6 @@
 """What long work shows while it goes on: a bar on a terminal, into a pipe a plain line each ten seconds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Event, Thread
 from typing import Any
 
@@ -54,7 +54,7 @@ class Progress(Bar):
             disable=not shown,
         )
         self.word, self.unit, self.still, self.each = word, unit, still, EACH
-        self.limit: float | None = None  # seconds that are left at most
+        self.most: Callable[[], float | None] = lambda: None  # seconds that are left at most
         self.before = 0.0  # what was done when this began
         self._ended, self._thread = Event(), None if shown else Thread(target=self._say_lines, daemon=True)
 
@@ -89,9 +89,10 @@ class Progress(Bar):
         task = self.tasks[0]
         done = task.completed - self.before
         if not done or task.elapsed is None or task.total is None:
-            return self.limit
+            return self.most()
         by_pace = task.elapsed / done * (task.total - task.completed)
-        return by_pace if self.limit is None else min(by_pace, self.limit)
+        most = self.most()
+        return by_pace if most is None else min(by_pace, most)
 
     def _say_lines(self) -> None:
         while not self._ended.wait(self.each):
