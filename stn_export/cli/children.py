@@ -73,7 +73,12 @@ def run(
         subprocess.CalledProcessError: with ``check`` where its exit code is not 0.
         subprocess.TimeoutExpired: after ``timeout`` seconds, which end it.
     """
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
+    piped: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "encoding": "utf-8",
+        "errors": "replace",
+    }
     with start(command, **(piped | options)) as process:
         try:
             said, warned = process.communicate(timeout=timeout)
