@@ -128,7 +128,9 @@ def bench_file(session: Session, path: Path, *rows: dict, environment: dict | No
     from stn_export.artifacts.environment import describe
 
     content = {"machine_info": {"stn_export": environment or describe()}, "benchmarks": rows, "datetime": "now"}
-    path.write_text(json.dumps(content | {"work": {}, "not_timed": {CONTEST: "budget", "x.py::y": "budget"}}))
+    path.write_text(
+        json.dumps(content | {"work": {}, "not_timed": {CONTEST: "budget", "x.py::y": "budget"}}), encoding="utf-8"
+    )
 
 
 def test_rows_that_are_not_chosen_now_stay_where_the_file_is_of_this_machine(session: Session, tmp_path: Path):

@@ -27,8 +27,8 @@ from stn_export.cli.options import PARSERS
 from stn_export.errors import EXIT_BUG, EXIT_USER, REASON, CheckFailedError, UserError, require_choice
 from stn_export.runtimes.environments import asked_for
 
-# The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started; rows
-# come in the order of their worth.
+# The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started.
+# Rows come in the order of their worth, which pytest-randomly would shuffle.
 ROOTED = ("-p", "no:cacheprovider", "-p", "no:randomly", "-c", os.devnull, f"--rootdir={SUITES}")
 QUIET = ("--quiet", "--no-header", "--benchmark-quiet")
 SHOWN = ("--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min")
