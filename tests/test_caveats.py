@@ -90,7 +90,7 @@ BY_NAME: dict[str, tuple[Callable[[Held], Held], str]] = {
         "failed, never deployed: 1 check: stn/matmul-int8 on onnxruntime-cpu: "
         "accuracy falls by 1.50 points, more than 1",
     ),
-    "stale": (aged, "stale: cnn/plain-fp32 changed since verify saw them; run `stn-export verify` again"),
+    "stale": (aged, "stale: cnn/plain-fp32 changed since verify ran; run `stn-export verify` again"),
     "unverified": (unchecked, "not verified, never deployed: cnn/program"),
     "faster": (outrun, "faster, but nothing verifies it: folded-fp32 in openvino-cpu"),
     "disturbed": (
@@ -100,7 +100,7 @@ BY_NAME: dict[str, tuple[Callable[[Held], Held], str]] = {
     "contradicted": (
         contradicting,
         "speed-up over eager PyTorch at batch 1: the paired comparison says 40.2 × (24.1 to 66.9), separate timings "
-        "18.0 × (17.6 to 18.4): the machine changed between them, run `stn-export bench --again`",
+        "18.0 × (17.6 to 18.4) (both marked ‡): the machine changed between them, run `stn-export bench --again`",
     ),
     "no gain": (gainless, "against the plain CNN the transformer is at +0.3 points"),
     "one seed": (single, "trained with one seed, so the accuracy gain has no confidence interval"),
@@ -161,7 +161,7 @@ def test_a_caveat_names_three_and_counts_the_rest():
 def test_stale_timings_are_named():
     rows = (*QUIET, timed(FOLDED, 1e-5) | {"artifact": "plain-fp32", "network": "cnn", "sha256": "old"})
     assert caveats(content(*rows))[0] == (
-        "stale: cnn/plain-fp32 changed since bench saw them; run `stn-export bench` again"
+        "stale: cnn/plain-fp32 changed since bench ran; run `stn-export bench` again"
     )
 
 
@@ -236,7 +236,7 @@ def test_contradictions_that_the_card_does_not_quote_are_counted():
     overhead = in_contest(FOLDED, "overhead", 9.0, baseline=PLAIN_NAME)
     assert caveats(content(*QUIET, overhead, other))[:-1] == [
         "overhead at batch 1: the paired comparison says 9.00 × (8.73 to 9.27), separate timings 2.00 × (1.96 to "
-        "2.04): the machine changed between them, run `stn-export bench --again`",
+        "2.04) (both marked ‡): the machine changed between them, run `stn-export bench --again`",
         "1 paired comparison in the report against separate timings (marked ‡): eager of matmul-int8 in "
         "onnxruntime-cpu, batch 1; run `stn-export bench --again`",
     ]

@@ -37,7 +37,7 @@ def stale(content: Held, deployed: Deployed) -> Iterator[str]:
     if stages:
         names = dict.fromkeys(name for files in old.values() for name in files)
         commands = " and ".join(f"`stn-export {stage}`" for stage in stages)
-        yield f"stale: {listed(list(names))} changed since {' and '.join(stages)} saw them; run {commands} again"
+        yield f"stale: {listed(list(names))} changed since {' and '.join(stages)} ran; run {commands} again"
 
 
 def unverified(content: Held, deployed: Deployed) -> Iterator[str]:
@@ -83,7 +83,7 @@ def contradicted(content: Held, deployed: Deployed) -> Iterator[str]:
             cause = "measured while disturbed" if found.disturbed else "the machine changed between them"
             yield (
                 f"{name} at batch {contest['batch']:,}: the paired comparison says {speed_ratio(paired)}, separate "
-                f"timings {speed_ratio(separate)}: {cause}, run `stn-export bench --again`"
+                f"timings {speed_ratio(separate)} (both marked {CONTRADICTED}): {cause}, run `stn-export bench --again`"
             )
     others = [row for row in marks.contradicted if all(row is not contest for _, contest in shown)]
     if others:

@@ -109,7 +109,7 @@ def card(lines: Sequence[tuple[str, str]]) -> None:
         room = max(target.width - LABEL, LABEL)
         shown = textwrap.wrap(text, room, break_on_hyphens=False) if target.is_terminal else [text]
         for number, part in enumerate(shown):
-            target.print(Text(f"{'' if number else word:<{LABEL}}", "bold") + Text(part))
+            target.print(Text.assemble((f"{'' if number else word:<{LABEL}}", "bold"), part))
 
 
 def progress(*columns: str) -> Progress:
