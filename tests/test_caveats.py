@@ -158,11 +158,17 @@ def test_a_caveat_names_three_and_counts_the_rest():
     )
 
 
+def test_rows_that_bench_left_out_are_named_by_their_tests():
+    """They are kept with the reason of each."""
+    left_out = {"test_latency.py::test_cold[stn-onnxruntime-cpu-folded-fp32-1]": "budget"}
+    assert caveats(replace(content(), not_timed=left_out)) == [
+        "not timed, the budget was spent: 1 row (cold[stn-onnxruntime-cpu-folded-fp32-1]); run `stn-export bench` again"
+    ]
+
+
 def test_stale_timings_are_named():
     rows = (*QUIET, timed(FOLDED, 1e-5) | {"artifact": "plain-fp32", "network": "cnn", "sha256": "old"})
-    assert caveats(content(*rows))[0] == (
-        "stale: cnn/plain-fp32 changed since bench ran; run `stn-export bench` again"
-    )
+    assert caveats(content(*rows))[0] == ("stale: cnn/plain-fp32 changed since bench ran; run `stn-export bench` again")
 
 
 @pytest.mark.parametrize(

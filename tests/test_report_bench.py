@@ -182,7 +182,8 @@ def test_every_colour_of_a_chart_is_one_of_the_page():
 
 def test_runners_of_one_family_share_a_colour_and_have_shapes_of_their_own():
     values = {
-        (runner, "x", "stn"): {1: charts.Interval(1.0, 0.9, 1.1)} for runner in ("eager-cpu", "eager-autograd-cpu", "openvino-cpu")
+        (runner, "x", "stn"): {1: charts.Interval(1.0, 0.9, 1.1)}
+        for runner in ("eager-cpu", "eager-autograd-cpu", "openvino-cpu")
     }
     layer = charts_bench.curves(values, LOOKS, "cpu", "Latency", "ms", "ms").spec
     assert len(set(layer["encoding"]["color"]["scale"]["range"])) == 2

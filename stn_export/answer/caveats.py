@@ -114,7 +114,7 @@ def unlabelled(content: Held, deployed: Deployed) -> Iterator[str]:
 
 def not_timed(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the rows that the time budget left out."""
-    if rows := [row if isinstance(row, str) else _row_text(row) for row in content.not_timed]:
+    if rows := list(map(_row_text, content.not_timed)):
         count = counted(len(rows), "row")
         yield f"not timed, the budget was spent: {count} ({listed(rows)}); run `stn-export bench` again"
 
@@ -148,7 +148,10 @@ def _files(rows: Iterator[Mapping] | list) -> list[str]:
     return list(dict.fromkeys(f"{row['network']}/{row['artifact']}" for row in rows))
 
 
-def _row_text(row: Mapping) -> str:
+def _row_text(row: str | Mapping) -> str:
+    """Name a row that was not timed; ``bench`` knows it by its test, ``test_latency.py::test_latency[stn-...]``."""
+    if isinstance(row, str):
+        return row.rpartition("::")[2].removeprefix("test_")
     if {"network", "artifact", "runner"} <= row.keys():
         batch = f", batch {row['batch']:,}" if "batch" in row else ""
         return f"{row['network']}/{row_name(row)}{batch}"

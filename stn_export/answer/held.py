@@ -1,6 +1,6 @@
 """What a run directory holds, as far as an answer needs it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Held:
     rows: Sequence[dict] = ()
     environment: Mapping = field(default_factory=dict)
     outdated: bool = False  # timings of an older format, which are left out
-    not_timed: Sequence[str | Mapping] = ()  # rows that the time budget left out
+    not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
 
     def is_current(self, row: Mapping) -> bool:
         """Say whether a check or a timing is of a file as it is today."""
