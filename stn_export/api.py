@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stn_export.adopt.adoption import adopt, default_name
-from stn_export.answer.card import Line, card, figures
+from stn_export.answer.card import Line, by_word, card, figures
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import write_atomically, write_out
@@ -82,7 +82,7 @@ class Result:
 
     def to_dict(self) -> dict:
         """JSON-ready: all but the model."""
-        content = {"passed": bool(self), "card": dict(self.card), "checks": self.checks, "audit": self.audit}
+        content = {"passed": bool(self), "card": by_word(self.card), "checks": self.checks, "audit": self.audit}
         return content | {"contest": self.contest, "answer": self.answer}
 
     def save(self, path: Path | str) -> None:

@@ -1,14 +1,14 @@
 """The card: what is shipped, in which words, from which rows; and that each of its lines has a cause."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from stn_export.answer.card import MOST, STAGES, card, close, figures
+from stn_export.answer.card import STAGES, by_word, card, close, figures
 from stn_export.answer.choice import contest_of, shipped, time_of
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.manifest import Facts
@@ -16,7 +16,6 @@ from stn_export.artifacts.training import Comparison
 from stn_export.comparison.fastest import Proved, choose, portability_of, program, proved_by, told_apart
 from stn_export.comparison.words import by_reason, significant, span, verdict_words
 from tests.bench_rows import ENVIRONMENT, FEW, NETWORKS, contest, facts, timing
-from tests.report_files import comparison
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
 PROVED = {
@@ -91,7 +90,7 @@ def content(
 
 
 def said(*rows: dict, **more: object) -> dict[str, str]:
-    return dict(card(content(*rows, **more)))
+    return by_word(card(content(*rows, **more)))
 
 
 WHOLE = (
@@ -109,21 +108,24 @@ WHOLE = (
 
 def test_the_whole_card():
     assert card(content(*WHOLE)) == [
-        ("ship", "folded-fp32 in onnxruntime-cpu: stn/folded-fp32.onnx"),
+        ("deploy", "stn/folded-fp32.onnx (runner onnxruntime-cpu)"),
         (
             "latency",
-            "0.100 ms (0.0990 to 0.101) for one example, 5.00 times (4.85 to 5.15) as fast as eager PyTorch",
+            "0.100 ms per example (0.0990 to 0.101); speed-up over eager PyTorch 5.00 × (4.85 to 5.15)",
         ),
         (
             "throughput",
-            "20,000 examples a second (19,802 to 20,202) at batch 64 by matmul-int8 in onnxruntime-cpu, "
-            "2.00 times (1.94 to 2.06) as fast as eager PyTorch",
+            "20,000 examples/s (19,802 to 20,202) at batch 64 by matmul-int8 in onnxruntime-cpu; "
+            "speed-up over eager PyTorch 2.00 × (1.94 to 2.06)",
         ),
-        ("cost", "the spatial transformer takes 2.00 times (1.94 to 2.06) the plain CNN's time at batch 1"),
-        ("accuracy", "90.00 %, as in eager PyTorch, the plain CNN 70.00 %"),
-        ("equal", "5 of 5 passed against float64; worst float32 error 1.5 × eager PyTorch's own"),
-        ("sure", "told apart from every other proved file; on a <fast> one, 1 thread"),
-        ("mind", "another machine may order the files otherwise"),
+        ("overhead", "2.00 × (1.94 to 2.06) the latency of the plain CNN at batch 1"),
+        ("accuracy", "90.00 % (eager PyTorch 90.00 %, plain CNN 70.00 %)"),
+        (
+            "verified",
+            "5 of 5 checks against the float64 reference passed; largest float32 error 1.5 × that of eager PyTorch",
+        ),
+        ("confidence", "measurably faster than every other verified file; on a <fast> one, 1 thread"),
+        ("caveat", "timed on one machine: another processor may rank the files differently"),
     ]
     found = figures(content(*WHOLE))["cpu"]
     assert (found["latency"]["artifact"], found["latency"]["p50"]) == ("folded-fp32", 1e-4)
@@ -132,9 +134,11 @@ def test_the_whole_card():
 
 def test_a_tie_is_said_and_goes_to_the_more_portable_file():
     found = said(timed(INT8, 1e-4), timed(FOLDED, 1.01e-4), timed(PLAIN, 1e-5))
-    assert found["ship"].startswith("folded-fp32 in onnxruntime-cpu")
-    assert found["sure"].startswith("cannot be told from matmul-int8 in onnxruntime-cpu; the most portable of them")
-    assert found["cost"] == "not measured against the plain CNN in onnxruntime-cpu"
+    assert found["deploy"].startswith("stn/folded-fp32.onnx (runner onnxruntime-cpu)")
+    assert found["confidence"].startswith(
+        "not measurably faster than matmul-int8 in onnxruntime-cpu; the most portable of them is deployed; on a"
+    )
+    assert found["overhead"] == "not measured against the plain CNN in onnxruntime-cpu"
 
 
 def test_doubt_is_said():
@@ -143,49 +147,14 @@ def test_doubt_is_said():
         in_contest(FOLDED, "overhead", 1.02, noise=0.1),
         in_contest(FOLDED, "eager", 0.98, noise=0.1),
     )
-    assert (
-        "1.02 times (0.918 to 1.12) the plain CNN's time at batch 1: it may cost something or nothing" in found["cost"]
-    )
-    assert "1.02 times (0.928 to 1.13) as fast as eager PyTorch, we cannot tell which is faster" in found["latency"]
+    assert found["overhead"] == "1.02 × (0.918 to 1.12) the latency of the plain CNN at batch 1, inconclusive"
+    assert found["latency"].endswith("speed-up over eager PyTorch 1.02 × (0.928 to 1.13), inconclusive")
 
 
-def test_accuracy_is_of_what_is_shipped():
+def test_accuracy_is_of_what_is_deployed():
     found = said(timed(INT8, 1e-4))
-    assert found["accuracy"] == "89.50 %, -0.50 points against eager PyTorch, the plain CNN 70.00 %"
+    assert found["accuracy"] == "89.50 % (eager PyTorch 90.00 %, plain CNN 70.00 %)"
     assert "accuracy" not in said(timed(INT8, 1e-4), proved=dict.fromkeys(PROVED))
-
-
-def mind(*rows: dict, **more: object) -> str:
-    return said(*rows, **more)["mind"]
-
-
-def test_the_caveat_that_matters_most():
-    folded = ("stn", "folded-fp32", "onnxruntime-cpu")
-    disturbed = in_contest(FOLDED, "eager", 0.2, disturbed_blocks=3)
-    one, several = comparison(1), comparison(3)
-    losing = replace(
-        several,
-        differences={"cnn": replace(several.differences["cnn"], finding="loss", sentence="the transformer loses")},
-    )
-    assert mind(timed(FOLDED, 1e-4), proved=PROVED, failed=(folded,)).startswith(
-        "1 failed: stn/folded-fp32 on onnxruntime-cpu: the grid is off"
-    )
-    assert said(timed(FOLDED, 1e-4), failed=(folded,))["equal"] == (
-        "4 of 5 passed against float64; worst float32 error 1.5 × eager PyTorch's own"
-    )
-    stale = timed(FOLDED, 1e-4) | {"sha256": "another"}
-    assert mind(stale) == "what bench found is of other files: run 'make bench'"
-    some = {key: value for key, value in PROVED.items() if key[1] != "matmul-int8"}
-    assert mind(timed(FOLDED, 1e-4), proved=some) == "not verified: stn/matmul-int8"
-    other = timed(FOLDED, 1e-5) | {"runner": "openvino-cpu"}
-    assert mind(timed(FOLDED, 1e-4), other) == "faster, but nothing proves it equal: folded-fp32 in openvino-cpu"
-    assert mind(disturbed, trainings=(one,)) == "trained with one seed: no interval says whether the transformer helps"
-    assert mind(disturbed, trainings=(losing,)) == "against the plain CNN the transformer loses"
-    assert mind(disturbed, trainings=(several,)) == "0 of 0 timings and 3 of 25 blocks were disturbed by other work"
-
-
-def test_what_is_not_proved_is_not_shipped():
-    assert "ship" not in said(timed(FOLDED, 1e-4), proved={("cnn", "plain-fp32", "onnxruntime-cpu"): 0.7})
 
 
 def test_portability_goes_by_format_precision_and_the_runtimes_that_refuse():
@@ -256,7 +225,7 @@ def test_every_stage_closes_with_its_card(entered_run: Path, run: Path, capsys: 
     top = (run / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines()[:8]
     assert any("| **accuracy** |" in line for line in top)
     for stage in (*STAGES, None):
-        assert 1 <= len(card(held(run), stage)) <= MOST
+        assert card(held(run), stage)
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ def test_a_module_of_any_shape_is_checked(name: str):
     torch.manual_seed(0)
     result = stn_export.check(make(), inputs)
     assert result, result.failures
-    assert str(result).startswith("ship")
-    assert "2 of 2 passed" in str(result)
-    assert "as fast as eager PyTorch" in result._repr_html_()
+    assert str(result).startswith("deploy")
+    assert "2 of 2 checks against the float64 reference passed" in str(result)
+    assert "speed-up over eager PyTorch" in result._repr_html_()
     content = json.loads(json.dumps(result.to_dict()))
     assert content["passed"]
     assert {each["runner"] for each in content["checks"]} == {"onnxruntime-cpu", "eager-cpu"}

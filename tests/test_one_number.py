@@ -46,7 +46,7 @@ def test_a_file_has_one_time_wherever_it_is_shown(
     shown = capsys.readouterr().out
     assert numbers(shown, rf"stn {RUNNER} {FILE} +1 +(\S+) ") == {wanted}
     assert cli.run(report.main, ["--run", str(run)]) == 0
-    assert f"{wanted} ms (" in capsys.readouterr().out
+    assert f"{wanted} ms per example (" in capsys.readouterr().out
     kept = [row["extra_info"] for row in json.loads((run / "bench.json").read_text(encoding="utf-8"))["benchmarks"]]
     assert {significant(1e3 * time_of(row, kept)) for row in kept if row in own} == {wanted}
     said = json.loads((run / "report.json").read_text(encoding="utf-8"))

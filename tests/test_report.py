@@ -61,8 +61,8 @@ def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "a &lt;fast&gt; one" in html
     for text in (html, markdown):
         assert "Spatial transformer against plain CNN: run" in text
-        assert "6 of 6 passed against float64" in text
-        assert "onnxruntime-cpu: stn/folded-fp" in text
+        assert "6 of 6 checks against the float64 reference passed" in text
+        assert "stn/folded-fp32.onnx (runner onnxruntime-cpu)" in text
         assert "26 / 0" in text
         assert "39,884" in text
         assert "images: N×3×32×32 float32" in text
@@ -260,7 +260,7 @@ def test_timings_of_an_older_format_are_not_shown(run: Path, capsys: pytest.Capt
     write_bench(run, [{name: value for name, value in row.items() if name != "regime"}])
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert "of an older format and not shown: run 'make bench' again" in capsys.readouterr().out
-    assert "What ships" not in (run / "report.html").read_text(encoding="utf-8")
+    assert "What to deploy" not in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_row_that_is_missing_is_a_dash(run: Path):

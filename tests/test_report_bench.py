@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from stn_export.comparison.disturbance import Marks
 from stn_export.comparison.fastest import program, steps
 from stn_export.report import charts, charts_bench, drawing
 from stn_export.report.bench import (
@@ -67,23 +68,28 @@ def test_hot_inputs_in_place_come_first():
 
 def test_the_lines_are_of_the_best_artifact():
     content = [timed(FOLDED, 1e-4), timed(INT8, 2e-4), timed(FOLDED, 64e-4, 64), timed(INT8, 32e-4, 64)]
-    slow, fast = latency(content), throughput(content)
+    slow, fast = latency(content, Marks(content)), throughput(content, Marks(content))
     assert list(slow) == [("onnxruntime-cpu", "folded-fp32", "stn")]
     assert list(fast) == [("onnxruntime-cpu", "matmul-int8", "stn")]
-    assert slow["onnxruntime-cpu", "folded-fp32", "stn"][64] == pytest.approx((6.4, 6.336, 6.464))
-    assert fast["onnxruntime-cpu", "matmul-int8", "stn"][64] == pytest.approx((20000, 20000 / 1.01, 20000 / 0.99))
+    assert slow["onnxruntime-cpu", "folded-fp32", "stn"][64][:3] == pytest.approx((6.4, 6.336, 6.464))
+    assert fast["onnxruntime-cpu", "matmul-int8", "stn"][64][:3] == pytest.approx((20000, 20000 / 1.01, 20000 / 0.99))
 
 
 def test_an_artifact_timed_at_one_batch_only_is_no_line():
     content = [timed(FOLDED, 2e-4), timed(FOLDED, 3e-4, 64), timed(INT8, 1e-4)]
-    assert list(latency(content)) == list(throughput(content)) == [("onnxruntime-cpu", "folded-fp32", "stn")]
+    marks = Marks(content)
+    assert (
+        list(latency(content, marks)) == list(throughput(content, marks)) == [("onnxruntime-cpu", "folded-fp32", "stn")]
+    )
 
 
 def test_the_overhead_of_each_runner_at_the_outer_batches():
     content = [in_contest(FOLDED, "overhead", ratio, batch) for batch, ratio in ((1, 2.0), (16, 2.2), (64, 2.5))]
     content += [in_contest(INT8, "overhead", 9.0, batch) | {"seconds": 1.0} for batch in (1, 16, 64)]
     content.append(in_contest(FOLDED, "eager", 0.2))
-    assert overheads(content, "cpu") == {"onnxruntime folded-fp32": {1: (2.0, 1.94, 2.06), 64: (2.5, 2.425, 2.575)}}
+    assert overheads(content, "cpu", Marks(content)) == {
+        "onnxruntime folded-fp32": {1: (2.0, 1.94, 2.06, ""), 64: (2.5, 2.425, 2.575, "")}
+    }
 
 
 def test_the_front_is_what_nothing_beats_in_both():
@@ -102,6 +108,7 @@ def test_only_what_is_proved_equal_is_set_against_accuracy():
             "network": "stn",
             "milliseconds": 0.1,
             "interval": "0.0990 to 0.101",
+            "marks": "",
             "accuracy": 0.9,
         },
         {
@@ -109,6 +116,7 @@ def test_only_what_is_proved_equal_is_set_against_accuracy():
             "network": "cnn",
             "milliseconds": 0.05,
             "interval": "0.0495 to 0.0505",
+            "marks": "",
             "accuracy": 0.7,
         },
     ]
@@ -148,15 +156,16 @@ def test_colours_go_by_role_and_the_subject_comes_first():
 
 def test_a_chart_has_the_colours_of_its_page_and_says_its_numbers():
     points = [
-        {"name": "a & <b>", "network": "cnn", "milliseconds": 0.123456, "interval": "0.12 to 0.13", "accuracy": 0.5},
-        {"name": "worse", "network": "stn", "milliseconds": 0.2, "interval": "", "accuracy": 0.4},
+        {"name": "a & <b>", "network": "cnn", "milliseconds": 0.123456, "interval": "", "marks": "†", "accuracy": 0.5},
+        {"name": "worse", "network": "stn", "milliseconds": 0.2, "interval": "", "marks": "", "accuracy": 0.4},
     ]
     chart = charts_bench.pareto(points, points[:1], LOOKS, "cpu")
     svg = drawing.to_svg(chart)
     assert "var(--n1)" in svg
     assert "a &amp; &lt;b&gt;" in svg
     assert ">worse<" not in svg  # it stands in its tooltip
-    assert "on the front: a & <b> 0.123 ms, 50.00 %; worse 0.200 ms, 40.00 %" in chart.text
+    assert "on the front: a & <b> 0.123 ms†, 50.00 %; worse 0.200 ms, 40.00 %" in chart.text
+    assert chart.text.endswith(" † taken while other work disturbed the machine.")
     assert drawing.to_png(chart).startswith(b"\x89PNG")
     picture = Picture("pareto", chart)
     assert "<" not in picture.spec
@@ -173,7 +182,8 @@ def test_every_colour_of_a_chart_is_one_of_the_page():
 
 def test_runners_of_one_family_share_a_colour_and_have_shapes_of_their_own():
     values = {
-        (runner, "x", "stn"): {1: (1.0, 0.9, 1.1)} for runner in ("eager-cpu", "eager-autograd-cpu", "openvino-cpu")
+        (runner, "x", "stn"): {1: charts.Interval(1.0, 0.9, 1.1)}
+        for runner in ("eager-cpu", "eager-autograd-cpu", "openvino-cpu")
     }
     layer = charts_bench.curves(values, LOOKS, "cpu", "Latency", "ms", "ms").spec
     assert len(set(layer["encoding"]["color"]["scale"]["range"])) == 2

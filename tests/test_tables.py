@@ -53,11 +53,11 @@ def test_forms(form: str, start: str, capsys: pytest.CaptureFixture[str]):
     OUTPUT.form = form
     table(LONG.title, LONG.columns, LONG.rows, LONG.drop)
     cli.say("a word")
-    cli.card([("mind", "it")])
+    cli.card([("caveat", "it")])
     printed, aside = capsys.readouterr()
     assert printed.startswith(start)
     assert "a word" in aside
-    assert "mind" in aside
+    assert "caveat" in aside
     if form == "json":
         assert json.loads(printed)["rows"][0]["verdict"] == "equal"
     if form == "csv":
@@ -70,5 +70,5 @@ def test_brief_leaves_the_card(capsys: pytest.CaptureFixture[str]):
     OUTPUT.brief = True
     table(LONG.title, LONG.columns, LONG.rows)
     cli.say("a word")
-    cli.card([("mind", "[it]")])
-    assert capsys.readouterr().out == "mind       [it]\n"
+    cli.card([("caveat", "[it]")])
+    assert capsys.readouterr().out == "caveat     [it]\n"

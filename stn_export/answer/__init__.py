@@ -1,1 +1,1 @@
-"""What a run says in eight lines: one place that every stage's last words, the report and the model card come from."""
+"""What a run amounts to: the one place that every stage's card, the report and the model card come from."""

@@ -1,119 +1,125 @@
-"""The card: what to ship, what it does and costs, how sure that is and what to mind, in at most ``MOST`` lines.
+"""The card: which file to deploy, how fast and how accurate it is, how far that can be trusted, and all caveats.
 
-Every stage ends in its own part of it; the whole one opens the report and the model card.
+Every stage prints its part of it; the whole card opens the report and the model card.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.answer.choice import Shipped, contest_of, others, shipped
+from stn_export.answer.caveats import caveats
+from stn_export.answer.choice import Shipped, contest_of, eager_contest, others, shipped
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.files import write_if_changed
-from stn_export.artifacts.manifest import MODEL_CARD, PLAIN, PROGRAM, SUBJECT
-from stn_export.comparison.fastest import Choice, Rows, program, steps
-from stn_export.comparison.words import NAMED, by_reason, passed_words, percent, significant, span, times
+from stn_export.artifacts.manifest import MODEL_CARD, PLAIN, PROGRAM
+from stn_export.comparison.disturbance import Marks, disturbance, paired_ratio
+from stn_export.comparison.fastest import Choice, program
+from stn_export.comparison.words import by_reason, listed, percent, row_name, significant, span, speed_ratio, times
 
-MOST = 8
 BLOCK = re.compile(r"<!-- card -->.*?<!-- /card -->", re.DOTALL)
+INCONCLUSIVE = "cannot tell"  # a verdict of ``bench``
 Line = tuple[str, str]  # a word, and what is to be said of it
 
 
-def named(row: Mapping) -> str:
-    """Artifact and runner."""
-    return f"{row['artifact']} in {row['runner']}"
+def seconds_of(row: Mapping, marks: str = "") -> str:
+    """Return the milliseconds per example of a row at batch 1, with their interval."""
+    interval = span(1e3 * row["p50_low"], 1e3 * row["p50_high"])
+    return f"{significant(1e3 * row['p50'])} ms per example ({interval}){marks}"
 
 
-def seconds_of(row: Mapping) -> str:
-    """Milliseconds of one example, with the interval."""
-    return f"{significant(1e3 * row['p50'])} ms ({span(1e3 * row['p50_low'], 1e3 * row['p50_high'])})"
-
-
-def rate(row: Mapping) -> str:
-    """Examples a second, with the interval."""
+def rate(row: Mapping, marks: str = "") -> str:
+    """Return the examples per second of a row, with their interval."""
     low, high = row["batch"] / row["p50_high"], row["batch"] / row["p50_low"]
-    return f"{significant(row['batch'] / row['p50'])} examples a second ({span(low, high)})"
+    return f"{significant(row['batch'] / row['p50'])} examples/s ({span(low, high)}){marks}"
 
 
-def ratio(contest: Mapping, inverse: bool = False) -> str:
-    """A contest's ratio, or the other's time over ours, with the interval."""
-    ends = contest["ratio"], contest["ratio_low"], contest["ratio_high"]
-    middle, low, high = (1 / ends[0], 1 / ends[2], 1 / ends[1]) if inverse else ends
-    return f"{significant(middle)} times ({span(low, high)})"
+def overhead_text(contest: Mapping, marks: str = "") -> str:
+    """Return our time over the baseline's, with its interval."""
+    return speed_ratio(paired_ratio(contest)) + marks
+
+
+def speedup_text(contest: Mapping, marks: str = "") -> str:
+    """Return the baseline's time over ours, with its interval."""
+    return speed_ratio(paired_ratio(contest).inverse) + marks
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run's files come to."""
+    """The lines of a run's card."""
 
     held: Held
 
     @cached_property
     def by_device(self) -> dict[str, Shipped]:
-        """What to ship by device, the fastest one first."""
-        found = {}
-        for device in sorted({row["device"] for row in self.held.rows}):
-            if chosen := shipped(self._rows(device), self.held.proved, self.held.portability):
+        """The files to deploy by device, the fastest device first; only what is verified today is among them."""
+        rows, found = self.held.verified_rows, {}
+        for device in sorted({row["device"] for row in rows}):
+            ours = [row for row in rows if row["device"] == device]
+            if chosen := shipped(ours, self.held.proved, self.held.portability):
                 found[device] = chosen
         return dict(sorted(found.items(), key=lambda pair: pair[1].quick.row["p50"]))
 
     @property
-    def ships(self) -> Shipped | None:
-        """What to ship, on the fastest device."""
+    def deployed(self) -> Shipped | None:
+        """What to deploy, on the fastest device."""
         return next(iter(self.by_device.values()), None)
 
-    def _rows(self, device: str) -> Rows:
-        return [row for row in self.held.rows if row["device"] == device]
+    @cached_property
+    def marks(self) -> Marks:
+        """The marks of the run's figures."""
+        return Marks(self.held.rows)
 
-    def ship(self) -> str:
-        """The file and its runner."""
-        if self.ships is None:
+    def deploy(self) -> str:
+        """Name the file to deploy and its runner."""
+        if self.deployed is None:
             return ""
-        row = self.ships.quick.row
+        row = self.deployed.quick.row
         files = {(each.network, each.name): each.file for each in self.held.artifacts}
-        file = files.get((row["network"], row["artifact"]))
-        return f"{named(row)}" + (f": {row['network']}/{file}" if file else "")
+        return f"{row['network']}/{files[row['network'], row['artifact']]} (runner {row['runner']})"
 
     def latency(self) -> str:
-        """Latency, against eager PyTorch."""
-        if self.ships is None:
+        """State the latency, and the speed-up over eager PyTorch."""
+        if self.deployed is None:
             return ""
-        row = self.ships.quick.row
-        return f"{seconds_of(row)} for one example{self._against_eager(row)}"
+        row = self.deployed.quick.row
+        return seconds_of(row, self.marks.of(row)) + self._speedup(row)
 
     def throughput(self) -> str:
-        """Throughput, and of which file."""
-        if self.ships is None:
+        """State the throughput, of which file, and the speed-up over eager PyTorch."""
+        if self.deployed is None:
             return ""
-        row, quick = self.ships.most.row, self.ships.quick.row
-        by = "" if program(row) == program(quick) else f" by {named(row)}"
-        return f"{rate(row)} at batch {row['batch']:,}{by}{self._against_eager(row)}"
+        row, quick = self.deployed.most.row, self.deployed.quick.row
+        by = "" if program(row) == program(quick) else f" by {row_name(row)}"
+        return f"{rate(row, self.marks.of(row))} at batch {row['batch']:,}{by}{self._speedup(row)}"
 
-    def _against_eager(self, row: Mapping) -> str:
-        contest = contest_of(self.held.rows, "eager", row)
-        if contest is None or contest["batch"] != row["batch"]:
+    def _speedup(self, row: Mapping) -> str:
+        contest = eager_contest(self.held.rows, row)
+        if contest is None:
             return ""
-        doubt = ", we cannot tell which is faster" if contest["verdict"] == "cannot tell" else ""
-        return f", {ratio(contest, inverse=True)} as fast as eager PyTorch{doubt}"
+        said = f"; speed-up over eager PyTorch {speedup_text(contest, self.marks.of(contest))}"
+        return said + inconclusive(contest)
 
-    def cost(self) -> str:
-        """The subject against the plain network."""
+    def overhead(self) -> str:
+        """State the latency of the subject divided by that of the plain network."""
         plain = [each.facts.label for each in self.held.directories if each.facts.role == PLAIN]
-        if self.ships is None or not plain:
+        if self.deployed is None or not plain:
             return ""
-        row = self.ships.quick.row
+        row = self.deployed.quick.row
         contest = contest_of(self.held.rows, "overhead", row)
         if contest is None:
             return f"not measured against the {plain[0]} in {row['runner']}"
-        said = f"the {row['label']} takes {ratio(contest)} the {contest['baseline_label']}'s time"
-        doubt = ": it may cost something or nothing" if contest["verdict"] == "cannot tell" else ""
-        return f"{said} at batch {contest['batch']:,}{doubt}"
+        said = overhead_text(contest, self.marks.of(contest))
+        label = contest["baseline_label"]
+        return f"{said} the latency of the {label} at batch {contest['batch']:,}{inconclusive(contest)}"
 
     def accuracy(self) -> str:
-        """Of what is shipped, of eager PyTorch and of the plain network; training's own before anything is checked."""
+        """State the accuracy of the deployed file, of eager PyTorch and of the plain network.
+
+        Before anything is checked, training's own sentence stands here.
+        """
         proved = reversed(list(self.held.proved.items()))  # the first runner's counts
         found = {(network, name): value for (network, name, _), value in proved if value is not None}
         own = {network: value for (network, artifact), value in found.items() if artifact == PROGRAM}
@@ -121,103 +127,52 @@ class Answer:
         subject = self.held.directories[0].name
         if subject not in own:
             return self.held.trainings[0].sentence.removeprefix("Test accuracy: ") if self.held.trainings else ""
-        shown = program(self.ships.quick.row)[1] if self.ships else PROGRAM
+        shown = program(self.deployed.quick.row)[1] if self.deployed else PROGRAM
         value = found[subject, shown] if (subject, shown) in found else own[subject]
-        change = f"{100 * (value - own[subject]):+.2f}"
-        parts = [percent(value)]
-        if shown != PROGRAM:
-            parts.append("as in eager PyTorch" if float(change) == 0 else f"{change} points against eager PyTorch")
-        parts += [f"the {roles[name].label} {percent(each)}" for name, each in own.items() if roles[name].role == PLAIN]
-        return ", ".join(parts)
+        beside = [] if shown == PROGRAM else [f"eager PyTorch {percent(own[subject])}"]
+        beside += [f"{roles[name].label} {percent(each)}" for name, each in own.items() if roles[name].role == PLAIN]
+        return percent(value) + (f" ({', '.join(beside)})" if beside else "")
 
-    def equal(self) -> str:
-        """How many checks passed, and how far the worst float32 file among them strays."""
+    def verified(self) -> str:
+        """State how many checks passed, and the largest error of the float32 files among them."""
         checks = self.held.checks
         if not checks:
             return ""
         full = [each["multiple"] for each in checks if each["passed"] and each["precision"] == "fp32"]
         multiples = [multiple for multiple in full if multiple is not None]
-        worst = f"; worst float32 error {times(max(multiples))} × eager PyTorch's own" if multiples else ""
-        return f"{passed_words(sum(each['passed'] for each in checks), len(checks))} against float64{worst}"
+        worst = f"; largest float32 error {times(max(multiples))} × that of eager PyTorch" if multiples else ""
+        passed = sum(each["passed"] for each in checks)
+        return f"{passed} of {len(checks)} checks against the float64 reference passed{worst}"
 
-    def sure(self) -> str:
-        """What the choice cannot be told from, and what it holds for."""
-        if self.ships is None:
+    def confidence(self) -> str:
+        """State what the deployed file is measurably faster than, or why nobody can tell, and on which machine."""
+        if self.deployed is None:
             return ""
-        choice = self.ships.quick
-        return f"{self._tied(choice)}; {self._holds_for(choice.row)}"
+        row = self.deployed.quick.row
+        found = disturbance(each for each in self.held.rows if each["device"] == row["device"])
+        if found.prevails:
+            return f"no: {found.prevailing} were disturbed by other work; {self._machine(row)}"
+        return f"{self._rivals(self.deployed.quick)}; {self._machine(row)}"
 
-    def _tied(self, choice: Choice) -> str:
+    def _rivals(self, choice: Choice) -> str:
         if tied := others(choice):
-            more = f" and {len(tied) - NAMED} more" if tied[NAMED:] else ""
-            return f"cannot be told from {', '.join(map(named, tied[:NAMED]))}{more}; the most portable of them"
-        return "told apart from every other proved file"
+            names = listed(list(map(row_name, tied)))
+            return f"not measurably faster than {names}; the most portable of them is deployed"
+        if choice.single:
+            return "the only verified file that was timed"
+        return "measurably faster than every other verified file"
 
-    def _holds_for(self, row: Mapping) -> str:
-        machine = self.held.environment["gpu" if row["device"] == "cuda" else "cpu"]
+    def _machine(self, row: Mapping) -> str:
+        environment = self.held.environment
+        machine = environment["gpu" if row["device"] == "cuda" else "cpu"]
+        sets = environment.get("instruction_sets", []) if row["device"] == "cpu" else []
         tf32 = f", TF32 {'on' if row['tf32'] else 'off'}" if row["device"] == "cuda" else ""
-        return f"on {machine}, {row['threads']} thread{'s' * (row['threads'] != 1)}{tf32}"
+        known = f" ({', '.join(sets)})" if sets else ""
+        return f"on {machine}{known}, {row['threads']} thread{'s' * (row['threads'] != 1)}{tf32}"
 
-    def mind(self) -> str:
-        """The one caveat that matters most here."""
-        caveats: tuple[Callable[[], str], ...] = (
-            self._failed,
-            self._stale,
-            self._unverified,
-            self._faster,
-            self._no_gain,
-            self._disturbed,
-            self._few,
-        )
-        return next(filter(None, (caveat() for caveat in caveats)), "another machine may order the files otherwise")
-
-    def _failed(self) -> str:
-        failed = [each for each in self.held.checks if not each["passed"]]
-        if not failed:
-            return ""
-        first = failed[0]
-        return f"{len(failed)} failed: {first['network']}/{first['artifact']} on {first['runner']}: {first['failure']}"
-
-    def _stale(self) -> str:
-        current = self.held.current
-        of_today = {each["sha256"] for each in self.held.checks} <= current
-        timed = {row["sha256"] for row in self.held.rows if "default" not in row["runner"]} <= current
-        stale = [stage for stage, fine in (("verify", of_today), ("bench", timed)) if not fine]
-        return f"what {' and '.join(stale)} found is of other files: run 'make {' '.join(stale)}'" if stale else ""
-
-    def _unverified(self) -> str:
-        checked = {each["sha256"] for each in self.held.checks}
-        exported = {each.network for each in self.held.exports}
-        left = [each for each in self.held.artifacts if each.sha256 not in checked and each.network in exported]
-        names = ", ".join(f"{each.network}/{each.name}" for each in left[:NAMED]) + ", …" * (len(left) > NAMED)
-        return f"not verified: {names}" if left and checked else ""
-
-    def _faster(self) -> str:
-        if self.ships is None:
-            return ""
-        fastest, proved = self.ships.quick.fastest, self.held.proved
-        rows = [row for row in steps(self.held.rows) if row["batch"] == 1 and row["role"] == SUBJECT]
-        rows = [row for row in rows if program(row) not in proved and row["p50"] < fastest["p50"]]
-        return f"faster, but nothing proves it equal: {', '.join(map(named, rows[:NAMED]))}" if rows else ""
-
-    def _no_gain(self) -> str:
-        differences = self.held.trainings[0].differences.values() if self.held.trainings else ()
-        told = [f"against the {each.label} {each.sentence}" for each in differences if each.finding != "gain"]
-        single = any(each.count == 1 for each in differences)
-        return "trained with one seed: no interval says whether the transformer helps" if single else "; ".join(told)
-
-    def _disturbed(self) -> str:
-        rows = self.held.rows
-        blocks, off = (sum(row.get(name, 0) for row in rows) for name in ("blocks", "disturbed_blocks"))
-        timings = [row["disturbed"] for row in rows if "disturbed" in row]
-        if not any(timings) and not off:
-            return ""
-        return f"{sum(timings)} of {len(timings)} timings and {off:,} of {blocks:,} blocks were disturbed by other work"
-
-    def _few(self) -> str:
-        networks = self.held.verified.get("networks", {})
-        unlabelled = [name for name, each in networks.items() if not each["labels"]]
-        return "the examples have no labels: accuracy is not known" if unlabelled else ""
+    def caveat(self) -> list[str]:
+        """Collect every caveat, the worst first."""
+        return caveats(self.held, self.deployed)
 
     def files(self) -> str:
         """What was exported."""
@@ -257,29 +212,48 @@ class Answer:
         return f"stn-export {stage} --run {self.held.run}" if stage else ""
 
 
-WHOLE = ("ship", "latency", "throughput", "cost", "accuracy", "equal", "sure", "mind", "next")
+WHOLE = (
+    *("deploy", "latency", "throughput", "overhead", "accuracy"),
+    *("verified", "confidence", "caveat", "next"),
+)
 STAGES = {
     "train": ("accuracy", "next"),
     "adopt": ("next",),
     "export": ("files", "refused", "runs", "next"),
-    "verify": ("equal", "accuracy", "left_out", "mind", "next"),
-    "bench": ("ship", "latency", "throughput", "cost", "sure", "mind"),
+    "verify": ("verified", "accuracy", "left_out", "caveat", "next"),
+    "bench": ("deploy", "latency", "throughput", "overhead", "confidence", "caveat"),
 }
 
 
+def inconclusive(contest: Mapping) -> str:
+    """Say so where a paired comparison does not tell which side is faster."""
+    return ", inconclusive" if contest["verdict"] == INCONCLUSIVE else ""
+
+
 def card(content: Held, stage: str | None = None) -> list[Line]:
-    """A stage's card, or the whole one."""
+    """Write the lines of a stage's card, or of the whole one; a part with several sentences has a line for each."""
     answer = Answer(content)
-    parts = STAGES[stage] if stage else WHOLE
-    lines = [(part.replace("_", " "), getattr(answer, part)()) for part in parts]
-    return [line for line in lines if line[1]][:MOST]
+    lines: list[Line] = []
+    for part in STAGES[stage] if stage else WHOLE:
+        said = getattr(answer, part)()
+        sentences = [said] if isinstance(said, str) else said
+        lines += [(part.replace("_", " "), sentence) for sentence in sentences if sentence]
+    return lines
+
+
+def by_word(lines: Sequence[Line]) -> dict[str, str]:
+    """Join the sentences of each word of a card."""
+    found: dict[str, list[str]] = {}
+    for word, sentence in lines:
+        found.setdefault(word, []).append(sentence)
+    return {word: "; ".join(sentences) for word, sentences in found.items()}
 
 
 KEPT = ("network", "artifact", "runner", "sha256", "batch", "p50", "p50_low", "p50_high")
 
 
 def figures(content: Held) -> dict:
-    """The answer for a script: by device the file, the runner, and seconds with their interval."""
+    """Return the answer for a script: by device the file, the runner, and seconds with their interval."""
     return {
         device: {
             name: {key: row[key] for key in KEPT}

@@ -1,7 +1,7 @@
-"""What to ship of a device's rows, by the one rule of ``comparison.fastest``; and the one time that a file has."""
+"""Which file to deploy on a device, by the one rule of ``comparison.fastest``; and the one time that a file has."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stn_export.artifacts.manifest import SUBJECT
@@ -17,20 +17,20 @@ def is_baseline(row: Mapping) -> bool:
 
 
 def others(choice: Choice) -> list[dict]:
-    """All that cannot be told from what is to be shipped."""
+    """List the rows that are not measurably slower than the one to deploy."""
     return [row for row in (choice.fastest, *choice.tied) if row is not choice.row]
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """What to ship for one example and what for many, of one device."""
+    """The rows to deploy on one device: for one example (``quick``) and for many (``most``)."""
 
     quick: Choice
     most: Choice
 
 
 def shipped(rows: Iterable[dict], proved: Proved, portability: Portability) -> Shipped | None:
-    """What to ship of a device's rows; None where no proved artifact of the subject was timed for one example."""
+    """Choose the rows to deploy from a device's rows; None where no verified file was timed at batch 1."""
     ours = [row for row in steps(rows) if row["role"] == SUBJECT and program(row) in proved and not is_baseline(row)]
     chosen = choices(ours, portability)
     return Shipped(*chosen) if chosen else None
@@ -42,14 +42,36 @@ def contest_of(rows: Iterable[dict], name: str, row: Mapping) -> dict | None:
     return min(found, key=lambda other: (abs(math.log(other["batch"] / row["batch"])), -other["batch"]), default=None)
 
 
+def eager_contest(rows: Iterable[dict], row: Mapping) -> dict | None:
+    """Return the row's paired comparison with eager PyTorch at the very same batch."""
+    contest = contest_of(rows, "eager", row)
+    return contest if contest and contest["batch"] == row["batch"] else None
+
+
+def quoted(rows: Sequence[dict], deployed: Shipped) -> Iterator[tuple[str, dict]]:
+    """Yield each paired comparison that the card quotes, and what the card calls it."""
+    quick, most = deployed.quick.row, deployed.most.row
+    for row in (quick, most) if quick is not most else (quick,):
+        if contest := eager_contest(rows, row):
+            yield "speed-up over eager PyTorch", contest
+    if contest := contest_of(rows, "overhead", quick):
+        yield "overhead", contest
+
+
 def time_of(row: Mapping, rows: Rows) -> float:
-    """The one time of a program at a batch, wherever it is shown: the step's own row says it, else its first contest.
+    """Return the one time of a program at a batch, in seconds, wherever it is shown."""
+    source = time_source(row, rows)
+    return source["p50"] if "p50" in source else source["seconds"]
+
+
+def time_source(row: Mapping, rows: Rows) -> Mapping:
+    """Find the row whose time is shown for a program at a batch: its separate timing, else its first paired comparison.
 
     Two rows of one file are two moments of a machine, and their medians differ.
     """
     same = [other for other in rows if (*program(other), other["batch"]) == (*program(row), row["batch"])]
     if timed := steps(same):
-        return timed[0]["p50"]
+        return timed[0]
     whole = [other for other in same if "seconds" in other]  # of one that failed there is no time
-    contests = [other["seconds"] for name in CONTESTS for other in whole if other.get("contest") == name]
-    return contests[0] if contests else row["seconds"]
+    contests = [other for name in CONTESTS for other in whole if other.get("contest") == name]
+    return contests[0] if contests else row

@@ -1,6 +1,6 @@
 """What a run directory holds, as far as an answer needs it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from stn_export.artifacts.manifest import (
 )
 from stn_export.artifacts.schemas import SHOWN, read_bench, read_verified
 from stn_export.artifacts.training import Comparison, read_trainings
-from stn_export.comparison.fastest import Portability, Proved, portability_of, proved_by
+from stn_export.comparison.fastest import Portability, Proved, portability_of, program, proved_by
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,17 @@ class Held:
     rows: Sequence[dict] = ()
     environment: Mapping = field(default_factory=dict)
     outdated: bool = False  # timings of an older format, which are left out
+    not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
+
+    def is_current(self, row: Mapping) -> bool:
+        """Say whether a check or a timing is of a file as it is today."""
+        return row["sha256"] in self.current
+
+    @property
+    def verified_rows(self) -> list[dict]:
+        """Timings of files as they are today, of programs that passed every check; see ``proved``."""
+        proved = self.proved
+        return [row for row in self.rows if program(row) in proved and self.is_current(row)]
 
     @property
     def artifacts(self) -> list[Artifact]:
@@ -83,4 +94,5 @@ def held(run: Path) -> Held:
         rows=[] if outdated else rows,
         environment=bench["machine_info"]["stn_export"] if bench else {},
         outdated=outdated,
+        not_timed=(bench or {}).get("not_timed") or (),
     )

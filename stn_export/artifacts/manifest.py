@@ -49,7 +49,7 @@ REPOSITORY_FILE = "repository.json"
 
 MANIFEST_SCHEMA = "stn_export/manifest/2"
 VERIFY_SCHEMA = "stn_export/verify/2"
-REPORT_SCHEMA = "stn_export/report/2"
+REPORT_SCHEMA = "stn_export/report/3"
 TRAINING_SCHEMA = "stn_export/training/2"
 REPOSITORY_SCHEMA = "stn_export/triton/1"
 

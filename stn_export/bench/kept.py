@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import network_directories
 from stn_export.artifacts.schemas import Result, read_bench, read_verified
 from stn_export.bench.floors import measured_peak, published_peak
-from stn_export.comparison.fastest import portability_of, proved_by
+from stn_export.comparison.fastest import portability_of, program, proved_by
 
 KEPT = Path("benchmarks") / "results"
 PROOF_PREFIX = "proof-"
@@ -51,20 +52,26 @@ def keep(path: Path, directory: Path) -> Path:
         row["stats"].pop("data", None)
         row["extra_info"].pop("nodes", None)
         row.pop("options", None)
-    content |= {"peak": peak(environment, device)} | verified(path.parent)
+    timed = [row["extra_info"] for row in content["benchmarks"]]
+    content |= {"peak": peak(environment, device)} | verified(path.parent, timed)
     kept = directory / file_name(environment, device, content["datetime"])
     write_out(kept, compact(content))
     return kept
 
 
-def verified(run: Path) -> dict:
-    """``proved``: network, artifact and runner of what verification found equal; ``portability``: of each lowering."""
+def verified(run: Path, rows: Iterable[dict]) -> dict:
+    """Return ``proved``, the programs of ``rows`` and all others that verification passed, and ``portability``.
+
+    What was timed of another file than today's is not among them.
+    """
     content = read_verified(run)
     if content is None:
         return {"proved": [], "portability": {}}
     directories = network_directories(run)
     artifacts = [artifact for directory in directories for artifact in directory.artifacts.values()]
-    proved = proved_by(content["checks"], {artifact.sha256 for artifact in artifacts})
+    current = {artifact.sha256 for artifact in artifacts}
+    stale = {program(row) for row in rows if row["sha256"] not in current}
+    proved = [each for each in proved_by(content["checks"], current) if each not in stale]
     portability = portability_of(directories[0].artifacts.values())
     return {"proved": list(map(list, proved)), "portability": portability}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.answer.choice import time_of
+from stn_export.answer.choice import time_of, time_source
 from stn_export.artifacts.files import read_json, write_out
 from stn_export.artifacts.manifest import SUBJECT
 from stn_export.artifacts.schemas import Result, read_bench
@@ -17,6 +17,7 @@ from stn_export.bench import proof
 from stn_export.bench.floors import floors
 from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep
 from stn_export.bench.method import METHOD, PROOF
+from stn_export.comparison.disturbance import CONTRADICTED, DISTURBED, LEGEND, Marks
 from stn_export.comparison.fastest import Program, choices, choose, program, steps
 from stn_export.comparison.words import significant, span
 
@@ -26,6 +27,8 @@ OPENING = f"""# Results
 Made by `make bench-results` from the files in `results/`; do not edit.
 Times are medians, ratios come from contests in interleaved blocks, brackets hold 95 % intervals.
 A ratio below 1 is faster. "Same" is an interval within 1 ± {METHOD.same:.0%}.
+{DISTURBED}: {LEGEND[DISTURBED]}.
+{CONTRADICTED}: {LEGEND[CONTRADICTED]}.
 """
 UNITS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 CONTESTS = {
@@ -70,8 +73,8 @@ def contests(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
 
 
 def headlines(content: dict, rows: list[dict]) -> list[str]:
-    """What to ship of the subject on each device for one example and for many, of what was proved equal when kept."""
-    lines = []
+    """Name the verified file to deploy on each device, for one example and for many."""
+    lines, marks = [], Marks(rows)
     for device in sorted({row["device"] for row in rows}):
         ours = [row for row in proved_steps(content, rows) if (row["device"], row["role"]) == (device, SUBJECT)]
         chosen = choices(ours, content["portability"])
@@ -81,8 +84,9 @@ def headlines(content: dict, rows: list[dict]) -> list[str]:
         single, many = (choice.row for choice in chosen)
         span = f"({seconds(single['p50_low'])} to {seconds(single['p50_high'])})"
         rate = f"{many['examples_per_second']:,.0f} examples/s at batch {many['batch']}"
-        lines.append(f"- For latency: {name_of(single)}, {seconds(single['p50'])} {span} for one example.")
-        lines.append(f"- For throughput: {name_of(many)}, {rate}.")
+        latency = f"{seconds(single['p50'])} {span}{marks.of(single)}"
+        lines.append(f"- For latency: {name_of(single)}, {latency} for one example.")
+        lines.append(f"- For throughput: {name_of(many)}, {rate}{marks.of(many)}.")
     return [*lines, ""]
 
 
@@ -93,22 +97,22 @@ def proved_steps(content: dict, rows: list[dict]) -> list[dict]:
 
 
 def contest_tables(rows: list[dict]) -> list[str]:
-    """A table a contest, the fastest of ours first."""
-    lines = []
+    """Write one table per kind of paired comparison, the fastest of our files first."""
+    lines, marks = [], Marks(rows)
     for title, chosen in contests(rows):
         chosen.sort(key=lambda row: (row["batch"], time_of(row, rows)))
         columns = ("ours", "batch", "time", "ratio", "verdict", "disturbed blocks")
-        lines += [f"### {title}", "", *cli.markdown_table(columns, (contest_line(row, rows) for row in chosen))]
+        lines += [f"### {title}", "", *cli.markdown_table(columns, (contest_line(row, rows, marks) for row in chosen))]
     return lines
 
 
-def contest_line(row: dict, rows: list[dict]) -> tuple[str, ...]:
-    """One contest."""
+def contest_line(row: dict, rows: list[dict], marks: Marks) -> tuple[str, ...]:
+    """Write one paired comparison, its figures marked where they are not to be trusted."""
     return (
         name_of(row),
         str(row["batch"]),
-        seconds(time_of(row, rows)),
-        ratio_of(row),
+        seconds(time_of(row, rows)) + marks.of(time_source(row, rows)),
+        ratio_of(row) + marks.of(row),
         row["verdict"],
         f"{row['disturbed_blocks']} of {row['blocks']}",
     )
@@ -121,8 +125,9 @@ def floor_table(content: dict, rows: list[dict]) -> list[str]:
     groups: dict[tuple[str, int], list[dict]] = {}
     for row in sorted(proved_steps(content, rows), key=lambda row: row["role"] != SUBJECT):
         groups.setdefault((row["network"], row["batch"]), []).append(row)
+    marks = Marks(rows)
     lines = [
-        floor_line(content["work"][network][str(batch)], content["peak"], choose(timed, {}).fastest)
+        floor_line(content["work"][network][str(batch)], content["peak"], choose(timed, {}).fastest, marks)
         for (network, batch), timed in groups.items()
     ]
     columns = "network", "batch", "FLOPs", "bytes", "launches", "arithmetic", "memory", "fastest", "by", "floor share"
@@ -131,8 +136,8 @@ def floor_table(content: dict, rows: list[dict]) -> list[str]:
     return ["### Floors", "", *cli.markdown_table(columns, lines), f"{peak} {FLOORS_NOTE}", ""]
 
 
-def floor_line(work: dict, peak: dict, best: dict) -> tuple[str, ...]:
-    """One network and batch."""
+def floor_line(work: dict, peak: dict, best: dict, marks: Marks) -> tuple[str, ...]:
+    """Write one network at one batch size."""
     precision = "tf32" if best.get("tf32") and best["precision"] == "fp32" else best["precision"]
     found = floors(work, peak, precision)
     floor = max(found["arithmetic"], found["memory"])
@@ -144,9 +149,9 @@ def floor_line(work: dict, peak: dict, best: dict) -> tuple[str, ...]:
         str(work["launches"]),
         seconds(found["arithmetic"]),
         f"{seconds(found['memory'])} / {seconds(found['memory, unfused'])}",
-        seconds(best["p50"]),
+        seconds(best["p50"]) + marks.of(best),
         name_of(best),
-        f"{floor / best['p50']:.2%}",
+        f"{floor / best['p50']:.2%}{marks.of(best)}",
     )
 
 
@@ -166,6 +171,8 @@ def machine_line(content: dict) -> str:
     environment = content["machine_info"]["stn_export"]
     device = environment["gpu"] if device_of(content) == "cuda" else environment["cpu"]
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in sorted(environment["versions"]))
+    sets = environment.get("instruction_sets", []) if device_of(content) == "cpu" else []
+    device += f" ({', '.join(sets)})" if sets else ""
     return (
         f"{device}, {environment['threads']} thread(s), {content['datetime'][:10]}, commit "
         f"{environment['git_commit']}. {versions}."

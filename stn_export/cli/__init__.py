@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -106,10 +107,14 @@ def _aside() -> Console:
 
 
 def card(lines: Sequence[tuple[str, str]]) -> None:
-    """Close a stage with what it came to: a word and a sentence a line."""
+    """Close a stage with its card: one word and one sentence per line, wrapped below itself on a terminal."""
     target = _aside()
     for word, sentence in lines:
-        target.print(Text(f"{word:<{LABEL}}", "bold") + Text(visible(sentence)))
+        text = visible(sentence)
+        room = max(target.width - LABEL, LABEL)
+        shown = textwrap.wrap(text, room, break_on_hyphens=False) if target.is_terminal else [text]
+        for number, part in enumerate(shown):
+            target.print(Text.assemble((f"{'' if number else word:<{LABEL}}", "bold"), part))
 
 
 def progress(*columns: str, word: str = "", unit: str = "", still: bool = False) -> Progress:

@@ -23,8 +23,13 @@ def program(row: Mapping) -> Program:
 
 
 def proved_by(checks: Iterable[Mapping], current: set[str]) -> dict[Program, float | None]:
-    """What passed of the checks of ``verify``, and is of today's files; these are known by their sha256."""
-    return {program(check): check["accuracy"] for check in checks if check["passed"] and check["sha256"] in current}
+    """Return the programs that passed every check of today's files, which are known by their sha256.
+
+    A program that also failed is not among them.
+    """
+    checked = [check for check in checks if check["sha256"] in current]
+    failed = {program(check) for check in checked if not check["passed"]}
+    return {program(check): check["accuracy"] for check in checked if program(check) not in failed}
 
 
 def portability_of(artifacts: Iterable) -> dict[str, Mapping]:
@@ -46,18 +51,23 @@ def steps(rows: Iterable[dict]) -> Rows:
 
 @dataclass(frozen=True)
 class Choice:
-    """The row to ship, the fastest one, and those that cannot be told from the fastest."""
+    """The row to deploy, the fastest one, and those that are not measurably slower than the fastest.
+
+    ``single`` where there was no other row to choose from.
+    """
 
     row: dict
     fastest: dict
     tied: tuple[dict, ...]
+    single: bool = False
 
 
 def choose(rows: Rows, portability: Portability) -> Choice:
     """The row with the least time an example; among those that cannot be told from it, the most portable file."""
     fastest = min(rows, key=lambda row: per_example(row, "p50"))
     tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row))
-    return Choice(min((fastest, *tied), key=lambda row: _portable(row, portability)), fastest, tied)
+    chosen = min((fastest, *tied), key=lambda row: _portable(row, portability))
+    return Choice(chosen, fastest, tied, len(rows) == 1)
 
 
 def choices(rows: Rows, portability: Portability) -> tuple[Choice, Choice] | None:

@@ -1,6 +1,6 @@
 """Figures and verdicts in words, the same wherever they are shown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stn_export.cli import NONE
 
@@ -36,6 +36,28 @@ def significant(value: float, digits: int = DIGITS[0]) -> str:
     """So many significant digits, never fewer than all whole ones, thousands with commas."""
     whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
     return f"{value:,.0f}" if whole >= digits else f"{value:#.{digits}g}".rstrip(".")
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """Join names, at most ``NAMED`` of them, and say how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return separator.join(names[:NAMED]) + more
+
+
+def counted(count: int, unit: str) -> str:
+    """Return a count with its unit, in the plural where it must be."""
+    return f"{count:,} {unit}{'s' * (count != 1)}"
+
+
+def row_name(row: Mapping) -> str:
+    """Return the artifact and the runner of a row or check."""
+    return f"{row['artifact']} in {row['runner']}"
+
+
+def speed_ratio(ratio: tuple[float, float, float]) -> str:
+    """Return a ratio with the ends of its interval: ``1.81 × (1.80 to 1.82)``."""
+    middle, low, high = ratio
+    return f"{significant(middle)} × ({span(low, high)})"
 
 
 def times(multiple: float | None) -> str:

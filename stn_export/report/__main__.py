@@ -41,7 +41,7 @@ def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
     directories, content = runs[run], held(run)
     report = Report(run.name, environment=directories[0].listed(PROGRAM).environment)
     report.card, report.answer = answer.card(content), answer.figures(content)
-    report.cards = {path.name: dict(answer.card(held(path))) for path in runs} if beside else {}
+    report.cards = {path.name: answer.by_word(answer.card(held(path))) for path in runs} if beside else {}
     add_networks(report, directories)
     add_training(report, list(runs))
     points = {path: read_points(report, path, those) for path, those in runs.items()}

@@ -11,6 +11,7 @@ from stn_export.answer.card import Answer
 from stn_export.answer.choice import is_baseline
 from stn_export.answer.held import Held
 from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory
+from stn_export.comparison.disturbance import Marks
 from stn_export.comparison.fastest import STEPS, Proved, Rows, program, steps
 from stn_export.comparison.words import span
 from stn_export.report import charts, charts_bench
@@ -34,9 +35,11 @@ def add_benchmarks(report: Report, content: Held) -> None:
     if not {row["sha256"] for row in content.rows if not is_baseline(row)} <= content.current:
         report.warnings.append("The timings are stale: they were taken of other artifacts. Run 'make bench'.")
     report.timings, report.shipped = list(content.rows), Answer(content).by_device
+    report.marks = Marks(report.timings)
     report.bench = tables(report.timings, placements(content.directories))
     for device in sorted({row["device"] for row in content.rows}):
-        add_charts(report, [row for row in content.rows if row["device"] == device], device, content.proved)
+        proved = {program(row): content.proved[program(row)] for row in content.verified_rows}
+        add_charts(report, [row for row in content.rows if row["device"] == device], device, proved)
 
 
 def placements(directories: Iterable[NetworkDirectory]) -> dict[str, dict]:
@@ -90,12 +93,18 @@ def pivot(rows: Iterable[dict], column: Callable[[dict], str]) -> dict:
 
 def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
     """A device's charts, each where there is something to draw."""
-    timed, points = steps(rows), pareto_points(rows, proved, device)
+    timed, points, marks = steps(rows), pareto_points(rows, proved, device), Marks(rows)
     seen = charts.looks((row["network"], row["label"], row["role"]) for row in rows)
-    ratios, bars, per = overheads(rows, device), breakdowns(rows, device), "examples a second"
+    ratios, bars, per = overheads(rows, device, marks), breakdowns(rows, device), "examples a second"
     drawn = {
-        "latency": (timed, lambda: charts_bench.curves(latency(timed), seen, device, "Latency", "ms a batch", "ms")),
-        "throughput": (timed, lambda: charts_bench.curves(throughput(timed), seen, device, "Throughput", per, per)),
+        "latency": (
+            timed,
+            lambda: charts_bench.curves(latency(timed, marks), seen, device, "Latency", "ms a batch", "ms"),
+        ),
+        "throughput": (
+            timed,
+            lambda: charts_bench.curves(throughput(timed, marks), seen, device, "Throughput", per, per),
+        ),
         "overhead": (ratios, lambda: charts_bench.ratios(ratios, contestants(rows), device)),
         "pareto": (points, lambda: charts_bench.pareto(points, front(points), seen, device)),
         "breakdown": (bars, lambda: charts_bench.breakdown(bars, device)),
@@ -120,16 +129,23 @@ def fastest(rows: Rows, seconds: Callable[[Rows], float]) -> dict[tuple[str, str
     }
 
 
-def latency(timed: Rows) -> Curves:
+def latency(timed: Rows, marks: Marks) -> Curves:
     """Milliseconds a batch, of each runner's artifact that is fastest at its smallest batch."""
     best = fastest(timed, lambda rows: min((row["batch"], row["p50"]) for row in rows)[1])
-    return _curves(best, lambda row: tuple(1e3 * row[name] for name in ("p50", "p50_low", "p50_high")))
+    return _curves(
+        best, lambda row: Interval(1e3 * row["p50"], 1e3 * row["p50_low"], 1e3 * row["p50_high"], marks.of(row))
+    )
 
 
-def throughput(timed: Rows) -> Curves:
+def throughput(timed: Rows, marks: Marks) -> Curves:
     """Examples a second, of each runner's artifact that reaches the most."""
     best = fastest(timed, lambda rows: min(row["p50"] / row["batch"] for row in rows))
-    return _curves(best, lambda row: tuple(row["batch"] / row[name] for name in ("p50", "p50_high", "p50_low")))
+
+    def interval(row: dict) -> Interval:
+        middle, low, high = (row["batch"] / row[name] for name in ("p50", "p50_high", "p50_low"))
+        return Interval(middle, low, high, marks.of(row))
+
+    return _curves(best, interval)
 
 
 def _curves(best: Mapping[tuple[str, str], Rows], interval: Callable[[dict], Interval]) -> Curves:
@@ -139,14 +155,16 @@ def _curves(best: Mapping[tuple[str, str], Rows], interval: Callable[[dict], Int
     }
 
 
-def overheads(rows: Rows, device: str) -> dict[str, dict[int, Interval]]:
+def overheads(rows: Rows, device: str, marks: Marks) -> dict[str, dict[int, Interval]]:
     """The subject over the plain network by backend and batch, of each runner's fastest at the smallest batch."""
     found = [row for row in rows if row.get("contest") == "overhead"]
     shown = _outer(row["batch"] for row in found)
     best = fastest(found, lambda rows: min((row["batch"], row["seconds"]) for row in rows)[1])
     return {
         short_name(runner, lines[0]["artifact"], device): {
-            row["batch"]: (row["ratio"], row["ratio_low"], row["ratio_high"]) for row in lines if row["batch"] in shown
+            row["batch"]: Interval(row["ratio"], row["ratio_low"], row["ratio_high"], marks.of(row))
+            for row in lines
+            if row["batch"] in shown
         }
         for (runner, _), lines in best.items()
     }
@@ -159,13 +177,15 @@ def _outer(batches: Iterable[int]) -> set[int]:
 
 
 def pareto_points(rows: Rows, proved: Proved, device: str) -> Rows:
-    """Latency of one example and accuracy of every program that is timed and proved equal today, where it has one."""
+    """List latency at batch 1 and accuracy of every program that is timed and verified today, where it has one."""
+    marks = Marks(rows)
     return [
         {
             "name": f"{row['network']} {short_name(row['runner'], row['artifact'], device)}",
             "network": row["network"],
             "milliseconds": 1e3 * row["p50"],
             "interval": span(1e3 * row["p50_low"], 1e3 * row["p50_high"]),
+            "marks": marks.of(row),
             "accuracy": proved[program(row)],
         }
         for row in steps(rows)

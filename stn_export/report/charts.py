@@ -1,8 +1,7 @@
 """Charts as Vega-Lite: one description that ``drawing`` renders into an SVG and the page makes interactive.
 
 Colours are names of the page's own (``COLOURS``), one for each thing all through it: a network, a family of runners, a
-part of a network. What has a colour has a shape or a line style too. An interval is the middle, the lower and the
-upper end.
+part of a network. What has a colour has a shape or a line style too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +10,20 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from stn_export.artifacts.manifest import OTHER, PLAIN, SUBJECT
+from stn_export.comparison.disturbance import legend
 from stn_export.program.parts import PARTS
 
+
+class Interval(NamedTuple):
+    """A figure with the ends of its interval, and its marks; see ``comparison.disturbance``."""
+
+    middle: float
+    low: float
+    high: float
+    marks: str = ""
+
+
 Spec = dict[str, Any]
-Interval = tuple[float, float, float]
 Curves = Mapping[tuple[str, str, str], Mapping[int, Interval]]  # by (runner, artifact, network) and batch
 Bar = tuple[str, Mapping[int, Mapping[str, float]], Mapping[int, float]]  # name; ms by batch and part; 100 % by batch
 
@@ -85,7 +94,8 @@ def chart(title: str, rows: Sequence[Mapping], text: Iterable[str], height: int 
     more = f"; {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
     size = {} if "facet" in parts else {"width": WIDTH, "height": height}
     spec = {"$schema": SCHEMA, "config": CONFIG, "data": {"values": list(rows)}} | size | parts
-    return Chart(title, spec, f"{title}. {'; '.join(told[:MOST_TOLD])}{more}.")
+    meanings = f" {found}." if (found := legend(*told)) else ""
+    return Chart(title, spec, f"{title}. {'; '.join(told[:MOST_TOLD])}{more}.{meanings}")
 
 
 def measure(field: str, title: str | None, scale: str = "linear", **more: Any) -> Spec:

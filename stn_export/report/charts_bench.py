@@ -57,11 +57,11 @@ def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, u
             "value": middle,
             "low": low,
             "high": high,
-            "told": f"{significant(middle)} {dot}",
+            "told": f"{significant(middle)} {dot}{marks}",
             "interval": span(low, high),
         }
         for (runner, artifact, network), by_batch in values.items()
-        for batch, (middle, low, high) in sorted(by_batch.items())
+        for batch, (middle, low, high, marks) in sorted(by_batch.items())
     ]
     names = dict.fromkeys((row["series"], row["family"]) for row in rows)
     families = each_its(dict.fromkeys(name for _, name in names), RUNNERS)
@@ -103,9 +103,9 @@ def ratios(values: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str]
     ours, other = labels
     rows: list[Spec] = [
         {"backend": backend, "batch": f"batch {batch:,}", "value": middle, "low": low, "high": high}
-        | {"told": f"{significant(middle)} ×", "interval": span(low, high)}
+        | {"told": f"{significant(middle)} ×{marks}", "interval": span(low, high)}
         for backend, by_batch in values.items()
-        for batch, (middle, low, high) in by_batch.items()
+        for batch, (middle, low, high, marks) in by_batch.items()
     ]
     batches = each_its(sorted({row["batch"] for row in rows}, key=lambda text: (len(text), text)), SHAPES)
     y = nominal("backend", axis={"labelLimit": 220})
@@ -143,7 +143,7 @@ def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[s
     """Accuracy against the latency of one example; the points that no other beats in both are named.
 
     Args:
-        points: each with ``name``, ``network``, ``milliseconds``, their ``interval`` and ``accuracy`` (0 to 1).
+        points: each with ``name``, ``network``, ``milliseconds``, ``interval``, ``marks``, ``accuracy`` (0 to 1).
         front: those of them on the Pareto front, the fastest first.
         looks: of the networks.
         device: for the title.
@@ -156,7 +156,7 @@ def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[s
             "accuracy": 100 * point["accuracy"],
             "front": point in front,
             "place": front.index(point) if point in front else 0,
-            "told": f"{significant(point['milliseconds'])} ms",
+            "told": f"{significant(point['milliseconds'])} ms{point['marks']}",
             "interval": point["interval"],
             "share": percent(point["accuracy"]),
         }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from matplotlib.figure import Figure
 
 from stn_export.answer.choice import Shipped
+from stn_export.comparison.disturbance import Marks
 from stn_export.comparison.fastest import Portability
 from stn_export.report.charts import Chart
 from stn_export.report.page import Picture
@@ -38,6 +39,7 @@ class Report:
     cards: dict[str, dict[str, str]] = field(default_factory=dict)  # by run, where several stand side by side
     timings: list[dict] = field(default_factory=list)  # rows of bench.json
     shipped: dict[str, Shipped] = field(default_factory=dict)  # by device
+    marks: Marks = field(default_factory=lambda: Marks([]))  # of figures
 
     @property
     def title(self) -> str:
@@ -58,7 +60,7 @@ class Report:
 
     def as_dict(self) -> dict:
         """JSON-ready: everything but the figures and the single comparisons."""
-        left_out = ("figures", "timings", "shipped")
+        left_out = ("figures", "timings", "shipped", "marks")
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         parity = [row | {"comparisons": len(row["comparisons"])} for row in self.parity]
         return content | {"parity": parity}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stn_export.artifacts.schemas import read_bench
+from stn_export.comparison.disturbance import Marks, legend
 from stn_export.comparison.words import significant, span
 from stn_export.errors import UserError
 from stn_export.report.charts import LEGEND, RUNNERS, SHAPES, Chart, chart, measure, nominal, scale, tips
@@ -42,7 +43,9 @@ def history(kept: Path) -> Page:
 def rows(content: Mapping) -> Iterator[dict]:
     """A row each contest with eager PyTorch of one file."""
     when, commit = content["datetime"][:10], str(content["machine_info"]["stn_export"]["git_commit"])[:12]
-    for row in (each["extra_info"] for each in content["benchmarks"]):
+    timed = [each["extra_info"] for each in content["benchmarks"]]
+    marks = Marks(timed)
+    for row in timed:
         if (row.get("contest"), row.get("batch")) == (CONTEST, BATCH) and "network" in row:
             middle, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
             yield {
@@ -51,7 +54,7 @@ def rows(content: Mapping) -> Iterator[dict]:
                 "value": middle,
                 "low": low,
                 "high": high,
-                "told": f"{significant(middle)} ×",
+                "told": f"{significant(middle)} ×{marks.of(row)}",
                 "interval": span(low, high),
             }
 
@@ -88,4 +91,5 @@ def drawn(machine: str, found: list[dict]) -> Chart:
 def table(found: list[dict]) -> Table:
     """The same in figures."""
     cells = [[row["series"], row["commit"], row["told"], row["interval"]] for row in found]
-    return Table("In figures", ("file", "commit", "× eager PyTorch", "95 %"), cells)
+    note = legend(*(row["told"] for row in found))
+    return Table("In figures", ("file", "commit", "× eager PyTorch", "95 %"), cells, note)

@@ -1,4 +1,4 @@
-"""The report's sections, from what ships to how it was trained; each gives its blocks, or none."""
+"""The report's sections, from what to deploy to how it was trained; each gives its blocks, or none."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from stn_export.comparison.fastest import REFUSING
 from stn_export.comparison.words import by_reason, passed_words, times, verdict_words
 from stn_export.report.content import Report
 from stn_export.report.page import NONE, Block, Cell, Picture, Section, Table, Text, number, share
-from stn_export.report.sections_costs import costs, ships
+from stn_export.report.sections_costs import costs, deploys
 from stn_export.report.sections_training import environment, learned, networks, trained
 
 VERDICTS = {"faster": "good", "slower": "bad"}
@@ -17,7 +17,7 @@ def sections(report: Report) -> list[Section]:
     """Those that have anything to say, in their order."""
     made = (
         Section("beside", "Side by side", list(beside(report))),
-        Section("ships", "What ships", list(ships(report))),
+        Section("deploy", "What to deploy", list(deploys(report))),
         Section("costs", "What it costs", list(costs(report))),
         Section("equal", "Is it equal", list(equal(report))),
         Section("runs", "Where it runs", list(runs(report))),

@@ -1,48 +1,58 @@
-"""The sections of what ships and what it costs."""
+"""The sections that say which file to deploy and what the transformer costs."""
 
 from collections.abc import Iterable, Mapping
 
-from stn_export.answer.card import named, rate, ratio, seconds_of
-from stn_export.answer.choice import contest_of, others
-from stn_export.comparison.words import significant, span
+from stn_export.answer.card import overhead_text, rate, seconds_of, speedup_text
+from stn_export.answer.choice import eager_contest, others
+from stn_export.comparison.disturbance import LEGEND, Marks, legend
+from stn_export.comparison.words import row_name, significant, span
 from stn_export.report.charts import DEVICES
 from stn_export.report.content import Report
 from stn_export.report.page import NONE, Block, Cell, Table, Text
 
 VERDICTS = {"faster": "good", "slower": "bad"}
+MARKS = f"{legend(*LEGEND)}."
 CHARTS = "each runner's best artifact of those timed at the most batches, with 95 % intervals"
 
 
-def ships(report: Report) -> Iterable[Block]:
-    """What to ship by device, for one example and for many, and what it was chosen from."""
+def deploys(report: Report) -> Iterable[Block]:
+    """Show which file to deploy by device, for one example and for many, and what it was chosen from."""
     rows = [
         [
             DEVICES[device].removeprefix("the "),
             purpose,
-            named(choice.row),
+            row_name(choice.row),
             *_offer(report, device, purpose, choice.row),
-            ", ".join(map(named, others(choice))) or "nothing",
+            ", ".join(map(row_name, others(choice))) or "nothing",
         ]
         for device, chosen in report.shipped.items()
         for purpose, choice in (("latency", chosen.quick), ("throughput", chosen.most))
     ]
     if rows:
-        columns = ("on the", "for", "ship", "batch", "what it does", "× eager PyTorch", "cannot be told from")
+        columns = (
+            "on the",
+            "for",
+            "deploy",
+            "batch",
+            "performance",
+            "speed-up over eager PyTorch",
+            "not measurably faster than",
+        )
         yield Table(
-            "What to ship",
+            "What to deploy",
             columns,
             rows,
-            "Among files that cannot be told apart the most portable one is taken. Brackets hold 95 % intervals.",
+            "Among files that are not measurably different the most portable one is deployed. Brackets hold 95 % "
+            f"confidence intervals. {MARKS}",
             heading=False,
         )
     yield from report.pictures("pareto", "latency", "throughput")
 
 
 def _offer(report: Report, device: str, purpose: str, row: Mapping) -> list[str]:
-    eager = contest_of([each for each in report.timings if each["device"] == device], "eager", row)
-    does = seconds_of(row) if purpose == "latency" else rate(row)
-    fits = ratio(eager, inverse=True).replace(" times", "") if eager and eager["batch"] == row["batch"] else NONE
-    return [f"{row['batch']:,}", does, fits]
+    eager = eager_contest([each for each in report.timings if each["device"] == device], row)
+    does = (seconds_of if purpose == "latency" else rate)(row, report.marks.of(row))
+    return [f"{row['batch']:,}", does, speedup_text(eager, report.marks.of(eager)) if eager else NONE]
 
 
 def costs(report: Report) -> Iterable[Block]:
@@ -59,15 +69,16 @@ def costs(report: Report) -> Iterable[Block]:
             [
                 f"{line['network']}/{line['artifact']}",
                 line["runner"],
-                *(against(line["cells"].get(each)) for each in columns),
+                *(against(line["cells"].get(each), report.marks) for each in columns),
             ]
             for line in tables["against"]["lines"]
         ]
-        note = "How many times as fast: 2 × is half the time. “Same”: within 3 % for sure; “cannot tell”: 1 and more."
+        note = "How many times as fast: 2 × is half the time. “Same”: within 3 % for sure; “cannot tell”: 1 and more. "
+        note += MARKS
         yield Table("Against what people get without this project", ("artifact", "runner", *columns), rows, note)
     if tables["single"]["lines"]:
         yield single_table(report)
-        yield Text(f"Charts show {CHARTS}.", "note")
+        yield Text(f"Charts show {CHARTS}. {MARKS}", "note")
 
 
 def overhead_table(report: Report) -> Table:
@@ -77,7 +88,7 @@ def overhead_table(report: Report) -> Table:
         [
             line["artifact"],
             line["runner"],
-            *(interval(line["cells"].get(each)) for each in known["columns"]),
+            *(interval(line["cells"].get(each), report.marks) for each in known["columns"]),
             *list(placement(line["placement"])),
         ]
         for line in known["lines"]
@@ -85,22 +96,21 @@ def overhead_table(report: Report) -> Table:
     columns = ("artifact", "runner", *known["columns"], "nodes on GPU / CPU", "CUDA graph")
     note = (
         f"Time of the {known['ours']} by that of the {known['other']}, which took turns in blocks in random order. "
-        "† some blocks were disturbed. On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
+        f"{MARKS} On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
     )
     return Table(f"The {known['ours']} against the {known['other']}", columns, rows, note)
 
 
-def interval(row: Mapping | None) -> str:
-    """A contest's ratio."""
-    return NONE if row is None else ratio(row).replace(" times", "") + "†" * bool(row["disturbed_blocks"])
+def interval(row: Mapping | None, marks: Marks) -> str:
+    """Show a paired comparison's overhead, or a dash."""
+    return NONE if row is None else overhead_text(row, marks.of(row))
 
 
-def against(row: Mapping | None) -> str | Cell:
-    """How many times as fast, and the verdict."""
+def against(row: Mapping | None, marks: Marks) -> str | Cell:
+    """Show a paired comparison's speed-up and its verdict, or a dash."""
     if row is None:
         return NONE
-    said = ratio(row, inverse=True).replace(" times", " ×") + "†" * bool(row["disturbed_blocks"])
-    return Cell(f"{said} {row['verdict']}", VERDICTS.get(row["verdict"], ""))
+    return Cell(f"{speedup_text(row, marks.of(row))} {row['verdict']}", VERDICTS.get(row["verdict"], ""))
 
 
 def placement(found: Mapping | None) -> tuple[str, str | Cell]:
@@ -127,10 +137,11 @@ def single_table(report: Report) -> Table:
             [
                 f"{line['network']}/{line['artifact']}",
                 line["runner"],
-                milliseconds(row.get("p50")) + "†" * bool(row.get("disturbed")),
+                milliseconds(row.get("p50")) + report.marks.of(row),
                 ends,
             ]
-            + [milliseconds(each) for each in (row.get("p90"), row.get("p99"), cold.get("p50"), request.get("p50"))]
+            + [milliseconds(each) for each in (row.get("p90"), row.get("p99"))]
+            + [milliseconds(each.get("p50")) + report.marks.of(each) for each in (cold, request)]
             + [milliseconds(start.get(each)) for each in ("load_seconds", "first_seconds")]
             + [
                 size(sized.get("file_bytes"), 2**10),
@@ -141,8 +152,8 @@ def single_table(report: Report) -> Table:
     shown = [index for index in range(len(columns)) if index < 2 or any(row[index] != NONE for row in rows)]
     note = (
         "One example, its inputs in place, in milliseconds; cold: out of the cache; request: host array in, host array "
-        "out; load and first answer: a fresh process. p99 only from 662 samples on. † disturbed by something else on "
-        "the machine. Host and GPU: peak growth in memory."
+        f"out; load and first answer: a fresh process. p99 only from 662 samples on. {MARKS} Host and GPU: peak growth "
+        "in memory."
     )
     return Table(
         "One example, and getting ready for it",

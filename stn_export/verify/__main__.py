@@ -255,7 +255,7 @@ def _verify(run: Path, options: Namespace) -> None:
     if not options.only:
         close(run, "verify")
     else:
-        cli.card([("equal", passed_words(len(checks) - len(failures), len(checks)))])
+        cli.card([("verified", passed_words(len(checks) - len(failures), len(checks)))])
     if failures or not checks:
         raise CheckFailedError("\n".join([f"{len(failures)} of {len(checks)} checks", *map(_line, failures)]))
 

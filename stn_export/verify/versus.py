@@ -304,7 +304,7 @@ def versus(
         cli.print_json({"schema": SCHEMA} | content | {"environment": describe()})
     else:
         show(sides, rows)
-    cli.card([("equal", passed_words(len(rows) - len(failures), len(rows)))])
+    cli.card([("verified", passed_words(len(rows) - len(failures), len(rows)))])
     if rows and not any(row.comparable for row in rows):
         raise UserError(f"not comparable: {rows[0].reason}", USABLE)
     if failures or not rows:
