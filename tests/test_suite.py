@@ -1,13 +1,12 @@
 """The suite's own helpers: what is shared stays whole, what waits comes last, skips are told by reason."""
 
-import re
 from types import SimpleNamespace
 
 import onnx
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, needs_training, pytest_collection_modifyitems, skips_by_reason
+from tests.conftest import needs_training, pytest_collection_modifyitems, skips_by_reason
 from tests.exports import exported
 from tests.runs import built_in
 from tests.zoo import ZOO
@@ -52,12 +51,3 @@ def test_skips_are_counted_by_reason():
     reports = [SimpleNamespace(longrepr=("file.py", line, f"Skipped: {why}")) for line, why in enumerate("baab")]
     reports.append(SimpleNamespace(longrepr=("file.py", 9, "Skipped: a")))
     assert skips_by_reason(reports) == [(3, "a"), (2, "b")]
-
-
-def test_ci_types_what_the_readme_says():
-    """The first block of shell in the README is the demo's, and CI names both of its commands."""
-    [block, *_] = re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    commands = [line.partition("#")[0].strip() for line in block.splitlines()]
-    assert commands == ["make demo", "make test"]
-    ci = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
-    assert all(f'"{command}"' in ci for command in commands)
