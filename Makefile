@@ -37,7 +37,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-all test-hard bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -136,8 +136,10 @@ demo: ## all stages on the built-in digits: nothing to download, a few minutes
 test: $(READY) ## the test suite without its sweeps; PYTEST= passes it options
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m 'not slow' $(PYTEST)
 
-test-all: $(READY) ## all of it: whole chains of ten networks, 200 random ones, every module by every lowering
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) $(PYTEST)
+test-slow: $(READY) ## its sweeps: whole chains of ten networks, 200 random ones, every module by every lowering
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m slow $(PYTEST)
+
+test-all: test test-slow ## all tests, the sweeps last
 
 test-hard: $(READY) ## the suite 5 times beside 4 busy loops, in random order, in one process, on one core; REPEATS=
 	@PYTHON='$(PYTHON)' REPEATS='$(REPEATS)' PYTEST='$(PYTEST)' tests/hard.sh

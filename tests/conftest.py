@@ -1,8 +1,11 @@
 """Runs that are made once a session and shared by all tests and workers; nothing is written into the checkout."""
 
+import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=needs_training)  # stable: tests stay in random order on either side
+
+
+def needs_training(item: pytest.Item) -> bool:
+    """Say whether a test waits for ``trained_run``: one worker makes it while the others run all that does not."""
+    return "trained_run" in getattr(item, "fixturenames", ())
+
+
+def skips_by_reason(reports: list[pytest.TestReport | pytest.CollectReport]) -> list[tuple[int, str]]:
+    """Count skipped tests and files by reason, the most frequent first."""
+    reasons = (each.longrepr[2].removeprefix("Skipped: ") for each in reports)
+    return [(count, reason) for reason, count in Counter(reasons).most_common()]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print skips grouped by reason, a line each."""
+    if skipped := skips_by_reason(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.section("skipped, by reason")
+        for count, reason in skipped:
+            terminalreporter.write_line(f"{count:5} {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,6 +107,27 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "trained", train_and_export)
 
 
+def compile_ahead(trained: Path, run: Path) -> None:
+    """Copy a trained run and add its AOTInductor files; a precompiled header pays only where there are many."""
+    from torch._inductor import config as inductor  # seconds, and few tests need it
+
+    from stn_export.export.rows import EXPORTS
+    from stn_export.export.source import Source
+    from stn_export.export.writing import unavailable, write
+
+    shutil.copytree(trained, run)
+    rows = [row for row in EXPORTS if row.format.startswith("aotinductor") and not unavailable(row)]
+    assert rows
+    with inductor.patch(cpp_cache_precompile_headers=False):
+        assert not [said for row in rows if isinstance(said := write(Source(NetworkDirectory(run / "stn")), row), str)]
+
+
+@pytest.fixture(scope="session")
+def compiled_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``trained_run`` with AOTInductor files too. Shared: read it, never change it."""
+    return once(tmp_path_factory, "compiled", partial(compile_ahead, trained_run))
+
+
 @pytest.fixture(scope="session")
 def entered_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``stn`` and ``cnn`` untrained, not exported. Shared: read it, never change it."""
@@ -99,6 +143,30 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def stn(run: Path) -> NetworkDirectory:
     return NetworkDirectory(run / "stn")
+
+
+@pytest.fixture(scope="session")
+def drawn() -> dict[tuple[str, str], str | bytes]:
+    """Charts by how and from what they were drawn."""
+    return {}
+
+
+@pytest.fixture
+def charts_drawn_once(drawn: dict[tuple[str, str], str | bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports show a chart that was drawn from the same description before: drawing one takes a third of a second."""
+    from stn_export.report import charts, drawing, page
+
+    def kept(draw: Callable[..., str | bytes]) -> Callable[..., str | bytes]:
+        def of(chart: charts.Chart) -> str | bytes:
+            key = draw.__name__, json.dumps(chart.spec, sort_keys=True)
+            if key not in drawn:
+                drawn[key] = draw(chart)
+            return drawn[key]
+
+        return of
+
+    for draw in (drawing.to_svg, drawing.to_png):
+        monkeypatch.setattr(page, draw.__name__, kept(draw))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A run without training: untrained networks, lively enough to tell right from wrong, put in by everyone's door."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import Pixels
 from stn_export.train.digits import draw_digits
 from stn_export.train.networks import build_model
+from tests.zoo import copy_of
 
 CLASSES = tuple("0123456789")
 
@@ -28,7 +30,12 @@ def lively(name: str) -> nn.Module:
 
 
 def built_in(name: str) -> Program:
-    """The same, captured."""
+    """The same, captured once a process; a copy, so that a test may spoil its weights."""
+    return copy_of(_captured(name))
+
+
+@cache
+def _captured(name: str) -> Program:
     captured = capture(lively(name), (torch.rand(2, 3, 32, 32),), [("N", 3, 32, 32)])
     contract = contract_of(captured.exported, captured.shapes, ["images"], ["log_probs"])
     contract = replace(contract, inputs=(replace(contract.inputs[0], pixels=Pixels()),))
@@ -44,9 +51,9 @@ def digits_examples(count: int = 300) -> Examples:
     )
 
 
-def enter_networks(run: Path) -> Path:
-    """A run with ``stn`` and ``cnn``, not exported yet; takes about two seconds."""
-    examples = digits_examples()
+def enter_networks(run: Path, count: int = 300) -> Path:
+    """A run with ``stn`` and ``cnn`` and so many examples, not exported yet; takes about two seconds."""
+    examples = digits_examples(count)
     file = write_examples(run, examples)
     for name, label, role in (("stn", "spatial transformer", SUBJECT), ("cnn", "plain CNN", PLAIN)):
         directory = NetworkDirectory(run / name)

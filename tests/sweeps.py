@@ -1,4 +1,4 @@
-"""Sweeps over many values: some of them in `make test`, all of them in `make test-all`."""
+"""Sweeps over many values: some of them in `make test`, the others in `make test-slow`."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

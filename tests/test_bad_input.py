@@ -406,12 +406,19 @@ def test_the_table_is_long():
     assert {stage for stage, _, _ in WRONG} == set(cli.COMMANDS) - {"all", "bench"}  # which start others
 
 
+STREAMS = ((">&-", 0), ("> /dev/full", 2), ("| head -n 1", 0), ("2>&-", 0), ("| true", 0))
+
+
 @pytest.mark.parametrize(
-    ("redirection", "code"),
-    [(">&-", 0), ("> /dev/full", 2), ("| head -n 1", 0), ("2>&-", 0), ("| true", 0)],
+    ("words", "redirection", "code"),
+    [
+        ("doctor", "> /dev/full", 2),  # tables of a stage
+        ("doctor", "| head -n 1", 0),
+        *(("--help", *each) for each in STREAMS),
+    ],
 )
-def test_streams_that_are_closed_full_or_broken(redirection: str, code: int):
-    command = f"set -o pipefail; {sys.executable} -m stn_export.doctor {redirection}"
+def test_streams_that_are_closed_full_or_broken(words: str, redirection: str, code: int):
+    command = f"set -o pipefail; {sys.executable} -m stn_export {words} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

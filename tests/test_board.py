@@ -8,12 +8,14 @@ import pytest
 
 from stn_export import cli
 from stn_export.train import __main__ as train
+from stn_export.train.data import Dataset
 
 
-def test_figures_and_warped_images_epoch_by_epoch(tmp_path: Path):
+def test_figures_and_warped_images_epoch_by_epoch(tmp_path: Path, small: Dataset, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("tensorboard", reason="pip install 'stn-export[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    monkeypatch.setattr(train, "load_dataset", lambda *_: small)
     folder = tmp_path / "board"
     words = ["--epochs", "1", "--device", "cpu", "--run", str(tmp_path / "run"), "--tensorboard", str(folder)]
     assert cli.run(train.main, words) == 0

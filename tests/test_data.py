@@ -144,6 +144,7 @@ def test_without_a_network_the_error_names_three_ways_on(monkeypatch: pytest.Mon
     assert all(way in caught.value.hint for way in ("DATA=", "network", "DATASET=digits"))
 
 
+@pytest.mark.slow
 @pytest.mark.cifar10
 def test_cifar10_is_the_one_that_everyone_means():
     started = time.perf_counter()

@@ -13,6 +13,8 @@ from stn_export import cli
 from stn_export.artifacts.files import write_json
 from stn_export.artifacts.manifest import MANIFEST, MANIFEST_SCHEMA
 from stn_export.cli.tables import Table, as_markdown, visible
+from stn_export.runners import RUNNERS
+from stn_export.verify import __main__ as verify
 from tests.test_bad_input import RELU
 from tests.widths import rendered
 
@@ -72,8 +74,14 @@ SILENT += [each for each in STAGES if each[:2] == ("verify", "{files}.onnx")]  #
 @pytest.mark.parametrize("form", ["table", "markdown", "csv"])
 @pytest.mark.parametrize("arguments", STAGES, ids=lambda arguments: f"{arguments[0]} {arguments[1][:12]!a}")
 def test_what_is_printed_holds_no_escapes(
-    arguments: tuple[str, ...], form: str, run: Path, files: Path, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    form: str,
+    run: Path,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
+    monkeypatch.setattr(verify, "RUNNERS", RUNNERS[:1])  # one says all the words
     places = {"{run}": str(run), "{files}": str(files / FILE)}
     given = [replaced(each, places) for each in arguments[1:]]
     extra = [] if "--json" in given else ["--format", form]

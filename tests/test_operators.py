@@ -1,8 +1,8 @@
 """The sampler written as Gather against PyTorch's own on every kind of grid, and onnx's own tests of the operators."""
 
 import importlib
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -10,7 +10,6 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.case.test_case import TestCase
 from torch import Tensor, nn
 
@@ -118,55 +117,77 @@ def test_gather_samples_every_grid_as_pytorch_does(mode: str, padding: str, alig
     assert not {group for group in differing(session, module) if not refused(mode, padding, group)}
 
 
-class Lowered(nn.Module):
-    def __init__(self, size: tuple[int, ...], align: bool) -> None:
+@cache
+def node_cases(operator: str) -> tuple[TestCase, ...]:
+    """onnx's own, without those that expand the operator into others.
+
+    Importing an operator's file makes its cases. ``collect_testcases`` would import those of all operators, which takes
+    seven seconds.
+    """
+    importlib.import_module(f"onnx.backend.test.case.node.{operator.lower()}")
+    cases = importlib.import_module("onnx.backend.test.case.node")._NodeTestCases
+    return tuple(case for case in cases if [node.op_type for node in case.model.graph.node] == [operator])
+
+
+class Sampled(nn.Module):
+    """A sampler for every case, each of a picture and a grid of its own."""
+
+    def __init__(self, options: Iterable[tuple[str, str, bool]]) -> None:
         super().__init__()
-        self.size, self.align = size, align
+        self.samplers = nn.ModuleList(Given(*each) for each in options)
 
-    def forward(self, theta: Tensor) -> Tensor:
-        return F.affine_grid(theta, self.size, self.align)
-
-
-for operator in ("affinegrid", "gridsample"):  # before anything is collected: that leaves out what is imported later
-    importlib.import_module(f"onnx.backend.test.case.node.{operator}")
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(given[::2], given[1::2], strict=True)
+        return tuple(sampler(*pair) for sampler, pair in zip(self.samplers, pairs, strict=True))
 
 
-def node_cases(operator: str) -> list[TestCase]:
-    """onnx's own, without those that expand the operator into others."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of cases of other operators, which divide by zero
-        cases = collect_testcases("GridSample")  # and whatever else was imported
-    return [case for case in cases if [node.op_type for node in case.model.graph.node] == [operator]]
-
-
-@pytest.mark.parametrize("case", node_cases("GridSample"), ids=lambda case: case.name)
-def test_gather_does_what_onnx_says_of_gridsample(case: TestCase):
+def sampler_options(case: TestCase) -> tuple[str, str, bool]:
+    """What ``grid_sample`` is told in PyTorch for a case."""
     [node] = case.model.graph.node
     names = {"linear": "bilinear", "cubic": "bicubic"}
     mode = attribute(node, "mode", "linear")
-    options = names.get(mode, mode), attribute(node, "padding_mode", "zeros"), bool(attribute(node, "align_corners", 0))
-    (images, grid), [wanted] = case.data_sets[0]
-    model = export_onnx(
-        Given(*options).eval(),
-        (torch.from_numpy(images), torch.from_numpy(grid)),
-        lowering="gather",
-        dynamic_batch=False,
-    )
-    [actual] = session_of(model).run(None, {"images": images, "grid": grid})
-    np.testing.assert_allclose(actual, wanted, atol=1e-4, rtol=0)  # some are written to four digits
+    return names.get(mode, mode), attribute(node, "padding_mode", "zeros"), bool(attribute(node, "align_corners", 0))
+
+
+def assert_cases(module: nn.Module, lowering: str, cases: Iterable[TestCase], feeds: Iterable, atol: float) -> None:
+    """Export all cases as sites of one module, run it once, and compare each with what onnx says."""
+    feeds = list(feeds)
+    model = export_onnx(module.eval(), tuple(map(torch.from_numpy, feeds)), lowering=lowering, dynamic_batch=False)
+    session = session_of(model)
+    found = session.run(None, dict(zip((each.name for each in session.get_inputs()), feeds, strict=True)))
+    for case, actual in zip(cases, found, strict=True):
+        np.testing.assert_allclose(actual, case.data_sets[0][1][0], atol=atol, rtol=0, err_msg=case.name)
+
+
+@pytest.mark.parametrize("ndim", [4, 5], ids=["pictures", "volumes"])
+def test_gather_does_what_onnx_says_of_gridsample(ndim: int):
+    cases = [case for case in node_cases("GridSample") if case.data_sets[0][0][0].ndim == ndim]
+    feeds = (each for case in cases for each in case.data_sets[0][0])
+    assert_cases(Sampled(map(sampler_options, cases)), "gather", cases, feeds, 1e-4)  # some are written to four digits
+
+
+class Lowered(nn.Module):
+    """``affine_grid`` of every case, each from a theta of its own."""
+
+    def __init__(self, cases: Iterable[TestCase]) -> None:
+        super().__init__()
+        self.options = [
+            (tuple(case.data_sets[0][0][1].tolist()), bool(attribute(case.model.graph.node[0], "align_corners", 0)))
+            for case in cases
+        ]
+
+    def forward(self, *thetas: Tensor) -> tuple[Tensor, ...]:
+        return tuple(F.affine_grid(theta, *each) for theta, each in zip(thetas, self.options, strict=True))
 
 
 @pytest.mark.parametrize("lowering", ["matmul", "affinegrid"])
-@pytest.mark.parametrize("case", node_cases("AffineGrid"), ids=lambda case: case.name)
-def test_lowerings_do_what_onnx_says_of_affinegrid(case: TestCase, lowering: str):
-    (theta, size), [wanted] = case.data_sets[0]
-    module = Lowered(tuple(size.tolist()), bool(attribute(case.model.graph.node[0], "align_corners", 0))).eval()
-    model = export_onnx(module, torch.from_numpy(theta), lowering=lowering, dynamic_batch=False)
-    [actual] = session_of(model).run(None, {"theta": theta})
-    np.testing.assert_allclose(actual, wanted, atol=1e-5)
+def test_lowerings_do_what_onnx_says_of_affinegrid(lowering: str):
+    cases = node_cases("AffineGrid")
+    assert_cases(Lowered(cases), lowering, cases, (case.data_sets[0][0][0] for case in cases), 1e-5)
 
 
 def test_there_are_cases():
-    assert len(node_cases("GridSample")) >= 15
+    sizes = [case.data_sets[0][0][0].ndim for case in node_cases("GridSample")]
+    assert (sizes.count(4) >= 14, sizes.count(5) >= 4) == (True, True)
     assert len(node_cases("AffineGrid")) == 4
     assert len(GROUPS) * len(CASES) == 432

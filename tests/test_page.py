@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,17 @@ from tests import bench_rows
 from tests.report_files import checks_of, comparison, export, write_points, write_training, write_verify
 from tests.test_report import write_bench
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'stn-export[browser]'")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'stn-export[browser]'")
+MISSING = [name for name in ("playwright", "axe_playwright_python") if not find_spec(name)]
+if not MISSING:
+    from axe_playwright_python import sync_playwright as axe
+    from playwright import sync_api as playwright
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no chromium here")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason="pip install 'stn-export[browser]'"),
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium here"),
+]
 
 
 @pytest.fixture(scope="module")

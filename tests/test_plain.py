@@ -10,9 +10,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from stn_export.export import plain
-from stn_export.export.marks import marked_program
 from stn_export.export.onnx_export import export_onnx, to_onnx
 from stn_export.graphs.graph import attribute, walk
+from tests.exports import exported, marked
 from tests.sweeps import swept
 from tests.test_onnx_export import LOWERINGS, run, session_of
 from tests.zoo import ZOO
@@ -42,11 +42,10 @@ def checked(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("name", swept(("TwoSteps", "Pyramid", "Glimpses"), "TwoSteps"))
 def test_a_plain_file_gives_the_same_to_the_bit(name: str, lowering: str, monkeypatch: pytest.MonkeyPatch):
-    program = marked_program(ZOO[name].program())
-    model = to_onnx(program, lowering)
+    model = exported(name, lowering)
     checked(model)
     monkeypatch.setattr(plain, "PASSES", ())
-    before = session_of(to_onnx(program, lowering))
+    before = session_of(to_onnx(marked(name), lowering))
     for count in (1, 3):
         values = ZOO[name].values(count)
         for actual, expected in zip(run(session_of(model), values), run(before, values), strict=True):

@@ -18,6 +18,8 @@ from tests.report_files import check, checks_of, comparison, export, write_point
 from tests.sweeps import swept
 from tests.zoo import ZOO, enter_zoo
 
+pytestmark = pytest.mark.usefixtures("charts_drawn_once")
+
 
 def write_bench(run: Path, content: list[dict]) -> None:
     (run / "bench.json").write_text(json.dumps(bench_rows.bench_file(content)), encoding="utf-8")

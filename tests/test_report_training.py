@@ -17,6 +17,8 @@ from stn_export.report.charts_training import PANELS, accuracy_curves, theta_his
 from stn_export.report.thetas import Frame
 from tests.report_files import comparison, write_points, write_training
 
+pytestmark = pytest.mark.usefixtures("charts_drawn_once")
+
 
 @pytest.fixture
 def grid(entered_run: Path, tmp_path: Path) -> Path:

@@ -1,7 +1,7 @@
 """Defects planted into good artifacts of four networks: each must be caught, at the right point, by name.
 
-The networks are the built-in one and three of other people's. Most defects are changes of the captured graph, exported
-as if it were the real one; the rest are edits of the ONNX file, of the manifest, or of the runner.
+The networks are the built-in one and three of other people's. Most defects are changes of the captured graph, as it is
+and, of the built-in one, exported; the rest are edits of the ONNX file, of the manifest, or of the runner.
 """
 
 import copy
@@ -38,6 +38,7 @@ from stn_export.verify.challenges import THETAS
 from stn_export.verify.checks import check_artifact
 from stn_export.verify.truth import Truth, truth_of
 from stn_export.verify.weights import folded_weights
+from tests.exports import exported
 from tests.runs import built_in, digits_examples
 from tests.sweeps import swept
 from tests.zoo import ZOO
@@ -71,9 +72,7 @@ class Subject:
         return check_artifact(replace(self.artifact, sha256=sha256_of(path)), path, spec, self.truth).failure
 
     def verdict_of(self, program: Program) -> str:
-        """The same for a program: exported where it is the built-in network's, else as it is."""
-        if self.name == BUILT_IN:
-            return self.verdict(to_onnx(marked_program(program), "matmul"))
+        """The same for a program as it is; ``verdict`` of its export says it of a file."""
         path = self.directory.path / "pretending.pt2"
         path.write_bytes(program.to_bytes({}))
         return check_artifact(replace(self.artifact, format="pt2"), path, PT2, self.truth).failure
@@ -86,7 +85,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     program = captured(name)
     directory = NetworkDirectory(tmp_path_factory.mktemp("sabotage") / name)
     parent = enter(directory, program, write_examples(directory.path.parent, examples), label=name)
-    good = to_onnx(marked_program(program), "matmul")
+    good = exported(name)
     path = directory.path / "matmul-fp32.onnx"
     onnx.save(good, path)
     known = {"format": "onnx", "lowering": "matmul", "contract": program.contract, "parent_sha256": parent.sha256}
@@ -328,11 +327,16 @@ class Defect:
         point = subject.truth.called(sites[which].point(kind)) if kind else {"output": output}.get(which, which)
         return f"first wrong at {point}: .*{self.says}" if point else self.says
 
+    def program(self, subject: Subject) -> Program | None:
+        """The network with a changed graph; None where it has nothing of the kind."""
+        graph = Graph(subject)
+        return None if self.graph(graph) is False else graph.program()
+
     def verdict(self, subject: Subject) -> str | None:
         """What verification says of it; None where the network has nothing of the kind."""
         if self.graph:
-            graph = Graph(subject)
-            return None if self.graph(graph) is False else subject.verdict_of(graph.program())
+            program = self.program(subject)
+            return None if program is None else subject.verdict_of(program)
         model = onnx.ModelProto()
         model.CopyFrom(subject.good)
         self.edit(model, subject)
@@ -372,6 +376,7 @@ DEFECTS = (
     Defect("NaN in one output", "output", "not finite", edit=one_nan),
     Defect("a frozen batch", "", "images|plates", edit=freeze_batch),
 )
+CHANGES = {defect.name: defect for defect in DEFECTS if defect.graph}
 # What a network has nothing of, or is anyway.
 INAPPLICABLE = {
     BUILT_IN: ("zeros padding",),
@@ -391,6 +396,17 @@ def test_a_planted_defect_is_caught_and_named(defect: Defect, subject: Subject):
     failure = defect.verdict(subject)
     assert (failure is None) == (defect.name in INAPPLICABLE[subject.name])
     assert failure is None or is_named(failure, defect.expected(subject)), failure
+
+
+@pytest.mark.parametrize("subject", [BUILT_IN], indirect=True)
+@pytest.mark.parametrize("name", swept(CHANGES, "align_corners flipped in the grid", "theta transposed", "raw logits"))
+def test_a_planted_defect_is_caught_and_named_in_a_file_exported_from_it(name: str, subject: Subject):
+    """As if the changed graph were the real one, through the exporter."""
+    program = CHANGES[name].program(subject)
+    assert (program is None) == (name in INAPPLICABLE[BUILT_IN])
+    if program is not None:
+        failure = subject.verdict(to_onnx(marked_program(program), "matmul"))
+        assert is_named(failure, CHANGES[name].expected(subject)), failure
 
 
 def test_the_good_artifact_passes(subject: Subject):

@@ -12,8 +12,6 @@ from stn_export import cli
 from stn_export.artifacts.files import sha256_of
 from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.tolerances import TOLERANCES
-from stn_export.export.marks import marked_program
-from stn_export.export.onnx_export import to_onnx
 from stn_export.runners import RUNNERS, OnnxRuntime
 from stn_export.verify import __main__ as verify
 from stn_export.verify import checks, search
@@ -23,6 +21,7 @@ from stn_export.verify.diagnosis import class_order
 from stn_export.verify.pictures import Changed, Edge, Noisy, Picture, Sparse, Stripes
 from stn_export.verify.search import SearchResult, describe, with_search
 from stn_export.verify.truth import Truth, truth_of
+from tests.exports import exported as exported_network
 from tests.runs import built_in, digits_examples
 from tests.zoo import ZOO
 
@@ -44,8 +43,8 @@ def truth() -> Truth:
 
 
 @pytest.fixture(scope="module")
-def exported(truth: Truth) -> onnx.ModelProto:
-    return to_onnx(marked_program(truth.program), "matmul")
+def exported() -> onnx.ModelProto:
+    return exported_network("stn")
 
 
 @pytest.fixture

@@ -2,19 +2,17 @@
 
 from collections import Counter
 
-import onnx
 import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from stn_export.errors import UserError
-from stn_export.export.marks import marked_program
-from stn_export.export.onnx_export import to_onnx
 from stn_export.export.quantise import quantise, sensitive_nodes
 from stn_export.export.variants import at_precision
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
+from tests.exports import exported, network
 from tests.runs import built_in
 from tests.sweeps import swept
 from tests.zoo import ZOO
@@ -33,10 +31,6 @@ HALVED = {  # of each network: how many layers compute in half
     "NoSampler": 2 + 1,
 }
 GRID_PIXELS = {"fp16": 0.002, "bf16": 0.02}  # mean error of a grid
-
-
-def network(name: str) -> Program:
-    return ZOO[name].program() if name in ZOO else built_in(name)
 
 
 def layers(module: GraphModule) -> Counter:
@@ -101,10 +95,6 @@ def test_a_network_whose_every_layer_leads_to_a_grid_has_no_half(name: str):
         at_precision(network(name), "bf16")
 
 
-def matmul(name: str) -> onnx.ModelProto:
-    return to_onnx(marked_program(network(name)), "matmul")
-
-
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
@@ -114,7 +104,7 @@ def matmul(name: str) -> onnx.ModelProto:
     ],
 )
 def test_int8_leaves_alone_what_precision_hangs_on(name: str, kept: dict[str, int]):
-    model = matmul(name)
+    model = exported(name)
     names = sensitive_nodes(model)
     found = Counter(node.op_type for node in model.graph.node if node.name in names)
     assert {kind: found[kind] for kind in ("Conv", "Gemm", "MatMul", "GridSample") if found[kind]} == kept
@@ -122,4 +112,4 @@ def test_int8_leaves_alone_what_precision_hangs_on(name: str, kept: dict[str, in
 
 def test_a_network_without_other_layers_has_no_int8():
     with pytest.raises(UserError, match="no layer of it may compute in int8"):
-        quantise(matmul("FlowWarp"), [])
+        quantise(exported("FlowWarp"), [])

@@ -6,7 +6,9 @@ tests/zoo.py:PlateRectifier`` does so from outside.
 """
 
 from collections.abc import Mapping
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -347,7 +349,11 @@ class Foreign:
         return Examples(inputs, tuple(inputs), labels, names, source="smooth random pictures")
 
     def program(self) -> Program:
-        """Captured, its shapes open where ``shapes`` says so."""
+        """Captured once a process; a copy, so that a test may spoil its weights."""
+        return copy_of(_captured(self.module.__name__))
+
+    def capture(self) -> Program:
+        """Capture it anew, its shapes open where ``shapes`` says so."""
         captured = capture(self.build(), self.values(2), list(self.shapes.values()))
         contract = contract_of(captured.exported, captured.shapes, list(self.shapes), self.outputs)
         inputs = tuple(replace(spec, pixels=self.pixels if len(spec.shape) == 4 else None) for spec in contract.inputs)
@@ -381,6 +387,19 @@ ZOO = {
         Foreign(NoSampler, {"images": ("N", 3, 32, 32)}, ("scores",), sites=0, classes=4),
     )
 }
+
+
+def copy_of(program: Program) -> Program:
+    """Copy a captured program: its weights are its own, the graph, which nothing writes to, is shared."""
+    exported = copy(program.exported)
+    exported._state_dict = deepcopy(exported._state_dict)  # tensors under two names stay one
+    exported._constants = deepcopy(exported._constants)
+    return replace(program, exported=exported)
+
+
+@cache
+def _captured(name: str) -> Program:
+    return ZOO[name].capture()
 
 
 def enter_zoo(run: Path, name: str) -> NetworkDirectory:

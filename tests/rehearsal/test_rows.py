@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,11 +37,15 @@ from stn_export.verify.truth import Truth, truth_of
 from tests.contenders import Benchmark
 from tests.rehearsal.clocks import BrokenRuleError, Stream
 from tests.rehearsal.device import Device
+from tests.runs import enter_networks
+from tests.sweeps import swept
 from tests.test_captured import run as losses_of
 from tests.test_captured import trainers_for, without_noise
 
 CUDA = torch.device("cuda")
 SPECS = {spec.name: spec for spec in RUNNERS if spec.device == "cuda"}
+TWINS = {name for name in SPECS if name.endswith("-tf32") and name.removesuffix("-tf32") in SPECS}
+QUICK = [name for name in SPECS if name not in TWINS - {"cudagraph-cuda-tf32"}]  # the twins run the same code
 TINY = replace(GRIDS["gpu"], row_seconds=1e-3, warmup_seconds=1e-3, blocks=10, block_seconds=1e-4)
 
 
@@ -74,7 +77,7 @@ def truth(trained_run: Path) -> Truth:
     return truth_of(directory.program(), few)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", swept(SPECS, *QUICK))
 def test_a_row_runs_in_order_and_gives_what_eager_gives(name: str, targets: list[Target], device: Device):
     """Its bound steps and its requests, timed as they are, and its memory and settings told."""
     target = target_of(targets, "stn", SPECS[name])
@@ -89,7 +92,7 @@ def test_a_row_runs_in_order_and_gives_what_eager_gives(name: str, targets: list
         assert row["disturbed"] in (True, False)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", swept(SPECS, *QUICK))
 def test_a_row_is_verified(name: str, targets: list[Target], truth: Truth, device: Device):
     target = target_of(targets, "stn", SPECS[name])
     check = check_artifact(target.artifact, target.path, SPECS[name], truth)
@@ -296,7 +299,6 @@ def resolved(module: str) -> str:
 
 
 def test_gpu_results_are_kept_and_named(
-    entered_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     device: Device,
@@ -305,7 +307,7 @@ def test_gpu_results_are_kept_and_named(
     """Verification first, then contests and latencies, then the small files; a second call does nothing again."""
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:  # of the session that this one lies in
         monkeypatch.delenv(name)
-    run, out = Path(shutil.copytree(entered_run, tmp_path / "run")), tmp_path / "out"
+    run, out = enter_networks(tmp_path / "run", count=32), tmp_path / "out"
     for directory in network_directories(run):
         directory.plan(("program",), {})
     pick = Pick(runners=("cudagraph-cuda",))
