@@ -74,7 +74,8 @@ class Emulated:
         activation, weights = (self.producers[name] for name in node.input[:2])
         bytes_, scale, zero = (values[name] for name in activation.input)
         weight_scale = values[weights.input[1]]
-        assert bytes_.dtype == np.uint8 and not values[weights.input[2]].any()
+        assert bytes_.dtype == np.uint8
+        assert not values[weights.input[2]].any()
         rows = self.rows(node)
         matrix, shape = self._matrix(node, bytes_, zero)
         sums = self.multiply(matrix, rows) - int(zero) * rows.astype(np.int64).sum(1)
@@ -88,7 +89,8 @@ class Emulated:
         """The activations, rows × terms of a sum, and the shape of the rows."""
         if node.op_type != "Conv":
             return bytes_.reshape(-1, bytes_.shape[-1]), bytes_.shape[:-1]
-        assert attribute(node, "group", 1) == 1 and set(attribute(node, "dilations", [1])) == {1}
+        assert attribute(node, "group", 1) == 1
+        assert set(attribute(node, "dilations", [1])) == {1}
         top, left, bottom, right = attribute(node, "pads", [0] * 4)
         padded = np.pad(bytes_, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=int(zero))
         across, down = attribute(node, "strides", [1, 1])
