@@ -1,6 +1,7 @@
 """Int8 files give the same numbers on x86 without VNNI, which is emulated: no such processor is needed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,16 +9,33 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnxruntime import quantization
 
+from stn_export import cli
+from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.comparison.tolerances import TOLERANCES
 from stn_export.errors import UserError
+from stn_export.export import __main__ as export
 from stn_export.export import int8, quantise
 from stn_export.export.int8 import Cost, by_sensitivity, outputs, to_int8
 from stn_export.export.quantise import Calibration, quantisable
+from stn_export.export.source import Source
+from stn_export.export.writing import write
 from stn_export.graphs.lint import lint
-from stn_export.graphs.saturation import BYTE, HIGHEST, LOWEST, extreme_pairs, saturates, saturating_layers
+from stn_export.graphs.saturation import (
+    BYTE,
+    HIGHEST,
+    LOWEST,
+    extreme_pairs,
+    saturates,
+    saturating_layers,
+    saturation_of,
+)
+from stn_export.runners import RUNNERS
+from stn_export.verify.checks import check_artifact
+from stn_export.verify.truth import truth_of
 from tests.saturating import Emulated, exact, vpmaddubsw
 
 SEED = 3
+[ONNX_RUNTIME] = [spec for spec in RUNNERS if spec.name == "onnxruntime-cpu"]
 
 
 def network(seed: int = SEED, bias: float = 0.0) -> onnx.ModelProto:
@@ -296,3 +314,31 @@ def test_a_file_within_bounds_is_written_whole_and_says_what_it_costs():
     assert (result.returned, result.cost.examples) == ((), 128)
     assert 0.9 <= result.cost.agreement <= 1
     assert result.as_dict()["calibration"]["agreement"] == result.cost.agreement
+
+
+def test_a_full_range_file_planted_in_a_run_is_red_in_lint_emulation_and_verify_and_export_makes_it_anew(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    network = NetworkDirectory(run / "cnn")
+    [row] = [spec for spec in Source(network).rows if spec.name == "plain-int8"]
+    with monkeypatch.context() as patch:
+        full_range(patch)
+        refused = write(Source(network), row)
+        assert isinstance(refused, str)
+        assert "saturates on x86 without VNNI: node_conv2d" in refused
+        patch.setattr(quantise, "saturating_layers", lambda model: [])
+        planted = write(Source(network), row)  # and the manifest lists it
+    assert not isinstance(planted, str)
+    path = run / "cnn" / planted.file
+    assert {each.rule for each in lint(onnx.load(path))} >= {"STN015"}
+    assert min(deviations(onnx.load(path), channels_first=False).values()) > 0
+    truth = truth_of(network.program(), network.examples())
+    check = check_artifact(planted, path, ONNX_RUNTIME, truth)
+    assert check.failure.startswith("saturates on x86 without VNNI: node_conv2d")
+
+    assert cli.run(export.main, ["--run", str(run), "--only", "plain-int8"]) == 0
+    assert "made anew" in capsys.readouterr().out
+    made = NetworkDirectory(run / "cnn").listed("plain-int8")
+    assert saturation_of(path) == ""
+    assert made.details["int8"]["calibration"]["examples"] == 512
+    assert check_artifact(made, path, ONNX_RUNTIME, truth).failure == ""

@@ -8,6 +8,7 @@ Runtime, ``onnxruntime/core/mlas/lib/x86_64/QgemmU8X8KernelAvx2.S``. Signed acti
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -70,6 +71,12 @@ def saturating_layers(model: onnx.ModelProto) -> list[SaturatingLayer]:
     graph = _Graph(model)
     found = (graph.judge(node, weights) for node in graph.nodes for weights in graph.weights_of(node))
     return [layer for layer in found if layer]
+
+
+def saturation_of(path: Path) -> str:
+    """Say in one line which layers of a file saturate; empty where none does."""
+    layers = saturating_layers(onnx.load(path))
+    return saturates(layers) if layers else ""
 
 
 def saturates(layers: Sequence[SaturatingLayer]) -> str:

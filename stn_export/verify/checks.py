@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 
 from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.compare import Comparison, compare
 from stn_export.comparison.tolerances import COUNT, GRID, TOLERANCES, Bound, Tolerance, beyond, finite
 from stn_export.errors import UserError, one_line
-from stn_export.graphs.saturation import saturates, saturating_layers
+from stn_export.graphs.saturation import saturation_of
 from stn_export.program.specs import Arrays
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.runtimes import RefusedError
@@ -76,19 +75,13 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
     blank = Check(artifact.network, artifact.name, artifact.sha256, spec.name, precision)
     try:
         check = _check(blank, spec.open(path, spec.verified_as(artifact.contract)), truth)
-        return check if check.failure else replace(check, failure=saturation(artifact, path))
+        if check.failure or (artifact.format, artifact.precision) != ("onnx", "int8"):
+            return check
+        return replace(check, failure=saturation_of(path))
     except RefusedError:
         raise
     except Exception as problem:
         return replace(blank, failure=one_line(problem))
-
-
-def saturation(artifact: Artifact, path: Path) -> str:
-    """Say which layers of an int8 file give other numbers on other processors; empty where none does."""
-    if (artifact.format, artifact.precision) != ("onnx", "int8"):
-        return ""
-    layers = saturating_layers(onnx.load(path))
-    return saturates(layers) if layers else ""
 
 
 def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
