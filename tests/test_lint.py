@@ -85,6 +85,13 @@ def test_large_weights_of_any_type_are_run_with_and_not_copied_to_infer_shapes(d
     assert (len(without_weights(model).SerializeToString()) < 1000) == (dtype in WEIGHTS)
 
 
+def in_bytes(weight: int) -> onnx.ModelProto:
+    """One product of bytes by two equal weights, see tests/test_saturation.py for every form of it."""
+    model = graph("[layer] y = MatMulInteger (x, w)", signature="(uint8[N,2] x) => (int32[N,1] y)")
+    model.graph.initializer.append(numpy_helper.from_array(np.full((2, 1), weight, np.int8), "w"))
+    return model
+
+
 @dataclass(frozen=True)
 class Case:
     trips: Callable[[], onnx.ModelProto]
@@ -113,6 +120,7 @@ CASES = {
     "STN012": [Case(with_initialiser, "w", passes=lambda: with_initialiser(used=True))],
     "STN013": [Case(spoilt_batch, "a run")],
     "STN014": [Case(lambda: sampler(corners=1), "sampler")],
+    "STN015": [Case(lambda: in_bytes(65), "layer", passes=lambda: in_bytes(-64))],
 }
 EVERY = [(rule, case) for rule, cases in CASES.items() for case in cases]
 

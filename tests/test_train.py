@@ -253,6 +253,7 @@ def test_the_run_says_what_it_is_and_what_it_is_tried_on(own: Path, small: Datas
     assert torch.equal(examples.inputs["images"], small.test.images)
     assert torch.equal(examples.labels, small.test.labels)
     assert torch.equal(examples.calibration["images"], small.train.images[:512])
+    assert torch.equal(examples.calibration_labels, small.train.labels[:512])
     assert (examples.classes, examples.source) == (stn.facts.classes, stn.facts.examples["source"])
     assert (own / "examples.pt").stat().st_size < 3072 * (200 + 512) * 1.1  # not all that they were cut from
 

@@ -4,7 +4,7 @@ Inputs are kept as the networks take them, but pictures whose normalisation is k
 they are whole numbers, one an example.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Examples:
         labels: int64, one an example, or None.
         classes: their names in label order, or none.
         calibration: inputs that ranges for int8 are taken from; by default the examples themselves.
+        calibration_labels: int64, one a calibration input, or None; those of the examples where these calibrate.
         source: where they are from, in words.
     """
 
@@ -40,6 +41,7 @@ class Examples:
     classes: tuple[str, ...] = ()
     calibration: dict[str, Tensor] = field(default_factory=dict)
     source: str = ""
+    calibration_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse inputs of different lengths.
@@ -67,11 +69,11 @@ class Examples:
         """The first ``count``; they come round again where there are fewer."""
         return self.rows(torch.arange(count) % len(self))
 
-    def calibrating(self, size: int) -> Iterator[Batch]:
-        """What int8 is calibrated on, ``size`` at a time."""
-        those = Examples(self.calibration or self.inputs, self.batched)
-        for start in range(0, len(those), size):
-            yield those.rows(slice(start, start + size))
+    @property
+    def calibrators(self) -> "Examples":
+        """Return what int8 is calibrated and judged on, as examples of their own."""
+        labels = self.calibration_labels if self.calibration else self.labels
+        return Examples(self.calibration or self.inputs, self.batched, labels, self.classes)
 
     def to_bytes(self) -> bytes:
         """As a file; equal examples give equal bytes."""
@@ -89,6 +91,19 @@ def load_examples(path: Path) -> Examples:
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise UserError(f"{path} holds no examples of stn_export", "run 'make train' or adopt again")
     return checked(path, content, Examples)
+
+
+def scored_output(contract: Contract, examples: Examples) -> TensorSpec | None:
+    """The first output that has a number for each class, where the examples have labels."""
+    if examples.labels is None:
+        return None
+    known, least = len(examples.classes), int(examples.labels.max()) + 1
+    for spec in contract.outputs:
+        sizes = [size for size in spec.shape[1:] if size != 1]
+        scores = spec.batched and spec.is_float and len(sizes) == 1 and isinstance(sizes[0], int)
+        if scores and (sizes[0] == known if known else sizes[0] >= least):
+            return spec
+    return None
 
 
 def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Examples:

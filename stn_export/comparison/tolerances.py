@@ -100,6 +100,11 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def beyond(wrong: float, share: float, count: int) -> bool:
+    """Whether more are wrong than this share of ``count``, rounded up: of few examples one may be."""
+    return wrong > math.ceil(share * count - 1e-9) + 1e-9
+
+
 FP16 = Tolerance(
     theta=Bound(5e-3, 5e-3),
     grid=Bound(0.1, 5e-3),

@@ -26,6 +26,7 @@ from stn_export.export import matrix, modelcard, triton
 from stn_export.export.rows import EXPORTS, ExportSpec, with_variants
 from stn_export.export.source import Source
 from stn_export.export.writing import write
+from stn_export.graphs.saturation import saturation_of
 from stn_export.runtimes.destinations import DESTINATIONS, Choice, choose
 from stn_export.runtimes.environments import OWN, asked_for, runtimes_here
 
@@ -58,6 +59,9 @@ def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tup
     found, lines = {}, []
     for spec in specs:
         fresh = source.directory.holds(spec.name, source.parent.sha256, source.settings(spec))
+        if fresh and spec.precision == "int8" and (why := saturation_of(source.directory.path / spec.file)):
+            cli.say(f"{source.directory.name}/{spec.name}: {why}: made anew")
+            fresh = False
         each = found[spec.name] = source.directory.artifacts[spec.name] if fresh else write(source, spec)
         kind = f"{source.directory.name}/{spec.name}", spec.format
         if isinstance(each, str):

@@ -2,16 +2,19 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnxruntime import quantization
 
 from stn_export.errors import UserError
 from stn_export.graphs.graph import FLOATS
 from stn_export.graphs.points import part_values, steps_of
+from stn_export.graphs.saturation import REMEDY, saturates, saturating_layers
 from stn_export.program.parts import parts_of
 from stn_export.program.specs import Arrays
 
@@ -19,26 +22,43 @@ QUANTISED = ("Conv", "Gemm", "MatMul")
 EXAMPLES, CALLS = 64, 8  # examples a call, and calls
 
 
-class _Reader(quantization.CalibrationDataReader):
-    """The first batches, once."""
+@dataclass(frozen=True)
+class Calibration:
+    """Examples that int8 ranges are seen on and int8 is judged on.
 
-    def __init__(self, batches: Iterable[Arrays]) -> None:
-        self.batches: Iterator[Arrays] = islice(batches, CALLS)
+    Attributes:
+        batches: the first ``CALLS`` ones.
+        scored: the output that has a number for each class; empty where there is none, or no labels.
+        labels: of all examples of the batches where an output is scored.
+    """
+
+    batches: tuple[Arrays, ...]
+    scored: str = ""
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+class _Reader(quantization.CalibrationDataReader):
+    """Hand out batches once."""
+
+    def __init__(self, batches: Sequence[Arrays]) -> None:
+        self.batches = iter(batches)
 
     def get_next(self) -> Arrays | None:
         return next(self.batches, None)
 
 
-def quantise(model: onnx.ModelProto, batches: Iterable[Arrays]) -> onnx.ModelProto:
-    """Weights per channel to int8, activations to uint8 (QDQ), with ranges seen on the first ``CALLS`` batches.
+def quantise(model: onnx.ModelProto, batches: Sequence[Arrays], floats: Sequence[str] = ()) -> onnx.ModelProto:
+    """Quantise weights per channel to 7 bits of int8 and activations to uint8 (QDQ), with the batches' ranges.
 
-    What precision hangs on stays in float32: see ``sensitive_nodes``.
+    Seven bits, because products of more saturate on x86 without VNNI. What precision hangs on stays in float32, see
+    ``sensitive_nodes``, and so do the nodes ``floats``.
 
     Raises:
-        UserError: where nothing else is left.
+        UserError: where nothing else is left, or the file would saturate all the same.
     """
-    kept = sensitive_nodes(model)
-    if all(node.name in kept for node in model.graph.node if node.op_type in QUANTISED):
+    kept = {*sensitive_nodes(model), *floats}
+    layers = [name for name in quantisable(model) if name not in kept]
+    if not layers:
         raise UserError("no layer of it may compute in int8", "use fp32")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -52,14 +72,46 @@ def quantise(model: onnx.ModelProto, batches: Iterable[Arrays]) -> onnx.ModelPro
                 _Reader(batches),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTISED),
-                nodes_to_exclude=kept,
+                nodes_to_exclude=sorted(kept),
                 per_channel=True,
+                reduce_range=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
+                extra_options={"TensorQuantOverrides": _from_zero(model, layers)},
             )
         finally:
             logging.getLogger().setLevel(level)
-        return onnx.load(target)
+        result = onnx.load(target)
+    if found := saturating_layers(result):
+        raise UserError(f"{saturates(found)}: not written", REMEDY)
+    return result
+
+
+def quantisable(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that int8 knows."""
+    return [node.name for node in model.graph.node if node.op_type in QUANTISED]
+
+
+def _from_zero(model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, list[dict[str, np.float32]]]:
+    """Ranges that start at zero, for the outputs of layers that reach nothing but ReLUs.
+
+    What is below zero is cut off there anyhow, and half of all 256 steps would go to it.
+    """
+    consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            consumers[name].append(node)
+    given = {each.name for each in model.graph.output}
+
+    def cut_off(value: str) -> bool:
+        after = consumers[value]
+        passed_on = (
+            node.op_type == "Relu" or (node.op_type == "MaxPool" and cut_off(node.output[0])) for node in after
+        )
+        return bool(after) and value not in given and all(passed_on)
+
+    outputs = (node.output[0] for node in model.graph.node if node.name in layers)
+    return {name: [{"rmin": np.float32(0)}] for name in outputs if cut_off(name)}
 
 
 def sensitive_nodes(model: onnx.ModelProto) -> list[str]:

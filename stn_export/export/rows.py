@@ -10,6 +10,7 @@ from stn_export.program.specs import Contract
 from stn_export.runtimes.environments import OWN
 
 CONTRACTS = {"float": "", "uint8": "NCHW", "uint8-nhwc": "NHWC"}  # the layout of raw pictures; "" for no such thing
+WEIGHT_BITS = 7  # of int8 files: the eighth saturates on x86 without VNNI
 FORMATS = {
     "onnx": ".onnx",
     "torchscript": ".ts",
@@ -62,10 +63,11 @@ class ExportSpec:
         return lowered and (not CONTRACTS[self.contract] or any(spec.pixels for spec in contract.inputs))
 
     def settings(self, calibration: str) -> dict:
-        """What a file depends on beside its program: the row, the exporters' versions, for int8 the examples' hash."""
+        """What a file depends on beside its program: the row, the exporters' versions, int8's examples and weights."""
         relevant, found = ("torch", "onnx", "onnxscript", "stn_export"), versions()
         stamp = fingerprint(f"{key}={found[key]}".encode() for key in relevant)[:16]
-        return asdict(self) | {"versions": stamp} | ({"examples": calibration} if self.precision == "int8" else {})
+        of_int8 = {"examples": calibration, "weight_bits": WEIGHT_BITS} if self.precision == "int8" else {}
+        return asdict(self) | {"versions": stamp} | of_int8
 
     @classmethod
     def of(cls, artifact: Artifact) -> Self | None:

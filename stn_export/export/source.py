@@ -1,21 +1,21 @@
 """A network of a run and what its files are made from: its program at another precision, raw fed, with marks."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 from torch.fx import GraphModule
 
 from stn_export.artifacts.environment import git_commit, versions
-from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.examples import Examples, scored_output
 from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export.marks import marked
-from stn_export.export.quantise import EXAMPLES
+from stn_export.export.quantise import CALLS, EXAMPLES, Calibration
 from stn_export.export.rows import CONTRACTS, EXPORTS, ExportSpec
 from stn_export.export.variants import at_precision, from_bytes, raw
 from stn_export.program.program import Program
-from stn_export.program.specs import BATCH, Arrays, Contract
+from stn_export.program.specs import BATCH, Contract
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,21 @@ class Source:
             self._marked[key] = self.program.recaptured(marked(module), contract) if changed else self.program
         return self._marked[key]
 
-    def calibration(self, spec: ExportSpec) -> Iterator[Arrays]:
-        """Batches of what int8 ranges are seen on, whole ones where the batch is fixed."""
-        contract = self.contract(spec)
-        for batch in self.examples.calibrating(contract.batch or EXAMPLES):
-            arrays = contract.arrays(batch)
+    def calibration(self, spec: ExportSpec) -> Calibration:
+        """Return what int8 is calibrated and judged on: the first batches, whole ones where the batch is fixed."""
+        contract, those = self.contract(spec), self.examples.calibrators
+        size = contract.batch or EXAMPLES
+        batches, chosen = [], [slice(0)]
+        for start in range(0, min(len(those), CALLS * size), size):
+            rows = slice(start, start + size)
+            arrays = contract.arrays(those.rows(rows))
             if all(each.fits(arrays[each.name].shape) for each in contract.inputs):
-                yield arrays
+                batches.append(arrays)
+                chosen.append(rows)
+        scored = scored_output(contract, those)
+        if scored is None or those.labels is None:
+            return Calibration(tuple(batches))
+        return Calibration(tuple(batches), scored.name, np.concatenate([those.labels[rows].numpy() for rows in chosen]))
 
     def metadata(self, spec: ExportSpec) -> dict:
         """What travels inside the file."""

@@ -16,9 +16,9 @@ from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import sha256_of, write_atomically
 from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.errors import UserError, one_line
+from stn_export.export.int8 import to_int8
 from stn_export.export.onnx_export import export_default, to_onnx
 from stn_export.export.optimise import optimise
-from stn_export.export.quantise import quantise
 from stn_export.export.rows import ExportSpec
 from stn_export.export.source import Source
 from stn_export.graphs.deployment import audit
@@ -39,8 +39,10 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
     else:
         model = to_onnx(source.marked(spec), spec.lowering)
     notes = {prop.key: prop.value for prop in model.metadata_props}
+    judged: dict[str, dict] = {}
     if spec.precision == "int8":
-        model = quantise(model, source.calibration(spec))
+        quantised = to_int8(model, source.calibration(spec))
+        model, judged = quantised.model, {"int8": quantised.as_dict()}
     nodes_before = len(model.graph.node)
     if spec.optimised:
         model = optimise(model)
@@ -56,7 +58,7 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
         "nodes_before": nodes_before,
         "initialiser_bytes": initialiser_bytes(model),
         "cuda": _on_cuda(model),
-    }
+    } | judged
     if (spec.precision, spec.contract) == ("fp32", "float"):
         details["portability"] = {runtime: list(verdict) for runtime, verdict in portability(model).items()}
     return model.SerializeToString(deterministic=True), details

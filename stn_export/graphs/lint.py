@@ -33,6 +33,7 @@ from stn_export.graphs.graph import (
 )
 from stn_export.graphs.kernels import lacks_kernel
 from stn_export.graphs.placement import REFUSALS, open_session
+from stn_export.graphs.saturation import REMEDY, saturating_layers
 from stn_export.limits import LIMITS
 
 METADATA = ("contract", "classes")
@@ -223,6 +224,10 @@ def _unused(subject: Subject) -> Found:
             yield each.name, "an initialiser that nothing reads"
 
 
+def _saturating(subject: Subject) -> Found:
+    yield from ((layer.node, str(layer)) for layer in saturating_layers(subject.model))
+
+
 @dataclass(frozen=True)
 class Rule:
     """One row of the table; ``summary`` says what goes wrong and how that is known."""
@@ -300,6 +305,13 @@ RULES = (
         "conventions of align_corners differ, which shifts the image by up to half a pixel (pytorch#24929)",
         "state one align_corners for affine_grid, grid_sample and the metadata",
         _align_corners,
+    ),
+    Rule(
+        "STN015",
+        "saturates on x86 without VNNI, which adds two products of bytes in 16 bits: other numbers than elsewhere "
+        "(ONNX Runtime's and OpenVINO's documentation of quantisation)",
+        REMEDY,
+        _saturating,
     ),
 )
 

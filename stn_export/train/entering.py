@@ -57,9 +57,10 @@ def cost(name: str) -> int:
 def examples_of(dataset: Dataset) -> Examples:
     """The test images with their labels; int8 is calibrated on training images as training sees them."""
     spec, dataset = DATASETS[dataset.name], dataset.to(torch.device("cpu"))
-    parts = (dataset.test.images, dataset.test.labels, seen_in_training(dataset, CALIBRATION_IMAGES))
-    images, labels, seen = (part.clone() for part in parts)  # a view would be written with all that it looks into
-    return Examples({IMAGES: images}, (IMAGES,), labels, spec.classes, {IMAGES: seen}, spec.note)
+    seen = seen_in_training(dataset, CALIBRATION_IMAGES)
+    parts = (dataset.test.images, dataset.test.labels, seen, dataset.train.labels[:CALIBRATION_IMAGES])
+    images, labels, seen, of_seen = (part.clone() for part in parts)  # a view would be written with all it looks into
+    return Examples({IMAGES: images}, (IMAGES,), labels, spec.classes, {IMAGES: seen}, spec.note, of_seen)
 
 
 def enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:

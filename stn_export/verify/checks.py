@@ -15,8 +15,9 @@ import torch
 
 from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.compare import Comparison, compare
-from stn_export.comparison.tolerances import COUNT, GRID, TOLERANCES, Bound, Tolerance, finite
+from stn_export.comparison.tolerances import COUNT, GRID, TOLERANCES, Bound, Tolerance, beyond, finite
 from stn_export.errors import UserError, one_line
+from stn_export.graphs.saturation import saturation_of
 from stn_export.program.specs import Arrays
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.runtimes import RefusedError
@@ -73,7 +74,10 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
     precision = spec.tolerance_of(artifact.precision)
     blank = Check(artifact.network, artifact.name, artifact.sha256, spec.name, precision)
     try:
-        return _check(blank, spec.open(path, spec.verified_as(artifact.contract)), truth)
+        check = _check(blank, spec.open(path, spec.verified_as(artifact.contract)), truth)
+        if check.failure or (artifact.format, artifact.precision) != ("onnx", "int8"):
+            return check
+        return replace(check, failure=saturation_of(path))
     except RefusedError:
         raise
     except Exception as problem:
@@ -210,11 +214,6 @@ def check_refusals(runner: Runner, truth: Truth) -> str:
                 continue
             return f"{spec.name} of {value} are answered instead of refused"
     return ""
-
-
-def beyond(wrong: float, share: float, count: int) -> bool:
-    """Whether more are wrong than this share of ``count``, rounded up: of few examples one may be."""
-    return wrong > math.ceil(share * count - 1e-9) + 1e-9
 
 
 def judge(multiple: float, over: OverExamples, truth: Truth, tolerance: Tolerance) -> str:

@@ -11,11 +11,11 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.examples import Examples, scored_output
 from stn_export.comparison.tolerances import COUNT, GRID, THETA, WARPED, Tolerance
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
-from stn_export.program.specs import Arrays, Batch, Contract, TensorSpec
+from stn_export.program.specs import Arrays, Batch, Contract
 from stn_export.verify.challenges import THETAS, challenges, filled, theta_of
 from stn_export.verify.points import Point, in_pixels, measured, points_of, units_of
 from stn_export.verify.weights import folded_weights, weights_of
@@ -108,19 +108,6 @@ class Truth:
     def called(self, point: str) -> str:
         """A point's name for a person: without its site where there is one only."""
         return point.removeprefix("site0/") if len(self.program.sites) == 1 else point
-
-
-def scored_output(contract: Contract, examples: Examples) -> TensorSpec | None:
-    """The first output that has a number for each class, where the examples have labels."""
-    if examples.labels is None:
-        return None
-    known, least = len(examples.classes), int(examples.labels.max()) + 1
-    for spec in contract.outputs:
-        sizes = [size for size in spec.shape[1:] if size != 1]
-        scores = spec.batched and spec.is_float and len(sizes) == 1 and isinstance(sizes[0], int)
-        if scores and (sizes[0] == known if known else sizes[0] >= least):
-            return spec
-    return None
 
 
 def share_of(classes: np.ndarray | None, expected: np.ndarray | Tensor | None) -> float:
