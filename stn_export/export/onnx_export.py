@@ -13,6 +13,7 @@ from onnx.shape_inference import infer_shapes
 from torch import Tensor, nn
 
 from stn_export.errors import UserError, require_choice
+from stn_export.export.ends import name_ends, require_distinct
 from stn_export.export.lowering import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
 from stn_export.export.plain import plain
@@ -138,14 +139,14 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            **_names(program.contract),
             dynamic_shapes=file_names([spec.shape for spec in program.contract.inputs]),
             custom_translation_table=rule.translations | TRANSLATIONS,
         )
     found = take_marks(exported.model)
     notes = rule.rewrite(exported.model) if rule.rewrite else {}
-    notes |= {"lowering": lowering} | site_notes(exported.model, found)
     plain(exported.model)
+    name_ends(exported.model, *_names(program.contract))
+    notes |= {"lowering": lowering} | site_notes(exported.model, found)
     model = exported.model_proto
     strip_traces(model)
     onnx.helper.set_model_props(model, notes)
@@ -166,8 +167,8 @@ def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
             contract.values(contract.random()),
             dynamo=True,
             verbose=False,
-            **_names(contract),
         )
+    name_ends(exported.model, *_names(contract))
     model = exported.model_proto
     strip_traces(model)
     samplers = [node for node in model.graph.node if node.op_type == "GridSample"]
@@ -177,11 +178,8 @@ def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
     return model
 
 
-def _names(contract: Contract) -> dict[str, list[str]]:
-    return {
-        "input_names": [spec.name for spec in contract.inputs],
-        "output_names": [spec.name for spec in contract.outputs],
-    }
+def _names(contract: Contract) -> tuple[list[str], list[str]]:
+    return [spec.name for spec in contract.inputs], [spec.name for spec in contract.outputs]
 
 
 @contextmanager
