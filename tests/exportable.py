@@ -144,11 +144,13 @@ def attended(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+OFFSET, KERNEL, DISPLACEMENT = values(1, 18, 8, 9), values(4, 3, 3, 3), values(1, 8, 9, 2, scale=0.2)
+
+
 def deformed(x: Tensor) -> Tensor:
     from torchvision.ops import deform_conv2d
 
-    offset = values(1, 18, 8, 9).expand(x.shape[0], -1, -1, -1)
-    return deform_conv2d(x, offset, values(4, 3, 3, 3), padding=1)
+    return deform_conv2d(x, OFFSET.expand(x.shape[0], -1, -1, -1), KERNEL, padding=1)
 
 
 def moved(x: Tensor) -> Tensor:
@@ -160,7 +162,7 @@ def moved(x: Tensor) -> Tensor:
 def bent(x: Tensor) -> Tensor:
     from torchvision.transforms.v2 import functional
 
-    return functional.elastic(x, values(1, *x.shape[-2:], 2, scale=0.2))
+    return functional.elastic(x, DISPLACEMENT)
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class Row:
 
     def example(self, n: int) -> tuple[Tensor, ...]:
         """Inputs of a call with a batch of ``n``; matrices are well conditioned."""
-        made = (smooth(n, *shape) if len(shape) > 1 else values(n, *shape) for shape in self.shapes)
+        made = (smooth(n, *shape) if len(shape) > 2 else values(n, *shape) for shape in self.shapes)
         return tuple(value.flip(-1) if index else value for index, value in enumerate(made))
 
 
@@ -226,7 +228,8 @@ EXPORTABLE = {
     "chunked": Row(lambda: Siamese(lambda x: x.chunk(2)), PAIR),
     "split": Row(lambda: Siamese(lambda x: x.split(x.shape[0] // 2)), PAIR),
     "tensor split": Row(lambda: Siamese(lambda x: torch.tensor_split(x, 2)), PAIR),
-    "halved": Row(lambda: Siamese(lambda x: (x[: len(x) // 2], x[len(x) // 2 :])), PAIR),
+    "halved": Row(lambda: Siamese(lambda x: (x[: x.shape[0] // 2], x[x.shape[0] // 2 :])), PAIR),
+    "counted": Row(lambda: Siamese(lambda x: (x[: len(x) // 2], x[len(x) // 2 :])), PAIR, fixed=True),
     "unflattened": Row(lambda: Siamese(lambda x: x.unflatten(0, (2, -1)).unbind(0)), PAIR),
     "copied into": of(rewritten),
     "attention": of(attended, 5, 8),

@@ -1,4 +1,4 @@
-"""Every network that exports were ever tried on: equal to a fresh module in ONNX Runtime, or refused in one true line."""
+"""Networks that exports were tried on: equal to a fresh module in ONNX Runtime, or refused in one true line."""
 
 import importlib.util
 import subprocess
@@ -37,7 +37,7 @@ def row(name: str) -> Row:
 
 
 def worst(session: object, fresh: Callable[[], nn.Module], inputs: Sequence[Tensor]) -> float:
-    """The largest difference of any output from a fresh module's, by that output's largest value; infinite for kinds."""
+    """The largest difference of any output from a fresh module's, by its largest value; infinite for another shape."""
     feeds = {each.name: value.numpy() for each, value in zip(session.get_inputs(), inputs, strict=True)}
     with torch.no_grad():
         wanted = [np.asarray(each) for each in _pytree.tree_leaves(fresh()(*inputs))]
@@ -65,7 +65,7 @@ def test_each_equals_a_fresh_module_at_other_batches_or_is_refused(name: str):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         model = export_onnx(network.module(), network.example(2), **network.options)
-    assert [("is fixed at 2" in str(each.message)) for each in said] == [True] * network.fixed
+    assert {"is fixed at 2" in str(each.message) for each in said} == ({True} if network.fixed else set())
     session = session_of(model)
     opened = {str(size) for each in session.get_inputs() for size in each.shape if isinstance(size, str)}
     assert opened == (set() if network.fixed else {"batch"})
@@ -140,7 +140,7 @@ def test_values_inside_keep_out_of_the_way_of_names():
 def test_a_file_that_answers_otherwise_is_not_given_unless_it_is_asked_for():
     network = EXPORTABLE["antialiased"]
     model = export_onnx(network.module(), network.example(2), verify=False)
-    assert worst(session_of(model), network.module, network.example(2)) > 0.1
+    assert worst(session_of(model), network.module, network.example(2)) > 0.05
 
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:

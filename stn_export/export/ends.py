@@ -88,4 +88,6 @@ def _values(model: onnx_ir.Model) -> list[onnx_ir.Value]:
 
 
 def _free(name: str, taken: Container[str]) -> str:
-    return next(each for each in (f"{name}{count or ''}" for count in itertools.count()) if each not in taken)
+    return next(
+        each for each in (name if count == 1 else f"{name}{count}" for count in itertools.count(1)) if each not in taken
+    )

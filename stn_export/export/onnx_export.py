@@ -89,8 +89,9 @@ def export_onnx(
     made = _written(module, given, example_kwargs, options)
     if verify:
         made = _run(module, given, example_kwargs, options, made)
+    kind = type(module).__name__
     for sentence in made.notes:
-        warnings.warn(f"{type(module).__name__}: {sentence}", stacklevel=2)
+        warnings.warn(sentence if sentence.startswith(kind) else f"{kind}: {sentence}", stacklevel=2)
     return made.model
 
 
@@ -284,9 +285,11 @@ def _plain_text(error: BaseException) -> str:
 def _where(program: Program, name: str) -> str:
     """`` at module (file:line)`` of the first node of this name or operator; empty where none is found."""
 
+    name = name.rpartition(".")[2].strip("_")
+
     def is_it(node: Node) -> bool:
-        operator = str(node.target).rsplit(".", 1)[0]
-        return bool(name) and (node.name == name or operator == name or name.startswith(f"{operator}_"))
+        operator = getattr(node.target, "__name__", "").split(".")[0].strip("_")
+        return bool(name) and (node.name == name or operator == name)
 
     node = next((each for each in program.exported.graph.nodes if each.op == "call_function" and is_it(each)), None)
     return f" at {location(node)}" if node is not None else ""

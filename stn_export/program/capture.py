@@ -80,22 +80,35 @@ def _opaque_affine_grid() -> Iterator[None]:
 class _ChunksAsSlices(TorchFunctionMode):
     """Parts of an open size as slices, where it is known to divide: their sizes are then known to be equal.
 
-    ``chunk`` rounds the size of a part up, which no other size is ever found equal to.
+    ``chunk`` rounds the size of a part up, which no other size is ever found equal to, and the exporter loses how many
+    parts a ``split`` of open size has.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
         if function in (torch.chunk, torch.Tensor.chunk):
             return _chunks(*arguments, **keywords)
+        if function in (torch.split, torch.Tensor.split):
+            return _split(*arguments, **keywords)
         return function(*arguments, **keywords)
 
 
 def _chunks(input: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
     size = input.shape[dim]
     if isinstance(size, torch.SymInt) and str(size % chunks) == "0":
-        part = size // chunks
-        return tuple(input.narrow(dim, index * part, part) for index in range(chunks))
+        return _slices(input, size // chunks, chunks, dim)
     return torch.chunk(input, chunks, dim)
+
+
+def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Sequence[Tensor]:
+    size, part = tensor.shape[dim], split_size_or_sections
+    if isinstance(part, torch.SymInt) and str(size % part) == "0" and str(size // part).isdecimal():
+        return _slices(tensor, part, int(size // part), dim)
+    return torch.split(tensor, part, dim)
+
+
+def _slices(tensor: Tensor, part: int | torch.SymInt, count: int, dim: int) -> Sequence[Tensor]:
+    return tuple(tensor.narrow(dim, index * part, part) for index in range(count))
 
 
 @dataclass(frozen=True)
@@ -242,6 +255,7 @@ def _refuted(captured: Captured, shapes: Sequence[Shape], inputs: Sequence[Tenso
 def _problem_at(captured: Captured, inputs: Sequence[Tensor], count: int) -> str:
     """What a captured graph raises at another batch; computed without values where they decide nothing."""
     module = captured.exported.module(check_guards=False)
+    module = copy.deepcopy(module, {id(each): each for each in module.parameters()})  # it may write into its buffers
     sizes = [
         [count if name == BATCH else size for name, size in zip(kept, tensor.shape, strict=True)]
         for kept, tensor in zip(captured.shapes, inputs, strict=True)
