@@ -10,8 +10,9 @@ PUBLIC = {  # where they are, imported when they are asked for: they take PyTorc
     "check": ("stn_export.api", "check"),
     "compare": ("stn_export.api", "compare"),
     "export_onnx": ("stn_export.export.onnx_export", "export_onnx"),
+    "translations": ("stn_export.export.lowering", "translations"),
 }
-__all__ = ["__version__", "adopt", "audit", "check", "compare", "export_onnx"]
+__all__ = ["__version__", "adopt", "audit", "check", "compare", "export_onnx", "translations"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,10 @@ import torch
 from onnx import numpy_helper
 from onnxscript import opset18, opset20
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, require_choice
 from stn_export.export.folding import fold_grids
 from stn_export.export.sampling import gather_grid_sample
+from stn_export.export.translations import OPERATORS
 from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES
 
 Value = Any  # a symbolic tensor of the graph being built
@@ -46,7 +47,7 @@ class Lowering:
             **dict.fromkeys(AFFINE_GRIDS, self.affine_grid),
             **dict.fromkeys(GRID_SAMPLES, self.grid_sample),
         }
-        return {operator: function for operator, function in rows.items() if function is not None}
+        return OPERATORS | {operator: function for operator, function in rows.items() if function is not None}
 
 
 def base_coordinates(size: int, align_corners: bool, dtype: torch.dtype = torch.float32) -> np.ndarray:
@@ -130,3 +131,17 @@ LOWERINGS = {
     "gather": Lowering(matmul, range(16, 24), 18, grid_sample=gather_grid_sample),
     "plain": Lowering(None, range(16, 24), 18),
 }
+
+
+def translations(lowering: str = "matmul") -> dict[Callable, Callable]:
+    """The table for ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` of a call of your own.
+
+    Names of sites, and passes over the finished graph as ``folded`` has one, come with ``export_onnx`` only.
+
+    Args:
+        lowering: a key of ``LOWERINGS``; ``matmul`` and ``gather`` are for opset 18, ``affinegrid`` from 20 on.
+
+    Raises:
+        UserError: for an unknown lowering.
+    """
+    return dict(LOWERINGS[require_choice("lowering", lowering, list(LOWERINGS))].translations)

@@ -4,7 +4,9 @@ An exporter folds, renames and merges what it likes, so every point goes through
 it must keep. Once the ONNX graph is made the marks are taken out, and their values bear the points' names.
 """
 
+import copy
 import json
+from dataclasses import replace
 
 import onnx
 import onnx_ir
@@ -12,9 +14,11 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Opset
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node
 
 from stn_export.graphs.points import SITES
+from stn_export.program.capture import samples_pictures
 from stn_export.program.program import Program
 from stn_export.program.sites import POINTS, find_sites
 from stn_export.program.surgery import sharing_copy
@@ -52,28 +56,56 @@ if not onnx.defs.has(OPERATOR, DOMAIN):  # the exporter asks for the schema of w
 def marked(module: GraphModule) -> GraphModule:
     """A copy of a flat graph in which image, theta, grid and warped image of every site go through marks."""
     module = sharing_copy(module)
-    nodes = {node.name: node for node in module.graph.nodes}
-    for site in find_sites(module.graph, {}):
+    _mark(module.graph)
+    module.recompile()
+    return module
+
+
+def _mark(graph: Graph) -> dict[str, str]:
+    """Put the marks into a graph; gives the names of the marked warped images by those of their samplers."""
+    nodes, warped_names = {node.name: node for node in graph.nodes}, {}
+    for site in find_sites(graph, {}):
         sampler = nodes[site.warped]
         _mark_argument(sampler, 0, site.point("image"))
         if site.theta:
             _mark_argument(nodes[site.grid], 0, site.point("theta"))
         _mark_argument(sampler, 1, site.point("grid"))
-        with module.graph.inserting_after(sampler):
-            warped = module.graph.call_function(MARK, (sampler, site.point("warped")))
+        with graph.inserting_after(sampler):
+            warped = graph.call_function(MARK, (sampler, site.point("warped")))
+        warped.meta = dict(sampler.meta)
         sampler.replace_all_uses_with(warped, delete_user_cb=lambda user, warped=warped: user is not warped)
-    module.recompile()
-    return module
+        warped_names[sampler.name] = warped.name
+    return warped_names
 
 
 def _mark_argument(node: Node, index: int, point: str) -> None:
     with node.graph.inserting_before(node):
-        node.update_arg(index, node.graph.call_function(MARK, (node.args[index], point)))
+        through = node.graph.call_function(MARK, (node.args[index], point))
+    through.meta = dict(node.args[index].meta)
+    node.update_arg(index, through)
 
 
 def marked_program(program: Program) -> Program:
-    """The program captured anew with its marks; itself where it samples nowhere."""
-    return program.recaptured(marked(program.module)) if program.sites else program
+    """The program with marks in its captured graph; itself where it samples nowhere."""
+    if not any(samples_pictures(node) for node in program.exported.graph.nodes):
+        return program
+    exported = program.exported
+    module, signature = sharing_copy(exported.graph_module), copy.deepcopy(exported.graph_signature)
+    for old, new in _mark(module.graph).items():
+        signature.replace_all_uses(old, new)
+    module.recompile()
+    with_marks = ExportedProgram(
+        module,
+        module.graph,
+        signature,
+        exported.state_dict,
+        exported.range_constraints,
+        exported.module_call_graph,
+        exported.example_inputs,
+        exported.constants,
+        verifiers=exported.verifiers,
+    )
+    return replace(program, exported=with_marks)
 
 
 Marked = dict[str, onnx_ir.Value]

@@ -2,21 +2,27 @@
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
 import torch
 from onnx.shape_inference import infer_shapes
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
 
-from stn_export.errors import UserError, require_choice
+from stn_export.errors import UserError, one_line, require_choice
+from stn_export.export.ends import distinct, name_ends, output_names, require_distinct
 from stn_export.export.lowering import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
 from stn_export.export.plain import plain
 from stn_export.export.registry import read_once
+from stn_export.export.running import Found, own_structure, run_against
 from stn_export.graphs.graph import without_weights
 from stn_export.graphs.points import SITES
 from stn_export.program.calls import call_of
@@ -29,10 +35,12 @@ from stn_export.program.capture import (
     Shape,
     capture,
     file_names,
+    location,
 )
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import BATCH, Contract
 
+DEFORMED = 19  # the first ONNX opset with DeformConv
 SIZES = {2: "H", 3: "W"}  # of N×C×H×W
 
 
@@ -48,10 +56,12 @@ def export_onnx(
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    verify: bool = True,
 ) -> onnx.ModelProto:
     """Export a module, checked by ``onnx.checker``; where it samples stands in the file's metadata (``sites``).
 
-    What the module cannot keep open is fixed as it is in the example, with a ``UserWarning`` that says so.
+    The file is run in ONNX Runtime on the example and on one other batch, and compared with copies of the module. What
+    the module cannot keep open is fixed as it is in the example, with a ``UserWarning`` that says so.
 
     Args:
         module: in evaluation mode.
@@ -64,24 +74,103 @@ def export_onnx(
         dynamic_size: whether height and width of every 4-D input are left open too.
         dynamic_shapes: what is open, as ``torch.export.export`` takes it, instead of the two above.
         input_names: instead of the names of ``forward``'s parameters; of tensors only.
-        output_names: instead of the exporter's own.
+        output_names: instead of the keys of what ``forward`` gives, else ``output``, or ``output0`` and so on.
+        verify: whether to run the file, which takes one call of ONNX Runtime and of the module for each batch.
 
     Raises:
-        UserError: for an unknown lowering, an opset it cannot have, an example batch of 1, or a module that
-            ``torch.export`` cannot capture.
+        UserError: for an unknown lowering, an opset it cannot have, an example batch of 1, a module that
+            ``torch.export`` cannot capture or ONNX cannot hold, or a file that answers otherwise than the module.
     """
     _checked_opset(lowering, opset)
     if isinstance(example_inputs, Mapping):
         example_inputs, example_kwargs = (), {**example_inputs, **(example_kwargs or {})}
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    call = call_of(module, given, example_kwargs)
-    dims = None if dynamic_shapes is None else call.dims(dynamic_shapes)
-    shapes = _shapes(call.tensors, dynamic_batch, dynamic_size) if dims is None else _open(call.tensors, dims)
+    options = Options(lowering, opset, dynamic_batch, dynamic_size, dynamic_shapes, input_names, output_names)
+    made = _written(module, given, example_kwargs, options)
+    if verify:
+        made = _run(module, given, example_kwargs, options, made)
+    kind = type(module).__name__
+    for sentence in made.notes:
+        warnings.warn(sentence if sentence.startswith(kind) else f"{kind}: {sentence}", stacklevel=2)
+    return made.model
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``export_onnx`` is asked for beside the module and its example."""
+
+    lowering: str
+    opset: int | None
+    dynamic_batch: bool
+    dynamic_size: bool
+    dynamic_shapes: Any
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file, what it takes and gives, the example's tensors, and what is to be told of it."""
+
+    model: onnx.ModelProto
+    contract: Contract
+    tensors: tuple[Tensor, ...]
+    notes: tuple[str, ...]
+
+
+def _written(module: nn.Module, given: tuple, keywords: Mapping[str, Any] | None, options: Options) -> Written:
+    call = call_of(own_structure(module), given, keywords)
+    dims = None if options.dynamic_shapes is None else call.dims(options.dynamic_shapes)
+    shapes = (
+        _shapes(call.tensors, options.dynamic_batch, options.dynamic_size)
+        if dims is None
+        else _open(call.tensors, dims)
+    )
     captured = capture(call.module, call.tensors, shapes, dims)
-    for name, size in _closed(call.names, shapes, captured):
-        warnings.warn(f"{type(module).__name__}: {name} {size}: {captured.problem}".rstrip(": "), stacklevel=2)
-    contract = contract_of(captured.exported, captured.shapes, input_names or call.names, output_names)
-    return to_onnx(marked_program(Program(captured.exported, contract)), lowering, opset)
+    closed = _closed(call.names, shapes, captured)
+    notes = tuple(f"{name} {size}: {captured.problem}".rstrip(": ") for name, size in closed)
+    inputs = list(options.input_names or distinct(call.names))
+    outputs = list(options.output_names or distinct(output_names(captured.exported), inputs))
+    _require_names(captured.exported, inputs, outputs)
+    contract = contract_of(captured.exported, captured.shapes, inputs, outputs)
+    model = to_onnx(marked_program(Program(captured.exported, contract)), options.lowering, options.opset)
+    return Written(model, contract, call.tensors, notes)
+
+
+def _require_names(exported: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Refuse names that are too many, too few or given twice."""
+    signature = exported.graph_signature
+    for side, names, nodes in (("inputs", inputs, signature.user_inputs), ("outputs", outputs, signature.user_outputs)):
+        if len(names) != len(nodes):
+            raise UserError(f"{len(names)} {side} are named, there are {len(nodes)}", f"name all {side}, in order")
+    require_distinct(inputs, outputs)
+
+
+def _run(
+    module: nn.Module, given: tuple, keywords: Mapping[str, Any] | None, options: Options, made: Written
+) -> Written:
+    """The file once it was run; with its batch fixed where only another one is answered wrongly.
+
+    Raises:
+        UserError: where it answers the example otherwise than the module does.
+    """
+    found = run_against(module, (given, dict(keywords or {})), made.tensors, made.model, made.contract)
+    made = replace(made, notes=(*made.notes, *found.notes))
+    if not found.reason:
+        return made
+    opened = any(size == BATCH for spec in made.contract.inputs for size in spec.shape)
+    if found.other and opened and options.dynamic_shapes is None:
+        fixed = _run(module, given, keywords, replace(options, dynamic_batch=False),
+                     _written(module, given, keywords, replace(options, dynamic_batch=False)))  # fmt: skip
+        return replace(fixed, notes=(*fixed.notes, f"its batch is fixed: at another one {found.reason}"))
+    kind = type(module).__name__
+    raise UserError(f"{kind} in ONNX answers otherwise than in PyTorch: {found.reason}", _remedy(found, options))
+
+
+def _remedy(found: Found, options: Options) -> str:
+    if found.other:
+        return "leave less open with dynamic_shapes, or compute without what the example decides"
+    return "PyTorch's exporter writes an operator of it wrongly: compute it otherwise; verify=False gives the file"
 
 
 def _shapes(tensors: Sequence[Tensor], batch: bool, size: bool) -> list[Shape]:
@@ -131,27 +220,79 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
         raise UserError(
             f"lowering {lowering} cannot leave height and width open", "choose matmul, affinegrid or gather"
         )
-    with _quietly():
+    with _quietly(), _exporters_errors(program):
         exported = torch.onnx.export(
             program.exported,
             program.values(program.contract.random(sizes=program.sizes)),
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            **_names(program.contract),
             dynamic_shapes=file_names([spec.shape for spec in program.contract.inputs]),
             custom_translation_table=rule.translations | TRANSLATIONS,
         )
-    found = take_marks(exported.model)
-    notes = rule.rewrite(exported.model) if rule.rewrite else {}
-    notes |= {"lowering": lowering} | site_notes(exported.model, found)
-    plain(exported.model)
-    model = exported.model_proto
-    strip_traces(model)
-    onnx.helper.set_model_props(model, notes)
-    onnx.checker.check_model(model)
-    infer_shapes(without_weights(model), check_type=True, strict_mode=True)
+        found = take_marks(exported.model)
+        notes = rule.rewrite(exported.model) if rule.rewrite else {}
+        plain(exported.model)
+        name_ends(exported.model, *_names(program.contract))
+        notes |= {"lowering": lowering} | site_notes(exported.model, found)
+        model = exported.model_proto
+        strip_traces(model)
+        onnx.helper.set_model_props(model, notes)
+        onnx.checker.check_model(model)
+        infer_shapes(without_weights(model), check_type=True, strict_mode=True)
     return model
+
+
+@contextmanager
+def _exporters_errors(program: Program) -> Iterator[None]:
+    """Say in one line what PyTorch's exporter, or ONNX's checker of what it wrote, raises in many.
+
+    Raises:
+        UserError: instead of anything but itself.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the exporter raises whatever its translations do
+        reasons = list(_reasons(error))
+        if refused := next((each for each in reasons if isinstance(each, UserError)), None):
+            raise UserError(refused.message, refused.hint) from error
+        text = _plain_text(reasons[-1])
+        if missing := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'", text):
+            operator = missing[1]
+            raise UserError(
+                f"ONNX has no translation of {operator}{_where(program, operator)}",
+                "compute it otherwise, or leave it to what comes before or after the file",
+            ) from error
+        node = next((found[1] for each in reasons if (found := re.search(r"translating node %(\w+)", str(each)))), "")
+        where = _where(program, node)
+        raise UserError(f"PyTorch's exporter fails{where}: {text}", "compute that part otherwise") from error
+
+
+def _reasons(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it came from, the root last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _plain_text(error: BaseException) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", one_line(error))
+
+
+def _where(program: Program, name: str) -> str:
+    """`` at module (file:line)`` of the first node of this name or operator; empty where none is found."""
+
+    name = name.rpartition(".")[2].strip("_")
+
+    def is_it(node: Node) -> bool:
+        operator = getattr(node.target, "__name__", "").split(".")[0].strip("_")
+        return bool(name) and (node.name == name or operator == name)
+
+    node = next((each for each in program.exported.graph.nodes if each.op == "call_function" and is_it(each)), None)
+    return f" at {location(node)}" if node is not None else ""
 
 
 def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
@@ -166,8 +307,8 @@ def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
             contract.values(contract.random()),
             dynamo=True,
             verbose=False,
-            **_names(contract),
         )
+    name_ends(exported.model, *_names(contract))
     model = exported.model_proto
     strip_traces(model)
     samplers = [node for node in model.graph.node if node.op_type == "GridSample"]
@@ -177,11 +318,8 @@ def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
     return model
 
 
-def _names(contract: Contract) -> dict[str, list[str]]:
-    return {
-        "input_names": [spec.name for spec in contract.inputs],
-        "output_names": [spec.name for spec in contract.outputs],
-    }
+def _names(contract: Contract) -> tuple[list[str], list[str]]:
+    return [spec.name for spec in contract.inputs], [spec.name for spec in contract.outputs]
 
 
 @contextmanager
@@ -204,7 +342,8 @@ def _checked_opset(lowering: str, opset: int | None, least: int = 0) -> int:
     lowest, highest = max(rule.opsets[0], least), max(rule.opsets[-1], least)
     opset = opset or max(rule.default_opset, least)
     if least and opset < least:
-        raise UserError(f"opset {opset} samples no volumes and no float64", f"choose an opset from {least}")
+        lacks = "has no DeformConv" if least == DEFORMED else "samples no volumes and no float64"
+        raise UserError(f"opset {opset} {lacks}", f"choose an opset from {least}")
     if not lowest <= opset <= highest:
         raise UserError(
             f"lowering {lowering} cannot be written at opset {opset}", f"choose an opset from {lowest} to {highest}"
@@ -213,9 +352,15 @@ def _checked_opset(lowering: str, opset: int | None, least: int = 0) -> int:
 
 
 def least_opset(program: Program) -> int:
-    """The first opset whose operators sample what the program does: images of float32 with any, else ``VOLUMES``."""
-    images = [node.args[0].meta["val"] for node in program.exported.graph.nodes if node.target in GRID_SAMPLES]
-    return VOLUMES if any(image.ndim == 5 or image.dtype == torch.float64 for image in images) else 0
+    """The first opset that has the program's operators: ``VOLUMES`` for samplers of volumes and of float64.
+
+    ``DEFORMED`` for deformable convolutions; 0 where any opset will do.
+    """
+    nodes = program.exported.graph.nodes
+    images = [node.args[0].meta["val"] for node in nodes if node.target in GRID_SAMPLES]
+    if any(image.ndim == 5 or image.dtype == torch.float64 for image in images):
+        return VOLUMES
+    return DEFORMED if any(str(node.target).startswith("torchvision.deform_conv2d") for node in nodes) else 0
 
 
 def strip_traces(model: onnx.ModelProto) -> None:

@@ -1,5 +1,6 @@
 """PyTorch's translations of operators into ONNX, read once for all files: reading them is a third of an export."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -11,12 +12,19 @@ try:
 except ImportError:  # a PyTorch that keeps it elsewhere: it is read for every file
     ONNXRegistry = None
 
-_read = ONNXRegistry and cache(ONNXRegistry.from_torchlib)
+_from_torchlib = ONNXRegistry and ONNXRegistry.from_torchlib
+OTHERS = ("torchvision",)  # packages whose operators are there to be read once they are imported
+
+
+@cache
+def _read(imported: tuple[str, ...], **opset_version: int) -> ONNXRegistry:
+    del imported
+    return _from_torchlib(**opset_version)
 
 
 def _copied(**opset_version: int) -> ONNXRegistry:
     """A registry that an export may add its own translations to."""
-    registry = copy(_read(**opset_version))
+    registry = copy(_read(tuple(name for name in OTHERS if name in sys.modules), **opset_version))
     registry.functions = {operator: list(found) for operator, found in registry.functions.items()}
     return registry
 

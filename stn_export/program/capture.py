@@ -1,26 +1,37 @@
 """``torch.export`` of modules, with open dimensions where they are asked for and can be kept."""
 
+import copy
+import functools
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
+from torch.overrides import TorchFunctionMode
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 from stn_export.program.specs import BATCH, by
 
 Shape = Sequence[int | str]  # sizes, and names of open dimensions
 NAMES = {BATCH: "batch", "H": "height", "W": "width"}  # what a file calls them
 SMALLEST = 2  # of an open size: 1 has rules of its own
-TRIES = (Dim, lambda *_, **__: Dim.AUTO)  # named dimensions first, then whatever the module can keep open
+OTHER_BATCHES = (1, 3)  # at which a graph of an open batch has to run
+VALUES_DECIDE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 VOLUMES = 20  # the first ONNX opset that samples those, and float64
 CAUSES = (  # of what ``torch.export`` says, and what to do about it
     (
@@ -66,6 +77,40 @@ def _opaque_affine_grid() -> Iterator[None]:
         yield
 
 
+class _ChunksAsSlices(TorchFunctionMode):
+    """Parts of an open size as slices, where it is known to divide: their sizes are then known to be equal.
+
+    ``chunk`` rounds the size of a part up, which no other size is ever found equal to, and the exporter loses how many
+    parts a ``split`` of open size has.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        if function in (torch.chunk, torch.Tensor.chunk):
+            return _chunks(*arguments, **keywords)
+        if function in (torch.split, torch.Tensor.split):
+            return _split(*arguments, **keywords)
+        return function(*arguments, **keywords)
+
+
+def _chunks(input: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
+    size = input.shape[dim]
+    if isinstance(size, torch.SymInt) and str(size % chunks) == "0":
+        return _slices(input, size // chunks, chunks, dim)
+    return torch.chunk(input, chunks, dim)
+
+
+def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Sequence[Tensor]:
+    size, part = tensor.shape[dim], split_size_or_sections
+    if isinstance(part, torch.SymInt) and str(size % part) == "0" and str(size // part).isdecimal():
+        return _slices(tensor, part, int(size // part), dim)
+    return torch.split(tensor, part, dim)
+
+
+def _slices(tensor: Tensor, part: int | torch.SymInt, count: int, dim: int) -> Sequence[Tensor]:
+    return tuple(tensor.narrow(dim, index * part, part) for index in range(count))
+
+
 @dataclass(frozen=True)
 class Captured:
     """A captured module, and the shapes that its inputs have there: what could not be kept open is a number.
@@ -99,12 +144,20 @@ def capture(
     _check_sizes(inputs, shapes)
     sizes_open = any(name != BATCH for shape in shapes for name in shape if isinstance(name, str))
     problem = ""
-    for wanted in [dims] if dims else [_dynamic(shapes, make) for make in TRIES]:
+    for attempt in [Attempt(module, dims)] if dims else _attempts(module, inputs, shapes):
         try:
-            with _opaque_affine_grid() if sizes_open else nullcontext(), warnings.catch_warnings():
+            with (
+                _opaque_affine_grid() if sizes_open else nullcontext(),
+                _ChunksAsSlices(),
+                warnings.catch_warnings(),
+            ):
                 warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-                exported = torch.export.export(module, inputs, dynamic_shapes=tuple(map(dict, wanted)))
-            return _checked(exported, shapes, problem)
+                exported = torch.export.export(attempt.module, inputs, dynamic_shapes=tuple(map(dict, attempt.dims)))
+            captured = _checked(exported, shapes, problem)
+            reason = "" if dims else _refuted(captured, shapes, inputs)
+            if not reason:
+                return captured
+            problem = problem or reason
         except Exception as error:  # of other people's code, or what PyTorch raises for it
             problem, cause = problem or " ".join(str(error).split())[:300], error
     said = f"{type(cause).__name__}: {cause}"
@@ -131,7 +184,94 @@ def _check_sizes(inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> None:
             )
 
 
-def _dynamic(shapes: Sequence[Shape], make: type) -> tuple[dict[int, object] | None, ...]:
+@dataclass(frozen=True)
+class Attempt:
+    """A module to capture, and what is to be open of each of its inputs, as ``torch.export`` takes it."""
+
+    module: nn.Module
+    dims: Sequence[Mapping[int, Any]]
+
+
+def _attempts(module: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> Iterator[Attempt]:
+    """Named dimensions first, then whatever the module can keep open, then its batch fixed.
+
+    Sizes that share a name are said to be equal before anything is computed: PyTorch would find that out only where
+    they meet, and not at all where the inputs are joined to one batch and taken apart again.
+    """
+    joined = _with_equal_sizes(module, shapes)
+    yield Attempt(joined, _dynamic(shapes, Dim))
+    if not any(isinstance(size, str) for shape in shapes for size in shape):
+        return
+    automatic = _dynamic(shapes, lambda *_, **__: Dim.AUTO)
+    yield Attempt(joined, automatic)
+    if joined is not module:
+        yield Attempt(module, automatic)
+    fixed = [
+        tuple(size if wanted == BATCH else wanted for wanted, size in zip(shape, tensor.shape, strict=True))
+        for shape, tensor in zip(shapes, inputs, strict=True)
+    ]
+    if fixed != list(map(tuple, shapes)):
+        yield Attempt(module, _dynamic(fixed, lambda *_, **__: Dim.AUTO))
+
+
+def _with_equal_sizes(module: nn.Module, shapes: Sequence[Shape]) -> nn.Module:
+    """The module, sharing everything, with a forward that first says which sizes are one; itself where none are two."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for index, shape in enumerate(shapes):
+        for axis, name in enumerate(shape):
+            if isinstance(name, str):
+                places.setdefault(name, []).append((index, axis))
+    pairs = [(first, other) for first, *others in places.values() for other in others]
+    if not pairs:
+        return module
+    own = module.forward
+
+    @functools.wraps(own)
+    def forward(*given: Tensor) -> Any:
+        for (index, axis), (other, other_axis) in pairs:
+            torch._check(given[index].shape[axis] == given[other].shape[other_axis])
+        return own(*given)
+
+    shell = copy.copy(module)
+    shell.forward = forward
+    return shell
+
+
+def _refuted(captured: Captured, shapes: Sequence[Shape], inputs: Sequence[Tensor]) -> str:
+    """Why a capture's open batch is none, or nothing: it is to be one symbol and to run at other numbers."""
+    pairs = [
+        pair for shape, kept in zip(shapes, captured.shapes, strict=True) for pair in zip(shape, kept, strict=True)
+    ]
+    batches = {kept for wanted, kept in pairs if wanted == BATCH and isinstance(kept, str)}
+    if len(batches) > 1:
+        return "the batches of its inputs are not one number to it"
+    most = captured.limits.get(BATCH, max(OTHER_BATCHES))
+    for count in (min(count, most) for count in OTHER_BATCHES if batches):
+        if problem := _problem_at(captured, inputs, count):
+            return f"captured, it does not run at a batch of {count}: {problem}"
+    return ""
+
+
+def _problem_at(captured: Captured, inputs: Sequence[Tensor], count: int) -> str:
+    """What a captured graph raises at another batch; computed without values where they decide nothing."""
+    module = captured.exported.module(check_guards=False)
+    module = copy.deepcopy(module, {id(each): each for each in module.parameters()})  # it may write into its buffers
+    sizes = [
+        [count if name == BATCH else size for name, size in zip(kept, tensor.shape, strict=True)]
+        for kept, tensor in zip(captured.shapes, inputs, strict=True)
+    ]
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            given = zip(inputs, sizes, strict=True)
+            module(*(torch.empty(size, dtype=each.dtype, device=each.device) for each, size in given))
+    except VALUES_DECIDE:
+        return ""
+    except Exception as error:  # whatever an operator raises for sizes that do not fit
+        return one_line(error)
+    return ""
+
+
+def _dynamic(shapes: Sequence[Shape], make: Callable[..., Any]) -> tuple[dict[int, Any], ...]:
     """Which dimensions stay open, as ``torch.export`` takes it."""
     names = dict.fromkeys(name for shape in shapes for name in shape if isinstance(name, str))
     dims = {name: make(NAMES.get(name, name), **({} if name == BATCH else {"min": SMALLEST})) for name in names}

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.fx import Graph, Node
 
-from stn_export.program.capture import AFFINE_GRIDS, location, named_shape, samples_pictures
+from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, location, named_shape, samples_pictures
 
 MODES = ("bilinear", "nearest", "bicubic")  # by PyTorch's numbers
 PADDINGS = ("zeros", "border", "reflection")
 TAPS = {"bilinear": 4, "nearest": 0, "bicubic": 16}  # multiply-adds of one sampled value
+UNSEEN = ("deform_conv2d", "roi_align", "ps_roi_align", "grid_sample of volumes")  # sample, and are no sites
 POINTS = ("theta", "grid", "warped")  # in the network's order
 SHAPING = ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "clone", "expand")
 SHAPING += ("select", "slice", "split", "split_with_sizes", "getitem", "contiguous", "detach")
@@ -67,6 +68,18 @@ def find_sites(graph: Graph, symbols: Mapping[str, str]) -> tuple[Site, ...]:
     samplers = [node for node in graph.nodes if samples_pictures(node)]
     varying = _varying(graph)
     return tuple(_site(index, node, symbols, varying) for index, node in enumerate(samplers))
+
+
+def not_looked_into(graph: Graph) -> tuple[str, ...]:
+    """What else samples in a captured graph, a sentence each: its outputs are compared, nothing inside it is."""
+    found = []
+    for node in graph.nodes:
+        operator = str(node.target).split(".")[1] if str(node.target).startswith("torchvision.") else ""
+        if node.target in GRID_SAMPLES and not samples_pictures(node):
+            operator = "grid_sample of volumes"
+        if node.op == "call_function" and operator in UNSEEN:
+            found.append(f"{operator} in {location(node)}: not looked into, outputs compared")
+    return tuple(found)
 
 
 def _site(index: int, node: Node, symbols: Mapping[str, str], varying: set[Node]) -> Site:

@@ -1,0 +1,177 @@
+"""What ``export_onnx`` made, run once on the example and on one other batch, against copies of the module."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from stn_export.errors import UserError, one_line
+from stn_export.program.specs import BATCH, Contract
+from stn_export.program.state import Batch, Copies, answer, following, told, trial
+
+GROSS = 1e-4  # of an output's largest value: a file and eager differ by roundings, not by this
+ROUNDING = 1.2e-7  # of an input, which moves what a network gives by as much as nobody can ask a file to avoid
+MAGNIFIED = 10.0  # times what such roundings move
+OTHER = 3  # examples of the other batch; 1 where the example has 3
+LACKING = ("NOT_IMPLEMENTED", "NotImplemented", "INVALID_GRAPH", "is not a registered function/op", "unsupported")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of running a file: why it is wrong, at the example or at the ``other`` batch only, and what to tell."""
+
+    reason: str = ""
+    other: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def own_structure(module: nn.Module) -> nn.Module:
+    """A copy of a module that shares its parameters and buffers; the module itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
+    except Exception:  # of other people's code, by what it holds
+        return module
+
+
+def run_against(
+    module: nn.Module, first: Batch, tensors: Sequence[Tensor], model: onnx.ModelProto, contract: Contract
+) -> Found:
+    """Run a file on the example and on another batch, each against what a copy of the module gives.
+
+    Args:
+        module: that was exported.
+        first: the example, as arguments and keywords.
+        tensors: those in it, in the contract's order.
+        model: the file.
+        contract: its inputs and outputs.
+
+    Raises:
+        UserError: where what the module gives depends on calls before.
+    """
+    copies = Copies(module)
+    found = None
+    for second in _others(first, tensors, contract):
+        try:
+            found = trial(copies, first, second.batch)
+            break
+        except UserError:  # it does not take that many
+            continue
+    if found is None:
+        return Found(notes=("it could not be run on copies of the module: the file was not compared",))
+    notes = [*told(module, found.mutations), *([copies.note] if copies.note else [])]
+    if not found.steady:
+        return Found(notes=(*notes, "it answers differently when it is called again: the file was not compared"))
+    if any(spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)):
+        return Found(notes=(*notes, "NumPy has no bfloat16: the file was not compared"))
+    try:
+        session = _session(model)
+    except Exception as error:  # ONNX Runtime has no kernel, or refuses the file
+        if any(word in str(error) for word in LACKING):
+            return Found(notes=(*notes, f"ONNX Runtime cannot run the file, it was not compared: {one_line(error)}"))
+        return Found(f"ONNX Runtime does not load it: {one_line(error)}", notes=tuple(notes))
+    example = Tried(first, tuple(tensors))
+    for tried, wanted, other in ((example, found.answers[0], False), (second, found.answers[1], True)):
+        if reason := _difference(session, copies, tried, wanted, contract):
+            return Found(reason, other, tuple(notes))
+    return Found(notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A batch as the module takes it, and its tensors as the file does."""
+
+    batch: Batch
+    tensors: tuple[Tensor, ...]
+
+
+def _others(first: Batch, tensors: Sequence[Tensor], contract: Contract) -> list[Tried]:
+    """Other batches than the example, the one of another size first."""
+    made = []
+    for count in (OTHER, 1):
+        values = tuple(_rows(each, spec.shape, count) for each, spec in zip(tensors, contract.inputs, strict=True))
+        if any(a.shape != b.shape for a, b in zip(values, tensors, strict=True)):
+            made.append(_with_tensors(first, tensors, values))
+    return [*made, _with_tensors(first, tensors, tuple(_rows(each, (), 0) for each in tensors))]
+
+
+def _rows(value: Tensor, shape: Sequence[int | str], count: int) -> Tensor:
+    """Another tensor of this kind, with ``count`` examples where its batch is open."""
+    turned = following(((value.detach(),), {}))[0][0]
+    for axis, size in enumerate(shape):
+        if size == BATCH:
+            turned = turned.index_select(axis, torch.arange(count, device=value.device) % value.shape[axis])
+    return turned.contiguous()
+
+
+def _with_tensors(first: Batch, tensors: Sequence[Tensor], values: tuple[Tensor, ...]) -> Tried:
+    by_id = {id(tensor): value for tensor, value in zip(tensors, values, strict=True)}
+    return Tried(_pytree.tree_map(lambda each: by_id.get(id(each), each), first), values)
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _difference(
+    session: onnxruntime.InferenceSession, copies: Copies, tried: Tried, wanted: Sequence[Tensor], contract: Contract
+) -> str:
+    """How a file's answer differs from eager's, in words; empty where it does not."""
+    feeds = {
+        spec.name: value.detach().cpu().contiguous().numpy()
+        for spec, value in zip(contract.inputs, tried.tensors, strict=True)
+    }
+    try:
+        actual = session.run(None, feeds)
+    except Exception as error:  # whatever ONNX Runtime raises for a graph that does not fit
+        return f"ONNX Runtime fails on it: {one_line(error)}"
+    if len(actual) != len(wanted):
+        return f"it gives {len(actual)} outputs, the module {len(wanted)}"
+    moved: list[list[Tensor]] = []
+    for index, (spec, ours, theirs) in enumerate(zip(contract.outputs, actual, wanted, strict=True)):
+        theirs_array = theirs.cpu().numpy()
+        if tuple(ours.shape) != theirs_array.shape:
+            return f"{spec.name} is {'×'.join(map(str, ours.shape))}, not {'×'.join(map(str, theirs_array.shape))}"
+        worst, scale = _worst(ours, theirs_array)
+        if worst <= GROSS * scale:
+            continue
+        moved = moved or [_moved(copies, tried.batch, seed) for seed in range(3)]
+        allowed = MAGNIFIED * max((_worst(each[index].cpu().numpy(), theirs_array)[0] for each in moved), default=0.0)
+        if not worst <= allowed:
+            return f"{spec.name} is {worst:.2g} off, where it is {scale:.2g} at most"
+    return ""
+
+
+def _worst(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """The largest difference, infinite where one is finite and the other not, and the largest finite value."""
+    if not theirs.size:
+        return 0.0, 0.0
+    one, other = (each.astype(np.complex128 if np.iscomplexobj(each) else np.float64) for each in (ours, theirs))
+    finite = np.isfinite(other)
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.where(finite & np.isfinite(one), np.abs(one - other), np.inf))
+    return float(difference.max()), float(np.abs(other[finite]).max(initial=0.0))
+
+
+def _moved(copies: Copies, batch: Batch, seed: int) -> list[Tensor]:
+    """What a copy gives once every number of its inputs is off by a rounding."""
+    random = torch.Generator().manual_seed(seed)
+
+    def rounded(value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        signs = torch.rand(value.shape, generator=random).sub_(0.5).sign_().to(value.device)
+        step = max(ROUNDING, torch.finfo(value.dtype).eps) if value.dtype != torch.float64 else ROUNDING
+        return (value.detach() * (1 + step * signs)).to(value.dtype)
+
+    with copies.fresh() as module:
+        return answer(module, _pytree.tree_map(rounded, batch))
