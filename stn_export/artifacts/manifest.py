@@ -15,6 +15,7 @@ from typing import Literal, TypedDict
 
 from filelock import FileLock
 
+from stn_export.artifacts import provenance
 from stn_export.artifacts.examples import Examples, load_examples
 from stn_export.artifacts.files import (
     AGAIN,
@@ -211,7 +212,9 @@ class NetworkDirectory:
         self.change(lambda content: replace(content, rows=rows, refused=refused))
 
     def add(self, artifact: Artifact) -> Artifact:
-        """List ``artifact``, whose file is already in place, instead of any older one of its name."""
+        """List ``artifact``, which this process wrote, instead of any older one of its name."""
+        if artifact.format in provenance.RUNS_CODE:
+            provenance.remember(artifact.files.values(), "written")
         self.change(lambda content: replace(content, artifacts=content.artifacts | {artifact.name: artifact}))
         return artifact
 
@@ -252,7 +255,7 @@ class NetworkDirectory:
             UserError: where there is none, or it was edited.
         """
         artifact = self.listed(PROGRAM)
-        return load_program(self.open(artifact), artifact.contract)
+        return load_program(self.open(artifact), artifact.contract, artifact.sha256 in provenance.known("written"))
 
     def examples(self) -> Examples:
         """What the network is tried on, its bytes checked.
@@ -263,6 +266,11 @@ class NetworkDirectory:
         said = self.facts.examples
         path, remedy = self.path / said["file"], "run 'make train' or adopt again"
         return load_examples(copied(path, said["sha256"], private_folder() / said["sha256"], remedy))
+
+    def trust(self) -> None:
+        """Vouch for all that the manifest lists now, from whatever machine it comes; remembered for this user."""
+        runs_code = [artifact for artifact in self.artifacts.values() if artifact.format in provenance.RUNS_CODE]
+        provenance.remember([digest for artifact in runs_code for digest in artifact.files.values()], "trusted")
 
     def expected(self) -> list[tuple[Artifact, Path]]:
         """The program, every artifact that ``export`` planned and all that was made on request, bytes checked.
@@ -278,18 +286,22 @@ class NetworkDirectory:
             raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")
         return [(artifact, self.open(artifact)) for artifact in listed.values()]
 
-    def intact(self, artifact: Artifact) -> Path:
+    def intact(self, artifact: Artifact, trusted: bool = False) -> Path:
         """A copy of the artifact's files for this process alone, their bytes known to be those that the manifest lists.
 
-        What is hashed is what runs: whoever changes the run meanwhile changes nothing here.
+        What is hashed is what runs: whoever changes the run meanwhile changes nothing here. Every file of a run that is
+        loaded comes through here.
 
         Raises:
-            UserError: where a file is missing or was edited.
+            UserError: where a file is missing, was edited, is of another format than listed, or runs code and is
+                neither this user's own nor ``trusted``.
         """
+        provenance.require(self.path / artifact.file, artifact.format, artifact.files.values(), trusted)
         stage = "train" if artifact.name in (CHECKPOINT, PROGRAM) else "export"
         folder = private_folder() / fingerprint(map(str.encode, chain(*artifact.files.items())))
         for file, digest in artifact.files.items():
             copied(self.path / file, digest, folder, f"run 'make {stage}'")
+        provenance.require_kind(folder / artifact.file, artifact.format)
         return folder / artifact.file
 
     def open(self, artifact: Artifact) -> Path:
@@ -346,3 +358,9 @@ def network_directories(run: Path) -> list[NetworkDirectory]:
         raise UserError(f"{run} holds no network", remedy)
     order = (SUBJECT, PLAIN, OTHER)
     return sorted(found, key=lambda directory: (order.index(directory.facts.role), directory.name))
+
+
+def trust_run(run: Path) -> None:
+    """Vouch for every network of a run, as ``--trust`` asks."""
+    for directory in network_directories(run):
+        directory.trust()

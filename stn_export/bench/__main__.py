@@ -18,7 +18,7 @@ from stn_export import cli
 from stn_export.answer.card import close
 from stn_export.artifacts.alone import alone
 from stn_export.artifacts.files import PARTIAL
-from stn_export.artifacts.manifest import BENCH_FILE
+from stn_export.artifacts.manifest import BENCH_FILE, trust_run
 from stn_export.bench.session import SUITES, suite_files
 from stn_export.cli.options import PARSERS
 from stn_export.errors import require_choice
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
     path = options.benchmark_json or options.run / BENCH_FILE
     told = SHOWN if options.verbose else QUIET
+    if options.trust:
+        trust_run(options.run)
     with alone(options.run, options.wait), asked_for(options.runtimes):
         with _whole(path) as written:
             resumed = ("--resume", path) if options.resume and path.is_file() else ()

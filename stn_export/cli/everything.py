@@ -20,10 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, of_training = PARSERS["all"]().parse_known_args(arguments)
     trained = PARSERS["train"]().parse_args(of_training)  # refused before anything is started
     run = options.run or (ARTIFACTS / trained.dataset if of_training else DEFAULT_RUN)
+    trusted = ["--trust"] if options.trust else []  # remembered from the first stage on
     place = ["--run", str(run), *([] if options.verbose else ["--brief"])]
     stages = {
         "train": [*place, "--device", options.device, *of_training],
-        "export": place,
+        "export": [*place, *trusted],
         "verify": place,
         "bench": [*place, "--device", options.device, "--grid", options.grid],
         "report": place,

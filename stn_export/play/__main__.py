@@ -26,7 +26,7 @@ from stn_export import cli
 from stn_export.artifacts.environment import cache_directory
 from stn_export.artifacts.examples import picture_of
 from stn_export.artifacts.files import sha256_of, write_atomically
-from stn_export.artifacts.manifest import PLAIN, SUBJECT, Artifact, NetworkDirectory, network_directories
+from stn_export.artifacts.manifest import PLAIN, PROGRAM, SUBJECT, Artifact, NetworkDirectory, network_directories
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.graphs.points import point_values, with_outputs
@@ -87,9 +87,10 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
         raise UserError(f"no network of {run} samples anything", "name another run")
     networks = [each for role in (SUBJECT, PLAIN) if (each := found.get(role))]
     subject, examples = networks[0], networks[0].examples()
-    spec, (channels, height, width) = picture_of(subject.program().contract, examples)
+    contract = subject.listed(PROGRAM).contract
+    spec, (channels, height, width) = picture_of(contract, examples)
     pixels = spec.pixels
-    if len(subject.program().contract.inputs) != 1 or pixels is None:
+    if len(contract.inputs) != 1 or pixels is None:
         raise UserError("the page feeds one picture, normalised", "adopt a network with that one input")
     folder.mkdir(parents=True, exist_ok=True)
     source = runtime or fetched()
@@ -119,7 +120,7 @@ def _network(directory: NetworkDirectory, folder: Path) -> dict:
         "file": file,
         "label": directory.facts.label,
         "artifact": artifact.name,
-        "output": directory.program().contract.outputs[0].name,
+        "output": directory.listed(PROGRAM).contract.outputs[0].name,
         "grid": shown.get(f"{site}/grid"),
         "warped": shown.get(f"{site}/warped"),
         "align": bool(directory.facts.sites and directory.facts.sites[0]["align_corners"]),

@@ -31,6 +31,7 @@ from stn_export.artifacts.manifest import (
     Artifact,
     NetworkDirectory,
     network_directories,
+    trust_run,
 )
 from stn_export.artifacts.points import SCHEMA as POINTS_SCHEMA
 from stn_export.comparison.compare import worst_by_kind
@@ -235,6 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _verify(run: Path, options: Namespace) -> None:
+    if options.trust:
+        trust_run(run)
     networks = planned(run, options.only)
     journal = Journal(run, key_of(networks, options.search)) if options.resume else None
     checks = verify(networks, options.fail_fast, options.search, journal)
