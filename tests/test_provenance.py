@@ -137,7 +137,12 @@ def test_a_name_that_its_bytes_belie_is_said(name: str, tmp_path: Path, trained_
 
 
 def test_formats_are_read_from_bytes(trained_run: Path) -> None:
-    files = {"program.pt2": "pt2", "torchscript-fp32.ts": "torchscript", "matmul-fp32.onnx": None, "checkpoint.pt": None}
+    files = {
+        "program.pt2": "pt2",
+        "torchscript-fp32.ts": "torchscript",
+        "matmul-fp32.onnx": None,
+        "checkpoint.pt": None,
+    }
     assert {name: provenance.kind_of(trained_run / "stn" / name) for name in files} == files
 
 
@@ -156,15 +161,53 @@ def test_an_origin_is_looked_for_where_it_was_given(tmp_path: Path, monkeypatch:
 
 
 GATED = {  # every place that loads, executes or starts something, and what stands before it
-    "adopt/network.py": {"torch.load": "weights_only, of a file named on the command line"},
+    "__init__.py": {"importlib.import_module": "a table of this package's own modules"},
+    "callables.py": {"importlib.import_module": "this package's own modules"},
+    "cli/__init__.py": {"importlib.import_module": "a table of this package's own modules"},
+    "cli/everything.py": {"subprocess.run": "this package's own stages"},
+    "adopt/network.py": {"torch.load": "weights_only"},
     "artifacts/environment.py": {"subprocess.run": "git, in this project's own directory"},
     "artifacts/files.py": {"torch.load": "weights_only"},
-    "program/program.py": {"torch.export.load": "provenance.require in NetworkDirectory.intact and open_side"},
+    "bench/gpu_results.py": {"subprocess.Popen": "this package's own stages"},
+    "bench/memory.py": {"ctypes.CDLL": "the C library of this process"},
+    "bench/startup.py": {"subprocess.run": "this package's own module, on a path from NetworkDirectory.intact"},
+    "graphs/kernels.py": {"subprocess.run": "Python, on text of our own"},
+    "graphs/placement.py": {"ctypes.CDLL": "the system's CUDA driver"},
+    "native/build.py": {"subprocess.run": "$CC, on a path from NetworkDirectory.intact"},
+    "play/__main__.py": {"subprocess.run": "npm, for a pinned package without its scripts"},
+    "program/origin.py": {
+        "importlib.import_module": "origin.allowed: named on this command line, or in a program that this user wrote",
+        "importlib.util.spec_from_file_location": "the same",
+    },
+    "program/program.py": {
+        "torch.export.load": "provenance.require in NetworkDirectory.intact and open_side, or adopt"
+    },
     "program/torch_files.py": {"torch.jit.load": "provenance.require in NetworkDirectory.intact and open_side"},
-    "train/data.py": {"torch.load": "weights_only, a cache of our own"},
+    "runners/native.py": {"ctypes.CDLL": "provenance.require in NetworkDirectory.intact"},
+    "runners/pytorch.py": {"torch._inductor.aoti_load_package": "provenance.require in intact and open_side"},
+    "runtimes/child.py": {"subprocess.Popen": "a runtime that --runtimes names", "subprocess.run": "the same"},
+    "runtimes/convert.py": {"torch.export.load": "a path from NetworkDirectory.intact"},
+    "runtimes/environments.py": {"subprocess.run": "pip and npm, asked for by stn-export runtimes"},
+    "runtimes/serve.py": {"subprocess.run": "a runtime's own converter, in its environment"},
+    "train/data.py": {"torch.load": "weights_only"},
+    "train/speed.py": {"subprocess.Popen": "this package's own module"},
 }
-LOADS = {"torch.load", "torch.export.load", "torch.jit.load", "torch._inductor.aoti_load_package", "importlib.import_module"}
-LOADS |= {"importlib.util.spec_from_file_location", "ctypes.CDLL", "eval", "exec", "pickle.load", "pickle.loads", "os.system"}
+LOADS = {
+    "torch.load",
+    "torch.export.load",
+    "torch.jit.load",
+    "torch._inductor.aoti_load_package",
+    "importlib.import_module",
+}
+LOADS |= {
+    "importlib.util.spec_from_file_location",
+    "ctypes.CDLL",
+    "eval",
+    "exec",
+    "pickle.load",
+    "pickle.loads",
+    "os.system",
+}
 LOADS |= {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}
 
 
@@ -177,5 +220,4 @@ def calls_of(path: Path) -> set[str]:
 
 def test_every_place_that_loads_or_starts_something_is_listed() -> None:
     found = {path.relative_to(PACKAGE).as_posix(): calls for path in PACKAGE.rglob("*.py") if (calls := calls_of(path))}
-    print(found)
     assert found == {place: set(gates) for place, gates in GATED.items()}
