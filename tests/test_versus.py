@@ -26,7 +26,7 @@ from stn_export.errors import UserError
 from stn_export.export.onnx_export import export_onnx
 from stn_export.verify import __main__ as verify
 from stn_export.verify import versus
-from stn_export.verify.sides import matched, open_listed, open_side
+from stn_export.verify.sides import matched, open_side
 from stn_export.verify.versus import compare_files
 from tests.zoo import ZOO
 

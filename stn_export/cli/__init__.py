@@ -135,16 +135,16 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         main(arguments)
         sys.stdout.flush()  # a full disk is to be heard of here
     except CheckFailedError as error:
-        _told("failed", error)
+        _told("failed", *error.lines)
         return EXIT_CHECK_FAILED
     except KeyboardInterrupt as interrupt:
-        _told("interrupted", interrupt, "bold yellow")
+        _told("interrupted", interrupt, style="bold yellow")
         return EXIT_INTERRUPTED
     except Exception as error:
         if (known := as_user_error(error)) is None:
             raise
         _told("error", known.message)
-        _told("hint", known.hint, "dim")
+        _told("hint", known.hint, style="dim")
         return EXIT_USER
     finally:
         OUTPUT.form, OUTPUT.brief = before
@@ -168,8 +168,9 @@ def as_user_error(error: Exception) -> UserError | None:
     return None
 
 
-def _told(word: str, sentence: object, style: str = "bold red") -> None:
-    console(stderr=True).print(Text(f"{word}: ", style) + Text(visible(sentence)))
+def _told(word: str, *lines: object, style: str = "bold red") -> None:
+    shown = Text("\n").join(Text(visible(line)) for line in lines)
+    console(stderr=True).print(Text(f"{word}: ", style) + shown)
 
 
 class _Stream:

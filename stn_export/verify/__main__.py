@@ -256,7 +256,7 @@ def _verify(run: Path, options: Namespace) -> None:
     else:
         cli.card([("equal", passed_words(len(checks) - len(failures), len(checks)))])
     if failures or not checks:
-        raise CheckFailedError("\n".join([f"{len(failures)} of {len(checks)} checks", *map(_line, failures)]))
+        raise CheckFailedError(f"{len(failures)} of {len(checks)} checks", *map(_line, failures))
 
 
 def _line(check: Check) -> str:
