@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
+import msgspec
 from filelock import FileLock
 
 from stn_export.artifacts import provenance
@@ -23,6 +24,7 @@ from stn_export.artifacts.files import (
     checked,
     fingerprint,
     json_bytes,
+    latest,
     private_folder,
     read_json,
     sha256_of,
@@ -89,11 +91,14 @@ class Artifact:
         return {self.file: self.sha256} | self.beside
 
 
+Digest = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]  # of SHA-256, in hexadecimal; empty for none
+
+
 class ExamplesFile(TypedDict):
     """What a network is tried on: the file, from its directory, and where they are from, in words."""
 
     file: str
-    sha256: str
+    sha256: Digest
     source: str
 
 
@@ -155,7 +160,7 @@ class NetworkDirectory:
         Raises:
             UserError: where the manifest is not one of ours.
         """
-        path = self.path / MANIFEST
+        path = latest(self.path / MANIFEST)
         if not path.exists():
             return _Content()
         said = read_json(path, MANIFEST_SCHEMA, _Written)
@@ -233,8 +238,8 @@ class NetworkDirectory:
             artifact is not None
             and artifact.parent_sha256 == parent_sha256
             and artifact.settings == json.loads(json.dumps(settings))
-            and all((self.path / file).exists() for file in artifact.files)
-            and all(sha256_of(self.path / file) == digest for file, digest in artifact.files.items())
+            and all(latest(self.path / file).exists() for file in artifact.files)
+            and all(sha256_of(latest(self.path / file)) == digest for file, digest in artifact.files.items())
         )
 
     def listed(self, name: str) -> Artifact:

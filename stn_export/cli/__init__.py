@@ -69,8 +69,8 @@ EXTRAS = {  # packages that come with an extra only
     "tensorboard": "tensorboard",
 }
 HINTS = {
-    errno.ENOSPC: "make room, then run the same again: what was there before is whole",
-    errno.EDQUOT: "make room, then run the same again: what was there before is whole",
+    errno.ENOSPC: "make room, then run the same again",
+    errno.EDQUOT: "make room, then run the same again",
     errno.EFBIG: "larger files are not allowed there (ulimit -f)",
     errno.EROFS: "name a place that can be written",
     errno.EACCES: "name a place that you may read and write",

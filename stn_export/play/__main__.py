@@ -25,7 +25,7 @@ from torch import Tensor
 from stn_export import cli
 from stn_export.artifacts.environment import cache_directory
 from stn_export.artifacts.examples import picture_of
-from stn_export.artifacts.files import sha256_of, write_atomically
+from stn_export.artifacts.files import own_folder, sha256_of, write_atomically
 from stn_export.artifacts.manifest import PLAIN, PROGRAM, SUBJECT, Artifact, NetworkDirectory, network_directories
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
@@ -92,7 +92,7 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
     pixels = spec.pixels
     if len(contract.inputs) != 1 or pixels is None:
         raise UserError("the page feeds one picture, normalised", "adopt a network with that one input")
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder)
     source = runtime or fetched()
     for name in FILES:
         shutil.copy(source / name, folder / name)
