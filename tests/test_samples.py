@@ -73,3 +73,9 @@ def test_a_picture_of_another_program_is_not_opened(tmp_path: Path) -> None:
         read_picture(tmp_path / "picture.png", 3)
     Image.new("RGB", (4, 4)).save(tmp_path / "picture.webp")
     assert read_picture(tmp_path / "picture.webp", 3).shape == (3, 4, 4)
+
+
+@pytest.mark.skipif(not Path("/proc/kmsg").exists(), reason="the system has no /proc")
+def test_a_file_of_the_kernel_is_not_waited_for() -> None:
+    with pytest.raises(UserError, match="file of the kernel's"):
+        read_labels(Path("/proc/kmsg"), PATHS)
