@@ -51,7 +51,15 @@ def others_code(message: str, hint: str) -> Iterator[None]:
 
 
 class CheckFailedError(Exception):
-    """A check that ran to its end and came out red (exit code 1): a mismatch, a diverged training."""
+    """A check that ran to its end and came out red (exit code 1): a mismatch, a diverged training.
+
+    Args:
+        lines: what was wrong, one line each.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 def require_choice(kind: str, value: str, choices: tuple[str, ...] | list[str]) -> str:

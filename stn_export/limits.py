@@ -3,6 +3,7 @@
 ``docs/limits.md`` shows this table.
 """
 
+import functools
 import os
 import stat
 import zipfile
@@ -73,10 +74,19 @@ def regular(path: Path, kind: str, hint: str = "name another file") -> Path:
     if not stat.S_ISREG(found.st_mode):
         kind_found = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device, no ordinary file"
         raise UserError(f"{path} is {kind_found}", hint)
+    if found.st_dev in _kernel_devices():  # reading one can wait for ever
+        raise UserError(f"{path} is a file of the kernel's, no ordinary one", hint)
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be read: Permission denied", hint)
     require(kind, found.st_size, str(path))
     return path
+
+
+@functools.cache
+def _kernel_devices() -> frozenset[int]:
+    """The devices of file systems that hold no files, but what the kernel says."""
+    places = (Path("/proc"), Path("/sys"))
+    return frozenset(place.stat().st_dev for place in places if place.is_mount())
 
 
 def archive(path: Path, hint: str = "name another file") -> Path:

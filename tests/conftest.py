@@ -68,6 +68,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's state directory, for all workers of the session: what one writes the others may load."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        patch.setenv("XDG_STATE_HOME", str(shared / "state"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _tables_lose_no_cell() -> Iterator[None]:
     """Every table that a test prints is drawn at all widths."""
     with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from stn_export.artifacts import manifest, points, schemas, training
 from stn_export.bench.kept import KEPT
 from stn_export.cli import markdown_table
+from stn_export.cli.tables import Markdown
 from stn_export.limits import LIMITS
 from stn_export.program import sites, specs
 from tests.conftest import REPOSITORY
@@ -52,7 +53,7 @@ def formats() -> list[str]:
     lines = []
     for name, kinds in FILES.items():
         rows = [
-            (kind.__name__.removeprefix("_"), f"`{key}`", f"`{said(hint)}`")
+            (kind.__name__.removeprefix("_"), Markdown(f"`{key}`"), Markdown(f"`{said(hint)}`"))
             for kind in kinds
             for key, hint in keys(kind).items()
         ]

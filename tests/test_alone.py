@@ -24,6 +24,8 @@ with alone(Path(sys.argv[1])):
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen]:
     """A process that holds the directory until it reads a line."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "manifest.json").touch()
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout.readline() == "held\n"

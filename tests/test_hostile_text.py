@@ -1,25 +1,28 @@
 """Text that others chose stands as it is wherever it is shown: it colours nothing, moves no cursor and is no HTML."""
 
+import io
 import json
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from onnx.parser import parse_model
 from PIL import Image
 
 from stn_export import cli
 from stn_export.artifacts.files import write_json
 from stn_export.artifacts.manifest import MANIFEST, MANIFEST_SCHEMA
-from stn_export.cli.tables import Table, as_markdown, visible
+from stn_export.cli.tables import Table, as_csv, as_markdown, visible
+from stn_export.report.figures import picture_rows
 from stn_export.runners import RUNNERS
 from stn_export.verify import __main__ as verify
 from tests.test_bad_input import RELU
 from tests.widths import rendered
 
-EVIL = "[/b] [red]x\x1b[31m\x07\u202e<script>alert(1)</script>|`"
-SHOWN = r"[/b] [red]x\x1b[31m\x07\u202e<script>alert(1)</script>"
+EVIL = "[/b] [red]x\x1b[31m\x07\u202e<script>alert(1)</script>|`\n\u2028\u200bCUDA  runs everywhere$x^$![](http://x)"
 FILE = EVIL.replace("/", "∕")  # as a file's name
 
 
@@ -89,8 +92,11 @@ def test_what_is_printed_holds_no_escapes(
     out, err = capsys.readouterr()
     text = out + err
     assert "Traceback" not in text
-    assert not {"\x1b", "\x07", "\u202e"} & set(text)
-    assert "[red]" in text or arguments in SILENT  # it is there, spelt out
+    assert not {"\x1b", "\x07", "\u202e", "\u2028", "\u200b"} & set(text)
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("CUDA  runs")]  # forged
+    assert {"[red]", r"\[red\]"} & set(
+        re.findall(r"\\?\[red\\?\]", text)
+    ) or arguments in SILENT  # it is there, spelt out
 
 
 def replaced(text: str, places: dict[str, str]) -> str:
@@ -119,6 +125,32 @@ def test_tables_show_it_as_it_stands(width: int | None):
 
 
 def test_a_line_is_one_line():
-    assert visible("a\r\nb\tc") == "a\\r\nb\tc"
-    assert cli.markdown("a\r\n|b") == r"a\r \|b"
+    assert visible("a\r\nb\tc\u2028d\u200b") == "a\\r\\nb\tc\\u2028d\\u200b"
+    assert cli.markdown("a\r\n|b") == r"a\\r\\n\|b"
     assert visible("\ud800") == r"\ud800"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("![](http://x)", r"!\[\](http://x)"),
+        ("[c](javascript:x)", r"\[c\](javascript:x)"),
+        (r"\|", r"\\\|"),
+        ("<b>&", "&lt;b>&amp;"),
+        ("$x^$", r"\$x^\$"),
+        ("`a`*b*", r"\`a\`\*b\*"),
+    ],
+)
+def test_markdown_of_others_is_text(text: str, shown: str):
+    assert cli.markdown(text) == shown
+
+
+def test_no_cell_of_csv_is_a_formula():
+    cells = ["=1+1", "+A1", "-cmd|x", "@SUM(1)", "-0.5", "+2.10", "-1e-06", "stn"]
+    shown = as_csv(Table("", ("=a", "b"), [(cell, "1") for cell in cells])).splitlines()
+    assert shown == ["'=a,b", "'=1+1,1", "'+A1,1", "'-cmd|x,1", "'@SUM(1),1", "-0.5,1", "+2.10,1", "-1e-06,1", "stn,1"]
+
+
+def test_a_class_name_is_no_formula_in_a_picture():
+    figure = picture_rows({"input": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}, ["$x^$", "a$b\x1b"])
+    figure.savefig(io.BytesIO(), format="png")

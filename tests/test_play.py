@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import socket
+import struct
 import threading
-from functools import partial
-from http.server import ThreadingHTTPServer
+import time
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +72,13 @@ def test_without_npm_there_is_one_line(npm: str | None, said: str, tmp_path: Pat
 def test_the_page_gives_what_onnx_runtime_gives(run: Path):
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'stn-export[browser]'")
     try:
-        play.build(run, run / "play", Path(given) if (given := os.environ.get("STN_EXPORT_ORT_WEB")) else None)
+        names = play.build(run, run / "play", Path(given) if (given := os.environ.get("STN_EXPORT_ORT_WEB")) else None)
     except UserError as error:
         pytest.skip(error.message)
     files = [run / "play" / name for name in ("stn.onnx", "cnn.onnx")]
     sessions = [onnxruntime.InferenceSession(file) for file in files]
     poses = np.random.default_rng(0).uniform((-8, -8, -180, 0.5), (8, 8, 180, 2), (POSES, 4))
-    with served(run / "play") as address, playwright.sync_playwright() as started:
+    with served(run / "play", names) as address, playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page, told = browser.new_page(), []
         page.on("pageerror", lambda error: told.append(str(error)))
@@ -96,11 +98,39 @@ def test_the_page_gives_what_onnx_runtime_gives(run: Path):
         browser.close()
 
 
+def status(address: str, path: str, host: str | None = None, method: str = "GET") -> int:
+    """How a request is answered."""
+    port = int(address.rstrip("/").rpartition(":")[2])
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path, headers={"Host": host.format(port=port)} if host else {})
+    return connection.getresponse().status
+
+
+def test_only_what_the_page_is_made_of_is_served_and_to_its_own_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = tmp_path / "page"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("index.html", "stn.onnx", ".secret", "other.txt", "deep/file"):
+        (folder / name).write_text("x" * 2_000_000, encoding="utf-8")
+    (folder / "link").symlink_to("/etc/passwd")
+    with served(folder, frozenset({"index.html", "stn.onnx", "link"})) as address:
+        assert [status(address, path) for path in ("/", "/index.html", "/stn.onnx?v=1")] == [200] * 3
+        refused = ("/.secret", "/other.txt", "/deep/", "/deep/file", "/link", "/../page/stn.onnx", "/%00", "/%2e%2e/x")
+        assert {path: status(address, path) for path in refused} == dict.fromkeys(refused, 404)
+        assert status(address, "/other.txt", method="HEAD") == 404
+        assert [status(address, "/", host) for host in ("localhost:{port}", "127.0.0.1:{port}")] == [200] * 2
+        assert [status(address, "/", host) for host in ("evil.example:{port}", "evil.example", "")] == [403, 403, 200]
+        with socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))) as broken:
+            broken.sendall(b"GET /stn.onnx HTTP/1.1\r\nHost: localhost:1\r\n\r\n")
+            broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
 class served:  # noqa: N801
     """A folder on the loopback."""
 
-    def __init__(self, folder: Path) -> None:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(play.Handler, directory=str(folder)))
+    def __init__(self, folder: Path, names: frozenset[str]) -> None:
+        self.server = play.serving(folder, names)
 
     def __enter__(self) -> str:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()

@@ -47,7 +47,7 @@ def test_columns_go_in_the_order_that_is_stated():
 
 
 @pytest.mark.parametrize(
-    ("form", "start"), [("json", "{"), ("markdown", "\n**A [/b] title**"), ("csv", "artifact,runner")]
+    ("form", "start"), [("json", "{"), ("markdown", "\n**A \\[/b\\] title**"), ("csv", "artifact,runner")]
 )
 def test_forms(form: str, start: str, capsys: pytest.CaptureFixture[str]):
     OUTPUT.form = form

@@ -18,6 +18,7 @@ from stn_export.adopt.samples import gather, with_classes, with_pixels
 from stn_export.artifacts.alone import alone
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.files import all_or_none
 from stn_export.artifacts.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.program.calls import call_of
@@ -265,13 +266,14 @@ def _enter(result: Adoption, run: Path, note: str) -> None:
     if others := sorted({path.parent.name for path in run.glob(f"*/{MANIFEST}")} - {subject.name, plain.name}):
         raise UserError(f"{run} holds {', '.join(others)} already", "name another run with --run, or this network")
     before = subject.read(), plain.read()
-    file = write_examples(run, result.examples)
     said = {"source": result.examples.source, "classes": result.examples.classes}
-    enter(subject, result.program, file, label=result.name, role=SUBJECT, **said)
-    if result.twin is not None:
-        label = f"{result.name}, samplers bypassed" if note is TWIN_NOTE else f"{result.name}, plain"
-        enter(plain, result.twin, file, label=label, role=PLAIN, note=note, **said)
-    elif before[1].facts:
+    with all_or_none():
+        file = write_examples(run, result.examples)
+        enter(subject, result.program, file, label=result.name, role=SUBJECT, **said)
+        if result.twin is not None:
+            label = f"{result.name}, samplers bypassed" if note is TWIN_NOTE else f"{result.name}, plain"
+            enter(plain, result.twin, file, label=label, role=PLAIN, note=note, **said)
+    if result.twin is None and before[1].facts:
         (plain.path / MANIFEST).unlink()
         result.notes.append(f"{plain.path} is no part of the run any more")
     result.written = (subject.path, plain.path) if result.twin is not None else (subject.path,)

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -21,6 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MOST_PICTURES = 2000  # of a folder, which may hold any number
 RANDOM, RANDOM_BYTES = 64, 2**26  # how many examples at most, and how large, where nobody brought any
 LABELS = "labels"
+LONGEST_LABEL = 9  # digits of a class number
 
 
 def with_pixels(specs: Sequence[TensorSpec], pixels: Pixels) -> tuple[TensorSpec, ...]:
@@ -76,10 +77,15 @@ def gather(
         numbers, classes = read_labels(labels, names or [str(index) for index in range(count)])
     elif labels is not None:
         numbers = labels
-    if numbers is not None and (numbers.ndim != 1 or numbers.is_floating_point() or int(numbers.min()) < 0):
+    if numbers is not None and not _are_labels(numbers):
         raise UserError("labels are not whole numbers from 0, one an example", "give class numbers")
     examples = Examples(found, batched, None if numbers is None else numbers.long())
     return replace(examples, source=source if names else f"{len(examples)} examples {source}"), classes
+
+
+def _are_labels(numbers: Tensor) -> bool:
+    plain = numbers.ndim == 1 and numbers.numel() > 0 and not (numbers.is_floating_point() or numbers.is_complex())
+    return plain and int(numbers.min()) >= 0
 
 
 def _random(specs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int) -> Examples:
@@ -112,10 +118,24 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
                 f"the examples' {spec.name} is {by(value.shape)} {dtype_name(value)}, not {spec.text}",
                 "give an input's examples one behind the other, as it takes them",
             )
-        samples[spec.name] = value if bytes_of_picture else value.to(dtype)
-        if not value.isfinite().all():
-            raise UserError(f"the examples' {spec.name} is not finite", "leave out those with NaN or infinity")
+        samples[spec.name] = value if bytes_of_picture else _converted(spec, value, dtype)
     return samples
+
+
+def _converted(spec: TensorSpec, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The examples of an input in its own type, once they are finite and fit into it.
+
+    Raises:
+        UserError: where one does not.
+    """
+    result = value.to(dtype)
+    if not value.isfinite().all():
+        raise UserError(f"the examples' {spec.name} is not finite", "leave out those with NaN or infinity")
+    fits = result.isfinite().all() if spec.is_float else (result.to(value.dtype) == value).all()
+    if not fits:
+        said = f"the examples' {spec.name} holds numbers from {value.min().item()} to {value.max().item()}"
+        raise UserError(f"{said}, which {spec.dtype} cannot hold", f"give numbers that {spec.dtype} can hold")
+    return result
 
 
 def _tensors(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
@@ -156,24 +176,95 @@ def read_labels(path: Path, names: Sequence[str]) -> tuple[Tensor, dict[int, str
     """Labels of examples from lines of file name or index, whole number and, if it has one, the class's name.
 
     Raises:
-        UserError: where the file cannot be read or an example has no label.
+        UserError: where the file cannot be read, a line contradicts another, or an example has no label or several.
     """
     try:
         with regular(path, "json").open(newline="", encoding="utf-8") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}", "write lines of file name or index, and label") from error
     if rows and not "".join(rows[0][1:2]).isdecimal():
-        del rows[0]  # a heading
-    for row in rows:
-        if len(row) < 2 or not row[1].isdecimal():
-            raise UserError(f"{path} has the line {','.join(row)!r}", "write file name or index, and a whole number")
-    found = {row[0]: int(row[1]) for row in rows}
-    missing = [name for name in names if name not in found and Path(name).name not in found]
-    if missing:
+        rows[0] = []  # a heading
+    lines = [Label(number, *row[:2], *row[2:3]) for number, row in enumerate(rows, 1) if _is_label(path, number, row)]
+    labels = _labels_by_name(path, lines)
+    places = [_place_of(name, names, labels) for name in names]
+    if missing := [name for name, place in zip(names, places, strict=True) if place is None]:
         raise UserError(f"{path} has no label for {missing[0]} ({len(missing)} such)", "give every example its label")
-    labels = [found.get(name, found.get(Path(name).name)) for name in names]
-    return torch.tensor(labels), {int(row[1]): row[2] for row in rows if any(row[2:3])}
+    return torch.tensor([labels[place].value for place in places if place is not None]), _classes(path, lines)
+
+
+@dataclass(frozen=True)
+class Label:
+    """One line of a labels file: an example's path or index, its class number and, where given, the class's name."""
+
+    line: int
+    name: str
+    number: str
+    class_name: str = ""
+
+    @property
+    def value(self) -> int:
+        """The class number."""
+        return int(self.number)
+
+
+def _is_label(path: Path, number: int, row: Sequence[str]) -> bool:
+    """Whether a row is a label; False for an empty one.
+
+    Raises:
+        UserError: where it is anything else.
+    """
+    if not row:
+        return False
+    if len(row) < 2 or not row[1].isdecimal() or len(row[1]) > LONGEST_LABEL:
+        said = f"{path}:{number} is {','.join(row)[:80]!r}"
+        raise UserError(said, f"write file name or index, and a whole number of at most {LONGEST_LABEL} digits")
+    return True
+
+
+def _labels_by_name(path: Path, lines: Sequence[Label]) -> dict[str, Label]:
+    """Labels by example; the same line twice is one.
+
+    Raises:
+        UserError: naming both lines of an example with two labels.
+    """
+    labels: dict[str, Label] = {}
+    for label in lines:
+        before = labels.setdefault(label.name, label)
+        if before.value != label.value:
+            said = f"{path} gives {label.name} two labels: {before.value} in line {before.line}"
+            raise UserError(f"{said}, {label.value} in line {label.line}", "leave one")
+    return labels
+
+
+def _classes(path: Path, lines: Sequence[Label]) -> dict[int, str]:
+    """Names of classes by number.
+
+    Raises:
+        UserError: naming both lines of a class with two names.
+    """
+    named: dict[int, Label] = {}
+    for label in lines:
+        before = named.setdefault(label.value, label) if label.class_name else label
+        if before.class_name != label.class_name:
+            said = f"{path} gives class {label.value} two names: {before.class_name} in line {before.line}"
+            raise UserError(f"{said}, {label.class_name} in line {label.line}", "leave one")
+    return {value: label.class_name for value, label in named.items()}
+
+
+def _place_of(name: str, names: Sequence[str], labels: Mapping[str, Label]) -> str | None:
+    """The name under which an example's label stands: its path or, where only one example has it, its file's name.
+
+    Raises:
+        UserError: where several examples have that file name.
+    """
+    short = Path(name).name
+    if name in labels or short not in labels:
+        return name if name in labels else None
+    if twins := [other for other in names if Path(other).name == short and other != name]:
+        said = f"line {labels[short].line} of the labels says {short}, and there are {name} and {twins[0]}"
+        raise UserError(said, "write their paths from the folder of pictures")
+    return short
 
 
 def with_classes(examples: Examples, contract: Contract, classes: Mapping[int, str]) -> Examples:

@@ -9,10 +9,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stn_export import cli
-from stn_export.artifacts.files import sweep
+from stn_export.artifacts.files import sweep, write_atomically
 from stn_export.errors import UserError
 
 LOCK, HOLDER = ".run.lock", ".run.holder"
+MANIFEST, STATE = "manifest.json", "training.pt"
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
     What an interrupted write left there is cleaned up first.
 
     Args:
-        run: the directory; one that is not there is nobody's, and the stage says so itself.
+        run: the directory; one that is not there, or is no run, stays as it is, and the stage says so itself.
         wait: for another stage to end, after a line that says which.
         make: the directory, where it is not there.
 
@@ -31,7 +32,7 @@ def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
     """
     if make:
         run.mkdir(parents=True, exist_ok=True)
-    if not run.is_dir():
+    if not make and not _is_run(run):
         yield
         return
     lock = FileLock(run / LOCK)
@@ -47,12 +48,18 @@ def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
         raise UserError(f"nothing can be written into {run}: {error.strerror}", "make it writable") from error
     try:
         holder = f"process {os.getpid()}: {' '.join(sys.argv)[:200]}"
-        (run / HOLDER).write_text(holder, encoding="utf-8", errors="backslashreplace")
+        write_atomically(run / HOLDER, holder.encode(errors="backslashreplace"))
         sweep(run)
         yield
     finally:
         (run / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a directory holds a network, or trainings of one: nothing is written into any other."""
+    patterns = (f"{depth}/{name}" for depth in ("*", "*/*") for name in (MANIFEST, STATE))
+    return any(any(path.glob(pattern)) for pattern in patterns)
 
 
 def _holder(run: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from stn_export.artifacts.environment import describe, versions
 from stn_export.artifacts.examples import EXAMPLES_FILE, Examples
-from stn_export.artifacts.files import fingerprint, sha256_of, write_if_changed
+from stn_export.artifacts.files import all_or_none, fingerprint, latest, sha256_of, write_if_changed
 from stn_export.artifacts.manifest import PROGRAM, PROGRAM_FILE, SUBJECT, Artifact, Facts, NetworkDirectory
 from stn_export.program.program import Program
 from stn_export.program.specs import Contract
@@ -59,30 +59,31 @@ def enter(
         multiply_adds=program.multiply_adds(),
         examples={
             "file": Path(os.path.relpath(examples, directory.path)).as_posix(),
-            "sha256": sha256_of(examples),
+            "sha256": sha256_of(latest(examples)),
             "source": source,
         },
         classes=classes,
     )
     settings = program_settings(program.contract, program.origin)
-    written = write_if_changed(path, content)
-    if not written and directory.describes(facts) and directory.holds(PROGRAM, parent_sha256, settings):
-        return directory.listed(PROGRAM)
-    directory.describe(facts)
-    return directory.add(
-        Artifact(
-            name=PROGRAM,
-            file=path.name,
-            network=directory.name,
-            format="pt2",
-            sha256=sha256_of(path),
-            contract=program.contract,
-            parent_sha256=parent_sha256,
-            settings=settings,
-            details={"bytes": path.stat().st_size},
-            environment=describe(),
+    with all_or_none():
+        written = write_if_changed(path, content)
+        if not written and directory.describes(facts) and directory.holds(PROGRAM, parent_sha256, settings):
+            return directory.listed(PROGRAM)
+        directory.describe(facts)
+        return directory.add(
+            Artifact(
+                name=PROGRAM,
+                file=path.name,
+                network=directory.name,
+                format="pt2",
+                sha256=sha256_of(latest(path)),
+                contract=program.contract,
+                parent_sha256=parent_sha256,
+                settings=settings,
+                details={"bytes": len(content)},
+                environment=describe(),
+            )
         )
-    )
 
 
 def program_settings(contract: Contract, origin: Mapping[str, Any]) -> dict:

@@ -53,6 +53,8 @@ def cache_directory() -> Path:
 def git_commit() -> str:
     """The checked-out commit of this source tree, ``-dirty`` appended where files differ; else ``unknown``."""
     root = Path(__file__).resolve().parent.parent.parent
+    if not (root / ".git").exists() or not (root / "pyproject.toml").exists():  # installed, in somebody's repository
+        return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     try:
         return children.run(command, check=True).stdout.strip()

@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTIAL = ".partial"  # the last part of the name of a file that is being written
-LOCK = ".lock"
+OWNER = re.compile(rf"\.(\d+)\.(?:[^.]*\.)?{PARTIAL[1:]}$")  # the process in the name of a file that is being written
+LOCK = ".stn_export.lock"
 AGAIN = "delete it and run the stage that writes it again"
 
 Content = TypeVar("Content")
@@ -45,6 +48,35 @@ def fingerprint(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
+_STAGED: ContextVar[dict[Path, Path] | None] = ContextVar("staged", default=None)
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Write several files as one change: all are on disk before the first takes its name, or none does.
+
+    Within it, what has been written is read through ``latest``; one inside another is part of it.
+    """
+    if _STAGED.get() is not None:
+        yield
+        return
+    staged: dict[Path, Path] = {}
+    token = _STAGED.set(staged)
+    try:
+        yield
+        for path, temporary in staged.items():
+            temporary.replace(path)
+    finally:
+        _STAGED.reset(token)
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+
+
+def latest(path: Path) -> Path:
+    """Where the bytes of a file are that this change, see ``all_or_none``, has written, or that were there before."""
+    return (_STAGED.get() or {}).get(path, path)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all: to a neighbour first, flushed to disk, then renamed over it.
 
@@ -60,7 +92,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        if (staged := _STAGED.get()) is None:
+            temporary.replace(path)
+        else:
+            if path in staged:
+                staged[path].unlink(missing_ok=True)
+            staged[path] = temporary
     except BaseException as error:
         if temporary:
             temporary.unlink(missing_ok=True)
@@ -80,16 +117,29 @@ def write_out(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what interrupted writes left in a directory and those in it; nobody may be writing there meanwhile."""
-    for path in folder.rglob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+    """Delete what interrupted writes of processes that have ended left in a directory and those in it."""
+    for path in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}"), *folder.glob(f"*/*/.*{PARTIAL}")):
+        if (owner := OWNER.search(path.name)) and not _lives(int(owner[1])) and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+def own_folder(path: Path) -> Path:
+    """Make a directory inside a run, or take it as it is.
+
+    Raises:
+        UserError: where it is a link, through which something outside the run would be written.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, and nothing is written through one", "delete it")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @cache
 def private_folder() -> Path:
     """This process's temporary directory, locked while it lives; what dead ones left behind is deleted first."""
     prefix = "stn-export-"
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*/{LOCK}"):
+    for left in filter(_is_ours, Path(tempfile.gettempdir()).glob(f"{prefix}*/{LOCK}")):
         with suppress(OSError, Timeout), FileLock(left, timeout=0):  # a dead process holds no lock
             shutil.rmtree(left.parent, ignore_errors=True)
     made = Path(tempfile.mkdtemp(prefix=f".{prefix}"))
@@ -98,6 +148,12 @@ def private_folder() -> Path:
     folder = made.rename(made.with_name(made.name.removeprefix(".")))  # seen once it is locked
     Finalize(None, _delete, (folder, lock), exitpriority=0)  # at exit, and not in its forks
     return folder
+
+
+def _is_ours(lock: Path) -> bool:
+    """Whether a lock is that of a private folder of this user's, no link to somewhere else."""
+    links = lock.is_symlink() or lock.parent.is_symlink()
+    return not links and (not hasattr(os, "getuid") or lock.parent.stat().st_uid == os.getuid())
 
 
 def _delete(folder: Path, lock: FileLock) -> None:
@@ -117,7 +173,7 @@ def _lives(process: int) -> bool:
 
 def write_if_changed(path: Path, content: bytes) -> bool:
     """Write ``path`` atomically unless it holds these bytes already; says whether it was written."""
-    if path.is_file() and path.read_bytes() == content:
+    if latest(path).is_file() and latest(path).read_bytes() == content:
         return False
     write_atomically(path, content)
     return True

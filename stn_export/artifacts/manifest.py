@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
+import msgspec
 from filelock import FileLock
 
+from stn_export.artifacts import provenance
 from stn_export.artifacts.examples import Examples, load_examples
 from stn_export.artifacts.files import (
     AGAIN,
@@ -22,6 +24,7 @@ from stn_export.artifacts.files import (
     checked,
     fingerprint,
     json_bytes,
+    latest,
     private_folder,
     read_json,
     sha256_of,
@@ -88,11 +91,14 @@ class Artifact:
         return {self.file: self.sha256} | self.beside
 
 
+Digest = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]  # of SHA-256, in hexadecimal; empty for none
+
+
 class ExamplesFile(TypedDict):
     """What a network is tried on: the file, from its directory, and where they are from, in words."""
 
     file: str
-    sha256: str
+    sha256: Digest
     source: str
 
 
@@ -154,7 +160,7 @@ class NetworkDirectory:
         Raises:
             UserError: where the manifest is not one of ours.
         """
-        path = self.path / MANIFEST
+        path = latest(self.path / MANIFEST)
         if not path.exists():
             return _Content()
         said = read_json(path, MANIFEST_SCHEMA, _Written)
@@ -211,7 +217,9 @@ class NetworkDirectory:
         self.change(lambda content: replace(content, rows=rows, refused=refused))
 
     def add(self, artifact: Artifact) -> Artifact:
-        """List ``artifact``, whose file is already in place, instead of any older one of its name."""
+        """List ``artifact``, which this process wrote, instead of any older one of its name."""
+        if artifact.format in provenance.RUNS_CODE:
+            provenance.remember(artifact.files.values(), "written")
         self.change(lambda content: replace(content, artifacts=content.artifacts | {artifact.name: artifact}))
         return artifact
 
@@ -230,8 +238,8 @@ class NetworkDirectory:
             artifact is not None
             and artifact.parent_sha256 == parent_sha256
             and artifact.settings == json.loads(json.dumps(settings))
-            and all((self.path / file).exists() for file in artifact.files)
-            and all(sha256_of(self.path / file) == digest for file, digest in artifact.files.items())
+            and all(latest(self.path / file).exists() for file in artifact.files)
+            and all(sha256_of(latest(self.path / file)) == digest for file, digest in artifact.files.items())
         )
 
     def listed(self, name: str) -> Artifact:
@@ -252,7 +260,7 @@ class NetworkDirectory:
             UserError: where there is none, or it was edited.
         """
         artifact = self.listed(PROGRAM)
-        return load_program(self.open(artifact), artifact.contract)
+        return load_program(self.open(artifact), artifact.contract, artifact.sha256 in provenance.known("written"))
 
     def examples(self) -> Examples:
         """What the network is tried on, its bytes checked.
@@ -263,6 +271,11 @@ class NetworkDirectory:
         said = self.facts.examples
         path, remedy = self.path / said["file"], "run 'make train' or adopt again"
         return load_examples(copied(path, said["sha256"], private_folder() / said["sha256"], remedy))
+
+    def trust(self) -> None:
+        """Vouch for all that the manifest lists now, from whatever machine it comes; remembered for this user."""
+        runs_code = [artifact for artifact in self.artifacts.values() if artifact.format in provenance.RUNS_CODE]
+        provenance.remember([digest for artifact in runs_code for digest in artifact.files.values()], "trusted")
 
     def expected(self) -> list[tuple[Artifact, Path]]:
         """The program, every artifact that ``export`` planned and all that was made on request, bytes checked.
@@ -278,18 +291,22 @@ class NetworkDirectory:
             raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")
         return [(artifact, self.open(artifact)) for artifact in listed.values()]
 
-    def intact(self, artifact: Artifact) -> Path:
+    def intact(self, artifact: Artifact, trusted: bool = False) -> Path:
         """A copy of the artifact's files for this process alone, their bytes known to be those that the manifest lists.
 
-        What is hashed is what runs: whoever changes the run meanwhile changes nothing here.
+        What is hashed is what runs: whoever changes the run meanwhile changes nothing here. Every file of a run that is
+        loaded comes through here.
 
         Raises:
-            UserError: where a file is missing or was edited.
+            UserError: where a file is missing, was edited, is of another format than listed, or runs code and is
+                neither this user's own nor ``trusted``.
         """
+        provenance.require(self.path / artifact.file, artifact.format, artifact.files.values(), trusted)
         stage = "train" if artifact.name in (CHECKPOINT, PROGRAM) else "export"
         folder = private_folder() / fingerprint(map(str.encode, chain(*artifact.files.items())))
         for file, digest in artifact.files.items():
             copied(self.path / file, digest, folder, f"run 'make {stage}'")
+        provenance.require_kind(folder / artifact.file, artifact.format)
         return folder / artifact.file
 
     def open(self, artifact: Artifact) -> Path:
@@ -346,3 +363,9 @@ def network_directories(run: Path) -> list[NetworkDirectory]:
         raise UserError(f"{run} holds no network", remedy)
     order = (SUBJECT, PLAIN, OTHER)
     return sorted(found, key=lambda directory: (order.index(directory.facts.role), directory.name))
+
+
+def trust_run(run: Path) -> None:
+    """Vouch for every network of a run, as ``--trust`` asks."""
+    for directory in network_directories(run):
+        directory.trust()

@@ -11,6 +11,7 @@ from torch import Tensor
 from stn_export.errors import UserError
 from stn_export.limits import LIMITS, regular, require
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # decoded here; EPS would start Ghostscript
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 
 
@@ -33,7 +34,7 @@ def read_picture(path: Path, channels: int, height: int | None = None, width: in
     try:
         with (
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(regular(path, "picture", hint)) as image,
+            Image.open(regular(path, "picture", hint), formats=FORMATS) as image,
         ):
             require("pixels", image.width * image.height, str(path))
             size = width or image.width, height or image.height
@@ -45,7 +46,7 @@ def read_picture(path: Path, channels: int, height: int | None = None, width: in
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has more than {LIMITS['pixels'].value} pixels", "resize it first") from error
     except Exception as error:  # Pillow's and its codecs' own, by kind of damage
-        raise UserError(f"{path} is no picture that Pillow can read", hint) from error
+        raise UserError(f"{path} is no {', '.join(FORMATS)} picture, or is damaged", hint) from error
     return torch.from_numpy(pixels.reshape(size[1], size[0], channels)).permute(2, 0, 1)
 
 

@@ -41,7 +41,8 @@ def _show(result: Audit) -> None:
     cli.say(f"CUDA graph   {'can' if result.capturable else 'cannot'} be captured: {result.capture_reason}")
     least = "at least " if any(node.macs is None for node in result.nodes) else ""
     cli.say(f"at batch 1   {least}{result.macs:,} multiply-adds, {result.activation_bytes:,} bytes of activations")
-    cli.say(f"weights      {result.initialiser_bytes:,} bytes\n")
+    cli.say(f"weights      {result.initialiser_bytes:,} bytes")
+    cli.say("")
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
@@ -49,7 +50,8 @@ def _show_findings(findings: Sequence[Finding]) -> None:
     cli.table("Findings", ("rule", "where", "what"), rows)
     for rule, reason, remedy in dict.fromkeys((each.rule, each.reason, each.remedy) for each in findings):
         cli.say(f"{rule}  {reason}. Remedy: {remedy}")
-    cli.say("none\n" if not findings else "")
+    for line in ("none", "") if not findings else ("",):
+        cli.say(line)
 
 
 def _show_portability(verdicts: dict[str, Verdict]) -> None:

@@ -19,7 +19,7 @@ from stn_export import cli
 from stn_export.answer.card import close
 from stn_export.artifacts.alone import alone
 from stn_export.artifacts.files import PARTIAL
-from stn_export.artifacts.manifest import BENCH_FILE
+from stn_export.artifacts.manifest import BENCH_FILE, trust_run
 from stn_export.bench.budget import Budget
 from stn_export.bench.plugin import Plugin, say_broken
 from stn_export.bench.session import SUITES, suite_files
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [files[require_choice("suite", name, list(files))] for name in options.suites or ()] or [SUITES]
     path = options.benchmark_json or options.run / BENCH_FILE
     plugin = Plugin(path, budget, options.again, options.verbose)
+    if options.trust:
+        trust_run(options.run)
     with alone(options.run, options.wait), asked_for(options.runtimes):
         with _whole(path) as written:
             code = _timed(options, plugin, written, [*others, *map(str, chosen)])
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if plugin.timing and plugin.timing.not_timed:
             cli.card([("not timed", _put_off(plugin.timing.not_timed, options.run))])
         if plugin.failed:
-            raise CheckFailedError("\n".join([f"{len(plugin.failed)} rows could not be timed", *_failures(plugin)]))
+            raise CheckFailedError(f"{len(plugin.failed)} rows could not be timed", *_failures(plugin))
 
 
 def _timed(options: Namespace, plugin: Plugin, written: Path, others: Sequence[str]) -> int:

@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if slower or missing:
         lines = [f"slower, {change.low:.2f} to {change.high:.2f} times: {change.row}" for change in slower]
         lines += [f"missing from {options.new}: {name}" for name in missing]
-        raise CheckFailedError("\n".join([f"{len(slower)} rows are slower, {len(missing)} missing", *lines]))
+        raise CheckFailedError(f"{len(slower)} rows are slower, {len(missing)} missing", *lines)
 
 
 def show(found: Sequence[Change], added: Sequence[str], everything: bool) -> None:

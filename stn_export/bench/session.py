@@ -47,7 +47,7 @@ def refusing() -> Iterator[None]:
     except Exception as problem:
         if (error := cli.as_user_error(problem)) is None:
             raise
-        pytest.exit(cli.visible(f"error: {error.message}\nhint:  {error.hint}"), returncode=EXIT_USER)
+        pytest.exit(f"error: {cli.visible(error.message)}\nhint:  {cli.visible(error.hint)}", returncode=EXIT_USER)
 
 
 @dataclass

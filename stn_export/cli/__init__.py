@@ -74,8 +74,8 @@ EXTRAS = {  # packages that come with an extra only
     "tensorboard": "tensorboard",
 }
 HINTS = {
-    errno.ENOSPC: "make room, then run the same again: what was there before is whole",
-    errno.EDQUOT: "make room, then run the same again: what was there before is whole",
+    errno.ENOSPC: "make room, then run the same again",
+    errno.EDQUOT: "make room, then run the same again",
     errno.EFBIG: "larger files are not allowed there (ulimit -f)",
     errno.EROFS: "name a place that can be written",
     errno.EACCES: "name a place that you may read and write",
@@ -154,18 +154,18 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
             main(arguments)
         sys.stdout.flush()  # a full disk is to be heard of here
     except CheckFailedError as error:
-        _told("failed", error)
+        _told("failed", *error.lines)
         if place := os.environ.get(TELL):
-            Path(place).write_text(str(error), encoding="utf-8", errors="backslashreplace")
+            Path(place).write_text("\n".join(map(visible, error.lines)), encoding="utf-8", errors="backslashreplace")
         return EXIT_CHECK_FAILED
     except KeyboardInterrupt as interrupt:
-        _told("interrupted", str(interrupt) or "run the same command again", "bold yellow")
+        _told("interrupted", str(interrupt) or "run the same command again", style="bold yellow")
         return EXIT_INTERRUPTED
     except Exception as error:
         if (known := as_user_error(error)) is None:
             raise
         _told("error", known.message)
-        _told("hint", known.hint, "dim")
+        _told("hint", known.hint, style="dim")
         return EXIT_USER
     finally:
         OUTPUT.form, OUTPUT.brief = before
@@ -189,8 +189,9 @@ def as_user_error(error: Exception) -> UserError | None:
     return None
 
 
-def _told(word: str, sentence: object, style: str = "bold red") -> None:
-    console(stderr=True).print(Text(f"{word}: ", style) + Text(visible(sentence)))
+def _told(word: str, *lines: object, style: str = "bold red") -> None:
+    shown = Text("\n").join(Text(visible(line)) for line in lines)
+    console(stderr=True).print(Text(f"{word}: ", style) + shown)
 
 
 class _Stream:

@@ -33,12 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, of_training = PARSERS["all"]().parse_known_args(arguments)
     trained = PARSERS["train"]().parse_args(of_training)  # refused before anything is started
     run = options.run or (ARTIFACTS / trained.dataset if of_training else DEFAULT_RUN)
+    trusted = ["--trust"] if options.trust else []  # remembered from the first stage on
     place = ["--run", str(run), *([] if options.verbose else ["--brief"])]
     timing = ["--device", options.device, "--grid", options.grid]
     budget = options.budget or (QUICK_BUDGET if options.grid == "quick" else None)
     stages = {
         "train": [*place, "--device", options.device, *of_training],
-        "export": place,
+        "export": [*place, *trusted],
         "verify": place,
         "bench": [*place, *timing, *(["--budget", f"{budget:g}s"] if budget else [])],
         "report": place,
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not of_training and adopted(run):
         del stages["train"]
     if failed := chain(stages):
-        raise CheckFailedError("\n".join(failed))
+        raise CheckFailedError(*(line for text in failed for line in text.split("\n")))
 
 
 def chain(stages: Mapping[str, Sequence[str]]) -> list[str]:

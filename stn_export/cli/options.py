@@ -117,6 +117,16 @@ def with_again(parser: Parser, kept: str) -> Parser:
     return parser
 
 
+def with_trust(parser: Parser) -> Parser:
+    """Of a stage that loads files which can run code."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="load files that run code although none of your commands wrote them here; of a run this is remembered",
+    )
+    return parser
+
+
 def with_run(parser: Parser) -> Parser:
     """The run directory, which nearly every stage takes."""
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
@@ -172,7 +182,7 @@ def export() -> Parser:
     parser = with_run(
         stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor, C, ExecuTorch, LiteRT.")
     )
-    parser = with_runtimes(with_lock(parser))
+    parser = with_trust(with_runtimes(with_lock(parser)))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
     parser.add_argument(
         "--batch", type=number("batch", 1), metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
@@ -213,9 +223,7 @@ def verify() -> Parser:
         "files", nargs="*", type=path, metavar="FILE", help="two files of any origin to compare with each other"
     )
     parser.add_argument("--inputs", type=path_or_none, metavar="FILE.npz", help="compare two files on these, by input")
-    parser.add_argument(
-        "--trust", action="store_true", help="load files of PyTorch that no manifest of yours lists: they run code"
-    )
+    parser = with_trust(parser)
     parser.add_argument("--against", type=path_or_none, metavar="RUN", help="compare --run with this run instead")
     return parser
 
@@ -234,7 +242,7 @@ def audit() -> Parser:
 def bench() -> Parser:
     """Of ``bench``."""
     parser = stage("bench", "Time every artifact of a run on every backend; other options go to pytest.")
-    parser = with_runtimes(with_lock(parser))
+    parser = with_trust(with_runtimes(with_lock(parser)))
     parser.add_argument("--run", type=path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
     parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
@@ -258,7 +266,7 @@ def report() -> Parser:
 
 def predict() -> Parser:
     """Of ``predict``."""
-    parser = stage("predict", "Run pictures through an artifact of a run.")
+    parser = with_trust(stage("predict", "Run pictures through an artifact of a run."))
     parser.add_argument("pictures", nargs="+", type=path, metavar="IMAGE", help="a picture file of any size and mode")
     parser.add_argument(
         "--artifact",
@@ -309,7 +317,7 @@ def everything() -> Parser:
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
     parser.add_argument("--budget", type=time, metavar="TIME", help=f"{BUDGET}; 90s for the quick grid")
     parser.add_argument("--verbose", action="store_true", help="every stage's tables too")
-    return parser
+    return with_trust(parser)
 
 
 PARSERS: dict[str, Callable[[], Parser]] = {

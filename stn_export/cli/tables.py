@@ -23,7 +23,12 @@ GAP = 2  # between columns
 NARROW = 40  # a terminal in which numbers may be folded too
 FOLDED = 28  # characters that a column of words keeps, if it has so many
 ENDLESS = 100_000  # columns of a pipe
-UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSEEN = re.compile(  # control and format characters, separators of lines, surrogates, fillers; tabs are seen
+    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+MARKS = re.compile(r"[\\`*\[\]|$]")  # what Markdown reads as code, emphasis, a link, a column or a formula
+FORMULA = re.compile(r"[=+\-@\t\r](?![\d.,]+(e[+-]?\d+)?$)")  # how spreadsheets begin one, numbers aside
 NUMBER = re.compile(r"[-+−±≤]?\d|–?$")
 
 
@@ -40,13 +45,26 @@ Cell = str | Text  # a word as it stands, or one in colour
 
 
 def visible(text: object) -> str:
-    """Text that shows what it holds: what would move a terminal's cursor, or turn its lines round, is spelt out."""
+    """Spell out what would move a terminal's cursor, begin a line, turn one round, or not be seen: one line of text."""
     return UNSEEN.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode(), str(text))
 
 
+class Markdown(str):
+    """Text of this project's own that is Markdown already; in a table only its columns' bars are escaped."""
+
+
 def markdown(text: object) -> str:
-    """The same for Markdown, in a table too: no HTML, no other column, one line."""
-    return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|").replace("\n", " ")
+    """Escape text for Markdown, in a table too: no HTML, link, picture or formula, no other column, one line."""
+    if isinstance(text, Markdown):
+        return text.replace("|", r"\|")
+    marked = MARKS.sub(lambda found: f"\\{found.group()}", visible(text))
+    return marked.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def csv_cell(text: object) -> str:
+    """Escape text for CSV: what a spreadsheet would take for a formula begins with an apostrophe."""
+    shown = visible(text)
+    return f"'{shown}" if FORMULA.match(shown) else shown
 
 
 def markdown_table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -131,7 +149,8 @@ def as_markdown(table: Table) -> str:
 def as_csv(table: Table) -> str:
     """A header and lines."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.plain()])
+    lines = [table.columns, *table.plain()]
+    csv.writer(text, lineterminator="\n").writerows([csv_cell(cell) for cell in line] for line in lines)
     return text.getvalue()
 
 

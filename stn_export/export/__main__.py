@@ -19,6 +19,7 @@ from stn_export.artifacts.manifest import (
     Artifact,
     NetworkDirectory,
     network_directories,
+    trust_run,
 )
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError, require_choice
@@ -104,6 +105,8 @@ def _list(run: Path) -> None:
 
 
 def _export(run: Path, options: Namespace) -> None:
+    if options.trust:
+        trust_run(run)
     directories = network_directories(run)
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
     for directory in directories:  # a stale program is no reason to refuse its rows one by one

@@ -11,10 +11,13 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import onnx
 import torch
@@ -24,8 +27,8 @@ from torch import Tensor
 from stn_export import cli
 from stn_export.artifacts.environment import cache_directory
 from stn_export.artifacts.examples import picture_of
-from stn_export.artifacts.files import sha256_of, write_atomically
-from stn_export.artifacts.manifest import PLAIN, SUBJECT, Artifact, NetworkDirectory, network_directories
+from stn_export.artifacts.files import own_folder, sha256_of, write_atomically
+from stn_export.artifacts.manifest import PLAIN, PROGRAM, SUBJECT, Artifact, NetworkDirectory, network_directories
 from stn_export.cli import children
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
@@ -43,8 +46,26 @@ LOWERINGS = ("folded-fp32", "matmul-fp32", "affinegrid-fp32", "gather-fp32", "pl
 SAMPLES = 24
 
 
+HOSTS = ("127.0.0.1", "localhost")  # another name in a request is another site's page that reads this one
+
+
 class Handler(SimpleHTTPRequestHandler):
-    """Files of the folder, with the types that browsers insist on; says nothing."""
+    """The page's own files, to its own host names only, with the types that browsers insist on; says nothing."""
+
+    def __init__(self, *arguments: Any, files: Collection[str], **options: Any) -> None:
+        self.files = files
+        super().__init__(*arguments, **options)
+
+    def send_head(self) -> io.BytesIO | BinaryIO | None:
+        """Answer with a file of the page, else 403 for another host and 404 for another name."""
+        name = unquote(self.path.partition("?")[0]).removeprefix("/") or "index.html"
+        if self.headers.get("Host", "").rpartition(":")[0] not in HOSTS:
+            self.send_error(HTTPStatus.FORBIDDEN)
+        elif name not in self.files or (Path(self.directory) / name).is_symlink():
+            self.send_error(HTTPStatus.NOT_FOUND)
+        else:
+            return super().send_head()
+        return None
 
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {
         ".mjs": "text/javascript",
@@ -57,22 +78,36 @@ class Handler(SimpleHTTPRequestHandler):
         """Not a line a request."""
 
 
+class Server(ThreadingHTTPServer):
+    """A server on the loopback; a browser that breaks off a download is no error."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Report what is an error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]  # typeshed names the socket
+
+
+def serving(folder: Path, files: Collection[str], port: int = 0) -> Server:
+    """Bind a server of these files of a folder to the loopback."""
+    return Server(("127.0.0.1", port), partial(Handler, directory=str(folder), files=files))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Build the folder and serve it on the loopback until Ctrl-C."""
     options = cli.parse("play", arguments)
     run = options.run or DEFAULT_RUN
     folder = options.output or run / "play"
-    build(run, folder, options.runtime)
+    files = build(run, folder, options.runtime)
     if options.build_only:
         cli.card([("page", f"{folder / 'index.html'}; copy {folder} to any static host")])
         return
-    with ThreadingHTTPServer(("127.0.0.1", options.port), partial(Handler, directory=str(folder))) as server:
+    with serving(folder, files, options.port) as server:
         cli.card([("page", f"http://127.0.0.1:{server.server_port}/ until Ctrl-C")])
         server.serve_forever()
 
 
-def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
-    """Write the page, its networks, some pictures, and ONNX Runtime for the browser.
+def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str]:
+    """Write the page, its networks, some pictures, and ONNX Runtime for the browser; returns the names of the files.
 
     Args:
         run: the run directory.
@@ -87,16 +122,16 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
         raise UserError(f"no network of {run} samples anything", "name another run")
     networks = [each for role in (SUBJECT, PLAIN) if (each := found.get(role))]
     subject, examples = networks[0], networks[0].examples()
-    spec, (channels, height, width) = picture_of(subject.program().contract, examples)
+    contract = subject.listed(PROGRAM).contract
+    spec, (channels, height, width) = picture_of(contract, examples)
     pixels = spec.pixels
-    if len(subject.program().contract.inputs) != 1 or pixels is None:
+    if len(contract.inputs) != 1 or pixels is None:
         raise UserError("the page feeds one picture, normalised", "adopt a network with that one input")
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder)
     source = runtime or fetched()
-    for name in FILES:
-        shutil.copy(source / name, folder / name)
-    for path in PAGE.iterdir():
-        shutil.copy(path, folder / path.name)
+    page = {name: source / name for name in FILES} | {path.name: path for path in PAGE.iterdir()}
+    for name, path in page.items():
+        write_atomically(folder / name, path.read_bytes())
     content = {
         "input": {"name": spec.name, "channels": channels, "height": height, "width": width}
         | {"mean": pixels.mean, "std": pixels.std},
@@ -105,6 +140,7 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> None:
         "samples": list(map(_url, _bytes(pixels, examples.inputs[spec.name][:SAMPLES]))),
     }
     write_atomically(folder / "play.json", json.dumps(content).encode())
+    return frozenset((*page, "play.json", *(each["file"] for each in content["networks"])))
 
 
 def _network(directory: NetworkDirectory, folder: Path) -> dict:
@@ -119,7 +155,7 @@ def _network(directory: NetworkDirectory, folder: Path) -> dict:
         "file": file,
         "label": directory.facts.label,
         "artifact": artifact.name,
-        "output": directory.program().contract.outputs[0].name,
+        "output": directory.listed(PROGRAM).contract.outputs[0].name,
         "grid": shown.get(f"{site}/grid"),
         "warped": shown.get(f"{site}/warped"),
         "align": bool(directory.facts.sites and directory.facts.sites[0]["align_corners"]),

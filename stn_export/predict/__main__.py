@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run pictures and print what came out for each."""
     options = cli.parse("predict", arguments)
     directory, artifact = find_artifact(options.artifact or network_directories(DEFAULT_RUN)[0].path / PROGRAM_FILE)
+    if options.trust:
+        directory.trust()
     for option in (options.show, options.output):
         if option and option.exists() and any(option.samefile(path) for path in options.pictures if path.exists()):
             raise UserError(f"{option} is one of the pictures, and would be overwritten", "name another file")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stn_export import cli
 from stn_export.predict.pictures import Feeder
 from stn_export.program.program import Program
 from stn_export.program.specs import Arrays, Pixels
@@ -95,4 +96,4 @@ def _draw(axes: "Axes", picture: Tensor, title: str) -> None:
     axes.imshow(picture.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="none")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    axes.set_title(title.replace("$", r"\$"), fontsize=9)  # a pair of $ would start a formula
+    axes.set_title(cli.visible(title), fontsize=9, parse_math=False)  # a pair of $ is no formula

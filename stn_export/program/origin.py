@@ -12,11 +12,16 @@ from torch import Tensor, nn
 
 from stn_export.errors import UserError, one_line
 
+BUILT_IN = "stn_export.train.networks:build_model"
 FORM = "file.py:callable or package.module:callable"
 
 
-def resolve(text: str) -> Callable[..., Any]:
-    """The callable that ``file.py:name`` or ``package.module:name`` names.
+def resolve(text: str, root: Path | None = None) -> Callable[..., Any]:
+    """Import the callable that ``file.py:name`` or ``package.module:name`` names.
+
+    Args:
+        text: the name.
+        root: where packages are looked for behind all that is installed; by default the current directory.
 
     Raises:
         UserError: where there is no such file, module or name.
@@ -25,7 +30,7 @@ def resolve(text: str) -> Callable[..., Any]:
     if not place or not name:
         raise UserError(f"{text} names no callable", f"write {FORM}")
     file = Path(place).resolve()
-    _look_in(file.parent if file.suffix == ".py" else Path.cwd())
+    _look_in(file.parent if file.suffix == ".py" else root or Path.cwd())
     try:
         module = _from_file(file) if file.suffix == ".py" else importlib.import_module(place)
     except Exception as error:  # other people's code
@@ -60,11 +65,18 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def allowed(origin: Mapping[str, Any], own: bool) -> dict:
+    """Empty the origin that a program file names, unless the file is the user's own or names our own networks."""
+    return dict(origin) if own or origin.get("callable") == BUILT_IN else {}
+
+
 def origin_of(text: str, **arguments: Any) -> dict:
     """JSON-ready: how to make the module again, and the bytes of the file that did it."""
     place = text.rpartition(":")[0]
-    if not place.endswith(".py"):
+    if text == BUILT_IN:
         return {"callable": text, "arguments": arguments}
+    if not place.endswith(".py"):
+        return {"callable": text, "arguments": arguments, "root": str(Path.cwd())}
     path = Path(place).resolve()
     return {"callable": f"{path}:{text.rpartition(':')[2]}", "arguments": arguments, "sha256": _digest(path)}
 
@@ -77,7 +89,8 @@ def module_from(origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
     if "sha256" in origin and not (Path(place).is_file() and _digest(Path(place)) == origin["sha256"]):
         return f"{Path(place).name} is not there any more, or was changed"
     try:
-        module = resolve(origin["callable"])(**origin["arguments"])
+        root = Path(origin["root"]) if "root" in origin else None
+        module = resolve(origin["callable"], root)(**origin["arguments"])
         module.load_state_dict(state, strict=False)
     except Exception as error:  # other people's code
         return f"its code cannot be run here ({type(error).__name__})"

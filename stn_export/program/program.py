@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stn_export.errors import UserError, one_line
 from stn_export.limits import archive
 from stn_export.program.capture import capture, named_shape, symbols_of
-from stn_export.program.origin import module_from
+from stn_export.program.origin import allowed, module_from
 from stn_export.program.parts import Step, Values, parts_of
 from stn_export.program.sites import POINTS, TAPS, Site, find_sites
 from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_name
@@ -190,12 +190,13 @@ def _quiet_loading() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def load_program(path: Path, contract: Contract | None = None) -> Program:
+def load_program(path: Path, contract: Contract | None = None, own: bool = False) -> Program:
     """Read a ``.pt2`` file. This runs code where whoever wrote it wants that: load only what is trusted.
 
     Args:
         path: the file.
         contract: of a file that ``Program.to_bytes`` did not write; by default the names are the graph's.
+        own: whether this user's own command wrote it, so that the callable that it names may be called.
 
     Raises:
         UserError: where PyTorch cannot read it.
@@ -216,7 +217,7 @@ def load_program(path: Path, contract: Contract | None = None) -> Program:
         said = json.loads(extra[CONTRACT_FILE] or "{}")
         if contract is None:
             contract = Contract.from_dict(said["contract"]) if said else contract_of(exported)
-        return Program(exported, contract, said.get("origin", {}))
+        return Program(exported, contract, allowed(said.get("origin", {}), own))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} says of itself what cannot be read: {one_line(error)}", "write it again") from error
 

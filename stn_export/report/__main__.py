@@ -16,7 +16,7 @@ from stn_export.answer import card as answer
 from stn_export.answer.card import in_html, in_markdown
 from stn_export.answer.held import held
 from stn_export.artifacts.alone import alone
-from stn_export.artifacts.files import write_atomically, write_json
+from stn_export.artifacts.files import own_folder, write_atomically, write_json
 from stn_export.artifacts.manifest import PROGRAM, REPORT_SCHEMA, network_directories
 from stn_export.config import DEFAULT_RUN
 from stn_export.report.bench import add_benchmarks
@@ -71,7 +71,7 @@ def write_report(report: Report, run: Path) -> None:
     """Write the figures and all three reports."""
     lead = " ".join(f"The {one['label']}: {one['note']}." for one in report.networks if one["note"])
     page = Page(report.title, sections(report), report.card, report.warnings, lead)
-    (run / "figures").mkdir(exist_ok=True)
+    own_folder(run / "figures")
     for section in page.sections:
         for picture in section.pictures:
             write_atomically(run / "figures" / f"{picture.name}.png", picture.png)

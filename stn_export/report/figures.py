@@ -7,7 +7,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
-CAPTIONS: Any = {"font.size": 10, "figure.constrained_layout.use": True}
+from stn_export import cli
+
+CAPTIONS: Any = {"font.size": 10, "figure.constrained_layout.use": True, "text.parse_math": False}
 
 
 @matplotlib.rc_context(CAPTIONS)
@@ -20,7 +22,7 @@ def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figu
             axes.imshow(picture.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="none")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        panels[0].set_ylabel(name)
+        panels[0].set_ylabel(cli.visible(name))
     for axes, title in zip(figure.axes, titles, strict=False):
-        axes.set_title(title, loc="center", fontsize=7.5)
+        axes.set_title("\n".join(map(cli.visible, title.split("\n"))), loc="center", fontsize=7.5)
     return figure

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory
 from stn_export.artifacts.schemas import read_verified
+from stn_export.cli import visible
 from stn_export.comparison.compare import KINDS, worst_by_kind
 from stn_export.comparison.fastest import Portability
 from stn_export.report import charts_bench, figures
@@ -176,7 +177,7 @@ def differing_pictures(
     for place, (index, error, *_) in zip(chosen, known, strict=True):
         label = int(pictures["labels"][place]) if "labels" in pictures else None
         said = [] if label is None else [classes[label] if classes else str(label)]
-        titles.append("\n".join([f"#{index}", *said, f"{error:.0e}"]))
+        titles.append("\n".join([f"#{index}", *map(visible, said), f"{error:.0e}"]))
     return rows_of(pictures, chosen), titles
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from stn_export.artifacts.provenance import was_written_here
 from stn_export.errors import UserError
 from stn_export.program.program import Program, load_program
 from stn_export.program.specs import Arrays, Contract
@@ -78,7 +79,7 @@ class OfProgram(TorchRunner):
     program: Program
 
     def load(self, path: Path) -> None:
-        self.program = load_program(path, self.contract)
+        self.program = load_program(path, self.contract, was_written_here(path))
         own = self.program.own_module()
         self.options = {"code": "the module's own" if not isinstance(own, str) else f"the captured graph: {own}"}
         self.module = self.program.on(self.device) if isinstance(own, str) else own.to(self.device)

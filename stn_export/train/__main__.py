@@ -22,6 +22,7 @@ from stn_export.artifacts.alone import alone
 from stn_export.artifacts.environment import describe, resolve_device
 from stn_export.artifacts.files import load_tensors, serialise, sha256_of, write_atomically
 from stn_export.artifacts.manifest import CHECKPOINT, CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
+from stn_export.errors import UserError, one_line
 from stn_export.train.board import Board
 from stn_export.train.captured import CapturedSteps
 from stn_export.train.cells import Cell, grid, refuse
@@ -94,9 +95,23 @@ def start(cell: Cell, dataset: Dataset, device: torch.device, world: World) -> T
     trainer = SplitTrainer(cell.settings, dataset, device, world) if split else Trainer(cell.settings, dataset, device)
     path = cell.directory.path / STATE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and trainer.restore(load_tensors(path)):
+    if path.exists() and _restored(trainer, path):
         cli.say(f"{cell}: going on after {_place(trainer)}")
     return trainer
+
+
+def _restored(trainer: Trainer, path: Path) -> bool:
+    """Whether the trainer goes on from a file.
+
+    Raises:
+        UserError: where the file is damaged, or another version wrote it.
+    """
+    state = load_tensors(path)
+    try:
+        return trainer.restore(state)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # PyTorch's, by what does not fit
+        said = f"{path} is damaged or of another version: {one_line(error)}"
+        raise UserError(said, "delete it to train that network from its beginning") from error
 
 
 def cohorts(started: Sequence[Pair], device: torch.device) -> list[list[Pair]]:

@@ -11,7 +11,7 @@ from torch import nn
 from stn_export import cli
 from stn_export.artifacts.door import enter, program_settings, write_examples
 from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.files import read_json, sha256_of, write_json
+from stn_export.artifacts.files import all_or_none, latest, read_json, sha256_of, write_json
 from stn_export.artifacts.manifest import (
     CHECKPOINT,
     MANIFEST,
@@ -67,8 +67,13 @@ def enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
     """Write the examples and the programs of cells that have their checkpoints, where they are not there already."""
     if not cells:
         return
+    with all_or_none():
+        _enter_trained(cells, dataset)
+
+
+def _enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
     examples = write_examples(cells[0].run, examples_of(dataset))
-    digest, said = sha256_of(examples), DATASETS[dataset.name]
+    digest, said = sha256_of(latest(examples)), DATASETS[dataset.name]
     for cell in cells:
         directory, network = cell.directory, MODELS[cell.settings.model]
         checkpoint = directory.listed(CHECKPOINT)

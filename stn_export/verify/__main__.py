@@ -31,6 +31,7 @@ from stn_export.artifacts.manifest import (
     Artifact,
     NetworkDirectory,
     network_directories,
+    trust_run,
 )
 from stn_export.artifacts.points import SCHEMA as POINTS_SCHEMA
 from stn_export.comparison.compare import worst_by_kind
@@ -239,6 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _verify(run: Path, options: Namespace) -> None:
+    if options.trust:
+        trust_run(run)
     networks = planned(run, options.only)
     journal = None if options.only else Journal(run, key_of(networks, options.search), options.again)
     checks = verify(networks, options.fail_fast, options.search, journal)
@@ -257,7 +260,7 @@ def _verify(run: Path, options: Namespace) -> None:
     else:
         cli.card([("verified", passed_words(len(checks) - len(failures), len(checks)))])
     if failures or not checks:
-        raise CheckFailedError("\n".join([f"{len(failures)} of {len(checks)} checks", *map(_line, failures)]))
+        raise CheckFailedError(f"{len(failures)} of {len(checks)} checks", *map(_line, failures))
 
 
 def _line(check: Check) -> str:

@@ -1,7 +1,6 @@
 """Files of any origin, opened to be compared: ours with or without their manifest, and other people's."""
 
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +9,9 @@ from pathlib import Path
 import onnxruntime
 import torch
 
+from stn_export.artifacts import provenance
 from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.files import sha256_of
 from stn_export.artifacts.manifest import MANIFEST, PROGRAM, Artifact, NetworkDirectory
 from stn_export.errors import UserError, one_line
 from stn_export.graphs.graph import as_array, read_model
@@ -23,7 +24,6 @@ from stn_export.verify.feeding import feed
 
 FORMATS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2", ".aoti.pt2": "aotinductor"}
 USABLE = "name two .onnx, .ts or .pt2 files"
-RUNS_CODE = ("torchscript", "pt2", "aotinductor")  # formats that do as they are loaded
 TYPES = {"float": "float32", "double": "float64"}  # as ONNX Runtime calls them, where NumPy says otherwise
 BLANK = Contract((), ())
 
@@ -79,7 +79,7 @@ def open_side(path: Path, trust: bool = False) -> Side:
 
     Args:
         path: the file.
-        trust: whether to load what can run code even where no manifest of this machine's user lists it.
+        trust: whether to load what runs code even where none of this user's commands wrote it.
 
     Raises:
         UserError: where it is missing, edited, of an unknown kind, unreadable or not trusted.
@@ -92,22 +92,14 @@ def open_side(path: Path, trust: bool = False) -> Side:
     suffix = next((each for each in sorted(FORMATS, key=len, reverse=True) if path.name.endswith(each)), None)
     if suffix is None:
         raise UserError(f"{path} is of no kind that can be compared", USABLE)
-    _require_trust(path, FORMATS[suffix], trust)
+    provenance.require_kind(path, FORMATS[suffix])
+    provenance.require(path, FORMATS[suffix], [sha256_of(path)], trust)
     return _open_unlisted(path, FORMATS[suffix])
 
 
-def _require_trust(path: Path, kind: str, trusted: bool) -> None:
-    if kind in RUNS_CODE and not trusted:
-        can = f"loading a {kind} file runs what its maker put into it, which can read, change and send your files"
-        hint = "add --trust (trust=True in Python) if you know its maker"
-        raise UserError(f"no manifest of yours lists {path}, and {can}", hint)
-
-
 def is_stranger(path: Path) -> bool:
-    """Whether a file may run code and no manifest beside it lists it."""
-    kinds = [FORMATS[each] for each in sorted(FORMATS, key=len, reverse=True) if path.name.endswith(each)]
-    listed = {artifact.file for artifact in _entries(NetworkDirectory(path.parent)).values()}
-    return bool(kinds) and kinds[0] in RUNS_CODE and path.name not in listed
+    """Whether a file runs code as it is loaded, and none of this user's commands wrote it."""
+    return path.is_file() and provenance.kind_of(path) in provenance.RUNS_CODE and not provenance.was_written_here(path)
 
 
 def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
@@ -121,11 +113,9 @@ def open_listed(directory: NetworkDirectory, artifact: Artifact, trust: bool = F
     """Open an artifact of a run; one made from an older program will do.
 
     Raises:
-        UserError: where it is missing, edited, unreadable, or listed by another user and not trusted.
+        UserError: where it is missing, edited, unreadable, or runs code and is neither this user's nor trusted.
     """
-    own = not hasattr(os, "getuid") or (directory.path / MANIFEST).stat().st_uid == os.getuid()
-    _require_trust(directory.path / artifact.file, artifact.format, own or trust)
-    runner = _runner(directory.intact(artifact), artifact)
+    runner = _runner(directory.intact(artifact, trust), artifact)
     return Side(directory.path / artifact.file, artifact, runner, directory=directory)
 
 

@@ -310,7 +310,7 @@ def versus(
     if failures or not rows:
         told = [row for row in in_short(rows) if row.reason]
         lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in told]
-        raise CheckFailedError("\n".join([f"{len(failures)} of {len(rows)} comparisons", *lines]))
+        raise CheckFailedError(f"{len(failures)} of {len(rows)} comparisons", *lines)
 
 
 def in_short(rows: Sequence[Row]) -> Sequence[Row]:
