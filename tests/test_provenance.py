@@ -164,17 +164,19 @@ GATED = {  # every place that loads, executes or starts something, and what stan
     "__init__.py": {"importlib.import_module": "a table of this package's own modules"},
     "callables.py": {"importlib.import_module": "this package's own modules"},
     "cli/__init__.py": {"importlib.import_module": "a table of this package's own modules"},
-    "cli/everything.py": {"subprocess.run": "this package's own stages"},
+    "cli/children.py": {"subprocess.Popen": "the one place that starts processes; its callers are below"},
+    "cli/launch.py": {"ctypes.CDLL": "the C library of this process", "os.execvp": "what cli.children starts"},
+    "cli/everything.py": {"children.follow": "this package's own stages"},
     "adopt/network.py": {"torch.load": "weights_only"},
-    "artifacts/environment.py": {"subprocess.run": "git, in this project's own directory"},
+    "artifacts/environment.py": {"children.run": "git, in this project's own directory"},
     "artifacts/files.py": {"torch.load": "weights_only"},
-    "bench/gpu_results.py": {"subprocess.Popen": "this package's own stages"},
+    "bench/gpu_results.py": {"children.start": "this package's own stages", "subprocess.Popen": "a type"},
     "bench/memory.py": {"ctypes.CDLL": "the C library of this process"},
-    "bench/startup.py": {"subprocess.run": "this package's own module, on a path from NetworkDirectory.intact"},
-    "graphs/kernels.py": {"subprocess.run": "Python, on text of our own"},
+    "bench/startup.py": {"children.run": "this package's own module, on a path from NetworkDirectory.intact"},
+    "graphs/kernels.py": {"children.run": "Python, on text of our own"},
     "graphs/placement.py": {"ctypes.CDLL": "the system's CUDA driver"},
-    "native/build.py": {"subprocess.run": "$CC, on a path from NetworkDirectory.intact"},
-    "play/__main__.py": {"subprocess.run": "npm, for a pinned package without its scripts"},
+    "native/build.py": {"children.run": "$CC, on a path from NetworkDirectory.intact"},
+    "play/__main__.py": {"children.run": "npm, for a pinned package without its scripts"},
     "program/origin.py": {
         "importlib.import_module": "origin.allowed: named on this command line, or in a program that this user wrote",
         "importlib.util.spec_from_file_location": "the same",
@@ -185,12 +187,16 @@ GATED = {  # every place that loads, executes or starts something, and what stan
     "program/torch_files.py": {"torch.jit.load": "provenance.require in NetworkDirectory.intact and open_side"},
     "runners/native.py": {"ctypes.CDLL": "provenance.require in NetworkDirectory.intact"},
     "runners/pytorch.py": {"torch._inductor.aoti_load_package": "provenance.require in intact and open_side"},
-    "runtimes/child.py": {"subprocess.Popen": "a runtime that --runtimes names", "subprocess.run": "the same"},
+    "runtimes/child.py": {
+        "children.start": "a runtime that --runtimes names",
+        "children.run": "the same",
+        "subprocess.Popen": "a type",
+    },
     "runtimes/convert.py": {"torch.export.load": "a path from NetworkDirectory.intact"},
-    "runtimes/environments.py": {"subprocess.run": "pip and npm, asked for by stn-export runtimes"},
+    "runtimes/environments.py": {"children.run": "pip and npm, asked for by stn-export runtimes"},
     "runtimes/serve.py": {"subprocess.run": "a runtime's own converter, in its environment"},
     "train/data.py": {"torch.load": "weights_only"},
-    "train/speed.py": {"subprocess.Popen": "this package's own module"},
+    "train/speed.py": {"children.start": "this package's own module", "subprocess.Popen": "a type"},
 }
 LOADS = {
     "torch.load",
@@ -209,6 +215,11 @@ LOADS |= {
     "os.system",
 }
 LOADS |= {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}
+
+
+LOADS |= {f"children.{name}" for name in ("run", "start", "follow")} | {
+    f"os.{name}" for name in ("execvp", "execv", "popen")
+}
 
 
 def calls_of(path: Path) -> set[str]:
