@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import write_json
 from stn_export.artifacts.manifest import network_directories
 from stn_export.export import quantise
@@ -27,6 +28,7 @@ from stn_export.export.source import Source
 from stn_export.program.specs import Arrays
 from tests.saturating import Emulated, exact, vpmaddubsw
 
+SCHEMA = "stn_export/int8/1"
 AGREEMENT, LOSS = 0.97, 0.5  # what is wanted of every file, the loss in points
 BATCH, BLOCKS = 64, 15
 
@@ -130,12 +132,6 @@ def trained(options: argparse.Namespace) -> Iterator[Path]:
         yield run
 
 
-def flags() -> list[str]:
-    """The processor's instruction sets, as Linux calls them."""
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return sorted(next((line.split(":")[1] for line in lines if line.startswith("flags")), "").split())
-
-
 def main() -> int:
     """Print a line a network, keep them where asked, and tell whether all are as good as is wanted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -158,7 +154,8 @@ def main() -> int:
             print(*cells, "" if row.passed else "NOT AS WANTED", sep="  ", flush=True)
     if options.keep:
         wanted = {"agreement": AGREEMENT, "loss": LOSS}
-        write_json(options.keep, {"wanted": wanted, "flags": flags(), "rows": [asdict(row) for row in rows]})
+        content = {"wanted": wanted, "environment": describe(), "rows": [asdict(row) for row in rows]}
+        write_json(options.keep, SCHEMA, content)
     return 0 if all(row.passed for row in rows) else 1
 
 
