@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.console import Console
 from stn_export import cli
 from stn_export.answer.card import STAGES, by_word, card
 from stn_export.answer.held import Held
+from stn_export.bench.kept import verified
+from tests.bench_files import prove
 from tests.report_files import comparison
 from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, content, in_contest, timed
 from tests.test_disturbance import PLAIN_NAME, speedup
@@ -198,6 +201,14 @@ def test_what_is_not_verified_today_is_not_deployed(spoil: Callable[[Held], Held
 
 def test_a_run_that_nothing_was_verified_of_deploys_nothing():
     assert "deploy" not in by_word(card(content(*QUIET, proved={("cnn", "plain-fp32", ORT): 0.7})))
+
+
+def test_results_that_are_stored_name_no_file_that_changed_since_it_was_timed(tmp_path: Path):
+    prove(tmp_path, "onnxruntime-cpu", "torchscript-cpu")
+    row = {"network": "stn", "artifact": "some-fp32", "runner": "onnxruntime-cpu", "sha256": "0"}
+    stored = ["stn", "some-fp32", "onnxruntime-cpu"], ["stn", "some-fp32", "torchscript-cpu"]
+    assert verified(tmp_path, [row])["proved"] == [*stored]
+    assert verified(tmp_path, [row | {"sha256": "old"}])["proved"] == [stored[1]]
 
 
 def confidence(*rows: dict, **environment: object) -> str:

@@ -64,7 +64,7 @@ def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
     for text in (html, markdown):
         assert "Spatial transformer against plain CNN: run" in text
         assert "6 of 6 checks against the float64 reference passed" in text
-        assert "stn/folded-fp32.onnx (runner onnxruntime-cpu)" in text
+        assert re.search(r"stn/folded-fp(16|32)\.onnx \(runner onnxruntime-cpu\)", text)
         assert "26 / 0" in text
         assert "39,884" in text
         assert "images: N×3×32×32 float32" in text
@@ -74,6 +74,8 @@ def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
     content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert [row["mean"] for row in content["training"]] == [row["accuracies"]["0"][-1] for row in content["training"]]
     assert content["parity"][0]["comparisons"] == 2
+    words = ["deploy", "latency", "throughput", "overhead", "accuracy", "verified", "confidence", "caveat"]
+    assert list(dict.fromkeys(word for word, _ in content["card"])) == words
     for line in markdown.splitlines():
         if line.startswith("!["):
             assert (run / line.split("](")[1].rstrip(")")).exists()
