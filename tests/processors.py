@@ -175,6 +175,14 @@ def introduce() -> None:
         torch.nn.functional.conv2d(torch.rand(1, 3, 32, 32), torch.rand(8, 3, 5, 5))
 
 
+def prepare(run: Path) -> None:
+    """Make a run with one small network, not exported yet."""
+    examples = digits_examples(64)
+    file = write_examples(run, examples)
+    said = {"source": examples.source, "classes": CLASSES}
+    enter(NetworkDirectory(run / "stn"), built_in("stn"), file, label="spatial transformer", role=SUBJECT, **said)
+
+
 def chain(run: Path, rows: Sequence[str]) -> Outcome:
     """Export some rows and verify them on few batches, without runners that take a minute."""
     challenges.BATCHES, challenges.NOISE_BATCHES = (1, 3), (4,)
@@ -199,15 +207,6 @@ def chain(run: Path, rows: Sequence[str]) -> Outcome:
 # What the parent does.
 
 
-def prepared(folder: Path) -> Path:
-    """A run with one small network, not exported yet."""
-    run, examples = folder / "base", digits_examples(64)
-    file = write_examples(run, examples)
-    said = {"source": examples.source, "classes": CLASSES}
-    enter(NetworkDirectory(run / "stn"), built_in("stn"), file, label="spatial transformer", role=SUBJECT, **said)
-    return run
-
-
 def line_of(name: str, what: str, done: subprocess.CompletedProcess, outcome: Path, shown: str) -> Line:
     """Judge a child: by what it wrote, and by whether the library heeded the setting."""
     if not outcome.is_file():
@@ -223,11 +222,10 @@ def line_of(name: str, what: str, done: subprocess.CompletedProcess, outcome: Pa
 
 
 def in_child(
-    name: str, base: Path, rows: Sequence[str], more: dict[str, str], shown: str = "", words: Sequence[str] = ()
+    name: str, folder: Path, rows: Sequence[str], more: dict[str, str], shown: str = "", words: Sequence[str] = ()
 ) -> Line:
-    """Run the chain over a copy of the run in a process of its own, under an environment."""
-    what, run = ", ".join(rows), base.with_name(re.sub(r"\W+", "-", name))
-    shutil.copytree(base, run)
+    """Run the chain in a process and a run of its own, under an environment."""
+    what, run = ", ".join(rows), folder / re.sub(r"\W+", "-", name)
     command = words or [sys.executable, "-m", "tests.processors", "--child", str(run), *rows]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
     started = time.perf_counter()
@@ -247,11 +245,11 @@ def in_child(
     return Line(**asdict(line) | {"seconds": time.perf_counter() - started})
 
 
-def under(setting: Setting, base: Path) -> Line:
+def under(setting: Setting, folder: Path) -> Line:
     """The chain with a library held to less."""
     if setting.needs and setting.needs not in instruction_sets():
         return Line(setting.name, "the chain", None, f"not tried: this processor has no {setting.needs}")
-    return in_child(setting.name, base, [*ROWS, INT8], {setting.variable: setting.value}, setting.shown)
+    return in_child(setting.name, folder, [*ROWS, INT8], {setting.variable: setting.value}, setting.shown)
 
 
 def native_rows() -> list[str]:
@@ -306,11 +304,10 @@ def judged(name: str, what: str, found: np.ndarray, program: Program, images: to
 
 def sweep(folder: Path) -> Iterator[Line]:
     """Every setting, one after the other."""
-    base = prepared(folder)
     for setting in SETTINGS:
-        yield under(setting, base)
+        yield under(setting, folder)
     if shutil.which("cc"):
-        yield in_child("C on this processor", base, native_rows(), {})
+        yield in_child("C on this processor", folder, native_rows(), {})
     else:
         yield Line("C on this processor", "native-fp32", None, "not tried: no C compiler here")
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -344,6 +341,7 @@ def main(arguments: Sequence[str] | None = None, lines: Callable[[Path], Iterato
     if options.child:
         run, *rows = options.child
         introduce()
+        prepare(Path(run))
         (Path(run) / OUTCOME).write_bytes(msgspec.json.encode(chain(Path(run), rows)))
         return
     found = []

@@ -88,9 +88,8 @@ def test_an_instruction_set_that_is_not_there_is_not_tried(monkeypatch: pytest.M
 
 def test_a_child_gets_the_setting_and_its_end_is_noticed(tmp_path: Path):
     """The environment reaches it; one that ends without a word is red."""
-    (tmp_path / "base").mkdir()
     code = "import os, sys; sys.exit(os.environ['MKL_CBWR'] + os.environ['OMP_NUM_THREADS'])"
-    line = in_child("MKL_CBWR=AVX2", tmp_path / "base", ["a"], {"MKL_CBWR": "AVX2"}, words=[sys.executable, "-c", code])
+    line = in_child("MKL_CBWR=AVX2", tmp_path, ["a"], {"MKL_CBWR": "AVX2"}, words=[sys.executable, "-c", code])
     assert (line.passed, line.verdict) == (False, "FAILED: exit code 1: AVX21")
 
 
