@@ -37,10 +37,10 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard test-processors test-versions bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATASET=$$DATASET  digits, cifar10 or cifar10-affine"
 	@echo "  DATA=$$DATA  directory holding cifar-10-batches-py or {train,test}/<class>/*.png"
@@ -139,10 +139,16 @@ test: $(READY) ## the test suite without its sweeps; PYTEST= passes it options
 test-slow: $(READY) ## its sweeps: whole chains of ten networks, 200 random ones, every module by every lowering
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m slow $(PYTEST)
 
-test-all: test test-slow ## all tests, the sweeps last
+test-all: test test-slow test-processors ## all tests, the sweeps last
 
 test-hard: $(READY) ## the suite 5 times beside 4 busy loops, in random order, in one process, on one core; REPEATS=
 	@PYTHON='$(PYTHON)' REPEATS='$(REPEATS)' PYTEST='$(PYTEST)' tests/hard.sh
+
+test-processors: $(READY) ## the chain under every instruction set that libraries can be held to, C under emulators
+	@$(PYTHON) -m tests.processors
+
+test-versions: $(READY) ## the chain with the lowest and the newest packages that pyproject.toml allows
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.versions
 
 bad-input: $(READY) ## some 240 ways to get it wrong: one line, a hint, exit code 2 each
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark $(PARALLEL) tests/test_bad_input.py tests/test_hostile_text.py

@@ -14,9 +14,13 @@ REASON = 400  # characters of one that are kept
 
 
 def one_line(error: BaseException) -> str:
-    """An exception in one line: its kind, and the first line of what it says."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return ": ".join(filter(None, (type(error).__name__, line)))[:REASON]
+    """An exception in one line: its kind, and the first line of what it says, going on where that ends in a colon."""
+    said = ""
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        said = f"{said} {line}".strip()
+        if not line.endswith(":"):
+            break
+    return ": ".join(filter(None, (type(error).__name__, said)))[:REASON]
 
 
 class UserError(Exception):

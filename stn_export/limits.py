@@ -33,6 +33,7 @@ LIMITS = {
     "tensors": Limit(2**26, "numbers", "an input that an ONNX file or a command line declares"),
     "trial": Limit(60, "seconds", "running an ONNX file to audit it"),
     "comparison": Limit(600, "seconds", "comparing a file with a TorchScript or .pt2 file of strangers"),
+    "compiling": Limit(600, "seconds", "a C compiler's work on one network"),
     "nodes": Limit(10**6, "nodes", "an ONNX graph and those inside it"),
     "depth": Limit(16, "graphs", "ONNX graphs inside each other"),
     "batch": Limit(2**16, "examples", "a batch that is asked for"),

@@ -226,4 +226,4 @@ def test_without_a_compiler_there_is_one_clear_line(
 ):
     monkeypatch.setenv("CC", "/nowhere/cc")
     assert cli.run(export.main, ["--run", str(entered), "--only", "native-fp32"]) == 2
-    assert "native code needs a C compiler (cc, or $CC), and there is none here" in capsys.readouterr().err
+    assert "native code needs a C compiler, and $CC, which is '/nowhere/cc', names none that" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What every result must carry: versions, machine, device, commit."""
 
 import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from stn_export import __version__
+from stn_export.artifacts.files import private_folder
 from stn_export.cli import children
 from stn_export.errors import UserError, require_choice
 
@@ -47,6 +49,23 @@ def versions() -> dict[str, str]:
 def cache_directory() -> Path:
     """Where what was fetched or takes long to make is kept for this user; it need not be there yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stn_export"
+
+
+def use_own_compile_cache() -> None:
+    """Let PyTorch compile into a cache of this very processor and version, unless the user names one.
+
+    Its own in /tmp outlives a move to another processor, whose instructions are not this one's.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    made_for = repr((cpu_name(), instruction_sets(), versions()["torch"], versions()["python"]))
+    folder = cache_directory() / "inductor" / hashlib.sha256(made_for.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder if writable else private_folder())
 
 
 @functools.cache

@@ -91,7 +91,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(_mode())
         if (staged := _STAGED.get()) is None:
             temporary.replace(path)
         else:
@@ -104,6 +104,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
         raise
+
+
+def _mode() -> int:
+    """What a new file's permissions are under this process's umask; ``mkstemp`` gives none to others."""
+    mask = os.umask(0o077)  # the only way to ask for it
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def write_out(path: Path, content: bytes) -> None:

@@ -83,7 +83,7 @@ def run(
         try:
             said, warned = process.communicate(timeout=timeout)
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL) if options.get("group") else process.kill()
             raise
     done = subprocess.CompletedProcess(command, process.returncode, said, warned)
     if check:

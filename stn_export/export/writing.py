@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from stn_export.artifacts.environment import describe
+from stn_export.artifacts.environment import describe, use_own_compile_cache
 from stn_export.artifacts.files import sha256_of, write_atomically
 from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.errors import UserError, one_line
@@ -79,6 +79,7 @@ def _on_cuda(model: onnx.ModelProto) -> dict:
 
 
 def _aotinductor_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    use_own_compile_cache()
     return to_aotinductor(source.program, DEVICES[spec.format]), {}
 
 
@@ -129,7 +130,11 @@ def unavailable(spec: ExportSpec) -> str:
 
 
 def write(source: Source, spec: ExportSpec) -> Artifact | str:
-    """Write one row's file and list it in the manifest, or say why this network cannot have it, or not here."""
+    """Write one row's file and list it in the manifest, or say why this network cannot have it, or not here.
+
+    Raises:
+        UserError: where a module is missing that the exporter needs: that is no fault of the network.
+    """
     if reason := unavailable(spec):
         return reason
     started = time.perf_counter()
@@ -142,6 +147,8 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
     except Exception as error:  # whatever the exporters raise for a network that they cannot take
         while error.__cause__ is not None:
             error = error.__cause__
+        if isinstance(error, ImportError):
+            raise _lacking(spec, error) from error
         return one_line(error)
     path = source.directory.path / spec.file
     before, beside = source.directory.artifacts.get(spec.name), details.pop("beside", {})
@@ -168,3 +175,10 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
             beside={file: sha256_of(path.parent / file) for file in beside},
         )
     )
+
+
+def _lacking(spec: ExportSpec, error: ImportError) -> UserError:
+    """What to install where an exporter's module is missing, or its package is too old to have it."""
+    package = (error.name or "").partition(".")[0]
+    hint = f"pip install --upgrade {package}" if package else "pip install --upgrade stn-export"
+    return UserError(f"{spec.name} cannot be written here: {one_line(error)}", hint)

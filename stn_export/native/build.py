@@ -6,6 +6,7 @@ import platform
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from stn_export.artifacts.environment import cpu_facts
 from stn_export.artifacts.files import private_folder
 from stn_export.cli import children
 from stn_export.errors import UserError
+from stn_export.limits import LIMITS
 
+ERROR = re.compile(r"\berror\b|undefined reference")  # a compiler's warnings come first
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
 HERE = "native"  # the target that is this machine
 TARGETS = {  # the compiler's flags and what the processor must have
@@ -26,13 +29,20 @@ TARGETS = {  # the compiler's flags and what the processor must have
 
 def compiler() -> list[str]:
     """The command that compiles C, ``$CC`` or ``cc``; empty where there is none."""
-    command = shlex.split(os.environ.get("CC", "cc"))
+    try:
+        command = shlex.split(os.environ.get("CC", "cc"))
+    except ValueError:  # a quote that is left open
+        return []
     return command if command and shutil.which(command[0]) else []
 
 
 def no_compiler() -> str:
     """Why no C can be compiled here, or an empty string."""
-    return "" if compiler() else "native code needs a C compiler (cc, or $CC), and there is none here"
+    if compiler():
+        return ""
+    if named := os.environ.get("CC"):
+        return f"native code needs a C compiler, and $CC, which is {named!r}, names none that is here"
+    return "native code needs a C compiler (cc, or $CC), and there is none here"
 
 
 def flags_of(target: str) -> list[str]:
@@ -47,13 +57,28 @@ def build(source: Path, library: Path, flags: Sequence[str] = ("-shared", "-fPIC
         UserError: where there is no compiler, or it fails.
     """
     if missing := no_compiler():
-        raise UserError(missing, "install gcc or clang")
+        raise UserError(missing, "install gcc or clang, or set $CC to one")
     weights = f'-DWEIGHTS="{source.with_suffix(".bin").resolve()}"'
     command = [*compiler(), *flags_of(target_of(source)), weights, *flags, str(source), "-lm", "-o", str(library)]
-    done = children.run(command)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[0]
-        raise UserError(f"{command[0]} cannot compile {source.name}: {reason}", "choose another target or $CC")
+    if reason := _why_it_fails(command):
+        raise UserError(f"{_named(command[0])} cannot compile {source.name}: {reason}", "choose another target or $CC")
+
+
+def _named(command: str) -> str:
+    return f"$CC, {command}," if os.environ.get("CC") else command
+
+
+def _why_it_fails(command: Sequence[str]) -> str:
+    """Run a compiler within the limit of time; its first error, or an empty string where it succeeds."""
+    seconds, untranslated = LIMITS["compiling"].value, os.environ | {"LC_ALL": "C"}
+    try:
+        done = children.run(command, env=untranslated, group=True, timeout=seconds, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        return f"it does not start: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"it was not over after {seconds} seconds"
+    lines = done.stderr.strip().splitlines() or ["it gave no reason"]
+    return next((line for line in lines if ERROR.search(line)), lines[0]).strip() if done.returncode else ""
 
 
 def target_of(source: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from stn_export.artifacts.environment import use_own_compile_cache
 from stn_export.artifacts.provenance import was_written_here
 from stn_export.errors import UserError
 from stn_export.program.program import Program, load_program
@@ -150,6 +151,7 @@ class Compiled(OfProgram):
 
     def load(self, path: Path) -> None:
         super().load(path)
+        use_own_compile_cache()
         torch._inductor.config.compile_threads = 1  # no idle workers beside what is timed
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA_HOME without a GPU is no news
         self.module = torch.compile(own_code(self.module), **self.SETTINGS)

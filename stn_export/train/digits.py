@@ -53,7 +53,8 @@ def _glyphs() -> Tensor:
     """Coverage masks of every font's digits, fonts×10×64×64 in [0, 1]."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     masks = [
-        [_glyph(ImageFont.truetype(folder / f"{font}.ttf", 100), str(digit)) for digit in range(10)] for font in FONTS
+        [_glyph(ImageFont.truetype(str(folder / f"{font}.ttf"), 100), str(digit)) for digit in range(10)]
+        for font in FONTS
     ]
     return torch.stack([torch.stack(row) for row in masks])
 
