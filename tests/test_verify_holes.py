@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,6 @@ from stn_export.comparison.compare import compare
 from stn_export.comparison.tolerances import OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound
 from stn_export.export.marks import marked_program
 from stn_export.export.onnx_export import to_onnx
-from stn_export.program.program import Program
 from stn_export.program.specs import Arrays
 from stn_export.runners import RUNNERS, OnnxRuntime
 from stn_export.runners.pytorch import Captured
@@ -316,8 +314,8 @@ def test_a_wrong_mask_is_told_without_a_traceback(masked: Truth, tmp_path: Path)
 def test_infinities_in_arrays():
     one, inf = np.array([1.0, np.inf, np.nan, -np.inf]), Bound(1e-3)
     assert compare(one, one, inf)
-    assert compare(one + [1e-4, 0, 0, 0], one, inf).max_abs == pytest.approx(1e-4)
-    assert not compare(one + [2e-3, 0, 0, 0], one, inf)
+    assert compare(one + np.array([1e-4, 0, 0, 0]), one, inf).max_abs == pytest.approx(1e-4)
+    assert not compare(one + np.array([2e-3, 0, 0, 0]), one, inf)
     assert not compare(-one, one, Bound(10.0))
     assert compare(np.full(3, np.inf), np.full(3, np.inf), inf).reason == "nothing was compared: no element is finite"
     large = np.array([2**53 + 1, 5])

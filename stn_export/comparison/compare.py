@@ -118,12 +118,15 @@ def _in_units_of(difference: np.ndarray, bound: np.ndarray) -> np.ndarray:
     return np.divide(difference, bound, out=units, where=(bound > 0) & (difference > 0))
 
 
-def compare_typed(actual: np.ndarray, expected: np.ndarray, tolerance: Bound) -> Comparison:
+def compare_typed(
+    actual: np.ndarray, expected: np.ndarray, tolerance: Bound, room: np.ndarray | float = 0.0
+) -> Comparison:
     """``compare`` for arrays of any one type: floats within their tolerance, everything else the same."""
     if actual.dtype != expected.dtype:
         return Comparison(f"type {actual.dtype} instead of {expected.dtype}")
     if actual.dtype.kind in "fiub":
-        return compare(actual, expected, tolerance if actual.dtype.kind == "f" else WHOLE)
+        floats = actual.dtype.kind == "f"
+        return compare(actual, expected, tolerance if floats else WHOLE, room=room if floats else 0.0)
     equal = expected.size > 0 and np.array_equal(actual, expected)
     return Comparison("" if equal else "not the same, or nothing was compared")
 

@@ -42,6 +42,7 @@ from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.runtimes import RefusedError
 from stn_export.runtimes.environments import asked_for, runtimes_here
 from stn_export.verify import points_file, versus
+from stn_export.verify.bounds import Asked
 from stn_export.verify.checks import Check, check_artifact
 from stn_export.verify.journal import Journal
 from stn_export.verify.truth import Truth, truth_of
@@ -227,8 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.files or options.against:
         if options.only or options.fail_fast or options.resume:
             raise UserError("--only, --fail-fast and --resume are for checks against PyTorch", "leave them out")
-        versus.versus(options.files, options.run, options.against, options.inputs, options.trust)
+        asked = Asked(options.precision, options.atol, options.rtol)
+        versus.versus(options.files, options.run, options.against, options.inputs, options.trust, asked)
         return
+    if any(each is not None for each in (options.precision, options.atol, options.rtol)):
+        raise UserError("--precision, --atol and --rtol are for two files or two runs", "leave them out")
     run = options.run or DEFAULT_RUN
     with alone(run, options.wait), asked_for(options.runtimes):
         _verify(run, options)

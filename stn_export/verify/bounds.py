@@ -1,6 +1,7 @@
 """How far two files may lie apart where nobody knows what float64 gives: from precision, type, channel and rounding."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,9 @@ from stn_export.errors import UserError
 from stn_export.program.specs import Arrays
 
 ROUNDING = 2.0**-22  # inputs are moved by so much of themselves: float32 keeps 24 bits
-DRAWS = 3
-MOST = 0.99  # the quantile of a channel's movements that counts: a few elements may jump, as behind a threshold
-MOVED = 16  # times the movement may two files lie apart, 8 times on each side
+DRAWS = 2
+FURTHER = 4.0
+MOVED = 4  # times the largest movement may two files lie apart
 IMAGE = 32  # pixels, for which the bounds of warped and resized images are made
 
 
@@ -54,7 +55,9 @@ class Allowance:
 
     def moved(self, movement: np.ndarray) -> "Allowance":
         """The same where inputs that are moved by a rounding move the output by so much."""
-        said = f"{self.rule} + {MOVED} × how far a rounding of the inputs, {ROUNDING:.1e} of each, moves b in the channel"
+        said = (
+            f"{self.rule} + {MOVED} × how far a rounding of the inputs, {ROUNDING:.1e} of each, moves b in the channel"
+        )
         return Allowance(self.bound, self.room + MOVED * movement, said, False)
 
 
@@ -98,44 +101,48 @@ def channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def scales(values: np.ndarray) -> np.ndarray:
-    """The unit of the absolute bound: each channel's largest magnitude, at least the smaller of 1 and the largest of all.
+    """The unit of the absolute bound: each channel's largest magnitude, but no less than 1 or the largest of all.
 
     One large channel hides no other; a channel close to zero, as of log-probabilities of a class that is certain, is
     rounded as numbers about 1 are.
     """
     magnitude = np.where(np.isfinite(values), np.abs(values.astype(np.float64)), 0.0)
     least = max(min(1.0, float(magnitude.max(initial=0.0))), float(np.finfo(np.float32).tiny))
-    return np.maximum(_by_channel(magnitude, 1.0), least)
+    return np.maximum(_by_channel(magnitude), least)
 
 
-def _by_channel(values: np.ndarray, quantile: float) -> np.ndarray:
-    """A quantile over each channel, the least of an element's channels, in a shape that broadcasts to ``values``."""
-    axes = channel_axes(values.shape)
-    found = [_quantile(values, tuple(a for a in range(values.ndim) if a != axis), quantile) for axis in axes]
-    return np.minimum.reduce(np.broadcast_arrays(*found)) if found else _quantile(values, None, quantile)
+def _by_channel(values: np.ndarray) -> np.ndarray:
+    """The largest of each channel, the least of an element's channels, in a shape that broadcasts to ``values``."""
+    others = [tuple(a for a in range(values.ndim) if a != axis) for axis in channel_axes(values.shape)]
+    found = [values.max(axis=each, keepdims=True, initial=0.0) for each in others or [None]]
+    return np.minimum.reduce(np.broadcast_arrays(*found))
 
 
-def _quantile(values: np.ndarray, axes: tuple[int, ...] | None, quantile: float) -> np.ndarray:
-    if quantile == 1.0:
-        return values.max(axis=axes, keepdims=True, initial=0.0)
-    return np.quantile(values, quantile, axis=axes, keepdims=True, method="higher")
-
-
-def rounded(feeds: Arrays, seed: int) -> Arrays:
-    """The inputs with every floating number moved by ``ROUNDING`` of itself, up or down by chance."""
+def rounded(feeds: Arrays, seed: int, times: float = 1.0) -> Arrays:
+    """The inputs with every floating number moved by ``times`` ``ROUNDING`` of itself, up or down by chance."""
     random = np.random.default_rng(seed)
     return {
-        name: (value * (1 + ROUNDING * random.choice((-1.0, 1.0), value.shape))).astype(value.dtype)
+        name: (value * (1 + times * ROUNDING * random.choice((-1.0, 1.0), value.shape))).astype(value.dtype)
         if value.dtype.kind == "f"
         else value
         for name, value in feeds.items()
     }
 
 
-def movement(values: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
-    """How far an output moves in each channel, at most over some draws; what stops being finite does not count."""
-    moves = [distance(other, values) for other in others if other.shape == values.shape and values.dtype.kind == "f"]
-    if not moves or not values.size:
+def movement(values: np.ndarray, draws: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """How far an output moves in each channel, at most over some draws.
+
+    Args:
+        values: the output.
+        draws: what it is where the inputs are moved by a rounding, and by ``FURTHER`` roundings the same way. An
+            element that moves as far for one as for many has jumped, over a threshold or to another pixel: that is no
+            rounding, and does not count.
+    """
+    if values.dtype.kind != "f" or not values.size:
         return np.zeros(())
-    each = [_by_channel(np.where(np.isfinite(move), move, 0.0), MOST) for move in moves]
-    return np.maximum.reduce(each)
+    moves = [_continuous(*(distance(each, values) for each in draw)) for draw in draws if draw[0].shape == values.shape]
+    return np.maximum.reduce([_by_channel(move) for move in moves]) if moves else np.zeros(())
+
+
+def _continuous(near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(near) & (far >= FURTHER / 2 * near), near, 0.0)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stn_export.program.specs import Batch, Contract, TensorSpec, by
 
@@ -30,7 +29,9 @@ class Span:
         return self.high - self.low + 1
 
 
-def random_batches(contract: Contract, spans: Sequence[tuple[int, float, float]] = SPANS) -> Iterator[tuple[str, Batch]]:
+def random_batches(
+    contract: Contract, spans: Sequence[tuple[int, float, float]] = SPANS
+) -> Iterator[tuple[str, Batch]]:
     """Batches of floats from several ranges and whole numbers of 0 and 1, named by shape; the same every time.
 
     Pictures of known normalisation are bytes: where nothing else is a float, ranges make no difference.
@@ -41,9 +42,19 @@ def random_batches(contract: Contract, spans: Sequence[tuple[int, float, float]]
             continue
         batch = contract.random(size, seed)
         for name in plain:
-            batch[name] = (low + (batch[name].double() + 1) / 2 * (high - low)).to(batch[name].dtype)
+            batch[name] = _over(batch[name], low, high)
         within = "" if (low, high) == SPANS[0][1:] else f" in [{low:g}, {high:g}]"
         yield f"random {seed}{within}: {shapes_of(batch)}", batch
+
+
+def _over(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Numbers from [-1, 1] stretched over another range, both of whose ends are among them."""
+    if (low, high) == SPANS[0][1:]:
+        return values
+    wide = low + (values.double() + 1) / 2 * (high - low)
+    if wide.numel():
+        wide.view(-1)[0], wide.view(-1)[-1] = low, high
+    return wide.to(values.dtype)
 
 
 def shapes_of(batch: Batch) -> str:
@@ -96,7 +107,7 @@ def _furthest(start: int, limit: int, takes: Callable[[int], bool]) -> int:
 def covering(spec: TensorSpec, contract: Contract, span: Span) -> Iterator[tuple[str, Batch]]:
     """Batches in which one input takes every number of its range, or as many of them as ``CALLS`` calls hold."""
     one = contract.random(1, 0)[spec.name].numel()
-    size = max(1, min(COVERED, -(-span.count // CALLS)) // one) if spec.batched else 1
+    size = -(-min(COVERED, -(-span.count // CALLS)) // one) if spec.batched else 1
     batches = [contract.random(size, seed) for seed in range(CALLS)]
     room = batches[0][spec.name].numel()
     numbers = _numbers(span, room * CALLS)
@@ -105,7 +116,10 @@ def covering(spec: TensorSpec, contract: Contract, span: Span) -> Iterator[tuple
     for index in range(calls):
         chosen = np.resize(numbers[index * room : (index + 1) * room], room)
         values = torch.from_numpy(chosen).view(batches[index][spec.name].shape).to(batches[index][spec.name].dtype)
-        yield f"{spec.name} {span.low} to {span.high}, {said}, {index + 1}/{calls}", batches[index] | {spec.name: values}
+        yield (
+            f"{spec.name} {span.low} to {span.high}, {said}, {index + 1}/{calls}",
+            batches[index] | {spec.name: values},
+        )
 
 
 def _numbers(span: Span, count: int) -> np.ndarray:
@@ -115,13 +129,3 @@ def _numbers(span: Span, count: int) -> np.ndarray:
         return random.permutation(np.arange(span.low, span.high + 1))
     inner = random.choice(span.count - 2, max(0, count - 2), replace=False) + span.low + 1
     return np.array([span.low, span.high, *inner])[:count]
-
-
-def is_small(values: Sequence[np.ndarray], most: int) -> bool:
-    """Whether outputs hold no more numbers than that: a whole number may be a size."""
-    return sum(each.size for each in values) <= most
-
-
-def tensors(batch: Batch) -> dict[str, Tensor]:
-    """A copy whose inputs can be replaced."""
-    return dict(batch)
