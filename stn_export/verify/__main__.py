@@ -255,9 +255,21 @@ def _verify(run: Path, options: Namespace) -> None:
     if not options.only:
         close(run, "verify")
     else:
+        for name in _without_jobs(networks, options.only):
+            cli.say(f"left out: {name}: {unavailable_runners().get(name, 'no such artifact or runner here')}", "dim")
         cli.card([("equal", passed_words(len(checks) - len(failures), len(checks)))])
+    if not checks and content["refused"]:
+        where, why = next(iter(content["refused"].items()))
+        raise UserError(f"nothing was compared: {where}: {why}", "choose other runners with --only")
     if failures or not checks:
         raise CheckFailedError("\n".join([f"{len(failures)} of {len(checks)} checks", *map(_line, failures)]))
+
+
+def _without_jobs(networks: Sequence[Verified], only: Sequence[str]) -> list[str]:
+    """The names asked for that nothing was checked of."""
+    jobs = [(artifact, spec) for network in networks for artifact, _, spec in network.jobs]
+    known = {name for a, spec in jobs for name in (a.name, f"{a.network}/{a.name}", spec.name)}
+    return [name for name in only if name not in known]
 
 
 def _line(check: Check) -> str:
@@ -272,7 +284,7 @@ def show(content: dict) -> None:
         for note in network["notes"]:
             cli.say(f"{name}: {note}", "dim")
     for where, why in content["refused"].items():
-        cli.say(f"refused: {where}: {why}", "dim")
+        cli.say(f"left out: {where}: {why}", "dim")
 
 
 def _row(check: dict, networks: dict) -> tuple[str | Text, ...]:

@@ -141,8 +141,6 @@ def _tell(pipe: Connection, left: Path, right: Path, given: Path | None, asked: 
 
 def _compared(left: Path, right: Path, given: Path | None, trust: bool, asked: Asked) -> list[Row]:
     sides = open_side(left, trust), open_side(right, trust)
-    for said in assumptions(sides) if not (asked.precision or asked.bound) else ():
-        cli.say(said, "dim")
     precision = precision_of(*sides, asked)
     examples = next((side.examples for side in sides if side.directory), None)
     if examples is None and _judged(precision) and not asked.bound:
@@ -160,7 +158,9 @@ def _compared(left: Path, right: Path, given: Path | None, trust: bool, asked: A
             found |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision))}
         return found
 
-    return compare_sides(*sides, batches, asked, ranges=not given)
+    rows = compare_sides(*sides, batches, asked, ranges=not given)
+    told = "" if asked.precision or asked.bound else "; ".join(assumptions(sides))
+    return [replace(row, rule=f"{row.rule}; {told}") if told and row.rule else row for row in rows]
 
 
 def compare_sides(
