@@ -36,7 +36,7 @@ def test_agreement_counts_rows():
         (np.empty((0, 3)), np.empty((0, 3)), "nothing was compared"),
         (EXPECTED[:1], EXPECTED, "shape (1, 3) instead of (2, 3)"),
         (np.full_like(EXPECTED, np.nan), EXPECTED, "6 of 6 elements are not finite"),
-        (EXPECTED, np.full_like(EXPECTED, -np.inf), "the reference output is not finite"),
+        (EXPECTED, np.full_like(EXPECTED, -np.inf), "6 of 6 elements are finite where -inf is expected"),
     ],
 )
 def test_what_cannot_be_compared_fails(actual: np.ndarray, expected: np.ndarray, reason: str):

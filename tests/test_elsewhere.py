@@ -239,7 +239,7 @@ def test_another_runtime_is_verified_and_timed_and_a_refusal_is_listed(
 ):
     with_runners(monkeypatch, spec_of(runtime("onnxruntime")), spec_of(runtime("refuses")))
     assert cli.run(verify.main, ["--run", str(small)]) == 0
-    assert "refused: stn/matmul-fp32 in refuses-cpu: ValueError: no such operator" in capsys.readouterr().out
+    assert "left out: stn/matmul-fp32 in refuses-cpu: ValueError: no such operator" in capsys.readouterr().out
     assert checks_of(small) == {"onnxruntime-cpu": True}
     refused = json.loads((small / "verify.json").read_text(encoding="utf-8"))["refused"]
     assert refused == {"stn/matmul-fp32 in refuses-cpu": "ValueError: no such operator"}

@@ -276,7 +276,7 @@ def test_what_only_the_last_examples_show_is_seen(truth: Truth, tmp_path: Path):
         if len(results["own"]) == 300:
             results["own"][299] = np.nan
 
-    assert judged(truth, tmp_path, lost).failure == "own is not finite over the examples"
+    assert judged(truth, tmp_path, lost).failure == "own over the examples: 5 of 1500 elements are not finite"
 
 
 def test_an_answer_to_what_is_not_finite_is_a_failure(tmp_path: Path):

@@ -218,8 +218,7 @@ class NetworkDirectory:
 
     def add(self, artifact: Artifact) -> Artifact:
         """List ``artifact``, which this process wrote, instead of any older one of its name."""
-        if artifact.format in provenance.RUNS_CODE:
-            provenance.remember(artifact.files.values(), "written")
+        provenance.remember(artifact.files.values(), "written")
         self.change(lambda content: replace(content, artifacts=content.artifacts | {artifact.name: artifact}))
         return artifact
 
@@ -274,8 +273,8 @@ class NetworkDirectory:
 
     def trust(self) -> None:
         """Vouch for all that the manifest lists now, from whatever machine it comes; remembered for this user."""
-        runs_code = [artifact for artifact in self.artifacts.values() if artifact.format in provenance.RUNS_CODE]
-        provenance.remember([digest for artifact in runs_code for digest in artifact.files.values()], "trusted")
+        listed = self.artifacts.values()
+        provenance.remember([digest for artifact in listed for digest in artifact.files.values()], "trusted")
 
     def expected(self) -> list[tuple[Artifact, Path]]:
         """The program, every artifact that ``export`` planned and all that was made on request, bytes checked.

@@ -47,6 +47,11 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def tolerance(text: str) -> float:
+    """An argument type: a difference that is no less than nothing, and finite."""
+    return seconds(text)
+
+
 def seconds(text: str) -> float:
     """An argument type: a time that is no less than nothing, and finite."""
     value = float(text)
@@ -224,6 +229,13 @@ def verify() -> Parser:
     )
     parser.add_argument("--inputs", type=path_or_none, metavar="FILE.npz", help="compare two files on these, by input")
     parser = with_trust(parser)
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        help="bounds of two files: of fp32, fp16, bf16 or int8; by default their manifest's, else fp32",
+    )
+    parser.add_argument("--atol", type=tolerance, metavar="X", help="of two files: |a - b| <= atol + rtol |b| instead")
+    parser.add_argument("--rtol", type=tolerance, metavar="X", help="likewise")
     parser.add_argument("--against", type=path_or_none, metavar="RUN", help="compare --run with this run instead")
     return parser
 

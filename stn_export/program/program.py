@@ -31,7 +31,7 @@ from stn_export.program.origin import allowed, module_from
 from stn_export.program.parts import Step, Values, parts_of
 from stn_export.program.sites import POINTS, TAPS, Site, find_sites
 from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_name
-from stn_export.program.surgery import bare, default_dtype, in_float64, on_device, without_samplers
+from stn_export.program.surgery import bare, default_dtype, in_float64, on_device, overwrites, without_samplers
 
 CONTRACT_FILE = "contract.json"
 FORMAT, OLDER = "archive_format", "version"  # members of a .pt2 file of today, and of one whose weights are a pickle
@@ -90,6 +90,7 @@ class Program:
 
     def run(self, values: Sequence[Tensor]) -> Points:
         """The outputs by name."""
+        values = [value.clone() for value in values] if overwrites(self.module) else values
         return self._named(self.module(*values))
 
     @torch.inference_mode()
@@ -111,6 +112,7 @@ class Program:
         forced, module = forced or {}, module or self.module
         shown, nodes = ({k: v for site in self.sites for k, v in site.nodes(each).items()} for each in (kinds, POINTS))
         probe = _Probe(module, shown.values(), {nodes[point]: value for point, value in forced.items()})
+        values = [value.clone() for value in values] if probe.overwrites else values
         results = probe.run(*values)
         return {point: probe.found[node] for point, node in shown.items()} | self._named(results)
 
@@ -278,11 +280,12 @@ class _Probe(Interpreter):
     def __init__(self, module: GraphModule, kept: Iterable[str], forced: Mapping[str, Tensor]) -> None:
         super().__init__(module)
         self.kept, self.forced, self.found = set(kept), forced, {}
+        self.overwrites = overwrites(module)
 
     def run_node(self, node: Node) -> object:
         result = super().run_node(node)
         if node.name in self.forced:
-            result = self.forced[node.name].expand_as(result)
+            result = self.forced[node.name].expand_as(result).clone()  # the graph may write into it
         if node.name in self.kept:
-            self.found[node.name] = result
+            self.found[node.name] = result.clone() if self.overwrites else result
         return result

@@ -68,6 +68,12 @@ def _plain_operator(node: Node) -> OpOverload | None:
     return plain if fits else None
 
 
+def overwrites(module: GraphModule) -> bool:
+    """Whether the graph writes into a value that it holds already, which may be an input or a recorded point."""
+    targets = (node.target for node in module.graph.nodes)
+    return any(isinstance(target, OpOverload) and target._schema.is_mutable for target in targets)
+
+
 def _is_view(node: Node) -> bool:
     returns = node.target._schema.returns if isinstance(node.target, OpOverload) else ()
     return any(each.alias_info is not None and not each.alias_info.is_write for each in returns)

@@ -13,11 +13,12 @@ from torch.utils import _pytree
 
 from stn_export.artifacts.environment import use_own_compile_cache
 from stn_export.artifacts.provenance import was_written_here
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 from stn_export.program.program import Program, load_program
 from stn_export.program.specs import Arrays, Contract
 from stn_export.program.torch_files import load_torchscript
 from stn_export.runners.base import Runner, Step, shapes_of
+from stn_export.runtimes import RefusedError
 
 GRAPH_WARM_UPS = 3  # calls on a side stream before capture, as PyTorch's own example makes them
 
@@ -156,6 +157,17 @@ class Compiled(OfProgram):
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA_HOME without a GPU is no news
         self.module = torch.compile(own_code(self.module), **self.SETTINGS)
         self.options |= self.SETTINGS
+
+    def forward(self, inputs: list[Tensor]) -> object:
+        """What the compiled module gives.
+
+        Raises:
+            RefusedError: where ``torch.compile`` cannot compile the module's code, which is no mistake of the file's.
+        """
+        try:
+            return super().forward(inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:  # Inductor's own errors are of this kind too
+            raise RefusedError(f"torch.compile cannot compile it: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.runtimes import RefusedError
 from stn_export.runtimes.environments import asked_for, runtimes_here
 from stn_export.verify import points_file, versus
+from stn_export.verify.bounds import Asked
 from stn_export.verify.checks import Check, check_artifact
 from stn_export.verify.journal import Journal
 from stn_export.verify.truth import Truth, truth_of
@@ -232,8 +233,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.files or options.against:
         if options.only or options.fail_fast or options.again:
             raise UserError("--only, --fail-fast and --again are for checks against PyTorch", "leave them out")
-        versus.versus(options.files, options.run, options.against, options.inputs, options.trust)
+        asked = Asked(options.precision, options.atol, options.rtol)
+        versus.versus(options.files, options.run, options.against, options.inputs, options.trust, asked)
         return
+    if any(each is not None for each in (options.precision, options.atol, options.rtol)):
+        raise UserError("--precision, --atol and --rtol are for two files or two runs", "leave them out")
     run = options.run or DEFAULT_RUN
     with alone(run, options.wait), asked_for(options.runtimes):
         _verify(run, options)
@@ -258,9 +262,21 @@ def _verify(run: Path, options: Namespace) -> None:
     if not options.only:
         close(run, "verify")
     else:
+        for name in _without_jobs(networks, options.only):
+            cli.say(f"left out: {name}: {unavailable_runners().get(name, 'no such artifact or runner here')}", "dim")
         cli.card([("verified", passed_words(len(checks) - len(failures), len(checks)))])
+    if not checks and content["refused"]:
+        where, why = next(iter(content["refused"].items()))
+        raise UserError(f"nothing was compared: {where}: {why}", "choose other runners with --only")
     if failures or not checks:
         raise CheckFailedError(f"{len(failures)} of {len(checks)} checks", *map(_line, failures))
+
+
+def _without_jobs(networks: Sequence[Verified], only: Sequence[str]) -> list[str]:
+    """The names asked for that nothing was checked of."""
+    jobs = [(artifact, spec) for network in networks for artifact, _, spec in network.jobs]
+    known = {name for a, spec in jobs for name in (a.name, f"{a.network}/{a.name}", spec.name)}
+    return [name for name in only if name not in known]
 
 
 def _line(check: Check) -> str:
@@ -275,7 +291,7 @@ def show(content: dict) -> None:
         for note in network["notes"]:
             cli.say(f"{name}: {note}", "dim")
     for where, why in content["refused"].items():
-        cli.say(f"refused: {where}: {why}", "dim")
+        cli.say(f"left out: {where}: {why}", "dim")
 
 
 def _row(check: dict, networks: dict) -> tuple[str | Text, ...]:

@@ -5,7 +5,7 @@ worst error is no large multiple of float32 eager's own, and its predictions are
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.compare import Comparison, compare
-from stn_export.comparison.tolerances import COUNT, GRID, TOLERANCES, Bound, Tolerance, beyond, finite
+from stn_export.comparison.tolerances import COUNT, GRID, THETA, TOLERANCES, Bound, Tolerance, beyond, finite
 from stn_export.errors import UserError, one_line
 from stn_export.graphs.saturation import saturation_of
 from stn_export.program.specs import Arrays
@@ -78,9 +78,9 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
         if check.failure or (artifact.format, artifact.precision) != ("onnx", "int8"):
             return check
         return replace(check, failure=saturation_of(path))
-    except RefusedError:
+    except (RefusedError, KeyboardInterrupt):
         raise
-    except Exception as problem:
+    except BaseException as problem:  # a module's own code may raise anything, also what ends a process
         return replace(blank, failure=one_line(problem))
 
 
@@ -89,7 +89,11 @@ def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
     tolerance = tolerance.in_order if runner.sums_in_order else tolerance
     comparisons: dict[str, dict[str, Comparison]] = {}
     failures = [check_weights(runner.weights(), *truth.weights)] if blank.precision == "fp32" else []
+    unforced: list[str] = []
     for name, challenge, actual in answers(runner, truth):
+        if actual is None:
+            unforced.append(name)
+            continue
         comparisons[name] = compare_points(runner, actual, challenge, truth, tolerance)
         if not any(failures) and (failure := first_failure(comparisons[name], actual, challenge, truth)):
             failures.append(f"{name}: {failure}")  # of the others nobody hears: finding their causes takes long
@@ -97,8 +101,14 @@ def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
     multiple = max((_multiple(truth.points[name], error) for name, error in errors.items()), default=float("nan"))
     over = over_examples(runner, truth)
     deterministic, dependent = check_repeats(runner, truth, tolerance)
-    nothing = "" if any(comparisons.values()) else blank.failure
-    failures += [nothing, dependent, check_refusals(runner, truth), judge(multiple, over, truth, tolerance)]
+    nothing = _uncompared(comparisons, over, truth) if any(comparisons.values()) else blank.failure
+    failures += [
+        nothing,
+        _forcing(unforced, comparisons, truth),
+        dependent,
+        check_refusals(runner, truth),
+        judge(multiple, over, truth, tolerance),
+    ]
     return replace(
         blank,
         comparisons=comparisons,
@@ -109,7 +119,10 @@ def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
         deterministic=deterministic,
         grid_pixels=over.grid_pixels,
         differing=over.differing,
-        notes=tuple(f"{name}: not cut into batches of {runner.contract.batch}" for name in sorted(over.left_out)),
+        notes=(
+            *(f"{name}: not cut into batches of {runner.contract.batch}" for name in sorted(over.left_out)),
+            *(f"{name}: not forced, the file does not show where" for name in unforced),
+        ),
         failure=next(filter(None, failures), ""),
     )
 
@@ -118,8 +131,26 @@ def _multiple(point: Point, error: float) -> float:
     return 0.0 if point.kind == COUNT else error / max(point.eager_error, point.rounding)
 
 
-def answers(runner: Runner, truth: Truth) -> Iterator[tuple[str, Challenge, Arrays]]:
-    """What a runner gives for every challenge that its format can be put to, grids in pixels."""
+def _uncompared(comparisons: Mapping[str, Mapping[str, Comparison]], over: OverExamples, truth: Truth) -> str:
+    """Say which output no challenge could compare; one that a fixed batch cannot cut is noted instead."""
+    seen = {point for results in comparisons.values() for point in results} | over.left_out
+    lost = [spec.name for spec in truth.contract.outputs if spec.name not in seen]
+    return f"{', '.join(lost)}: nothing was compared, it is empty or not finite in PyTorch itself" if lost else ""
+
+
+def _forcing(unforced: Sequence[str], comparisons: Mapping[str, Mapping[str, Comparison]], truth: Truth) -> str:
+    """Say which theta was not forced though the artifact shows it, or shows the grid that stands for it."""
+    shown = {point for results in comparisons.values() for point in results}
+    for name in unforced:
+        site, _ = truth.challenges[name].forced
+        grid = {site.point(GRID)} if truth.program.acts_through_grid(site) else set()
+        if shown & ({site.point(THETA)} | grid):
+            return f"{name}: theta was not forced, though the file shows where"
+    return ""
+
+
+def answers(runner: Runner, truth: Truth) -> Iterator[tuple[str, Challenge, Arrays | None]]:
+    """Put every challenge to a runner that its sizes take; None where it cannot force a theta. Grids are in pixels."""
     for name, challenge in truth.challenges.items():
         if not takes(runner.contract, challenge.batch):
             continue
@@ -129,8 +160,8 @@ def answers(runner: Runner, truth: Truth) -> Iterator[tuple[str, Challenge, Arra
             grid = challenge.true[site.point(GRID)] / challenge.units[site.point(GRID)]
             alone = truth.program.acts_through_grid(site)
             call = partial(runner.forced_points, site=site.name, theta=theta.numpy(), grid=grid[0] if alone else None)
-        if (actual := feed(call, challenge.batch, runner.contract, truth.rows)) is not None:
-            yield name, challenge, in_pixels(actual, challenge.units)
+        actual = feed(call, challenge.batch, runner.contract, truth.rows)
+        yield name, challenge, None if actual is None else in_pixels(actual, challenge.units)
 
 
 def compare_points(
@@ -156,7 +187,7 @@ def _compare(actual: np.ndarray | None, challenge: Challenge, point: Point, boun
         return Comparison(f"there is no output {point.name}")
     if point.kind == COUNT and actual.dtype.kind == "f":
         return Comparison(f"type {actual.dtype} instead of {true.dtype}")
-    return compare(actual, true, bound, strays)
+    return compare(challenge.clear(point.name, actual), true, bound, strays)
 
 
 def first_failure(results: Mapping[str, Comparison], actual: Arrays, challenge: Challenge, truth: Truth) -> str:
@@ -190,17 +221,24 @@ def check_repeats(runner: Runner, truth: Truth, tolerance: Tolerance) -> tuple[b
     straight = range(size)
     first = infer(*straight)
     repeats = [infer(*straight) for _ in range(REPEATS - 1)]
-    deterministic = all(np.array_equal(first[name], again[name]) for again in repeats for name in first)
+    deterministic = all(same_numbers(first[name], again[name]) for again in repeats for name in first)
     for order in (straight[::-1], (0,)):
         for name, values in infer(*order).items():
             point = truth.points.get(name)
             if point is None or not point.rows:
                 continue
             wanted = np.concatenate([first[name][point.rows * row : point.rows * (row + 1)] for row in order])
+            if not np.isfinite(wanted).any():
+                continue
             strays = 0 if point.steady else int(np.ceil(tolerance.strays * wanted.size))
             if not (result := compare(values[: len(wanted)], wanted, point.bound(tolerance), strays)):
                 return deterministic, f"an example's {name} depends on its neighbours: {result.reason}"
     return deterministic, ""
+
+
+def same_numbers(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are the same to the bit but for the payload of NaN."""
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def check_refusals(runner: Runner, truth: Truth) -> str:

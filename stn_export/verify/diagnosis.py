@@ -13,22 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, THETA, WARPED
+from stn_export.comparison.compare import distance
+from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, RESAMPLED, THETA, WARPED
 from stn_export.program.program import Program
 from stn_export.program.sites import MODES, PADDINGS, Site
 from stn_export.program.specs import TensorSpec
+from stn_export.verify.kinds import resizes
 from stn_export.verify.points import Point, in_pixels, sampled_images
 from stn_export.verify.truth import Challenge
 
-CLOSE = {THETA: 1e-3, GRID: 0.01, WARPED: 1e-3, OUTPUT: 1e-3, COUNT: 0.0}  # of the magnitude, but of a grid in pixels
+CLOSE = {
+    THETA: 1e-3,
+    GRID: 0.01,
+    WARPED: 1e-3,
+    OUTPUT: 1e-3,
+    RESAMPLED: 1e-3,
+    COUNT: 0.0,
+}  # of the magnitude, but of a grid in pixels
 LARGEST_ORDER = 2**22  # numbers that are compared to tell an order
-USUAL = {
-    THETA: "other weights, another precision, a changed normalisation or channel order",
-    GRID: "align_corners, a transposed theta, x and y swapped, a base grid half a pixel off, precision",
-    WARPED: "the interpolation mode, the padding mode, align_corners",
-    OUTPUT: "the weights behind the samplers, softmax for log-softmax, the order of classes",
-    COUNT: "another order of classes, a tie broken otherwise",
-}
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def _of_output(scene: Scene) -> Iterator[Mistake]:
     yield "the sign is turned", lambda: -true if true.dtype.kind != "b" else ~true
     yield "the batch is reversed", lambda: true[::-1]
     if true.ndim > 1:
-        yield "the classes are in reverse order", lambda: np.flip(true, axis or -1)
+        what = "the classes are" if _has_classes(scene.point, true) else "the last dimension is"
+        yield f"{what} in reverse order", lambda: np.flip(true, axis or -1)
 
 
 BY_KIND = {THETA: _of_theta, GRID: _of_grid, WARPED: _of_warped, OUTPUT: _of_output}
@@ -182,6 +185,7 @@ def diagnose(point: Point, actual: np.ndarray, challenge: Challenge, program: Pr
     """
     scene, true = Scene(point, challenge, program, actual), challenge.true[point.name]
     close = CLOSE[point.kind] * (1.0 if point.kind == GRID else max(point.magnitude, 1e-30))
+    classes = point.site is None and _has_classes(point, true)
     named = []
     for name, result in _mistakes(scene):
         with torch.inference_mode():
@@ -189,9 +193,56 @@ def diagnose(point: Point, actual: np.ndarray, challenge: Challenge, program: Pr
                 named.append(name)
     if named:
         return ", or ".join(named)
-    if point.site is None and (order := class_order(actual, true, close, _normalised_axis(true) or -1)):
+    if classes and (order := class_order(actual, true, close, _normalised_axis(true) or -1)):
         return order
-    return f"usually {USUAL[point.kind]}"
+    return f"usually {', '.join(_usual(scene))}"
+
+
+def _has_classes(point: Point, true: np.ndarray) -> bool:
+    """Whether an output may be a score for each class, an example a row, or the log-probabilities of classes."""
+    return point.kind in (OUTPUT, COUNT) and true.ndim > 1 and (true.ndim == 2 or bool(_normalised_axis(true)))
+
+
+def _usual(scene: Scene) -> Iterator[str]:
+    """Name what usually makes such a point differ, of what the network has."""
+    kind = scene.point.name.rpartition("/")[2] if scene.site else scene.point.kind
+    yield from {THETA: _usual_of_theta, GRID: _usual_of_grid}.get(kind, _usual_of_values)(scene)
+    yield "precision"
+
+
+def _usual_of_theta(scene: Scene) -> Iterator[str]:
+    if scene.program.parameters:
+        yield "other weights"
+    pictures = [spec for spec in scene.program.contract.inputs if spec.is_picture and spec.is_float]
+    if any(spec.pixels for spec in pictures):
+        yield "a changed normalisation"
+    if any(spec.nchw[1] != 1 for spec in pictures):
+        yield "the order of channels"
+
+
+def _usual_of_grid(scene: Scene) -> Iterator[str]:
+    if scene.site is not None and scene.site.theta:
+        yield from ("align_corners", "a transposed theta", "a base grid half a pixel off")
+    yield "x and y swapped"
+
+
+def _usual_of_values(scene: Scene) -> Iterator[str]:
+    """Of warped images and of outputs."""
+    samples, true = scene.site is not None or scene.point.kind == WARPED, scene.challenge.true[scene.point.name]
+    if samples:
+        yield from ("the interpolation mode", "the padding mode", "align_corners")
+    if scene.site is not None:
+        return
+    if scene.program.parameters:
+        yield "the weights behind the samplers" if scene.program.sites else "the weights"
+    if any(resizes(node) for node in scene.program.module.graph.nodes):
+        yield "where pixels lie in a resized image (align_corners, half a pixel)"
+    if scene.point.kind == COUNT:
+        yield "a tie or a threshold decided otherwise"
+    if _normalised_axis(true):
+        yield "softmax for log-softmax"
+    if _has_classes(scene.point, true):
+        yield "the order of classes"
 
 
 def _explains(result: Callable[[], np.ndarray], actual: np.ndarray, true: np.ndarray, close: float) -> bool:
@@ -202,16 +253,16 @@ def _explains(result: Callable[[], np.ndarray], actual: np.ndarray, true: np.nda
         return False
     if not expected.shape == actual.shape == true.shape:
         return False
-    off = np.abs(actual.astype(np.float64) - true).max()
-    return np.abs(actual.astype(np.float64) - expected).max() <= min(close, 0.05 * off)
+    off = distance(actual, true).max()
+    return distance(actual, expected).max() <= min(close, 0.05 * off)
 
 
 def class_order(actual: np.ndarray, expected: np.ndarray, close: float = 1e-3, axis: int = -1) -> str:
     """Says so where what lies along an axis is what was expected in another order."""
-    if actual.shape != expected.shape or actual.ndim < 2 or not np.isfinite(actual).all():
+    if actual.shape != expected.shape or actual.ndim < 2 or not np.isfinite([actual, expected]).all():
         return ""
     rows = [np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]) for values in (actual, expected)]
-    a, b = (each[: max(1, LARGEST_ORDER // each.shape[1] ** 2)] for each in rows)
+    a, b = (each[: max(1, LARGEST_ORDER // each.shape[1] ** 2)].astype(np.float64) for each in rows)
     nearest = np.abs(a[:, :, None] - b[:, None, :]).max(axis=0)
     order = nearest.argmin(axis=1)
     straight = list(range(len(order)))

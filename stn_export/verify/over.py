@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stn_export.comparison.compare import distance, same_places, unlike_where_not_finite
 from stn_export.comparison.tolerances import COUNT, GRID, THETA
+from stn_export.program.specs import Arrays, Batch
 from stn_export.runners import Runner
 from stn_export.verify.feeding import feed, uncut
 from stn_export.verify.points import Point, in_pixels
@@ -37,10 +39,21 @@ def over_examples(runner: Runner, truth: Truth) -> OverExamples:
     tally = _Tally(truth)
     for (batch, count), true in zip(parts_of(truth.examples, truth.contract), truth.parts, strict=True):
         actual = in_pixels(feed(runner.points, batch, runner.contract, truth.rows), truth.units)
-        for name in (name for name in true if name in actual):
-            tally.add(truth.points[name], actual[name][: len(true[name])], true[name], count)
+        shown = {name: actual[name][: len(true[name])] for name in true if name in actual}
+        for name, value in _without_unclear(shown, true, batch, truth).items():
+            tally.add(truth.points[name], value, true[name], count)
     batch, _ = next(parts_of(truth.examples, truth.contract))
     return tally.result(uncut(batch, runner.contract, truth) & {spec.name for spec in truth.contract.outputs})
+
+
+def _without_unclear(shown: Arrays, true: Arrays, batch: Batch, truth: Truth) -> Arrays:
+    """The same with the truth where float32 eager itself is finite and float64 is not, or the other way round."""
+    odd = [name for name, value in shown.items() if unlike_where_not_finite(value, true[name])]
+    if not odd:
+        return shown
+    eager = truth.eager(batch)
+    clear = {name: same_places(eager[name][: len(true[name])], true[name]) for name in odd}
+    return shown | {name: np.where(clear[name], shown[name], true[name]) for name in odd}
 
 
 class _Tally:
@@ -55,18 +68,18 @@ class _Tally:
 
     def add(self, point: Point, actual: np.ndarray, true: np.ndarray, count: int) -> None:
         """A part of ``count`` examples; whole arrays where a point is not one example's own."""
-        if not np.isfinite(actual).all():
-            self.broken = self.broken or f"{point.name} is not finite over the examples"
+        if unlike := unlike_where_not_finite(actual, true):
+            self.broken = self.broken or f"{point.name} over the examples: {unlike}"
         if point.kind == GRID:
-            distance = np.linalg.norm(actual - true, axis=-1)
-            self._sum(point.name, distance.sum(), distance.size, distance.max())
+            pixels = np.linalg.norm(distance(actual, true), axis=-1)
+            self._sum(point.name, pixels.sum(), pixels.size, pixels.max())
         elif point.kind == THETA:
             return
         elif point.kind == COUNT:
             self._sum(point.name, (actual == true).sum(), true.size, 0.0)
         else:
-            error = np.abs(actual - true)
-            self._sum(point.name, np.square(error).sum(), np.square(true).sum(), error.max())
+            error = distance(actual, true)
+            self._sum(point.name, np.square(error).sum(), np.square(true[np.isfinite(true)]).sum(), error.max())
             if point.rows:
                 self.strayed.setdefault(point.name, []).append(error.reshape(count, -1).max(axis=1))
         if point.name == self.truth.scored:

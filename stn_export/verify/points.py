@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from stn_export.artifacts.examples import Examples
-from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, THETA, WARPED, Bound, Tolerance
+from stn_export.comparison.compare import distance
+from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, RESAMPLED, THETA, WARPED, Bound, Tolerance
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
 from stn_export.program.specs import Arrays
 from stn_export.verify.challenges import rows_of, size_of
+from stn_export.verify.kinds import OutputKind, output_kinds
 
 TRIED = 3  # examples that say which rows of a point belong to which example
 SAME = 1e-9  # in float64, of the largest magnitude
@@ -37,6 +39,7 @@ class Point:
         magnitude: its largest over the examples.
         steady: whether no sampler of the nearest pixel lies before it.
         eager_error: float32 eager's worst over all challenges.
+        side: the longest size of the images that were resized for it, as far as it is fixed.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Point:
     magnitude: float = 0.0
     steady: bool = True
     eager_error: float = 0.0
+    side: int = 0
 
     def bound(self, tolerance: Tolerance) -> Bound:
         """How far an artifact may lie from the truth here."""
@@ -54,7 +58,7 @@ class Point:
 
     def error(self, actual: np.ndarray, true: np.ndarray) -> float:
         """The worst error of float32 eager, but for what another nearest pixel makes of it."""
-        error = np.abs(actual - true)
+        error = distance(actual, true)
         return float(error.max() if self.steady else np.quantile(error, STEADY, method="lower"))
 
     @property
@@ -75,19 +79,18 @@ class Point:
 
 def points_of(program: Program, examples: Examples) -> tuple[dict[str, Point], list[str]]:
     """Every point of a program with its rows, and which outputs mix the examples of a batch on purpose."""
-    specs = {spec.name: spec for spec in program.contract.outputs}
+    specs, outputs = {spec.name: spec for spec in program.contract.outputs}, output_kinds(program)
     kinds = {site.point(kind): (kind, site) for site in program.sites for kind in (THETA, GRID, WARPED)}
     rows, points, steady, notes = _rows(program, examples), {}, True, []
     for name, count in rows.items():
         kind, site = kinds.get(name, ("", None))
+        known = OutputKind(kind) if site else outputs[name]
         if site is None:
-            spec = specs[name]
-            picture = spec.is_picture and program.sites
-            kind = COUNT if not spec.is_float else WARPED if picture else OUTPUT
-            if spec.batched and not count:
+            kind = known.kind
+            if specs[name].batched and not count:
                 notes.append(f"{name} mixes the examples of a batch in float64 too: not tried among other neighbours")
         steady = steady and not (kind == WARPED and site and site.mode == "nearest")
-        points[name] = Point(name, kind, site, count, steady=steady)
+        points[name] = Point(name, kind, site, count, steady=steady, side=known.side)
     return points, notes
 
 
@@ -151,11 +154,17 @@ def measured(point: Point, true: Iterable[Arrays], units: Mapping[str, np.ndarra
         errors: float32 eager's.
     """
     values = [each[point.name] for each in true if point.name in each]
-    magnitude = max((float(np.abs(value).max()) for value in values), default=0.0)
+    magnitude = max(map(largest, values), default=0.0)
     known = replace(point, magnitude=magnitude, eager_error=max(errors, default=0.0))
     halves = {name: float(unit.max()) / 16 for name, unit in units.items()}
     side = halves.get(point.site.point(GRID) if point.site else "", max(halves.values(), default=1.0))
     moved = magnitude * max(1.0, side)  # in larger images the grid, and so what is sampled, moves by more pixels
-    return replace(
-        known, scale={GRID: side, WARPED: max(moved, TINY), OUTPUT: max(magnitude, TINY)}.get(point.kind, 1.0)
-    )
+    longest = max((point.side, *(size for value in values[:1] for size in value.shape[2:])), default=0)
+    resized = magnitude * max(1.0, longest / 32)
+    scales = {GRID: side, WARPED: moved, RESAMPLED: resized, OUTPUT: magnitude}
+    return replace(known, scale=max(scales[point.kind], TINY) if point.kind in scales else 1.0)
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest magnitude among the finite elements; 0 where there is none."""
+    return float(np.abs(values, where=np.isfinite(values), out=np.zeros(values.shape)).max(initial=0.0))

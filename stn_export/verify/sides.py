@@ -2,8 +2,9 @@
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import onnxruntime
@@ -21,6 +22,7 @@ from stn_export.program.specs import BATCH, Arrays, Batch, Contract, Pixels, Ten
 from stn_export.program.torch_files import read_metadata
 from stn_export.runners import RUNNERS, Runner
 from stn_export.verify.feeding import feed
+from stn_export.verify.kinds import output_kinds
 
 FORMATS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2", ".aoti.pt2": "aotinductor"}
 USABLE = "name two .onnx, .ts or .pt2 files"
@@ -30,18 +32,35 @@ BLANK = Contract((), ())
 
 @dataclass(frozen=True)
 class Side:
-    """An opened file. ``known`` says whether it knows what it takes: a TorchScript file of others does not."""
+    """An opened file.
+
+    ``known`` says whether it knows what it takes: a TorchScript file of others does not. ``believed`` is whether a
+    manifest of this machine's user, or one that is trusted, lists it: no other file says how it is judged.
+    """
 
     path: Path
     artifact: Artifact
     runner: Runner
     known: bool = True
     directory: NetworkDirectory | None = None  # where a manifest lists the file
+    believed: bool = False
 
     @property
     def contract(self) -> Contract:
         """What goes in and comes out."""
         return self.runner.contract
+
+    @property
+    def precision(self) -> str:
+        """What it is judged as: its manifest's precision, and float32 whatever a file says of itself."""
+        return self.artifact.precision if self.believed else "fp32"
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """What its outputs are, by name, where a manifest lists it beside its program."""
+        if not self.believed or self.directory is None:
+            return {}
+        return {name: each.kind for name, each in output_kinds(self.directory.program()).items()}
 
     @property
     def origin(self) -> str | None:
@@ -58,15 +77,17 @@ class Side:
         self.runner.contract, self.runner.outputs = contract, tuple(spec.name for spec in contract.outputs)
         return replace(self, artifact=replace(self.artifact, contract=contract), known=True)
 
-    def run(self, batch: Batch) -> Arrays | str:
-        """Every output by name, or why there is none.
+    def run(self, batch: Batch, change: Callable[[Arrays], Arrays] = lambda feeds: feeds) -> Arrays | str:
+        """Every output by name, or why there is none; ``change`` is made to the arrays that it is fed.
 
         Where the file's batch is fixed it gets filled-up ones, and what is not an example's own is left out.
         """
         try:
             axes = {s.name: int(s.batched) for s in self.contract.outputs}
-            return feed(self._arrays, batch, self.contract, axes)
-        except Exception as error:  # what a foreign file raises is its own affair
+            return feed(lambda feeds: self._arrays(change(feeds)), batch, self.contract, axes)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # what a foreign file raises is its own affair
             return f"{self.path} does not run on it: {one_line(error)}"
 
     def _arrays(self, feeds: Arrays) -> Arrays:
@@ -116,11 +137,12 @@ def open_listed(directory: NetworkDirectory, artifact: Artifact, trust: bool = F
         UserError: where it is missing, edited, unreadable, or runs code and is neither this user's nor trusted.
     """
     runner = _runner(directory.intact(artifact, trust), artifact)
-    return Side(directory.path / artifact.file, artifact, runner, directory=directory)
+    believed = trust or provenance.is_known(artifact.files.values())
+    return Side(directory.path / artifact.file, artifact, runner, directory=directory, believed=believed)
 
 
 def _open_unlisted(path: Path, kind: str) -> Side:
-    """A file on its own: what it says of itself is believed."""
+    """A file on its own: what it says that it takes is believed, its precision is not."""
     said = _metadata(path, kind)
     ours = isinstance(said.get("contract"), dict)
     artifact = Artifact(

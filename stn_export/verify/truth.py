@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from stn_export.artifacts.examples import Examples, scored_output
+from stn_export.comparison.compare import same_places
 from stn_export.comparison.tolerances import COUNT, GRID, THETA, WARPED, Tolerance
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
@@ -31,7 +32,8 @@ class Challenge:
     """A batch, what float64 and float32 eager give for it, and the theta that is forced on a site, if one is.
 
     ``units`` are the pixels in one unit of x and of y of each grid, ``whole`` what float32 eager gives where a point
-    holds whole numbers.
+    holds whole numbers. ``unclear`` marks the elements of a point that are finite in one of float64 and float32 eager
+    only, or another infinity: nobody knows what is right there.
     """
 
     batch: Batch
@@ -40,11 +42,17 @@ class Challenge:
     units: dict[str, np.ndarray]
     whole: Arrays = field(default_factory=dict)
     forced: tuple[Site, Tensor] | None = None
+    unclear: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def forcing(self) -> dict[str, Tensor]:
         """As ``Program.points`` takes it."""
         return {self.forced[0].point(THETA): self.forced[1]} if self.forced else {}
+
+    def clear(self, name: str, actual: np.ndarray) -> np.ndarray:
+        """What an artifact gives at a point, with the truth in the place of what is unclear."""
+        mask = self.unclear.get(name)
+        return actual if mask is None or mask.shape != actual.shape else np.where(mask, self.true[name], actual)
 
     def strays(self, point: Point, tolerance: Tolerance) -> int:
         """How many elements of a point may be anything."""
@@ -104,6 +112,11 @@ class Truth:
     def challenge(self, batch: Batch) -> Challenge:
         """One more."""
         return make_challenge(self.program, self.points, batch)
+
+    def eager(self, batch: Batch) -> Arrays:
+        """What float32 eager gives at every point, grids in pixels."""
+        points = self.program.points(self.program.values(batch))
+        return in_pixels({name: value.numpy() for name, value in points.items()}, self.units)
 
     def called(self, point: str) -> str:
         """A point's name for a person: without its site where there is one only."""
@@ -166,6 +179,10 @@ def _challenges_of(
     for name, challenge in made.items():
         if lost := [point for point in points if point not in challenge.true]:
             notes.append(f"{name}: {', '.join(lost)} not compared: empty, or not finite in PyTorch itself")
+        notes += [
+            f"{name}: {np.count_nonzero(mask)} of {mask.size} elements of {point} not compared: float32 loses them"
+            for point, mask in challenge.unclear.items()
+        ]
     return made, notes
 
 
@@ -184,7 +201,7 @@ def _drop_ties(points: Mapping[str, Point], made: Mapping[str, Challenge]) -> li
 def make_challenge(
     program: Program, points: Mapping[str, Point], batch: Batch, forced: tuple[Site, Tensor] | None = None
 ) -> Challenge:
-    """Put a batch to a program in float64 and in float32; points that are not finite there are left out."""
+    """Put a batch to a program in float64 and in float32; points without a finite element there are left out."""
     values = program.values(batch)
     blank = Challenge(batch, {}, {}, units_of(program, values), forced=forced)
     true, eager = (
@@ -192,9 +209,12 @@ def make_challenge(
         for run in (program.exact.points, program.points)
     )
     whole = {name: value for name, value in eager.items() if points[name].kind == COUNT}
-    true = {name: value for name, value in true.items() if value.size and np.isfinite([value, eager[name]]).all()}
+    true = {name: value for name, value in true.items() if (np.isfinite(value) & np.isfinite(eager[name])).any()}
+    unclear = {name: mask for name in true if (mask := ~same_places(eager[name], true[name])).any()}
+    blank = replace(blank, true=true, whole=whole, unclear=unclear)
+    eager = {name: blank.clear(name, eager[name]) for name in true}
     errors = {name: points[name].error(eager[name], true[name]) for name in true if points[name].kind != COUNT}
-    return replace(blank, true=true, eager_errors=errors, whole=whole)
+    return replace(blank, eager_errors=errors)
 
 
 def _over_examples(

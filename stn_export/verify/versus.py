@@ -1,15 +1,18 @@
 """Two artifacts, or two runs, against each other: ``python -m stn_export.verify A B`` and ``--against RUN``.
 
-Both sides get the same inputs: random ones by the shapes and types that they declare, and examples where a manifest
-says which. Raw pictures go through each side's own contract. An element passes where ``|a - b|`` is no more than the
-looser precision's bound for each side (other people's files count as fp32), in units of the largest ``|b|``; whole
-numbers must be the same, and int8 is judged over the examples. Whatever cannot be compared is a failure.
+Both sides get the same inputs: random ones by the shapes and types that they declare (floats of several ranges, whole
+numbers over all that runs), and examples where a manifest says which. Raw pictures go through each side's own contract.
+An element passes where ``|a - b|`` is no more than the looser precision's bound for each side (files that no manifest
+of the user's own lists count as fp32), in units of the largest ``|b|`` of its channel, see ``bounds``; whole numbers
+must be the same, equal places that are not finite are equal, and int8 is judged over the examples. What was compared
+nowhere is not comparable.
 """
 
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,13 +24,14 @@ from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import load_arrays
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
 from stn_export.cli import launch
-from stn_export.comparison.compare import compare_typed
-from stn_export.comparison.tolerances import ANY, OUTPUT, TOLERANCES, WARPED, Bound, finite
+from stn_export.comparison.compare import NOTHING, compare_typed
+from stn_export.comparison.tolerances import OUTPUT, TOLERANCES, finite
 from stn_export.comparison.words import passed_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
 from stn_export.limits import LIMITS
-from stn_export.program.specs import Arrays, Batch, Contract, by
+from stn_export.program.specs import Arrays, Batch, Contract
+from stn_export.verify.bounds import DRAWS, FURTHER, Allowance, Asked, allowance, movement, rounded
 from stn_export.verify.challenges import challenges
 from stn_export.verify.sides import (
     USABLE,
@@ -40,19 +44,25 @@ from stn_export.verify.sides import (
     open_side,
     paired,
 )
+from stn_export.verify.tried import NEAR, SPANS, Span, covering, random_batches, span_of, whole_inputs
 
-SCHEMA = "stn_export/versus/2"
-BATCHES = (1, 2, 7)
+SCHEMA = "stn_export/versus/3"
 SOME = 64
 JUDGED = 1000  # examples, over which int8 is judged
-COLUMNS = ("inputs", "output", "max abs", "max rel", "agreement", "verdict")
+MOST_NUMBERS = 2**22  # in the outputs for one example: a whole number may be a size
+ASKED = Asked()
+COLUMNS = ("inputs", "output", "max abs", "allowed", "max rel", "agreement", "verdict")
 
 Listed = tuple[NetworkDirectory, Artifact]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One output on one set of inputs, in two runs of one artifact; ``reason`` is empty where both sides agree."""
+    """One output on one set of inputs, in two runs of one artifact; ``reason`` is empty where both sides agree.
+
+    ``note`` says why nothing was compared on these inputs; where that is so on all, it is the ``reason`` and the row
+    not ``comparable``. ``bound`` is the largest difference that was allowed.
+    """
 
     output: str
     inputs: str
@@ -63,20 +73,26 @@ class Row:
     rule: str = ""
     artifact: str = ""
     comparable: bool = True
+    note: str = ""
+    bound: float | None = None
 
     @property
     def verdict(self) -> str:
         """In a word."""
+        if self.note:
+            return "not compared"
         if not self.reason:
             return "equal" if self.rule.startswith("fp32") else "within bounds"
         return "DIFFERENT" if self.comparable else "not comparable"
 
     def as_dict(self) -> dict:
-        """JSON-ready, with the verdict."""
-        return finite({"passed": not self.reason} | asdict(self))
+        """JSON-ready, with the verdict; ``passed`` is null where nothing was compared."""
+        return finite({"passed": None if self.note else not self.reason} | asdict(self))
 
 
-def compare_files(left: Path, right: Path, given: Path | None = None, trust: bool = False) -> list[Row]:
+def compare_files(
+    left: Path, right: Path, given: Path | None = None, trust: bool = False, asked: Asked = ASKED
+) -> list[Row]:
     """Compare two files on random inputs and, where a manifest says which, on examples.
 
     Args:
@@ -84,21 +100,22 @@ def compare_files(left: Path, right: Path, given: Path | None = None, trust: boo
         right: the file that it is judged by.
         given: an ``.npz`` of inputs by name to compare on instead.
         trust: see ``open_side``.
+        asked: bounds instead of those that follow from the manifests.
 
     Raises:
         UserError: where a file cannot be opened, or int8 has no examples.
     """
     if trust and any(map(is_stranger, (left, right))):
-        return _apart(left, right, given)
-    return _compared(left, right, given, trust)
+        return _apart(left, right, given, asked)
+    return _compared(left, right, given, trust, asked)
 
 
-def _apart(*arguments: Path | None) -> list[Row]:
+def _apart(left: Path, right: Path, given: Path | None, asked: Asked) -> list[Row]:
     """The comparison in a process of its own: PyTorch crashes on some files of strangers, and others take for ever."""
     receiving, sending = Pipe(duplex=False)
     server = get_context("forkserver")
     server.set_forkserver_preload([__name__])
-    process = server.Process(target=_tell, args=(sending, *arguments))
+    process = server.Process(target=_tell, args=(sending, left, right, given, asked))
     process.start()
     sending.close()
     try:
@@ -107,7 +124,7 @@ def _apart(*arguments: Path | None) -> list[Row]:
         found = receiving.recv()
         process.join(1)  # it cleans up
     except EOFError as error:
-        names = " or ".join(str(path) for path in arguments[:2] if path and is_stranger(path))
+        names = " or ".join(str(path) for path in (left, right) if is_stranger(path))
         raise UserError(f"PyTorch crashes on {names}", "one of them is damaged") from error
     finally:
         process.kill()
@@ -117,18 +134,19 @@ def _apart(*arguments: Path | None) -> list[Row]:
     return found
 
 
-def _tell(pipe: Connection, left: Path, right: Path, given: Path | None) -> None:
+def _tell(pipe: Connection, left: Path, right: Path, given: Path | None, asked: Asked) -> None:
     launch.end_with_parent(signal.SIGKILL)  # of the server that forked it, which ends with this process
     try:
-        pipe.send(_compared(left, right, given, True))
+        pipe.send(_compared(left, right, given, True, asked))
     except Exception as error:
         pipe.send(error)
 
 
-def _compared(left: Path, right: Path, given: Path | None, trust: bool) -> list[Row]:
+def _compared(left: Path, right: Path, given: Path | None, trust: bool, asked: Asked) -> list[Row]:
     sides = open_side(left, trust), open_side(right, trust)
+    precision = precision_of(*sides, asked)
     examples = next((side.examples for side in sides if side.directory), None)
-    if examples is None and _judged(precision_of(*sides)):
+    if examples is None and _judged(precision) and not asked.bound:
         raise UserError(
             "int8 is judged on examples, and no manifest says which", "compare files in their run directory"
         )
@@ -138,110 +156,222 @@ def _compared(left: Path, right: Path, given: Path | None, trust: bool) -> list[
             batch = load_arrays(given)
             inputs.arrays(batch)  # all that it takes is there
             return {given.name: batch}
-        found = dict(random_batches(inputs))
+        found = dict(random_batches(inputs, SPANS if precision == "fp32" else SPANS[:NEAR]))
         if examples and all(spec.name in examples.inputs for spec in inputs.inputs):
-            found |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision_of(*sides)))}
+            found |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision))}
         return found
 
-    return compare_sides(*sides, batches)
+    rows = compare_sides(*sides, batches, asked, ranges=not given)
+    told = "" if asked.precision or asked.bound else "; ".join(assumptions(sides))
+    return [replace(row, rule=f"{row.rule}; {told}") if told and row.rule else row for row in rows]
 
 
-def compare_sides(left: Side, right: Side, batches: Callable[[Contract], Mapping[str, Batch]]) -> list[Row]:
+def compare_sides(
+    left: Side,
+    right: Side,
+    batches: Callable[[Contract], Mapping[str, Batch]],
+    asked: Asked = ASKED,
+    ranges: bool = False,
+) -> list[Row]:
     """Compare on ``batches`` of the inputs that both can take.
 
     Where the programs are known to differ, every failure says so.
+
+    Args:
+        left: whose outputs are judged.
+        right: that they are judged by.
+        batches: made for the inputs that both take.
+        asked: bounds instead of those that follow from the manifests.
+        ranges: whether to try all whole numbers that both run on, too.
     """
     fed = agreed(left, right)
     if isinstance(fed, str):
         rows = [Row(output="", inputs="declared", reason=fed, comparable=False)]
     else:
-        tried = batches(common(*(side.contract for side in fed))).items()
-        rows = [row for name, batch in tried for row in compare_on(*fed, batch, name)]
+        inputs = common(*(side.contract for side in fed))
+        tried = dict(batches(inputs))
+        found = list(_spans(inputs, fed)) if ranges else []
+        rows = [each for each in found if isinstance(each, Row)]
+        spans = dict(each for each in found if not isinstance(each, Row))
+        for spec in inputs.inputs:
+            if spec.name in spans:
+                tried |= dict(covering(spec, inputs, spans[spec.name]))
+        rows += [row for name, batch in tried.items() for row in compare_on(*fed, batch, name, asked)]
+        rows = settled(rows)
     if not left.origin or not right.origin or left.origin == right.origin:
         return rows
     note = "; they come from different programs"
     return [replace(row, reason=row.reason + note) if row.reason else row for row in rows]
 
 
+def settled(rows: Sequence[Row]) -> list[Row]:
+    """The rows of one pair of files; of outputs that were compared nowhere the notes become reasons."""
+    seen = {row.output for row in rows if not row.note and row.comparable}
+    return [
+        replace(row, reason=row.note, note="", comparable=False)
+        if row.note and (row.output not in seen if row.output else not seen)
+        else row
+        for row in rows
+    ]
+
+
 def _judged(precision: str) -> tuple[int, ...]:
-    return (JUDGED,) if math.isinf(bound_of(precision).absolute) else ()
+    return (JUDGED,) if math.isinf(TOLERANCES[precision].output.absolute) else ()
 
 
-def random_batches(contract: Contract) -> Iterator[tuple[str, Batch]]:
-    """A few sizes of something to try both sides with, named by its shapes."""
-    for seed, n in enumerate(BATCHES):
-        batch = contract.random(n, seed)
-        shapes = ", ".join(f"{name} {by(values.shape)}" for name, values in batch.items())
-        yield f"random {seed}: {shapes}", batch
+def _spans(inputs: Contract, sides: tuple[Side, Side]) -> Iterator[Row | tuple[str, Span]]:
+    """The range of every input of whole numbers in which both files run, or a row where one runs further up."""
+    for spec in whole_inputs(inputs):
+        found = [span_of(spec, inputs, partial(_runs, side, sides)) for side in sides]
+        if found[0] is None or found[1] is None:
+            continue
+        if found[0].high != found[1].high:
+            reason = f"takes {spec.name} up to {found[0].high} instead of {found[1].high}"
+            yield Row(output="", inputs=f"{spec.name}, found by trying", reason=reason)
+        yield spec.name, Span(max(span.low for span in found), min(span.high for span in found))
 
 
-def precision_of(left: Side, right: Side) -> str:
-    """The looser of the two precisions; files that are not ours count as fp32."""
-    names = [require_choice("precision", side.artifact.precision, list(TOLERANCES)) for side in (left, right)]
+def _runs(side: Side, sides: tuple[Side, Side], batch: Batch) -> bool:
+    found = side.run(_named_for(side, sides, batch))
+    return not isinstance(found, str) and sum(each.size for each in found.values()) <= MOST_NUMBERS
+
+
+def _named_for(side: Side, sides: tuple[Side, Side], batch: Batch) -> Batch:
+    """A batch under the names of one side's inputs; batches are made under the left one's."""
+    if side is sides[0]:
+        return batch
+    return {other.name: batch[one.name] for one, other in paired(*(each.contract for each in sides))}
+
+
+def precision_of(left: Side, right: Side, asked: Asked = ASKED) -> str:
+    """What the user asked for, else the looser of what the manifests say; files that none of ours lists are fp32."""
+    if asked.precision:
+        return asked.precision
+    names = [require_choice("precision", side.precision, list(TOLERANCES)) for side in (left, right)]
     return max(names, key=lambda name: TOLERANCES[name].output.absolute)
 
 
-def bound_of(precision: str, values: np.ndarray | None = None) -> Bound:
-    """How far two outputs may lie apart, of which the second gives ``values``; without them in units of the largest.
-
-    Pictures may be warped: they are given as much room as a warped image.
-    """
-    kind = WARPED if values is not None and values.ndim == 4 else OUTPUT
-    scale = 1.0 if values is None or values.dtype.kind != "f" else float(np.abs(values).max(initial=0.0))
-    return TOLERANCES[precision].apart(kind, max(scale, float(np.finfo(np.float32).tiny)))
-
-
-def rule_of(precision: str) -> str:
-    """In words, what outputs of a precision must keep to."""
-    bound, tolerance = bound_of(precision), TOLERANCES[precision]
-    if bound.absolute == ANY.absolute:
-        return f"{precision}: {tolerance.agreement:.0%} of the predictions agree on examples ×{JUDGED}"
-    return f"{precision}: |a - b| <= {bound.absolute:g} max |b| + {bound.relative:g} |b|"
+def assumptions(sides: Sequence[Side]) -> Iterator[str]:
+    """What was assumed of a file that says something else of itself."""
+    for side in sides:
+        if side.artifact.precision != side.precision:
+            yield (
+                f"{side.path} is judged as {side.precision}: that it is {side.artifact.precision} it says itself only; "
+                f"say --precision {side.artifact.precision} if you know it"
+            )
 
 
-def compare_on(left: Side, right: Side, batch: Batch, inputs: str) -> Iterator[Row]:
-    """Run both on a batch and compare every output; a side that does not run, or gives others, is a failure."""
-    precision = precision_of(left, right)
-    theirs = {other.name: batch[one.name] for one, other in paired(left.contract, right.contract)}
-    a, b = left.run(batch), right.run(theirs)
-    if not (left.origin or right.origin) and inputs.startswith("random") and not _usable(b):
-        why = b if isinstance(b, str) else "gives numbers that are not finite"
-        yield Row(output="", inputs=inputs, reason=f"no valid input found, give --inputs FILE.npz: {why}")
+def compare_on(left: Side, right: Side, batch: Batch, inputs: str, asked: Asked = ASKED) -> Iterator[Row]:
+    """Run both on a batch and compare every output; where one side only runs, or gives others, that is a failure."""
+    sides = left, right
+    fed = [_named_for(side, sides, batch) for side in sides]
+    a, b = left.run(fed[0]), right.run(fed[1])
+    if isinstance(a, str) and isinstance(b, str):
+        yield Row(output="", inputs=inputs, note=f"neither runs, give others with --inputs FILE.npz: {b}")
         return
-    if failures := [each for each in (a, b) if isinstance(each, str)]:
-        yield Row(output="", inputs=inputs, reason="; ".join(failures))
+    if isinstance(a, str) or isinstance(b, str):
+        yield Row(output="", inputs=inputs, reason=a if isinstance(a, str) else str(b))
         return
-    names = [[spec.name for spec in side.contract.outputs] for side in (left, right)]
+    names = [[spec.name for spec in side.contract.outputs] for side in sides]
     if len(names[0]) != len(names[1]):
         yield Row(output="", inputs=inputs, reason=f"gives {', '.join(names[0])} instead of {', '.join(names[1])}")
+    precision, moved = precision_of(left, right, asked), _Moved(sides, fed)
     for one, other in matched(*names):
         if one in a and other in b:
-            yield compare_output(a[one], b[other], precision, one if one == other else f"{one} / {other}", inputs)
+            kind = right.kinds.get(other) or left.kinds.get(one) or OUTPUT
+            allowed = allowance(b[other], kind, precision, asked)
+            name = one if one == other else f"{one} / {other}"
+            row = compare_output(a[one], b[other], precision, name, inputs, allowed)
+            if row.reason and row.comparable:
+                row = _again(row, a[one], b[other], precision, allowed, moved, (one, other))
+            yield row
 
 
-def _usable(found: Arrays | str) -> bool:
-    """Whether the side that the other is judged by gives finite numbers."""
-    return not isinstance(found, str) and all(
-        np.isfinite(each).all() for each in found.values() if each.dtype.kind == "f"
-    )
+def _again(
+    row: Row,
+    a: np.ndarray,
+    b: np.ndarray,
+    precision: str,
+    allowed: Allowance,
+    moved: "_Moved",
+    names: tuple[str, str],
+) -> Row:
+    """A row that failed, with the room that roundings of the inputs make; no row where a file differs from itself."""
+    if moved.unsteady(names[1], b, allowed):
+        return Row(row.output, row.inputs, note="nothing was compared: b answers the same inputs otherwise each time")
+    if not allowed.movable or a.shape != b.shape:
+        return row
+    room = np.minimum(*moved.of(names, (a, b)))
+    wider = compare_output(a, b, precision, row.output, row.inputs, allowed.moved(room))
+    return row if wider.reason else wider
 
 
-def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str) -> Row:
+class _Moved:
+    """Two sides run once more on a batch: as it is, and with its floats rounded otherwise. Only where rows fail."""
+
+    def __init__(self, sides: tuple[Side, Side], fed: Sequence[Batch]) -> None:
+        self.sides, self.fed = sides, fed
+
+    @cached_property
+    def repeated(self) -> Arrays | str:
+        """What the right side gives again."""
+        return self.sides[1].run(self.fed[1])
+
+    @cached_property
+    def drawn(self) -> list[list[tuple[Arrays, Arrays]]]:
+        """By side what it gives for inputs that are moved by a rounding, and by some."""
+        return [
+            [pair for seed in range(DRAWS) if (pair := self._pair(side, batch, seed))]
+            for side, batch in zip(self.sides, self.fed, strict=True)
+        ]
+
+    @staticmethod
+    def _pair(side: Side, batch: Batch, seed: int) -> tuple[Arrays, Arrays] | None:
+        near, far = (side.run(batch, partial(rounded, seed=seed, times=times)) for times in (1.0, FURTHER))
+        return None if isinstance(near, str) or isinstance(far, str) else (near, far)
+
+    def unsteady(self, name: str, values: np.ndarray, allowed: Allowance) -> bool:
+        """Whether an output is another one the second time."""
+        if isinstance(self.repeated, str):
+            return True
+        found = compare_typed(self.repeated[name], values, allowed.bound, allowed.room)
+        return not found and not found.reason.startswith(NOTHING)
+
+    def of(self, names: tuple[str, str], values: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+        """By side how far its output moves; a side without floats to move counts as the other one does."""
+        found = [
+            movement(value, [(near[name], far[name]) for near, far in drawn])
+            for name, value, drawn in zip(names, values, self.drawn, strict=True)
+        ]
+        floats = [any(spec.is_float for spec in side.contract.inputs) for side in self.sides]
+        return found if all(floats) else [found[floats.index(True)]] * 2 if any(floats) else [np.zeros(())] * 2
+
+
+def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str, allowed: Allowance) -> Row:
     """One output ``a`` against ``b``, of the same name on the same inputs."""
+    result = compare_typed(a, b, allowed.bound, allowed.room)
+    if result.reason.startswith(NOTHING):
+        return Row(name, inputs, note=result.reason)
     tolerance = TOLERANCES[precision]
-    result = compare_typed(a, b, bound_of(precision, b))
     reason, agreement = result.reason, result.agreement if a.ndim == 2 and a.shape[1] > 1 else float("nan")
-    if not reason and inputs == f"examples ×{JUDGED}" and _judged(precision):
+    if not reason and math.isinf(allowed.bound.absolute) and inputs == f"examples ×{JUDGED}":
         if math.isnan(agreement):
-            off = float(np.sqrt(np.square(a - b).mean() / max(np.square(b).mean(), 1e-30)))
+            wide = [each.astype(np.float64) for each in (a, b)]
+            off = float(np.sqrt(np.square(wide[0] - wide[1]).mean() / max(np.square(wide[1]).mean(), 1e-30)))
             reason = "" if off <= 2 * tolerance.rms else f"{off:.2%} apart in root mean square"
         elif agreement < tolerance.agreement:
             reason = f"{agreement:.2%} of the predictions agree, less than {tolerance.agreement:.2%}"
     figures = (finite(value) for value in (result.max_abs, result.max_rel, agreement))
-    return Row(name, inputs, *figures, reason, rule_of(precision))
+    rule = rule_of(precision) if math.isinf(allowed.bound.absolute) else allowed.rule
+    return Row(name, inputs, *figures, reason, rule, bound=finite(allowed.most(b)))
 
 
-def compare_runs(run: Path, other: Path, trust: bool = False) -> list[Row]:
+def rule_of(precision: str) -> str:
+    """In words, what outputs without a bound must keep to."""
+    return f"{precision}: {TOLERANCES[precision].agreement:.0%} of the predictions agree on examples ×{JUDGED}"
+
+
+def compare_runs(run: Path, other: Path, trust: bool = False, asked: Asked = ASKED) -> list[Row]:
     """Compare every artifact of two runs, network by network, on ``run``'s examples.
 
     Raises:
@@ -260,7 +390,7 @@ def compare_runs(run: Path, other: Path, trust: bool = False) -> list[Row]:
             if missing:
                 found = [Row("", "", reason=f"{missing} has none")]
             else:
-                found = _pair(ours[name], theirs[name], batches[ours[name][0].name], trust)
+                found = _pair(ours[name], theirs[name], batches[ours[name][0].name], trust, asked)
             rows += [replace(row, artifact=name) for row in found]
     return rows
 
@@ -274,29 +404,35 @@ def _listed(run: Path) -> dict[str, Listed]:
     }
 
 
-def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch], trust: bool) -> list[Row]:
+def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch], trust: bool, asked: Asked) -> list[Row]:
     """One artifact of two runs; a file that cannot be used is a failure, and the others are still compared."""
     try:
-        return compare_sides(open_listed(*ours, trust), open_listed(*theirs, trust), lambda _: batches)
+        return compare_sides(open_listed(*ours, trust), open_listed(*theirs, trust), lambda _: batches, asked)
     except UserError as error:
         return [Row("", "", reason=error.message)]
 
 
 def versus(
-    files: Sequence[Path], run: Path | None, against: Path | None, given: Path | None = None, trust: bool = False
+    files: Sequence[Path],
+    run: Path | None,
+    against: Path | None,
+    given: Path | None = None,
+    trust: bool = False,
+    asked: Asked = ASKED,
 ) -> None:
     """Compare two files, or a run against another, and print the table or JSON.
 
     Raises:
-        UserError: for one file or more than two, for files and runs together, or where one cannot be used.
-        CheckFailedError: where anything differs, or nothing was compared.
+        UserError: for one file or more than two, for files and runs together, where one cannot be used, or where
+            nothing differs and something could not be compared.
+        CheckFailedError: where anything differs.
     """
     if files and (run or against):
         raise UserError("two files and two runs cannot be compared at once", "leave out --run and --against")
     if files and len(files) != 2:
         raise UserError(f"{len(files)} file{'s' * (len(files) > 1)} cannot be compared", USABLE)
     run = run or DEFAULT_RUN
-    rows = compare_files(*files, given, trust) if files else compare_runs(run, against, trust)
+    rows = compare_files(*files, given, trust, asked) if files else compare_runs(run, against, trust, asked)
     sides = [str(each) for each in files or (run, against)]
     failures = [row for row in rows if row.reason]
     if cli.OUTPUT.form == "json":
@@ -304,13 +440,17 @@ def versus(
         cli.print_json({"schema": SCHEMA} | content | {"environment": describe()})
     else:
         show(sides, rows)
-    cli.card([("verified", passed_words(len(rows) - len(failures), len(rows)))])
-    if rows and not any(row.comparable for row in rows):
-        raise UserError(f"not comparable: {rows[0].reason}", USABLE)
+    compared = [row for row in rows if not row.note]
+    cli.card([("verified", passed_words(len(compared) - len(failures), len(compared)))])
+    judged = failures if files else rows
+    if judged and not any(row.comparable for row in judged):
+        lost = judged[0]
+        hint = USABLE if lost.inputs == "declared" else "give inputs that both run on with --inputs FILE.npz"
+        raise UserError(f"not comparable: {', '.join(filter(None, (lost.output, lost.reason)))}", hint)
     if failures or not rows:
         told = [row for row in in_short(rows) if row.reason]
         lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in told]
-        raise CheckFailedError(f"{len(failures)} of {len(rows)} comparisons", *lines)
+        raise CheckFailedError(f"{len(failures)} of {len(compared)} comparisons", *lines)
 
 
 def in_short(rows: Sequence[Row]) -> Sequence[Row]:
@@ -329,9 +469,10 @@ def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
             row.inputs or "–",
             row.output or "–",
             cli.figure(row.max_abs, ".1e"),
+            cli.figure(row.bound, ".1e"),
             cli.figure(row.max_rel, ".1e"),
             cli.figure(row.agreement, ".2%"),
-            cli.styled(row.verdict, "red" if row.reason else "green"),
+            cli.styled(row.verdict, "red" if row.reason else "dim" if row.note else "green"),
         )
         for row in shown
     ]
@@ -339,7 +480,9 @@ def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
         f"{sides[0]} (a) against {sides[1]} (b)",
         (*first, *COLUMNS),
         lines,
-        ("max rel", "agreement", "inputs"),
+        ("max rel", "agreement", "allowed", "inputs"),
     )
+    for note in sorted({f"{row.inputs}: {row.note}" for row in rows if row.note}):
+        cli.say(note, "dim")
     for rule in sorted({row.rule for row in rows if row.rule}):
         cli.say(rule, "dim")

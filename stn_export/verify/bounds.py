@@ -1,0 +1,148 @@
+"""How far two files may lie apart where nobody knows what float64 gives: from precision, type, channel and rounding."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stn_export.comparison.compare import distance
+from stn_export.comparison.tolerances import ANY, OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound
+from stn_export.errors import UserError
+from stn_export.program.specs import Arrays
+
+ROUNDING = 2.0**-22  # inputs are moved by so much of themselves: float32 keeps 24 bits
+DRAWS = 2
+FURTHER = 4.0
+MOVED = 4  # times the largest movement may two files lie apart
+IMAGE = 32  # pixels, for which the bounds of warped and resized images are made
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asks of a comparison: a precision instead of the assumed one, or plain bounds."""
+
+    precision: str | None = None
+    atol: float | None = None
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision is not None and self.precision not in TOLERANCES:
+            raise UserError(f"unknown precision {self.precision!r}", f"choose one of: {', '.join(TOLERANCES)}")
+
+    @property
+    def bound(self) -> Bound | None:
+        """``|a - b| <= atol + rtol |b|`` where either is given; the other is 0 then."""
+        return None if self.atol is None and self.rtol is None else Bound(self.atol or 0.0, self.rtol or 0.0)
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The bound of one output, and what is added to it in a shape that broadcasts to the output; ``rule`` in words."""
+
+    bound: Bound
+    room: np.ndarray | float
+    rule: str
+    movable: bool  # whether the movement of the output counts
+
+    def most(self, values: np.ndarray) -> float:
+        """The largest difference that is allowed for any element of ``values``."""
+        if values.dtype.kind != "f":
+            return 0.0
+        magnitude = np.where(np.isfinite(values), np.abs(values.astype(np.float64)), 0.0)
+        allowed = self.bound.absolute + self.bound.relative * magnitude + self.room
+        return float(np.max(allowed, initial=0.0))
+
+    def moved(self, movement: np.ndarray) -> "Allowance":
+        """The same where inputs that are moved by a rounding move the output by so much."""
+        said = (
+            f"{self.rule} + {MOVED} × how far a rounding of the inputs, {ROUNDING:.1e} of each, moves b in the channel"
+        )
+        return Allowance(self.bound, self.room + MOVED * movement, said, False)
+
+
+def allowance(values: np.ndarray, kind: str, precision: str, asked: Asked) -> Allowance:
+    """How far an output may lie from ``values``.
+
+    Args:
+        values: of the side that the other one is judged by.
+        kind: ``warped`` or ``resampled`` where our own manifest says so, else ``output``.
+        precision: a row of ``TOLERANCES``.
+        asked: what overrides it.
+    """
+    if asked.bound:
+        return Allowance(asked.bound, 0.0, f"as asked: {formula(asked.bound, '')}", False)
+    bound = TOLERANCES[precision].apart(kind if kind in (WARPED, RESAMPLED) else OUTPUT, _longer(values, kind))
+    if math.isinf(bound.absolute):
+        return Allowance(ANY, 0.0, precision, False)
+    if values.dtype.kind == "f":
+        bound = Bound(bound.absolute, max(bound.relative, 2 * float(np.finfo(values.dtype).eps)))
+    rule = f"{precision}: {formula(bound, ' of its channel')}"
+    return Allowance(Bound(0.0, bound.relative), bound.absolute * scales(values), rule, precision == "fp32")
+
+
+def formula(bound: Bound, where: str) -> str:
+    """A bound in words; without ``where`` its absolute part is no share of anything."""
+    unit = f" max |b|{where}" if where else ""
+    return f"|a - b| <= {bound.absolute:.2g}{unit} + {bound.relative:.2g} |b|"
+
+
+def _longer(values: np.ndarray, kind: str) -> float:
+    """The longer side in units of 32 pixels: the grid is rounded by more pixels in larger images."""
+    return max(1.0, max(values.shape[2:], default=1) / IMAGE) if kind in (WARPED, RESAMPLED) else 1.0
+
+
+def channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes along which an output's numbers may mean different things: of images the second, of others all but the
+    first; a vector in any number of dimensions has one.
+    """
+    wide = tuple(axis for axis in range(1, len(shape)) if shape[axis] > 1)
+    return tuple(axis for axis in wide if axis == 1) if len(shape) > 3 and len(wide) > 1 else wide
+
+
+def scales(values: np.ndarray) -> np.ndarray:
+    """The unit of the absolute bound: each channel's largest magnitude, but no less than 1 or the largest of all.
+
+    One large channel hides no other; a channel close to zero, as of log-probabilities of a class that is certain, is
+    rounded as numbers about 1 are.
+    """
+    magnitude = np.where(np.isfinite(values), np.abs(values.astype(np.float64)), 0.0)
+    least = max(min(1.0, float(magnitude.max(initial=0.0))), float(np.finfo(np.float32).tiny))
+    return np.maximum(_by_channel(magnitude), least)
+
+
+def _by_channel(values: np.ndarray) -> np.ndarray:
+    """The largest of each channel, the least of an element's channels, in a shape that broadcasts to ``values``."""
+    others = [tuple(a for a in range(values.ndim) if a != axis) for axis in channel_axes(values.shape)]
+    found = [values.max(axis=each, keepdims=True, initial=0.0) for each in others or [None]]
+    return np.minimum.reduce(np.broadcast_arrays(*found))
+
+
+def rounded(feeds: Arrays, seed: int, times: float = 1.0) -> Arrays:
+    """The inputs with every floating number moved by ``times`` ``ROUNDING`` of itself, up or down by chance."""
+    random = np.random.default_rng(seed)
+    return {
+        name: (value * (1 + times * ROUNDING * random.choice((-1.0, 1.0), value.shape))).astype(value.dtype)
+        if value.dtype.kind == "f"
+        else value
+        for name, value in feeds.items()
+    }
+
+
+def movement(values: np.ndarray, draws: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """How far an output moves in each channel, at most over some draws.
+
+    Args:
+        values: the output.
+        draws: what it is where the inputs are moved by a rounding, and by ``FURTHER`` roundings the same way. An
+            element that moves as far for one as for many has jumped, over a threshold or to another pixel: that is no
+            rounding, and does not count.
+    """
+    if values.dtype.kind != "f" or not values.size:
+        return np.zeros(())
+    moves = [_continuous(*(distance(each, values) for each in draw)) for draw in draws if draw[0].shape == values.shape]
+    return np.maximum.reduce([_by_channel(move) for move in moves]) if moves else np.zeros(())
+
+
+def _continuous(near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(near) & (far >= FURTHER / 2 * near), near, 0.0)
