@@ -1,5 +1,8 @@
 """What a user can get wrong, and the exit codes that say so."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USER = 2
@@ -27,6 +30,23 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}"
+
+
+@contextmanager
+def others_code(message: str, hint: str) -> Iterator[None]:
+    """Say what other people's code raised as an error of the user's: ``sys.exit`` too, which would end us in silence.
+
+    An interrupt stays one, and so does an error of the user's.
+
+    Raises:
+        UserError: the message, and what was raised in one line.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, UserError):
+        raise
+    except BaseException as error:
+        raise UserError(f"{message}: {one_line(error)}", hint) from error
 
 
 class CheckFailedError(Exception):
