@@ -105,7 +105,9 @@ def capture(
                 warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
                 exported = torch.export.export(module, inputs, dynamic_shapes=tuple(map(dict, wanted)))
             return _checked(exported, shapes, problem)
-        except Exception as error:  # of other people's code, or what PyTorch raises for it
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # of other people's code, sys.exit too, or what PyTorch raises for it
             problem, cause = problem or " ".join(str(error).split())[:300], error
     said = f"{type(cause).__name__}: {cause}"
     hint = next(
