@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stn_export.errors import UserError, one_line
 from stn_export.limits import archive
 from stn_export.program.capture import capture, named_shape, symbols_of
+from stn_export.program.memory import PROBE_BYTES, bounded, live_bytes
 from stn_export.program.origin import module_from
 from stn_export.program.packages import import_packages, packages_of
 from stn_export.program.parts import Step, Values, parts_of
@@ -73,6 +74,13 @@ class Program:
     def exact(self) -> "Exact":
         """The same network in float64."""
         return Exact(self)
+
+    @cached_property
+    def most_examples(self) -> int:
+        """How many examples may be put to it in float64 at once, by what one takes."""
+        values = self.values(self.contract.random(1, sizes=self.sizes))
+        taken = live_bytes(self.exact.module, self.exact.wide(values)) // (self.contract.batch or 1)
+        return max(1, PROBE_BYTES // max(1, taken))
 
     @property
     def parameters(self) -> int:
@@ -294,9 +302,13 @@ class Exact:
     ) -> Points:
         """``Program.points`` in float64; the inputs are those of the program."""
         forced = {point: value.double() for point, value in (forced or {}).items()}
-        wide = [value.double() if value.is_floating_point() else value for value in values]
+        wide = self.wide(values)
         with default_dtype(torch.float64):  # of what the graph makes without naming a type
             return self.program.points(wide, forced, kinds, self.module)
+
+    def wide(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs in float64."""
+        return [value.double() if value.is_floating_point() else value for value in values]
 
 
 class _Probe(Interpreter):
@@ -307,7 +319,7 @@ class _Probe(Interpreter):
         self.kept, self.forced, self.found = set(kept), forced, {}
 
     def run_node(self, node: Node) -> object:
-        result = super().run_node(node)
+        result = bounded(self, node)
         if node.name in self.forced:
             result = self.forced[node.name].expand_as(result)
         if node.name in self.kept:
