@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,12 @@ from stn_export import api, cli
 from stn_export.adopt import __main__ as stage
 from stn_export.errors import UserError
 from stn_export.program.calls import Given
-from stn_export.program.program import load_program
-from tests import stateful
+from stn_export.program.memory import PROBE_BYTES, WINDOW_BYTES
+from stn_export.program.program import Program, load_program
+from stn_export.runners.pytorch import Compiled
+from stn_export.runtimes import RefusedError
+from stn_export.verify.challenges import MANY, challenges, size_of
+from tests import memory_table, stateful
 
 FILE = Path(stateful.__file__)
 
@@ -208,3 +213,40 @@ def test_the_package_of_an_operator_is_kept_and_imported(tmp_path: Path):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "needs operators of other_operators, and some_operators cannot be imported: ModuleNotFound" in result.stdout
     assert "hint: install some_operators" in result.stdout
+
+
+class Converted(nn.Module):
+    """Runs, and cannot be compiled in one piece: it breaks off the graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return 2 * x
+
+
+def test_what_torch_compile_does_not_take_is_left_out_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = stn_export.adopt(nn.Linear(3, 2).eval(), {"input": torch.rand(4, 3)}, run=tmp_path / "run")
+    path = found.written[0] / "program.pt2"
+    monkeypatch.setattr(Program, "own_module", lambda self: Converted().eval())
+    runner = Compiled(path, "cpu", found.program.contract)
+    with pytest.raises(RefusedError, match=r"torch\.compile does not take it: "):
+        runner.infer({"input": np.ones((2, 3), np.float32)})
+
+
+def test_what_is_put_to_a_network_at_once_follows_from_its_activations(monkeypatch: pytest.MonkeyPatch):
+    module = memory_table.convolutions(32, 1).eval()
+    found = stn_export.adopt(module, {"input": ("N", 3, 64, 64)})
+    program = found.program
+    assert program is not None
+    assert sum(value.numel() for value in module.parameters()) > 10_000
+    activation = 32 * 64 * 64 * 8  # bytes of one layer's, in float64
+    windows = 9 * activation
+    assert 2 <= program.most_examples <= PROBE_BYTES // (activation + min(windows, WINDOW_BYTES))
+    batches = challenges(program.contract, found.examples, program.most_examples)
+    fixed = {"constants", "single pixels"}
+    assert max(size_of(batch, program.contract) for name, batch in batches.items() if name not in fixed) <= max(
+        MANY, program.most_examples
+    )
+    values = (torch.rand(5, 3, 64, 64),)
+    wanted = program.exact.points(values)["output"]
+    monkeypatch.setattr("stn_export.program.memory.WINDOW_BYTES", 1)
+    assert torch.equal(program.exact.points(values)["output"], wanted)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, one_line
 from stn_export.program.program import Program, load_program
 from stn_export.program.specs import Arrays, Contract
 from stn_export.program.torch_files import load_torchscript
 from stn_export.runners.base import Runner, Step, shapes_of
+from stn_export.runtimes import RefusedError
 
 GRAPH_WARM_UPS = 3  # calls on a side stream before capture, as PyTorch's own example makes them
 
@@ -153,6 +154,22 @@ class Compiled(OfProgram):
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA_HOME without a GPU is no news
         self.module = torch.compile(own_code(self.module), **self.SETTINGS)
         self.options |= self.SETTINGS
+
+    def forward(self, inputs: list[Tensor]) -> object:
+        """What the module gives.
+
+        Raises:
+            RefusedError: where PyTorch cannot compile it, which is no mistake of the network's.
+        """
+        try:
+            return super().forward(inputs)
+        except Exception as error:
+            from torch._dynamo.exc import TorchDynamoException  # slow to import, and there by now
+            from torch._inductor.exc import InductorError
+
+            if not isinstance(error, TorchDynamoException | InductorError):
+                raise
+            raise RefusedError(f"torch.compile does not take it: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)
