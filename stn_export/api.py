@@ -1,13 +1,13 @@
 """The whole in one call: ``check(module, example_inputs)`` exports, proves, audits and times a module of any shape."""
 
 import html
-import inspect
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,6 +31,7 @@ from stn_export.cli.tables import OUTPUT
 from stn_export.errors import UserError
 from stn_export.export.__main__ import export
 from stn_export.export.source import Source
+from stn_export.program.calls import Given
 from stn_export.verify import __main__ as verify
 from stn_export.verify.versus import Row, compare_files
 
@@ -92,7 +93,8 @@ class Result:
 
 def check(
     module: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    example_kwargs: Mapping[str, Any] | None = None,
     *,
     labels: Tensor | None = None,
     run: Path | str | None = None,
@@ -101,22 +103,22 @@ def check(
 
     Args:
         module: in evaluation mode.
-        example_inputs: what to call it with; the first dimension is the batch, of at least 2 examples.
+        example_inputs: what to call it with, by position or by name, as ``export_onnx`` takes it: tensors, dictionaries
+            and lists of them, None, numbers and words; the first dimension is the batch, of at least 2 examples.
+        example_kwargs: what to call it with by name besides.
         labels: one an example, where it is a classifier.
         run: a directory to keep everything in; without one nothing is kept but the result.
 
     Raises:
         UserError: where the module is in training mode, or cannot be captured or exported; it says what to do.
     """
-    values = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    names = list(inspect.signature(module.forward).parameters)[: len(values)]
-    inputs = dict(zip(names, values, strict=True))
+    given = Given.of(example_inputs, example_kwargs)
     before = OUTPUT.brief
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(run or scratch) / default_name(module) if run is None else Path(run)
         OUTPUT.brief = True
         try:
-            adopt(module, inputs, run=place, name=default_name(module), labels=labels)
+            adopt(module, given, run=place, name=default_name(module), labels=labels)
             return _checked(place)
         finally:
             OUTPUT.brief = before

@@ -44,14 +44,14 @@ def others_code(message: str, hint: str) -> Iterator[None]:
     An interrupt stays one, and so does an error of the user's.
 
     Raises:
-        UserError: the message, and what was raised in one line.
+        UserError: the message, and behind it what was raised, in one line.
     """
     try:
         yield
     except (KeyboardInterrupt, UserError):
         raise
     except BaseException as error:
-        raise UserError(f"{message}: {one_line(error)}", hint) from error
+        raise UserError(f"{message} {one_line(error)}", hint) from error
 
 
 class CheckFailedError(Exception):

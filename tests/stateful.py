@@ -228,3 +228,53 @@ KEEPS = (  # what each keeps, and where its line is found
     (ArrayState, (2, 3), "attribute array"),
     (HalvedWeight, (2, 3), "parameter weight"),
 )
+
+
+class Masked(nn.Module):
+    """Warps a picture by a flow; a mask between the two may be left out."""
+
+    def forward(self, image: Tensor, mask: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            image = image * mask[:, :1]
+        if flow is None:
+            return image
+        grid = F.affine_grid(torch.eye(2, 3)[None], (1, 1, *image.shape[2:]), align_corners=False)
+        return F.grid_sample(image, grid + flow.permute(0, 2, 3, 1), align_corners=False)
+
+
+class Nested(nn.Module):
+    """Takes a pair, a dictionary and a flag."""
+
+    def forward(self, pair: list[Tensor], more: dict[str, Tensor], *, scale: float, turn: bool = False) -> Tensor:
+        found = scale * (pair[0] - pair[1]) + more["bias"]
+        return found.flip(1) if turn else found
+
+
+class Siamese(nn.Module):
+    """Joins two pictures, looks at both at once, and takes them apart again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        one, other = self.features(torch.cat([first, second])).chunk(2)
+        return (one * other).flatten(2).sum(-1)
+
+
+class Half(nn.Module):
+    """A layer of half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class OtherOperator(nn.Module):
+    """Uses an operator of a package that is somebody else's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.other_operators.double(x) + 1

@@ -337,12 +337,18 @@ def test_grey_pictures_and_open_sizes(tmp_path: Path):
             "GreyDigits does not take 2×1×14×14: RuntimeError: mat1",
         ),
         (["ZOO:GreyDigits", "--input=images=N,1,28,28", "--eval", "--output=a"], "1 outputs are named, it gives 2"),
-        (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--output=a", "--output=b"], "a name is given twice"),
-        (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--mean", "0", "1"], "does not fit N×1×28×28"),
-        (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--name", "../a"], "cannot be a network's name"),
-        (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--labels", "l.csv"], "there are labels, but no examples"),
-        (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--examples", "none"], "there is no file none"),
-        (["ZOO:GreyDigits", "--input=a=N,1,28,28", "--eval", "--weights", "none.pt"], "there is no file none.pt"),
+        (
+            ["ZOO:GreyDigits", "--input=images=N,1,28,28", "--eval", "--output=images", "--output=b"],
+            "a name is given twice",
+        ),
+        (["ZOO:GreyDigits", "--input=images=N,1,28,28", "--eval", "--mean", "0", "1"], "does not fit N×1×28×28"),
+        (["ZOO:GreyDigits", "--input=images=N,1,28,28", "--eval", "--name", "../a"], "cannot be a network's name"),
+        (
+            ["ZOO:GreyDigits", "--input=images=N,1,28,28", "--eval", "--labels", "l.csv"],
+            "there are labels, but no examples",
+        ),
+        (["ZOO:GreyDigits", "--input=images=N,1,28,28", "--eval", "--examples", "none"], "there is no file none"),
+        (["ZOO:GreyDigits", "--input=images=N,1,28,28", "--eval", "--weights", "none.pt"], "there is no file none.pt"),
     ],
 )
 def test_errors_before_anything_is_written(

@@ -1,8 +1,7 @@
 """``adopt``: a network becomes a program of a run, its plain twin and what both are tried on beside it."""
 
-import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.files import all_or_none
 from stn_export.artifacts.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.program.calls import call_of
+from stn_export.program.calls import Given, call_of
 from stn_export.program.origin import origin_of
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
@@ -29,7 +28,7 @@ from stn_export.program.specs import BATCH, Pixels, TensorSpec, dtype_name
 
 PLAIN_NOTE = "a plain network that was given to set the other against"
 
-Inputs = Mapping[str, Any] | Sequence[TensorSpec]
+Inputs = Mapping[str, Any] | Sequence[TensorSpec] | Given
 
 
 @dataclass
@@ -104,9 +103,9 @@ def adopt(
     Args:
         what: a module, ``file.py:callable``, ``package.module:callable``, or a ``.pt2`` file, whose loading runs what
             its maker put in.
-        inputs: in the order of ``forward``, by name: a shape with the names of open sizes, ``N`` the batch, or an
-            example, whose first dimension is the batch if the first input's is as large; dictionaries of them; and what
-            stays as it is: None, numbers, words.
+        inputs: by the names that ``forward`` has: a shape with the names of open sizes, ``N`` the batch, or an example,
+            whose first dimension is the batch if the first input's is as large; dictionaries and lists of them; and
+            what stays as it is: None, numbers, words. Or ``Given``, as a call of the module is written.
         run: the run directory; without one nothing is written.
         name: of the network's directory; by default the run's.
         outputs: their names.
@@ -124,15 +123,12 @@ def adopt(
         UserError: where anything of it does not fit, before anything is written.
     """
     name = checked_name(name or (Path(run).name if run else default_name(what)))
-    specs, given = _specs(inputs)
-    network = _network(what, weights, evaluation, specs, outputs)
-    loaded = network
+    network, named = _network(what, inputs, weights, evaluation, outputs)
+    specs, given = named.specs, named.examples
     if isinstance(network, Program):
         specs, sizes = network.contract.inputs, network.sizes | dict(sizes or {})
-    else:
-        network, specs = _of_tensors(network, inputs, specs)
     if not specs:
-        raise UserError("no input is named", "give each with --input NAME=N,3,24,94, in the order of forward")
+        raise UserError("no input is named", "give each with --input NAME=N,3,24,94, by forward's names")
     specs = with_pixels(specs, pixels) if pixels else specs
     tried, classes = gather(examples or given, labels, specs, sizes or {}, data_seed)
     if any(tried.inputs[spec.name].dtype == torch.uint8 and spec.is_float and not spec.pixels for spec in specs):
@@ -146,8 +142,8 @@ def adopt(
         result.notes.append(error.message)
         result.sites = watched(network, values_of(specs, tried))
         return result
-    if isinstance(what, str) and isinstance(network, nn.Module) and network is loaded:
-        result.program = with_origin(result.program, origin_of(what), tried, result.notes)
+    if isinstance(what, str) and isinstance(network, nn.Module) and named.again is not None:
+        result.program = with_origin(result.program, origin_of(what, named.again), tried, result.notes)
     result.sites = result.program.sites
     result.examples = with_classes(tried, result.program.contract, classes)
     result.twin = _given_plain(plain, result) if plain else _bypassed(result)
@@ -175,62 +171,83 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _specs(inputs: Inputs) -> tuple[tuple[TensorSpec, ...], dict[str, Tensor]]:
-    """The inputs' specs, and the examples among them."""
+@dataclass(frozen=True)
+class _Named:
+    """The inputs of a network in the order of what it is called with, and the examples among them.
+
+    ``again`` names them where forward's order alone does not tell them; it is None where names do not suffice.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    examples: dict[str, Tensor]
+    again: tuple[str, ...] | None = ()
+
+
+def _specs(inputs: Sequence[TensorSpec] | Mapping[str, Any]) -> _Named:
+    """The inputs' specs, in the order given: as they are, or of examples and shapes by name."""
     if not isinstance(inputs, Mapping):
-        return tuple(inputs), {}
-    leaves = dict(_leaves(inputs))
-    given = {name: value for name, value in leaves.items() if isinstance(value, Tensor)}
+        return _Named(tuple(inputs), {})
+    given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     count = next((len(value) for value in given.values() if value.ndim), None)
-    shapes = {name: tuple(value.shape if name in given else value) for name, value in leaves.items()}
+    shapes = {name: tuple(value.shape if name in given else value) for name, value in inputs.items()}
     batched = {name for name, value in given.items() if value.ndim and len(value) == count}
     shapes |= {name: (BATCH, *shapes[name][1:]) for name in batched}
-    types = {name: dtype_name(given[name]) if name in given else "float32" for name in leaves}
-    return tuple(TensorSpec(name, types[name], shape, shape[:1] == (BATCH,)) for name, shape in shapes.items()), given
+    types = {name: dtype_name(given[name]) if name in given else "float32" for name in inputs}
+    specs = [TensorSpec(name, types[name], shape, shape[:1] == (BATCH,)) for name, shape in shapes.items()]
+    return _Named(tuple(specs), given)
 
 
 def _is_input(value: Any) -> bool:
-    """Whether this is an example or a shape, not a dictionary of such or something that stays as it is."""
-    return isinstance(value, Tensor | Sequence) and not isinstance(value, str)
+    """Whether this is an example or a shape, not something that holds such or stays as it is."""
+    shape = isinstance(value, list | tuple) and value and all(type(size) in (int, str) for size in value)
+    return bool(shape) or isinstance(value, Tensor | TensorSpec)
 
 
-def _leaves(inputs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in inputs.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}_")
-        elif _is_input(value):
-            yield f"{prefix}{name}", value
+def _leaves(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Examples and shapes by name: their keys, and those of what holds them."""
+    paths, _ = _pytree.tree_flatten_with_path(dict(inputs), is_leaf=_is_input)
+    found = [
+        ("_".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path), value) for path, value in paths
+    ]
+    return {re.sub(r"\W", "_", name): value for name, value in found if _is_input(value)}
 
 
-def _of_tensors(
-    network: nn.Module, inputs: Inputs, specs: tuple[TensorSpec, ...]
-) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
-    """The module as one that takes the tensors among these inputs only, and their specs in its order."""
-    if not isinstance(inputs, Mapping) or all(map(_is_input, inputs.values())):
-        return network, specs
-    values = _pytree.tree_map(
-        lambda value: torch.empty(0) if _is_input(value) else value, dict(inputs), is_leaf=_is_input
-    )
-    by_name = set(inputs) <= set(inspect.signature(network.forward).parameters)
-    call = call_of(network, () if by_name else tuple(values.values()), values if by_name else None)
-    order = {spec.name: spec for spec in specs}
-    return call.module, tuple(order[name] for name in call.names) if by_name else specs
+def _called_with(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, _Named]:
+    """The module as one that takes the tensors among these inputs only, bound by name, and their specs in its order."""
+    if isinstance(inputs, Given):
+        call = call_of(module, inputs.arguments, inputs.keywords)
+        return call.module, _specs(dict(zip(call.names, call.tensors, strict=True)))
+    named = dict(inputs) if isinstance(inputs, Mapping) else {spec.name: spec for spec in inputs}
+    stand_ins: list[Tensor] = []  # one an input, by which the call's order is found again
+
+    def stand_in(value: Any) -> Any:
+        if _is_input(value):
+            stand_ins.append(torch.empty(0))
+        return stand_ins[-1] if _is_input(value) else value
+
+    call = call_of(module, (), _pytree.tree_map(stand_in, named, is_leaf=_is_input))
+    leaves = _leaves(named)
+    names = {id(stand_in): name for name, stand_in in zip(leaves, stand_ins, strict=True)}
+    order = [names[id(tensor)] for tensor in call.tensors]
+    found = _specs(leaves if isinstance(inputs, Mapping) else inputs)
+    specs = {spec.name: spec for spec in found.specs}
+    again = () if call.module is module else tuple(order) if all(map(_is_input, named.values())) else None
+    return call.module, _Named(tuple(specs[name] for name in order), found.examples, again)
 
 
 def _network(
-    what: nn.Module | str,
-    weights: Path | None,
-    evaluation: bool,
-    specs: Sequence[TensorSpec],
-    outputs: Sequence[str],
-) -> nn.Module | Program:
-    if isinstance(what, nn.Module):
-        return in_evaluation(what, evaluation)
-    if not what.endswith(".pt2"):
-        return load_module(what, weights, evaluation)
-    if weights is not None:
-        raise UserError(f"{what} has its weights inside", "leave --weights out")
-    return load_captured(Path(what), specs, outputs)
+    what: nn.Module | str, inputs: Inputs, weights: Path | None, evaluation: bool, outputs: Sequence[str]
+) -> tuple[nn.Module | Program, _Named]:
+    """The network, and its inputs as it takes them."""
+    if isinstance(what, str) and what.endswith(".pt2"):
+        if weights is not None:
+            raise UserError(f"{what} has its weights inside", "leave --weights out")
+        named = _specs(_leaves(inputs) if isinstance(inputs, Mapping) else inputs)
+        return load_captured(Path(what), named.specs, outputs), named
+    module = in_evaluation(what, evaluation) if isinstance(what, nn.Module) else load_module(what, weights, evaluation)
+    if not isinstance(inputs, Given) and not inputs:
+        return module, _Named((), {})
+    return _called_with(module, inputs)
 
 
 def _bypassed(result: Adoption) -> Program | None:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stn_export.adopt.network import called
 from stn_export.program.sites import MODES, PADDINGS, Site
+from stn_export.program.state import Copies, answer
 
 SAMPLERS = (F.grid_sample, torch.grid_sampler)
 AFFINE = (F.affine_grid, torch.affine_grid_generator)
@@ -79,11 +79,11 @@ def _word(value: str | int | None, words: Sequence[str]) -> str:
 
 
 def watched(module: nn.Module, values: Sequence[Tensor]) -> tuple[Site, ...]:
-    """Every sampler that runs when the module does, in order; shapes are those of these inputs.
+    """Every sampler that runs when a copy of the module does, in order; shapes are those of these inputs.
 
     Raises:
         UserError: where the module itself fails.
     """
-    with Watch(module) as watch:
-        called(module, values)
+    with Copies(module).fresh() as made, Watch(made) as watch:
+        answer(made, (tuple(values), {}))
     return tuple(watch.sites)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree
 
-from stn_export.errors import UserError, one_line, require_choice
+from stn_export.errors import UserError, one_line, others_code, require_choice
 from stn_export.limits import archive, require
 from stn_export.program.origin import resolve
 from stn_export.program.program import Program, contract_of, load_program
 from stn_export.program.specs import BATCH, TensorSpec, by
+from stn_export.program.state import deep_copy
 from stn_export.program.surgery import NOTHING
 
 SEED = 0  # of weights that the module draws itself
@@ -57,27 +58,38 @@ def load_module(what: str, weights: Path | None, evaluation: bool) -> nn.Module:
     """
     make = resolve(what)
     torch.manual_seed(SEED)
-    try:
+    with others_code(f"{what} raised", "it is called without arguments"):
         module = make()
-    except Exception as error:  # other people's code
-        raise UserError(f"{what} raised {one_line(error)}", "it is called without arguments") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{what} gives a {type(module).__name__}", "it must give an nn.Module")
     if weights is not None:
         load_weights(module, weights)
-    return in_evaluation(module, evaluation)
+    require_evaluation(module, evaluation)
+    return module.eval()
 
 
-def in_evaluation(module: nn.Module, wanted: bool) -> nn.Module:
-    """The module in evaluation mode.
+def require_evaluation(module: nn.Module, wanted: bool) -> bool:
+    """Whether a module is in evaluation mode all through.
 
     Raises:
-        UserError: where it is in training mode and nobody wanted that changed.
+        UserError: where it is not and nobody wanted that changed.
     """
     live = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if live and not wanted:
         raise UserError(f"{live[0]} is in training mode", "call .eval() on it, or say --eval")
-    return module.eval()
+    return not live
+
+
+def in_evaluation(module: nn.Module, wanted: bool) -> nn.Module:
+    """The module itself where it is in evaluation mode, else a copy of it that is: its own mode stays.
+
+    Raises:
+        UserError: where it is in training mode and nobody wanted another, or it cannot be copied.
+    """
+    if require_evaluation(module, wanted):
+        return module
+    with others_code(f"{type(module).__name__} cannot be copied, and its mode is left as it is:", "call .eval() on it"):
+        return deep_copy(module).eval()
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -166,20 +178,6 @@ def _check_shapes(asked: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> N
         )
         if not fits or spec.dtype != other.dtype:
             raise UserError(f"input {spec.name} is {other.text} there, not {spec.text}", "give it as it was captured")
-
-
-def called(module: nn.Module, values: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that a module gives.
-
-    Raises:
-        UserError: where it fails.
-    """
-    try:
-        with torch.inference_mode():
-            return [leaf for leaf in _pytree.tree_leaves(module(*values)) if isinstance(leaf, Tensor)]
-    except Exception as error:  # other people's code
-        given = ", ".join(by(value.shape) for value in values)
-        raise UserError(f"{type(module).__name__} does not take {given}: {one_line(error)}", "see --input") from error
 
 
 def output_names(exported: ExportedProgram) -> list[str]:

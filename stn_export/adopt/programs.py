@@ -7,14 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from stn_export.adopt.network import called, output_names
+from stn_export.adopt.network import output_names
 from stn_export.artifacts.examples import Examples
-from stn_export.errors import UserError
-from stn_export.program.capture import SMALLEST, capture
+from stn_export.errors import UserError, one_line
+from stn_export.program.capture import SMALLEST, Captured, Shape, capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import BATCH, Contract, TensorSpec
+from stn_export.program.state import Batch, Copies, alike, answer, copied, following, told, trial
 
-GROSS = 1e-3  # of an output's largest value: captured graph and module may differ by roundings, not by this
+GROSS = 1e-3  # of a value, and of what is usual beside it: captured graph and module may differ by roundings only
+TRIED = (1, 3)  # batches that an open one is tried at, beside those that it was captured with
+REMEDY = "it may draw random numbers, or keep something outside itself: leave that out in evaluation mode"
 
 
 def values_of(specs: Sequence[TensorSpec], tried: Examples, count: int = SMALLEST) -> tuple[Tensor, ...]:
@@ -36,30 +39,107 @@ def program_of(
     """
     if isinstance(network, Program):
         return replace(network, contract=replace(network.contract, inputs=tuple(specs)))
-    batched = [spec for spec in specs if spec.batched]
-    count = 1 if any(spec.shape[0] == 1 for spec in batched) else SMALLEST
-    called(network, values_of(specs, tried, count))  # its own errors are clearer than those of a capture
-    found = capture(network, values_of(specs, tried, count), [spec.shape for spec in specs])
-    if count > 1 and any(
-        isinstance(shape[0], int) for spec, shape in zip(specs, found.shapes, strict=True) if spec.batched
-    ):
-        count, shapes = 1, [(1, *spec.shape[1:]) if spec.batched else spec.shape for spec in specs]
-        found = replace(capture(network, values_of(specs, tried, count), shapes), problem=found.problem)
-    for spec, shape in zip(specs, found.shapes, strict=True):
-        notes += [
-            f"{wanted} of input {spec.name} cannot be kept open, it is {size}: {found.problem}"
-            if isinstance(size, int)
-            else f"{wanted} of input {spec.name} is a size of its own, {size}"
-            for wanted, size in zip(spec.shape, shape, strict=True)
-            if wanted != size
-        ]
-    notes += [f"{name} is at most {most}: {found.problem}" for name, most in found.limits.items()]
+    count = 1 if any(spec.shape[0] == 1 for spec in specs if spec.batched) else SMALLEST
+    copies = Copies(network)
+    seen = trial(copies, *_two_batches(specs, tried, count))  # its own errors are clearer than those of a capture
+    notes += [*filter(None, [seen.note]), *told(network, seen.mutations)]
+    if not seen.steady:
+        raise UserError(f"{type(network).__name__} answers differently when it is called again", REMEDY)
+    found, count = _captured(copies, specs, tried, count)
+    notes += _closed(specs, found)
     contract = contract_of(found.exported, found.shapes, outputs=_names(found.exported, specs, outputs))
     inputs = tuple(replace(spec, shape=shape) for spec, shape in zip(specs, found.shapes, strict=True))
-    given = tuple(replace(spec, batched=spec.shape[:1] == (BATCH if count > 1 else 1,)) for spec in contract.outputs)
+    given = tuple(
+        replace(spec, batched=spec.shape[:1] == (BATCH if count > 1 else count,)) for spec in contract.outputs
+    )
     program = Program(found.exported, Contract(inputs, given))
-    _require_same(network, program, values_of(inputs, tried, count))
+    for (values, _), answers in zip(seen.batches, seen.answers, strict=True):
+        _require_same(copies, program, values, answers)
     return program
+
+
+def _two_batches(specs: Sequence[TensorSpec], tried: Examples, count: int) -> tuple[Batch, Batch]:
+    """The first examples, and the next ones; where there are none, or the same, others are made of the first."""
+    first = values_of(specs, tried, count), {}
+    more = values_of(specs, _without_first(tried, count), count) if len(tried) >= 2 * count else first[0]
+    same = all(torch.equal(one, other) for one, other in zip(first[0], more, strict=True))
+    return first, following(first) if same else (more, {})
+
+
+def _without_first(tried: Examples, count: int) -> Examples:
+    """The examples without the first ones."""
+    rows = dict(tried.rows(slice(count, None)))
+    return replace(tried, inputs=rows, labels=None if tried.labels is None else tried.labels[count:])
+
+
+def _captured(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, count: int) -> tuple[Captured, int]:
+    """The network captured, and the batch that it was captured at: 2 or more where that is open, else its size."""
+    shapes = [spec.shape for spec in specs]
+    refused = None
+    try:
+        found = _capture(copies, specs, tried, count, shapes)
+        if count == 1 or not (problem := _batch_problem(copies, specs, tried, found)):
+            return found, count
+    except UserError as error:
+        if count == 1 or not any(spec.batched for spec in specs):
+            raise
+        refused, problem = error, error.message
+    for size in (1, count):
+        fixed = [(size, *spec.shape[1:]) if spec.batched else spec.shape for spec in specs]
+        try:
+            found = _capture(copies, specs, tried, size, fixed)
+        except UserError as error:
+            refused = refused or error
+            continue
+        return replace(found, problem=found.problem or problem), size
+    raise refused
+
+
+def _capture(
+    copies: Copies, specs: Sequence[TensorSpec], tried: Examples, count: int, shapes: Sequence[Shape]
+) -> Captured:
+    with copies.fresh() as module:
+        return capture(module, values_of(specs, tried, count), shapes)
+
+
+def _batch_problem(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, found: Captured) -> str:
+    """Why the batch is not open: one size for all inputs, at which the graph runs as the network does at 1 and at 3."""
+    batched = [shape for spec, shape in zip(specs, found.shapes, strict=True) if spec.batched]
+    if not batched:
+        return ""
+    if any(isinstance(shape[0], int) for shape in batched):
+        return found.problem or "what is captured holds for one size only"
+    if any(shape[0] != BATCH for shape in batched):
+        return "what is captured takes the inputs in batches of sizes of their own"
+    graph = Program(found.exported, Contract((), ())).module
+    for size in TRIED:
+        values = values_of(specs, tried, size)
+        try:
+            with copies.fresh() as module:
+                wanted = answer(module, (values, {}))
+        except UserError:  # a size that the network itself does not take
+            continue
+        try:
+            with torch.no_grad():
+                same = alike(wanted, list(graph(*copied(values))), GROSS)
+        except Exception as error:  # what a graph raises that was made for other sizes
+            return f"what is captured does not run with a batch of {size}: {one_line(error)}"
+        if not same:
+            return f"what is captured gives something else with a batch of {size}"
+    return ""
+
+
+def _closed(specs: Sequence[TensorSpec], found: Captured) -> list[str]:
+    """What was to be open and is not, in words."""
+    notes = [
+        f"{wanted} of input {spec.name} cannot be kept open, it is {size}: {found.problem}"
+        if isinstance(size, int)
+        else f"{wanted} of input {spec.name} is a size of its own, {size}"
+        for spec, shape in zip(specs, found.shapes, strict=True)
+        for wanted, size in zip(spec.shape, shape, strict=True)
+        if wanted != size
+    ]
+    return notes + [f"{name} is at most {most}: {found.problem}" for name, most in found.limits.items()]
 
 
 def _names(exported: ExportedProgram, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> list[str]:
@@ -72,22 +152,17 @@ def _names(exported: ExportedProgram, specs: Sequence[TensorSpec], outputs: Sequ
     return names
 
 
-def _require_same(network: nn.Module, program: Program, values: Sequence[Tensor]) -> None:
-    """Refuse a network that answers differently each time, and a capture that computes something else."""
-    first, second = (called(network, values) for _ in range(2))
-    remedy = "it may draw random numbers, or change what it holds: leave that out in evaluation mode"
-    if not _alike(first, second):
-        raise UserError(f"{type(network).__name__} answers differently when it is called again", remedy)
-    if not _alike(first, list(program.run(values).values())):
-        raise UserError(f"{type(network).__name__} computes something else once it is captured", remedy)
-
-
-def _alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    return len(first) == len(second) and all(
-        torch.allclose(a.double(), b.double(), rtol=0, atol=GROSS * float(a.abs().max()), equal_nan=True)
-        for a, b in zip(first, second, strict=True)
-        if a.numel()
-    )
+def _require_same(copies: Copies, program: Program, values: Sequence[Tensor], answers: list[Tensor]) -> None:
+    """Refuse a capture that computes something else than the network gave."""
+    if (size := program.contract.batch) and any(
+        spec.batched and len(value) != size for spec, value in zip(program.contract.inputs, values, strict=True)
+    ):
+        specs = program.contract.inputs
+        values = tuple(value[:size] if spec.batched else value for spec, value in zip(specs, values, strict=True))
+        with copies.fresh() as module:
+            answers = answer(module, (values, {}))
+    if not alike(answers, list(program.run(copied(values)).values()), GROSS):
+        raise UserError(f"{type(copies.module).__name__} computes something else once it is captured", REMEDY)
 
 
 def with_origin(program: Program, origin: dict, tried: Examples, notes: list[str]) -> Program:
@@ -95,9 +170,20 @@ def with_origin(program: Program, origin: dict, tried: Examples, notes: list[str
     made_again = replace(program, origin=origin)
     own, values = made_again.own_module(), values_of(program.contract.inputs, tried, program.contract.batch or SMALLEST)
     if isinstance(own, str):
-        notes.append(f"the captured graph stands in for the module itself: {own}")
-        return program
-    same = _alike(called(own, values), list(program.run(values).values()))
-    if not same:
-        notes.append("the captured graph stands in for the module itself: made again, it answers differently")
-    return made_again if same else program
+        why = own
+    elif not alike(answer(own, (values, {})), list(program.run(copied(values)).values()), GROSS):
+        why = "made again, it answers differently"
+    elif _writes(own, values):
+        why = "it writes into what it is given"
+    else:
+        return made_again
+    notes.append(f"the captured graph stands in for the module itself: {why}")
+    return program
+
+
+def _writes(module: nn.Module, values: Sequence[Tensor]) -> bool:
+    """Whether a module changes the tensors that it is called with."""
+    given = copied(tuple(values))
+    with torch.no_grad():
+        module(*given)
+    return any(not alike([one], [other], 0.0) for one, other in zip(given, values, strict=True))

@@ -124,7 +124,7 @@ def _export(run: Path, options: Namespace) -> None:
         lines += told
     columns = ("artifact", "format", "opset", "KiB", "nodes", "state")
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
-    _check(outcomes, [*names, *chosen])
+    _check(outcomes, names, chosen)
     for choice in choices:
         cli.say(f"{choice.destination}: {choice.what}, {choice.sizes}: {choice.why}")
     if modelcard.write_model_card(run):
@@ -144,15 +144,21 @@ def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:
     return list(dict.fromkeys(rows))
 
 
-def _check(outcomes: Sequence[Found], names: Sequence[str]) -> None:
-    """Refuse what leaves nothing to go on with, and to do less than was asked for by name."""
+def _check(outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequence[str]) -> None:
+    """Say which of the rows asked for by name were not written; refuse what leaves nothing to go on with."""
     if not any(outcomes):
-        raise UserError(f"no network of this run takes {', '.join(names)}", "python -m stn_export.export --list")
-    rows = [row for found in outcomes for row in found.items()]
-    refused = [(name, why) for name, why in rows if isinstance(why, str)]
-    if refused and (names or len(refused) == len(rows)):
+        asked = ", ".join([*rows, *destinations])
+        raise UserError(f"no network of this run takes {asked}", "python -m stn_export.export --list")
+    found = [row for outcome in outcomes for row in outcome.items()]
+    refused = [(name, why) for name, why in found if isinstance(why, str)]
+    if len(refused) == len(found):
         name, why = refused[0]
         raise UserError(f"{name} cannot be written: {why}", "python -m stn_export.export --list")
+    if rows or destinations:
+        for name, why in dict(refused).items():
+            cli.say(f"{name} cannot be written: {why}; the others are")
+        for name in [name for name in rows if name not in dict(found)]:
+            cli.say(f"no network of this run takes {name}; the others are written")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,6 +15,21 @@ from torch.export import Dim
 from torch.utils import _pytree
 
 from stn_export.errors import UserError
+
+
+@dataclass(frozen=True)
+class Given:
+    """What somebody calls a module with: arguments by position, keywords by name."""
+
+    arguments: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any, keywords: Mapping[str, Any] | None = None) -> Self:
+        """One tensor, several by position, or any by name in a mapping; ``keywords`` besides."""
+        if isinstance(inputs, Mapping):
+            return cls((), {**inputs, **(keywords or {})})
+        return cls((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), dict(keywords or {}))
 
 
 @dataclass(frozen=True)
@@ -69,10 +85,8 @@ def call_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, 
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
         raise UserError(f"{kind} is TorchScript, which torch.export does not take", "give the module it was made from")
-    try:
-        bound = inspect.signature(module.forward).bind(*arguments, **(keywords or {}))
-    except TypeError as error:
-        raise UserError(f"{kind} does not take these inputs: {error}", "give what forward takes") from error
+    signature = inspect.signature(module.forward)
+    bound = _bound(kind, signature, tuple(arguments), dict(keywords or {}))
     leaves, structure = _pytree.tree_flatten_with_path(dict(bound.arguments))
     paths, values = zip(*leaves, strict=True) if leaves else ((), ())
     if any(isinstance(value, np.ndarray | np.generic) for value in values):
@@ -83,25 +97,80 @@ def call_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, 
     keys = tuple(tuple(_keys(paths[place])) for place in places)
     names = tuple(re.sub(r"\W", "_", "_".join(map(str, each))) for each in keys)
     tensors = tuple(values[place] for place in places)
-    if not keywords and len(arguments) == len(tensors) and all(len(each) == 1 for each in keys):
+    if len(values) == len(places) and _in_order(signature, keys):
         return Call(module, tensors, names, keys)
+    shell = copy.copy(module)
+    fixed = [None if isinstance(each, Tensor) else each for each in values]
+    shell.forward = MethodType(_flat(module, bound.signature, structure, fixed, places, names), shell)
+    return Call(shell, tensors, names, keys)
 
-    def forward(*given: Tensor) -> Any:
+
+def _bound(
+    kind: str, signature: inspect.Signature, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> inspect.BoundArguments:
+    """The arguments by parameter; where ``forward`` takes any by position, those by name are taken in their order.
+
+    Raises:
+        UserError: where it does not take them; it lists what it takes.
+    """
+    parameters, kinds = signature.parameters.values(), inspect.Parameter
+    names = [each.name for each in parameters if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
+    variable = {each.kind for each in parameters}
+    unknown = [name for name in keywords if name not in names]
+    if unknown and kinds.VAR_KEYWORD not in variable:
+        if kinds.VAR_POSITIONAL not in variable or len(unknown) < len(keywords):
+            raise UserError(f"{kind} has no input {unknown[0]}", f"forward takes {', '.join(names) or 'nothing'}")
+        arguments, keywords = (*arguments, *keywords.values()), {}
+    only = [each.name for each in parameters if each.kind is kinds.POSITIONAL_ONLY and each.name in keywords]
+    arguments = (*arguments, *(keywords.pop(name) for name in only))
+    try:
+        return signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        raise UserError(
+            f"{kind} does not take these inputs: {error}", f"forward takes {', '.join(names) or 'nothing'}"
+        ) from error
+
+
+def _in_order(signature: inspect.Signature, keys: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether these are the first parameters, each a tensor, so that they can be given by position as they are."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = [each.name for each in signature.parameters.values() if each.kind in kinds][: len(keys)]
+    return [(name,) for name in first] == list(keys)
+
+
+def _flat(
+    module: nn.Module,
+    signature: inspect.Signature,
+    structure: _pytree.TreeSpec,
+    fixed: Sequence[Any],
+    places: Sequence[int],
+    names: Sequence[str],
+) -> Callable[..., Any]:
+    """A ``forward`` of tensors only for a shell of the module; it holds no module, so that copies of a shell are whole.
+
+    Within a call ``self.forward`` is the module's own.
+    """
+    own, inside = module.forward, []
+    method = isinstance(own, MethodType) and own.__self__ is module
+    own = own.__func__ if method else own
+
+    def forward(self: nn.Module, *given: Any, **keywords: Any) -> Any:
+        call = MethodType(own, self) if method else own
+        if inside:
+            return call(*given, **keywords)
         filled = list(fixed)
         for place, value in zip(places, given, strict=True):
             filled[place] = value
-        again = inspect.BoundArguments(bound.signature, _pytree.tree_unflatten(filled, structure))
-        return own(*again.args, **again.kwargs)
+        again = inspect.BoundArguments(signature, _pytree.tree_unflatten(filled, structure))
+        inside.append(True)
+        try:
+            return call(*again.args, **again.kwargs)
+        finally:
+            inside.pop()
 
-    fixed, own, kinds = (
-        [None if isinstance(each, Tensor) else each for each in values],
-        module.forward,
-        inspect.Parameter,
-    )
-    forward.__signature__ = inspect.Signature([kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in names])
-    shell = copy.copy(module)
-    shell.forward = forward
-    return Call(shell, tensors, names, keys)
+    kind = inspect.Parameter
+    forward.__signature__ = inspect.Signature([kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("self", *names)])
+    return forward
 
 
 def _keys(path: Sequence[object]) -> Iterator[Any]:

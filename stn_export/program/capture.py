@@ -158,7 +158,9 @@ def capture(
             if not reason:
                 return captured
             problem = problem or reason
-        except Exception as error:  # of other people's code, or what PyTorch raises for it
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # of other people's code, sys.exit too, or what PyTorch raises for it
             problem, cause = problem or " ".join(str(error).split())[:300], error
     said = f"{type(cause).__name__}: {cause}"
     hint = next(

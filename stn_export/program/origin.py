@@ -4,13 +4,15 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from stn_export.errors import UserError, one_line
+from stn_export.errors import UserError, others_code
+from stn_export.program.calls import call_of
 
 BUILT_IN = "stn_export.train.networks:build_model"
 FORM = "file.py:callable or package.module:callable"
@@ -31,10 +33,8 @@ def resolve(text: str, root: Path | None = None) -> Callable[..., Any]:
         raise UserError(f"{text} names no callable", f"write {FORM}")
     file = Path(place).resolve()
     _look_in(file.parent if file.suffix == ".py" else root or Path.cwd())
-    try:
+    with others_code(f"{place} cannot be imported:", f"write {FORM}"):
         module = _from_file(file) if file.suffix == ".py" else importlib.import_module(place)
-    except Exception as error:  # other people's code
-        raise UserError(f"{place} cannot be imported: {one_line(error)}", f"write {FORM}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise UserError(f"{place} has no callable {name}", f"write {FORM}")
@@ -70,15 +70,22 @@ def allowed(origin: Mapping[str, Any], own: bool) -> dict:
     return dict(origin) if own or origin.get("callable") == BUILT_IN else {}
 
 
-def origin_of(text: str, **arguments: Any) -> dict:
-    """JSON-ready: how to make the module again, and the bytes of the file that did it."""
-    place = text.rpartition(":")[0]
+def origin_of(text: str, inputs: Sequence[str] = (), **arguments: Any) -> dict:
+    """JSON-ready: how to make the module again, and the bytes of the file that did it.
+
+    Args:
+        text: see ``resolve``.
+        inputs: the names of the tensors that it is called with, where they are not forward's first ones.
+        arguments: of the callable.
+    """
+    place, named = text.rpartition(":")[0], {"inputs": list(inputs)} if inputs else {}
     if text == BUILT_IN:
-        return {"callable": text, "arguments": arguments}
+        return {"callable": text, "arguments": arguments} | named
     if not place.endswith(".py"):
-        return {"callable": text, "arguments": arguments, "root": str(Path.cwd())}
+        return {"callable": text, "arguments": arguments, "root": str(Path.cwd())} | named
     path = Path(place).resolve()
-    return {"callable": f"{path}:{text.rpartition(':')[2]}", "arguments": arguments, "sha256": _digest(path)}
+    made = {"callable": f"{path}:{text.rpartition(':')[2]}", "arguments": arguments, "sha256": _digest(path)}
+    return made | named
 
 
 def module_from(origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module | str:
@@ -90,8 +97,11 @@ def module_from(origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
         return f"{Path(place).name} is not there any more, or was changed"
     try:
         root = Path(origin["root"]) if "root" in origin else None
-        module = resolve(origin["callable"], root)(**origin["arguments"])
-        module.load_state_dict(state, strict=False)
-    except Exception as error:  # other people's code
-        return f"its code cannot be run here ({type(error).__name__})"
+        with others_code("it raised", "give the module itself"):
+            module = resolve(origin["callable"], root)(**origin["arguments"])
+            module.load_state_dict(state, strict=False)
+            if "inputs" in origin:
+                module = call_of(module, (), {name: torch.empty(0) for name in origin["inputs"]}).module
+    except UserError as error:
+        return f"its code cannot be run here ({type(error.__cause__ or error).__name__})"
     return module.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ over the sampled image) and ``site0/warped`` (N×C×H×W).
 import io
 import json
 import logging
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from stn_export.errors import UserError, one_line
 from stn_export.limits import archive
 from stn_export.program.capture import capture, named_shape, symbols_of
+from stn_export.program.memory import PROBE_BYTES, bounded, live_bytes
 from stn_export.program.origin import allowed, module_from
+from stn_export.program.packages import import_packages, packages_of
 from stn_export.program.parts import Step, Values, parts_of
 from stn_export.program.sites import POINTS, TAPS, Site, find_sites
 from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_name
@@ -35,6 +38,7 @@ from stn_export.program.surgery import bare, default_dtype, in_float64, on_devic
 
 CONTRACT_FILE = "contract.json"
 FORMAT, OLDER = "archive_format", "version"  # members of a .pt2 file of today, and of one whose weights are a pickle
+UNKNOWN_OPERATOR = re.compile(r"failed to resolve torch\.ops\.([\w.]+) to an operator")
 Points = dict[str, Tensor]
 
 
@@ -70,6 +74,13 @@ class Program:
     def exact(self) -> "Exact":
         """The same network in float64."""
         return Exact(self)
+
+    @cached_property
+    def most_examples(self) -> int:
+        """How many examples may be put to it in float64 at once, by what one takes."""
+        values = self.values(self.contract.random(1, sizes=self.sizes))
+        taken = live_bytes(self.exact.module, self.exact.wide(values)) // (self.contract.batch or 1)
+        return max(1, PROBE_BYTES // max(1, taken))
 
     @property
     def parameters(self) -> int:
@@ -174,22 +185,46 @@ class Program:
         """A ``.pt2`` file, its contract and ``metadata`` inside."""
         buffer = io.BytesIO()
         said = metadata | {"contract": self.contract.as_dict(), "origin": self.origin}
+        if packages := packages_of(self.exported):
+            said["packages"] = packages
         torch.export.save(self.exported, buffer, extra_files={CONTRACT_FILE: json.dumps(said)})
         return buffer.getvalue()
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without what PyTorch says as it loads: the traceback of what is raised anyway, before 2.12 advice to itself."""
+def _quiet_loading() -> Iterator[list[str]]:
+    """Without what PyTorch says as it loads, which is given back: why it fails stands there and nowhere else."""
+    said: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        said.append(f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}")
+        return False
+
     logger = logging.getLogger("torch.export")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(keep)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")
-            yield
+            yield said
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(keep)
+
+
+def _said_inside(packed: zipfile.ZipFile) -> dict:
+    """What a program's file says of itself; empty where another wrote it."""
+    members = [name for name in packed.namelist() if name.endswith(f"extra/{CONTRACT_FILE}")]
+    content = json.loads(packed.read(members[0])) if members else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _why_not(path: Path, error: Exception, said: Sequence[str]) -> UserError:
+    """What was wrong with a file, by what PyTorch raised and by what it said before."""
+    if unknown := UNKNOWN_OPERATOR.search(" ".join(said)):
+        return UserError(
+            f"{path} needs the operator {unknown[1]}, which nothing here registers",
+            "import the package that registers it first",
+        )
+    return UserError(f"{path} is truncated or no torch.export file: {one_line(error)}", "write it again")
 
 
 def load_program(path: Path, contract: Contract | None = None, own: bool = False) -> Program:
@@ -203,23 +238,24 @@ def load_program(path: Path, contract: Contract | None = None, own: bool = False
     Raises:
         UserError: where PyTorch cannot read it.
     """
-    extra = {CONTRACT_FILE: ""}
+    extra, said = {CONTRACT_FILE: ""}, []
     try:
         with zipfile.ZipFile(archive(path)) as packed:
-            names = packed.namelist()
+            names, packages = packed.namelist(), _said_inside(packed).get("packages")
         if FORMAT not in {name.partition("/")[2] for name in names} or OLDER in names:  # which PyTorch would unpickle
             raise ValueError("it is not of the format of torch 2.8 and later")
-        with _quiet_loading():
+        import_packages(packages, str(path))
+        with _quiet_loading() as said:
             exported = torch.export.load(path, extra_files=extra)
     except UserError:
         raise
     except Exception as error:  # what PyTorch raises depends on the kind of damage
-        raise UserError(f"{path} is truncated or no torch.export file", "write it again") from error
+        raise _why_not(path, error, said) from error
     try:
-        said = json.loads(extra[CONTRACT_FILE] or "{}")
+        content = json.loads(extra[CONTRACT_FILE] or "{}")
         if contract is None:
-            contract = Contract.from_dict(said["contract"]) if said else contract_of(exported)
-        return Program(exported, contract, allowed(said.get("origin", {}), own))
+            contract = Contract.from_dict(content["contract"]) if content else contract_of(exported)
+        return Program(exported, contract, allowed(content.get("origin", {}), own))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} says of itself what cannot be read: {one_line(error)}", "write it again") from error
 
@@ -269,9 +305,13 @@ class Exact:
     ) -> Points:
         """``Program.points`` in float64; the inputs are those of the program."""
         forced = {point: value.double() for point, value in (forced or {}).items()}
-        wide = [value.double() if value.is_floating_point() else value for value in values]
+        wide = self.wide(values)
         with default_dtype(torch.float64):  # of what the graph makes without naming a type
             return self.program.points(wide, forced, kinds, self.module)
+
+    def wide(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs in float64."""
+        return [value.double() if value.is_floating_point() else value for value in values]
 
 
 class _Probe(Interpreter):
@@ -283,7 +323,7 @@ class _Probe(Interpreter):
         self.overwrites = overwrites(module)
 
     def run_node(self, node: Node) -> object:
-        result = super().run_node(node)
+        result = bounded(self, node)
         if node.name in self.forced:
             result = self.forced[node.name].expand_as(result).clone()  # the graph may write into it
         if node.name in self.kept:

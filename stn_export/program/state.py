@@ -193,7 +193,7 @@ def answer(module: nn.Module, batch: Batch, seed: int = 0) -> list[Tensor]:
     sizes = ", ".join("×".join(map(str, leaf.shape)) or "scalar" for leaf in given)
     devices = {leaf.device for leaf in (*given, *module.parameters()) if leaf.device.type == "cuda"}
     with (
-        others_code(f"{type(module).__name__} does not take {sizes}", "see --input"),
+        others_code(f"{type(module).__name__} does not take {sizes}:", "see --input"),
         torch.random.fork_rng(sorted(device.index or 0 for device in devices)),
         torch.no_grad(),
     ):

@@ -26,6 +26,7 @@ NOTHING += (torch.ops.aten.detach.default, torch.ops.aten.detach_.default)  # no
 def bare(module: GraphModule) -> GraphModule:
     """The graph without what computes nothing in evaluation mode, and with new values instead of changed ones."""
     _out_of_place(module)
+    _keep_what_is_given(module)
     for node in list(module.graph.nodes):
         if node.target in CHECKS or (node.op == "call_module" and not node.users):
             module.graph.erase_node(node)
@@ -54,6 +55,30 @@ def _out_of_place(module: GraphModule) -> None:
         changed.replace_all_uses_with(made, delete_user_cb=lambda user, at=order[node]: order[user] > at)
         node.replace_all_uses_with(made)
         module.graph.erase_node(node)
+
+
+def _keep_what_is_given(module: GraphModule) -> None:
+    """Let what still writes in place write into copies of inputs, parameters and buffers: no call changes those."""
+    first = next((node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr")), None)
+    written = {root: None for node in module.graph.nodes if _writes(node) and (root := _root(node.args[0]))}
+    for root in written:
+        with module.graph.inserting_before(first):
+            made = module.graph.call_function(torch.ops.aten.clone.default, (root,))
+        made.meta = {"val": root.meta["val"]} if "val" in root.meta else {}
+        root.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)
+
+
+def _writes(node: Node) -> bool:
+    """Whether an operator changes its first argument."""
+    first = node.target._schema.arguments[:1] if isinstance(node.target, OpOverload) else ()
+    return any(each.alias_info is not None and each.alias_info.is_write for each in first)
+
+
+def _root(node: object) -> Node | None:
+    """The input, parameter or buffer whose memory a value is seen in; None where it has its own."""
+    while isinstance(node, Node) and node.op == "call_function" and (_is_view(node) or _writes(node)):
+        node = node.args[0]
+    return node if isinstance(node, Node) and node.op in ("placeholder", "get_attr") else None
 
 
 def _plain_operator(node: Node) -> OpOverload | None:

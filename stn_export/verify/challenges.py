@@ -49,24 +49,28 @@ def theta_of(name: str, pixels_per_unit: float) -> Tensor:
     return theta
 
 
-def challenges(contract: Contract, examples: Examples) -> dict[str, Batch]:
+def challenges(contract: Contract, examples: Examples, most: int | None = None) -> dict[str, Batch]:
     """Batches by name: examples, noise, constants, single bright pixels, and other sizes where sizes are open.
 
-    Where the program's batch is fixed, each has exactly that size.
+    Where the program's batch is fixed, each has exactly that size; ``most`` examples may be put to it at once.
     """
     random, fixed = torch.Generator().manual_seed(0), contract.batch
-    found = {f"examples ×{n}": examples.take(n) for n in ((fixed,) if fixed else BATCHES) if fixed or fits(examples, n)}
+    found = {
+        f"examples ×{n}": examples.take(n) for n in ((fixed,) if fixed else BATCHES) if fixed or fits(examples, n, most)
+    }
     if any(spec.is_float for spec in contract.inputs):
         for n in (fixed,) if fixed else NOISE_BATCHES:
-            if fixed or fits(examples, n):
+            if fixed or fits(examples, n, most):
                 found[f"noise ×{n}"] = _noise(contract, examples, n, random)
     for name, batch in (_drawn(contract, examples) | _resized(contract, examples)).items():
         found |= _as_batches(name, batch, contract)
     return found
 
 
-def fits(examples: Examples, count: int) -> bool:
-    """Whether so many examples may be put to a network in float64 at once."""
+def fits(examples: Examples, count: int, most: int | None = None) -> bool:
+    """Whether so many examples may be put to a network in float64 at once, of which ``most`` fit into memory."""
+    if most is not None and count > max(MANY, most):
+        return False
     return count <= MANY or count * sum(value.numel() for value in examples.take(1).values()) <= LARGEST
 
 

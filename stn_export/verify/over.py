@@ -37,12 +37,12 @@ class OverExamples:
 def over_examples(runner: Runner, truth: Truth) -> OverExamples:
     """Agreement, accuracy, the grids' errors in pixels, and the examples that differ most."""
     tally = _Tally(truth)
-    for (batch, count), true in zip(parts_of(truth.examples, truth.contract), truth.parts, strict=True):
+    for (batch, count), true in zip(parts_of(truth.examples, truth.program), truth.parts, strict=True):
         actual = in_pixels(feed(runner.points, batch, runner.contract, truth.rows), truth.units)
         shown = {name: actual[name][: len(true[name])] for name in true if name in actual}
         for name, value in _without_unclear(shown, true, batch, truth).items():
             tally.add(truth.points[name], value, true[name], count)
-    batch, _ = next(parts_of(truth.examples, truth.contract))
+    batch, _ = next(parts_of(truth.examples, truth.program))
     return tally.result(uncut(batch, runner.contract, truth) & {spec.name for spec in truth.contract.outputs})
 
 

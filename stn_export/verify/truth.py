@@ -128,13 +128,13 @@ def share_of(classes: np.ndarray | None, expected: np.ndarray | Tensor | None) -
     return float("nan") if classes is None else float((classes == np.asarray(expected)).mean())
 
 
-def parts_of(examples: Examples, contract: Contract) -> Iterator[tuple[Batch, int]]:
+def parts_of(examples: Examples, program: Program) -> Iterator[tuple[Batch, int]]:
     """All examples in order, as many at once as may be, and how many of each batch count.
 
     Where the program's batch is fixed, the last one is filled up.
     """
-    numbers = sum(value.numel() for value in examples.take(1).values())
-    size = contract.batch or max(1, min(PART, PART_NUMBERS // numbers))
+    contract, numbers = program.contract, sum(value.numel() for value in examples.take(1).values())
+    size = contract.batch or max(1, min(PART, PART_NUMBERS // numbers, program.most_examples))
     for rows, count in filled(len(examples), size):
         yield examples.rows(rows if contract.batch else rows[:count]), count
 
@@ -162,7 +162,7 @@ def _challenges_of(
 ) -> tuple[dict[str, Challenge], list[str]]:
     """Every challenge that the program itself can take, and why others are left out."""
     made, notes = {}, []
-    for name, batch in challenges(program.contract, examples).items():
+    for name, batch in challenges(program.contract, examples, program.most_examples).items():
         try:
             made[name] = make_challenge(program, points, batch)
         except Exception as error:  # what a network raises at a size that it cannot take is its own affair
@@ -222,7 +222,7 @@ def _over_examples(
 ) -> tuple[tuple[Arrays, ...], np.ndarray | None]:
     """Thetas, grids and outputs of all examples in float64, and what float32 eager predicts."""
     scored, parts, predicted = scored_output(program.contract, examples), [], []
-    for batch, count in parts_of(examples, program.contract):
+    for batch, count in parts_of(examples, program):
         values = program.values(batch)
         exact, units = program.exact.points(values), units_of(program, values)
         kept = {name: exact[name].numpy() for name, point in points.items() if not point.site or point.kind != WARPED}
