@@ -320,7 +320,7 @@ def test_show_needs_a_site(run: Path, picture: Path, tmp_path: Path, capsys: pyt
     ("arguments", "words"),
     [
         (["nowhere.png"], "there is no file nowhere.png"),
-        (["{run}/stn/manifest.json"], "no picture that Pillow can read"),
+        (["{run}/stn/manifest.json"], "is no PNG, JPEG, BMP, WEBP, TIFF, GIF, PPM picture, or is damaged"),
         (["{run}"], "is a directory"),
         ([], "the following arguments are required: IMAGE"),
         (["{picture}", "--artifact", "{run}/stn/other.onnx"], "not listed in the manifest.json beside it"),
@@ -347,7 +347,7 @@ def test_what_a_user_can_get_wrong(
 
 def test_a_truncated_picture(picture: Path):
     picture.write_bytes(picture.read_bytes()[:200])
-    with pytest.raises(UserError, match="no picture that Pillow can read"):
+    with pytest.raises(UserError, match="is no PNG, JPEG, BMP, WEBP, TIFF, GIF, PPM picture, or is damaged"):
         read(picture)
 
 

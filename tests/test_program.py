@@ -348,7 +348,7 @@ def test_a_program_is_the_same_from_its_file(name: str, programs: Callable[[str]
     program, values = programs(name), ZOO[name].values(3)
     path = tmp_path / "program.pt2"
     path.write_bytes(program.to_bytes({"label": name}))
-    loaded = load_program(path)
+    loaded = load_program(path, own=True)
     assert loaded.contract == program.contract
     assert (loaded.sites, loaded.sizes, dict(loaded.origin)) == (program.sites, program.sizes, dict(program.origin))
     assert path.read_bytes() == ZOO[name].capture().to_bytes({"label": name})

@@ -91,6 +91,8 @@ def marked_program(program: Program) -> Program:
         return program
     exported = program.exported
     module, signature = sharing_copy(exported.graph_module), copy.deepcopy(exported.graph_signature)
+    for node, original in zip(module.graph.nodes, exported.graph_module.graph.nodes, strict=True):
+        node.name = original.name  # a copy calls what is called like a builtin otherwise, as ``input``
     for old, new in _mark(module.graph).items():
         signature.replace_all_uses(old, new)
     module.recompile()

@@ -53,7 +53,7 @@ class Handler(SimpleHTTPRequestHandler):
     """The page's own files, to its own host names only, with the types that browsers insist on; says nothing."""
 
     def __init__(self, *arguments: Any, files: Collection[str], **options: Any) -> None:
-        self.files = files
+        self.names = files
         super().__init__(*arguments, **options)
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
@@ -61,7 +61,7 @@ class Handler(SimpleHTTPRequestHandler):
         name = unquote(self.path.partition("?")[0]).removeprefix("/") or "index.html"
         if self.headers.get("Host", "").rpartition(":")[0] not in HOSTS:
             self.send_error(HTTPStatus.FORBIDDEN)
-        elif name not in self.files or (Path(self.directory) / name).is_symlink():
+        elif name not in self.names or (Path(self.directory) / name).is_symlink():
             self.send_error(HTTPStatus.NOT_FOUND)
         else:
             return super().send_head()
