@@ -101,6 +101,17 @@ TRAIN = [
     ("train", ["--run", "a\0b"], "cannot hold a NUL"),
     ("train", ["extra"], "unrecognized arguments"),
 ]
+NET = """import torch
+
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return x.relu()
+
+
+def make():
+    return Net().eval()
+"""
 ADOPT = [
     ("adopt", [], "the following arguments are required"),
     ("adopt", [""], "cannot be a network's name"),
@@ -136,7 +147,11 @@ ADOPT = [
     ("adopt", ["{net}", "--input", "x=N,3", "--examples", "{words.pt}"], "is damaged, or holds more than tensors"),
     ("adopt", ["{net}", "--input", "x=N,3", "--examples", "{good.npz}"], "the examples lack input x"),
     ("adopt", ["{net}", "--input", "x=N,3,8,8", "--examples", "{empty}"], "holds no pictures"),
-    ("adopt", ["{net}", "--input", "x=N,3,8,8", "--examples", "{pictures}"], "is no PNG, JPEG, BMP, WEBP, TIFF, GIF, PPM picture, or is damaged"),
+    (
+        "adopt",
+        ["{net}", "--input", "x=N,3,8,8", "--examples", "{pictures}"],
+        "is no PNG, JPEG, BMP, WEBP, TIFF, GIF, PPM picture, or is damaged",
+    ),
     ("adopt", ["{net}", "--input", "x=N,3", "--weights", "{tmp}/none.pt"], "there is no file"),
     ("adopt", ["{net}", "--input", "x=N,3", "--weights", "{words.pt}"], "is damaged, or holds more than tensors"),
     ("adopt", ["{net}", "--input", "x=N,3", "--labels", "{file}"], "there are labels, but no examples"),
@@ -257,7 +272,7 @@ def places(entered_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     made["empty"] = tmp / "nothing"
     made["empty"].mkdir()
     made["net"] = f"{tmp / 'net.py'}:make"
-    (tmp / "net.py").write_text("import torch\n\n\ndef make():\n    return torch.nn.ReLU().eval()\n", encoding="utf-8")
+    (tmp / "net.py").write_text(NET, encoding="utf-8")
     for suffix in ("onnx", "npz", "pt", "pt2", "ts", "png"):
         for name, content in (("words", "hello"), ("empty", ""), ("pipe", None), ("folder", ...)):
             made[f"{name}.{suffix}"] = tmp / f"{name}.{suffix}"

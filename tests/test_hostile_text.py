@@ -19,7 +19,7 @@ from stn_export.cli.tables import Table, as_csv, as_markdown, visible
 from stn_export.report.figures import picture_rows
 from stn_export.runners import RUNNERS
 from stn_export.verify import __main__ as verify
-from tests.test_bad_input import RELU
+from tests.test_bad_input import NET, RELU
 from tests.widths import rendered
 
 EVIL = "[/b] [red]x\x1b[31m\x07\u202e<script>alert(1)</script>|`\n\u2028\u200bCUDA  runs everywhere$x^$![](http://x)"
@@ -49,9 +49,7 @@ def files(tmp_path: Path) -> Path:
     folder.mkdir()
     Image.new("RGB", (32, 32)).save(folder / f"{FILE}.png")
     (folder / f"{FILE}.onnx").write_bytes(parse_model(RELU.replace(" g (", " evil (")).SerializeToString())
-    (folder / f"{FILE}.py").write_text(
-        "import torch\n\n\ndef make():\n    return torch.nn.ReLU().eval()\n", encoding="utf-8"
-    )
+    (folder / f"{FILE}.py").write_text(NET, encoding="utf-8")
     return folder
 
 

@@ -325,11 +325,11 @@ def timed(artifact: str, batch: int, p50: float, **more: object) -> dict:
 def test_the_line_of_a_floor_says_share_of_the_measured_time():
     peak = {"flops": {"fp32": 2e12, "fp16": 8e12, "tf32": 4e12}, "bytes": 1e12}
     costs = {"flops": 4e8, "bytes_fused": 2**20, "bytes_unfused": 3 * 2**20, "launches": 35}
-    line = floor_line(costs, peak, timed("file", 8, 1e-3))
+    line = floor_line(costs, peak, timed("file", 8, 1e-3), Marks([]))
     expected = ("the network", "8", "400.0 M", "1.00 / 3.00 MiB", "35", "200 µs", "1.05 µs / 3.15 µs", "1 ms")
     assert line == (*expected, "fast-cpu file", "20.00%")
-    assert floor_line(costs, peak, timed("file", 8, 1e-3, tf32=True))[-1] == "10.00%"
-    bound_by_memory = floor_line(costs | {"bytes_fused": 5e8}, peak, timed("file", 8, 1e-3))
+    assert floor_line(costs, peak, timed("file", 8, 1e-3, tf32=True), Marks([]))[-1] == "10.00%"
+    bound_by_memory = floor_line(costs | {"bytes_fused": 5e8}, peak, timed("file", 8, 1e-3), Marks([]))
     assert bound_by_memory[-1] == "50.00%"
 
 
@@ -338,8 +338,9 @@ def test_the_line_of_a_contest_reads_the_right_way_round():
     row |= {"ratio_high": 1.6, "verdict": "slower", "disturbed_blocks": 2, "blocks": 25}
     own = timed("file", 1, 2.5e-3)
     rows = [timed("other", 1, 1e-3), timed("file", 8, 9e-3), own]
-    said = ("fast-cpu file", "1", "2.5 ms", "1.50 (1.40 to 1.60)", "slower", "2 of 25")
-    assert contest_line(row | {"regime": "contest"}, rows) == said
+    row |= {"regime": "contest"}
+    said = ("fast-cpu file", "1", "2.5 ms", "1.50 (1.40 to 1.60)†", "slower", "2 of 25")
+    assert contest_line(row, rows, Marks([*rows, row])) == said
 
 
 def test_headlines_name_the_fastest_that_is_proved():

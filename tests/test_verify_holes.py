@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.compare import compare
 from stn_export.comparison.tolerances import OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound
+from stn_export.errors import UserError
 from stn_export.export.marks import marked_program
 from stn_export.export.onnx_export import to_onnx
 from stn_export.program.specs import Arrays
@@ -386,3 +387,22 @@ def test_names_that_nothing_was_checked_of_are_told():
     spec = SimpleNamespace(name="pt2-cpu")
     network = SimpleNamespace(jobs=[(Artifact("a", "a", "net", "pt2", "0", warp().contract), Path("a"), spec)])
     assert _without_jobs([network], ["a", "net/a", "pt2-cpu", "compiled-cuda", "b"]) == ["compiled-cuda", "b"]
+
+
+class Brain(nn.Module):
+    """Computes in bfloat16."""
+
+    def __init__(self, inside: bool) -> None:
+        super().__init__()
+        self.inside, self.weight = inside, nn.Parameter(torch.linspace(0.5, 2, 5).bfloat16())
+
+    def forward(self, values: Tensor) -> Tensor:
+        scaled = values.bfloat16() * self.weight
+        return scaled.float() if self.inside else scaled
+
+
+def test_bfloat16_is_verified_inside_a_network_and_refused_at_its_ends(tmp_path: Path):
+    inside, outside = (program_of(Brain(each), {"values": ("N", 5)}, ["y"]) for each in (True, False))
+    assert not judged(truth_of(inside, examples_of(values=(5,))), tmp_path, Captured, "pt2").failure
+    with pytest.raises(UserError, match="y is bfloat16, which NumPy cannot hold"):
+        truth_of(outside, examples_of(values=(5,)))

@@ -191,6 +191,12 @@ def by(shape: Iterable[object]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
+def numbers_of(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array on the CPU; bfloat16, which NumPy lacks, as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def dtype_name(tensor: Tensor) -> str:
     """A tensor's type as NumPy calls it."""
     return str(tensor.dtype).removeprefix("torch.")

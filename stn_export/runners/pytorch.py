@@ -15,7 +15,7 @@ from stn_export.artifacts.environment import use_own_compile_cache
 from stn_export.artifacts.provenance import was_written_here
 from stn_export.errors import UserError, one_line
 from stn_export.program.program import Program, load_program
-from stn_export.program.specs import Arrays, Contract
+from stn_export.program.specs import Arrays, Contract, numbers_of
 from stn_export.program.torch_files import load_torchscript
 from stn_export.runners.base import Runner, Step, shapes_of
 from stn_export.runtimes import RefusedError
@@ -108,7 +108,7 @@ class Captured(TorchRunner):
 
 
 def _arrays(points: dict[str, Tensor]) -> Arrays:
-    return {name: value.cpu().numpy() for name, value in points.items()}
+    return {name: numbers_of(value) for name, value in points.items()}
 
 
 class Eager(OfProgram):

@@ -14,9 +14,10 @@ from torch import Tensor
 from stn_export.artifacts.examples import Examples, scored_output
 from stn_export.comparison.compare import same_places
 from stn_export.comparison.tolerances import COUNT, GRID, THETA, WARPED, Tolerance
+from stn_export.errors import UserError
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
-from stn_export.program.specs import Arrays, Batch, Contract
+from stn_export.program.specs import Arrays, Batch, Contract, numbers_of
 from stn_export.verify.challenges import THETAS, challenges, filled, theta_of
 from stn_export.verify.points import Point, in_pixels, measured, points_of, units_of
 from stn_export.verify.weights import folded_weights, weights_of
@@ -116,7 +117,7 @@ class Truth:
     def eager(self, batch: Batch) -> Arrays:
         """What float32 eager gives at every point, grids in pixels."""
         points = self.program.points(self.program.values(batch))
-        return in_pixels({name: value.numpy() for name, value in points.items()}, self.units)
+        return in_pixels({name: numbers_of(value) for name, value in points.items()}, self.units)
 
     def called(self, point: str) -> str:
         """A point's name for a person: without its site where there is one only."""
@@ -145,7 +146,16 @@ def predictions(scores: np.ndarray) -> np.ndarray:
 
 
 def truth_of(program: Program, examples: Examples) -> Truth:
-    """Run a program in float64 and in float32 on the CPU."""
+    """Run a program in float64 and in float32 on the CPU.
+
+    Raises:
+        UserError: where it takes or gives bfloat16.
+    """
+    for spec in (*program.contract.inputs, *program.contract.outputs):
+        if spec.dtype == "bfloat16":
+            raise UserError(
+                f"{spec.name} is bfloat16, which NumPy cannot hold", "take and give float32, and cast inside the module"
+            )
     points, notes = points_of(program, examples)
     made, skipped = _challenges_of(program, points, examples)
     skipped += _drop_ties(points, made)
@@ -205,7 +215,7 @@ def make_challenge(
     values = program.values(batch)
     blank = Challenge(batch, {}, {}, units_of(program, values), forced=forced)
     true, eager = (
-        in_pixels({name: value.numpy() for name, value in run(values, blank.forcing).items()}, blank.units)
+        in_pixels({name: numbers_of(value) for name, value in run(values, blank.forcing).items()}, blank.units)
         for run in (program.exact.points, program.points)
     )
     whole = {name: value for name, value in eager.items() if points[name].kind == COUNT}
@@ -228,7 +238,7 @@ def _over_examples(
         kept = {name: exact[name].numpy() for name, point in points.items() if not point.site or point.kind != WARPED}
         parts.append({name: _kept(value, points[name].rows * count, units.get(name)) for name, value in kept.items()})
         if scored:
-            predicted.append(predictions(program.run(values)[scored.name].numpy())[:count])
+            predicted.append(predictions(numbers_of(program.run(values)[scored.name]))[:count])
     return tuple(parts), np.concatenate(predicted) if predicted else None
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.fx import Node
 
 from stn_export.program.program import Program
-from stn_export.program.specs import Arrays
+from stn_export.program.specs import Arrays, numbers_of
 
 FOLDED = 1e-6  # of the largest: a product of three is rounded
 BATCH_NORM = torch.ops.aten.batch_norm.default
@@ -15,7 +15,7 @@ BATCH_NORM = torch.ops.aten.batch_norm.default
 
 def weights_of(program: Program) -> Arrays:
     """Parameters and buffers by name."""
-    return {name: tensor.detach().numpy() for name, tensor in program.state().items()}
+    return {name: numbers_of(tensor) for name, tensor in program.state().items()}
 
 
 def folded_weights(program: Program) -> Arrays:
