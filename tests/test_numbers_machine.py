@@ -25,6 +25,7 @@ from stn_export.bench.methodology import WarmUp, contest, time_case
 from stn_export.bench.profiling import Profile, Timed
 from stn_export.bench.results import contest_line, floor_line, headlines, seconds
 from stn_export.bench.simulated import CONTESTS
+from stn_export.comparison.disturbance import Marks
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.verify.truth import predictions, share_of
