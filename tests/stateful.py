@@ -155,6 +155,14 @@ class WritesInput(nn.Module):
         return x + 1
 
 
+class WritesColumn(nn.Module):
+    """Writes into a part of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 1
+        return x + 1
+
+
 class Held:
     """Something that cannot be copied."""
 

@@ -51,15 +51,16 @@ def test_what_no_answer_depends_on_is_a_note():
     assert (module.attention, int(module.seen)) == (None, 0)
 
 
-def test_an_input_is_never_written_to(tmp_path: Path):
+@pytest.mark.parametrize("make", [stateful.WritesInput, stateful.WritesColumn])
+def test_an_input_is_never_written_to(make: type[nn.Module], tmp_path: Path):
     values = torch.rand(4, 3)
-    given, wanted = values.clone(), stateful.WritesInput()(values.clone())
-    program = stn_export.adopt(stateful.WritesInput().eval(), {"x": values}, run=tmp_path / "run").program
+    given, wanted = values.clone(), make()(values.clone())
+    program = stn_export.adopt(make().eval(), {"x": values}, run=tmp_path / "run").program
     for _ in range(2):
         assert torch.equal(program.run((values,))["output"], wanted)
     assert torch.equal(program.points((values,))["output"], wanted)
     assert torch.equal(values, given)
-    found = stn_export.adopt(f"{FILE}:WritesInput", {"x": values}, evaluation=True)
+    found = stn_export.adopt(f"{FILE}:{make.__name__}", {"x": values}, evaluation=True)
     assert "it writes into what it is given" in found.notes[0]
     assert torch.equal(values, given)
 
@@ -142,6 +143,7 @@ def test_a_batch_that_does_not_hold_is_fixed_and_that_is_said():
     inputs = {"first": torch.rand(4, 1, 5, 5), "second": torch.rand(4, 1, 5, 5)}
     found = stn_export.adopt(module, inputs)
     contract = found.program.contract
+    assert len({spec.shape[0] for spec in contract.inputs}) == 1  # one batch, not two of their own
     if contract.batch:
         assert any(note.startswith("N of input first cannot be kept open, it is 1: ") for note in found.notes)
     for size in (contract.batch,) if contract.batch else (1, 2, 3, 5):

@@ -127,7 +127,8 @@ def _bound(
         return signature.bind(*arguments, **keywords)
     except TypeError as error:
         raise UserError(
-            f"{kind} does not take these inputs: {error}", f"forward takes {', '.join(names) or 'nothing'}"
+            f"{kind} does not take these inputs: {error}",
+            f"give what forward takes: {', '.join(names) or 'nothing'}",
         ) from error
 
 
