@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line, require_choice
 from stn_export.limits import archive, require
+from stn_export.program.calls import output_names
 from stn_export.program.origin import resolve
 from stn_export.program.program import Program, contract_of, load_program
 from stn_export.program.specs import BATCH, TensorSpec, by
@@ -180,18 +180,3 @@ def called(module: nn.Module, values: Sequence[Tensor]) -> list[Tensor]:
     except Exception as error:  # other people's code
         given = ", ".join(by(value.shape) for value in values)
         raise UserError(f"{type(module).__name__} does not take {given}: {one_line(error)}", "see --input") from error
-
-
-def output_names(exported: ExportedProgram) -> list[str]:
-    """Names for outputs that nobody named: keys where the module gives a dictionary, else ``output0`` and so on."""
-    count = exported.call_spec.out_spec.num_leaves
-    if count == 1 and exported.call_spec.out_spec.is_leaf():
-        return ["output"]
-    leaves = _pytree.tree_unflatten(list(range(count)), exported.call_spec.out_spec)
-    paths = [path for path, _ in _pytree.tree_flatten_with_path(leaves)[0]]
-    names = ["_".join(str(_key(key)) for key in path) for path in paths]
-    return [f"output{name}" if name[:1].isdecimal() else re.sub(r"\W", "_", name) for name in names]
-
-
-def _key(key: object) -> object:
-    return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
