@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
-from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line, others_code, require_choice
 from stn_export.limits import archive, require
+from stn_export.program.calls import output_names
 from stn_export.program.origin import resolve
 from stn_export.program.program import Program, contract_of, load_program
 from stn_export.program.specs import BATCH, TensorSpec, by
@@ -178,18 +177,3 @@ def _check_shapes(asked: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> N
         )
         if not fits or spec.dtype != other.dtype:
             raise UserError(f"input {spec.name} is {other.text} there, not {spec.text}", "give it as it was captured")
-
-
-def output_names(exported: ExportedProgram) -> list[str]:
-    """Names for outputs that nobody named: keys where the module gives a dictionary, else ``output0`` and so on."""
-    count = exported.call_spec.out_spec.num_leaves
-    if count == 1 and exported.call_spec.out_spec.is_leaf():
-        return ["output"]
-    leaves = _pytree.tree_unflatten(list(range(count)), exported.call_spec.out_spec)
-    paths = [path for path, _ in _pytree.tree_flatten_with_path(leaves)[0]]
-    names = ["_".join(str(_key(key)) for key in path) for path in paths]
-    return [f"output{name}" if name[:1].isdecimal() else re.sub(r"\W", "_", name) for name in names]
-
-
-def _key(key: object) -> object:
-    return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))

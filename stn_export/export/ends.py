@@ -1,12 +1,9 @@
 """The names of a file's inputs and outputs: whatever the exporter called anything inside, these are theirs."""
 
 import itertools
-import re
 from collections.abc import Container, Sequence
 
 import onnx_ir
-from torch.export import ExportedProgram
-from torch.utils import _pytree
 
 from stn_export.errors import UserError
 
@@ -29,21 +26,6 @@ def distinct(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
         found.append(_free(name if name not in others else f"{name}_output", taken))
         taken.add(found[-1])
     return found
-
-
-def output_names(exported: ExportedProgram) -> list[str]:
-    """Names for outputs that nobody named: keys where the module gives a dictionary, else ``output0`` and so on."""
-    structure = exported.call_spec.out_spec
-    if structure.is_leaf():
-        return ["output"]
-    leaves = _pytree.tree_unflatten(list(range(structure.num_leaves)), structure)
-    paths = [path for path, _ in _pytree.tree_flatten_with_path(leaves)[0]]
-    names = ["_".join(str(_key(key)) for key in path) for path in paths]
-    return [f"output{name}" if name[:1].isdecimal() else re.sub(r"\W", "_", name) for name in names]
-
-
-def _key(key: object) -> object:
-    return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
 
 
 def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from stn_export.errors import UserError, one_line, require_choice
-from stn_export.export.ends import distinct, name_ends, output_names, require_distinct
+from stn_export.export.ends import distinct, name_ends, require_distinct
 from stn_export.export.lowering import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
 from stn_export.export.plain import plain
@@ -25,7 +25,7 @@ from stn_export.export.registry import read_once
 from stn_export.export.running import Found, own_structure, run_against
 from stn_export.graphs.graph import without_weights
 from stn_export.graphs.points import SITES
-from stn_export.program.calls import call_of
+from stn_export.program.calls import call_of, output_names
 from stn_export.program.capture import (
     AFFINE_GRIDS,
     GRID_SAMPLES,

@@ -132,15 +132,16 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str
     page = {name: source / name for name in FILES} | {path.name: path for path in PAGE.iterdir()}
     for name, path in page.items():
         write_atomically(folder / name, path.read_bytes())
+    shown = [_network(each, folder) for each in networks]
     content = {
         "input": {"name": spec.name, "channels": channels, "height": height, "width": width}
         | {"mean": pixels.mean, "std": pixels.std},
         "classes": subject.facts.classes,
-        "networks": [_network(each, folder) for each in networks],
+        "networks": shown,
         "samples": list(map(_url, _bytes(pixels, examples.inputs[spec.name][:SAMPLES]))),
     }
     write_atomically(folder / "play.json", json.dumps(content).encode())
-    return frozenset((*page, "play.json", *(each["file"] for each in content["networks"])))
+    return frozenset((*page, "play.json", *(each["file"] for each in shown)))
 
 
 def _network(directory: NetworkDirectory, folder: Path) -> dict:

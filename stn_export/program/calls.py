@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree
 
 from stn_export.errors import UserError
@@ -177,3 +177,14 @@ def _flat(
 def _keys(path: Sequence[object]) -> Iterator[Any]:
     for each in path:
         yield next(getattr(each, name) for name in ("key", "idx", "name") if hasattr(each, name))
+
+
+def output_names(exported: ExportedProgram) -> list[str]:
+    """Names for outputs that nobody named: keys where the module gives a dictionary, else ``output0`` and so on."""
+    structure = exported.call_spec.out_spec
+    if structure.is_leaf():
+        return ["output"]
+    leaves = _pytree.tree_unflatten(list(range(structure.num_leaves)), structure)
+    paths = [path for path, _ in _pytree.tree_flatten_with_path(leaves)[0]]
+    names = ["_".join(str(key) for key in _keys(path)) for path in paths]
+    return [f"output{name}" if name[:1].isdecimal() else re.sub(r"\W", "_", name) for name in names]
