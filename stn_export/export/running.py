@@ -14,11 +14,13 @@ from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line
 from stn_export.program.specs import BATCH, Contract
-from stn_export.program.state import Batch, Copies, answer, following, told, trial
+from stn_export.program.state import Batch, Copies, answer, told, trial
 
 GROSS = 1e-4  # of an output's largest value: a file and eager differ by roundings, not by this
 ROUNDING = 1.2e-7  # of an input, which moves what a network gives by as much as nobody can ask a file to avoid
 MAGNIFIED = 10.0  # times what such roundings move
+SHADE = 0.75  # of an example, and the rest of the one behind it
+PICTURE = 2  # dimensions that more than a matrix has
 OTHER = 3  # examples of the other batch; 1 where the example has 3
 LACKING = ("NOT_IMPLEMENTED", "NotImplemented", "INVALID_GRAPH", "is not a registered function/op", "unsupported")
 
@@ -92,22 +94,33 @@ class Tried:
 
 
 def _others(first: Batch, tensors: Sequence[Tensor], contract: Contract) -> list[Tried]:
-    """Other batches than the example, the one of another size first."""
+    """Other batches than the example, the one of another size first; what has no batch stays, a camera say."""
     made = []
     for count in (OTHER, 1):
         values = tuple(_rows(each, spec.shape, count) for each, spec in zip(tensors, contract.inputs, strict=True))
         if any(a.shape != b.shape for a, b in zip(values, tensors, strict=True)):
             made.append(_with_tensors(first, tensors, values))
-    return [*made, _with_tensors(first, tensors, tuple(_rows(each, (), 0) for each in tensors))]
+    most = max((len(each) for each in tensors if each.ndim), default=0)
+    alike = [BATCH if each.ndim and len(each) == most else "" for each in tensors]
+    return [*made, _with_tensors(first, tensors, tuple(map(_of_same_size, tensors, alike)))]
+
+
+def _of_same_size(value: Tensor, batch: str) -> Tensor:
+    """Another tensor of the same size; of one example alone, a darker one."""
+    if batch and len(value) > 1:
+        return _rows(value, (BATCH,), len(value))
+    return value.detach() * SHADE if value.is_floating_point() and value.ndim > PICTURE else value.detach()
 
 
 def _rows(value: Tensor, shape: Sequence[int | str], count: int) -> Tensor:
-    """Another tensor of this kind, with ``count`` examples where its batch is open."""
-    turned = following(((value.detach(),), {}))[0][0]
+    """Another tensor of this kind, ``count`` examples between the given ones; itself where it has no open batch."""
+    value = value.detach()
     for axis, size in enumerate(shape):
         if size == BATCH:
-            turned = turned.index_select(axis, torch.arange(count, device=value.device) % value.shape[axis])
-    return turned.contiguous()
+            rows = torch.arange(count, device=value.device) + 1
+            turned, next_to_it = (value.index_select(axis, (rows + step) % value.shape[axis]) for step in (0, 1))
+            value = torch.lerp(turned, next_to_it, 1 - SHADE) if value.is_floating_point() else turned
+    return value.contiguous()
 
 
 def _with_tensors(first: Batch, tensors: Sequence[Tensor], values: tuple[Tensor, ...]) -> Tried:
