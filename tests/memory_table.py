@@ -66,7 +66,7 @@ def peak(stage: str, name: str, folder: Path) -> float:
 def measured(stage: str, name: str, folder: Path) -> float:
     """The same in a process of its own."""
     code = [sys.executable, "-m", "tests.memory_table", stage, name, str(folder)]
-    result = subprocess.run(code, capture_output=True, text=True, check=True)
+    result = subprocess.run(code, capture_output=True, encoding="utf-8", check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 

@@ -405,7 +405,7 @@ def test_pictures_stay_upright(tmp_path: Path):
     ("lines", "words"),
     [
         ("0,1\n1,2", "has no label for 2"),
-        ("0,1\n1,cat\n2,1", "has the line '1,cat'"),
+        ("0,1\n1,cat\n2,1", "l.csv:2 is '1,cat'"),
         ("0,1\n1,2\n2,9", "label 9 has no place"),
     ],
 )

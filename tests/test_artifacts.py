@@ -194,7 +194,9 @@ def test_a_program_that_came_from_outside_has_no_parent(made: NetworkDirectory):
 def test_a_program_is_loaded_with_its_contract_once_its_bytes_are_checked(
     made: NetworkDirectory, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(manifest, "load_program", lambda path, contract: (path.read_text(encoding="utf-8"), contract))
+    monkeypatch.setattr(
+        manifest, "load_program", lambda path, contract, own: (path.read_text(encoding="utf-8"), contract)
+    )
     assert made.program() == (PROGRAM, Contract((), ()))
     (made.path / f"{PROGRAM}.file").write_text("other", encoding="utf-8")
     with pytest.raises(UserError, match="changed after it was written"):

@@ -130,7 +130,7 @@ ADOPT = [
     ("adopt", ["{net}", "--input", "x="], "cannot be read"),
     ("adopt", ["{net}", "--input", "x=N,3:complex64"], "unknown type"),
     ("adopt", ["{net}", "--input", f"x={10**12},3"], "is more than"),
-    ("adopt", ["{net}", "--input", "x=N,3", "--input", "x=N,3"], "x is named twice"),
+    ("adopt", ["{net}", "--input", "x=N,3", "--input", "x=N,3"], "input x is named twice"),
     ("adopt", ["{net}", "--input", "y=N,3"], "has no input y"),
     ("adopt", ["{net}", "--input", "x=N,3", "--name", "../up"], "cannot be a network's name"),
     ("adopt", ["{net}", "--input", "x=N,3", "--name", "a\x1b[2Jb"], r"cannot be a network's name"),
@@ -443,6 +443,7 @@ def test_streams_that_are_closed_full_or_broken(words: str, redirection: str, co
 
 def test_a_terminal_without_unicode(places: dict[str, Path]):
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment["PYTHONIOENCODING"] = "ascii"
     command = [sys.executable, "-m", "stn_export.export", "--list", "--run", str(places["run"]), "--json"]
     done = subprocess.run(
         command, capture_output=True, check=False, env=environment | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}

@@ -149,7 +149,7 @@ def test_rows_that_are_not_chosen_now_stay_where_the_file_is_of_this_machine(ses
 
 
 def test_a_file_that_is_none_is_made_anew(session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "bench.json").write_text("hello")
+    (tmp_path / "bench.json").write_text("hello", encoding="utf-8")
     session.resume(tmp_path / "bench.json", RowJournal(tmp_path / "bench.json"))
     assert "is not a benchmark file of stn_export" in capsys.readouterr().out
 

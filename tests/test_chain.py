@@ -146,9 +146,9 @@ def test_a_child_ends_with_its_parent_however_that_ends(how: str, tmp_path: Path
     command = [sys.executable, "-c", SLEEPING.format(str(place))]
     code = STARTING + f"kept = children.{how.format(command)}"
     ending.append(subprocess.Popen([sys.executable, "-c", code], env=children.environment()))
-    until(lambda: place.exists() and place.read_text())
+    until(lambda: place.exists() and place.read_text(encoding="utf-8"))
     ending[0].kill()
-    until(lambda: gone(int(place.read_text())))
+    until(lambda: gone(int(place.read_text(encoding="utf-8"))))
 
 
 KEEPING = """
@@ -175,7 +175,7 @@ def test_a_signal_is_handed_on_once_and_the_stage_keeps_what_it_has(
     time.sleep(0.1)  # which follow has begun to wait by
     ending[0].send_signal(number)
     assert ending[0].wait(FAR) == 130
-    assert kept.read_text() == str(int(number))
+    assert kept.read_text(encoding="utf-8") == str(int(number))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -204,7 +204,7 @@ def test_a_signals_number_is_the_exit_code():
 
 
 def test_children_import_nothing_that_lies_where_they_are_started(tmp_path: Path):
-    (tmp_path / "argparse.py").write_text("raise RuntimeError('not me')")
+    (tmp_path / "argparse.py").write_text("raise RuntimeError('not me')", encoding="utf-8")
     command = children.module("stn_export", "--help")
     done = children.run(command, env=children.environment(), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -268,7 +268,7 @@ def planted(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_chain_ends_in_a_report_that_marks_what_is_wrong(planted: Path):
     command = [sys.executable, "-m", "stn_export", "all", "--run", str(planted), "--device", "cpu", "--budget", "20s"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=children.environment())
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=children.environment())
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed: verify: " in done.stderr
     assert f"{PLANTED}/matmul-fp32 on onnxruntime-cpu" in done.stderr

@@ -299,7 +299,7 @@ class Boxes(nn.Module):
 boxes = torch.tensor([[0., 0, 4, 4], [0, 0, 4, 5], [5, 5, 9, 9]])
 stn_export.export_onnx(Boxes().eval(), (boxes, torch.rand(3)), dynamic_batch=False)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -181,6 +181,7 @@ GATED = {  # every place that loads, executes or starts something, and what stan
         "importlib.import_module": "origin.allowed: named on this command line, or in a program that this user wrote",
         "importlib.util.spec_from_file_location": "the same",
     },
+    "program/packages.py": {"importlib.import_module": "an installed package, by a program that passed the gate"},
     "program/program.py": {
         "torch.export.load": "provenance.require in NetworkDirectory.intact and open_side, or adopt"
     },

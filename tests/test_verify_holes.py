@@ -56,7 +56,7 @@ SHAPES = {"images": ("N", 1, 8, 10), "theta": ("N", 2, 3)}
 
 @pytest.fixture(autouse=True)
 def _few_challenges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(truth, "challenges", lambda contract, examples: {"examples ×4": examples.take(4)})
+    monkeypatch.setattr(truth, "challenges", lambda contract, examples, most: {"examples ×4": examples.take(4)})
     monkeypatch.setattr(truth, "THETAS", {name: truth.THETAS[name] for name in ("upside down", "scale 10")})
 
 

@@ -9,6 +9,7 @@ from stn_export import cli
 from stn_export.adopt.adoption import Adoption, adopt, checked_name, default_name
 from stn_export.adopt.network import input_of
 from stn_export.config import ARTIFACTS
+from stn_export.errors import UserError
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
 from stn_export.program.specs import Pixels, TensorSpec, by
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _adopted(options: Namespace) -> Adoption:
     specs, sizes = zip(*map(input_of, options.input), strict=True) if options.input else ((), ())
+    if twice := [spec.name for index, spec in enumerate(specs) if spec.name in {s.name for s in specs[:index]}]:
+        raise UserError(f"input {twice[0]} is named twice", "name each input once")
     name = options.name or (options.run.name if options.run else default_name(options.what))
     return adopt(
         options.what,

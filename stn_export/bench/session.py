@@ -192,7 +192,8 @@ def _content(path: Path) -> dict:
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], drop: tuple[str, ...]) -> None:
     if rows := list(rows):
-        cli.table(f"\n{title}", columns, rows, drop)
+        cli.say("")
+        cli.table(title, columns, rows, drop)
 
 
 def _name(row: dict) -> str:

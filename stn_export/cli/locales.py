@@ -15,8 +15,7 @@ def ensure_utf8() -> None:
     if sys.getfilesystemencoding() != "ascii" or "utf8" in sys._xoptions or not _is_own_process():
         return
     command = [sys.executable, "-X", "utf8=1", *sys.orig_argv[1:]]
-    streams = {"PYTHONIOENCODING": "ascii:backslashreplace"}  # a terminal of that locale shows nothing else
-    os.execve(sys.executable, command, streams | os.environ | {"PYTHONUTF8": "1"})  # children are told as well
+    os.execve(sys.executable, command, os.environ | {"PYTHONUTF8": "1"})  # children are told as well
 
 
 def _is_own_process() -> bool:

@@ -446,7 +446,7 @@ def versus(
     if judged and not any(row.comparable for row in judged):
         lost = judged[0]
         hint = USABLE if lost.inputs == "declared" else "give inputs that both run on with --inputs FILE.npz"
-        raise UserError(f"not comparable: {', '.join(filter(None, (lost.output, lost.reason)))}", hint)
+        raise UserError(f"not comparable: {': '.join(filter(None, (lost.output, lost.reason)))}", hint)
     if failures or not rows:
         told = [row for row in in_short(rows) if row.reason]
         lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in told]

@@ -289,7 +289,7 @@ def test_an_error_in_training_turns_it_red(
 
 def in_this_process(command: Sequence[str], limit: float) -> int:
     """What ``python -m`` would do, where the GPU is."""
-    _, _, module, *arguments = command
+    module, *arguments = command[command.index("-m") + 1 :]
     return cli.run(importlib.import_module(resolved(module)).main, arguments)
 
 
