@@ -2,7 +2,8 @@
 
 Each file is judged by a float64 run of a fresh module at another batch, written here and not in the package. Writes
 benchmarks/results/networks.json as it goes (a network that is there for the same code is not tried again), and the
-table of docs/networks.md from it. The exit code is 1 where a file called equal is wrong, one is lost, or a right one fails.
+table of docs/networks.md from it. The exit code is 1 where a file called equal is wrong, one is lost, or a right one
+fails.
 """
 
 import argparse
@@ -236,9 +237,8 @@ def adopted(network: Network) -> Outcome:
             code = cli.run(export.main, ["--run", str(run), "--only", *ROWS])
             files = sorted(run.glob("net/*.onnx"))
             code = cli.run(verify.main, ["--run", str(run)]) if files else code
-        wrong = [
-            f"{path.stem} {each.why}" for path in files if (each := judged(network, onnx.load(path))).verdict == WRONG
-        ]
+        outcomes = {path.stem: judged(network, onnx.load(path)) for path in files}
+    wrong = [f"{name} {each.why}" for name, each in outcomes.items() if each.verdict == WRONG]
     told = " ".join(line for line in said.getvalue().splitlines() if not line.startswith("hint"))[:300]
     if code:
         return Outcome(REFUSED if not files else TOLD if wrong else FAILED, told)

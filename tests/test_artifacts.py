@@ -195,7 +195,7 @@ def test_a_program_is_loaded_with_its_contract_once_its_bytes_are_checked(
     made: NetworkDirectory, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        manifest, "load_program", lambda path, contract, own: (path.read_text(encoding="utf-8"), contract)
+        manifest, "load_program", lambda path, contract, _: (path.read_text(encoding="utf-8"), contract)
     )
     assert made.program() == (PROGRAM, Contract((), ()))
     (made.path / f"{PROGRAM}.file").write_text("other", encoding="utf-8")

@@ -290,3 +290,7 @@ def test_a_killed_session_goes_on_and_a_budget_says_what_it_left(planned_run: Pa
     assert set(content["not_timed"].values()) == {"budget"}
     assert f"not timed  {len(content['not_timed'])} rows, for which the budget left no time: stn-export bench" in said
     assert not journal.path.exists()
+
+
+def test_the_placeholder_of_a_suite_without_rows_comes_last():
+    assert worth("latency", object()) > max(place for places in ORDER.values() for place in places)
