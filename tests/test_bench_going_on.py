@@ -288,7 +288,7 @@ def test_a_killed_session_goes_on_and_a_budget_says_what_it_left(planned_run: Pa
     content = read_bench(path, Result)
     assert [row["fullname"] for row in content["benchmarks"]] == kept
     assert set(content["not_timed"].values()) == {"budget"}
-    assert f"not timed  {len(content['not_timed'])} rows, for which the budget left no time: stn-export bench" in said
+    assert f"caveat     not timed, the budget was spent: {len(content['not_timed'])} rows" in said
     assert not journal.path.exists()
 
 

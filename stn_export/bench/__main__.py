@@ -9,7 +9,7 @@ to change first, 130 where it was interrupted: the same command goes on with wha
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,8 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         judge(plugin, code)
         if not options.benchmark_json:
             close(options.run, "bench")
-        if plugin.timing and plugin.timing.not_timed:
-            cli.card([("not timed", _put_off(plugin.timing.not_timed, options.run))])
         if plugin.failed:
             raise CheckFailedError(f"{len(plugin.failed)} rows could not be timed", *_failures(plugin))
 
@@ -96,10 +94,6 @@ def judge(plugin: Plugin, code: int) -> None:
 def _failures(plugin: Plugin) -> list[str]:
     lines = (f"{name.partition('::')[2]}: {(why.splitlines() or [''])[0]}" for name, why in plugin.failed.items())
     return [line[:REASON] for line in lines]
-
-
-def _put_off(rows: Mapping[str, str], run: Path) -> str:
-    return f"{len(rows)} rows, for which the budget left no time: stn-export bench --run {run}"
 
 
 @contextmanager
