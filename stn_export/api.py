@@ -35,7 +35,7 @@ from stn_export.program.calls import Given
 from stn_export.verify import __main__ as verify
 from stn_export.verify.versus import Row, compare_files
 
-ROWS = ("folded-fp32", "matmul-fp32", "plain-fp32")  # the first that the network can have is checked
+ROWS = ("folded-fp32", "matmul-fp32", "gather-fp32", "plain-fp32")  # the first that the network can have is checked
 RUNNERS = ("onnxruntime-cpu", "eager-cpu")
 
 
@@ -47,6 +47,7 @@ class Result:
         card: a word and a sentence a line.
         model: the ONNX file that was checked.
         checks: one each runner, as ``verify.json`` has them.
+        notes: what else a person must know, such as sizes that could not be kept dynamic, and what was not looked into.
         audit: see ``stn_export.audit``.
         contest: the file against eager PyTorch; ``ratio`` below 1 is faster.
         answer: figures of what to ship.
@@ -58,6 +59,7 @@ class Result:
     audit: dict = field(repr=False)
     contest: dict = field(repr=False)
     answer: dict = field(repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def failures(self) -> list[str]:
@@ -84,7 +86,7 @@ class Result:
     def to_dict(self) -> dict:
         """JSON-ready: all but the model."""
         content = {"passed": bool(self), "card": by_word(self.card), "checks": self.checks, "audit": self.audit}
-        return content | {"contest": self.contest, "answer": self.answer}
+        return content | {"contest": self.contest, "answer": self.answer, "notes": list(self.notes)}
 
     def save(self, path: Path | str) -> None:
         """Write the ONNX file."""
@@ -118,13 +120,13 @@ def check(
         place = Path(run or scratch) / default_name(module) if run is None else Path(run)
         OUTPUT.brief = True
         try:
-            adopt(module, given, run=place, name=default_name(module), labels=labels)
-            return _checked(place)
+            adopted = adopt(module, given, run=place, name=default_name(module), labels=labels)
+            return _checked(place, tuple(adopted.notes))
         finally:
             OUTPUT.brief = before
 
 
-def _checked(run: Path) -> Result:
+def _checked(run: Path, notes: tuple[str, ...]) -> Result:
     directory, *others = network_directories(run)
     for other in others:  # what the samplers cost is not asked here
         other.plan((PROGRAM,), {})
@@ -135,8 +137,8 @@ def _checked(run: Path) -> Result:
     passed = all(not each["failure"] for each in checks)
     contest = _timed(run, name) if passed else {}
     content: Held = held(run)
-    lines = [line for line in card(content) if line[0] != "next"]
-    return Result(lines, onnx.load(path), checks, audited(path), contest, figures(content))
+    lines = [line for line in card(content) if line[0] != "next"] + [("note", note) for note in notes]
+    return Result(lines, onnx.load(path), checks, audited(path), contest, figures(content), notes)
 
 
 def _exported(source: Source) -> str:
@@ -149,7 +151,8 @@ def _exported(source: Source) -> str:
             return spec.name
         refused[spec.name] = written
     reason = next(iter(refused.values()), "no row of the export matrix fits it")
-    raise UserError(f"{source.directory.name} cannot be exported: {reason}", "try export_onnx with another lowering")
+    tried = ", ".join(refused) or "nothing"
+    raise UserError(f"{source.directory.name} cannot be exported: {reason}", f"compute that part otherwise ({tried})")
 
 
 def _verified(run: Path, artifact: str) -> list[dict]:

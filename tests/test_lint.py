@@ -92,6 +92,18 @@ def in_bytes(weight: int) -> onnx.ModelProto:
     return model
 
 
+def deformed(operator: str) -> onnx.ModelProto:
+    """A convolution at given offsets, or an ordinary one."""
+    model = graph(
+        f"[layer] y = {operator} (x, w{', offsets' if operator == 'DeformConv' else ''})",
+        signature="(float[1,1,3,3] x) => (float[1,1,3,3] y)",
+        opset=19,
+    )
+    for name, shape in (("w", (1, 1, 1, 1)), ("offsets", (1, 2, 3, 3))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    return model
+
+
 @dataclass(frozen=True)
 class Case:
     trips: Callable[[], onnx.ModelProto]
@@ -121,6 +133,7 @@ CASES = {
     "STN013": [Case(spoilt_batch, "a run")],
     "STN014": [Case(lambda: sampler(corners=1), "sampler")],
     "STN015": [Case(lambda: in_bytes(65), "layer", passes=lambda: in_bytes(-64))],
+    "STN016": [Case(lambda: deformed("DeformConv"), "layer", passes=lambda: deformed("Conv"))],
 }
 EVERY = [(rule, case) for rule, cases in CASES.items() for case in cases]
 

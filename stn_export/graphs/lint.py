@@ -313,6 +313,13 @@ RULES = (
         REMEDY,
         _saturating,
     ),
+    Rule(
+        "STN016",
+        "DeformConv samples at offsets that it is given: no verification looks inside, its outputs are compared, and "
+        "few runtimes have it (ONNX has it from opset 19)",
+        "try every runtime that the file is meant for",
+        _nodes("DeformConv"),
+    ),
 )
 
 

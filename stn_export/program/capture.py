@@ -33,13 +33,14 @@ SMALLEST = 2  # of an open size: 1 has rules of its own
 OTHER_BATCHES = (1, 3)  # at which a graph of an open batch has to run
 VALUES_DECIDE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 VOLUMES = 20  # the first ONNX opset that samples those, and float64
+FEWER = "shapes decide what forward does: leave fewer of them open"
 CAUSES = (  # of what ``torch.export`` says, and what to do about it
     (
         r"data-dependent|GuardOnData|Could not guard|\.item\(\)|_local_scalar_dense",
         "let no values decide: torch.where, torch.cond",
     ),
     (r"numpy|ndarray", "keep NumPy out of forward: it is not captured"),
-    (r"[Cc]onstraint|specialized|[Dd]ynamic|marked", "shapes decide what forward does: leave fewer of them open"),
+    (r"[Cc]onstraint|specialized|[Dd]ynamic|marked", FEWER),
     (r"positional argument|unexpected keyword", "give every input that forward takes"),
     (
         r"size of tensor|shapes? cannot be multiplied|[Ee]xpected (size|input)|must match",
@@ -163,10 +164,14 @@ def capture(
         except BaseException as error:  # of other people's code, sys.exit too, or what PyTorch raises for it
             problem, cause = problem or " ".join(str(error).split())[:300], error
     said = f"{type(cause).__name__}: {cause}"
-    hint = next(
-        (hint for pattern, hint in CAUSES if re.search(pattern, said)), "see what torch.export.export says to it"
-    )
+    hint = _hint(said, any(isinstance(size, str) for shape in shapes for size in shape))
     raise UserError(f"torch.export cannot capture {type(module).__name__}: {problem or said}", hint) from cause
+
+
+def _hint(said: str, dynamic: bool) -> str:
+    """What to do about what ``torch.export`` said; dynamic sizes are named only where there are some."""
+    hints = (hint for pattern, hint in CAUSES if (dynamic or hint is not FEWER) and re.search(pattern, said))
+    return next(hints, "see what torch.export.export says to it")
 
 
 def _check_sizes(inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> None:
