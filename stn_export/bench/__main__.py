@@ -81,6 +81,8 @@ def judge(plugin: Plugin, code: int) -> None:
     """
     if plugin.interrupted:
         raise KeyboardInterrupt(f"{plugin.kept} of {plugin.total} rows kept; the same command goes on")
+    if plugin.ended and not plugin.loud:  # else pytest has said it
+        sys.stderr.write(f"{plugin.ended}\n")
     if plugin.broken:
         say_broken(plugin.broken)
         raise SystemExit(EXIT_BUG)

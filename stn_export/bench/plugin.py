@@ -38,6 +38,7 @@ class Plugin:
         failed: why a row could not be timed, by its name.
         interrupted: whether Ctrl-C or a signal ended it.
         broken: what went wrong with pytest itself.
+        ended: why a suite ended the session.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Plugin:
     skipped: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     broken: str = ""
+    ended: str = ""
     bar: Progress | None = None
     task: TaskID | None = None
 
@@ -122,8 +124,9 @@ class Plugin:
         self.broken = str(excrepr)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo) -> None:
-        """Tell Ctrl-C from what ends pytest otherwise."""
+        """Tell Ctrl-C from what ends pytest otherwise, which says why."""
         self.interrupted = excinfo.type is KeyboardInterrupt
+        self.ended = "" if self.interrupted else str(excinfo.value)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:

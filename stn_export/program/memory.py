@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-PROBE_BYTES = 2**28  # of values that live at once in a float64 run that may choose its batch
+PROBE_BYTES = 2**29  # of values that live at once in a float64 run that may choose its batch
 WINDOW_BYTES = 2**26  # of a convolution's windows at once; one example's are the least
 CONVOLUTIONS = tuple(
     getattr(getattr(torch.ops.aten, name), overload)

@@ -60,7 +60,11 @@ class Side:
         """What its outputs are, by name, where a manifest lists it beside its program."""
         if not self.believed or self.directory is None:
             return {}
-        return {name: each.kind for name, each in output_kinds(self.directory.program()).items()}
+        try:
+            program = self.directory.program()
+        except UserError:  # edited or stale: then nothing says what the outputs are
+            return {}
+        return {name: each.kind for name, each in output_kinds(program).items()}
 
     @property
     def origin(self) -> str | None:
