@@ -38,6 +38,7 @@ from stn_export.export import __main__ as export
 from stn_export.program.calls import Given
 from stn_export.verify import __main__ as verify
 from tests.exportable import EXPORTABLE
+from tests.packaged import PACKAGED
 from tests.public import PUBLIC, built
 from tests.stateful import KEEPS
 from tests.zoo import ZOO
@@ -107,6 +108,8 @@ def networks() -> Iterator[Network]:
         yield Network(name, "kinds", row.module, lambda n, row=row: (row.example(n), {}), row.options, row.package)
     for kind, shape, _ in KEEPS:
         yield Network(kind.__name__, "state", lambda kind=kind: fresh(kind), random_of(shape))
+    for name, each in PACKAGED.items():
+        yield Network(name, each.package, each.build, each.example, package=each.package)
 
 
 def double(value: Any) -> Any:
