@@ -1,4 +1,4 @@
-"""Tiny networks of transformers, kornia, MONAI, timm and torchvision, every way: ``make test-packages`` installs these."""
+"""Tiny networks of other packages, every way: ``make test-packages`` installs these."""
 
 import ast
 import importlib.util
@@ -55,9 +55,7 @@ def test_every_package_is_an_extra_and_pinned():
     wanted = {each.partition(">=")[0] for each in extras["packages"] + extras["train"]}
     pins = {line.partition("==")[0] for line in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").split()}
     assert {each.package for each in PACKAGED.values()} <= wanted & pins
-    assert set(map(lambda each: each.partition(">=")[0], extras["packages"])) <= {
-        each.package for each in PACKAGED.values()
-    }
+    assert {each.partition(">=")[0] for each in extras["packages"]} <= {each.package for each in PACKAGED.values()}
 
 
 def test_no_two_networks_of_the_table_are_named_alike():
