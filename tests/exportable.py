@@ -218,6 +218,17 @@ def promised(x: Tensor) -> Tensor:
     return x * 2
 
 
+def unsquashed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of a sigmoid, taken twice of one value, as DETR's decoders refine boxes."""
+
+    def inverse(y: Tensor) -> Tensor:
+        y = y.clamp(min=0, max=1)
+        return torch.log(y.clamp(min=1e-5) / (1 - y).clamp(min=1e-5))
+
+    squashed = x.sigmoid()
+    return inverse(squashed) + x, inverse(squashed) * 2
+
+
 EXPORTABLE = {
     "overwritten": of(overwritten),
     "input given back": of(lambda x: (x * 2, x)),
@@ -242,6 +253,7 @@ EXPORTABLE = {
     "unflattened": Row(lambda: Siamese(lambda x: x.unflatten(0, (2, -1)).unbind(0)), PAIR),
     "copied into": of(rewritten),
     "promised": of(promised),
+    "unsquashed": of(unsquashed),
     "attention": of(attended, 5, 8),
     "inverse 1": matrices(1, torch.linalg.inv),
     "inverse 2": matrices(2, torch.linalg.inv),

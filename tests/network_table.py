@@ -139,14 +139,30 @@ def judged(network: Network, model: onnx.ModelProto) -> Outcome:
     """Run a file at the example's batch, and where it takes another at that one, against the reference."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     batched = any(isinstance(size, str) for each in session.get_inputs() for size in each.shape[:1])
-    worst = 0.0
-    for n in BATCHES if batched else BATCHES[:1]:
-        leaves = [leaf for leaf in _pytree.tree_leaves(network.example(n)) if isinstance(leaf, Tensor)]
+    differences = []
+    for n in BATCHES if batched else [n for n in (BATCHES[0], 1) if fits(session, leaves_of(network, n))][:1]:
+        leaves = leaves_of(network, n)
         by_position = zip(session.get_inputs(), leaves, strict=True)
         given = session.run(None, {each.name: leaf.numpy() for each, leaf in by_position})
         for actual, wanted in zip(given, reference(network, n), strict=True):
-            worst = max(worst, difference(actual, wanted))
+            differences.append(difference(actual, wanted))
+    worst = max(differences)  # of none: nothing was judged
     return Outcome(RIGHT if worst <= ALLOWED else WRONG, f"{worst:.0e}{'' if batched else ', fixed batch'}")
+
+
+def leaves_of(network: Network, n: int) -> list[Tensor]:
+    """The tensors of a call with this batch."""
+    return [leaf for leaf in _pytree.tree_leaves(network.example(n)) if isinstance(leaf, Tensor)]
+
+
+def fits(session: onnxruntime.InferenceSession, leaves: Sequence[Tensor]) -> bool:
+    """Whether a file of fixed sizes takes these: ``adopt`` fixes a batch at 1, ``export_onnx`` at the example's."""
+    pairs = (
+        (size, n)
+        for each, leaf in zip(session.get_inputs(), leaves, strict=True)
+        for size, n in zip(each.shape, leaf.shape, strict=True)
+    )
+    return all(size == n for size, n in pairs if isinstance(size, int))
 
 
 def difference(actual: np.ndarray, wanted: np.ndarray) -> float:
