@@ -310,13 +310,17 @@ def region_align() -> nn.Module:
     """torchvision's ``roi_align``: features averaged over boxes. K. He et al., "Mask R-CNN", 2017."""
     from torchvision.ops import roi_align
 
-    return Applied(lambda images, boxes: roi_align(images, boxes, (4, 5), 0.5, 2, aligned=True))
+    def aligned(images: Tensor, corners: Tensor) -> Tensor:
+        boxes = torch.cat([torch.arange(len(images))[:, None].to(corners), corners], 1)
+        return roi_align(images, boxes, (4, 5), 0.5, 2, aligned=True)
+
+    return Applied(aligned)
 
 
 def boxed(n: int) -> tuple[Tensor, Tensor]:
-    """Pictures, and a box in each: the picture's number, then two corners."""
+    """Pictures, and two corners of a box in each: another picture's number would be read beyond the pictures."""
     corners = torch.tensor([[4.0, 6.0, 40.0, 30.0], [10.5, 2.25, 55.0, 44.0], [0.0, 0.0, 60.0, 40.0]])[:n]
-    return smooth(n, 3, 24, 32), torch.cat([torch.arange(n)[:, None], corners], 1)
+    return smooth(n, 3, 24, 32), corners
 
 
 def raft() -> nn.Module:
