@@ -37,7 +37,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard test-processors test-versions bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard test-processors test-versions test-packages bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -149,6 +149,10 @@ test-processors: $(READY) ## the chain under every instruction set that librarie
 
 test-versions: $(READY) ## the chain with the lowest and the newest packages that pyproject.toml allows
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.versions
+
+test-packages: $(READY) ## tiny networks of transformers, kornia, MONAI, timm and torchvision, every way; installs these
+	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[packages]'
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m packages tests/test_packaged.py $(PYTEST)
 
 bad-input: $(READY) ## some 240 ways to get it wrong: one line, a hint, exit code 2 each
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark $(PARALLEL) tests/test_bad_input.py tests/test_hostile_text.py

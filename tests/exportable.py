@@ -209,6 +209,26 @@ def matrices(size: int, function: Callable[[Tensor], Any], **facts: Any) -> Row:
 
 
 PAIR = ((3, 8, 9), (3, 8, 9))
+
+
+def promised(x: Tensor) -> Tensor:
+    """What is checked of values, as transformers does before it samples: ``torch_compilable_check``."""
+    torch._check_tensor_all(x.sum() < 1e9)
+    torch._check_tensor_all(x < 1e9)
+    return x * 2
+
+
+def unsquashed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of a sigmoid, taken twice of one value, as DETR's decoders refine boxes."""
+
+    def inverse(y: Tensor) -> Tensor:
+        y = y.clamp(min=0, max=1)
+        return torch.log(y.clamp(min=1e-5) / (1 - y).clamp(min=1e-5))
+
+    squashed = x.sigmoid()
+    return inverse(squashed) + x, inverse(squashed) * 2
+
+
 EXPORTABLE = {
     "overwritten": of(overwritten),
     "input given back": of(lambda x: (x * 2, x)),
@@ -232,6 +252,8 @@ EXPORTABLE = {
     "counted": Row(lambda: Siamese(lambda x: (x[: len(x) // 2], x[len(x) // 2 :])), PAIR, fixed=True),
     "unflattened": Row(lambda: Siamese(lambda x: x.unflatten(0, (2, -1)).unbind(0)), PAIR),
     "copied into": of(rewritten),
+    "promised": of(promised),
+    "unsquashed": of(unsquashed),
     "attention": of(attended, 5, 8),
     "inverse 1": matrices(1, torch.linalg.inv),
     "inverse 2": matrices(2, torch.linalg.inv),

@@ -38,6 +38,7 @@ from stn_export.export import __main__ as export
 from stn_export.program.calls import Given
 from stn_export.verify import __main__ as verify
 from tests.exportable import EXPORTABLE
+from tests.packaged import PACKAGED
 from tests.public import PUBLIC, built
 from tests.stateful import KEEPS
 from tests.zoo import ZOO
@@ -107,6 +108,8 @@ def networks() -> Iterator[Network]:
         yield Network(name, "kinds", row.module, lambda n, row=row: (row.example(n), {}), row.options, row.package)
     for kind, shape, _ in KEEPS:
         yield Network(kind.__name__, "state", lambda kind=kind: fresh(kind), random_of(shape))
+    for name, each in PACKAGED.items():
+        yield Network(name, each.package, each.build, each.example, package=each.package)
 
 
 def double(value: Any) -> Any:
@@ -136,14 +139,30 @@ def judged(network: Network, model: onnx.ModelProto) -> Outcome:
     """Run a file at the example's batch, and where it takes another at that one, against the reference."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     batched = any(isinstance(size, str) for each in session.get_inputs() for size in each.shape[:1])
-    worst = 0.0
-    for n in BATCHES if batched else BATCHES[:1]:
-        leaves = [leaf for leaf in _pytree.tree_leaves(network.example(n)) if isinstance(leaf, Tensor)]
+    differences = []
+    for n in BATCHES if batched else [n for n in (BATCHES[0], 1) if fits(session, leaves_of(network, n))][:1]:
+        leaves = leaves_of(network, n)
         by_position = zip(session.get_inputs(), leaves, strict=True)
         given = session.run(None, {each.name: leaf.numpy() for each, leaf in by_position})
         for actual, wanted in zip(given, reference(network, n), strict=True):
-            worst = max(worst, difference(actual, wanted))
+            differences.append(difference(actual, wanted))
+    worst = max(differences)  # of none: nothing was judged
     return Outcome(RIGHT if worst <= ALLOWED else WRONG, f"{worst:.0e}{'' if batched else ', fixed batch'}")
+
+
+def leaves_of(network: Network, n: int) -> list[Tensor]:
+    """The tensors of a call with this batch."""
+    return [leaf for leaf in _pytree.tree_leaves(network.example(n)) if isinstance(leaf, Tensor)]
+
+
+def fits(session: onnxruntime.InferenceSession, leaves: Sequence[Tensor]) -> bool:
+    """Whether a file of fixed sizes takes these: ``adopt`` fixes a batch at 1, ``export_onnx`` at the example's."""
+    pairs = (
+        (size, n)
+        for each, leaf in zip(session.get_inputs(), leaves, strict=True)
+        for size, n in zip(each.shape, leaf.shape, strict=True)
+    )
+    return all(size == n for size, n in pairs if isinstance(size, int))
 
 
 def difference(actual: np.ndarray, wanted: np.ndarray) -> float:

@@ -34,6 +34,7 @@ def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str
     An output that is an input, a weight or another output becomes an Identity of it: two names cannot be one value.
     """
     graph = model.graph
+    _register_constants(graph)
     _separate_outputs(graph)
     ends = {*graph.inputs, *graph.outputs}
     values = _values(model)
@@ -44,6 +45,14 @@ def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str
             taken.add(value.name)
     for value, name in (*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)):
         value.name = name
+
+
+def _register_constants(graph: onnx_ir.Graph) -> None:
+    """Give a graph the constants that its nodes read: onnxscript loses those of the second of two fused Clips."""
+    ends = set(graph.inputs)
+    for value in (each for node in graph for each in node.inputs if each is not None):
+        if value.const_value is not None and value.producer() is None and value not in ends:
+            graph.initializers.setdefault(value.name, value)
 
 
 def _separate_outputs(graph: onnx_ir.Graph) -> None:

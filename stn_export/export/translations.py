@@ -176,9 +176,15 @@ def _ints(values: list[int]) -> Value:
     return op.Constant(value_ints=values)
 
 
+def all_true(self: Value) -> Value:
+    """``torch._check_tensor_all`` asks it of truth values; the check itself is none of a file's."""
+    return op.Cast(op.ReduceMin(op.Cast(self, to=onnx_ir.DataType.INT32), keepdims=0), to=onnx_ir.DataType.BOOL)
+
+
 aten = torch.ops.aten
 OPERATORS: dict[Callable, Callable] = {
     aten.copy.default: copied_into,
+    aten._is_all_true.default: all_true,
     aten.scaled_dot_product_attention.default: attention,
     aten.linalg_inv.default: inverse,
     aten.inverse.default: inverse,

@@ -5,6 +5,7 @@ MatMul; GridSample counts its taps for each output value (4 for bilinear in 2-D,
 AffineGrid one row of theta for each coordinate; BatchNormalization one for each value. Everything else counts as none.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -295,7 +296,13 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxscript.optimizer import fold_constants  # 0.4 s, and few files need it
 
     result = onnx_ir.from_proto(model)
-    fold_constants(result, onnx_shape_inference=True)
+    logger = logging.getLogger("onnxscript")  # says what it did not fold, as where weights are left out
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        fold_constants(result, onnx_shape_inference=True)
+    finally:
+        logger.setLevel(level)
     return onnx_ir.to_proto(result)
 
 

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.graph import CodeGen
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure
 from torch.utils.flop_counter import FlopCounterMode
 
 from stn_export.errors import UserError, one_line
@@ -187,8 +188,25 @@ class Program:
         said = metadata | {"contract": self.contract.as_dict(), "origin": self.origin}
         if packages := packages_of(self.exported):
             said["packages"] = packages
-        torch.export.save(self.exported, buffer, extra_files={CONTRACT_FILE: json.dumps(said)})
+        torch.export.save(_answering_plainly(self.exported), buffer, extra_files={CONTRACT_FILE: json.dumps(said)})
         return buffer.getvalue()
+
+
+def _answering_plainly(exported: ExportedProgram) -> ExportedProgram:
+    """A program that answers with a tuple where it did with a type that only its package can tell PyTorch of."""
+    entry, *others = exported.module_call_graph
+    signature = entry.signature
+    if signature is None or _of_python(signature.out_spec):
+        return exported
+    answer = tree_structure((0,) * signature.out_spec.num_leaves)
+    plain = copy(exported)
+    plain._module_call_graph = [replace(entry, signature=replace(signature, out_spec=answer)), *others]
+    return plain
+
+
+def _of_python(spec: TreeSpec) -> bool:
+    """Whether an answer's types are there in every process."""
+    return spec.type in (None, tuple, list, dict) and all(map(_of_python, spec.children()))
 
 
 @contextmanager
