@@ -1,9 +1,8 @@
 """Try every network through ``export_onnx``, ``check`` and ``adopt``: ``python -m tests.network_table``.
 
 Each file is judged by a float64 run of a fresh module at another batch, written here and not in the package. Writes
-benchmarks/results/networks.json as it goes (a network that is there for the same code is not tried again), and the
-table of docs/networks.md from it. The exit code is 1 where a file called equal is wrong, one is lost, or a right one
-fails.
+artifacts/networks.json as it goes; a network that is there for the same code is not tried again. The exit code is 1
+where a file called equal is wrong, one is lost, or a right one fails.
 """
 
 import argparse
@@ -31,8 +30,6 @@ from torch.utils import _pytree
 import stn_export
 from stn_export import cli
 from stn_export.artifacts.environment import cpu_name, git_commit, instruction_sets, versions
-from stn_export.artifacts.files import filled
-from stn_export.cli import markdown_table
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.program.calls import Given
@@ -44,7 +41,7 @@ from tests.stateful import KEEPS
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).parent.parent
-KEPT, PAGE = ROOT / "benchmarks" / "results" / "networks.json", ROOT / "docs" / "networks.md"
+KEPT = ROOT / "artifacts" / "networks.json"
 BATCHES = (2, 3)  # the example's, and another
 ALLOWED = 2e-3  # of the largest value: coordinates rounded in float32 move samples of unsmooth inputs
 RIGHT, REFUSED, UNTRIED = "right", "refused", "not tried"
@@ -288,17 +285,6 @@ def kept(stamp: dict[str, object]) -> list[dict]:
     return content["networks"] if content.get("environment", {}).get("git_commit") == stamp["git_commit"] else []
 
 
-def table(lines: Sequence[dict]) -> list[str]:
-    """The page's table, refusals with their sentences."""
-    ways = ("export_onnx", "check", "adopt")
-
-    def cell(outcome: dict) -> str:
-        return f"{outcome['verdict']}: {outcome['why']}" if outcome["why"] else outcome["verdict"]
-
-    rows = [(line["name"], line["source"], *(cell(line[way]) for way in ways)) for line in lines]
-    return markdown_table(("network", "of", "`export_onnx`", "`check`", "`adopt`, `export`, `verify`"), rows)[:-1]
-
-
 def main() -> int:
     """Try the networks that are not kept, write file and page, and say what is wrong."""
     parser = argparse.ArgumentParser(description="Try every network every way.")
@@ -316,8 +302,6 @@ def main() -> int:
             content = {"schema": "stn_export/networks/1", "environment": environment, "networks": lines}
             KEPT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     bad = [line for line in lines for way in ("export_onnx", "check", "adopt") if line[way]["verdict"] not in FINE]
-    if not names:
-        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), "networks table", table(lines)), encoding="utf-8")
     print(f"{len(lines)} networks, {len(bad)} at fault: {', '.join(line['name'] for line in bad) or 'none'}")
     return 1 if bad else 0
 

@@ -25,7 +25,7 @@ class Decides(nn.Module):
 
 
 def test_check_tells_what_it_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stn_export.api, "_timed", lambda run, name: {})
+    monkeypatch.setattr("stn_export.api._timed", lambda run, name: {})
     result = stn_export.check(Counted().eval(), torch.rand(4, 3, 2))
     assert result
     assert any(re.search(r"N of input x cannot be kept open", note) for note in result.notes), result.notes

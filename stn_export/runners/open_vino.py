@@ -5,19 +5,29 @@ from pathlib import Path
 
 import numpy as np
 
+from stn_export.errors import one_line
 from stn_export.program.specs import Arrays
 from stn_export.runners.base import Runner, Step
+from stn_export.runtimes import RefusedError
 
 
 class OpenVino(Runner):
     """OpenVINO on the CPU, held to float32: by itself it computes in bfloat16 where the processor has it."""
 
     def load(self, path: Path) -> None:
+        """Compile the file.
+
+        Raises:
+            RefusedError: where OpenVINO cannot convert it, which is no mistake of the file's.
+        """
         import openvino
 
         self.options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         core, threads = openvino.Core(), {"INFERENCE_NUM_THREADS": self.threads}
-        compiled = core.compile_model(core.read_model(path), "CPU", self.options | threads)
+        try:
+            compiled = core.compile_model(core.read_model(path), "CPU", self.options | threads)
+        except RuntimeError as error:  # all that its C++ raises
+            raise RefusedError(f"OpenVINO cannot convert it: {one_line(error)}") from error
         self.inference = compiled.create_infer_request()
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
