@@ -80,7 +80,8 @@ class Program:
     def most_examples(self) -> int:
         """How many examples may be put to it in float64 at once, by what one takes."""
         values = self.values(self.contract.random(1, sizes=self.sizes))
-        taken = live_bytes(self.exact.module, self.exact.wide(values)) // (self.contract.batch or 1)
+        with default_dtype(torch.float64):  # of what the graph makes without naming a type
+            taken = live_bytes(self.exact.module, self.exact.wide(values)) // (self.contract.batch or 1)
         return max(1, PROBE_BYTES // max(1, taken))
 
     @property
