@@ -232,8 +232,8 @@ def _labels_by_name(path: Path, lines: Sequence[Label]) -> dict[str, Label]:
     for label in lines:
         before = labels.setdefault(label.name, label)
         if before.value != label.value:
-            said = f"{path} gives {label.name} two labels: {before.value} in line {before.line}"
-            raise UserError(f"{said}, {label.value} in line {label.line}", "leave one")
+            lines_of = {before.line: before.value, label.line: label.value}
+            raise _contradiction(f"{path} gives {label.name} two labels", lines_of)
     return labels
 
 
@@ -247,9 +247,15 @@ def _classes(path: Path, lines: Sequence[Label]) -> dict[int, str]:
     for label in lines:
         before = named.setdefault(label.value, label) if label.class_name else label
         if before.class_name != label.class_name:
-            said = f"{path} gives class {label.value} two names: {before.class_name} in line {before.line}"
-            raise UserError(f"{said}, {label.class_name} in line {label.line}", "leave one")
+            lines_of = {before.line: before.class_name, label.line: label.class_name}
+            raise _contradiction(f"{path} gives class {label.value} two names", lines_of)
     return {value: label.class_name for value, label in named.items()}
+
+
+def _contradiction(message: str, by_line: Mapping[int, object]) -> UserError:
+    """The error of lines that contradict each other, with what each of them says."""
+    said = ", ".join(f"{value} in line {line}" for line, value in by_line.items())
+    return UserError(f"{message}: {said}", "leave one")
 
 
 def _place_of(name: str, names: Sequence[str], labels: Mapping[str, Label]) -> str | None:
