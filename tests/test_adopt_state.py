@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import stn_export
 from stn_export import api, cli
 from stn_export.adopt import __main__ as stage
+from stn_export.adopt.adoption import Adoption
 from stn_export.errors import UserError
 from stn_export.program.calls import Given
 from stn_export.program.memory import PROBE_BYTES, WINDOW_BYTES
@@ -125,12 +126,16 @@ def test_inputs_are_bound_by_name_from_the_command_line(tmp_path: Path, capsys: 
     ],
 )
 def test_check_takes_what_export_onnx_takes(inputs: object, keywords: dict, monkeypatch: pytest.MonkeyPatch):
-    adopted = []
-    monkeypatch.setattr(api, "adopt", lambda *given, **named: adopted.append((given, named)))
-    monkeypatch.setattr(api, "_checked", lambda place: place)
-    stn_export.check(stateful.Nested().eval(), inputs, keywords)
-    [((module, given), _)] = adopted
-    program = stn_export.adopt(module, given).program
+    adopted: list[Adoption] = []
+
+    def adopting(module: nn.Module, given: Given, **_: object) -> Adoption:
+        adopted.append(stn_export.adopt(module, given))
+        return adopted[-1]
+
+    monkeypatch.setattr(api, "adopt", adopting)
+    monkeypatch.setattr(api, "_checked", lambda place, notes: notes)
+    assert stn_export.check(stateful.Nested().eval(), inputs, keywords) == tuple(adopted[0].notes)
+    [program] = [each.program for each in adopted]
     assert [spec.name for spec in program.contract.inputs] == ["pair_0", "pair_1", "more_bias"]
     call = Given.of(inputs, keywords)
     wanted = stateful.Nested()(*call.arguments, **call.keywords)
