@@ -120,7 +120,7 @@ class Runtime:
         """Make the environment, or say why there is none."""
         try:
             for command in self.installing():
-                children.run(command, check=True, timeout=LIMIT)
+                children.run(command, check=True, timeout=LIMIT, group=True)
         except subprocess.TimeoutExpired:
             return f"not installed within {LIMIT} s"
         except (OSError, subprocess.CalledProcessError) as error:
