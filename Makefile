@@ -154,7 +154,7 @@ test-packages: $(READY) ## tiny networks of transformers, kornia, MONAI, timm an
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[packages]'
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m packages tests/test_packaged.py $(PYTEST)
 
-bad-input: $(READY) ## some 240 ways to get it wrong: one line, a hint, exit code 2 each
+bad-input: $(READY) ## some 440 ways to get it wrong: one line, a hint, exit code 2 each
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark $(PARALLEL) tests/test_bad_input.py tests/test_hostile_text.py
 
 faults: $(READY) ## kill every stage at every change, fill its disk, start two at once; some hours
