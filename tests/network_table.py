@@ -48,8 +48,9 @@ BATCHES = (2, 3)  # the example's, and another
 ALLOWED = 2e-3  # of the largest value: coordinates rounded in float32 move samples of unsmooth inputs
 RIGHT, REFUSED, UNTRIED = "right", "refused", "not tried"
 TOLD = "told"  # the file is wrong, and the check that looked at it says so
+UNCOMPARED = "not comparable"  # PyTorch itself gives no finite number, and the check says that nothing was compared
 WRONG, LOST, FAILED, BUG = "WRONG", "LOST", "FAILED", "TRACEBACK"  # each is a fault of this package
-FINE = (RIGHT, REFUSED, UNTRIED, TOLD)
+FINE = (RIGHT, REFUSED, UNTRIED, TOLD, UNCOMPARED)
 WAYS = ("export_onnx", "check", "adopt")
 ROWS = ("matmul-fp32", "gather-fp32", "plain-fp32")
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -140,7 +141,8 @@ def judged(network: Network, model: onnx.ModelProto) -> Outcome:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     batched = any(isinstance(size, str) for each in session.get_inputs() for size in each.shape[:1])
     differences = []
-    for n in BATCHES if batched else [n for n in (BATCHES[0], 1) if fits(session, leaves_of(network, n))][:1]:
+    fitting = [n for n in (*BATCHES, 1) if fits(session, leaves_of(network, n))]
+    for n in fitting[:2] if batched else fitting[:1]:
         leaves = leaves_of(network, n)
         by_position = zip(session.get_inputs(), leaves, strict=True)
         given = session.run(None, {each.name: leaf.numpy() for each, leaf in by_position})
@@ -239,7 +241,14 @@ def checked(network: Network) -> Outcome:
     ours = judged(network, result.model)
     if result:
         return ours
-    return Outcome(FAILED if ours.verdict == RIGHT else TOLD, "; ".join(result.failures))
+    return Outcome(failed(ours.verdict == RIGHT, result.failures), "; ".join(result.failures))
+
+
+def failed(right: bool, said: Sequence[str]) -> str:
+    """The verdict on a check that failed, by whether the file is right."""
+    if all("nothing was compared" in failure for failure in said):
+        return UNCOMPARED
+    return FAILED if right else TOLD
 
 
 def adopted(network: Network) -> Outcome:
@@ -258,9 +267,11 @@ def adopted(network: Network) -> Outcome:
             code = cli.run(verify.main, ["--run", str(run)]) if files else code
         outcomes = {path.stem: judged(network, onnx.load(path)) for path in files}
     wrong = [f"{name} {each.why}" for name, each in outcomes.items() if each.verdict == WRONG]
-    told = " ".join(line for line in said.getvalue().splitlines() if not line.startswith("hint"))[:300]
+    lines = [line for line in said.getvalue().splitlines() if not line.startswith("hint")]
+    told = " ".join(lines)[:300]
     if code:
-        return Outcome(REFUSED if not files else TOLD if wrong else FAILED, told)
+        failures = [line for line in lines if " on " in line]
+        return Outcome(failed(not wrong, failures) if files else REFUSED, told)
     return Outcome(WRONG, "; ".join(wrong)) if wrong else Outcome(RIGHT, f"{len(files)} files")
 
 

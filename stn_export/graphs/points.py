@@ -38,19 +38,20 @@ def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     known = {each.name for each in (*copy.graph.output, *copy.graph.input)}
     for name in dict.fromkeys(names):
         if name not in known:
-            copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+            copy.graph.output.append(onnx.ValueInfoProto(name=name))  # of the type that the graph gives it
     return copy
 
 
-def with_input(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """A copy of the model in which a value is fed instead of computed."""
+def with_input(model: onnx.ModelProto, name: str, dtype: np.dtype) -> onnx.ModelProto:
+    """A copy of the model in which a value of this type is fed instead of computed."""
     copy = copied(model)
     for node in copy.graph.node:
         for index, output in enumerate(node.output):
             if output == name:
                 node.output[index] = f"{name}/computed"
     if name not in {each.name for each in copy.graph.input}:
-        copy.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        copy.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
     return copy
 
 

@@ -344,7 +344,8 @@ class _Probe(Interpreter):
     def run_node(self, node: Node) -> object:
         result = bounded(self, node)
         if node.name in self.forced:
-            result = self.forced[node.name].expand_as(result).clone()  # the graph may write into it
+            forced = self.forced[node.name].to(result.dtype)
+            result = forced.expand_as(result).clone()  # the graph may write into it
         if node.name in self.kept:
             self.found[node.name] = result.clone() if self.overwrites else result
         return result

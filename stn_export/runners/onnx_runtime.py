@@ -89,7 +89,7 @@ class OnnxRuntime(Runner):
                 fed = np.ascontiguousarray(np.broadcast_to(value, usual.shape).astype(usual.dtype))
                 shown = {other: each for other, each in self.shown.items() if other != point}
                 if name not in feeds and name not in self.forcing:
-                    self.forcing[name] = self.open_probe(with_input(self.model, name))
+                    self.forcing[name] = self.open_probe(with_input(self.model, name, fed.dtype))
                 session = self.probe_session if name in feeds else self.forcing[name]
                 return {point: fed} | self._points_of(session, feeds | {name: fed}, shown)
         return None
