@@ -52,6 +52,7 @@ UNCOMPARED = "not comparable"  # PyTorch itself gives no finite number, and the 
 WRONG, LOST, FAILED, BUG = "WRONG", "LOST", "FAILED", "TRACEBACK"  # each is a fault of this package
 FINE = (RIGHT, REFUSED, UNTRIED, TOLD, UNCOMPARED)
 WAYS = ("export_onnx", "check", "adopt")
+RUNNERS = ("eager-cpu", "onnxruntime-cpu")  # a compiler takes minutes a network, and is no exporter
 ROWS = ("matmul-fp32", "gather-fp32", "plain-fp32")
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -264,7 +265,7 @@ def adopted(network: Network) -> Outcome:
         with redirect_stderr(said):
             code = cli.run(export.main, ["--run", str(run), "--only", *ROWS])
             files = sorted(run.glob("net/*.onnx"))
-            code = cli.run(verify.main, ["--run", str(run)]) if files else code
+            code = cli.run(verify.main, ["--run", str(run), "--only", *RUNNERS]) if files else code
         outcomes = {path.stem: judged(network, onnx.load(path)) for path in files}
     wrong = [f"{name} {each.why}" for name, each in outcomes.items() if each.verdict == WRONG]
     lines = [line for line in said.getvalue().splitlines() if not line.startswith("hint")]
