@@ -26,17 +26,8 @@ KEPT_FILES = [path for path in sorted((REPOSITORY / KEPT).glob("*.json")) if b'"
 SHAS = {name[:2]: " ".join(name[:2]) for name in CHECKS}
 
 
-def content_of(rows: list[dict]) -> dict:
-    """A benchmark file of rows, with what pytest-benchmark says of profiled calls."""
-    content = golden.bench_content(rows)
-    for row in content["benchmarks"]:
-        if "breakdown" in row["extra_info"]:
-            row["stats"]["median"] = sum(row["extra_info"]["breakdown"].values())
-    return content
-
-
 def test_the_golden_run_obeys():
-    assert laws.broken_by_file(content_of(golden.rows())) == []
+    assert laws.broken_by_file(golden.bench_content(golden.rows())) == []
     checks = golden.checks(SHAS)
     assert list(laws.broken_by_checks(checks)) == []
     assert list(laws.broken_by_accuracies({name: CURVES[name]["0"][-1] for name in ("stn", "cnn")}, checks)) == []
@@ -97,7 +88,7 @@ def test_a_row_that_breaks_a_law_is_named(law: str):
 
 
 def test_parts_add_up_to_the_call_whose_nodes_nobody_kept():
-    content = content_of(golden.rows())
+    content = golden.bench_content(golden.rows())
     row = next(row for row in content["benchmarks"] if "breakdown" in row["extra_info"])
     row["extra_info"].pop("nodes")
     assert laws.broken_by_file(content) == []
@@ -215,9 +206,9 @@ def test_the_card_says_what_cannot_be_right(entered_run: Path, tmp_path: Path):
 def test_what_breaks_a_law_is_neither_kept_nor_shown_nor_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [row for row in golden.rows() if row["device"] == "cpu"]
     right, wrong = tmp_path / "right.json", tmp_path / "wrong.json"
-    right.write_text(json.dumps(content_of(rows)), encoding="utf-8")
+    right.write_text(json.dumps(golden.bench_content(rows)), encoding="utf-8")
     rows[0]["p50_high"] /= 2
-    wrong.write_text(json.dumps(content_of(rows)), encoding="utf-8")
+    wrong.write_text(json.dumps(golden.bench_content(rows)), encoding="utf-8")
     out = tmp_path / "RESULTS.md"
     assert cli.run(results.main, ["--keep", str(wrong), "--kept", str(tmp_path / "kept"), "--out", str(out)]) == 2
     assert "wrong.json contradicts itself: p50 0.000613 of stn/program in eager-cpu" in capsys.readouterr().err
