@@ -22,10 +22,15 @@ from stn_export.artifacts.manifest import (
     TRAINING_FILE,
     VERIFY_FILE,
     VERIFY_SCHEMA,
+    Artifact,
+    ExamplesFile,
+    Facts,
     NetworkDirectory,
     network_directories,
 )
 from stn_export.artifacts.training import Comparison, Difference, Mean, Trained, Trainings
+from stn_export.program.sites import Site
+from stn_export.program.specs import Contract, TensorSpec
 from tests.bench_rows import facts
 from tests.report_files import export
 
@@ -408,15 +413,43 @@ def points_content(directory: NetworkDirectory) -> dict:
     return {"schema": "stn_export/points/1", "networks": {"stn": network}}
 
 
+PIXELS = TensorSpec("images", "float32", ("N", 3, 24, 94))
+OUTPUTS = (TensorSpec("log_probs", "float32", ("N", 10)), TensorSpec("boxes", "float32", ("N", 4)))
+NETWORKS = {  # parameters and multiply-adds, as the manifests say
+    "stn": (39_881, 2_088_077),
+    "cnn": (31_337, 1_113_509),
+}
+WHERE = {"site0": ("nearest", "border", True), "site1": ("bilinear", "zeros", False)}  # mode, padding, align_corners
+
+
+def site(index: int) -> dict:
+    """A site as the manifest has it; the second one has a grid of its own."""
+    name, theta = f"site{index}", "theta" * (not index)
+    mode, padding, align = WHERE[name]
+    image, warped = ("N", 3, 24 + index, 94 + index), ("N", 3, 16 + index, 32 + index)
+    nodes = {"image": "image", "grid": "grid", "warped": "warped", "theta": theta}
+    said = Site(name, f"line {index}", f"source {index}", mode, padding, align, align or None, image, warped, **nodes)
+    return said.as_dict()
+
+
 def write(run: Path) -> Path:
-    """Turn a copy of ``entered_run`` into the golden run."""
-    stn, cnn = NetworkDirectory(run / "stn"), NetworkDirectory(run / "cnn")
-    export(stn, "folded-fp32", "decomposed-fp32", "matmul-int8")
-    export(cnn, "plain-fp32")
+    """Write the golden run: manifests and results, and no file that anything could be run of."""
+    exports = {"stn": ("folded-fp32", "decomposed-fp32", "matmul-int8"), "cnn": ("plain-fp32",)}
+    for name, (parameters, work) in NETWORKS.items():
+        directory = NetworkDirectory(run / name)
+        directory.path.mkdir(parents=True)
+        label, role = LABELS[name]
+        sites = (site(0), site(1)) if name == "stn" else ()
+        examples = ExamplesFile(file="examples.pt", sha256="", source=f"pictures of {name}")
+        known = {"sites": sites, "parameters": parameters, "multiply_adds": work, "examples": examples}
+        directory.describe(Facts(label, role, **known))
+        contract = Contract((PIXELS,), OUTPUTS)
+        directory.add(Artifact(PROGRAM, "program.pt2", name, "pt2", sha256=f"{name} {PROGRAM}", contract=contract))
+        export(directory, *exports[name])
     shas = shas_of(run)
     write_json(run / VERIFY_FILE, VERIFY_SCHEMA, verify_content(shas))
     (run / TRAINING_FILE).write_bytes(Trainings([comparison()], []).to_bytes())
-    (run / POINTS_FILE).write_bytes(serialise(points_content(stn)))
+    (run / POINTS_FILE).write_bytes(serialise(points_content(NetworkDirectory(run / "stn"))))
     (run / "bench.json").write_text(json.dumps(bench_content(rows(shas))), encoding="utf-8")
     return run
 
