@@ -6,6 +6,7 @@ the memory of four fresh processes. ``read_markdown`` and ``read_html`` give tab
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from stn_export.artifacts.files import serialise, write_json
@@ -452,6 +454,11 @@ def write(run: Path) -> Path:
     (run / POINTS_FILE).write_bytes(serialise(points_content(NetworkDirectory(run / "stn"))))
     (run / "bench.json").write_text(json.dumps(bench_content(rows(shas))), encoding="utf-8")
     return run
+
+
+def scope(fixture_name: str, config: pytest.Config) -> str:
+    """Once a module; once a test where mutants are tried, which asks of every test what it runs of its own."""
+    return "function" if "MUTANT_UNDER_TEST" in os.environ else "module"
 
 
 @dataclass

@@ -5,12 +5,16 @@ What is expected is worked out here from the figures of ``tests.golden``, in dec
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from stn_export import cli
+from stn_export.answer.card import by_word, card, top
+from stn_export.answer.held import held
+from stn_export.artifacts.manifest import VERIFY_FILE, NetworkDirectory
 from stn_export.report import __main__ as report
 from stn_export.report import page
 from tests import golden
@@ -18,6 +22,7 @@ from tests.golden import CHECKS, CONTESTS, CURVES, GAINS, PARTS, REQUESTS, START
 
 NONE = "–"
 PARITY = ("artifact", "runner")
+EAGER = ("program", "eager-cpu")
 CONTRADICTED = {("stn", "matmul-int8", "onnxruntime-cpu", 1), ("cnn", "plain-fp32", "onnxruntime-cpu", 1)}
 SINGLE = "One example, and getting ready for it"
 
@@ -49,7 +54,7 @@ class Shown:
         return self.chart(title)["data"]["values"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope=golden.scope)
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     run = golden.write(tmp_path_factory.mktemp("golden") / "digits")
     said: list[str] = []
@@ -123,9 +128,9 @@ def test_the_figures_all_differ():
 
 
 def test_the_card_quotes_the_fastest_device_and_the_contests_of_its_own_files(shown: Shown):
-    card = dict(reversed(shown.html.terms))  # of caveats the first
+    said = dict(reversed(shown.html.terms))  # of caveats the first
     ort, gpu = ("folded-fp32", "onnxruntime-cpu"), ("folded-fp32", "onnxruntime-cuda")
-    assert card == card | {
+    assert said == said | {
         "deploy": "stn/folded-fp32.onnx (runner onnxruntime-cuda)",
         "latency": f"{latency(*gpu)}; speed-up over eager PyTorch {speedup('eager', *gpu, 1)}",
         "throughput": f"{rate(*gpu, 64)} at batch 64; speed-up over eager PyTorch {speedup('eager', *gpu, 64)}",
@@ -133,8 +138,9 @@ def test_the_card_quotes_the_fastest_device_and_the_contests_of_its_own_files(sh
         "verified": "8 of 9 checks against the float64 reference passed; largest float32 error 3.5 × that of eager "
         "PyTorch",
     }
-    assert card["accuracy"].endswith("% (eager PyTorch 94.33 %, plain CNN 78.61 %)")
-    assert "Golden GPU, 1 thread, TF32 off" in card["confidence"]
+    accuracies = [percent(CHECKS[name][3]) for name in (("stn", *gpu), ("stn", *EAGER), ("cnn", *EAGER))]
+    assert said["accuracy"] == "{} % (eager PyTorch {} %, plain CNN {} %)".format(*accuracies)
+    assert "Golden GPU, 1 thread, TF32 off" in said["confidence"]
     disturbed = [said for said in STEPS.values() if said[-1]] + [said for said in REQUESTS.values() if said[-1]]
     blocks = [(said[4], said[5]) for said in CONTESTS.values()]
     counts = f"{len(disturbed)} of 19 timings and {sum(b[0] for b in blocks)} of {sum(b[1] for b in blocks)} blocks"
@@ -143,7 +149,7 @@ def test_the_card_quotes_the_fastest_device_and_the_contests_of_its_own_files(sh
     assert lines == shown.html.terms == [tuple(line.split(": ", 1)) for line in shown.printed.splitlines()]
     words = shown.markdown["Spatial transformer against plain CNN: digits"]
     assert [tuple(line) for line in words.lines] == [(f"**{word}**", text) for word, text in lines]
-    assert latency(*ort) not in card["latency"]
+    assert latency(*ort) not in said["latency"]
 
 
 def test_the_answer_for_scripts_holds_each_device_s_own_rows(shown: Shown):
@@ -633,3 +639,28 @@ def test_where_it_runs_and_where_it_was_measured(shown: Shown):
         "git commit": "0123456789abcdef",
         "torch": "9.8.7",
     }
+
+
+def test_what_the_other_stages_close_with(tmp_path: Path):
+    """Files, where they run, what was refused and left out: the cards of export and verify."""
+    run = golden.write(tmp_path / "digits")
+    stn = NetworkDirectory(run / "stn")
+    for index, artifact in enumerate(stn.artifacts.values(), 1):
+        stn.add(replace(artifact, details=artifact.details | {"bytes": index * 2**20}))
+    content = json.loads((run / VERIFY_FILE).read_text(encoding="utf-8"))
+    content |= {"unavailable": {"eager-cuda": "no GPU", "pt2-cuda": "no GPU"}, "refused": {"stn/a on b": "too old"}}
+    (run / VERIFY_FILE).write_text(json.dumps(content), encoding="utf-8")
+    found = held(run)
+    assert by_word(card(found, "export")) == {
+        "files": "4 files of 2 networks, 9.0 MiB",  # of stn the second to the fourth
+        "refused": "stn/gather-fp32, cnn/gather-fp32: it samples <bicubic>",
+        "runs": "folded runs, tested here: ONNX Runtime CPU; refused: TensorRT",
+    }
+    verified = by_word(card(found, "verify"))
+    assert verified["left out"] == "eager-cuda, pt2-cuda: no GPU; 1 times another runtime refuses a file"
+    assert verified["verified"].startswith("8 of 9 checks")
+    assert "next" not in verified
+    (run / VERIFY_FILE).unlink()
+    assert by_word(card(held(run), "export"))["next"] == f"stn-export verify --run {run}"
+    assert [word for word, _ in card(found) if word == "next"] == []
+    assert "next" not in top(held(run))

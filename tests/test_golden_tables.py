@@ -49,7 +49,7 @@ def kept(path: Path, device: str, **more: object) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope=golden.scope)
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """RESULTS.md by chapter."""
     folder = tmp_path_factory.mktemp("kept")
