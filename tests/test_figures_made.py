@@ -224,29 +224,49 @@ def asked(*messages: tuple[dict, Arrays]) -> io.BytesIO:
     return stream
 
 
-@pytest.mark.parametrize(("took", "made"), [(0.002, [1, 3, 5, 6]), (0.125, [1, 2, 3, 4])])
+@pytest.mark.parametrize(("took", "made"), [(0.002, [2, 3, 5, 7]), (0.125, [2, 3, 4, 5])])
 def test_a_runtime_s_child_times_one_call(took: float, made: list[int], monkeypatch: pytest.MonkeyPatch):
     """Its clock ticks a call: one that only warms the caches is in no figure."""
-    clock = SimpleNamespace(now=0.0, calls=0)
+    clock = SimpleNamespace(now=0.0, calls=0, loaded=[])
     monkeypatch.setattr(serve, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def call(given: Arrays) -> list[np.ndarray]:
         clock.now, clock.calls = clock.now + took, clock.calls + 1
-        return [np.array([clock.calls])]
+        return [np.array([clock.calls]), 2 * given["x"]]
 
     def load(feeds: Arrays) -> serve.Call:
-        clock.now += 50
+        clock.now, clock.loaded = clock.now + 50, [*clock.loaded, feeds]
         return call
 
-    runs = [{"batch": 0, "place": False, "hot": hot} for hot in (False, True, True, False)]
-    place = {"batch": 0, "place": True}, {"x": np.zeros(2, np.float32)}
+    one, two = np.arange(6, dtype=np.float32).reshape(2, 3), np.full((1, 3), 7, np.float32)
+    places = [({"batch": index, "place": True}, {"x": array}) for index, array in enumerate((one, two))]
+    runs = [{"batch": index % 2, "place": False, "hot": hot} for index, hot in enumerate((True, False, True, True))]
     replies = io.BytesIO()
-    serve.serve(load, ["y"], asked(place, *((run, {}) for run in runs)), replies)
+    serve.serve(load, ["y", "z"], asked(*places, *((run, {}) for run in runs)), replies)
     replies.seek(0)
-    assert serve.receive(replies) == ({}, {})
+    assert [serve.receive(replies) for _ in places] == [({}, {})] * 2
+    assert [feeds["x"].tolist() for feeds in clock.loaded] == [one.tolist()]  # once, for the first
     found = [serve.receive(replies) for _ in runs]
     assert [head["seconds"] for head, _ in found] == [pytest.approx(took)] * 4
     assert [int(arrays["y"][0]) for _, arrays in found] == made
+    assert [arrays["z"].tolist() for _, arrays in found] == [(2 * one).tolist(), (2 * two).tolist()] * 2
+
+
+def test_a_runtime_s_child_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch):
+    """Also where a runtime gives another number of outputs than the file has."""
+
+    def load(feeds: Arrays) -> serve.Call:
+        return lambda given: [given["x"]]
+
+    run, place = {"batch": 0, "place": False, "hot": False}, {"batch": 0, "place": True}
+    replies = io.BytesIO()
+    serve.serve(load, ["y", "z"], asked((run, {}), (place, {"x": np.zeros(2, np.float32)}), (run, {})), replies)
+    replies.seek(0)
+    said = [serve.receive(replies) for _ in range(3)]
+    assert [arrays for _, arrays in said] == [{}] * 3
+    assert said[0][0] == {"failed": "AssertionError: nothing was placed\n"}
+    assert said[1][0] == {}
+    assert said[2][0]["failed"].startswith("ValueError: zip() argument 2 is shorter")
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="there is no Node here")

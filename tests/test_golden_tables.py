@@ -8,18 +8,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stn_export.answer.choice import time_of
+from stn_export.artifacts.manifest import Facts
 from stn_export.artifacts.training import Trainings
+from stn_export.audit import __main__ as audit_stage
 from stn_export.bench import compare, proof, results
 from stn_export.bench.session import Session
 from stn_export.bench.startup import summary
 from stn_export.cli.tables import OUTPUT
+from stn_export.graphs.deployment import Audit, NodePlacement
 from stn_export.report.history import history
+from stn_export.train import __main__ as train
 from stn_export.train import keep_speed
+from stn_export.train.gain import Training
 from stn_export.verify import __main__ as verify
+from stn_export.verify import versus
 from tests import golden, readme
 from tests.golden import CHECKS, CONTESTS, CURVES, GAINS, PARTS, STARTS, STEPS, TRAINED, Grid
 from tests.test_golden import ends, inverse, micro, minus, percent, three
@@ -188,7 +195,7 @@ def from_csv(text: str) -> dict[str, Grid]:
     return {"": Grid(heading, [[cell.removeprefix("'") for cell in line] for line in lines])}
 
 
-HEADINGS = ("backend", "artifact", "row", "what", "target", "model")
+HEADINGS = ("backend", "artifact", "row", "what", "target", "model", "node")
 READERS: dict[str, Callable[[str], dict[str, Grid]]] = {
     "json": from_json,
     "markdown": golden.read_markdown,
@@ -315,6 +322,71 @@ def test_what_the_speed_of_training_shows(printed: Callable):
         "ours": {"seconds": "3.21", "against": NONE, "ratio (interval)": NONE},
         "the tutorial's": {"seconds": "4.35", "against": "2.29", "ratio (interval)": "1.91 (1.72 to 2.24)"},
     }
+
+
+def test_what_two_files_show(printed: Callable):
+    """Of two runs the worst output of each artifact, what differs before what does not."""
+    rows = [
+        versus.Row("scores", "examples", 1.1e-5, 2.3e-5, 0.9987, "", "fp32: close", "stn/a", bound=3.1e-5),
+        versus.Row("boxes", "noise", 4.1e-5, 5.3e-5, 0.9971, "", "fp32: close", "stn/a", bound=6.1e-5),
+        versus.Row("scores", "examples", 7.1e-2, 8.3e-2, 0.8123, "too far", "int8: wide", "stn/b", bound=9.1e-3),
+        versus.Row("boxes", "noise", 9.7e-2, 8.9e-2, None, "", "int8: wide", "stn/b", bound=9.2e-1),
+    ]
+    [grid] = printed(lambda: versus.show(("a.onnx", "b.onnx"), rows))
+    names = ("inputs", "output", "max abs", "allowed", "max rel", "agreement", "verdict")
+    assert grid.by("artifact") == {
+        "stn/a": dict(zip(names, ("noise", "boxes", "4.1e-05", "6.1e-05", "5.3e-05", "99.71%", "equal"), strict=True)),
+        "stn/b": dict(
+            zip(names, ("examples", "scores", "7.1e-02", "9.1e-03", "8.3e-02", "81.23%", "DIFFERENT"), strict=True)
+        ),
+    }
+
+
+def test_what_an_audit_shows(printed: Callable, capsys: pytest.CaptureFixture[str]):
+    nodes = (
+        NodePlacement("conv", "Conv", "", 18, "CUDAExecutionProvider", "it has a kernel", 1_234_567),
+        NodePlacement("grid", "AffineGrid", "", 20, "CPUExecutionProvider", "it has none", None),
+    )
+    sums = {"initialiser_bytes": 345_678, "activation_bytes": 87_654, "macs": 1_234_567}
+    found = Audit("cuda", True, nodes, (), capturable=False, capture_reason="a node on the CPU", **sums)
+    [grid] = printed(lambda: audit_stage._show(found))
+    assert grid.by("node") == {
+        "conv": {"operator": "Conv", "runs on": "CUDA", "multiply-adds": "1,234,567", "why": "it has a kernel"},
+        "grid": {"operator": "AffineGrid", "runs on": "CPU", "multiply-adds": "unknown", "why": "it has none"},
+    }
+    audit_stage._show(found)
+    said = capsys.readouterr().err.splitlines()
+    assert "at batch 1   at least 1,234,567 multiply-adds, 87,654 bytes of activations" in said
+    assert "weights      345,678 bytes" in said
+
+
+def test_what_training_closes_with(printed: Callable, monkeypatch: pytest.MonkeyPatch):
+    """Two networks of three seeds each, one of one seed; the intervals are Student's."""
+    names = dict(zip(TRAINED, readme.MODELS, strict=True))
+    listed = [
+        Training(
+            names[name], int(seed), {"recipe": {"name": "quick"}}, history, "cpu", {}, Facts(name, multiply_adds=work)
+        )
+        for name, (*_, work) in TRAINED.items()
+        for seed, curve in CURVES[name].items()
+        for history in [tuple({"test_accuracy": each, "seconds": 1.0} for each in curve)]
+        if name != "wide" or seed == "1"
+    ]
+    monkeypatch.setattr(train, "read_training", lambda directory: directory)
+    cells = [SimpleNamespace(run=Path("golden"), directory=each) for each in listed]
+    [grid] = printed(lambda: train.print_summary(cells))
+    expected = {}
+    for name, (*_, work) in TRAINED.items():
+        values = [curve[-1] for seed, curve in CURVES[name].items() if name != "wide" or seed == "1"]
+        row = {"multiply-adds": f"{work:,}", "seeds": f"{len(values)}", "sd, points": NONE}
+        row |= {"test accuracy": f"{100 * statistics.fmean(values):.2f}%", "95 % interval of the mean": NONE}
+        if len(values) > 1:
+            reach = 4.302653 * statistics.stdev(values) / 3**0.5  # Student's t of two degrees of freedom
+            low, high = statistics.fmean(values) - reach, min(statistics.fmean(values) + reach, 1.0)
+            row |= {"sd, points": f"{100 * statistics.stdev(values):.2f}"}
+            row |= {"95 % interval of the mean": f"{100 * low:.2f}% to {100 * high:.2f}%"}
+        expected[names[name]] = row
+    assert grid.by("model") == expected
 
 
 TRIALS = [
