@@ -10,7 +10,7 @@ import pytest
 from stn_export import cli
 from stn_export.answer.card import by_word, card
 from stn_export.answer.held import Held, held
-from stn_export.artifacts.manifest import Artifact, NetworkDirectory
+from stn_export.artifacts.manifest import Artifact, Facts, NetworkDirectory
 from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench import compare, results
 from stn_export.comparison import laws
@@ -167,6 +167,10 @@ class Directory(NetworkDirectory):
     @property
     def artifacts(self) -> dict[str, Artifact]:
         return self.listed_here
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(*golden.LABELS[self.name])
 
 
 def test_accuracy_in_training_is_that_in_verification(golden_run: Held):
