@@ -1,4 +1,7 @@
-"""The figures of README and docs, each from a kept file: ``make readme`` writes every block between its marks anew."""
+"""The figures of README and docs, each from a kept file: ``make readme`` writes every block between its marks anew.
+
+It refuses files whose derived figures are not those of the raw values beside them; see ``recomputed``.
+"""
 
 import json
 import statistics
@@ -8,13 +11,16 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
+from stn_export import cli
 from stn_export.artifacts.files import filled, write_if_changed
 from stn_export.bench.kept import KEPT, PROOF_PREFIX
 from stn_export.cli import LABEL, markdown_table
+from stn_export.errors import CheckFailedError
 from stn_export.train.gain import SETTLED
 from stn_export.train.recipes import MODELS
 from stn_export.train.results import read_reference
 from tests import survival
+from tests.recomputed import kept_files, stale
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "SECURITY.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -243,6 +249,17 @@ def page(text: str) -> str:
     return text
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write all pages anew, from files whose derived figures are those of their raw values.
+
+    Raises:
+        CheckFailedError: naming the figures that are not.
+    """
+    if lines := stale(kept_files()):
+        raise CheckFailedError("kept figures are stale; 'python -m tests.recomputed' makes them anew", *lines)
     changed = [path.name for path in PAGES if write_if_changed(path, page(path.read_text(encoding="utf-8")).encode())]
     sys.stdout.write(f"wrote {', '.join(changed)}\n" if changed else "all pages are up to date\n")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda _=None: main()))

@@ -127,8 +127,9 @@ class Answer:
         subject = self.held.directories[0].name
         if subject not in own:
             return self.held.trainings[0].sentence.removeprefix("Test accuracy: ") if self.held.trainings else ""
-        shown = program(self.deployed.quick.row)[1] if self.deployed else PROGRAM
-        value = found[subject, shown] if (subject, shown) in found else own[subject]
+        deployed = program(self.deployed.quick.row) if self.deployed else (subject, PROGRAM, "")
+        of_its_runner = self.held.proved.get(deployed)
+        shown, value = deployed[1], own[subject] if of_its_runner is None else of_its_runner
         beside = [] if shown == PROGRAM else [f"eager PyTorch {percent(own[subject])}"]
         beside += [f"{roles[name].label} {percent(each)}" for name, each in own.items() if roles[name].role == PLAIN]
         return percent(value) + (f" ({', '.join(beside)})" if beside else "")

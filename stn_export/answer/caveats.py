@@ -40,6 +40,12 @@ def stale(content: Held, deployed: Deployed) -> Iterator[str]:
         yield f"stale: {listed(list(names))} changed since {' and '.join(stages)} ran; run {commands} again"
 
 
+def impossible(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name the figures that break a law, so that at least one of them was made wrongly."""
+    if broken := content.broken_laws:
+        yield f"figures that cannot be right, do not rely on them: {listed(list(map(str, broken)), '; ')}"
+
+
 def unverified(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the files that no check has seen."""
     exported = {artifact.network for artifact in content.exports}
@@ -127,6 +133,7 @@ def one_machine(content: Held, deployed: Deployed) -> Iterator[str]:
 
 CAVEATS: tuple[Caveat, ...] = (
     failed,
+    impossible,
     stale,
     unverified,
     faster,

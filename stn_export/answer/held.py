@@ -19,6 +19,7 @@ from stn_export.artifacts.manifest import (
 from stn_export.artifacts.schemas import SHOWN, read_bench, read_verified
 from stn_export.artifacts.training import Comparison, read_trainings
 from stn_export.comparison.fastest import Portability, Proved, portability_of, program, proved_by
+from stn_export.comparison.laws import Broken, broken_by_accuracies, broken_by_checks, broken_by_rows
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,29 @@ class Held:
         untrained = {each.name for each in self.directories if each.facts.note == TWIN_NOTE}
         proved = proved_by(self.checks, self.current.holds)
         return {name: None if name[0] in untrained else accuracy for name, accuracy in proved.items()}
+
+    @property
+    def trained_accuracies(self) -> dict[str, float]:
+        """Test accuracy of each network as training left it, of the seed whose network this is."""
+        found: dict[str, float] = {}
+        models = self.trainings[0].models if self.trainings else {}
+        for directory in self.directories:
+            checkpoint = directory.artifacts.get(CHECKPOINT)
+            trained = models.get(directory.name)
+            if checkpoint is None or trained is None:
+                continue
+            seed = str(checkpoint.settings.get("seed"))
+            if seed in trained.seeds:
+                best = checkpoint.settings.get("keep") == "best"
+                found[directory.name] = trained.seeds[seed] if best else trained.accuracies[seed][-1]
+        return found
+
+    @property
+    def broken_laws(self) -> list[Broken]:
+        """What figures of this run cannot be right, each in a sentence."""
+        current = [check for check in self.checks if self.is_current(check)]
+        found = [*broken_by_rows(self.rows), *broken_by_checks(current)]
+        return [*found, *broken_by_accuracies(self.trained_accuracies, current)]
 
     @property
     def portability(self) -> Portability:

@@ -28,6 +28,7 @@ from stn_export import cli
 from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench.intervals import scatter, verdict
 from stn_export.bench.method import METHOD
+from stn_export.comparison import laws
 from stn_export.comparison.estimates import CONFIDENCE, student
 from stn_export.errors import CheckFailedError, UserError
 
@@ -152,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.base is None:
         raise UserError("there is nothing to compare with", "make bench-compare BASE=file.json")
     base, new = (read_bench(path, Result) for path in (options.base, options.new))
+    for path, content in ((options.base, base), (options.new, new)):
+        laws.require(content, path)
     differing = different_machine(base, new)
     if differing and not options.across_machines:
         hint = "time both on one machine, or add --across-machines (ACROSS=1) to see ratios to eager only"

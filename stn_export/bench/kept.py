@@ -13,6 +13,7 @@ from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import network_directories
 from stn_export.artifacts.schemas import Result, read_bench, read_verified
 from stn_export.bench.floors import measured_peak, published_peak
+from stn_export.comparison import laws
 from stn_export.comparison.fastest import portability_of, program, proved_by
 
 KEPT = Path("benchmarks") / "results"
@@ -45,9 +46,10 @@ def keep(path: Path, directory: Path) -> Path:
     on the machine that was timed.
 
     Raises:
-        UserError: where it is no benchmark file of ours, or was taken on another processor.
+        UserError: where it is no benchmark file of ours, or its figures cannot be right.
     """
     content = read_bench(path, Result)
+    laws.require(content, path)  # while the nodes of profiles are there
     environment, device = content["machine_info"]["stn_export"], device_of(content)
     for row in content["benchmarks"]:
         row["stats"].pop("data", None)
@@ -55,6 +57,7 @@ def keep(path: Path, directory: Path) -> Path:
         row.pop("options", None)
     timed = [row["extra_info"] for row in content["benchmarks"]]
     content |= {"peak": peak(environment, device)} | verified(path.parent, timed)
+    laws.require(content, path)  # now with the device's peak
     kept = directory / file_name(environment, device, content["datetime"])
     write_out(kept, compact(content))
     return kept

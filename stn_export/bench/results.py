@@ -17,6 +17,7 @@ from stn_export.bench import proof
 from stn_export.bench.floors import floors
 from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep
 from stn_export.bench.method import METHOD, PROOF
+from stn_export.comparison import laws
 from stn_export.comparison.disturbance import CONTRADICTED, DISTURBED, LEGEND, Marks
 from stn_export.comparison.fastest import Program, choices, choose, program, steps
 from stn_export.comparison.words import significant, span
@@ -180,11 +181,16 @@ def machine_line(content: dict) -> str:
 
 
 def document(directory: Path) -> str:
-    """RESULTS.md: a chapter a benchmark file, then the proofs."""
+    """RESULTS.md: a chapter a benchmark file, then the proofs.
+
+    Raises:
+        UserError: where a file cannot be read, or its figures cannot be right.
+    """
     lines = [OPENING]
     kept = sorted(directory.glob("*.json"))
     for path in [path for path in kept if b'"benchmarks"' in path.read_bytes()]:
         content = {"proved": [], "portability": {}} | read_bench(path, Result)
+        laws.require(content, path)
         rows = [row["extra_info"] for row in content["benchmarks"]]
         lines += [f"## {path.stem}", "", machine_line(content), "", *headlines(content, rows)]
         lines += contest_tables(rows) + floor_table(content, rows)

@@ -52,6 +52,9 @@ def _read(stream: BinaryIO, kind: np.dtype, shape: Sequence[int]) -> np.ndarray:
     return np.frombuffer(bytearray(content), kind).reshape(shape)
 
 
+# pragma: no mutate start  # whether a runtime is loaded rightly only that runtime can tell
+
+
 def onnxruntime(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
     """What the others are held against, where they are: tells what the way here costs."""
     import onnxruntime
@@ -230,6 +233,9 @@ def litert(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> C
     return call
 
 
+# pragma: no mutate end
+
+
 def serve(load: Callable[[Arrays], Call], outputs: Sequence[str], requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer until nobody asks."""
     call: Call | None = None
@@ -259,6 +265,9 @@ def serve(load: Callable[[Arrays], Call], outputs: Sequence[str], requests: Bina
             send(replies, {"failed": said}, {})
 
 
+# pragma: no mutate start  # runs in a process of its own, where mutants are not seen
+
+
 def main(job: dict) -> None:
     """Serve one file."""
     with open(job["read"], "rb") as requests, open(job["write"], "wb") as replies:  # noqa: PTH123  # descriptors
@@ -270,6 +279,8 @@ def main(job: dict) -> None:
             replies,
         )
 
+
+# pragma: no mutate end
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
