@@ -283,6 +283,8 @@ def test_float32_in_an_approximate_runtime_is_held_to_bounds_of_its_own():
     assert replace(spec, approximate=True).tolerance_of("fp32") == "approximate"
     assert (spec.tolerance_of("fp32"), replace(spec, approximate=True).tolerance_of("fp16")) == ("fp32", "fp16")
     assert {spec.name for spec in RUNNERS if spec.approximate} == {"mnn-cpu", "ncnn-cpu"}
+    assert {spec.tolerance_of("fp32") for spec in RUNNERS if spec.name == "openvino-cpu"} == {"openvino"}
+    assert {spec.tolerance_of("int8") for spec in RUNNERS if spec.name == "openvino-cpu"} == {"int8"}
 
 
 def installed(folder: Path, name: str, version: str, package: str = "", tried: bool = True) -> Path:

@@ -123,21 +123,30 @@ FP16 = Tolerance(
     strays=0.2,
 )
 
+FP32 = Tolerance(
+    theta=Bound(2e-6, 2e-6),
+    grid=Bound(1e-4, 2e-6),
+    warped=Bound(1e-4),
+    output=Bound(3.5e-7, 5e-6),
+    resampled=Bound(3e-5, 5e-6),
+    multiple=8.0,
+    agreement=0.999,
+    accuracy_loss=0.001,
+    reason="a few float32 roundings, 1.2e-7 each: the log-probabilities of trained digits reach -59, where 3.5e-7 "
+    "of that is 2e-5; in a resized image of 32 pixels places lose 4 roundings, 8e-6 of a pixel, on each of two "
+    "axes, and neighbours lie up to twice the largest value apart; whole numbers are exact where eager's are",
+    strays=2e-3,
+    count=WHOLE,
+)
+
 TOLERANCES = {
-    "fp32": Tolerance(
-        theta=Bound(2e-6, 2e-6),
-        grid=Bound(1e-4, 2e-6),
-        warped=Bound(1e-4),
-        output=Bound(3.5e-7, 5e-6),
-        resampled=Bound(3e-5, 5e-6),
-        multiple=8.0,
-        agreement=0.999,
-        accuracy_loss=0.001,
-        reason="a few float32 roundings, 1.2e-7 each: the log-probabilities of trained digits reach -59, where 3.5e-7 "
-        "of that is 2e-5; in a resized image of 32 pixels places lose 4 roundings, 8e-6 of a pixel, on each of two "
-        "axes, and neighbours lie up to twice the largest value apart; whole numbers are exact where eager's are",
-        strays=2e-3,
-        count=WHOLE,
+    "fp32": FP32,
+    "openvino": replace(
+        FP32,
+        output=Bound(2e-6, 2e-5),
+        multiple=32.0,
+        reason="float32 files in OpenVINO, which sums long products in blocks of its own order and computes float64 in "
+        "float32: it was found 2.2 times beyond the usual bound and 15 times eager's own error, on constant images",
     ),
     "tf32": replace(
         FP16, reason="float32 files whose products a GPU computes in TF32, which keeps 11 bits as half precision does"

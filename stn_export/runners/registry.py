@@ -84,6 +84,7 @@ class RunnerSpec:
     With ``verify_batch`` it is verified in batches of that size only, filled up: it compiles anew for each size, which
     is ``slow`` where it takes seconds or minutes. A ``foreign`` one may refuse a file, and is timed where it is proved
     equal only; an ``approximate`` one computes float32 files less exactly.
+    ``bounds`` is the row of ``TOLERANCES`` for float32 files.
     """
 
     name: str
@@ -98,6 +99,7 @@ class RunnerSpec:
     slow: bool = False
     foreign: bool = False
     approximate: bool = False
+    bounds: str = "fp32"
 
     @property
     def on_events(self) -> bool:
@@ -127,7 +129,7 @@ class RunnerSpec:
         """The row of ``TOLERANCES`` for an artifact of this precision in this runner."""
         if precision != "fp32":
             return precision
-        return "tf32" if self.tf32 else "approximate" if self.approximate else precision
+        return "tf32" if self.tf32 else "approximate" if self.approximate else self.bounds
 
 
 def _elsewhere(runtime: Runtime) -> RunnerSpec:
@@ -151,7 +153,7 @@ RUNNERS = (
     RunnerSpec("aotinductor-cpu", "aotinductor", "cpu", AotInductor),
     RunnerSpec("native-cpu", "native", "cpu", Native, no_compiler),
     RunnerSpec("onnxruntime-cpu", "onnx", "cpu", OnnxRuntime),
-    RunnerSpec("openvino-cpu", "onnx", "cpu", _openvino, _no_openvino),
+    RunnerSpec("openvino-cpu", "onnx", "cpu", _openvino, _no_openvino, bounds="openvino"),
     RunnerSpec("compiled-cpu", "pt2", "cpu", Compiled, _no_compiler, verify_batch=64, slow=True),
     RunnerSpec("eager-autograd-cpu", "pt2", "cpu", EagerAutograd),
     RunnerSpec("onnxruntime-default-cpu", "onnx", "cpu", OnnxRuntimeDefault, lowering=DEFAULT_EXPORT),
