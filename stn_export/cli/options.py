@@ -247,6 +247,9 @@ def audit() -> Parser:
     parser.add_argument("--provider", nargs="+", choices=["cpu", "cuda"], default=["cpu", "cuda"], help="where to")
     parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
     parser.add_argument("--strict", action="store_true", help="fail on any finding")
+    parser.add_argument(
+        "--snippet", choices=["python", "c++", "rust", "js"], help="print lines of that language that run it, and stop"
+    )
     parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels there and stop")
     return parser
 
