@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 from stn_export import cli
 from stn_export.audit import __main__ as audit
 from stn_export.errors import UserError
-from stn_export.graphs.contract import Declared
+from stn_export.graphs.contract import Described
 from stn_export.graphs.snippets import LANGUAGES, Call, c_program, snippet
 
 # Put real ones there: the folder of onnxruntime_cxx_api.h, and one whose node_modules hold onnxruntime-node.
@@ -186,13 +186,13 @@ def test_javascript_runs_or_is_of_its_syntax(file: Path, capsys: pytest.CaptureF
     assert said.splitlines() == ["class [ 1, 3 ]", "2nd [ 1 ]", "flags [ 1, 7 ]"]
 
 
-def call(*inputs: Declared, sizes: tuple[int, ...] = (1, 2)) -> Call:
-    return Call("a.onnx", inputs, (Declared("y", "float32", (1,)),), {each.name: sizes for each in inputs})
+def call(*inputs: Described, sizes: tuple[int, ...] = (1, 2)) -> Call:
+    return Call("a.onnx", inputs, (Described("y", "float32", (1,)),), {each.name: sizes for each in inputs})
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_name_that_would_end_a_string_or_a_comment_does_not(language: str):
-    hostile = Declared('x"; evil() //\\\n\u202e*/', "float32", ("N\n evil()", 2))
+    hostile = Described('x"; evil() //\\\n\u202e*/', "float32", ("N\n evil()", 2))
     text = snippet(language, call(hostile))
     assert "\u202e" not in text
     assert not [line for line in text.splitlines() if line.strip().startswith("evil")]
@@ -204,12 +204,12 @@ def test_a_name_that_would_end_a_string_or_a_comment_does_not(language: str):
 @pytest.mark.parametrize("language", ["c++", "rust", "js"])
 def test_what_a_language_cannot_be_given_is_one_line(language: str):
     with pytest.raises(UserError, match=r"input words, a string") as caught:
-        snippet(language, call(Declared("words", "string", ("N", 2))))
+        snippet(language, call(Described("words", "string", ("N", 2))))
     assert "--snippet python" in caught.value.hint
 
 
 def test_two_names_alike_are_two_variables():
-    found = call(*(Declared(name, "float32", (1, 2)) for name in ("a.b", "a/b", "a_b", "a_b_bytes", "session", "")))
+    found = call(*(Described(name, "float32", (1, 2)) for name in ("a.b", "a/b", "a_b", "a_b_bytes", "session", "")))
     assert len(set(found.variables.values())) == 7
     assert "session" not in found.variables.values()
 

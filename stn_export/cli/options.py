@@ -10,6 +10,7 @@ from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.limits import require
 
+SHAPE = "sizes of an input that the file leaves open; others are searched"
 BUDGET = "time such as 90s, 3m or 1h after which no other row is timed; what answers most comes first"
 UNITS = {"s": 1, "m": 60, "h": 3600}  # in seconds
 
@@ -45,6 +46,15 @@ def number(limit: str, least: int = 0) -> Callable[[str], int]:
 def names(text: str) -> tuple[str, ...]:
     """An argument type: names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An argument type: ``NAME=1,16000``, or ``NAME=`` for a scalar."""
+    name, _, sizes = text.rpartition("=")
+    found = tuple(int(size) for size in sizes.replace("x", ",").split(",") if size.strip())
+    if not name or min(found, default=0) < 0:
+        raise ValueError(text)
+    return name, found
 
 
 def tolerance(text: str) -> float:
@@ -256,7 +266,12 @@ def audit() -> Parser:
 
 def bench() -> Parser:
     """Of ``bench``."""
-    parser = stage("bench", "Time every artifact of a run on every backend; other options go to pytest.")
+    parser = stage(
+        "bench",
+        "Time every artifact of a run on every backend, or an ONNX file of any origin, or two in turns. Of a run, "
+        "other options go to pytest.",
+    )
+    parser.usage = "%(prog)s [FILE.onnx [OTHER.onnx]] [options]"
     parser = with_trust(with_runtimes(with_lock(parser)))
     parser.add_argument("--run", type=path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
@@ -265,6 +280,13 @@ def bench() -> Parser:
     parser.add_argument("--benchmark-json", type=path_or_none, help="what is written; by default RUN/bench.json")
     parser.add_argument("--budget", type=time, metavar="TIME", help=BUDGET)
     with_again(parser, "rows of the same files, settings and machine are not timed")
+    parser.add_argument(
+        "--shape", type=shape, nargs="+", action="extend", default=(), metavar="NAME=1,16000", help=SHAPE
+    )
+    parser.add_argument(
+        "--inputs", type=path_or_none, metavar="FILE.npz", help="of a FILE: arrays by name to call it with"
+    )
+    parser.add_argument("--threads", type=number("threads", 1), metavar="N", help="of a FILE; by default the grid's, 1")
     parser.add_argument("--verbose", action="store_true", help="pytest's own lines and tables too")
     return parser
 

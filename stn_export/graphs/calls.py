@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stn_export.artifacts.manifest import CHECKPOINT, Artifact, NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.graphs.contract import Declared
+from stn_export.graphs.contract import Described
 from stn_export.graphs.snippets import LANGUAGES, PYTHON, Call, c_program, snippet
 from stn_export.program.specs import BATCH, TensorSpec
 
@@ -55,7 +55,7 @@ def _calls(directory: NetworkDirectory, artifacts: list[Artifact]) -> Iterator[H
             yield HowToCall(file, more, "c", text)
         return
     languages = list(LANGUAGES) if first.format == "onnx" else ["python"] if first.format in PYTHON else []
-    inputs, outputs = (tuple(map(declared, specs)) for specs in (first.contract.inputs, first.contract.outputs))
+    inputs, outputs = (tuple(map(described, specs)) for specs in (first.contract.inputs, first.contract.outputs))
     call = Call(file, inputs, outputs, _sizes(directory, first))
     for language in languages:
         try:
@@ -64,11 +64,11 @@ def _calls(directory: NetworkDirectory, artifacts: list[Artifact]) -> Iterator[H
             continue
 
 
-def declared(spec: TensorSpec) -> Declared:
+def described(spec: TensorSpec) -> Described:
     """An input or output of a run as a file declares it."""
     pixels = spec.pixels if spec.dtype == "float32" else None
     figures = (pixels.mean, pixels.std) if pixels else ((), ())
-    return Declared(spec.name, spec.dtype, spec.shape, *figures)
+    return Described(spec.name, spec.dtype, spec.shape, *figures)
 
 
 def _sizes(directory: NetworkDirectory, artifact: Artifact) -> dict[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ SHOWN = 20  # inputs, and outputs, that are printed
 
 
 @dataclass(frozen=True)
-class Declared:
+class Described:
     """One input or output as the file declares it.
 
     Attributes:
@@ -75,8 +75,8 @@ class FileContract:
         external_bytes: of weights in files beside it.
     """
 
-    inputs: tuple[Declared, ...]
-    outputs: tuple[Declared, ...]
+    inputs: tuple[Described, ...]
+    outputs: tuple[Described, ...]
     opsets: dict[str, int]
     ir_version: int
     producer: str
@@ -128,8 +128,8 @@ def contract_of(file: OnnxFile, path: Path | None = None) -> FileContract:
     operators = Counter(_operator(node) for node in _nodes(model))
     weights = list(_weights(model))
     return FileContract(
-        inputs=tuple(_declared(value, pixels.get(value.name)) for value in inputs_of(graph)),
-        outputs=tuple(_declared(value) for value in graph.output),
+        inputs=tuple(_described(value, pixels.get(value.name)) for value in inputs_of(graph)),
+        outputs=tuple(_described(value) for value in graph.output),
         opsets={each.domain or "ai.onnx": each.version for each in model.opset_import},
         ir_version=model.ir_version,
         producer=f"by {model.producer_name} {model.producer_version}".strip() if model.producer_name else "by nobody",
@@ -168,16 +168,16 @@ def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from (body for body in (each.g, *each.graphs) if body.node)
 
 
-def _declared(value: onnx.ValueInfoProto, pixels: _Pixels | None = None) -> Declared:
+def _described(value: onnx.ValueInfoProto, pixels: _Pixels | None = None) -> Described:
     kind = value.type.WhichOneof("value")
     if kind in NO_TENSORS:
-        return Declared(value.name, NO_TENSORS[kind], None)
+        return Described(value.name, NO_TENSORS[kind], None)
     tensor = value.type.sparse_tensor_type if kind == "sparse_tensor_type" else value.type.tensor_type
     shape = tuple(map(_size, tensor.shape.dim)) if tensor.HasField("shape") else None
-    found = Declared(value.name, _dtype(tensor.elem_type), shape)
+    found = Described(value.name, _dtype(tensor.elem_type), shape)
     if pixels is None or not _fits(pixels, found):
         return found
-    return Declared(found.name, found.dtype, found.shape, pixels.mean, pixels.std)
+    return Described(found.name, found.dtype, found.shape, pixels.mean, pixels.std)
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
@@ -204,7 +204,7 @@ def _pixels(model: onnx.ModelProto) -> dict[str, _Pixels]:
     return {each.name: each.pixels for each in said.inputs if each.pixels}
 
 
-def _fits(pixels: _Pixels, declared: Declared) -> bool:
+def _fits(pixels: _Pixels, declared: Described) -> bool:
     """Whether a normalisation is one for that input: a figure or one a channel, and none that divides by zero."""
     channels = declared.shape[1] if declared.shape is not None and len(declared.shape) == 4 else 0
     counts = {len(pixels.mean), len(pixels.std)} <= {1, channels}

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from stn_export.cli.tables import UNSEEN, visible
 from stn_export.errors import UserError
-from stn_export.graphs.contract import Declared
+from stn_export.graphs.contract import Described
 
 MOST = 8  # outputs that a snippet names
 PLACE = "the data goes here"
@@ -38,8 +38,8 @@ class Call:
     """What a snippet is written of: the file as it is opened, what goes in and comes out, and the sizes that go in."""
 
     file: str
-    inputs: tuple[Declared, ...]
-    outputs: tuple[Declared, ...]
+    inputs: tuple[Described, ...]
+    outputs: tuple[Described, ...]
     sizes: Mapping[str, tuple[int, ...]]
 
     @cached_property
@@ -56,15 +56,15 @@ class Call:
         return found
 
     @property
-    def given(self) -> tuple[Declared, ...]:
+    def given(self) -> tuple[Described, ...]:
         """The outputs that are named: the first ones, where there are many."""
         return self.outputs[:MOST]
 
-    def count(self, each: Declared) -> int:
+    def count(self, each: Described) -> int:
         """How many numbers an input is."""
         return math.prod(self.sizes[each.name])
 
-    def comment(self, each: Declared) -> str:
+    def comment(self, each: Described) -> str:
         """What belongs into an input, in words that end no comment and go on in no other line."""
         what = "bytes of pictures" if each.mean else PLACE
         shape = "" if each.shape is None else f": {'×'.join(map(str, each.shape))}"
@@ -169,7 +169,7 @@ def _torch(load: str) -> Callable[[Call], Iterator[str]]:
     return write
 
 
-def _index(each: Declared, call: Call, values: Sequence[float], form: str = "i / {} % {}") -> str:
+def _index(each: Described, call: Call, values: Sequence[float], form: str = "i / {} % {}") -> str:
     """Which of the means or stds number ``i`` of a picture has."""
     sizes = call.sizes[each.name]
     return form.format(math.prod(sizes[2:]), sizes[1]) if len(values) > 1 else "0"
@@ -198,7 +198,7 @@ def cpp(call: Call) -> Iterator[str]:
     yield "}"
 
 
-def _cpp_input(each: Declared, call: Call) -> Iterator[str]:
+def _cpp_input(each: Described, call: Call) -> Iterator[str]:
     name, kind, count = call.variables[each.name], CPP[each.dtype], call.count(each)
     yield f"  auto {name} = std::make_unique<{kind}[]>({count});{'' if each.mean else f'  // {call.comment(each)}'}"
     if each.mean:
@@ -232,7 +232,7 @@ def rust(call: Call) -> Iterator[str]:
     yield from ("    Ok(())", "}")
 
 
-def _rust_input(each: Declared, call: Call) -> Iterator[str]:
+def _rust_input(each: Described, call: Call) -> Iterator[str]:
     name, kind, count = call.variables[each.name], RUST[each.dtype], call.count(each)
     shape = f"[{', '.join(f'{size}usize' for size in call.sizes[each.name])}]"
     if each.mean:
@@ -261,7 +261,7 @@ def js(call: Call) -> Iterator[str]:
         yield f"console.log({_braced(each.name)}, results[{_braced(each.name)}].dims);"
 
 
-def _js_input(each: Declared, call: Call) -> Iterator[str]:
+def _js_input(each: Described, call: Call) -> Iterator[str]:
     name, count, data = call.variables[each.name], call.count(each), f"new {JS[each.dtype]}({call.count(each)})"
     if each.mean:
         mean, std = (_index(each, call, values, "Math.floor(i / {}) % {}") for values in (each.mean, each.std))
