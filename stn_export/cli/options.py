@@ -10,6 +10,7 @@ from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.limits import require
 
+SHAPE = "sizes of an input that the file leaves open; others are searched"
 BUDGET = "time such as 90s, 3m or 1h after which no other row is timed; what answers most comes first"
 UNITS = {"s": 1, "m": 60, "h": 3600}  # in seconds
 
@@ -45,6 +46,15 @@ def number(limit: str, least: int = 0) -> Callable[[str], int]:
 def names(text: str) -> tuple[str, ...]:
     """An argument type: names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An argument type: ``NAME=1,16000``, or ``NAME=`` for a scalar."""
+    name, _, sizes = text.rpartition("=")
+    found = tuple(int(size) for size in sizes.replace("x", ",").split(",") if size.strip())
+    if not name or min(found, default=0) < 0:
+        raise ValueError(text)
+    return name, found
 
 
 def tolerance(text: str) -> float:
@@ -247,6 +257,10 @@ def audit() -> Parser:
     parser.add_argument("--provider", nargs="+", choices=["cpu", "cuda"], default=["cpu", "cuda"], help="where to")
     parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
     parser.add_argument("--strict", action="store_true", help="fail on any finding")
+    parser.add_argument(
+        "--shape", type=shape, nargs="+", action="extend", default=(), metavar="NAME=1,16000", help=SHAPE
+    )
+    parser.add_argument("--inputs", type=path, metavar="FILE.npz", help="arrays by name to try it on")
     parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels there and stop")
     return parser
 
