@@ -20,7 +20,7 @@ from stn_export.answer.held import Held, held
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import write_atomically, write_out
 from stn_export.artifacts.manifest import BENCH_FILE, PROGRAM, network_directories
-from stn_export.audit.content import audited
+from stn_export.audit.content import examined
 from stn_export.bench.cases import eager_of, own_batch
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.intervals import ratio_interval
@@ -31,6 +31,7 @@ from stn_export.cli.tables import OUTPUT
 from stn_export.errors import UserError
 from stn_export.export.__main__ import export
 from stn_export.export.source import Source
+from stn_export.graphs.graph import read_model
 from stn_export.program.calls import Given
 from stn_export.verify import __main__ as verify
 from stn_export.verify.versus import Row, compare_files
@@ -138,7 +139,15 @@ def _checked(run: Path, notes: tuple[str, ...]) -> Result:
     contest = _timed(run, name) if passed else {}
     content: Held = held(run)
     lines = [line for line in card(content) if line[0] != "next"] + [("note", note) for note in notes]
-    return Result(lines, onnx.load(path), checks, audited(path), contest, figures(content), notes)
+    return Result(
+        lines,
+        onnx.load(path),
+        checks,
+        examined(str(path), read_model(path)).as_dict(),
+        contest,
+        figures(content),
+        notes,
+    )
 
 
 def _exported(source: Source) -> str:

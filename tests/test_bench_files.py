@@ -23,7 +23,6 @@ from stn_export.bench.files import FileBench, batch_of, bench_files, card, compa
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.method import METHOD
 from stn_export.comparison.estimates import estimate
-from stn_export.graphs.inputs import Asked
 from stn_export.program.specs import Arrays
 from stn_export.runners.onnx_runtime import OnnxRuntime
 
@@ -95,7 +94,7 @@ def test_two_files_take_turns_and_the_shorter_is_faster(file: Path, capsys: pyte
     assert "short.onnx against long.onnx, in turns" in shown
     assert "in turns   short.onnx takes 0." in shown
     assert "onnxruntime-cpu: faster" in shown
-    ours, theirs = (subject_of(Path(name), name, Asked()) for name in (file, "long.onnx"))
+    ours, theirs = (subject_of(Path(name), str(name), {}, None) for name in (file, "long.onnx"))
     assert compare_files(theirs, ours, REFERENCE, QUICK, Budget()).verdict == "slower"
 
 
@@ -154,7 +153,7 @@ def test_what_gives_something_else_is_never_the_fastest_and_a_refusal_costs_a_ro
 ):
     wrong, refusing = replace(REFERENCE, name="wrong-cpu", load=Wrong), replace(REFERENCE, name="no-cpu", load=Refusing)
     monkeypatch.setattr(files, "RUNNERS", (wrong, refusing, REFERENCE))
-    subject = subject_of(file, file.name, Asked())
+    subject = subject_of(file, file.name, {}, None)
     result = FileBench((subject,))
     bench_files(result, "cpu", QUICK, Budget())
     rows = {(row.runner, row.batch): row for row in result.timings}
@@ -173,7 +172,7 @@ def test_a_file_that_draws_random_numbers_differs_from_nobody(tmp_path: Path):
         f'<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x) => (float[N,4] y) {{ {text} }}'
     )
     onnx.save(made, tmp_path / "random.onnx")
-    subject = subject_of(tmp_path / "random.onnx", "random.onnx", Asked())
+    subject = subject_of(tmp_path / "random.onnx", "random.onnx", {}, None)
     row = time_file(subject, REFERENCE, 1, QUICK)
     assert (subject.steady, row.off, row.agrees) == (False, None, True)
 
@@ -202,15 +201,16 @@ def agreement(path: Path, rounds: int = 12) -> tuple[float, float]:
     """The ends of the 95 % interval of what ``bench`` says by what ``perf_test`` says, taken in turns.
 
     A load of a file differs from another for as long as it lives, by ``METHOD.load_spread``; every round loads anew.
+    Calls are so long that the half microsecond which a step of Python's costs does not count.
     """
-    subject = subject_of(path, path.name, Asked())
+    subject = subject_of(path, path.name, {"x0": (16, 256)}, None)
     grid, logs = replace(QUICK, row_seconds=0.1, warmup_seconds=0.05), []
     for index in range(rounds):
         if index % 2:
             other = perf_test(path, subject.inputs.draw(), 0.1)
-            ours = time_file(subject, REFERENCE, 1, grid).p50
+            ours = time_file(subject, REFERENCE, 16, grid).p50
         else:
-            ours = time_file(subject, REFERENCE, 1, grid).p50
+            ours = time_file(subject, REFERENCE, 16, grid).p50
             other = perf_test(path, subject.inputs.draw(), 0.1)
         logs.append(math.log(ours / other))
     found = estimate(logs)
@@ -218,9 +218,9 @@ def agreement(path: Path, rounds: int = 12) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("length", "size"), [(4, 64), (8, 256)])
-def test_bench_agrees_with_a_timing_written_independently(length: int, size: int, tmp_path: Path):
-    onnx.save(chain(length, size), tmp_path / "m.onnx")
+@pytest.mark.parametrize("length", [2, 8])
+def test_bench_agrees_with_a_timing_written_independently(length: int, tmp_path: Path):
+    onnx.save(chain(length, 256), tmp_path / "m.onnx")
     low, high = agreement(tmp_path / "m.onnx")
     assert low <= 1 <= high, f"{low:.3f} to {high:.3f}"
 

@@ -8,11 +8,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from stn_export.cli.options import shape as shape_of
 from stn_export.errors import UserError
 from stn_export.graphs.graph import flat
-from stn_export.graphs.inputs import Asked, Inputs, concrete_inputs, parse_shape, read_arrays, session_run
+from stn_export.graphs.inputs import Asked, Inputs, concrete_inputs, read_arrays, session_run
 from stn_export.graphs.placement import open_session
-
 
 ASKED = Asked()
 
@@ -136,10 +136,10 @@ def test_a_map_cannot_be_drawn():
 
 @pytest.mark.parametrize(("text", "shape"), [("a=1,16000", (1, 16000)), ("a=1x3", (1, 3)), ("a=", ())])
 def test_shapes_are_read(text: str, shape: tuple[int, ...]):
-    assert parse_shape(text) == ("a", shape)
+    assert shape_of(text) == ("a", shape)
 
 
 @pytest.mark.parametrize("text", ["1,2", "a=b", "a=-1", "=1"])
 def test_other_texts_are_no_shapes(text: str):
     with pytest.raises(ValueError):  # noqa: PT011  # as argparse takes it
-        parse_shape(text)
+        shape_of(text)

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from stn_export import audit as audited
 from stn_export import cli
 from stn_export.audit import __main__ as audit
-from stn_export.graphs.contract import SHOWN, contract_of
+from stn_export.graphs.contract import contract_of
 from stn_export.graphs.graph import OnnxFile
+from stn_export.graphs.records import SHOWN
 
 PIXELS = '{"inputs": [{"name": "x", "pixels": {"mean": [0.1, 0.2], "std": [0.5]}}]}'
 

@@ -171,7 +171,7 @@ def refuted(runtime: portability.Runtime, run: Path) -> list[str]:
         path = run / "stn" / f"{row['file']}.onnx"
         if row["runtime"] == runtime.kept and path.exists():
             subject = Subject(onnx.load(path))
-            verdict, _ = portability.ruled(runtime, subject, findings(subject), {})
+            verdict, _ = portability.ruled(runtime, subject, findings(subject))
             if (verdict == portability.REFUSED) != (row["verdict"] == REFUSES) or row["verdict"] == WRONG:
                 found.append(f"{row['file']}: {verdict}, but {row['verdict']}")
     return found

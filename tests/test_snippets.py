@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 from stn_export import cli
 from stn_export.audit import __main__ as audit
 from stn_export.errors import UserError
-from stn_export.graphs.contract import Described
+from stn_export.graphs.records import Described
 from stn_export.graphs.snippets import LANGUAGES, Call, c_program, snippet
 
 # Put real ones there: the folder of onnxruntime_cxx_api.h, and one whose node_modules hold onnxruntime-node.

@@ -1,8 +1,9 @@
 """Where an ONNX file's nodes run, what that copies and costs, and what to mind: ``python -m stn_export.audit FILE``.
 
-For any ONNX file. On the CPU, and on CUDA where there is a GPU, ONNX Runtime itself says where it put each node; else
-CUDA is predicted from the kernels that its provider registers, and the output says so. Costs are those of batch 1;
-``graph.MACS`` states what counts as a multiply-add. Nodes inside the bodies of control flow are not placed.
+For any ONNX file, which is looked at in a process of its own, within limits of time and memory. On the CPU, and on CUDA
+where there is a GPU, ONNX Runtime itself says where it put each node; else CUDA is predicted from the kernels that its
+provider registers, and the output says so. Sizes that the file leaves open are found by running it, and printed; costs
+are those at these sizes, see ``graphs.costs``. Nodes inside the bodies of control flow are not placed.
 """
 
 import sys
@@ -10,16 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.audit.content import audited
+from stn_export.cli.apart import apart
 from stn_export.cli.tables import OUTPUT
 from stn_export.errors import CheckFailedError, UserError
-from stn_export.graphs.contract import FileContract, contract_of
-from stn_export.graphs.deployment import Audit, NodePlacement, audit
-from stn_export.graphs.graph import bound_dimensions, read_model
-from stn_export.graphs.kernels import CPU, CUDA, write_kernels
-from stn_export.graphs.lint import Finding, lint
-from stn_export.graphs.portability import Verdict, portability
+from stn_export.graphs.records import CPU, CUDA, Audit, FileContract, Finding, NodePlacement, Report, Tried, Verdict
 from stn_export.graphs.snippets import Call, snippet
+from stn_export.limits import LIMITS
+
+# Not imported: onnx takes a second, and the other process has it.
+EXAMINE, DECLARED = (f"stn_export.audit.content:{name}" for name in ("examine_file", "declared_file"))
 
 
 def _show(result: Audit) -> None:
@@ -32,8 +32,10 @@ def _show(result: Audit) -> None:
     cli.say(f"fallbacks    {', '.join(f'{node.name} ({node.op_type})' for node in result.fallbacks) or 'none'}")
     cli.say(f"copies       {len(result.copies)}{': ' if copies else ''}{copies}")
     cli.say(f"CUDA graph   {'can' if result.capturable else 'cannot'} be captured: {result.capture_reason}")
-    least = "at least " if any(node.macs is None for node in result.nodes) else ""
-    cli.say(f"at batch 1   {least}{result.macs:,} multiply-adds, {result.activation_bytes:,} bytes of activations")
+    least = "at least " if result.uncounted else ""
+    cli.say(f"costs        {least}{result.macs:,} multiply-adds, {result.activation_bytes:,} bytes of activations")
+    if result.uncounted:
+        cli.say(f"not counted  {', '.join(result.uncounted)}")
     cli.say(f"weights      {result.initialiser_bytes:,} bytes")
     cli.say("")
 
@@ -63,9 +65,11 @@ def _show_portability(verdicts: dict[str, Verdict]) -> None:
     cli.table("Portability", ("runtime", "verdict", "why"), rows)
 
 
-def how_to_call(language: str, path: Path, declared: FileContract, sizes: Mapping[str, tuple[int, ...]]) -> str:
-    """Lines of a language that run the file on zeros of these sizes."""
-    return snippet(language, Call(path.as_posix(), declared.inputs, declared.outputs, sizes))
+def how_to_call(language: str, path: Path, declared: FileContract, tried: Tried) -> str:
+    """Lines of a language that run the file on zeros of the sizes that it was tried at."""
+    if tried.problem:
+        cli.say(f"not tried: {tried.problem}; give sizes with --shape", target=cli.console(stderr=True))
+    return snippet(language, Call(path.as_posix(), declared.inputs, declared.outputs, tried.shapes))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,32 +81,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = cli.parse("audit", arguments)
     if options.kernels:
+        from stn_export.graphs.kernels import write_kernels
+
         cli.say(f"{options.kernels}: {write_kernels(options.kernels)} operators")
         return
     if options.model is None:
         raise UserError("no model is named", "name an ONNX file")
-
-    file = read_model(options.model)
-    declared = contract_of(file, options.model)
+    asked = dict(options.shape), options.inputs
     if options.snippet:
-        sys.stdout.write(how_to_call(options.snippet, options.model, declared, bound_dimensions(file.model, 1)))
+        found = apart(DECLARED, options.model, *asked, seconds=LIMITS["audit"].value)
+        sys.stdout.write(how_to_call(options.snippet, options.model, *found))
         return
-    audits = {name: audit(file.model, name) for name in dict.fromkeys([*options.provider, *_also(options.require)])}
-    findings, verdicts = lint(file.model, file.external), portability(file.model)
+    providers = list(dict.fromkeys([*options.provider, *_also(options.require)]))
+    report: Report = apart(EXAMINE, options.model, providers, *asked, seconds=LIMITS["audit"].value)
     if options.format == "json":
-        cli.print_json(audited(options.model, options.provider))
+        cli.print_json(report.as_dict())
     else:
-        if not OUTPUT.brief:
-            cli.card(list(declared.lines()))
-        for each in audits.values():
-            _show(each)
-        _show_findings(findings)
-        _show_portability(verdicts)
-    if options.require and (fallen := audits[options.require].fallbacks):
+        show(report)
+    fallen = [node for each in report.audits if each.provider == options.require for node in each.fallbacks]
+    if fallen:
         told = "; ".join(f"{node.name} ({node.op_type}): {node.reason}" for node in fallen)
         raise CheckFailedError(f"{len(fallen)} compute nodes fall back to the CPU: {told}")
-    if options.strict and findings:
-        raise CheckFailedError(f"{len(findings)} findings: {', '.join(sorted({each.rule for each in findings}))}")
+    if options.strict and report.findings:
+        rules = ", ".join(sorted({each.rule for each in report.findings}))
+        raise CheckFailedError(f"{len(report.findings)} findings: {rules}")
+
+
+def show(found: Report) -> None:
+    """Print an audit for people."""
+    if not OUTPUT.brief:
+        cli.card(list(found.contract.lines()))
+    cli.say(f"tried on   {found.tried}")
+    if found.tried.problem:
+        cli.say(
+            f"not tried  {found.tried.problem}; give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
+        )
+    cli.say("")
+    for each in found.audits:
+        _show(each)
+    _show_findings(found.findings)
+    _show_portability(found.portability)
 
 
 def _also(required: str | None) -> list[str]:

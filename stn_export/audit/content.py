@@ -1,34 +1,103 @@
 """Everything that the audit finds of an ONNX file, for a script."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import onnx
 
+from stn_export.cli.apart import apart
+from stn_export.errors import UserError
 from stn_export.graphs.contract import contract_of
-from stn_export.graphs.deployment import audit
-from stn_export.graphs.graph import OnnxFile, read_model
-from stn_export.graphs.lint import lint
-from stn_export.graphs.placement import PROVIDERS
-from stn_export.graphs.portability import portability
+from stn_export.graphs.deployment import placement_of
+from stn_export.graphs.graph import ALIAS, OnnxFile, flat, read_model, walk
+from stn_export.graphs.inputs import Asked, Shape, read_arrays
+from stn_export.graphs.kernels import kernels
+from stn_export.graphs.lint import Subject, findings
+from stn_export.graphs.portability import verdicts
+from stn_export.graphs.records import PROVIDERS, FileContract, Report, Tried
+from stn_export.graphs.trial import ASKED, Step, here, try_model, within_limits
+from stn_export.limits import LIMITS
 
 
-def audited(model: Path | str | onnx.ModelProto, providers: Sequence[str] = tuple(PROVIDERS)) -> dict:
+def audited(
+    model: Path | str | onnx.ModelProto,
+    providers: Sequence[str] = tuple(PROVIDERS),
+    shapes: Mapping[str, Shape] | None = None,
+    inputs: Path | str | None = None,
+) -> dict:
     """What it declares (``contract``), where its nodes run, what to mind (``findings``) and which runtimes take it.
 
+    Args:
+        model: a file, which is looked at in a process of its own within limits, or a model in memory.
+        providers: of ONNX Runtime.
+        shapes: of inputs whose sizes the file leaves open; others are searched.
+        inputs: an ``.npz`` of arrays by name.
+
     Raises:
-        UserError: where the file cannot be read or ONNX Runtime cannot load it.
+        UserError: where the file cannot be read, or the inputs are not what it declares.
     """
     if isinstance(model, onnx.ModelProto):
-        name, path, file = "", None, OnnxFile(model)
-    else:
-        name, path, file = str(model), Path(model), read_model(Path(model))
-    loaded, found = file.model, lint(file.model, file.external)
-    return {
-        "model": name,
-        "contract": contract_of(file, path).as_dict(),
-        "audits": [audit(loaded, name).as_dict() for name in dict.fromkeys(providers)],
-        "findings": [asdict(each) for each in found],
-        "portability": {name: {"verdict": verdict, "why": why} for name, (verdict, why) in portability(loaded).items()},
-    }
+        arrays = read_arrays(Path(inputs)) if inputs else {}
+        return examined("", OnnxFile(model), providers, Asked(shapes or {}, arrays)).as_dict()
+    return examine_apart(Path(model), providers, shapes or {}, Path(inputs) if inputs else None).as_dict()
+
+
+def examine_apart(path: Path, providers: Sequence[str], shapes: Mapping[str, Shape], inputs: Path | None) -> Report:
+    """Audit a file in a process of its own, within limits.
+
+    Raises:
+        UserError: where the file cannot be read, goes beyond the limits, or the inputs are not what it declares.
+    """
+    place = f"{__name__}:examine_file"
+    return apart(place, path, providers, dict(shapes), inputs, seconds=LIMITS["audit"].value)
+
+
+def examine_file(path: Path, providers: Sequence[str], shapes: Mapping[str, Shape], inputs: Path | None) -> Report:
+    """Audit a file in this process, which somebody watches."""
+    arrays = read_arrays(inputs) if inputs else {}
+    return examined(str(path), read_model(path), providers, Asked(shapes, arrays), within_limits)
+
+
+def declared_file(path: Path, shapes: Mapping[str, Shape], inputs: Path | None) -> tuple[FileContract, Tried]:
+    """Say what a file declares, and the sizes that it runs at, in this process, which somebody watches."""
+    arrays, file = read_arrays(inputs) if inputs else {}, read_model(path)
+    return contract_of(file, path), try_model(flat(file.model), Asked(shapes, arrays), within_limits).inputs.tried
+
+
+def examined(
+    name: str, file: OnnxFile, providers: Sequence[str] = tuple(PROVIDERS), asked: Asked = ASKED, step: Step = here
+) -> Report:
+    """Audit a model.
+
+    Raises:
+        UserError: where ONNX has no such operators, or the inputs are not what it declares.
+    """
+    _require_operators(file.model)
+    subject = Subject(file.model, file.external, asked, step)
+    audits = [
+        placement_of(subject.model, provider, subject.infos, subject.trial.runs, step)
+        for provider in dict.fromkeys(providers)
+    ]
+    found = findings(subject)
+    declared, tried = contract_of(file, Path(name) if name else None), subject.trial.inputs.tried
+    return Report(name, declared, tried, tuple(audits), tuple(found), verdicts(subject, found))
+
+
+def _require_operators(model: onnx.ModelProto) -> None:
+    """Refuse what is no ONNX: operators of its own domain that it never had.
+
+    Raises:
+        UserError: naming one.
+    """
+    functions = {each.name for each in model.functions}
+    for node in walk(model.graph):
+        if node.domain in ("", ALIAS) and node.op_type not in functions and node.op_type not in _known_operators():
+            raise UserError(f"ONNX has no operator {node.op_type}", "name a file that an ONNX exporter wrote")
+
+
+@cache
+def _known_operators() -> frozenset[str]:
+    """Of ONNX's own domain, and those that ONNX Runtime adds to it."""
+    names = {each.name for each in onnx.defs.get_all_schemas_with_history() if not each.domain}
+    return frozenset(names | set(kernels().cuda)) | kernels().cpu

@@ -8,7 +8,7 @@ to a GPU included, one call after the other.
 import time
 import zlib
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from stn_export.artifacts.environment import DEVICES, cpu_name
 from stn_export.artifacts.files import sha256_of
 from stn_export.artifacts.manifest import Artifact
 from stn_export.bench.budget import Budget
+from stn_export.bench.foreign import look
 from stn_export.bench.grids import GRIDS, BenchGrid
 from stn_export.bench.intervals import summarise
 from stn_export.bench.machine import Watch
@@ -30,20 +31,18 @@ from stn_export.bench.targets import ROUNDED_TF32
 from stn_export.comparison.disturbance import DISTURBED, LEGEND
 from stn_export.comparison.words import by_reason, counted, significant, span, speed_ratio
 from stn_export.errors import UserError, one_line, require_choice
-from stn_export.graphs.deployment import audit
-from stn_export.graphs.graph import as_array, flat, read_model
-from stn_export.graphs.inputs import Asked, Feeds, Inputs, concrete_inputs, read_arrays, session_run
-from stn_export.graphs.placement import open_session
+from stn_export.graphs.graph import Shape, as_array
+from stn_export.graphs.inputs import Feeds, Inputs
+from stn_export.graphs.portability import difference
 from stn_export.program.specs import Arrays, Contract, TensorSpec
 from stn_export.runners import RUNNERS, RunnerSpec, Step
 
 REFERENCE = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")  # what the others are held against
 MANY = 16  # examples a call, of a file that leaves its batch open, beside the call of one
-AGREE = 1e-3  # of the largest output
 OVER = "the time budget was over"
 CHANGING = "the outputs are others in every run, so that runners were not compared"
-COLUMNS = ("file", "runner", "batch", "ms", "95 % interval", "p90 ms", "examples/s", "first answer s", "off by")
-DROP = ("first answer s", "p90 ms", "off by", "file")
+COLUMNS = ("runner", "file", "batch", "ms", "95 % of ms", "p90 ms", "examples/s", "95 % of these", "first s", "off by")
+DROP = ("first s", "p90 ms", "95 % of these", "off by", "95 % of ms", "file")
 PAIRED = ("runner", "ms", "other's ms", "ratio", "95 % interval", "verdict")
 
 
@@ -57,6 +56,7 @@ class Subject:
     inputs: Inputs
     batch: int
     steady: bool
+    allowed: float  # how far a runner's outputs may lie from the reference's, as a share of the largest
     expected: dict[int, Arrays] = field(default_factory=dict)  # what ``REFERENCE`` gives, by batch
 
     @property
@@ -163,39 +163,18 @@ class FileBench:
         return min((each for each in rows if each.batch == subject.batch), key=lambda each: each.p50, default=None)
 
 
-def subject_of(path: Path, name: str, asked: Asked) -> Subject:
+def subject_of(path: Path, name: str, shapes: Mapping[str, Shape], arrays: Path | None) -> Subject:
     """Read a file, and find inputs that it runs on.
 
     Raises:
         UserError: where it cannot be read, or ONNX Runtime does not run it on the CPU.
     """
-    model = flat(read_model(path).model)
-    run = session_run(open_session(model, "cpu"))
-    inputs = concrete_inputs(model, run, asked)
-    if inputs.problem:
-        hint = "give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
-        raise UserError(f"{path} does not run on {inputs}: {inputs.problem}", hint)
-    once, again = run(inputs.draw()), run(inputs.draw())
-    steady = all(difference(again[name], each) == 0 for name, each in once.items())
-    batch = batch_of([*inputs.sizes.values(), *(each.shape for each in once.values())])
-    outputs = tuple(TensorSpec(each.name, "float32", (), batched=False) for each in model.graph.output)
-    captures = any(spec.captures and not spec.unavailable() for spec in RUNNERS)
-    details = {"cuda": {"graph": captures and audit(model, "cuda").capturable}}
+    found = look(path, shapes, arrays, capture=any(spec.captures and not spec.unavailable() for spec in RUNNERS))
+    batch = batch_of([*found.inputs.sizes.values(), *(each.shape for each in found.outputs.values())])
+    outputs = tuple(TensorSpec(output, "float32", (), batched=False) for output in found.names)
+    details = {"cuda": {"graph": found.capturable}}
     artifact = Artifact(path.name, path.name, "", "onnx", sha256_of(path), Contract((), outputs), details=details)
-    return Subject(name, path, artifact, inputs, batch, steady)
-
-
-def difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference over the largest magnitude, or over 1 where all are smaller; infinite for other shapes."""
-    if actual.shape != expected.shape:
-        return float("inf")
-    if expected.dtype.kind in "OUS" or actual.dtype.kind in "OUS":
-        return 0.0 if np.array_equal(actual, expected) else float("inf")
-    wide, right = actual.astype(np.float64), expected.astype(np.float64)
-    other = ~((wide == right) | (np.isnan(wide) & np.isnan(right)))
-    if not (np.isfinite(wide[other]).all() and np.isfinite(right[other]).all()):
-        return float("inf")
-    return float(np.abs(wide[other] - right[other]).max(initial=0) / np.abs(right[np.isfinite(right)]).max(initial=1))
+    return Subject(name, path, artifact, found.inputs, batch, found.steady, found.allowed)
 
 
 def runners_for(subject: Subject, device: str) -> tuple[list[RunnerSpec], dict[str, str]]:
@@ -228,7 +207,7 @@ def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -
         calls=len(samples),
         first=first,
         off=off,
-        agrees=off is None or off <= (ROUNDED_TF32 if spec.tf32 or spec.approximate else AGREE),
+        agrees=off is None or off <= max(subject.allowed, ROUNDED_TF32 * (spec.tf32 or spec.approximate)),
         disturbed=watch.disturbed[0] or not warm.stable,
     )
 
@@ -281,6 +260,7 @@ def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget)
     """Time everything, and note what a runner refuses and what there was no time for."""
     jobs = list(planned(result, device, grid, budget))
     with cli.progress(word="bench", unit="timings", still=True) as bar:
+        bar.most = lambda: budget.left
         task = bar.add_task("bench", total=len(jobs))
         for name, job in jobs:
             bar.update(task, description=name)
@@ -293,6 +273,7 @@ def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget)
             except Exception as error:  # what a foreign runtime raises is its own affair
                 result.not_timed[name] = one_line(error)
             bar.update(task, advance=1)
+            bar.refresh()
 
 
 def show(result: FileBench) -> None:
@@ -315,13 +296,14 @@ def show(result: FileBench) -> None:
 def _cells(each: Timing) -> tuple[str, ...]:
     off = cli.NONE if each.off is None else f"{each.off:.0e}{'' if each.agrees else ', DIFFERS'}"
     return (
-        each.file,
         each.runner,
+        each.file,
         str(each.batch),
         significant(1e3 * each.p50) + DISTURBED * each.disturbed,
         span(1e3 * each.p50_low, 1e3 * each.p50_high),
         significant(1e3 * each.p90),
-        f"{significant(each.per_second)} ({span(each.per_second_low, each.per_second_high)})",
+        significant(each.per_second),
+        span(each.per_second_low, each.per_second_high),
         f"{each.first:.3f}",
         off,
     )
@@ -396,12 +378,12 @@ def main(options: Namespace, paths: Sequence[Path]) -> None:
         require_choice("device", options.device, DEVICES),
         GRIDS[require_choice("grid", options.grid, [*GRIDS])],
     )
-    arrays = read_arrays(options.inputs) if options.inputs else {}
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads or grid.threads)
     try:
         names = [path.name if len({each.name for each in paths}) == len(paths) else str(path) for path in paths]
-        result = FileBench(tuple(map(partial(subject_of, asked=Asked(dict(options.shape), arrays)), paths, names)))
+        find = partial(subject_of, shapes=dict(options.shape), arrays=options.inputs)
+        result = FileBench(tuple(map(find, paths, names)))
         try:
             bench_files(result, device, grid, Budget(options.budget))
         finally:  # an interrupt too shows what there is

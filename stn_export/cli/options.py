@@ -260,6 +260,10 @@ def audit() -> Parser:
     parser.add_argument(
         "--snippet", choices=["python", "c++", "rust", "js"], help="print lines of that language that run it, and stop"
     )
+    parser.add_argument(
+        "--shape", type=shape, nargs="+", action="extend", default=[], metavar="NAME=1,16000", help=SHAPE
+    )
+    parser.add_argument("--inputs", type=path, metavar="FILE.npz", help="arrays by name to try it on")
     parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels there and stop")
     return parser
 
@@ -281,7 +285,7 @@ def bench() -> Parser:
     parser.add_argument("--budget", type=time, metavar="TIME", help=BUDGET)
     with_again(parser, "rows of the same files, settings and machine are not timed")
     parser.add_argument(
-        "--shape", type=shape, nargs="+", action="extend", default=(), metavar="NAME=1,16000", help=SHAPE
+        "--shape", type=shape, nargs="+", action="extend", default=[], metavar="NAME=1,16000", help=SHAPE
     )
     parser.add_argument(
         "--inputs", type=path_or_none, metavar="FILE.npz", help="of a FILE: arrays by name to call it with"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stn_export.artifacts.manifest import CHECKPOINT, Artifact, NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.graphs.contract import Described
+from stn_export.graphs.records import Described
 from stn_export.graphs.snippets import LANGUAGES, PYTHON, Call, c_program, snippet
 from stn_export.program.specs import BATCH, TensorSpec
 

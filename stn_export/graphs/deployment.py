@@ -1,16 +1,17 @@
 """One ONNX file on one provider: where every node runs, what is copied, and what it costs at batch 1.
 
 On the CPU, and on CUDA where there is a GPU, ONNX Runtime itself says where it put each node; else CUDA is predicted
-from the kernels that its provider registers. ``graph.MACS`` states what counts as a multiply-add.
+from the kernels that its provider registers. ``costs`` states what counts as a multiply-add.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 
 import onnx
 import onnxruntime
 
-from stn_export.errors import require_choice
+from stn_export.errors import UserError, require_choice
+from stn_export.graphs.costs import Runs, macs
 from stn_export.graphs.graph import (
     TensorInfo,
     activation_bytes,
@@ -18,95 +19,59 @@ from stn_export.graphs.graph import (
     infer,
     initialiser_bytes,
     inputs_of,
-    macs,
     opset_of,
 )
-from stn_export.graphs.kernels import CPU, kernels
+from stn_export.graphs.inputs import Asked, declared_inputs, settled
+from stn_export.graphs.kernels import kernels
 from stn_export.graphs.placement import (
     CONTROL_FLOW,
     CPU_INPUTS,
     CPU_OUTPUTS,
     FOLDED,
-    PROVIDERS,
     Placed,
     free_nodes,
     predict_cuda,
     read_placement,
 )
-
-
-@dataclass(frozen=True)
-class NodePlacement:
-    """One node: the operator set it is of, where it runs and why, its multiply-adds at batch 1.
-
-    A node is ``compute`` unless it yields a constant or works out a shape: those ONNX Runtime keeps on the CPU by
-    design, at no cost to the images.
-    """
-
-    name: str
-    op_type: str
-    domain: str
-    opset: int
-    provider: str
-    reason: str
-    macs: int | None
-    compute: bool = True
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A tensor that changes from CPU to GPU memory or back in the middle of the graph."""
-
-    tensor: str
-    source: str
-    target: str
-
-
-@dataclass(frozen=True)
-class Audit:
-    """One file on one provider. ``predicted`` unless ONNX Runtime itself placed the nodes; ``source`` says by what.
-
-    ``copies`` leave out shapes, constants, and the ordinary upload of an input and download of an output. Activation
-    bytes are the sum over all nodes, an upper bound. Nodes of unknown shape (their ``macs`` are None) count as none.
-    """
-
-    provider: str
-    predicted: bool
-    nodes: tuple[NodePlacement, ...]
-    copies: tuple[Copy, ...]
-    capturable: bool
-    capture_reason: str
-    initialiser_bytes: int
-    activation_bytes: int
-    macs: int
-    source: str = ""
-
-    @property
-    def fallbacks(self) -> tuple[NodePlacement, ...]:
-        """Compute nodes that run on the CPU although another provider was asked for."""
-        return tuple(node for node in self.nodes if node.compute and node.provider == CPU != PROVIDERS[self.provider])
-
-    def as_dict(self) -> dict:
-        """Everything, for JSON; ``fallbacks`` are the names of the nodes."""
-        return asdict(self) | {"fallbacks": [node.name for node in self.fallbacks]}
+from stn_export.graphs.records import CPU, PROVIDERS, Audit, Copy, NodePlacement
+from stn_export.graphs.trial import Step, here
 
 
 def audit(model: onnx.ModelProto, provider: str) -> Audit:
-    """Place every node of a model whose weights are loaded.
+    """Place every node of a model whose weights are loaded, and count what it costs at batch 1.
 
     Args:
         model: any ONNX model; local functions are inlined first, and nodes without a name get one.
         provider: ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: for an unknown provider, or a model that ONNX Runtime cannot load.
+        UserError: for an unknown provider, or a graph whose types contradict each other.
     """
     require_choice("provider", provider, list(PROVIDERS))
     model = flat(model)
-    infos = infer(model)
-    free, read = free_nodes(model, infos), read_placement(model, provider)
+    sizes = settled(declared_inputs(model), Asked()).sizes
+    return placement_of(model, provider, infer(model, sizes))
+
+
+def placement_of(
+    model: onnx.ModelProto, provider: str, infos: dict[str, TensorInfo], runs: Runs | None = None, step: Step = here
+) -> Audit:
+    """The same of a ``graph.flat`` model, the types and shapes of whose tensors are known.
+
+    Args:
+        model: every node of it has a name.
+        provider: ``cpu`` or ``cuda``.
+        infos: of its tensors.
+        runs: the shapes that were seen in a run.
+        step: does a piece of work that loads it.
+    """
+    free, refusal = free_nodes(model, infos), ""
+    try:
+        read = step(partial(read_placement, model, provider))
+    except UserError as error:
+        read, refusal = None, f"predicted: ONNX Runtime does not load the file ({error.message})"
     placed, source = _placed(model, provider, read, infos, free)
-    nodes = tuple(_node(node, model, placed[node.name], free, infos) for node in model.graph.node)
+    nodes = tuple(_node(node, model, placed[node.name], free, macs(node, infos, runs)) for node in model.graph.node)
     crossings = _crossings(model, placed, free)
     shapes = {name for node in model.graph.node if node.name in free for name in node.output}
     fallen = [node for node in nodes if node.compute and node.provider == CPU]
@@ -121,7 +86,7 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
         initialiser_bytes=initialiser_bytes(model),
         activation_bytes=activation_bytes(model, infos),
         macs=sum(node.macs or 0 for node in nodes),
-        source=source,
+        source=refusal or source,
     )
 
 
@@ -139,7 +104,7 @@ def _placed(
             f"predicted from the kernels of ONNX Runtime {kernels().release}",
         )
     else:
-        predicted = {name: Placed(CPU, "the CPU was asked for") for name in names}
+        predicted = {name: Placed(CPU, "") for name in names}
         said = f"predicted: ONNX Runtime {onnxruntime.__version__} does not tell"
     if read is None:
         return predicted, said
@@ -152,7 +117,7 @@ def _placed(
 
 
 def _node(
-    node: onnx.NodeProto, model: onnx.ModelProto, placed: Placed, free: dict[str, str], infos: dict[str, TensorInfo]
+    node: onnx.NodeProto, model: onnx.ModelProto, placed: Placed, free: dict[str, str], cost: int | None
 ) -> NodePlacement:
     return NodePlacement(
         name=node.name,
@@ -161,7 +126,7 @@ def _node(
         opset=opset_of(model, node.domain),
         provider=placed.provider,
         reason=placed.reason,
-        macs=macs(node, infos),
+        macs=cost,
         compute=node.name not in free,
     )
 

@@ -1,23 +1,16 @@
-"""Read any ONNX file and say what is in it: types, shapes and bytes at batch 1, multiply-adds per node.
+"""Read any ONNX file and say what is in it: types, shapes and bytes of its tensors for given sizes of its inputs."""
 
-Multiply-adds (``MACS``) are those of the operator's definition, for the shapes at batch 1: Conv, ConvTranspose, Gemm,
-MatMul; GridSample counts its taps for each output value (4 for bilinear in 2-D, 16 for cubic, 0 for nearest);
-AffineGrid one row of theta for each coordinate; BatchNormalization one for each value. Everything else counts as none.
-"""
-
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, TensorShapeProto, helper, numpy_helper
+from onnx.inliner import inline_local_functions
 
 from stn_export.errors import UserError
 from stn_export.limits import regular, require
@@ -35,7 +28,7 @@ class OnnxFile:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's ONNX element type (0 where unknown) and its shape at batch 1 (None where unknown)."""
+    """A tensor's ONNX element type (0 where unknown) and its shape (None where unknown)."""
 
     dtype: int
     shape: tuple[int, ...] | None
@@ -53,9 +46,10 @@ class TensorInfo:
         return self.elements * helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
 
 
+ALIAS = "ai.onnx"  # another spelling of ONNX's own domain
 LARGE = 1024  # bytes
 WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
-SIDE = 64  # pixels, for a dynamic height, width or depth
+Shape = tuple[int, ...]
 UNKNOWN = TensorInfo(TensorProto.UNDEFINED, None)
 
 
@@ -134,7 +128,7 @@ def as_array(value: Any) -> np.ndarray:
 
 def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
     """The version that the model imports of an operator set; 0 where it imports none."""
-    aliases = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+    aliases = ("", ALIAS) if domain in ("", ALIAS) else (domain,)
     return max((each.version for each in model.opset_import if each.domain in aliases), default=0)
 
 
@@ -153,22 +147,30 @@ def copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def flat(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with local functions inlined and a name of its own on every node of the main graph.
+    """The model with local functions inlined, a name of its own on every node, and ONNX's own domain spelt "".
 
     Itself where it is so already, else a copy.
     """
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    taken: set[str] = set()
-    names = [node.name for node in model.graph.node]
-    if "" not in names and len(set(names)) == len(names):
+        model = inline_local_functions(model)
+    nodes = list(walk(model.graph))
+    names = {node.name for node in nodes}
+    if "" not in names and len(names) == len(nodes) and not any(node.domain == ALIAS for node in nodes):
         return model
-    result = copied(model)
-    for index, node in enumerate(result.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"
-        taken.add(node.name)
+    result, seen = copied(model), set[str]()
+    for index, node in enumerate(walk(result.graph)):
+        node.domain = "" if node.domain == ALIAS else node.domain
+        if not node.name or node.name in seen:
+            candidates = (f"{node.op_type}_{index}{suffix}" for suffix in ("", *(f"_{n}" for n in range(len(nodes)))))
+            node.name = next(name for name in candidates if name not in names)
+            names.add(node.name)
+        seen.add(node.name)
     return result
+
+
+def used_names(graph: onnx.GraphProto) -> set[str]:
+    """What nodes read, those of control flow's bodies too, and what the graph gives."""
+    return {name for node in walk(graph) for name in node.input} | {each.name for each in graph.output}
 
 
 def large_initialisers(model: onnx.ModelProto) -> list[TensorProto]:
@@ -239,38 +241,20 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [each for each in graph.input if each.name not in initialised]
 
 
-def bound_dimensions(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
-    """Each input's shape with ``batch`` for dynamic dimensions, but ``SIDE`` for the sides of images and volumes.
+def infer(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> dict[str, TensorInfo]:
+    """Infer types and shapes of every tensor of the main graph.
 
-    A name stands for one size wherever it occurs, and the batch goes before a side.
-    """
-    rows = [
-        [(dim, SIDE if len(dims) > 3 and index > 1 else batch) for index, dim in enumerate(dims)]
-        for dims in (value.type.tensor_type.shape.dim for value in inputs_of(model.graph))
-    ]
-    named: dict[str, int] = {}
-    for dim, size in (*(row[0] for row in rows if row), *chain.from_iterable(rows)):
-        named.setdefault(dim.dim_param, size)
-    shapes = (tuple(_size(dim, named, size) for dim, size in row) for row in rows)
-    return dict(zip((value.name for value in inputs_of(model.graph)), shapes, strict=True))
-
-
-def _size(dim: Any, named: dict[str, int], default: int) -> int:
-    return dim.dim_value if dim.HasField("dim_value") else named[dim.dim_param] if dim.dim_param else default
-
-
-def infer(model: onnx.ModelProto) -> dict[str, TensorInfo]:
-    """Types and shapes of every tensor with the inputs at ``bound_dimensions`` of batch 1.
+    Args:
+        model: any.
+        shapes: of its inputs, by name; those that are not named stay as they are declared.
 
     Raises:
         UserError: where the graph's types contradict each other.
     """
-    bound = without_weights(model)
-    shapes, sizes = bound_dimensions(model, batch=1), {}
+    bound, sizes = without_weights(model), dict[str, int]()
     for value in inputs_of(bound.graph):
-        for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
-            sizes[dim.dim_param] = size
-            dim.dim_value = size
+        if value.name in (shapes or {}) and value.type.WhichOneof("value") == "tensor_type":
+            _bind(value.type.tensor_type.shape, (shapes or {})[value.name], sizes)
     for value in (*bound.graph.value_info, *bound.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in sizes and dim.dim_param:
@@ -279,11 +263,16 @@ def infer(model: onnx.ModelProto) -> dict[str, TensorInfo]:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:  # what C++ raises beside it
         raise UserError(f"the graph's types contradict each other: {error}", "export the model again") from error
-    infos = _infos(inferred.graph)
-    outputs = (name for node in bound.graph.node for name in node.output if name)
-    if all(infos.get(name, UNKNOWN).shape is not None for name in outputs):
-        return infos
-    return infos | {name: each for name, each in _infos(_folded(bound).graph).items() if each.shape is not None}
+    return _infos(inferred.graph)
+
+
+def _bind(shape: TensorShapeProto, sizes: Shape, named: dict[str, int]) -> None:
+    """Write sizes into a declared shape, and note which names they have."""
+    for axis, size in enumerate(sizes):
+        dim = shape.dim[axis] if axis < len(shape.dim) else shape.dim.add()
+        if dim.dim_param:
+            named[dim.dim_param] = size
+        dim.dim_value = size
 
 
 def _infos(graph: onnx.GraphProto) -> dict[str, TensorInfo]:
@@ -291,25 +280,11 @@ def _infos(graph: onnx.GraphProto) -> dict[str, TensorInfo]:
     return {each.name: _info(each) for each in (*graph.value_info, *graph.input, *graph.output)} | fixed
 
 
-def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Sizes that the graph computes from those of its inputs, which inference alone follows through few operators."""
-    from onnxscript.optimizer import fold_constants  # 0.4 s, and few files need it
-
-    result = onnx_ir.from_proto(model)
-    logger = logging.getLogger("onnxscript")  # says what it did not fold, as where weights are left out
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        fold_constants(result, onnx_shape_inference=True)
-    finally:
-        logger.setLevel(level)
-    return onnx_ir.to_proto(result)
-
-
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     tensor = value.type.tensor_type
     known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
-    return TensorInfo(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim) if known else None)
+    shape = tuple(dim.dim_value for dim in tensor.shape.dim) if known else None
+    return TensorInfo(tensor.elem_type, None if shape is None or min(shape, default=0) < 0 else shape)
 
 
 def initialiser_bytes(model: onnx.ModelProto) -> int:
@@ -319,60 +294,9 @@ def initialiser_bytes(model: onnx.ModelProto) -> int:
 
 
 def activation_bytes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> int:
-    """Bytes of every node's outputs at batch 1, none of them reused, so an upper bound of what a run holds."""
+    """Bytes of every node's outputs, none of them reused, so an upper bound of what a run holds."""
     nodes = (node for node in model.graph.node if node.op_type != "Constant")
     return sum(infos.get(name, UNKNOWN).nbytes or 0 for node in nodes for name in node.output)
-
-
-Shape = tuple[int, ...]
-Cost = Callable[[NodeProto, list[Shape], Shape], int]
-
-
-def _gemm(node: NodeProto, inputs: list[Shape], output: Shape) -> int:
-    return prod(output) * inputs[0][0 if attribute(node, "transA", 0) else 1]
-
-
-def _taps(node: NodeProto, inputs: list[Shape], output: Shape) -> int:
-    mode, rank = attribute(node, "mode", "linear"), len(output) - 2
-    return prod(output) * (2**rank if mode in LINEAR else 4**rank if mode in CUBIC else 0)
-
-
-MACS: dict[str, Cost] = {
-    "Conv": lambda node, inputs, output: prod(output) * prod(inputs[1][1:]),
-    "ConvTranspose": lambda node, inputs, output: prod(inputs[0]) * prod(inputs[1][1:]),
-    "Gemm": _gemm,
-    "MatMul": lambda node, inputs, output: prod(output) * inputs[0][-1],
-    "GridSample": _taps,
-    "AffineGrid": lambda node, inputs, output: prod(output) * inputs[0][-1],
-    "BatchNormalization": lambda node, inputs, output: prod(output),
-}
-
-
-def macs(node: NodeProto, infos: dict[str, TensorInfo]) -> int | None:
-    """Multiply-adds of a node at batch 1; 0 for operators not in ``MACS``, None where shapes are unknown."""
-    cost = MACS.get(node.op_type)
-    if cost is None:
-        return 0
-    shapes = [infos.get(name, UNKNOWN).shape for name in (*node.input[:2], node.output[0])]
-    return None if None in shapes else int(cost(node, shapes[:-1], shapes[-1]))
-
-
-def random_inputs(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Inputs to try a model with: floats from -1 to 1, zeros or ones otherwise, of ``bound_dimensions``.
-
-    Raises:
-        UserError: for an input that is no tensor of numbers.
-    """
-    generator = np.random.default_rng(seed)
-    shapes, result = bound_dimensions(model, batch), {}
-    for value in inputs_of(model.graph):
-        dtype = value.type.tensor_type.elem_type
-        if dtype in (TensorProto.UNDEFINED, TensorProto.STRING):
-            raise UserError(f"input {value.name} is no tensor of numbers", "such a model cannot be tried")
-        shape = shapes[value.name]
-        draw = generator.uniform(-1, 1, shape) if dtype in FLOATS else generator.integers(0, 2, shape)
-        result[value.name] = draw.astype(helper.tensor_dtype_to_np_dtype(dtype))
-    return result
 
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

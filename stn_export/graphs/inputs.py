@@ -17,8 +17,9 @@ import onnxruntime
 from onnx import TensorProto, TypeProto, helper
 
 from stn_export.errors import UserError
-from stn_export.graphs.graph import SIDE, Shape, as_array, inputs_of
-from stn_export.graphs.placement import REFUSALS
+from stn_export.graphs.graph import Shape, as_array, inputs_of
+from stn_export.graphs.placement import REFUSALS, SOURCE
+from stn_export.graphs.records import Tried
 from stn_export.limits import archive, require
 
 Value = np.ndarray | list[np.ndarray]
@@ -27,14 +28,13 @@ Outputs = dict[str, np.ndarray]
 Run = Callable[[Feeds], Outputs | str]  # the outputs, or why there are none
 
 LENGTHS = (16, 1, 512, 128, 1024, 16000, 2, 4, 64, 256, 3, 80)  # of open axes that are no side of a picture
-SIDES = (SIDE, 224, 256, 640, 32, 28, 512, 1024)  # of pictures, in pixels
+SIDES = (64, 224, 256, 640, 32, 28, 512, 1024)  # of pictures, in pixels
 CHANNELS = (1, 3, 4)  # what the fixed last axis of a picture in NHWC holds
 TRIES = 80
 SECONDS = 3.0  # after which no other sizes are tried
 LARGEST = 2**17  # a size that is read from a message
 SAMPLE_RATE = 16000  # in hertz, where an input is called a rate
 RANKS = (2, 4, 3, 1, 0)  # of inputs that do not say theirs
-SOURCE = r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(cc|cpp|h):\d+ "  # its lines are no sizes
 UNCASTABLE = (TensorProto.UNDEFINED, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 
@@ -109,9 +109,13 @@ class Inputs:
             drawn[each.name] = one if each.kind == "tensor" else [one, one.copy()]
         return drawn | dict(self.given)
 
+    @property
+    def tried(self) -> Tried:
+        """The same as a record."""
+        return Tried(self.sizes, self.origin, self.problem)
+
     def __str__(self) -> str:
-        shapes = (f"{name} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in self.sizes.items())
-        return f"{', '.join(shapes) or 'nothing'} ({self.origin})"
+        return str(self.tried)
 
 
 def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
@@ -163,19 +167,6 @@ def _dims(name: str, held: TypeProto) -> tuple[tuple[int | str, ...], bool]:
         for axis, dim in enumerate(dims)
     ]
     return tuple(sizes), held.tensor_type.HasField("shape")
-
-
-def parse_shape(text: str) -> tuple[str, Shape]:
-    """Read ``NAME=1,16000``; ``NAME=`` is a scalar.
-
-    Raises:
-        ValueError: where it is no such text.
-    """
-    name, equals, sizes = text.rpartition("=")
-    shape = tuple(int(size) for size in sizes.replace("x", ",").split(",") if size.strip())
-    if not name or not equals or min(shape, default=0) < 0:
-        raise ValueError(text)
-    return name, shape
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

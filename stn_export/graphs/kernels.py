@@ -18,10 +18,11 @@ from onnx import NodeProto, TensorProto
 from stn_export.artifacts.files import read_json, write_out
 from stn_export.cli import children
 from stn_export.errors import UserError
-from stn_export.graphs.graph import UNKNOWN, TensorInfo, since_version
+from stn_export.graphs.graph import ALIAS, UNKNOWN, TensorInfo, since_version
+from stn_export.graphs.records import CPU, CUDA
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-SCHEMA = "stn_export/kernels/1"
+CONTRIBUTED = "com.microsoft"
+SCHEMA = "stn_export/kernels/2"
 KERNELS = Path(__file__).parent.parent / "resources" / "cuda_kernels.json"
 UNBOUNDED = 2**31 - 1
 
@@ -41,11 +42,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Kernels:
-    """What one ONNX Runtime registers for the ONNX domain: its CUDA kernels by operator, and the CPU's operators."""
+    """What one ONNX Runtime registers for the ONNX domain: its CUDA kernels by operator, and the CPU's operators.
+
+    ``contributed`` are the operators of com.microsoft that its CUDA provider has, by what ``source`` says.
+    """
 
     release: str
     cuda: dict[str, list[Kernel]]
     cpu: frozenset[str]
+    contributed: frozenset[str]
+    source: str
 
 
 @cache
@@ -53,7 +59,9 @@ def kernels() -> Kernels:
     """The table of ``resources/cuda_kernels.json``."""
     content = read_json(KERNELS, SCHEMA)
     cuda = {name: [Kernel(*row) for row in rows] for name, rows in content["operators"].items()}
-    return Kernels(content["onnxruntime"], cuda, frozenset(content["cpu_operators"]))
+    others = content["contributed"]
+    cpu = frozenset(content["cpu_operators"])
+    return Kernels(content["onnxruntime"], cuda, cpu, frozenset(others["operators"]), others["source"])
 
 
 def write_kernels(path: Path) -> int:
@@ -63,15 +71,17 @@ def write_kernels(path: Path) -> int:
         UserError: where this ONNX Runtime does not list its kernels, or its CUDA provider does not load.
     """
     rows: dict[str, list[list]] = {}
-    cpu = set()
-    for provider, name, since, until, constraints in _registrations():
-        if provider == CPU:
-            cpu.add(name)
+    cpu, contributed = set(), set()
+    for provider, domain, name, since, until, constraints in _registrations():
+        if provider == CPU or domain:
+            (contributed if provider == CUDA else cpu if not domain else set()).add(name)
             continue
         types = {each: sorted(map(_element, allowed)) for each, allowed in constraints.items()}
         _merge(rows.setdefault(name, []), [since, None if until == UNBOUNDED else until, types])
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sorted(rows[name], key=str))}" for name in sorted(rows))
     head = {"schema": SCHEMA, "onnxruntime": onnxruntime.__version__, "cpu_operators": sorted(cpu)}
+    source = f"what ONNX Runtime {onnxruntime.__version__} registers"
+    head |= {"contributed": {"source": source, "operators": sorted(contributed)}}
     write_out(path, f'{json.dumps(head)[:-1]}, "operators": {{\n{lines}\n}}}}\n'.encode())
     return len(rows)
 
@@ -83,12 +93,14 @@ try:
 except ImportError:
     pass
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
-rows = [each for each in get_all_opkernel_def() if each.provider in ({CPU!r}, {CUDA!r}) and each.domain == ""]
-print(json.dumps([(each.provider, each.op_name, *each.version_range, dict(each.type_constraints)) for each in rows]))
+rows = [each for each in get_all_opkernel_def() if each.provider in ({CPU!r}, {CUDA!r})]
+rows = [each for each in rows if each.domain in ("", {CONTRIBUTED!r})]
+facts = [(each.provider, each.domain, each.op_name, *each.version_range, dict(each.type_constraints)) for each in rows]
+print(json.dumps(facts))
 """
 
 
-def _registrations() -> list[tuple[str, str, int, int, dict[str, list[str]]]]:
+def _registrations() -> list[tuple[str, str, str, int, int, dict[str, list[str]]]]:
     """What both providers register; asked in a process of its own, which a provider that cannot load may crash."""
     asked = children.run([sys.executable, "-P", "-c", _LIST])
     lines = asked.stdout.splitlines()
@@ -118,7 +130,10 @@ def _merge(rows: list[list], new: list) -> None:
 
 def lacks_kernel(node: NodeProto, opset: int, infos: dict[str, TensorInfo]) -> str:
     """Why the CUDA provider of ``kernels().release`` cannot run a node, or "" where it can."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain == CONTRIBUTED:
+        known = node.op_type in kernels().contributed
+        return "" if known else f"no CUDA kernel of {node.op_type} in {kernels().source}"
+    if node.domain not in ("", ALIAS):
         return f"the table has no kernels of domain {node.domain}"
     table = kernels().cuda
     version = since_version(node, opset)

@@ -1,84 +1,75 @@
 """What makes an ONNX file with a spatial transformer fail, slow down or lie elsewhere: the table ``RULES``.
 
-A rule looks at the file and, for the last ones, at two or three runs of it in ONNX Runtime on the CPU. It reports
-``Finding``s; none of them is an error by itself.
+A rule looks at the file and, for some, at what runs of it in ONNX Runtime on the CPU showed. It reports ``Finding``s;
+none of them is an error by itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Timer
 
-import numpy as np
 import onnx
-import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 
-from stn_export.errors import UserError
 from stn_export.graphs.graph import (
     CUBIC,
-    FLOATS,
     HALVES,
     UNKNOWN,
     TensorInfo,
-    as_array,
     attribute,
     flat,
     infer,
     inputs_of,
     opset_of,
-    random_inputs,
     since_version,
+    used_names,
     walk,
 )
+from stn_export.graphs.inputs import Asked, declared_inputs, settled
 from stn_export.graphs.kernels import lacks_kernel
-from stn_export.graphs.placement import REFUSALS, open_session
+from stn_export.graphs.records import Finding
 from stn_export.graphs.saturation import REMEDY, saturating_layers
-from stn_export.limits import LIMITS
+from stn_export.graphs.trial import ANOTHER_BATCH, ASKED, Step, Trial, here, observed, try_model
 
 METADATA = ("contract", "classes")
-OURS = {*METADATA, "lowering", "program_sha256"}  # keys that a file of this package has some of
-TRIAL_BATCHES = (1, 3)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a rule found: its id, the node or tensor, what is there, why that matters, and what to do."""
-
-    rule: str
-    where: str
-    detail: str
-    reason: str
-    remedy: str
+OURS = {*METADATA, "program_sha256"}  # keys that a file of a run has some of; ``export_onnx`` knows none of them
 
 
 Found = Iterator[tuple[str, str]]  # (node or tensor, detail)
 
 
 class Subject:
-    """A model to lint and what several rules want to know of it, worked out once."""
+    """A model to lint and what several rules want to know of it, worked out once.
 
-    def __init__(self, model: onnx.ModelProto, external: Sequence[str] = ()) -> None:
+    Args:
+        model: any ONNX model. Where its external data is not loaded, nothing is run.
+        external: initialisers that lay outside the file before they were loaded.
+        asked: what a user says of its inputs.
+        step: does a piece of work that runs it.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, external: Sequence[str] = (), asked: Asked = ASKED, step: Step = here
+    ) -> None:
         still = (each.name for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL)
         self.model = flat(model)
         self.loaded = not (unloaded := tuple(still))
         self.external = tuple(external) or unloaded
+        self.asked, self.step = asked, step
         self.opset = opset_of(model)
         self.metadata = {each.key: each.value for each in model.metadata_props}
 
     @cached_property
-    def infos(self) -> dict[str, TensorInfo]:
-        """Types and shapes at batch 1."""
-        return infer(self.model)
+    def trial(self) -> Trial:
+        """What running it showed."""
+        if not self.loaded:
+            return Trial(settled(declared_inputs(self.model), self.asked), "its external data is not loaded")
+        return try_model(self.model, self.asked, self.step)
 
     @cached_property
-    def session(self) -> onnxruntime.InferenceSession:
-        """Of ONNX Runtime on the CPU.
-
-        Raises:
-            UserError: where it refuses the model.
-        """
-        return open_session(self.model, "cpu")
+    def infos(self) -> dict[str, TensorInfo]:
+        """Types and shapes at the sizes that it is tried at."""
+        return observed(infer(self.model, self.trial.inputs.sizes), self.model, self.trial.runs)
 
     def nodes(self, *operators: str) -> list[NodeProto]:
         """The nodes of these operators, or all of them, control flow's bodies included."""
@@ -91,26 +82,6 @@ class Subject:
     def rank(self, node: NodeProto) -> int:
         """How many dimensions a node's first input has; 0 where unknown."""
         return len(self.info(node, 0).shape or ())
-
-    def run(self, batch: int, seed: int) -> dict[str, np.ndarray]:
-        """The outputs, by name, for a random batch.
-
-        Raises:
-            UserError: where ONNX Runtime refuses the model or the batch.
-        """
-        names = [each.name for each in self.session.get_outputs()]
-        options = onnxruntime.RunOptions()
-        late = Timer(LIMITS["trial"].value, setattr, (options, "terminate", True))
-        late.start()
-        try:
-            found = self.session.run(names, random_inputs(self.model, batch, seed), options)
-        except (*REFUSALS, RuntimeError) as error:  # the latter for types that NumPy cannot hand over
-            raise UserError(
-                str(error).strip().splitlines()[-1], "run it in ONNX Runtime for the whole error"
-            ) from error
-        finally:
-            late.cancel()
-        return dict(zip(names, map(as_array, found), strict=True))
 
 
 def _nodes(*operators: str, since: int = 0, where: Callable[[Subject, NodeProto], str] | None = None) -> Callable:
@@ -182,7 +153,7 @@ def _dead_outputs(subject: Subject) -> Found:
     outputs = [each.name for each in subject.model.graph.output]
     unreachable = [name for name in outputs if name not in reached]
     yield from ((name, "no path from the data of an input leads to it") for name in unreachable)
-    yield from ((name, "two random inputs gave the same") for name in _constant(subject) if name in reached)
+    yield from ((name, "other inputs gave the same") for name in subject.trial.constant if name in reached)
 
 
 def _reads(node: NodeProto) -> set[str]:
@@ -190,26 +161,9 @@ def _reads(node: NodeProto) -> set[str]:
     return {*node.input, *(name for body in bodies for inner in walk(body) for name in inner.input)}
 
 
-def _constant(subject: Subject) -> list[str]:
-    """Floating outputs that two random inputs do not change; none where the model cannot be run here."""
-    try:
-        first, second = (subject.run(1, seed) for seed in (0, 1)) if subject.loaded else ({}, {})
-    except UserError:
-        return []  # the rule of the batch says that it does not run
-    floating = {each.name for each in subject.model.graph.output if each.type.tensor_type.elem_type in FLOATS}
-    return [name for name in first if name in floating and np.array_equal(first[name], second[name], equal_nan=True)]
-
-
 def _batches(subject: Subject) -> Found:
-    if not subject.loaded:
-        return
-    dynamic = not any(_frozen_batch(subject))
-    for batch in TRIAL_BATCHES if dynamic else TRIAL_BATCHES[:1]:
-        try:
-            subject.run(batch, seed=0)
-        except UserError as error:
-            yield "a run", f"at batch {batch}: {error.message}"
-            return
+    if subject.trial.batch and not any(_frozen_batch(subject)):
+        yield "a run", f"at batch {ANOTHER_BATCH}: {subject.trial.batch}"
 
 
 def _external(subject: Subject) -> Found:
@@ -218,7 +172,7 @@ def _external(subject: Subject) -> Found:
 
 
 def _unused(subject: Subject) -> Found:
-    used = {name for node in subject.nodes() for name in node.input} | {x.name for x in subject.model.graph.output}
+    used = used_names(subject.model.graph)
     for each in subject.model.graph.initializer:
         if each.name not in used:
             yield each.name, "an initialiser that nothing reads"

@@ -6,7 +6,9 @@ moves to the CPU what depends on nothing but shapes in CPU memory, graph inputs 
 """
 
 import ctypes
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -23,12 +25,14 @@ from stn_export.graphs.graph import (
     inputs_of,
     large_initialisers,
     opset_of,
+    used_names,
     without_weights,
 )
-from stn_export.graphs.kernels import CPU, CUDA, kernels, lacks_kernel
+from stn_export.graphs.kernels import kernels, lacks_kernel
+from stn_export.graphs.records import CPU, CUDA, PROVIDERS
 
-PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 RECORD = "session.record_ep_graph_assignment_info"
+SOURCE = r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(cc|cpp|h):\d+ "  # of a message: what says nothing to a user
 SMALL = 100  # elements of a constant that ONNX Runtime would rather read on the CPU
 
 FOLDED = "depends on no input: folded when the session is made"
@@ -167,8 +171,15 @@ def cuda_works() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def open_session(model: onnx.ModelProto, provider: str) -> onnxruntime.InferenceSession:
+def open_session(
+    model: onnx.ModelProto, provider: str, entries: Mapping[str, object] | None = None
+) -> onnxruntime.InferenceSession:
     """A session that runs the graph as the file has it, without optimisations, and records placement where it can.
+
+    Args:
+        model: any.
+        provider: ``cpu`` or ``cuda``.
+        entries: further attributes of ``onnxruntime.SessionOptions``.
 
     Raises:
         UserError: where ONNX Runtime refuses the model.
@@ -178,19 +189,30 @@ def open_session(model: onnx.ModelProto, provider: str) -> onnxruntime.Inference
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what it refuses is raised; what it warns of is what this module says
     options.add_session_config_entry(RECORD, "1")
-    weights = {each.name: numpy_helper.to_array(each) for each in large_initialisers(model)}
+    for key, value in (entries or {}).items():
+        setattr(options, key, value)
+    large, used = {each.name: each for each in large_initialisers(model)}, used_names(model.graph)
+    weights = {name: numpy_helper.to_array(each) for name, each in large.items() if name in used}
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(each) for each in weights.values()]
     options.add_external_initializers(list(weights), values)  # in the bytes of the model they would lie thrice
-    content = without_weights(model).SerializeToString()
+    small = without_weights(model)
+    for held in (small.graph.initializer, small.graph.input):  # what nothing reads is refused: it lies nowhere
+        for each in [each for each in held if each.name in large and each.name not in used]:
+            held.remove(each)
+    content = small.SerializeToString()
     try:
         return onnxruntime.InferenceSession(content, options, providers=[PROVIDERS[provider]])
     except REFUSALS as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(re.sub(SOURCE, "", str(error)).split())
         raise UserError(f"ONNX Runtime cannot load the model: {reason}", "check it with onnx.checker") from error
 
 
 def read_placement(model: onnx.ModelProto, provider: str) -> dict[str, str] | None:
-    """Each node's provider, from a session; None where this ONNX Runtime does not tell or lacks the provider here."""
+    """Each node's provider, from a session; None where this ONNX Runtime does not tell or lacks the provider here.
+
+    Raises:
+        UserError: where ONNX Runtime refuses the model.
+    """
     if provider == "cuda" and not cuda_works():
         return None
     session = open_session(model, provider)

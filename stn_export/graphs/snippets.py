@@ -12,7 +12,7 @@ from functools import cached_property
 
 from stn_export.cli.tables import UNSEEN, visible
 from stn_export.errors import UserError
-from stn_export.graphs.contract import Described
+from stn_export.graphs.records import Described
 
 MOST = 8  # outputs that a snippet names
 PLACE = "the data goes here"

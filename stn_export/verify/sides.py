@@ -122,11 +122,6 @@ def open_side(path: Path, trust: bool = False) -> Side:
     return _open_unlisted(path, FORMATS[suffix])
 
 
-def is_stranger(path: Path) -> bool:
-    """Whether a file runs code as it is loaded, and none of this user's commands wrote it."""
-    return path.is_file() and provenance.kind_of(path) in provenance.RUNS_CODE and not provenance.was_written_here(path)
-
-
 def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
     """What the manifest lists; nothing where there is none, or where it is somebody else's."""
     path = directory.path / MANIFEST

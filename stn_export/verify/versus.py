@@ -9,12 +9,9 @@ nowhere is not comparable.
 """
 
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from multiprocessing import Pipe, get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ from stn_export import cli
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import load_arrays
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
-from stn_export.cli import launch
+from stn_export.cli.apart import BeyondLimitError, apart
 from stn_export.comparison.compare import NOTHING, compare_typed
 from stn_export.comparison.tolerances import OUTPUT, TOLERANCES, finite
 from stn_export.comparison.words import passed_words
@@ -38,7 +35,6 @@ from stn_export.verify.sides import (
     Side,
     agreed,
     common,
-    is_stranger,
     matched,
     open_listed,
     open_side,
@@ -93,7 +89,7 @@ class Row:
 def compare_files(
     left: Path, right: Path, given: Path | None = None, trust: bool = False, asked: Asked = ASKED
 ) -> list[Row]:
-    """Compare two files on random inputs and, where a manifest says which, on examples.
+    """Compare two files, in a process of its own, on random inputs and, where a manifest says which, on examples.
 
     Args:
         left: the file whose outputs are judged; ONNX of any origin, TorchScript or ``.pt2``.
@@ -105,44 +101,15 @@ def compare_files(
     Raises:
         UserError: where a file cannot be opened, or int8 has no examples.
     """
-    if trust and any(map(is_stranger, (left, right))):
-        return _apart(left, right, given, asked)
-    return _compared(left, right, given, trust, asked)
-
-
-def _apart(left: Path, right: Path, given: Path | None, asked: Asked) -> list[Row]:
-    """The comparison in a process of its own: PyTorch crashes on some files of strangers, and others take for ever."""
-    receiving, sending = Pipe(duplex=False)
-    server = get_context("forkserver")
-    server.set_forkserver_preload([__name__])
-    process = server.Process(target=_tell, args=(sending, left, right, given, asked))
-    process.start()
-    sending.close()
+    place = f"{__name__}:compare_here"
     try:
-        if not receiving.poll(LIMITS["comparison"].value):
-            raise UserError(f"that takes more than {LIMITS['comparison'].value} seconds", "compare smaller files")
-        found = receiving.recv()
-        process.join(1)  # it cleans up
-    except EOFError as error:
-        names = " or ".join(str(path) for path in (left, right) if is_stranger(path))
-        raise UserError(f"PyTorch crashes on {names}", "one of them is damaged") from error
-    finally:
-        process.kill()
-        process.join()
-    if isinstance(found, Exception):
-        raise found
-    return found
+        return apart(place, left, right, given, trust, asked, seconds=LIMITS["comparison"].value)
+    except BeyondLimitError as error:
+        raise UserError(f"comparing {left} with {right}: {error.message}", error.hint) from error
 
 
-def _tell(pipe: Connection, left: Path, right: Path, given: Path | None, asked: Asked) -> None:
-    launch.end_with_parent(signal.SIGKILL)  # of the server that forked it, which ends with this process
-    try:
-        pipe.send(_compared(left, right, given, True, asked))
-    except Exception as error:
-        pipe.send(error)
-
-
-def _compared(left: Path, right: Path, given: Path | None, trust: bool, asked: Asked) -> list[Row]:
+def compare_here(left: Path, right: Path, given: Path | None, trust: bool, asked: Asked) -> list[Row]:
+    """Compare two files in this process, which somebody watches: some crash PyTorch, and others take for ever."""
     sides = open_side(left, trust), open_side(right, trust)
     precision = precision_of(*sides, asked)
     examples = next((side.examples for side in sides if side.directory), None)

@@ -1,0 +1,199 @@
+"""Run a function on foreign data in a process of its own, within limits of time and memory.
+
+A server, started once and ended with this process, imports what the function needs and forks for every call: a crash,
+a hang or a flood of memory ends the fork and nothing else. ``forked`` does the same from inside such a fork, for the
+single steps of a longer piece of work. On macOS the limit of memory is not kept: its kernel does not know it.
+"""
+
+import atexit
+import importlib
+import math
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from stn_export.cli import children, launch
+from stn_export.errors import UserError
+from stn_export.limits import LIMITS
+
+Result = TypeVar("Result")
+HEADER = 8  # bytes that say how long a message is
+
+
+class BeyondLimitError(UserError):
+    """Work on foreign data that took more than its limits, or crashed."""
+
+
+class _Server:
+    """A process that forks for every call; one at a time."""
+
+    def __init__(self) -> None:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        command = children.module("stn_export.cli.apart")
+        self.process = children.start(command, group=True, env=children.environment(), **pipes)
+        self.lock = threading.Lock()
+
+    def call(self, place: str, arguments: tuple[Any, ...], seconds: float) -> Any:
+        surroundings = str(Path.cwd()), dict(os.environ)  # those of the call, not of the server's start
+        with self.lock:
+            try:
+                assert self.process.stdin
+                assert self.process.stdout
+                _write(self.process.stdin, pickle.dumps((place, arguments, seconds, surroundings)))
+                return pickle.loads(_read(self.process.stdout))  # what this package's own fork wrote
+            except BaseException:  # an interrupt too: it is at work still
+                self.end()
+                raise
+
+    def end(self) -> None:
+        with self.process:  # closes its pipes
+            self.process.kill()
+
+
+_servers: dict[int, _Server] = {}  # by the process that started it: a fork needs its own
+
+
+def apart(place: str, *arguments: Any, seconds: float) -> Any:
+    """Call ``module:function`` in a process of its own.
+
+    Args:
+        place: where the function is; what it takes and gives is pickled.
+        arguments: what it takes.
+        seconds: how long it may take.
+
+    Raises:
+        BeyondLimitError: where it takes longer, or more memory than the limit, or crashes.
+    """
+    server = _servers.get(os.getpid())
+    if server is None or server.process.poll() is not None:
+        server = _servers[os.getpid()] = _Server()
+        atexit.register(server.end)
+    try:
+        raised, result = server.call(place, arguments, seconds)
+    except EOFError as error:
+        raise BeyondLimitError("the process that looks at foreign files ended", "try it again") from error
+    if raised:
+        raise result
+    return result
+
+
+def forked(function: Callable[[], Result], seconds: float) -> Result:
+    """Call a function in a fork of this process, which has no other threads at work.
+
+    Raises:
+        BeyondLimitError: where it takes longer, or crashes.
+    """
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_tell, args=(sending, function))
+    process.start()
+    sending.close()
+    try:
+        if not receiving.poll(seconds):
+            raise BeyondLimitError(f"it takes more than {math.ceil(seconds)} seconds", "try a smaller one")
+        raised, result = pickle.loads(receiving.recv_bytes())  # what this package's own fork wrote
+    except EOFError as error:
+        process.join()
+        raise BeyondLimitError(f"it crashes ({_ending(process.exitcode)})", "the file may be damaged") from error
+    finally:
+        process.kill()
+        process.join()
+    if raised:
+        raise result
+    return result
+
+
+def _ending(code: int | None) -> str:
+    return signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+
+
+def _tell(pipe: Any, function: Callable[[], Any]) -> None:
+    launch.end_with_parent(signal.SIGKILL)
+    pipe.send_bytes(_outcome(function))
+
+
+def _outcome(function: Callable[[], Any]) -> bytes:
+    """Pickle whether it raised, and what it gave or raised."""
+    try:
+        return pickle.dumps((False, function()))
+    except MemoryError:
+        limit = LIMITS["memory"]
+        return pickle.dumps((True, BeyondLimitError(f"it takes more than {limit.value} {limit.unit}", "a smaller one")))
+    except Exception as error:
+        return _error(error)
+
+
+def _error(error: Exception) -> bytes:
+    try:
+        content = pickle.dumps((True, error))
+        pickle.loads(content)  # some exceptions go in and do not come out
+    except Exception:
+        content = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
+    return content
+
+
+def limit_memory() -> None:
+    """Hold this process, and what it forks, to the limit of memory: of what it writes to, mapped files aside."""
+    most = LIMITS["memory"].value
+    held = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if held == resource.RLIM_INFINITY or held > most:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, held))
+
+
+def _called(place: str, arguments: tuple[Any, ...], surroundings: tuple[str, dict[str, str]]) -> Any:
+    limit_memory()
+    os.chdir(surroundings[0])
+    os.environ.clear()
+    os.environ.update(surroundings[1])
+    module, _, name = place.partition(":")
+    return getattr(sys.modules[module], name)(*arguments)
+
+
+def _write(stream: BinaryIO, content: bytes) -> None:
+    stream.write(len(content).to_bytes(HEADER, "little") + content)
+    stream.flush()
+
+
+def _read(stream: BinaryIO) -> bytes:
+    size = int.from_bytes(_whole(stream, HEADER), "little")
+    return _whole(stream, size)
+
+
+def _whole(stream: BinaryIO, size: int) -> bytes:
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError
+    return content
+
+
+def serve() -> None:
+    """Fork for every call that standard input asks for, until it ends."""
+    asked, answered = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    while True:
+        try:
+            place, arguments, seconds, surroundings = pickle.loads(_read(asked))  # from the process that started it
+        except EOFError:
+            return
+        _write(answered, _answer(place, seconds, lambda call=(place, arguments, surroundings): _called(*call)))
+
+
+def _answer(place: str, seconds: float, call: Callable[[], Any]) -> bytes:
+    try:
+        importlib.import_module(place.partition(":")[0])
+        return pickle.dumps((False, forked(call, seconds)))
+    except Exception as error:
+        return _error(error)
+
+
+if __name__ == "__main__":
+    from stn_export.cli import apart as imported  # whose classes are those that the other side knows
+
+    imported.serve()
