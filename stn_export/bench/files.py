@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -69,8 +70,9 @@ class Subject:
         """Load the file in a runner, and give a call of it and what that gave the first time."""
         feeds = self.inputs.draw(batch=None if batch == self.batch else batch)
         runner = spec.open(self.path, Contract(specs_of(feeds), self.artifact.contract.outputs))
-        step = runner.request(feeds)
-        return step, {name: as_array(value) for name, value in step().items()}
+        step = runner.request(cast(Arrays, feeds))  # ONNX Runtime takes lists of arrays too; others refuse them
+        outputs = cast(Mapping[str, object], step())
+        return step, {name: as_array(value) for name, value in outputs.items()}
 
     def off(self, outputs: Arrays, batch: int) -> float | None:
         """How far outputs lie from the reference's; None where these are others in every run."""
@@ -195,15 +197,20 @@ def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -
     with Watch(spec.device) as watch:
         samples = np.array([timed(step) for _ in range(calls_for(warm.call_seconds, grid.row_seconds))])
     found = summarise(samples)
+    p50, low, high, p90 = (float(found[name] or 0.0) for name in ("p50", "p50_low", "p50_high", "p90"))
     return Timing(
         file=subject.name,
         runner=spec.name,
         device=spec.device,
         batch=batch,
-        **{name: found[name] for name in ("p50", "p50_low", "p50_high", "p90", "p99")},
-        per_second=batch / found["p50"],
-        per_second_low=batch / found["p50_high"],
-        per_second_high=batch / found["p50_low"],
+        p50=p50,
+        p50_low=low,
+        p50_high=high,
+        p90=p90,
+        p99=found["p99"],
+        per_second=batch / p50,
+        per_second_low=batch / high,
+        per_second_high=batch / low,
         calls=len(samples),
         first=first,
         off=off,

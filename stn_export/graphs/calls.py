@@ -10,6 +10,7 @@ from stn_export.graphs.records import Described
 from stn_export.graphs.snippets import LANGUAGES, PYTHON, Call, c_program, snippet
 from stn_export.program.specs import BATCH, TensorSpec
 
+PYTHON_ONLY = ("python",)
 FENCES = {"c++": "cpp", "js": "js"}  # where Markdown calls a language otherwise
 
 
@@ -35,17 +36,23 @@ class HowToCall:
 
 
 def calls_of(directories: Iterable[NetworkDirectory]) -> Iterator[HowToCall]:
-    """Write how every file of a run is called; files of one format that take the same share a snippet."""
+    """Write how every file of a run is called; files of one format that take the same share a snippet.
+
+    The first ONNX file is called in every language, others in Python: ``audit --snippet`` writes the rest.
+    """
+    languages = list(LANGUAGES)
     for directory in directories:
         groups: dict[tuple, list[Artifact]] = {}
         for artifact in directory.artifacts.values():
             if artifact.name != CHECKPOINT:
                 groups.setdefault((artifact.format, artifact.contract.inputs), []).append(artifact)
         for artifacts in groups.values():
-            yield from _calls(directory, artifacts)
+            yield from _calls(directory, artifacts, languages)
+            if artifacts[0].format == "onnx":
+                languages = list(PYTHON_ONLY)
 
 
-def _calls(directory: NetworkDirectory, artifacts: list[Artifact]) -> Iterator[HowToCall]:
+def _calls(directory: NetworkDirectory, artifacts: list[Artifact], languages: list[str]) -> Iterator[HowToCall]:
     first, *others = artifacts
     file, more = f"{directory.name}/{first.file}", tuple(artifact.file for artifact in others)
     if first.format == "native":
@@ -54,7 +61,8 @@ def _calls(directory: NetworkDirectory, artifacts: list[Artifact]) -> Iterator[H
             text = c_program((directory.path / header).read_text(encoding="utf-8"), header)
             yield HowToCall(file, more, "c", text)
         return
-    languages = list(LANGUAGES) if first.format == "onnx" else ["python"] if first.format in PYTHON else []
+    if first.format != "onnx":
+        languages = list(PYTHON_ONLY) if first.format in PYTHON else []
     inputs, outputs = (tuple(map(described, specs)) for specs in (first.contract.inputs, first.contract.outputs))
     call = Call(file, inputs, outputs, _sizes(directory, first))
     for language in languages:
