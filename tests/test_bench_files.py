@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -94,6 +95,7 @@ def test_two_files_take_turns_and_the_shorter_is_faster(file: Path, capsys: pyte
     assert "short.onnx against long.onnx, in turns" in shown
     assert "in turns   short.onnx takes 0." in shown
     assert "onnxruntime-cpu: faster" in shown
+    assert "outputs    of both files:" not in shown  # they are called otherwise
     ours, theirs = (subject_of(Path(name), str(name), {}, None) for name in (file, "long.onnx"))
     assert compare_files(theirs, ours, REFERENCE, QUICK, Budget()).verdict == "slower"
 
@@ -130,6 +132,19 @@ def test_given_sizes_arrays_and_threads_are_what_is_timed(file: Path, capsys: py
 def test_a_mistake_is_one_line(file: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
     assert cli.run(bench.main, arguments) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("of_the_reference_only")
+def test_two_files_that_give_other_outputs_are_said_to(file: Path, capsys: pytest.CaptureFixture[str]):
+    other = chain(1)
+    weights = numpy_helper.to_array(other.graph.initializer[0])
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(1.5 * weights, "w"))
+    onnx.save(other, "other.onnx")
+    assert cli.run(bench.main, [str(file), "other.onnx", "--shape", "x0=4,64"]) == 0
+    shown = capsys.readouterr().out
+    [apart] = re.findall(r"outputs    of both files: (\S+) of the largest apart", shown)
+    assert 1e-3 < float(apart) < 1
+    assert "stn-export verify short.onnx other.onnx" in shown
 
 
 class Wrong(OnnxRuntime):

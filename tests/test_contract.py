@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from stn_export import audit as audited
 from stn_export import cli
 from stn_export.audit import __main__ as audit
+from stn_export.audit.content import examined
 from stn_export.graphs.contract import contract_of
 from stn_export.graphs.graph import OnnxFile
 from stn_export.graphs.records import SHOWN
@@ -135,3 +137,16 @@ def test_nodes_alike_are_one_row_and_80_columns_keep_what_informs(file: Path, mo
     assert all(len(line) <= 80 for line in shown.splitlines())
     assert len([line for line in shown.splitlines() if line.strip().startswith("Relu")]) <= 2
     assert "no room for: first node" in shown
+
+
+@pytest.mark.slow
+def test_ten_megabytes_are_audited_in_three_seconds_of_a_processor():
+    weights = [numpy_helper.from_array(np.ones((256, 256, 3, 3), np.float32), f"w{index}") for index in range(4)]
+    steps = [helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"x{i + 1}"], pads=[1] * 4) for i in range(len(weights))]
+    ends = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 256, 28, 28]) for name in ("x0", "x4"))
+    made = helper.make_model(helper.make_graph(steps, "g", *([end] for end in ends), weights))
+    started = time.process_time()
+    found = examined("", OnnxFile(made))
+    taken = time.process_time() - started
+    assert found.contract.parameters == 4 * 256 * 256 * 9
+    assert taken < 3, taken

@@ -1,5 +1,6 @@
 """How files are called: the snippets run where their tools are at hand, with the file's names, sizes, normalisation."""
 
+import json
 import os
 import re
 import shutil
@@ -15,8 +16,13 @@ from onnx import numpy_helper, parser
 from stn_export import cli
 from stn_export.audit import __main__ as audit
 from stn_export.errors import UserError
+from stn_export.graphs.calls import HowToCall
 from stn_export.graphs.records import Described
 from stn_export.graphs.snippets import LANGUAGES, Call, c_program, snippet
+from stn_export.report.__main__ import render
+from stn_export.report.content import Report
+from stn_export.report.page import Page
+from stn_export.report.sections import sections
 
 # Put real ones there: the folder of onnxruntime_cxx_api.h, and one whose node_modules hold onnxruntime-node.
 HEADERS, NODE = os.environ.get("STN_EXPORT_ORT_HEADERS"), os.environ.get("STN_EXPORT_ORT_NODE")
@@ -219,3 +225,14 @@ def test_a_c_program_is_made_from_the_header():
     text = c_program(header, "net.h")
     assert "net_run_in(x, 1, y, memory, sizeof memory)" in text
     assert "static float x[NET_X];" in text
+
+
+def test_the_report_shows_lines_as_they_stand():
+    text = 'int main() { return 1 < 2 && "x"; }\n'
+    report = Report("run", calls=[HowToCall("stn/a.onnx", ("b.onnx",), "c++", text)])
+    [section] = [each for each in sections(report) if each.id == "call"]
+    html, markdown = (render(f"report.{kind}.j2", Page("t", [section])).decode() for kind in ("html", "md"))
+    assert "int main() { return 1 &lt; 2 &amp;&amp; &#34;x&#34;; }" in html
+    assert "stn/a.onnx, in C++; b.onnx likewise" in html
+    assert f"```cpp\n{text}```\n" in markdown
+    assert json.loads(json.dumps(report.as_dict()))["calls"][0]["text"] == text

@@ -338,6 +338,7 @@ def card(result: FileBench) -> Iterator[tuple[str, str]]:
             f"{sum(each.agrees for each in held)} of {counted(len(held), 'timing')} give what {REFERENCE.name} gives"
         )
         yield "outputs", agree + (f"; not {', '.join(dict.fromkeys(wrong))}" if wrong else "")
+    yield from _alike(result)
     yield "confidence", _confidence(result)
     yield "caveat", "; ".join(_caveats(result))
 
@@ -355,6 +356,17 @@ def _verdicts(result: FileBench) -> Iterator[tuple[str, str]]:
         ours, theirs = (subject.name for subject in result.subjects)
         ratio = speed_ratio((pair.ratio, pair.ratio_low, pair.ratio_high))
         yield "in turns", f"{ours} takes {ratio} {theirs}'s time in {pair.runner}: {pair.verdict}"
+
+
+def _alike(result: FileBench) -> Iterator[tuple[str, str]]:
+    """Say whether two files whose outputs can be compared give the same."""
+    if len(result.subjects) < 2 or not all(each.steady for each in result.subjects):
+        return
+    ours, theirs = (each.expected.get(each.batch, {}) for each in result.subjects)
+    if ours and {name: each.shape for name, each in ours.items()} == {name: a.shape for name, a in theirs.items()}:
+        off = max(difference(ours[name], theirs[name]) for name in ours)
+        names = " ".join(str(each.path) for each in result.subjects)
+        yield "outputs", f"of both files: {off:.0e} of the largest apart; stn-export verify {names} says more"
 
 
 def _confidence(result: FileBench) -> str:
@@ -385,14 +397,14 @@ def main(options: Namespace, paths: Sequence[Path]) -> None:
         require_choice("device", options.device, DEVICES),
         GRIDS[require_choice("grid", options.grid, [*GRIDS])],
     )
-    before = torch.get_num_threads()
+    budget, before = Budget(options.budget), torch.get_num_threads()
     torch.set_num_threads(options.threads or grid.threads)
     try:
         names = [path.name if len({each.name for each in paths}) == len(paths) else str(path) for path in paths]
         find = partial(subject_of, shapes=dict(options.shape), arrays=options.inputs)
         result = FileBench(tuple(map(find, paths, names)))
         try:
-            bench_files(result, device, grid, Budget(options.budget))
+            bench_files(result, device, grid, budget)
         finally:  # an interrupt too shows what there is
             cli.print_json(result.as_dict()) if options.format == "json" else show(result)
     finally:
