@@ -60,6 +60,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     onnx.save(chain(1), "short.onnx")
     onnx.save(chain(12), "long.onnx")
+    Path("words.onnx").write_text("words", encoding="utf-8")
     return Path("short.onnx")
 
 
@@ -112,6 +113,15 @@ def test_given_sizes_arrays_and_threads_are_what_is_timed(file: Path, capsys: py
     assert [row["batch"] for row in json.loads(capsys.readouterr().out)["timings"]] == [7]
 
 
+def test_a_larger_batch_is_what_a_runner_is_given(file: Path):
+    subject = subject_of(file, file.name, {}, None)
+    assert subject.batches == (1, files.MANY)
+    step, outputs = subject.load(REFERENCE, files.MANY)
+    assert outputs["x1"].shape == (files.MANY, 64)
+    assert step()["x1"].shape == (files.MANY, 64)
+    assert subject.load(REFERENCE, 1)[1]["x1"].shape == (1, 64)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -124,6 +134,7 @@ def test_given_sizes_arrays_and_threads_are_what_is_timed(file: Path, capsys: py
         (["short.onnx", "--device", "tpu"], "unknown device"),
         (["short.onnx", "--budget", "0.000001"], "no runner could time it"),
         (["none.onnx"], "none.onnx"),
+        (["words.onnx"], "is not an ONNX file"),
         (["--shape", "x0=5,64"], "--shape is of a file"),
         (["--threads", "2"], "--threads is of a file"),
     ],
