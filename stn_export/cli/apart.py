@@ -17,8 +17,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 from stn_export.cli import children, launch
 from stn_export.errors import UserError
@@ -156,17 +157,17 @@ def _called(place: str, arguments: tuple[Any, ...], surroundings: tuple[str, dic
     return getattr(sys.modules[module], name)(*arguments)
 
 
-def _write(stream: BinaryIO, content: bytes) -> None:
+def _write(stream: IO[Any], content: bytes) -> None:
     stream.write(len(content).to_bytes(HEADER, "little") + content)
     stream.flush()
 
 
-def _read(stream: BinaryIO) -> bytes:
+def _read(stream: IO[Any]) -> bytes:
     size = int.from_bytes(_whole(stream, HEADER), "little")
     return _whole(stream, size)
 
 
-def _whole(stream: BinaryIO, size: int) -> bytes:
+def _whole(stream: IO[Any], size: int) -> bytes:
     content = stream.read(size)
     if len(content) < size:
         raise EOFError
@@ -182,7 +183,7 @@ def serve() -> None:
             place, arguments, seconds, surroundings = pickle.loads(_read(asked))  # from the process that started it
         except EOFError:
             return
-        _write(answered, _answer(place, seconds, lambda call=(place, arguments, surroundings): _called(*call)))
+        _write(answered, _answer(place, seconds, partial(_called, place, arguments, surroundings)))
 
 
 def _answer(place: str, seconds: float, call: Callable[[], Any]) -> bytes:

@@ -22,6 +22,7 @@ from stn_export.artifacts.files import read_json
 from stn_export.cli.apart import BeyondLimitError
 from stn_export.comparison.tolerances import TOLERANCES
 from stn_export.errors import UserError, one_line
+from stn_export.graphs.costs import macs
 from stn_export.graphs.graph import as_array
 from stn_export.graphs.inputs import Outputs
 from stn_export.graphs.lint import Finding, Subject, findings
@@ -66,7 +67,8 @@ def _openvino(subject: Subject) -> Outputs:
 class Runtime:
     """One row: lint rules that rule it out, those that only slow it down, and how to try it, if it can be tried.
 
-    ``samples`` is the most sampled values that it is tried with: one that samples them one by one takes minutes.
+    ``samples`` and ``products`` are the most sampled values and multiply-adds that it is tried with: one that takes
+    them one by one takes minutes.
     ``kept`` is its name in the table of ``make runtimes``, where it was tried there. ``alone`` is one that no other
     runtime helps out: it takes operators that are on its list.
     """
@@ -77,6 +79,7 @@ class Runtime:
     trial: Callable[[Subject], Outputs] | None = None
     module: str = "onnxruntime"
     samples: float = float("inf")
+    products: float = float("inf")
     kept: str = ""
     alone: bool = False
 
@@ -88,7 +91,7 @@ RUNTIMES = (
     Runtime("ONNX Runtime DirectML", slows=("STN002", "STN005", "STN008")),
     Runtime("TensorRT", refuses=("STN001", "STN002", "STN008"), alone=True),
     Runtime("OpenVINO", trial=_openvino, module="openvino", kept="openvino", alone=True),
-    Runtime("onnx reference evaluator", trial=_reference, module="onnx", samples=10_000),
+    Runtime("onnx reference evaluator", trial=_reference, module="onnx", samples=10_000, products=20_000_000),
 )
 
 
@@ -104,7 +107,7 @@ class Operators:
 @cache
 def operators(runtime: str) -> Operators:
     """Read a runtime's list from ``resources/operators.json``."""
-    content = read_json(OPERATORS, "stn_export/operators/1")["runtimes"][runtime]
+    content: dict = read_json(OPERATORS, "stn_export/operators/1")["runtimes"][runtime]
     return Operators(content["source"], frozenset(content["has"]), frozenset(content["lacks"]))
 
 
@@ -122,9 +125,20 @@ def verdicts(subject: Subject, against: list[Finding] | None = None) -> dict[str
 def _verdict(runtime: Runtime, subject: Subject, against: list[Finding]) -> Verdict:
     if runtime.name == "ONNX Runtime CPU":
         return _on_cpu(subject)
-    if runtime.trial and importlib.util.find_spec(runtime.module) and _sampled(subject) <= runtime.samples:
-        return _tried(runtime.trial, subject)
+    if runtime.trial and importlib.util.find_spec(runtime.module):
+        many = _too_many(runtime, subject)
+        return (UNTRIED, many) if many else _tried(runtime.trial, subject)
     return ruled(runtime, subject, against)
+
+
+def _too_many(runtime: Runtime, subject: Subject) -> str:
+    """Why a runtime would take too long to be tried; empty where it would not."""
+    sampled = _sampled(subject)
+    products = sum(macs(node, subject.infos, subject.trial.runs) or 0 for node in subject.model.graph.node)
+    if sampled <= runtime.samples and products <= runtime.products:
+        return ""
+    what = f"{sampled:,} sampled values" if sampled > runtime.samples else f"{products:,} multiply-adds"
+    return f"{what} would take it minutes."
 
 
 def _on_cpu(subject: Subject) -> Verdict:
