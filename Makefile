@@ -37,7 +37,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard test-processors test-versions test-packages bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard test-processors test-versions test-packages lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,11 +59,12 @@ help: ## list targets and variables
 	@echo "  ORT_SITE=$$ORT_SITE OUT=$$OUT  for 'make gpu-results': a directory with ONNX Runtime's GPU build; where files go"
 	@echo "  VENV=$$VENV  set it empty, and PYTHON=python3, to use an interpreter that has the packages"
 
-setup: $(READY) ## build $(VENV) from constraints.txt (every target does this first)
+setup: $(READY) ## build $(VENV) from requirements.lock, digests checked (every target does this first)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml requirements.lock
 	$(BOOTSTRAP) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 train: $(READY) ## train the spatial transformer and the plain CNN
@@ -154,7 +155,11 @@ test-packages: $(READY) ## tiny networks of transformers, kornia, MONAI, timm an
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[packages]'
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m packages tests/test_packaged.py $(PYTEST)
 
-bad-input: $(READY) ## some 240 ways to get it wrong: one line, a hint, exit code 2 each
+lock: $(READY) ## write requirements.lock and constraints.txt anew from pyproject.toml; UPGRADE=1 for newer versions
+	@$(PYTHON) -m pip install --quiet uv
+	@$(PYTHON) -m tests.lock $(if $(UPGRADE),--upgrade)
+
+bad-input: $(READY) ## some 440 ways to get it wrong: one line, a hint, exit code 2 each
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark $(PARALLEL) tests/test_bad_input.py tests/test_hostile_text.py
 
 faults: $(READY) ## kill every stage at every change, fill its disk, start two at once; some hours

@@ -1,9 +1,10 @@
 """What faults do to a run: ``make faults`` kills every stage at every change that it makes to the disk.
 
-It also lets each of these fail as on a full disk, and starts every pair of stages at once; ``docs/survival.md`` keeps
-the table. A change is what Python's audit hooks report: a file opened to be written, renamed or removed, a directory
-made. After each fault the run must hold nothing that its manifests do not stand for, no file may be half an old and
-half a new one, and the same stage must then come to its usual end and leave no temporary file.
+It also lets each of these fail as on a full disk, ends the stages by SIGTERM, SIGINT and SIGHUP there, deletes the run
+beneath them, starts every pair of them at once, kills the C compiler and ends ``runtimes`` while pip works;
+``docs/survival.md`` keeps the table. A change is what Python's audit hooks report: a file opened to be written, renamed
+or removed, a directory made. After each fault the run must hold nothing that its manifests do not stand for, no file
+may be half an old and half a new one, and the same stage must then come to its usual end and leave no temporary file.
 """
 
 import argparse
@@ -16,12 +17,15 @@ import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -31,12 +35,19 @@ from PIL import Image
 from stn_export import cli
 from stn_export.artifacts.files import PARTIAL, sha256_of
 from stn_export.artifacts.manifest import MANIFEST, network_directories
+from stn_export.cli import children
+from stn_export.play import __main__ as play
+from stn_export.runtimes.environments import in_folder, runtimes_here
 from tests.runs import enter_networks
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ALONE = ("adopt", "train", "play", "compile")  # not started in pairs: other states, or as one that is
+FEW = 6  # places of a stage that a signal is sent at
 LATE = 240  # seconds, after which a stage hangs
 VARYING = (".lock", ".holder", "bench.json", "report.html", "report.md", "report.json", "verify.json", MANIFEST)
+VARYING += ("history.jsonl", "training.json", "training.pt")
 VARYING += ("MODEL_CARD.md", "points.pt", ".ts")  # which hold times, what follows from them, or a count of classes
 
 
@@ -56,19 +67,30 @@ class Stage:
     ready: str = "exported"  # the state of the run that it starts from
 
 
+EXPORTED = ("folded-fp32", "plain-fp32", "torchscript-fp32", "native-fp32")
 STAGES = (
-    Stage("export", "export", ("--run", "{run}", "--only", "folded-fp32", "plain-fp32", "torchscript-fp32"), "entered"),
+    Stage("export", "export", ("--run", "{run}", "--only", *EXPORTED), "entered"),
     Stage(
         "triton",
         "export",
-        ("--run", "{run}", "--only", "folded-fp32", "plain-fp32", "torchscript-fp32", "--triton", "{run}/triton"),
+        ("--run", "{run}", "--only", *EXPORTED, "--triton", "{run}/triton"),
     ),
     Stage("verify", "verify", ("--run", "{run}")),
     Stage("bench", "bench", ("--run", "{run}", "--suites", "startup", "-k", "stn-onnxruntime-cpu")),
     Stage("report", "report", ("--run", "{run}")),
     Stage("predict", "predict", ("{run}/../a.png", "--artifact", "{run}/stn/program.pt2", "--output", "{run}/out.npz")),
+    Stage(
+        "train",
+        "train",
+        ("--run", "{run}", "--dataset", "digits", "--models", "cnn", "--epochs", "1", "--device", "cpu"),
+        "empty",
+    ),
+    Stage("play", "play", ("--run", "{run}", "--runtime", "{run}/../web", "--build-only")),
+    Stage("compile", "verify", ("--run", "{run}", "--only", "native-cpu")),
     Stage("adopt", "adopt", ("tests.faults:net", "--input", "x=N,1,8,8", "--run", "{run}", "--name", "net"), "empty"),
 )
+
+STAGE = {stage.name: stage for stage in STAGES}
 
 
 def call(stage: Stage, run: Path, on_change: Callable[[str], None] | None = None, started: float = 0.0) -> int:
@@ -88,6 +110,7 @@ def call(stage: Stage, run: Path, on_change: Callable[[str], None] | None = None
         code = 99
         try:
             signal.alarm(LATE)
+            os.environ["XDG_CACHE_HOME"] = str(run.parent / "cache")
             with (
                 contextlib.redirect_stdout(io.StringIO()),
                 (run.parent / "said.txt").open("a", encoding="utf-8") as said,
@@ -147,6 +170,11 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def ended_by(number: signal.Signals) -> Callable[[], None]:
+    """Send this process a signal that asks it to end."""
+    return lambda: os.kill(os.getpid(), number)
+
+
 def fill() -> None:
     """Fail as a full disk does."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the disk")
@@ -180,6 +208,8 @@ def whole(run: Path, before: dict[str, str], after: dict[str, str]) -> str:
             for artifact in directory.artifacts.values():
                 directory.intact(artifact)
     except Exception as error:
+        if not before and "holds no network" in str(error):
+            return ""  # a manifest of files, but none of a network: as empty as it was
         return f"{type(error).__name__}: {error}".splitlines()[0]
     now = contents(run)
     for name, digest in now.items():
@@ -223,6 +253,9 @@ def states(folder: Path) -> dict[str, Path]:
     changes_of(STAGES[0], made["exported"])
     for run in made.values():
         Image.new("RGB", (32, 32)).save(run.parent / "a.png")
+        (run.parent / "web").mkdir()
+        for name in play.FILES:
+            (run.parent / "web" / name).write_text("what a browser would load", encoding="utf-8")
         (run.parent / "said.txt").unlink(missing_ok=True)
     return made
 
@@ -245,16 +278,97 @@ def disturbed(stage: Stage, run: Path, most: int | None = None) -> Iterator[Outc
         after = contents(undisturbed)
     places = range(1, count + 1)
     places = sorted(random.Random(0).sample(places, most)) if most and most < count else places
-    for kind, act, codes in (("killed", kill, (137, 0)), ("disk full", fill, (2, 0))):
+    few = places[:: max(1, len(places) // FEW)]  # of what ends in the same way wherever it comes
+    kinds = [("killed", kill, (137, 0), places), ("disk full", fill, (2, 0), places)]
+    kinds += [(number.name, ended_by(number), (130, 0), few) for number in ENDING]
+    for kind, act, codes, chosen in kinds:
         lost = []
-        for place in places:
+        for place in chosen:
             with copied(run) as copy:
                 code = call(stage, copy, Counted(place, act))
                 said = (copy.parent / "said.txt").read_text(encoding="utf-8")
                 wrong = "" if code in codes else f"exit code {code}: {said[-300:]}"
                 wrong = wrong or whole(copy, before, after) or repeated(stage, copy, after)
             lost += [f"{stage.name}, {kind} at change {place} of {count}: {wrong}"] if wrong else []
-        yield stage.name, kind, len(places), lost
+        yield stage.name, kind, len(chosen), lost
+    lost = [line for place in few if (line := deleted(stage, run, place))]
+    yield stage.name, "beside rm -rf", len(few), lost
+
+
+def deleted(stage: Stage, run: Path, place: int) -> str:
+    """What is wrong where the run is deleted beneath a stage: it says so, and writes nothing elsewhere."""
+    with copied(run) as copy:
+        before = {path.name for path in copy.parent.iterdir()} | {"said.txt", "out.npz", "cache"}
+        code = call(stage, copy, Counted(place, partial(shutil.rmtree, copy, ignore_errors=True)))
+        said = (copy.parent / "said.txt").read_text(encoding="utf-8")
+        others = {path.name for path in copy.parent.iterdir()} - before
+    where = f"{stage.name}, the run deleted at change {place}"
+    if others:
+        return f"{where}: {sorted(others)[0]} was written beside it"
+    return "" if code in (0, 1, 2) else f"{where}: exit code {code}: {said[-300:]}"
+
+
+def compiler_killed(run: Path) -> Outcome:
+    """Let the C compiler be killed by every signal while ``verify`` builds the C function."""
+    lost = []
+    for number in (signal.SIGKILL, *ENDING):
+        with copied(run) as copy:
+            compiler = copy.parent / "cc"
+            compiler.write_text(f"#!/bin/sh\nkill -{int(number)} $$\n", encoding="utf-8")
+            compiler.chmod(0o755)
+            before, here = contents(copy), os.environ.get("CC")
+            os.environ["CC"] = str(compiler)
+            try:
+                code = call(STAGE["compile"], copy)
+            finally:
+                os.environ.pop("CC")
+                os.environ |= {"CC": here} if here else {}
+            said = (copy.parent / "said.txt").read_text(encoding="utf-8")
+            wrong = "" if code in (1, 2) else f"exit code {code}: {said[-300:]}"
+            wrong = (
+                wrong
+                or whole(copy, before, before)
+                or (f"then {code}" if (code := call(STAGE["compile"], copy)) else "")
+            )
+        lost += [f"C compiler, {number.name}: {wrong}"] if wrong else []
+    return "C compiler", "killed", 1 + len(ENDING), lost
+
+
+def pip_ended() -> Outcome:
+    """End ``runtimes`` by every signal while pip waits for an index that never answers."""
+    lost = []
+    for number in (signal.SIGKILL, *ENDING):
+        with socket.create_server(("127.0.0.1", 0)) as silent, tempfile.TemporaryDirectory() as folder:
+            index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+            environment = children.environment({"PIP_INDEX_URL": index, "PIP_CONFIG_FILE": os.devnull})
+            command = children.module("stn_export", "runtimes", "--into", folder)
+            with subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            ) as process:
+                silent.settimeout(LATE)
+                connection, _ = silent.accept()  # pip asks
+                process.send_signal(number)
+                _, said = process.communicate(timeout=LATE)
+                connection.close()
+            left = started_in(folder)
+            wrong = f"{left} is left running" if left else ""
+            if process.returncode not in (130, -signal.SIGKILL) or b"Traceback" in said:
+                wrong = wrong or f"exit code {process.returncode}: {said[-300:]!r}"
+            with in_folder(Path(folder)):
+                wrong = wrong or (f"counts as installed: {there}" if (there := runtimes_here()) else "")
+        lost += [f"runtimes, {number.name}: {wrong}"] if wrong else []
+    return "runtimes", "ended", 1 + len(ENDING), lost
+
+
+def started_in(folder: str, seconds: float = 10) -> str:
+    """The command of a process that still runs a program of this folder after some seconds; empty without one."""
+    end = time.monotonic() + seconds
+    while True:
+        running = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+        left = next((line for line in running if folder.encode() in line.split(b"\0")[0]), b"")
+        if not left or time.monotonic() > end:
+            return left.replace(b"\0", b" ").decode(errors="replace").strip()
+        time.sleep(0.1)
 
 
 def together(one: Stage, other: Stage, runs: dict[str, Path], rounds: int) -> Outcome:
@@ -292,10 +406,12 @@ def main() -> None:
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         runs = states(Path(folder))
-        pairs = itertools.combinations_with_replacement([each for each in chosen if each.name != "adopt"], 2)
+        pairs = itertools.combinations_with_replacement([each for each in chosen if each.name not in ALONE], 2)
         found = itertools.chain(
             *(disturbed(stage, runs[stage.ready], options.most) for stage in chosen),
             (together(one, other, runs, options.rounds) for one, other in pairs if options.rounds),
+            (compiler_killed(runs["exported"]) for stage in chosen if stage.name == "compile"),
+            (pip_ended() for _ in range(options.stages == [stage.name for stage in STAGES])),
         )
         for outcome in found:
             outcomes.append(outcome)

@@ -1,8 +1,10 @@
 """Damaged files of every kind, read as the stages read them: ``make fuzz``.
 
 Half of them have bytes changed anywhere; of the others the content is changed and packed again, so that no checksum
-gives them away. They are read in children of this process with bounded memory and time. An answer and a ``UserError``
-are both right; anything else that is raised, a crash and a hang are findings. ``docs/survival.md`` keeps the table.
+gives them away; manifests whose files and formats disagree and programs that name others' code are among them. They are
+read in children of this process with bounded memory and time. An answer and a ``UserError`` are both right; anything
+else that is raised, a crash, a hang and code that a file names and that runs are findings. ``docs/survival.md`` keeps
+the table.
 """
 
 import argparse
@@ -32,13 +34,14 @@ from PIL import Image
 from stn_export import cli
 from stn_export.answer.held import held
 from stn_export.artifacts.examples import load_examples
-from stn_export.artifacts.files import load_arrays
+from stn_export.artifacts.files import load_arrays, sha256_of
 from stn_export.artifacts.manifest import network_directories
 from stn_export.artifacts.pictures import read_picture
 from stn_export.artifacts.points import read_points_file
 from stn_export.artifacts.schemas import read_verified
 from stn_export.audit import __main__ as audit_stage
-from stn_export.errors import CheckFailedError
+from stn_export.errors import CheckFailedError, UserError
+from stn_export.program.program import CONTRACT_FILE
 from stn_export.report import __main__ as report_stage
 from stn_export.train.checkpoint import load_checkpoint, save_checkpoint
 from stn_export.verify.versus import compare_files
@@ -46,6 +49,7 @@ from tests.faults import STAGES, changes_of
 from tests.runs import enter_networks, lively
 
 SECONDS, BYTES = 60, 12 * 2**30  # of one file, and of a child beyond what it has
+MARK = Path(tempfile.gettempdir()) / f"stn-fuzz-ran-{os.getpid()}"
 CHUNK = 50  # files a child
 INTERESTING = (
     None,
@@ -147,6 +151,38 @@ def changed_onnx(content: bytes, random: random.Random) -> bytes:
     return model.SerializeToString()
 
 
+def disagreeing(content: bytes, random: random.Random) -> bytes:
+    """A manifest that says of one artifact what holds for another: its file, format, digest, contract or parent."""
+    value = json.loads(content)
+    one, other = random.sample(list(value["artifacts"].values()), 2)
+    told = ("file", "format", "sha256", "contract", "parent_sha256", "lowering", "precision", "name", "beside")
+    for name in random.sample(told, random.choice((1, 2, 3))):
+        one[name] = other[name]
+    if random.random() < 0.5:  # the bytes that are there, under the name and the format of others
+        one |= {name: other[name] for name in ("file", "sha256", "beside")}
+    return json.dumps(value).encode()
+
+
+def named_code(content: bytes, random: random.Random) -> bytes:
+    """A program that names a callable of others as its own code, and leaves a mark where that is called."""
+    calls = (
+        {"callable": "os:system", "arguments": {"command": f"touch {MARK}"}},
+        {"callable": "os:mkdir", "arguments": {"path": str(MARK)}},
+        {"callable": "pathlib:Path.touch", "arguments": {"self": str(MARK)}},
+        {"callable": "subprocess:check_output", "arguments": {"args": ["touch", str(MARK)]}},
+        {"callable": "builtins:exec", "arguments": {"source": f"open({str(MARK)!r}, 'w')"}},
+    )
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {each.filename: archive.read(each) for each in archive.infolist()}
+    name = next(name for name in members if name.endswith(CONTRACT_FILE))
+    members[name] = json.dumps(json.loads(members[name]) | {"origin": random.choice(calls)}).encode()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return packed.getvalue()
+
+
 @dataclass(frozen=True)
 class Target:
     """A kind of file: a good one, how else its content can be changed, and what reads it."""
@@ -183,6 +219,10 @@ def targets(folder: Path) -> list[Target]:
 
     return [
         Target("manifest", run / "stn" / "manifest.json", changed_json, of_run("stn/manifest.json", listing), 3),
+        Target(
+            "manifest, disagreeing", run / "stn" / "manifest.json", disagreeing, of_run("stn/manifest.json", opening), 2
+        ),
+        Target("program, own code named", run / "stn" / "program.pt2", named_code, of_run("stn/program.pt2", foreign)),
         Target("verify.json", run / "verify.json", changed_json, of_run("verify.json", reporting), 2),
         Target("bench.json", run / "bench.json", changed_json, of_run("bench.json", reporting), 2),
         Target("points.pt", run / "points.pt", changed_zip, of_run("points.pt", read_points_file)),
@@ -211,6 +251,32 @@ def listing(run: Path) -> None:
         directory.expected()
         directory.examples()
     held(run)
+
+
+def opening(run: Path) -> None:
+    """Every artifact that is listed, as verify and predict open it."""
+    for directory in network_directories(run):
+        for artifact in directory.artifacts.values():
+            with contextlib.suppress(UserError):
+                path = directory.open(artifact)
+                if artifact.format == "onnx" and path.suffix == ".onnx":
+                    onnx.load(path)
+        directory.program()
+
+
+def foreign(run: Path) -> None:
+    """A program of somebody else: refused, or run as the graph it is where it is trusted, never by what it names."""
+    path = run / "stn" / "program.pt2"
+    manifest = run / "stn" / "manifest.json"
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    content["artifacts"]["program"]["sha256"] = sha256_of(path)
+    manifest.write_text(json.dumps(content), encoding="utf-8")
+    [directory] = [each for each in network_directories(run) if each.name == "stn"]
+    for trust in (False, True):
+        with contextlib.suppress(UserError):
+            if trust:
+                directory.trust()
+            directory.program().own_module()
 
 
 def reporting(run: Path) -> None:
@@ -290,6 +356,8 @@ def outcome_of(read: Callable[[Path], object], path: Path) -> str:
     """``answered``, ``refused``, or ``raised`` and what."""
     try:
         read(path)
+        if MARK.exists():
+            raise AssertionError("what a file names has run")
     except CheckFailedError:
         return "answered"
     except Exception as error:

@@ -1,8 +1,9 @@
 """Try every network through ``export_onnx``, ``check`` and ``adopt``: ``python -m tests.network_table``.
 
 Each file is judged by a float64 run of a fresh module at another batch, written here and not in the package. Writes
-artifacts/networks.json as it goes; a network that is there for the same code is not tried again. The exit code is 1
-where a file called equal is wrong, one is lost, or a right one fails.
+artifacts/networks.json as it goes; a network that is there for the same code is not tried again. Where all were tried
+and none is at fault, the table is kept in benchmarks/results/networks.json, from which ``make readme`` writes that of
+docs/networks.md. The exit code is 1 where a file called equal is wrong, one is lost, or a right one fails.
 """
 
 import argparse
@@ -42,12 +43,14 @@ from tests.zoo import ZOO
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "artifacts" / "networks.json"
+RESULTS = ROOT / "benchmarks" / "results" / "networks.json"
 BATCHES = (2, 3)  # the example's, and another
 ALLOWED = 2e-3  # of the largest value: coordinates rounded in float32 move samples of unsmooth inputs
 RIGHT, REFUSED, UNTRIED = "right", "refused", "not tried"
 TOLD = "told"  # the file is wrong, and the check that looked at it says so
 WRONG, LOST, FAILED, BUG = "WRONG", "LOST", "FAILED", "TRACEBACK"  # each is a fault of this package
 FINE = (RIGHT, REFUSED, UNTRIED, TOLD)
+WAYS = ("export_onnx", "check", "adopt")
 ROWS = ("matmul-fp32", "gather-fp32", "plain-fp32")
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -299,11 +302,20 @@ def main() -> int:
         lines.append(line)
         print(json.dumps(line), file=sys.stderr, flush=True)
         if not names:
-            content = {"schema": "stn_export/networks/1", "environment": environment, "networks": lines}
-            KEPT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    bad = [line for line in lines for way in ("export_onnx", "check", "adopt") if line[way]["verdict"] not in FINE]
-    print(f"{len(lines)} networks, {len(bad)} at fault: {', '.join(line['name'] for line in bad) or 'none'}")
+            write(KEPT, environment, lines)
+    verdicts = {line["name"]: [line[way]["verdict"] for way in WAYS] for line in lines}
+    bad = [name for name, found in verdicts.items() if not set(found) <= set(FINE)]
+    if not (names or bad or any(UNTRIED in found for found in verdicts.values())):
+        write(RESULTS, environment, lines)
+    print(f"{len(lines)} networks, {len(bad)} at fault: {', '.join(bad) or 'none'}")
     return 1 if bad else 0
+
+
+def write(path: Path, environment: dict[str, object], lines: Sequence[dict]) -> None:
+    """Write what was found, a line a network."""
+    text = ",\n".join(json.dumps(line) for line in lines)
+    head = json.dumps({"schema": "stn_export/networks/1", "environment": environment}, indent=1).removesuffix("\n}")
+    path.write_text(f'{head},\n "networks": [\n{text}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

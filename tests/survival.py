@@ -11,6 +11,7 @@ from stn_export.cli.tables import Markdown
 from stn_export.limits import LIMITS
 from stn_export.program import sites, specs
 from tests.conftest import REPOSITORY
+from tests.guards import GUARDS
 
 FILES = {  # what stands in each, by the types that it is checked against
     "`<network>/manifest.json`": (manifest._Written, manifest.Facts, manifest.ExamplesFile, sites.Site),
@@ -103,6 +104,16 @@ def survived() -> list[str]:
     ]
 
 
-BLOCKS = {
-    "limits": limits, "formats": formats, "faults": faults, "fuzz": fuzz, "soak": soak, "survived": survived
-}  # fmt: skip
+def guards() -> list[str]:
+    """What is tried, what comes of it, and what holds that."""
+    rows = [
+        (Markdown(each.attempt), Markdown(each.outcome), Markdown(f"`tests/{each.test.replace('::', '.py::')}`"))
+        for each in GUARDS
+    ]
+    return markdown_table(("attempt", "outcome", "held by"), rows)[:-1]
+
+
+BLOCKS = {"limits": limits, "formats": formats, "faults": faults, "fuzz": fuzz, "soak": soak} | {
+    "survived": survived,
+    "guards": guards,
+}

@@ -169,9 +169,34 @@ def test_rows_that_bench_left_out_are_named_by_their_tests():
     ]
 
 
+def test_checks_on_other_examples_are_stale():
+    held = with_check(content(*QUIET), "folded-fp32", examples_sha256="of other labels")
+    assert caveats(held)[0] == "stale: what stn is tried on changed since verify ran; run `stn-export verify` again"
+    assert ("stn", "folded-fp32", ORT) not in held.proved
+    assert ("stn", "folded-fp32", ORT) in content(*QUIET).proved
+
+
 def test_stale_timings_are_named():
     rows = (*QUIET, timed(FOLDED, 1e-5) | {"artifact": "plain-fp32", "network": "cnn", "sha256": "old"})
     assert caveats(content(*rows))[0] == ("stale: cnn/plain-fp32 changed since bench ran; run `stn-export bench` again")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, ""),
+        ({"examples_sha256": "other"}, "what stn is tried on"),
+        ({"sha256": "old", "examples_sha256": "other"}, "stn/folded-fp32"),
+        ({"baseline_sha256": "old"}, "stn/folded-fp32's baseline"),
+    ],
+)
+def test_what_changed_since_a_timing_is_named(changed: dict, words: str):
+    row = timed(FOLDED, 1e-5) | changed
+    assert content(row).current.changed(row) == words
+    assert content(row).is_current(row) == (not words)
+    assert [each for each in caveats(content(row)) if each.startswith("stale")] == (
+        [f"stale: {words} changed since bench ran; run `stn-export bench` again"] if words else []
+    )
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,29 @@ def test_a_child_ends_with_its_parent_however_that_ends(how: str, tmp_path: Path
     until(lambda: gone(int(place.read_text(encoding="utf-8"))))
 
 
+HAVING_ANOTHER = """
+import os, pathlib, subprocess, sys, time
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path({!r}).write_text(str(other.pid))
+time.sleep({})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize("how", ["start({}, group=True)\ntime.sleep(600)", "run({}, group=True)", "follow({})"])
+@pytest.mark.parametrize("seconds", [600, 0])
+def test_what_a_child_started_ends_with_it(how: str, seconds: int, tmp_path: Path, ending: list[subprocess.Popen]):
+    """Whether it was ended, as pip's own children were not, or came to its end."""
+    place = tmp_path / "grandchild"
+    command = [sys.executable, "-c", HAVING_ANOTHER.format(str(place), seconds)]
+    code = STARTING + f"kept = children.{how.format(command)}"
+    ending.append(subprocess.Popen([sys.executable, "-c", code], env=children.environment()))
+    until(lambda: place.exists() and place.read_text(encoding="utf-8"))
+    if seconds:
+        ending[0].kill()
+    until(lambda: gone(int(place.read_text(encoding="utf-8"))))
+
+
 KEEPING = """
 import pathlib, signal, sys, time
 def keep(number, frame):
@@ -232,7 +255,7 @@ def test_a_run_that_takes_too_long_is_ended():
 
 
 # The one place, and a script that another environment runs, which has nothing of ours.
-STARTERS = {"cli/children.py", "runtimes/serve.py"}
+STARTERS = {"cli/children.py", "cli/launch.py", "runtimes/serve.py"}
 STARTS = {"subprocess": {"run", "Popen", "call", "check_call", "check_output"}, "os": {"system", "popen", "fork"}}
 
 

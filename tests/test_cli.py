@@ -35,6 +35,27 @@ def test_exit_codes(error: BaseException, code: int, words: tuple[str, ...], cap
     assert all(word in err for word in words)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]):
+    def main(_: object) -> None:
+        raise error
+
+    assert cli.run(main) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: there is not enough memory",
+        "hint: allow more (ulimit -v), or take smaller batches or fewer at once",
+    ]
+
+
 def test_a_bug_of_ours_is_a_traceback():
     def main(arguments: object) -> None:
         raise ZeroDivisionError

@@ -32,7 +32,7 @@ from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.runners.elsewhere import Elsewhere
 from stn_export.runtimes import RUNTIMES, Child, RefusedError, Runtime, convert
 from stn_export.runtimes.child import converted, reason, sized
-from stn_export.runtimes.environments import HERE, VARIABLE, asked_for, runtimes_here
+from stn_export.runtimes.environments import HERE, VARIABLE, asked_for, in_folder, runtimes_here
 from stn_export.verify import __main__ as verify
 from tests.zoo import enter_zoo
 
@@ -84,6 +84,7 @@ class Beside(Runtime):
     """One that this interpreter runs."""
 
     packages: tuple[str, ...] = ("numpy",)
+    module: str = "numpy"
     script: Path = HERE / "serve.py"
 
     @property
@@ -284,13 +285,29 @@ def test_float32_in_an_approximate_runtime_is_held_to_bounds_of_its_own():
     assert {spec.name for spec in RUNNERS if spec.approximate} == {"mnn-cpu", "ncnn-cpu"}
 
 
-def installed(folder: Path, name: str, version: str, package: str = "") -> Path:
-    """An environment that has one package."""
+def installed(folder: Path, name: str, version: str, package: str = "", tried: bool = True) -> Path:
+    """An environment that has one package, which was imported there."""
     package = package or name
     made = folder / name / "lib" / "python3.0" / "site-packages" / f"{package}-{version}.dist-info"
     made.mkdir(parents=True)
     (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n", encoding="utf-8")
+    if tried:
+        (folder / name / "imported").touch()
     return folder
+
+
+def test_what_was_never_imported_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As pip leaves it where it was killed, and as an empty dist-info is."""
+    with in_folder(installed(tmp_path, "tract", "0.1", tried=False)):
+        assert runtimes_here() == {}
+        runtime = Runtime("tract", ("tract",), "no_module_of_this_name")
+        importing = Runtime.installing
+        monkeypatch.setattr(Runtime, "installing", lambda each: list(importing(each))[-1:])
+        monkeypatch.setattr(Runtime, "interpreter", sys.executable)
+        assert runtime.install() == "not installed: ModuleNotFoundError: No module named 'no_module_of_this_name'"
+        assert runtime.version == ""
+        assert Runtime("tract", ("tract",), "json").install() == ""
+        assert runtime.version == "0.1"
 
 
 def test_runtimes_are_there_where_they_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -334,9 +351,9 @@ def test_what_cannot_be_installed_is_said(
 def test_a_command_that_fails_is_why_nothing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     monkeypatch.setattr(Runtime, "installing", lambda runtime: iter([["false"]]))
-    assert Runtime("mine", ("mine",)).install().startswith("not installed: ")
+    assert Runtime("mine", ("mine",), "mine").install().startswith("not installed: ")
     monkeypatch.setattr(Runtime, "installing", lambda runtime: iter([["true"]]))
-    assert Runtime("mine", ("mine",)).install() == ""
+    assert Runtime("mine", ("mine",), "mine").install() == ""
 
 
 def sums(module: nn.Module, inputs: tuple[torch.Tensor, ...], out: Path) -> None:

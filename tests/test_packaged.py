@@ -10,10 +10,9 @@ import pytest
 
 from tests import packaged
 from tests.conftest import REPOSITORY
-from tests.network_table import FINE, RIGHT, Network, line_of, networks
+from tests.network_table import FINE, RIGHT, WAYS, Network, line_of, networks
 from tests.packaged import PACKAGED
 
-WAYS = ("export_onnx", "check", "adopt")
 NOT_RIGHT: dict[str, dict[str, str]] = {}
 
 

@@ -1,8 +1,12 @@
 """The tools that damage things notice what goes wrong."""
 
+import ast
+import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,10 +14,10 @@ import pytest
 
 from stn_export.errors import UserError
 from tests import faults, fuzz, soak
-from tests.faults import STAGES, Counted, call, changes_of, contents, disturbed, fill, states, whole
-from tests.fuzz import Target, changed_json, flipped, tried
-
-STAGE = {stage.name: stage for stage in STAGES}
+from tests.conftest import REPOSITORY
+from tests.faults import STAGE, Counted, call, changes_of, contents, disturbed, fill, states, whole
+from tests.fuzz import Target, changed_json, disagreeing, flipped, tried
+from tests.guards import GUARDS
 
 
 def reading(content: bytes) -> object:
@@ -55,6 +59,16 @@ def test_a_fuzz_tells_how_each_file_ended(
     found, findings = tried(target, range(len(letters)), tmp_path)
     assert dict(found) == outcomes
     assert len(findings) == sum(found[kind] for kind in ("raised", "crashed", "hung"))
+
+
+def test_every_guard_is_held_by_a_test_that_is_never_skipped_here():
+    for guard in GUARDS:
+        file, name = guard.test.split("::")
+        tree = ast.parse((REPOSITORY / "tests" / f"{file}.py").read_text(encoding="utf-8"))
+        found = [each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == name]
+        assert len(found) == 1, guard.test
+        assert "slow" not in ast.unparse(found[0]).split(f"def {name}")[0], f"{guard.test} is not in make test"
+    assert len({guard.test for guard in GUARDS}) == len(GUARDS)
 
 
 def test_damage_is_damage_and_the_same_for_a_seed():
@@ -105,6 +119,36 @@ def test_every_change_is_counted_and_can_fail(runs: dict[str, Path]):
     with faults.copied(runs["exported"]) as copy:
         assert call(STAGE["predict"], copy, Counted(2, fill)) == 2
         assert "No space left on device" in (copy.parent / "said.txt").read_text(encoding="utf-8")
+
+
+def test_a_manifest_that_disagrees_says_of_one_what_holds_for_another():
+    told = {"file": "a", "format": "onnx", "sha256": "1", "contract": {}, "parent_sha256": "", "lowering": "a"}
+    one = told | {"precision": "fp32", "name": "a", "beside": {}}
+    other = {key: [value, "other"] for key, value in one.items()}
+    content = json.dumps({"artifacts": {"a": one, "b": other}}).encode()
+    for seed in range(20):
+        found = json.loads(disagreeing(content, random.Random(seed)))["artifacts"]
+        shared = [key for key in one if found["a"][key] == found["b"][key]]
+        assert 1 <= len(shared) <= 6
+        assert found["a"] != one or found["b"] != other
+
+
+def test_pip_that_is_left_running_is_found(tmp_path: Path):
+    assert faults.started_in(str(tmp_path), 0) == ""
+    program = tmp_path / "sleep"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "600"]) as process:
+        try:
+            assert faults.started_in(str(tmp_path), 0).startswith(str(program))
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_killed_compiler_and_a_deleted_run_lose_nothing(runs: dict[str, Path]):
+    stage, kind, count, lost = faults.compiler_killed(runs["exported"])
+    assert (stage, kind, count, lost) == ("C compiler", "killed", 4, [])
+    assert faults.deleted(STAGE["predict"], runs["exported"], 2) == ""
 
 
 def test_a_slope_and_its_error():

@@ -29,7 +29,10 @@ ELSEWHERE = {
     ".pth": "weights alone are no network: adopt file.py:callable --weights {0}",
     ".py": "name what gives the module in it: {0}:callable",
 }
-INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>[\w=]+(,[\w=]+)*)(:(?P<dtype>\w+))?")
+INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>[\w=]+(,[\w=]+)*)(:(?P<dtype>\w+))?", re.ASCII)
+SIZE = re.compile(r"(?!\d)(?P<name>\w+)(=(?P<open>[1-9]\d{0,17}))?|(?P<fixed>[1-9]\d{0,17})", re.ASCII)
+LONGEST = 80  # characters of what is wrong that a message repeats
+RANK = 8  # dimensions that an input has at most, as ONNX's runtimes do
 
 
 def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
@@ -40,15 +43,21 @@ def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
     """
     found = INPUT.fullmatch(text)
     if found is None:
-        raise UserError(f"input {text!r} cannot be read", "write NAME=N,3,24,94, with :uint8 or the like behind it")
+        raise UserError(
+            f"input {text[:LONGEST]!r} cannot be read", "write NAME=N,3,24,94, with :uint8 or the like behind it"
+        )
     dtype = require_choice("type", found["dtype"] or DTYPES[0], DTYPES)
+    parts = found["shape"].split(",")
+    if len(parts) > RANK:
+        raise UserError(f"input {found['name']} has {len(parts)} dimensions", f"an input has at most {RANK}")
     shape, sizes = [], {}
-    for part in found["shape"].split(","):
-        name, _, size = part.partition("=")
-        if size and not size.isdecimal():
-            raise UserError(f"size {part!r} cannot be read", "write a number, a name, or NAME=NUMBER")
-        shape.append(int(name) if name.isdecimal() else name)
-        sizes |= {name: int(size)} if size else {}
+    for part in parts:
+        size = SIZE.fullmatch(part)
+        if size is None:
+            said = f"size {part[:LONGEST]!r} cannot be read"
+            raise UserError(said, "write a number from 1, of at most 18 digits, a name, or NAME=NUMBER")
+        shape.append(size["name"] or int(size["fixed"]))
+        sizes |= {size["name"]: int(size["open"])} if size["open"] else {}
     require("tensors", prod([size for size in (*shape, *sizes.values()) if isinstance(size, int)]), f"input {text!r}")
     return TensorSpec(found["name"], dtype, tuple(shape), batched=shape[0] in (BATCH, 1)), sizes
 
@@ -121,14 +130,21 @@ def load_weights(module: nn.Module, path: Path) -> None:
     if state and all(name.startswith("module.") for name in state):  # a DataParallel around it
         state = {name.removeprefix("module."): value for name, value in state.items()}
     other = [name for name in own if name in state and own[name].shape != state[name].shape]
+    unlike = [name for name in own if name in state and not _holds_numbers_like(own[name], state[name])]
     problems = (
         ("missing", [name for name in own if name not in state]),
         ("unexpected", [name for name in state if name not in own]),
         ("of another shape", [f"{name} {by(state[name].shape)} for {by(own[name].shape)}" for name in other]),
+        ("sparse, complex or without numbers", unlike),
     )
     if found := [f"{len(names)} {how} (first {names[0]})" for how, names in problems if names]:
         raise UserError(f"{path} does not fit {type(module).__name__}: {', '.join(found)}", "give its own")
     module.load_state_dict(state)
+
+
+def _holds_numbers_like(own: Tensor, value: Tensor) -> bool:
+    """Whether a weight can be copied from this: numbers one by one, complex only where the weight is."""
+    return value.layout is torch.strided and not value.is_meta and value.is_complex() <= own.is_complex()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -141,7 +157,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     content = _safetensors(path) if path.suffix == ".safetensors" else tensors_of(path, "save module.state_dict()")
     held = [content[name] for name in HOLDERS if isinstance(content, dict) and isinstance(content.get(name), dict)]
     state = held[0] if held else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise UserError(f"{path} holds no state dict", f"save module.state_dict(), bare or under {HOLDERS[0]!r}")
     return state
 

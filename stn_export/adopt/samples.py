@@ -1,6 +1,7 @@
 """What an adopted network is tried on: tensors from a file, pictures from a folder, and labels."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -21,6 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MOST_PICTURES = 2000  # of a folder, which may hold any number
 RANDOM, RANDOM_BYTES = 64, 2**26  # how many examples at most, and how large, where nobody brought any
 LABELS = "labels"
+NUMBER = re.compile(r"[-+]?[\d.]+")  # what begins no heading, whether it is a label or not
 LONGEST_LABEL = 9  # digits of a class number
 
 
@@ -183,7 +185,7 @@ def read_labels(path: Path, names: Sequence[str]) -> tuple[Tensor, dict[int, str
             rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}", "write lines of file name or index, and label") from error
-    if rows and not "".join(rows[0][1:2]).isdecimal():
+    if rows and not NUMBER.fullmatch("".join(rows[0][1:2])):
         rows[0] = []  # a heading
     lines = [Label(number, *row[:2], *row[2:3]) for number, row in enumerate(rows, 1) if _is_label(path, number, row)]
     labels = _labels_by_name(path, lines)
@@ -216,7 +218,7 @@ def _is_label(path: Path, number: int, row: Sequence[str]) -> bool:
     """
     if not row:
         return False
-    if len(row) < 2 or not row[1].isdecimal() or len(row[1]) > LONGEST_LABEL:
+    if len(row) < 2 or not (row[1].isascii() and row[1].isdecimal()) or len(row[1]) > LONGEST_LABEL:
         said = f"{path}:{number} is {','.join(row)[:80]!r}"
         raise UserError(said, f"write file name or index, and a whole number of at most {LONGEST_LABEL} digits")
     return True

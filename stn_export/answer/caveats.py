@@ -32,7 +32,7 @@ def stale(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the files that were checked or timed before they changed."""
     timed = [row for row in content.rows if not is_baseline(row)]
     found = {"verify": content.checks, "bench": timed}
-    old = {stage: _files(row for row in rows if not content.is_current(row)) for stage, rows in found.items()}
+    old = {stage: [name for name in map(content.current.changed, rows) if name] for stage, rows in found.items()}
     stages = [stage for stage, files in old.items() if files]
     if stages:
         names = dict.fromkeys(name for files in old.values() for name in files)

@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from stn_export.artifacts.current import Current
 from stn_export.artifacts.manifest import (
     BENCH_FILE,
     CHECKPOINT,
@@ -33,8 +35,8 @@ class Held:
     not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
 
     def is_current(self, row: Mapping) -> bool:
-        """Say whether a check or a timing is of a file as it is today."""
-        return row["sha256"] in self.current
+        """Say whether a check or a timing is of files and examples as they are today."""
+        return self.current.holds(row)
 
     @property
     def verified_rows(self) -> list[dict]:
@@ -53,10 +55,10 @@ class Held:
         """What was made from programs."""
         return [artifact for artifact in self.artifacts if artifact.name != PROGRAM]
 
-    @property
-    def current(self) -> set[str]:
-        """What today's artifacts hash to."""
-        return {artifact.sha256 for artifact in self.artifacts}
+    @cached_property
+    def current(self) -> Current:
+        """What results must be of to count."""
+        return Current.of(self.directories)
 
     @property
     def checks(self) -> list[dict]:
@@ -67,7 +69,7 @@ class Held:
     def proved(self) -> Proved:
         """Accuracy by program, of what is proved of today's files; a network that was never trained has none."""
         untrained = {each.name for each in self.directories if each.facts.note == TWIN_NOTE}
-        proved = proved_by(self.checks, self.current)
+        proved = proved_by(self.checks, self.current.holds)
         return {name: None if name[0] in untrained else accuracy for name, accuracy in proved.items()}
 
     @property

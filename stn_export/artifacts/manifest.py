@@ -165,8 +165,12 @@ class NetworkDirectory:
             return _Content()
         said = read_json(path, MANIFEST_SCHEMA, _Written)
         read = _Content(said.network, said.artifacts, said.rows, said.refused)
-        for site in read.facts.sites if read.facts else ():
-            checked(path, site, Site)
+        if read.facts:
+            for site in read.facts.sites:
+                checked(path, site, Site)
+            examples = Path(read.facts.examples["file"])
+            if examples.name.startswith(".") or str(examples.parent) not in (".", ".."):
+                raise UserError(f"{path} is damaged: {str(examples)!r} is no name of examples in the run", AGAIN)
         for artifact in read.artifacts.values():
             if unsafe := [file for file in artifact.files if Path(file).name != file or file.startswith(".")]:
                 raise UserError(f"{path} is damaged: {unsafe[0]!r} is no name of a file beside it", AGAIN)

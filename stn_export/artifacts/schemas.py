@@ -31,6 +31,7 @@ class CheckEntry(TypedDict):
     network: str
     artifact: str
     sha256: str
+    examples_sha256: NotRequired[str]
     runner: str
     precision: str
     passed: bool
@@ -85,6 +86,7 @@ class Row(TypedDict):
     network: str
     artifact: str
     sha256: str
+    examples_sha256: NotRequired[str]
     runner: str
     batch: NotRequired[int]
     label: NotRequired[str]

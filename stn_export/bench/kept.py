@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from stn_export.artifacts.current import Current
 from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import network_directories
 from stn_export.artifacts.schemas import Result, read_bench, read_verified
@@ -68,10 +69,9 @@ def verified(run: Path, rows: Iterable[dict]) -> dict:
     if content is None:
         return {"proved": [], "portability": {}}
     directories = network_directories(run)
-    artifacts = [artifact for directory in directories for artifact in directory.artifacts.values()]
-    current = {artifact.sha256 for artifact in artifacts}
-    stale = {program(row) for row in rows if row["sha256"] not in current}
-    proved = [each for each in proved_by(content["checks"], current) if each not in stale]
+    current = Current.of(directories)
+    stale = {program(row) for row in rows if not current.holds(row)}
+    proved = [each for each in proved_by(content["checks"], current.holds) if each not in stale]
     portability = portability_of(directories[0].artifacts.values())
     return {"proved": list(map(list, proved)), "portability": portability}
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stn_export.artifacts.current import Current
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
 from stn_export.artifacts.schemas import read_verified
@@ -201,6 +202,7 @@ class Target:
             "role": self.network.facts.role,
             "artifact": self.artifact.name,
             "sha256": self.artifact.sha256,
+            "examples_sha256": self.network.facts.examples["sha256"],
             "format": self.artifact.format,
             "lowering": self.artifact.lowering,
             "precision": self.artifact.precision,
@@ -271,8 +273,7 @@ def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator
 
 def proved_of(run: Path) -> Proved:
     """What the last verification found equal of today's files."""
-    current = {each.sha256 for directory in network_directories(run) for each in directory.artifacts.values()}
-    return proved_by((read_verified(run) or {"checks": []})["checks"], current)
+    return proved_by((read_verified(run) or {"checks": []})["checks"], Current.of(network_directories(run)).holds)
 
 
 def unproved_in(run: Path) -> Callable[[Artifact, RunnerSpec], bool]:

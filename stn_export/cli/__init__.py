@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -84,6 +85,10 @@ HINTS = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EMFILE: "allow more open files (ulimit -n)",
 }
+NO_MEMORY = re.compile(  # what loaders of libraries and PyTorch's allocators say
+    r"failed to map segment|can(no|')t allocate memory|not enough memory|out of memory|std::bad_alloc",
+    re.IGNORECASE,
+)
 SHELLS = ("bash", "zsh", "tcsh")
 NONE = "–"
 TELL = "STN_EXPORT_FAILED"  # names a file that a stage says to what failed in it
@@ -187,8 +192,12 @@ def as_user_error(error: Exception) -> UserError | None:
         return UserError(f"{place}{reason}", HINTS.get(error.errno, "see that it can be read and written"))
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return UserError(f"{error.object[:200]!a} is not UTF-8", "rename the file or directory that is named so")
-    if isinstance(error, MemoryError):
-        return UserError("there is not enough memory", "take smaller batches or fewer at once")
+    if isinstance(error, MemoryError) or (
+        isinstance(error, ImportError | RuntimeError) and NO_MEMORY.search(str(error))
+    ):
+        return UserError(
+            "there is not enough memory", "allow more (ulimit -v), or take smaller batches or fewer at once"
+        )
     return None
 
 

@@ -1,11 +1,13 @@
 """A script that becomes another command, which then ends with the process that started it.
 
-``python -I -S launch.py SIGNAL PARENT INTERRUPTS COMMAND ...``. On Linux only: other systems know no signal at a
-parent's death. Nothing but the standard library is imported, and as little of it as will do.
+``python -I -S launch.py SIGNAL PARENT GROUP COMMAND ...``; GROUP is 1 where it leads a process group of its own, which
+ends with it. On Linux only: other systems know no signal at a parent's death. Nothing but the standard library is
+imported, and as little of it as will do.
 """
 
 import ctypes
 import os
+import select
 import signal
 import sys
 
@@ -18,11 +20,31 @@ def end_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+def end_group_with(leader: int) -> None:
+    """Leave a process behind that ends all others of this process group once its leader has ended.
+
+    It is nobody's child, so that no command waits for it, and holds no file open, so that pipes end with the leader.
+    """
+    if not hasattr(os, "pidfd_open") or os.fork():
+        return
+    if os.fork():
+        os._exit(0)
+    try:
+        watched = os.pidfd_open(leader)
+        os.dup2(watched, 0)
+        os.closerange(1, 65536)
+        select.select([0], [], [])
+        os.killpg(leader, signal.SIGKILL)  # this process too
+    finally:
+        os._exit(0)
+
+
 def main(arguments: list[str]) -> None:
     """Become the command, unless the parent is gone already."""
-    number, parent, interrupts, *command = arguments
-    if interrupts == "1":  # a shell's background jobs ignore SIGINT, and so would all that they start
+    number, parent, group, *command = arguments
+    if group == "1":  # a shell's background jobs ignore SIGINT, and so would all that they start
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        end_group_with(os.getpid())
     end_with_parent(int(number))
     if os.getppid() != int(parent):
         sys.exit(int(number))

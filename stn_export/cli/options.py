@@ -29,7 +29,10 @@ def path_or_none(text: str) -> Path | None:
 
 def int_or_none(text: str) -> int | None:
     """An argument type: an integer, or None for the empty string."""
-    return int(text) if text else None
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no whole number") from None
 
 
 def number(limit: str, least: int = 0) -> Callable[[str], int]:

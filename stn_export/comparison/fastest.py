@@ -3,7 +3,7 @@
 Rows are the ``extra_info`` of pytest-benchmark's file.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 APART = 0.05  # rows are timed one after the other: medians closer than this are one, whatever their intervals
@@ -22,12 +22,12 @@ def program(row: Mapping) -> Program:
     return row["network"], row["artifact"], row["runner"]
 
 
-def proved_by(checks: Iterable[Mapping], current: set[str]) -> dict[Program, float | None]:
-    """Return the programs that passed every check of today's files, which are known by their sha256.
+def proved_by(checks: Iterable[Mapping], is_current: Callable[[Mapping], bool]) -> dict[Program, float | None]:
+    """Return the programs that passed every check that is current.
 
     A program that also failed is not among them.
     """
-    checked = [check for check in checks if check["sha256"] in current]
+    checked = list(filter(is_current, checks))
     failed = {program(check) for check in checked if not check["passed"]}
     return {program(check): check["accuracy"] for check in checked if program(check) not in failed}
 

@@ -75,7 +75,7 @@ def read_model(path: Path) -> OnnxFile:
     external = tuple(each.name for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:  # of its C++ parts, too
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} lacks its external data: {reason}", "put the data file beside it") from error
     return OnnxFile(model, external)

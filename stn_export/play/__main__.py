@@ -27,7 +27,7 @@ from torch import Tensor
 from stn_export import cli
 from stn_export.artifacts.environment import cache_directory
 from stn_export.artifacts.examples import picture_of
-from stn_export.artifacts.files import own_folder, sha256_of, write_atomically
+from stn_export.artifacts.files import own_folder, sha256_of, sweep, write_atomically
 from stn_export.artifacts.manifest import PLAIN, PROGRAM, SUBJECT, Artifact, NetworkDirectory, network_directories
 from stn_export.cli import children
 from stn_export.config import DEFAULT_RUN
@@ -127,7 +127,7 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str
     pixels = spec.pixels
     if len(contract.inputs) != 1 or pixels is None:
         raise UserError("the page feeds one picture, normalised", "adopt a network with that one input")
-    own_folder(folder)
+    sweep(own_folder(folder))
     source = runtime or fetched()
     page = {name: source / name for name in FILES} | {path.name: path for path in PAGE.iterdir()}
     for name, path in page.items():

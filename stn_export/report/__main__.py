@@ -51,7 +51,7 @@ def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
             if directory.name in points[path]:
                 add_learned(report, directory, points[path][directory.name], f"{path.name}: " if beside else "")
     add_portability(report, directories, content.portability)
-    add_parity(report, run, artifacts_of(directories))
+    add_parity(report, run, artifacts_of(directories), content.current)
     add_differing(report, directories[0], points[run].get(directories[0].name), content.current)
     add_benchmarks(report, content)
     report.calls = list(calls_of(directories[:1]))

@@ -32,8 +32,8 @@ def add_benchmarks(report: Report, content: Held) -> None:
         report.warnings.append("Nothing has been benchmarked yet: run 'make bench'.")
         return
     report.environment = dict(content.environment)
-    if not {row["sha256"] for row in content.rows if not is_baseline(row)} <= content.current:
-        report.warnings.append("The timings are stale: they were taken of other artifacts. Run 'make bench'.")
+    if not all(content.is_current(row) for row in content.rows if not is_baseline(row)):
+        report.warnings.append("The timings are stale: they were taken of other files or examples. Run 'make bench'.")
     report.timings, report.shipped = list(content.rows), Answer(content).by_device
     report.marks = Marks(report.timings)
     report.bench = tables(report.timings, placements(content.directories))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from stn_export.artifacts.current import Current
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory
 from stn_export.artifacts.schemas import read_verified
 from stn_export.cli import visible
@@ -28,7 +29,7 @@ def artifacts_of(directories: Iterable[NetworkDirectory]) -> Artifacts:
     return {(each.network, each.name): each for each in listed if each.name != CHECKPOINT}
 
 
-def add_parity(report: Report, run: Path, artifacts: Artifacts) -> None:
+def add_parity(report: Report, run: Path, artifacts: Artifacts, current: Current) -> None:
     """The tables of ``verify.json``."""
     content = read_verified(run)
     if content is None:
@@ -39,8 +40,8 @@ def add_parity(report: Report, run: Path, artifacts: Artifacts) -> None:
         worst = worst_by_kind(check["errors"], networks[check["network"]]["points"])
         check |= {"grid": worst.get("grid"), "output": worst.get("output"), "pixels": worst_pixels(check)}
     report.parity, report.unavailable = checks, content["unavailable"] | content.get("refused", {})
-    if not {check["sha256"] for check in checks} <= {artifact.sha256 for artifact in artifacts.values()}:
-        report.warnings.append("The parity table is stale: it was made of other artifacts. Run 'make verify'.")
+    if not all(map(current.holds, checks)):
+        report.warnings.append("The parity table is stale: it was made of other files or examples. Run 'make verify'.")
     if missing := unverified(checks, artifacts):
         report.warnings.append(f"Not verified: {', '.join(missing)}. Run 'make verify'.")
     report.sites = site_tables(checks, artifacts, networks)
@@ -131,16 +132,16 @@ def add_portability(report: Report, directories: Sequence[NetworkDirectory], por
     report.portability = portability
 
 
-def add_differing(report: Report, directory: NetworkDirectory, points: Mapping | None, current: set[str]) -> None:
+def add_differing(report: Report, directory: NetworkDirectory, points: Mapping | None, current: Current) -> None:
     """The examples that a network's artifacts of today differ most on, in float32 and in less.
 
     Args:
         report: its parity rows must be in place.
         directory: the network.
         points: what ``points.pt`` holds of it, where that is of today.
-        current: sha256 of today's artifacts.
+        current: what results must be of to count.
     """
-    checks = [check for check in report.parity if check["network"] == directory.name and check["sha256"] in current]
+    checks = [check for check in report.parity if check["network"] == directory.name and current.holds(check)]
     for name, full in (("differing", True), ("differing-reduced", False)):
         rows = most_different([check for check in checks if (check["precision"] == "fp32") == full])
         if not rows:

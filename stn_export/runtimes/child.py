@@ -149,7 +149,9 @@ def converted(runtime: Runtime, program: Path, inputs: Arrays) -> bytes:
         np.savez(fed, *inputs.values())
         script: list[str | Path] = [HERE / "convert.py", runtime.format, program.absolute(), fed, out]
         try:
-            done = children.run([runtime.interpreter, *script], timeout=LIMIT, env=os.environ | CALM, cwd=folder)
+            done = children.run(
+                [runtime.interpreter, *script], timeout=LIMIT, env=os.environ | CALM, cwd=folder, group=True
+            )
         except subprocess.TimeoutExpired:
             raise RefusedError(f"takes more than {LIMIT} s") from None
         if done.returncode:

@@ -79,11 +79,12 @@ class Runtime:
     It reads files of one ``format``, which may be its own; a converter into that runs in its environment, which then is
     ``beside`` this one and sees its PyTorch. ``open_sizes`` where one program serves all sizes; the others are given
     files whose sizes are all known. One that is ``approximate`` computes float32 files less exactly than float32 by
-    itself.
+    itself. ``module`` is imported before it counts as installed.
     """
 
     name: str
     packages: tuple[str, ...]
+    module: str
     options: tuple[str, ...] = ()
     format: str = "onnx"
     beside: bool = False
@@ -107,9 +108,19 @@ class Runtime:
 
     @property
     def version(self) -> str:
-        """Of its first package; empty where it is not installed."""
+        """Of its first package; empty where it is not installed, or could not be imported once it was."""
+        return self.packaged_version if self.tried.is_file() else ""
+
+    @property
+    def packaged_version(self) -> str:
+        """What its first package says of itself."""
         found = distributions(name=self.packages[0], path=list(map(str, self.site_packages)))
         return next((each.version for each in found), "")
+
+    @property
+    def tried(self) -> Path:
+        """A file that is written once it was installed and imported."""
+        return self.home / "imported"
 
     @property
     def site_packages(self) -> list[Path]:
@@ -120,10 +131,15 @@ class Runtime:
         """Make the environment, or say why there is none."""
         try:
             for command in self.installing():
-                children.run(command, check=True, timeout=LIMIT)
+                children.run(command, check=True, timeout=LIMIT, group=True)
+            self.home.mkdir(parents=True, exist_ok=True)
+            self.tried.touch()
         except subprocess.TimeoutExpired:
             return f"not installed within {LIMIT} s"
-        except (OSError, subprocess.CalledProcessError) as error:
+        except subprocess.CalledProcessError as error:
+            lines = [line for line in (error.stderr or "").splitlines() if line.strip()]
+            return f"not installed: {lines[-1] if lines else error}"
+        except OSError as error:
             return f"not installed: {error}"
         return ""
 
@@ -134,39 +150,41 @@ class Runtime:
             for packages in self.site_packages:
                 (packages / "beside.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
         yield [self.interpreter, "-m", "pip", "install", "--quiet", *self.options, *self.packages]
+        yield [self.interpreter, "-c", f"import {self.module}"]
 
 
 class InNode(Runtime):
     """One that Node.js runs, exactly as npm takes it."""
 
     @property
-    def module(self) -> Path:
-        """Its first package."""
-        return self.home / "node_modules" / self.packages[0]
+    def script(self) -> Path:
+        """What Node.js imports of it."""
+        return self.home / "node_modules" / self.packages[0] / "dist" / self.module
 
     @property
     def command(self) -> list[str | Path]:
-        return ["node", HERE / "serve.mjs", self.module / "dist" / "ort.wasm.min.mjs"]
+        return ["node", HERE / "serve.mjs", self.script]
 
     @property
-    def version(self) -> str:
-        file = self.module / "package.json"
+    def packaged_version(self) -> str:
+        file = self.script.parent.parent / "package.json"
         return json.loads(file.read_text(encoding="utf-8"))["version"] if file.is_file() else ""
 
     def installing(self) -> Iterator[list[str | Path]]:
         yield ["npm", "install", "--silent", "--prefix", self.home, *self.packages]
+        yield ["node", "--input-type=module", "-e", f"await import({json.dumps(str(self.script))})"]
 
 
 RUNTIMES = (
-    Runtime("openvino", ("openvino",), open_sizes=True),
-    InNode("web", ("onnxruntime-web",), open_sizes=True),
-    Runtime("tract", ("tract",)),
-    Runtime("tvm", ("apache-tvm", "onnx")),
-    Runtime("iree", ("iree-base-compiler", "iree-base-runtime", "onnx")),
-    Runtime("mnn", ("mnn",), approximate=True),
-    Runtime("ncnn", ("ncnn", "pnnx", "numpy"), ("--no-deps",), approximate=True),
-    Runtime("opencv", ("opencv-python-headless",)),
-    Runtime("executorch", ("executorch",), format="executorch", beside=True),
-    Runtime("litert", ("ai-edge-litert", "litert-torch"), format="litert", beside=True),
+    Runtime("openvino", ("openvino",), "openvino", open_sizes=True),
+    InNode("web", ("onnxruntime-web",), "ort.wasm.min.mjs", open_sizes=True),
+    Runtime("tract", ("tract",), "tract"),
+    Runtime("tvm", ("apache-tvm", "onnx"), "tvm"),
+    Runtime("iree", ("iree-base-compiler", "iree-base-runtime", "onnx"), "iree.runtime"),
+    Runtime("mnn", ("mnn",), "MNN.expr", approximate=True),
+    Runtime("ncnn", ("ncnn", "pnnx", "numpy"), "ncnn", ("--no-deps",), approximate=True),
+    Runtime("opencv", ("opencv-python-headless",), "cv2"),
+    Runtime("executorch", ("executorch",), "executorch.runtime", format="executorch", beside=True),
+    Runtime("litert", ("ai-edge-litert", "litert-torch"), "ai_edge_litert.interpreter", format="litert", beside=True),
 )
 OWN = tuple(runtime.format for runtime in RUNTIMES if runtime.format != "onnx")  # formats, by the runtimes' names

@@ -203,9 +203,10 @@ def _tolerances() -> dict[str, dict]:
 
 def result_of(networks: Sequence[Verified], checks: Sequence[Check]) -> dict:
     """The content of ``verify.json``."""
+    examples = {each.directory.name: each.directory.facts.examples["sha256"] for each in networks}
     return {
         "passed": bool(checks) and not any(check.failure for check in checks),
-        "checks": [check.as_dict() for check in checks],
+        "checks": [check.as_dict() | {"examples_sha256": examples[check.network]} for check in checks],
         "networks": finite({each.directory.name: each.facts() for each in networks if each.jobs and each.checks}),
         "unavailable": unavailable_runners(),
         "refused": {where: why for each in networks for where, why in each.refused.items()},

@@ -1,0 +1,44 @@
+"""Which results still count: those of today's files, tried on today's examples."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from stn_export.artifacts.manifest import CHECKPOINT, NetworkDirectory
+
+
+@dataclass(frozen=True)
+class Current:
+    """What a run holds today.
+
+    Attributes:
+        files: the sha256 of every program and export.
+        examples: the sha256 of what each network is tried on, labels included.
+    """
+
+    files: frozenset[str] = frozenset()
+    examples: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, directories: Iterable[NetworkDirectory]) -> "Current":
+        """Read it from the manifests."""
+        networks = list(directories)
+        artifacts = (artifact for network in networks for artifact in network.artifacts.values())
+        examples = {network.name: network.facts.examples["sha256"] for network in networks}
+        return cls(frozenset(each.sha256 for each in artifacts if each.name != CHECKPOINT), examples)
+
+    def holds(self, result: Mapping) -> bool:
+        """Say whether a check or a timing is of files and examples as they are today."""
+        return not self.changed(result)
+
+    def changed(self, result: Mapping) -> str:
+        """Name what has changed since a check or a timing was made; empty where nothing has.
+
+        Results of older versions do not say what examples they are of, which is no change.
+        """
+        network, artifact = result["network"], result["artifact"]
+        if result["sha256"] not in self.files:
+            return f"{network}/{artifact}"
+        if result.get("baseline_sha256", result["sha256"]) not in self.files:
+            return f"{network}/{artifact}'s baseline"
+        tried_on = result.get("examples_sha256")
+        return f"what {network} is tried on" if tried_on and tried_on != self.examples.get(network) else ""
