@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stn_export.artifacts.manifest import CHECKPOINT, Artifact, NetworkDirectory
+from stn_export.artifacts.manifest import CHECKPOINT, DEFAULT_EXPORT, Artifact, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.graphs.records import Described
 from stn_export.graphs.snippets import LANGUAGES, PYTHON, Call, c_program, snippet
@@ -43,7 +43,7 @@ def calls_of(directories: Iterable[NetworkDirectory]) -> Iterator[HowToCall]:
     languages = list(LANGUAGES)
     for directory in directories:
         groups: dict[tuple, list[Artifact]] = {}
-        for artifact in directory.artifacts.values():
+        for artifact in sorted(directory.artifacts.values(), key=lambda each: each.lowering == DEFAULT_EXPORT):
             if artifact.name != CHECKPOINT:
                 groups.setdefault((artifact.format, artifact.contract.inputs), []).append(artifact)
         for artifacts in groups.values():
