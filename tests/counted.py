@@ -187,8 +187,9 @@ def by_tensors(model: onnx.ModelProto, feeds: dict[str, Any]) -> int:
 
 def by_calls(model: onnx.ModelProto, feeds: dict[str, Any]) -> int:
     """From the arrays of every call of an operator in the reference evaluator, bodies included."""
+    evaluator = ReferenceEvaluator(model)  # which loads the kinds of operators
     with calls() as found:
-        ReferenceEvaluator(model).run(None, feeds)
+        evaluator.run(None, feeds)
     return sum(formula(node)(attributes(node), given, made) for node, given, made in found)
 
 

@@ -258,7 +258,7 @@ def audit() -> Parser:
     parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
     parser.add_argument("--strict", action="store_true", help="fail on any finding")
     parser.add_argument(
-        "--shape", type=shape, nargs="+", action="extend", default=(), metavar="NAME=1,16000", help=SHAPE
+        "--shape", type=shape, nargs="+", action="extend", default=[], metavar="NAME=1,16000", help=SHAPE
     )
     parser.add_argument("--inputs", type=path, metavar="FILE.npz", help="arrays by name to try it on")
     parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels there and stop")

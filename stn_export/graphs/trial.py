@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from stn_export.cli.apart import BeyondLimitError, forked
+from stn_export.cli.apart import BeyondLimitError, CrashedError, forked
 from stn_export.errors import UserError
 from stn_export.graphs.costs import Runs, macs
 from stn_export.graphs.graph import Shape, TensorInfo, constants, graphs_of, infer, walk
@@ -89,8 +89,10 @@ def try_model(model: onnx.ModelProto, asked: Asked = ASKED, step: Step = here) -
     for length in LONGER if declared.origin == "chosen" else LONGER[:1]:
         try:
             return step(partial(_trial, model, replace(asked, length=length), declared))
-        except BeyondLimitError as error:  # some files crash ONNX Runtime where they are given too little
+        except BeyondLimitError as error:
             why = why or f"{error.message} on {declared}"
+            if not isinstance(error, CrashedError):  # some files crash ONNX Runtime where they are given too little
+                break
     return Trial(replace(declared, problem=why), why)
 
 
