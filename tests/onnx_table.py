@@ -21,6 +21,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from stn_export import cli
 from stn_export.artifacts.environment import versions
 from stn_export.audit.content import examined
 from stn_export.cli.apart import BeyondLimitError, apart, forked
@@ -39,6 +40,30 @@ KEPT = ROOT / "artifacts" / "onnx_files.json"
 LONGEST = 20.0  # seconds that an audit may take
 COUNTING = 60.0  # seconds for the second count
 FIRST = "ONNX Runtime CPU"
+NODES = "onnx node"
+PAGE = ROOT / "docs" / "onnx-files.md"
+COLUMNS = (
+    "from",
+    "files",
+    "run",
+    "refused by ONNX Runtime",
+    "not tried",
+    "counts equal",
+    "lower bounds",
+    "longest, s",
+    "at fault",
+)
+INTRODUCTION = """# Other people's ONNX files
+
+`make test-onnx-files` audits the cases and models of the onnx package, ONNX Runtime's data sets and the files that
+packages ship, each in a process of its own within [limits](survival.md), and wrote this table ({versions}). *Run* is on
+ONNX Runtime's CPU provider, at sizes that were found where the file leaves them open; *not tried* is what loads and
+needs inputs that a search did not find (`--shape`, `--inputs`). Multiply-adds are counted a second time from the arrays
+of a real run by code that shares nothing with the package (`tests/counted.py`); *lower bounds* are files that hold
+operators whose multiply-adds are not known, and are said to be such. *At fault* is an audit with a traceback, a crash,
+a hang, another count, or a file that differs from itself.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +93,7 @@ def node_cases(folder: Path) -> Iterator[tuple[str, Path]]:
     for case in cases:
         if case.model is not None and not case.name.endswith("_expanded"):
             onnx.save(case.model, folder / f"{case.name}.onnx")
-            yield "onnx node", folder / f"{case.name}.onnx"
+            yield NODES, folder / f"{case.name}.onnx"
 
 
 def shipped() -> Iterator[tuple[str, Path]]:
@@ -160,6 +185,38 @@ def write(lines: list[Line]) -> None:
     KEPT.parent.mkdir(exist_ok=True)
     content = {"schema": "stn_export/onnx_files/1", "versions": versions(), "files": [asdict(each) for each in lines]}
     KEPT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(lines), encoding="utf-8")
+
+
+def kept_nodes() -> list[Line]:
+    """The lines of single operators that an earlier run kept."""
+    content = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {"files": []}
+    return [Line(**each) for each in content["files"] if each["source"] == NODES]
+
+
+def page(lines: list[Line]) -> str:
+    """``docs/onnx-files.md``: a row a source."""
+    rows = []
+    for source in dict.fromkeys(each.source for each in lines):
+        of = [each for each in lines if each.source == source]
+        said = Counter(each.verdict for each in of)
+        twice = [each for each in of if each.counted is not None]
+        rows.append(
+            (
+                source,
+                len(of),
+                said["runs, tested here"],
+                said["refused"] + said["cannot be read"],
+                said["not tried"],
+                f"{sum(each.macs == each.counted for each in twice if not each.uncounted)} of "
+                f"{sum(not each.uncounted for each in twice)}",
+                sum(bool(each.uncounted) for each in of),
+                f"{max(each.seconds for each in of):.1f}",
+                sum(bool(each.fault) for each in of),
+            )
+        )
+    named = ", ".join(f"{name} {version}" for name, version in versions().items() if name.startswith(("onnx", "openv")))
+    return INTRODUCTION.format(versions=named) + "\n".join(cli.markdown_table(COLUMNS, rows)) + "\n"
 
 
 def summary(lines: list[Line]) -> str:
@@ -173,7 +230,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--packages", type=Path, help="a folder that pip install --target filled")
     parser.add_argument("--only", default="", help="files whose path holds this; nothing is kept")
-    parser.add_argument("--no-nodes", action="store_true", help="leave out the cases of single operators")
+    parser.add_argument("--no-nodes", action="store_true", help="keep the lines of single operators as they are")
     options = parser.parse_args()
     lines = []
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +240,7 @@ def main() -> int:
             lines.append(line_of(source, path))
             print(json.dumps(asdict(lines[-1])), file=sys.stderr, flush=True)
     if not options.only:
-        write(lines)
+        write([*lines, *(kept_nodes() if options.no_nodes else ())])
     print(summary(lines), dict(Counter(each.verdict for each in lines)))
     return 1 if any(each.fault for each in lines) else 0
 

@@ -33,6 +33,10 @@ class BeyondLimitError(UserError):
     """Work on foreign data that took more than its limits, or crashed."""
 
 
+class CrashedError(BeyondLimitError):
+    """Work on foreign data that crashed."""
+
+
 class _Server:
     """A process that forks for every call; one at a time."""
 
@@ -102,7 +106,7 @@ def forked(function: Callable[[], Result], seconds: float) -> Result:
         raised, result = pickle.loads(receiving.recv_bytes())  # what this package's own fork wrote
     except EOFError as error:
         process.join()
-        raise BeyondLimitError(f"it crashes ({_ending(process.exitcode)})", "the file may be damaged") from error
+        raise CrashedError(f"it crashes ({_ending(process.exitcode)})", "the file may be damaged") from error
     finally:
         process.kill()
         process.join()

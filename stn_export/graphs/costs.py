@@ -218,9 +218,9 @@ def macs(node: NodeProto, infos: Infos, runs: Runs | None = None) -> int | None:
     bodies = [inner for each in node.attribute if each.type == AttributeProto.GRAPH for inner in walk(each.g)]
     if bodies:
         costs = [_once(inner, infos) if _free(inner) else None for inner in bodies]
-        return 0 if not any(cost != 0 for cost in costs) else None if runs is None else _in_runs(bodies, runs)
+        return 0 if not any(cost != 0 for cost in costs) else None if not runs else _in_runs(bodies, infos, runs)
     cost = _once(node, infos)
-    return _in_runs([node], runs) if cost is None and runs and node.name in runs else cost
+    return _in_runs([node], infos, runs) if cost is None and runs and node.name in runs else cost
 
 
 def _free(node: NodeProto) -> bool:
@@ -228,9 +228,9 @@ def _free(node: NodeProto) -> bool:
     return (node.domain, node.op_type) not in COSTS
 
 
-def _in_runs(nodes: Iterable[NodeProto], runs: Runs) -> int | None:
+def _in_runs(nodes: Iterable[NodeProto], infos: Infos, runs: Runs) -> int | None:
     """The sum over every time that nodes ran."""
-    costs = [_once(node, infos) for node in nodes for infos in runs.get(node.name, ())]
+    costs = [_once(node, {**infos, **seen}) for node in nodes for seen in runs.get(node.name, ())]
     return None if None in costs else sum(cost or 0 for cost in costs)
 
 

@@ -212,9 +212,22 @@ def walk(graph: onnx.GraphProto) -> Iterator[NodeProto]:
     """Every node, those in the bodies of control flow too."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.type in _BODIES else ():
-                yield from walk(body)
+        for body in _bodies(node):
+            yield from walk(body)
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and the bodies of control flow inside it."""
+    yield graph
+    for node in graph.node:
+        for body in _bodies(node):
+            yield from graphs_of(body)
+
+
+def _bodies(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    for each in node.attribute:
+        if each.type in _BODIES:
+            yield from (each.g, *each.graphs)
 
 
 _BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
@@ -254,14 +267,12 @@ def infer(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> 
     Raises:
         UserError: where the graph's types contradict each other.
     """
-    bound, sizes = without_weights(model), dict[str, int]()
+    bound = without_weights(model)
     for value in inputs_of(bound.graph):
         if value.name in (shapes or {}) and value.type.WhichOneof("value") == "tensor_type":
-            _bind(value.type.tensor_type.shape, (shapes or {})[value.name], sizes)
-    for value in (*bound.graph.value_info, *bound.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in sizes and dim.dim_param:
-                dim.dim_value = sizes[dim.dim_param]
+            _bind(value.type.tensor_type.shape, (shapes or {})[value.name])
+    for value in (*bound.graph.value_info, *bound.graph.output) if shapes else ():
+        value.type.tensor_type.ClearField("shape")  # of other sizes, it may be
     try:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:  # what C++ raises beside it
@@ -269,12 +280,10 @@ def infer(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> 
     return _infos(inferred.graph)
 
 
-def _bind(shape: TensorShapeProto, sizes: Shape, named: dict[str, int]) -> None:
-    """Write sizes into a declared shape, and note which names they have."""
+def _bind(shape: TensorShapeProto, sizes: Shape) -> None:
+    """Write sizes into a declared shape."""
     for axis, size in enumerate(sizes):
         dim = shape.dim[axis] if axis < len(shape.dim) else shape.dim.add()
-        if dim.dim_param:
-            named[dim.dim_param] = size
         dim.dim_value = size
 
 

@@ -4,12 +4,14 @@ Sizes are searched because nothing in a file says them: a speech network may nee
 Each try that fails says where in the graph and often which number was expected there; those numbers are tried next.
 """
 
+import ctypes
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ import onnxruntime
 from onnx import TensorProto, TypeProto, helper
 
 from stn_export.errors import UserError
-from stn_export.graphs.graph import Shape, as_array, inputs_of
+from stn_export.graphs.graph import Shape, as_array, inputs_of, walk
 from stn_export.graphs.placement import REFUSALS, SOURCE
 from stn_export.graphs.records import Tried
 from stn_export.limits import archive, require
@@ -35,6 +37,8 @@ SECONDS = 3.0  # after which no other sizes are tried
 LARGEST = 2**17  # a size that is read from a message
 SAMPLE_RATE = 16000  # in hertz, where an input is called a rate
 RANKS = (2, 4, 3, 1, 0)  # of inputs that do not say theirs
+PACKED = {"int4": 2, "uint4": 2, "int2": 4, "uint2": 4}  # in a byte
+BITS = ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", *PACKED)  # unknown to NumPy
 UNCASTABLE = (TensorProto.UNDEFINED, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 
@@ -59,10 +63,11 @@ class Declared:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user says of the inputs: shapes and arrays by name."""
+    """What a user says of the inputs, shapes and arrays by name; and the ``length`` that a search begins with."""
 
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    length: int = LENGTHS[0]
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,8 @@ def settled(declared: Sequence[Declared], asked: Asked) -> Inputs:
         if array.dtype != dtype and by_name[name].dtype != TensorProto.STRING:
             raise UserError(f"input {name} is {array.dtype}, and the file takes {dtype}", "save it as that")
     rows = tuple(by_name.values())
-    chosen = {name: sizes[0] for name, sizes in _candidates(rows).items()} | fixed
+    first = {name: asked.length if sizes == LENGTHS else sizes[0] for name, sizes in _candidates(rows).items()}
+    chosen = first | fixed
     origin = "given" if shapes else "declared"
     return Inputs(rows, chosen, dict(asked.arrays), origin if set(chosen) <= set(fixed) else "chosen")
 
@@ -250,7 +256,7 @@ def concrete_inputs(model: onnx.ModelProto, run: Run, asked: Asked = Asked()) ->
     Raises:
         UserError: where what was asked for is not what the file declares.
     """
-    order = {node.name: index for index, node in enumerate(model.graph.node)}
+    order = {node.name: index for index, node in enumerate(walk(model.graph))}
     declared, first = declared_inputs(model), None
     for rank in RANKS if any(not each.ranked for each in declared) else RANKS[:1]:
         inputs = settled([each if each.name in asked.shapes else _at_rank(each, rank) for each in declared], asked)
@@ -315,6 +321,10 @@ class _Search:
             names = [name for name in self.free if self.candidates[name] == ladder]
             for size in ladder if names else ():
                 yield from self._new(dict(self.inputs.chosen) | dict.fromkeys(names, size))
+        lengths = [name for name in self.free if self.candidates[name] == LENGTHS]
+        for name in lengths if len(lengths) > 1 else ():  # the others may be batches by another name
+            for size in LENGTHS:
+                yield from self._new(dict(self.inputs.chosen) | dict.fromkeys(lengths, 1) | {name: size})
         for name in self.free:
             for size in (*self.candidates[name], *self.numbers):
                 yield from self._new(dict(self.best.chosen) | {name: size})
@@ -335,11 +345,14 @@ class _Search:
 
 def session_run(session: onnxruntime.InferenceSession, options: onnxruntime.RunOptions | None = None) -> Run:
     """Run a session as a search and a trial do: every output as an array, or ONNX Runtime's message."""
-    names = [each.name for each in session.get_outputs()]
+    outputs = session.get_outputs()
+    names = [each.name for each in outputs]
+    bits = any(each.type.removeprefix("tensor(").removesuffix(")") in BITS for each in outputs)
 
     def run(feeds: Feeds) -> Outputs | str:
+        handed = {name: _handed_over(value) for name, value in feeds.items()}
         try:
-            found = session.run(names, {name: _handed_over(value) for name, value in feeds.items()}, options)
+            found = _by_bits(session, names, handed, options) if bits else session.run(names, handed, options)
         except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # by what its binding cannot hand over
             return " ".join(re.sub(SOURCE, "", str(error)).split())
         return {name: as_array(value) for name, value in zip(names, found, strict=True) if value is not None}
@@ -354,3 +367,26 @@ def _handed_over(value: Value) -> Value | onnxruntime.OrtValue:
     bits = value.view({1: np.uint8, 2: np.uint16}[value.dtype.itemsize])
     kind = helper.np_dtype_to_tensor_dtype(value.dtype)
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
+
+
+def _by_bits(
+    session: onnxruntime.InferenceSession, names: list[str], feeds: Mapping[str, Any], options: Any
+) -> list[np.ndarray]:
+    """Run a session some of whose outputs are of types that its binding cannot turn into arrays."""
+    values = {
+        name: value if isinstance(value, onnxruntime.OrtValue) else onnxruntime.OrtValue.ortvalue_from_numpy(value)
+        for name, value in feeds.items()
+    }
+    return [_read(each) for each in session.run_with_ort_values(names, values, options)]
+
+
+def _read(value: onnxruntime.OrtValue) -> np.ndarray:
+    """An output as an array; of a type with less than a byte the packed bytes."""
+    kind = value.data_type().removeprefix("tensor(").removesuffix(")")
+    if kind not in BITS:
+        return value.numpy()
+    shape, dtype = tuple(value.shape()), helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind.upper()))
+    if kind in PACKED:
+        return np.frombuffer(ctypes.string_at(value.data_ptr(), -(-prod(shape) // PACKED[kind])), np.uint8)
+    content = ctypes.string_at(value.data_ptr(), prod(shape) * dtype.itemsize)
+    return np.frombuffer(content, dtype).reshape(shape)

@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from stn_export.cli.apart import BeyondLimitError, forked
+from stn_export.cli.apart import BeyondLimitError, CrashedError, forked
 from stn_export.errors import UserError
 from stn_export.graphs.costs import Runs, macs
-from stn_export.graphs.graph import Shape, TensorInfo, infer, walk
+from stn_export.graphs.graph import Shape, TensorInfo, constants, graphs_of, infer, walk
 from stn_export.graphs.inputs import (
+    LENGTHS,
     Asked,
     Inputs,
     Outputs,
@@ -35,6 +36,7 @@ Step = Callable[[Callable[[], Result]], Result]  # runs a piece of work, where f
 ASKED = Asked()
 DRAWS = ((1, 1.0), (2, 2.0), (3, 100.0))  # seed and scale: floats that are whole numbers inside differ by more than 1
 ANOTHER_BATCH = 3
+LONGER = (LENGTHS[0], 16000)  # what a search begins with, and begins with again after a crash
 SOON = 0.6  # of the limit: further runs begin no later
 KERNEL = "_kernel_time"
 
@@ -83,10 +85,15 @@ def try_model(model: onnx.ModelProto, asked: Asked = ASKED, step: Step = here) -
         if asked.shapes or asked.arrays:
             raise
         return Trial(Inputs((), {}), "it takes what cannot be made here")
-    try:
-        return step(partial(_trial, model, asked, declared))
-    except BeyondLimitError as error:
-        return Trial(declared, f"{error.message} on {declared}")
+    why = ""
+    for length in LONGER if declared.origin == "chosen" else LONGER[:1]:
+        try:
+            return step(partial(_trial, model, replace(asked, length=length), declared))
+        except BeyondLimitError as error:
+            why = why or f"{error.message} on {declared}"
+            if not isinstance(error, CrashedError):  # some files crash ONNX Runtime where they are given too little
+                break
+    return Trial(replace(declared, problem=why), why)
 
 
 def _trial(model: onnx.ModelProto, asked: Asked, declared: Inputs) -> Trial:
@@ -179,12 +186,18 @@ def _profiled(model: onnx.ModelProto, inputs: Inputs) -> Runs:
         session_run(session)(inputs.draw())
         content = Path(session.end_profiling()).read_bytes()
     nodes, runs = {node.name: node for node in walk(model.graph)}, dict[str, list[dict[str, TensorInfo]]]()
+    fixed = {
+        name: TensorInfo(each.data_type, tuple(each.dims))
+        for graph in graphs_of(model.graph)
+        for name, each in constants(graph).items()
+    }
     for name, arguments in _kernels(json.loads(content)):
         node = nodes.get(name)
         if node is not None:
             shapes = (arguments["input_type_shape"], arguments["output_type_shape"])
             pairs = zip((node.input, node.output), shapes, strict=True)
-            runs.setdefault(name, []).append({k: v for names, rows in pairs for k, v in _tensors(names, rows).items()})
+            seen = [_tensors(names, rows, fixed) for names, rows in pairs]
+            runs.setdefault(name, []).append(seen[0] | seen[1])
     return runs
 
 
@@ -195,15 +208,20 @@ def _kernels(events: Sequence[dict]) -> Iterator[tuple[str, dict]]:
             yield event["name"].removesuffix(KERNEL), event["args"]
 
 
-def _tensors(names: Sequence[str], rows: Sequence[Mapping[str, list[int]]]) -> dict[str, TensorInfo]:
-    """The tensors of one run of a node; those that are no tensors are left out of the profile."""
+def _tensors(
+    names: Sequence[str], rows: Sequence[Mapping[str, list[int]]], fixed: Mapping[str, TensorInfo]
+) -> dict[str, TensorInfo]:
+    """The tensors of one run of a node: a profile leaves out what is no tensor, and a body's outer constants."""
     given = [name for name in names if name]
-    found = {}
-    for name, row in zip(given, rows, strict=False):
+    found = {name: fixed[name] for name in given if name in fixed}
+    if len(given) != len(rows):
+        given = [name for name in given if name not in fixed]
+    if len(given) != len(rows):
+        return found
+    for name, row in zip(given, rows, strict=True):
         for kind, shape in row.items():
-            dtype = getattr(TensorProto, kind.upper(), TensorProto.UNDEFINED)
-            found[name] = TensorInfo(dtype, tuple(shape))
-    return found if len(given) == len(rows) else {}
+            found[name] = TensorInfo(getattr(TensorProto, kind.upper(), TensorProto.UNDEFINED), tuple(shape))
+    return found
 
 
 def observed(infos: Mapping[str, TensorInfo], model: onnx.ModelProto, runs: Runs) -> dict[str, TensorInfo]:
