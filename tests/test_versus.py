@@ -284,7 +284,7 @@ def test_arrays_of_any_type():
 
 
 def test_no_rows_are_no_pass(trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(versus, "compare_sides", lambda *_, **__: [])
+    monkeypatch.setattr(versus, "apart", lambda *_, **__: [])
     assert run_files(trained_run / "cnn" / "program.pt2", trained_run / "cnn" / "program.pt2") == 1
     assert "0 of 0 comparisons" in capsys.readouterr().err
 

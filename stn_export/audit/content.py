@@ -34,6 +34,12 @@ def audited(
         shapes: of inputs whose sizes the file leaves open; others are searched.
         inputs: an ``.npz`` of arrays by name.
 
+    Args:
+        model: a file, which is looked at in a process of its own within limits, or a model in memory.
+        providers: of ONNX Runtime.
+        shapes: of inputs whose sizes the file leaves open; others are searched.
+        inputs: an ``.npz`` of arrays by name.
+
     Raises:
         UserError: where the file cannot be read, or the inputs are not what it declares.
     """

@@ -105,6 +105,15 @@ def _require_bounded(graph: onnx.GraphProto, said: str) -> None:
         ]
     sizes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.dim_value > 0] for value in graph.input]
     require("tensors", sum(map(prod, sizes)), f"{said} declares inputs")
+    _require_whole(graph, said)
+
+
+def _require_whole(graph: onnx.GraphProto, said: str) -> None:
+    """Refuse tensors whose bytes are not as many as their shapes say.
+
+    Raises:
+        UserError: naming one.
+    """
     for tensor in graph.initializer:
         if not _is_whole(tensor):
             said = f"{said} is not an ONNX file: its tensor {tensor.name} has another size than its shape"
