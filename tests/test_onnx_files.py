@@ -49,6 +49,7 @@ def test_every_case_of_the_onnx_package_is_audited(tmp_path: Path):
 
 
 @pytest.mark.onnx_files
+@pytest.mark.slow
 @pytest.mark.skipif(not PACKAGES.exists(), reason="needs make test-onnx-files")
 def test_every_file_of_the_packages_is_audited():
     lines = [line_of(*each) for each in package_files(PACKAGES)]
