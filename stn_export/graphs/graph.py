@@ -78,9 +78,8 @@ def read_model(path: Path) -> OnnxFile:
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:  # of its C++ parts, too
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} lacks its external data: {reason}", "put the data file beside it") from error
-    beside = set(external)
-    if short := [each.name for each in model.graph.initializer if each.name in beside and not _is_whole(each)]:
-        raise UserError(f"{path} lacks external data of {short[0]}: its size is another", "put the data file beside it")
+    if external:
+        _require_whole(model.graph, str(path))
     return OnnxFile(model, external)
 
 
