@@ -39,6 +39,8 @@ LIMITS = {
     "nodes": Limit(10**6, "nodes", "an ONNX graph and those inside it"),
     "depth": Limit(16, "graphs", "ONNX graphs inside each other"),
     "batch": Limit(2**16, "examples", "a batch that is asked for"),
+    "timing": Limit(60, "seconds", "the first runs of an ONNX file that is to be timed"),
+    "threads": Limit(1024, "threads", "those that a file is timed with"),
     "seed": Limit(2**63 - 1, "", "a seed"),
     "seeds": Limit(10**4, "seeds", "a training"),
     "images": Limit(10**9, "images", "those that a training holds out"),

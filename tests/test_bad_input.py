@@ -118,6 +118,8 @@ ADOPT = [
     ("adopt", [], "the following arguments are required"),
     ("adopt", [""], "cannot be a network's name"),
     ("adopt", ["nothing"], "names no callable"),
+    ("adopt", ["{relu.onnx}"], "bench "),
+    ("adopt", ["{tmp}/weights.pth"], "--weights "),
     ("adopt", ["{file}"], "cannot be a network's name"),
     ("adopt", ["{tmp}/none.py:f", "--input", "x=N,3"], "cannot be imported"),
     ("adopt", ["os:nothing", "--input", "x=N,3"], "has no callable nothing"),

@@ -1,10 +1,10 @@
 import json
 import re
-from dataclasses import replace
+import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from stn_export import cli
 from stn_export.artifacts.manifest import NetworkDirectory
@@ -12,10 +12,9 @@ from stn_export.artifacts.training import read_trainings
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.export import modelcard
-from stn_export.export.modelcard import contract_text, snippet, write_model_card
+from stn_export.export.modelcard import contract_text, write_model_card
 from stn_export.program.specs import Pixels, TensorSpec
 from tests.conftest import REPOSITORY
-from tests.zoo import ZOO
 
 NETWORKS = ("stn", "cnn")
 
@@ -60,7 +59,7 @@ def test_what_a_reader_needs_is_there(card: str):
     assert "| stn | inputs | images | N×3×32×32 float32, (x / 255 - 0.5) / 0.5 |" in card
     headings = re.findall(r"^## (.*)$", card, re.MULTILINE)
     sections = ["Intended use", "Inputs and outputs", "Where they sample", "Classes", "Training and test accuracy"]
-    assert headings == [*sections, "Limits", "Files", "Loading one", "Licence"]
+    assert headings == [*sections, "Limits", "Files", "How to call them", "Licence"]
 
 
 def test_nothing_in_it_is_of_this_machine_or_day(card: str, trained_run: Path):
@@ -78,35 +77,33 @@ def test_tables_are_whole(card: str):
     assert "\n\n\n" not in card
 
 
-def test_the_snippet_runs(card: str, run: Path, stn: NetworkDirectory, monkeypatch: pytest.MonkeyPatch):
-    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(code.splitlines()) == 3
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:FutureWarning")
+def test_every_format_and_kind_of_input_is_called(
+    card: str, run: Path, stn: NetworkDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.chdir(run)
+    titles = re.findall(r"^(\S+\.\w+), in (?:Python|C\b|C\+\+|Rust|JavaScript)", card, re.MULTILINE)
+    artifacts = {f"stn/{each.file}": each for name, each in stn.artifacts.items() if name != "checkpoint"}
+    kinds = {name: (each.format, each.contract.inputs[0].dtype) for name, each in artifacts.items()}
+    assert {kinds[title] for title in titles if title in kinds} == set(kinds.values())
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        assert len(code.splitlines()) <= 10
+        exec(code, {})
+    assert "log_probs (1, 10) float32" in capsys.readouterr().out
+
+
+def test_the_c_program_of_the_card_runs(card: str, run: Path, stn: NetworkDirectory, tmp_path: Path):
+    if not (native := stn.artifacts.get("native-fp32")):
+        pytest.skip("there is no C compiler here")
+    code = next(text for text in re.findall(r"```c\n(.*?)```", card, re.DOTALL))
+    (tmp_path / "main.c").write_text(code, encoding="utf-8")
+    sources = [tmp_path / "main.c", stn.path / native.file, f"-I{stn.path}", "-lm", "-o", tmp_path / "main"]
+    subprocess.run(["cc", "-std=gnu11", *sources], check=True)
+    said = subprocess.run([tmp_path / "main"], capture_output=True, encoding="utf-8", check=True).stdout
+    [found] = re.fullmatch(r"log_probs\[0\] = (\S+)\n", said).groups()
     program = stn.program()
-    batch = stn.examples().take(4)
-    names: dict = program.contract.arrays(batch)
-    exec(code, names)
-    expected = program.run(program.values(batch))["log_probs"]
-    np.testing.assert_allclose(names["log_probs"], expected.numpy(), atol=1e-5, rtol=0)
-
-
-def test_the_snippet_of_several_inputs_and_outputs_runs(stn: NetworkDirectory):
-    contract = ZOO["FlowWarp"].program().contract
-    outputs = (replace(contract.outputs[0], name="aux.warped"), *contract.outputs[1:])
-    code = snippet(replace(stn.artifacts["matmul-fp32"], contract=replace(contract, outputs=outputs)))
-    feeds = {"images": "I", "flow": "F"}
-    asked: list = []
-
-    class Session:
-        def run(self, *arguments: object) -> list[int]:
-            asked.append(arguments)
-            return [1, 2]
-
-    names = feeds | {"session": Session()}
-    exec(code.splitlines()[2], names)
-    assert asked == [(None, feeds)]
-    assert (names["aux_warped"], names["brightness"]) == (1, 2)
-    assert "images N×3×H×W float32; flow N×2×H×W float32" in code
+    expected = program.run((torch.zeros(1, 3, 32, 32),))["log_probs"][0, 0]
+    assert float(found) == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_it_is_rewritten_only_when_it_changes(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -164,6 +164,11 @@ GATED = {  # every place that loads, executes or starts something, and what stan
     "__init__.py": {"importlib.import_module": "a table of this package's own modules"},
     "callables.py": {"importlib.import_module": "this package's own modules"},
     "cli/__init__.py": {"importlib.import_module": "a table of this package's own modules"},
+    "cli/apart.py": {
+        "children.start": "this module itself, which forks for every call",
+        "importlib.import_module": "the module of this package that holds what is called",
+        "pickle.loads": "what this process's own child wrote, and the other way round",
+    },
     "cli/children.py": {"subprocess.Popen": "the one place that starts processes; its callers are below"},
     "cli/launch.py": {"ctypes.CDLL": "the C library of this process", "os.execvp": "what cli.children starts"},
     "cli/everything.py": {"children.follow": "this package's own stages"},

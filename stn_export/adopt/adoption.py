@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from stn_export.adopt.eager import watched
-from stn_export.adopt.network import in_evaluation, load_captured, load_module
+from stn_export.adopt.network import in_evaluation, load_captured, load_module, require_adoptable
 from stn_export.adopt.programs import program_of, values_of, with_origin
 from stn_export.adopt.samples import gather, with_classes, with_pixels
 from stn_export.artifacts.alone import alone
@@ -156,6 +156,7 @@ def adopt(
 def default_name(what: nn.Module | str) -> str:
     """A name for a network that nobody named."""
     if isinstance(what, str):
+        require_adoptable(what)
         return Path(what).stem if what.endswith(".pt2") else what.rpartition(":")[2]
     return type(what).__name__
 
@@ -239,6 +240,8 @@ def _network(
     what: nn.Module | str, inputs: Inputs, weights: Path | None, evaluation: bool, outputs: Sequence[str]
 ) -> tuple[nn.Module | Program, _Named]:
     """The network, and its inputs as it takes them."""
+    if isinstance(what, str):
+        require_adoptable(what)
     if isinstance(what, str) and what.endswith(".pt2"):
         if weights is not None:
             raise UserError(f"{what} has its weights inside", "leave --weights out")

@@ -20,6 +20,15 @@ from stn_export.program.surgery import NOTHING
 SEED = 0  # of weights that the module draws itself
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 HOLDERS = ("state_dict", "model", "model_state_dict")  # where training scripts put weights in what they save
+# What a file that is no network of PyTorch's can be used for instead, by the end of its name.
+ELSEWHERE = {
+    ".onnx": "stn-export audit {0} says where it runs and how to call it; bench {0}, verify {0} OTHER",
+    ".ts": "stn-export verify {0} OTHER compares it with another file",
+    ".safetensors": "weights alone are no network: adopt file.py:callable --weights {0}",
+    ".pt": "weights alone are no network: adopt file.py:callable --weights {0}",
+    ".pth": "weights alone are no network: adopt file.py:callable --weights {0}",
+    ".py": "name what gives the module in it: {0}:callable",
+}
 INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>[\w=]+(,[\w=]+)*)(:(?P<dtype>\w+))?", re.ASCII)
 SIZE = re.compile(r"(?!\d)(?P<name>\w+)(=(?P<open>[1-9]\d{0,17}))?|(?P<fixed>[1-9]\d{0,17})", re.ASCII)
 LONGEST = 80  # characters of what is wrong that a message repeats
@@ -51,6 +60,17 @@ def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
         sizes |= {size["name"]: int(size["open"])} if size["open"] else {}
     require("tensors", prod([size for size in (*shape, *sizes.values()) if isinstance(size, int)]), f"input {text!r}")
     return TensorSpec(found["name"], dtype, tuple(shape), batched=shape[0] in (BATCH, 1)), sizes
+
+
+def require_adoptable(what: str) -> None:
+    """Refuse a file that holds no network of PyTorch's, and say what can be done with it.
+
+    Raises:
+        UserError: where the name is that of such a file.
+    """
+    suffix = Path(what).suffix.lower()
+    if ":" not in Path(what).name and suffix in ELSEWHERE:
+        raise UserError(f"{what} holds no PyTorch module that can be adopted", ELSEWHERE[suffix].format(what))
 
 
 def load_module(what: str, weights: Path | None, evaluation: bool) -> nn.Module:

@@ -7,31 +7,26 @@ are those at these sizes, see ``graphs.costs``. Nodes inside the bodies of contr
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from stn_export import cli
 from stn_export.cli.apart import apart
+from stn_export.cli.tables import OUTPUT
 from stn_export.errors import CheckFailedError, UserError
-from stn_export.graphs.records import CPU, CUDA, Audit, Finding, Report, Verdict
+from stn_export.graphs.records import CPU, CUDA, Audit, FileContract, Finding, NodePlacement, Report, Tried, Verdict
+from stn_export.graphs.snippets import Call, snippet
 from stn_export.limits import LIMITS
 
-EXAMINE = "stn_export.audit.content:examine_file"  # not imported: onnx takes a second, and the other process has it
+# Not imported: onnx takes a second, and the other process has it.
+EXAMINE, DECLARED = (f"stn_export.audit.content:{name}" for name in ("examine_file", "declared_file"))
 
 
 def _show(result: Audit) -> None:
     short = {CPU: "CPU", CUDA: "CUDA"}
-    rows = [
-        (
-            node.name,
-            node.op_type,
-            short.get(node.provider, node.provider),
-            "unknown" if node.macs is None else f"{node.macs:,}",
-            node.reason,
-        )
-        for node in result.nodes
-    ]
     title = f"Provider {result.provider} ({'predicted' if result.predicted else 'read'})"
-    cli.table(title, ("node", "operator", "runs on", "multiply-adds", "why"), rows, ("multiply-adds",))
+    columns = ("operator", "nodes", "runs on", "multiply-adds", "why", "first node")
+    cli.table(title, columns, list(alike(result, short)), ("first node", "nodes"))
     copies = ", ".join(f"{each.tensor} to {short.get(each.target, each.target)}" for each in result.copies)
     cli.say(f"placement    {result.source}")
     cli.say(f"fallbacks    {', '.join(f'{node.name} ({node.op_type})' for node in result.fallbacks) or 'none'}")
@@ -43,6 +38,17 @@ def _show(result: Audit) -> None:
         cli.say(f"not counted  {', '.join(result.uncounted)}")
     cli.say(f"weights      {result.initialiser_bytes:,} bytes")
     cli.say("")
+
+
+def alike(result: Audit, short: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """A row for the nodes of one operator that run at one place for one reason, in the order of their first ones."""
+    groups: dict[tuple[str, str, str], list[NodePlacement]] = {}
+    for node in result.nodes:
+        groups.setdefault((node.op_type, node.provider, node.reason), []).append(node)
+    for (operator, provider, reason), nodes in groups.items():
+        known = [node.macs for node in nodes if node.macs is not None]
+        cost = f"{sum(known):,}{' or more' * (len(known) < len(nodes))}" if known else "unknown"
+        yield operator, f"{len(nodes):,}", short.get(provider, provider), cost, reason, nodes[0].name
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
@@ -57,6 +63,13 @@ def _show_findings(findings: Sequence[Finding]) -> None:
 def _show_portability(verdicts: dict[str, Verdict]) -> None:
     rows = [(runtime, verdict, why) for runtime, (verdict, why) in verdicts.items()]
     cli.table("Portability", ("runtime", "verdict", "why"), rows)
+
+
+def how_to_call(language: str, path: Path, declared: FileContract, tried: Tried) -> str:
+    """Lines of a language that run the file on zeros of the sizes that it was tried at."""
+    if tried.problem:
+        cli.say(f"not tried: {tried.problem}; give sizes with --shape", target=cli.console(stderr=True))
+    return snippet(language, Call(path.as_posix(), declared.inputs, declared.outputs, tried.shapes))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,29 +87,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.model is None:
         raise UserError("no model is named", "name an ONNX file")
+    asked = dict(options.shape), options.inputs
+    if options.snippet:
+        found = apart(DECLARED, options.model, *asked, seconds=LIMITS["audit"].value)
+        sys.stdout.write(how_to_call(options.snippet, options.model, *found))
+        return
     providers = list(dict.fromkeys([*options.provider, *_also(options.require)]))
-    found: Report = apart(
-        EXAMINE, options.model, providers, dict(options.shape), options.inputs, seconds=LIMITS["audit"].value
-    )
+    report: Report = apart(EXAMINE, options.model, providers, *asked, seconds=LIMITS["audit"].value)
     if options.format == "json":
-        cli.print_json(found.as_dict())
+        cli.print_json(report.as_dict())
     else:
-        show(found)
-    fallen = [node for each in found.audits if each.provider == options.require for node in each.fallbacks]
+        show(report)
+    fallen = [node for each in report.audits if each.provider == options.require for node in each.fallbacks]
     if fallen:
         told = "; ".join(f"{node.name} ({node.op_type}): {node.reason}" for node in fallen)
         raise CheckFailedError(f"{len(fallen)} compute nodes fall back to the CPU: {told}")
-    if options.strict and found.findings:
-        rules = ", ".join(sorted({each.rule for each in found.findings}))
-        raise CheckFailedError(f"{len(found.findings)} findings: {rules}")
+    if options.strict and report.findings:
+        rules = ", ".join(sorted({each.rule for each in report.findings}))
+        raise CheckFailedError(f"{len(report.findings)} findings: {rules}")
 
 
 def show(found: Report) -> None:
     """Print an audit for people."""
-    cli.say(f"inputs       {found.tried}")
+    if not OUTPUT.brief:
+        cli.card(list(found.contract.lines()))
+    cli.say(f"tried on   {found.tried}")
     if found.tried.problem:
         cli.say(
-            f"not tried    {found.tried.problem}; give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
+            f"not tried  {found.tried.problem}; give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
         )
     cli.say("")
     for each in found.audits:

@@ -8,14 +8,15 @@ import onnx
 
 from stn_export.cli.apart import apart
 from stn_export.errors import UserError
+from stn_export.graphs.contract import contract_of
 from stn_export.graphs.deployment import placement_of
-from stn_export.graphs.graph import ALIAS, OnnxFile, read_model, walk
+from stn_export.graphs.graph import ALIAS, OnnxFile, flat, read_model, walk
 from stn_export.graphs.inputs import Asked, Shape, read_arrays
 from stn_export.graphs.kernels import kernels
 from stn_export.graphs.lint import Subject, findings
 from stn_export.graphs.portability import verdicts
-from stn_export.graphs.records import PROVIDERS, Report
-from stn_export.graphs.trial import ASKED, Step, here, within_limits
+from stn_export.graphs.records import PROVIDERS, FileContract, Report, Tried
+from stn_export.graphs.trial import ASKED, Step, here, try_model, within_limits
 from stn_export.limits import LIMITS
 
 
@@ -25,7 +26,13 @@ def audited(
     shapes: Mapping[str, Shape] | None = None,
     inputs: Path | str | None = None,
 ) -> dict:
-    """Where its nodes run by provider (``audits``), what to mind (``findings``) and which runtimes take it.
+    """What it declares (``contract``), where its nodes run, what to mind (``findings``) and which runtimes take it.
+
+    Args:
+        model: a file, which is looked at in a process of its own within limits, or a model in memory.
+        providers: of ONNX Runtime.
+        shapes: of inputs whose sizes the file leaves open; others are searched.
+        inputs: an ``.npz`` of arrays by name.
 
     Args:
         model: a file, which is looked at in a process of its own within limits, or a model in memory.
@@ -58,6 +65,12 @@ def examine_file(path: Path, providers: Sequence[str], shapes: Mapping[str, Shap
     return examined(str(path), read_model(path), providers, Asked(shapes, arrays), within_limits)
 
 
+def declared_file(path: Path, shapes: Mapping[str, Shape], inputs: Path | None) -> tuple[FileContract, Tried]:
+    """Say what a file declares, and the sizes that it runs at, in this process, which somebody watches."""
+    arrays, file = read_arrays(inputs) if inputs else {}, read_model(path)
+    return contract_of(file, path), try_model(flat(file.model), Asked(shapes, arrays), within_limits).inputs.tried
+
+
 def examined(
     name: str, file: OnnxFile, providers: Sequence[str] = tuple(PROVIDERS), asked: Asked = ASKED, step: Step = here
 ) -> Report:
@@ -73,7 +86,8 @@ def examined(
         for provider in dict.fromkeys(providers)
     ]
     found = findings(subject)
-    return Report(name, subject.trial.inputs.tried, tuple(audits), tuple(found), verdicts(subject, found))
+    declared, tried = contract_of(file, Path(name) if name else None), subject.trial.inputs.tried
+    return Report(name, declared, tried, tuple(audits), tuple(found), verdicts(subject, found))
 
 
 def _require_operators(model: onnx.ModelProto) -> None:

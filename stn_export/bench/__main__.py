@@ -1,6 +1,7 @@
 """The stage ``bench``: time every artifact of a run on every backend.
 
 python -m stn_export.bench --run artifacts/digits --grid quick -k latency
+python -m stn_export.bench FILE.onnx OTHER.onnx --shape images=1,3,224,224
 
 Options that are not its own go to pytest. The exit code is 1 where a row could not be timed, 2 where there is something
 to change first, 130 where it was interrupted: the same command goes on with what is kept.
@@ -20,6 +21,7 @@ from stn_export.answer.card import close
 from stn_export.artifacts.alone import alone
 from stn_export.artifacts.files import PARTIAL
 from stn_export.artifacts.manifest import BENCH_FILE, trust_run
+from stn_export.bench import files as bench_files
 from stn_export.bench.budget import Budget
 from stn_export.bench.plugin import Plugin, say_broken
 from stn_export.bench.session import SUITES, suite_files
@@ -32,6 +34,11 @@ from stn_export.runtimes.environments import asked_for
 ROOTED = ("-p", "no:cacheprovider", "-p", "no:randomly", "-c", os.devnull, f"--rootdir={SUITES}")
 QUIET = ("--quiet", "--no-header", "--benchmark-quiet")
 SHOWN = ("--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min")
+ONNX = ".onnx"
+OF_A_FILE, OF_A_RUN = (
+    ("shape", "inputs", "threads"),
+    ("run", "suites", "benchmark_json", "again", "trust", "wait", "verbose"),
+)
 CODES = {pytest.ExitCode.INTERNAL_ERROR: EXIT_BUG, pytest.ExitCode.USAGE_ERROR: EXIT_USER}
 
 
@@ -45,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: for a suite that there is none of, and where no row is chosen.
     """
     options, others = PARSERS["bench"]().parse_known_args(arguments)
+    if files := [Path(word) for word in others if word.endswith(ONNX)]:
+        _require_of_a_file(options, [word for word in others if not word.endswith(ONNX)])
+        with asked_for(options.runtimes):
+            bench_files.main(options, files)
+        return
+    for name in OF_A_FILE:
+        if getattr(options, name):
+            raise UserError(f"--{name} is of a file", "name an ONNX file")
     budget = Budget(options.budget)
     files = suite_files()
     chosen = [files[require_choice("suite", name, list(files))] for name in options.suites or ()] or [SUITES]
@@ -63,6 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             close(options.run, "bench")
         if plugin.failed:
             raise CheckFailedError(f"{len(plugin.failed)} rows could not be timed", *_failures(plugin))
+
+
+def _require_of_a_file(options: Namespace, others: Sequence[str]) -> None:
+    """Refuse what has no effect where a file is timed.
+
+    Raises:
+        UserError: naming it.
+    """
+    parser = PARSERS["bench"]()
+    idle = [f"--{name.replace('_', '-')}" for name in OF_A_RUN if getattr(options, name) != parser.get_default(name)]
+    if unknown := [*idle, *others]:
+        raise UserError(f"{unknown[0]} has no effect on an ONNX file", "see stn-export bench --help")
 
 
 def _timed(options: Namespace, plugin: Plugin, written: Path, others: Sequence[str]) -> int:

@@ -131,11 +131,14 @@ def progress(*columns: str, word: str = "", unit: str = "", still: bool = False)
         unit: what is counted.
         still: whether nothing may run beside the work, and what it prints is caught.
     """
-    target = _aside()
+    target, duplicate = _aside(), None
     if still:
         with suppress(OSError, ValueError):  # a stream that is no file
-            target.file = os.fdopen(os.dup(target.file.fileno()), "w", encoding="utf-8", errors="backslashreplace")
-    return Progress(target, columns, word, unit, still)
+            duplicate = os.fdopen(os.dup(target.file.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+            target.file = duplicate
+    bar = Progress(target, columns, word, unit, still)
+    bar.duplicate = duplicate
+    return bar
 
 
 def figure(value: float | None, form: str) -> str:

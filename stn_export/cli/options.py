@@ -261,6 +261,9 @@ def audit() -> Parser:
     parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
     parser.add_argument("--strict", action="store_true", help="fail on any finding")
     parser.add_argument(
+        "--snippet", choices=["python", "c++", "rust", "js"], help="print lines of that language that run it, and stop"
+    )
+    parser.add_argument(
         "--shape", type=shape, nargs="+", action="extend", default=[], metavar="NAME=1,16000", help=SHAPE
     )
     parser.add_argument("--inputs", type=path, metavar="FILE.npz", help="arrays by name to try it on")
@@ -270,7 +273,12 @@ def audit() -> Parser:
 
 def bench() -> Parser:
     """Of ``bench``."""
-    parser = stage("bench", "Time every artifact of a run on every backend; other options go to pytest.")
+    parser = stage(
+        "bench",
+        "Time every artifact of a run on every backend, or an ONNX file of any origin, or two in turns. Of a run, "
+        "other options go to pytest.",
+    )
+    parser.usage = "%(prog)s [FILE.onnx [OTHER.onnx]] [options]"
     parser = with_trust(with_runtimes(with_lock(parser)))
     parser.add_argument("--run", type=path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
@@ -279,6 +287,13 @@ def bench() -> Parser:
     parser.add_argument("--benchmark-json", type=path_or_none, help="what is written; by default RUN/bench.json")
     parser.add_argument("--budget", type=time, metavar="TIME", help=BUDGET)
     with_again(parser, "rows of the same files, settings and machine are not timed")
+    parser.add_argument(
+        "--shape", type=shape, nargs="+", action="extend", default=[], metavar="NAME=1,16000", help=SHAPE
+    )
+    parser.add_argument(
+        "--inputs", type=path_or_none, metavar="FILE.npz", help="of a FILE: arrays by name to call it with"
+    )
+    parser.add_argument("--threads", type=number("threads", 1), metavar="N", help="of a FILE; by default the grid's, 1")
     parser.add_argument("--verbose", action="store_true", help="pytest's own lines and tables too")
     return parser
 

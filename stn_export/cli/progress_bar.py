@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -56,6 +56,7 @@ class Progress(Bar):
         self.word, self.unit, self.still, self.each = word, unit, still, EACH
         self.most: Callable[[], float | None] = lambda: None  # seconds that are left at most
         self.before = 0.0  # what was done when this began
+        self.duplicate: IO[str] | None = None  # of a stream, opened for this bar alone
         self._ended, self._thread = Event(), None if shown else Thread(target=self._say_lines, daemon=True)
 
     def start(self) -> None:
@@ -75,6 +76,8 @@ class Progress(Bar):
         self._ended.set()
         if self._thread and self._thread.is_alive():
             self._thread.join()
+        if self.duplicate:
+            self.duplicate.close()
 
     def line(self) -> str:
         """Say what is done and about what is left: ``bench: 6 of 14 rows, about 2 min left``."""

@@ -3,7 +3,6 @@
 The card states what the run directory holds; before anything is timed, equal runs give equal cards.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from stn_export.artifacts.manifest import (
     Artifact,
     NetworkDirectory,
 )
+from stn_export.graphs.calls import calls_of
 from stn_export.program.specs import TensorSpec, by
 
 TEMPLATE = "MODEL_CARD.md.j2"
@@ -39,7 +39,7 @@ def write_model_card(run: Path) -> bool:
 
 
 def card_facts(run: Path) -> dict:
-    """What the template shows: networks, their files, trainings where there are any, and a snippet, or ""."""
+    """What the template shows: networks, their files, trainings where there are any, and how to call the files."""
     content = held(run)
     directories = content.directories
     exported = [directory for directory in directories if directory.read().rows]
@@ -49,9 +49,7 @@ def card_facts(run: Path) -> dict:
         "networks": [_network(directory) for directory in directories],
         "files": [_file(*entry) for entry in entries],
         "trainings": content.trainings,
-        "snippet": next(
-            (snippet(each) for each, _ in entries if each.format == "onnx" and each.settings["batch"] is None), ""
-        ),
+        "calls": list(calls_of(exported)),
     }
 
 
@@ -85,22 +83,3 @@ def _meaning(spec: TensorSpec) -> str:
     if spec.pixels is not None:
         return f"{spec.text}, {spec.pixels}"
     return f"{spec.text}, bytes as they are" if spec.dtype == "uint8" and spec.is_picture else spec.text
-
-
-def snippet(artifact: Artifact) -> str:
-    """Three lines of Python that run an ONNX file from the run directory on arrays that bear the inputs' names."""
-    inputs, outputs = artifact.contract.inputs, artifact.contract.outputs
-    feeds = ", ".join(f'"{spec.name}": {_variable(spec)}' for spec in inputs)
-    results = ", ".join(_variable(spec) for spec in outputs)
-    return "\n".join(
-        (
-            "import onnxruntime",
-            f'session = onnxruntime.InferenceSession("{artifact.network}/{artifact.file}", '
-            'providers=["CPUExecutionProvider"])',
-            f"[{results}] = session.run(None, {{{feeds}}})  # {contract_text(inputs)}",
-        )
-    )
-
-
-def _variable(spec: TensorSpec) -> str:
-    return re.sub(r"\W|^(?=\d)", "_", spec.name)

@@ -1,10 +1,98 @@
 """What an audit finds, as records: light to import, so that the process that prints them need not load onnx."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 Verdict = tuple[str, str]  # what a runtime makes of a file, and why
+NO_TENSORS = {"sequence_type": "sequence", "map_type": "map", "optional_type": "optional", "opaque_type": "opaque"}
+SHOWN = 20  # inputs, and outputs, that are printed
+
+
+@dataclass(frozen=True)
+class Described:
+    """One input or output as the file declares it.
+
+    Attributes:
+        name: by which it is fed or read.
+        dtype: as NumPy calls it, ``string``, or what it is instead of a tensor: ``sequence``, ``map``, ``optional``.
+        shape: sizes, names of open ones, ``?`` for those without a name; None where not even their number is known.
+        mean: of a picture that is given as bytes, ``(x / 255 - mean) / std``, each one figure or one a channel.
+        std: likewise; both are empty where the file does not say that it takes normalised pictures.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it is one array."""
+        return self.dtype not in NO_TENSORS.values()
+
+    @property
+    def text(self) -> str:
+        """For a person: ``images: N×3×32×32 float32, (x / 255 - 0.5) / 0.5``."""
+        shape = "any shape" if self.shape is None else "×".join(map(str, self.shape)) or "scalar"
+        normalised = f", (x / 255 - {_figures(self.mean)}) / {_figures(self.std)}" if self.mean else ""
+        return f"{self.name}: {f'{shape} ' * self.is_tensor}{self.dtype}{normalised}"
+
+
+def _figures(values: Sequence[float]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"({', '.join(f'{value:g}' for value in values)})"
+
+
+@dataclass(frozen=True)
+class FileContract:
+    """What a file declares.
+
+    Attributes:
+        inputs: what a caller has to feed, in order.
+        outputs: what it gives, in order.
+        opsets: the version of each operator set, by its domain; ``ai.onnx`` is the standard one.
+        ir_version: of the file format.
+        producer: who wrote it, as the file says.
+        parameters: numbers in its weights; whole numbers of 64 bits, which are sizes and indices, are left out.
+        nodes: how many, those in the bodies of control flow and local functions too.
+        operators: how many nodes each operator has, the most frequent first; other domains' with their domain.
+        functions: how many local functions it defines.
+        bytes: of the file; None for a model in memory.
+        external_bytes: of weights in files beside it.
+    """
+
+    inputs: tuple[Described, ...]
+    outputs: tuple[Described, ...]
+    opsets: dict[str, int]
+    ir_version: int
+    producer: str
+    parameters: int
+    nodes: int
+    operators: dict[str, int] = field(default_factory=dict)
+    functions: int = 0
+    bytes: int | None = None
+    external_bytes: int = 0
+
+    def as_dict(self) -> dict:
+        """JSON-ready."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """What ``audit`` opens with: a word and a sentence a line."""
+        sets = ", ".join(f"{domain} {version}" for domain, version in self.opsets.items())
+        size = "" if self.bytes is None else f"{self.bytes:,} bytes"
+        beside = f" and {self.external_bytes:,} bytes of weights beside it" if self.external_bytes else ""
+        yield "file", f"{size}{beside}{'; ' * bool(size)}ONNX IR {self.ir_version}, opset {sets}; {self.producer}"
+        for word, specs in (("input", self.inputs), ("output", self.outputs)):
+            for spec in specs[:SHOWN]:
+                yield word, spec.text
+            if len(specs) > SHOWN:
+                yield word, f"and {len(specs) - SHOWN:,} more; --format json names them all"
+        functions = f", {self.functions:,} local functions" if self.functions else ""
+        yield "size", f"{self.parameters:,} parameters, {self.nodes:,} nodes{functions}"
+        yield "operators", ", ".join(f"{name} {count}" for name, count in self.operators.items()) or "none"
 
 
 @dataclass(frozen=True)
@@ -97,6 +185,7 @@ class Report:
     """Everything that an audit finds of a file."""
 
     model: str
+    contract: FileContract
     tried: Tried
     audits: tuple[Audit, ...]
     findings: tuple[Finding, ...]
@@ -106,6 +195,7 @@ class Report:
         """For JSON."""
         return {
             "model": self.model,
+            "contract": self.contract.as_dict(),
             "inputs": asdict(self.tried),
             "audits": [each.as_dict() for each in self.audits],
             "findings": [asdict(each) for each in self.findings],

@@ -19,6 +19,7 @@ from stn_export.artifacts.alone import alone
 from stn_export.artifacts.files import own_folder, write_atomically, write_json
 from stn_export.artifacts.manifest import PROGRAM, REPORT_SCHEMA, network_directories
 from stn_export.config import DEFAULT_RUN
+from stn_export.graphs.calls import calls_of
 from stn_export.report.bench import add_benchmarks
 from stn_export.report.content import Report
 from stn_export.report.drawing import DARK, PRINTED, library
@@ -53,6 +54,7 @@ def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
     add_parity(report, run, artifacts_of(directories), content.current)
     add_differing(report, directories[0], points[run].get(directories[0].name), content.current)
     add_benchmarks(report, content)
+    report.calls = list(calls_of(directories[:1]))
     return report
 
 

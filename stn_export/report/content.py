@@ -1,13 +1,14 @@
 """The content of a report, between the functions that gather it and the templates that show it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from matplotlib.figure import Figure
 
 from stn_export.answer.choice import Shipped
 from stn_export.comparison.disturbance import Marks
 from stn_export.comparison.fastest import Portability
+from stn_export.graphs.calls import HowToCall
 from stn_export.report.charts import Chart
 from stn_export.report.page import Picture
 
@@ -34,6 +35,7 @@ class Report:
     differing: dict[str, str] = field(default_factory=dict)  # a sentence by figure
     portability: Portability = field(default_factory=dict)
     bench: dict[str, dict] = field(default_factory=dict)  # tables, see report.bench.tables
+    calls: list[HowToCall] = field(default_factory=list)  # of the first network's files
     environment: dict = field(default_factory=dict)
     figures: dict[str, Chart | Figure] = field(default_factory=dict)
     cards: dict[str, dict[str, str]] = field(default_factory=dict)  # by run, where several stand side by side
@@ -63,4 +65,4 @@ class Report:
         left_out = ("figures", "timings", "shipped", "marks")
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         parity = [row | {"comparisons": len(row["comparisons"])} for row in self.parity]
-        return content | {"parity": parity}
+        return content | {"parity": parity, "calls": list(map(asdict, self.calls))}

@@ -84,6 +84,17 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Code:
+    """Lines of a program, below their ``title``; ``language`` as Markdown's fences call it."""
+
+    title: str
+    language: str
+    text: str
+
+    kind = "code"
+
+
+@dataclass(frozen=True)
 class Picture:
     """A chart, or pixels that matplotlib laid out; ``text`` says what it shows to who does not see it."""
 
@@ -131,7 +142,7 @@ class Picture:
         return '"type":"log"' in self.spec
 
 
-Block = Table | Text | Picture
+Block = Table | Text | Picture | Code
 
 
 @dataclass

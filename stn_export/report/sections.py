@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from stn_export.comparison.fastest import REFUSING
 from stn_export.comparison.words import by_reason, passed_words, times, verdict_words
 from stn_export.report.content import Report
-from stn_export.report.page import NONE, Block, Cell, Picture, Section, Table, Text, number, share
+from stn_export.report.page import NONE, Block, Cell, Code, Picture, Section, Table, Text, number, share
 from stn_export.report.sections_costs import costs, deploys
 from stn_export.report.sections_training import environment, learned, networks, trained
 
@@ -21,6 +21,7 @@ def sections(report: Report) -> list[Section]:
         Section("costs", "What it costs", list(costs(report))),
         Section("equal", "Is it equal", list(equal(report))),
         Section("runs", "Where it runs", list(runs(report))),
+        Section("call", "How to call it", [Code(each.title, each.fence, each.text) for each in report.calls]),
         Section("learned", "What was learned", list(learned(report))),
         Section("trained", "How it was trained", list(trained(report))),
         Section("networks", "The networks", list(networks(report))),

@@ -1,0 +1,413 @@
+"""Time anyone's ONNX files in every runner at hand, two of them in turns: ``stn-export bench FILE.onnx [OTHER.onnx]``.
+
+The method is that of the suites: calls after a warm-up that settles, medians with 95 % intervals, and for two files a
+paired comparison in blocks over several loads. A call is what a caller makes, from host arrays to host arrays, copies
+to a GPU included, one call after the other.
+"""
+
+import time
+import zlib
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from stn_export import cli
+from stn_export.artifacts.environment import DEVICES, cpu_name
+from stn_export.artifacts.files import sha256_of
+from stn_export.artifacts.manifest import Artifact
+from stn_export.bench.budget import Budget
+from stn_export.bench.foreign import look
+from stn_export.bench.grids import GRIDS, BenchGrid
+from stn_export.bench.intervals import summarise
+from stn_export.bench.machine import Watch
+from stn_export.bench.method import METHOD
+from stn_export.bench.methodology import calls_for, interleave, timed, warm_up
+from stn_export.bench.targets import ROUNDED_TF32
+from stn_export.comparison.disturbance import DISTURBED, LEGEND
+from stn_export.comparison.words import by_reason, counted, significant, span, speed_ratio
+from stn_export.errors import UserError, one_line, require_choice
+from stn_export.graphs.graph import Shape, as_array
+from stn_export.graphs.inputs import Feeds, Inputs
+from stn_export.graphs.portability import difference
+from stn_export.program.specs import Arrays, Contract, TensorSpec
+from stn_export.runners import RUNNERS, RunnerSpec, Step
+
+REFERENCE = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")  # what the others are held against
+MANY = 16  # examples a call, of a file that leaves its batch open, beside the call of one
+OVER = "the time budget was over"
+CHANGING = "the outputs are others in every run, so that runners were not compared"
+COLUMNS = ("runner", "file", "batch", "ms", "95 % of ms", "p90 ms", "examples/s", "95 % of these", "first s", "off by")
+DROP = ("first s", "p90 ms", "95 % of these", "off by", "95 % of ms", "file")
+PAIRED = ("runner", "ms", "other's ms", "ratio", "95 % interval", "verdict")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A file, and the inputs that it runs on; ``steady`` says whether it gives the same for the same inputs."""
+
+    name: str
+    path: Path
+    artifact: Artifact
+    inputs: Inputs
+    batch: int
+    steady: bool
+    allowed: float  # how far a runner's outputs may lie from the reference's, as a share of the largest
+    expected: dict[int, Arrays] = field(default_factory=dict)  # what ``REFERENCE`` gives, by batch
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """How many examples a call takes: what the inputs hold, and ``MANY`` where nobody said how many."""
+        chosen = self.batch == 1 and not self.inputs.given and self.inputs.origin != "given"
+        return (self.batch, MANY) if chosen and self.inputs.batches else (self.batch,)
+
+    def load(self, spec: RunnerSpec, batch: int) -> tuple[Step, Arrays]:
+        """Load the file in a runner, and give a call of it and what that gave the first time."""
+        feeds = self.inputs.draw(batch=None if batch == self.batch else batch)
+        runner = spec.open(self.path, Contract(specs_of(feeds), self.artifact.contract.outputs))
+        step = runner.request(cast(Arrays, feeds))  # ONNX Runtime takes lists of arrays too; others refuse them
+        outputs = cast(Mapping[str, object], step())
+        return step, {name: as_array(value) for name, value in outputs.items()}
+
+    def off(self, outputs: Arrays, batch: int) -> float | None:
+        """How far outputs lie from the reference's; None where these are others in every run."""
+        if not self.steady:
+            return None
+        if batch not in self.expected:
+            self.expected[batch] = self.load(REFERENCE, batch)[1]
+        return max((difference(outputs[name], each) for name, each in self.expected[batch].items()), default=0.0)
+
+
+def specs_of(feeds: Feeds) -> tuple[TensorSpec, ...]:
+    """What a runner is told of inputs whose sizes are all known."""
+    arrays = {name: value if isinstance(value, np.ndarray) else value[0] for name, value in feeds.items()}
+    return tuple(TensorSpec(name, str(each.dtype), each.shape, batched=False) for name, each in arrays.items())
+
+
+def batch_of(shapes: Sequence[tuple[int, ...]]) -> int:
+    """How many examples arrays hold: their common first size, where all have two sizes or more; else 1."""
+    firsts = {shape[0] if len(shape) > 1 else 1 for shape in shapes}
+    return firsts.pop() if len(firsts) == 1 else 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Calls of one file in one runner; times in seconds, with the ends of 95 % intervals.
+
+    ``off`` is how far its outputs lie from ONNX Runtime's on the CPU, as a share of the largest, and ``agrees`` whether
+    that is within what its precision explains. ``first`` is the time from the file to the first answer.
+    """
+
+    file: str
+    runner: str
+    device: str
+    batch: int
+    p50: float
+    p50_low: float
+    p50_high: float
+    p90: float
+    p99: float | None
+    per_second: float
+    per_second_low: float
+    per_second_high: float
+    calls: int
+    first: float
+    off: float | None
+    agrees: bool
+    disturbed: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two files in turns in one runner: the first one's time over the other's, with a 95 % interval."""
+
+    runner: str
+    seconds: float
+    baseline_seconds: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    verdict: str
+    blocks: int
+    disturbed_blocks: int
+    loads: int
+
+
+@dataclass(frozen=True)
+class FileBench:
+    """All that was timed, and why the rest was not, by what it is."""
+
+    subjects: tuple[Subject, ...]
+    timings: list[Timing] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    not_timed: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        """JSON-ready."""
+        files = [
+            {"file": str(each.path), "sha256": each.artifact.sha256, "inputs": each.inputs.sizes, "steady": each.steady}
+            | {"sizes": each.inputs.origin}
+            for each in self.subjects
+        ]
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        machine = {"cpu": cpu_name(), "gpu": gpu, "threads": torch.get_num_threads()}
+        timings, pairs = list(map(asdict, self.timings)), list(map(asdict, self.pairs))
+        return {"files": files} | machine | {"timings": timings, "pairs": pairs, "not_timed": self.not_timed}
+
+    def fastest(self, subject: Subject) -> Timing | None:
+        """The timing with the shortest call, of those that agree with ONNX Runtime on the CPU."""
+        rows = [each for each in self.timings if each.file == subject.name and each.agrees]
+        return min((each for each in rows if each.batch == subject.batch), key=lambda each: each.p50, default=None)
+
+
+def subject_of(path: Path, name: str, shapes: Mapping[str, Shape], arrays: Path | None) -> Subject:
+    """Read a file, and find inputs that it runs on.
+
+    Raises:
+        UserError: where it cannot be read, or ONNX Runtime does not run it on the CPU.
+    """
+    found = look(path, shapes, arrays, capture=any(spec.captures and not spec.unavailable() for spec in RUNNERS))
+    batch = batch_of([*found.inputs.sizes.values(), *(each.shape for each in found.outputs.values())])
+    outputs = tuple(TensorSpec(output, "float32", (), batched=False) for output in found.names)
+    details = {"cuda": {"graph": found.capturable}}
+    artifact = Artifact(path.name, path.name, "", "onnx", sha256_of(path), Contract((), outputs), details=details)
+    return Subject(name, path, artifact, found.inputs, batch, found.steady, found.allowed)
+
+
+def runners_for(subject: Subject, device: str) -> tuple[list[RunnerSpec], dict[str, str]]:
+    """The runners that a file can be given to here, and why not the others."""
+    of_onnx = [spec for spec in RUNNERS if spec.format == "onnx" and spec.lowering is None]
+    wanted = [spec for spec in of_onnx if device in ("auto", spec.device)]
+    reasons = {spec.name: spec.unavailable() or spec.refuses(subject.artifact) for spec in wanted}
+    return [spec for spec in wanted if not reasons[spec.name]], {name: why for name, why in reasons.items() if why}
+
+
+def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -> Timing:
+    """Time single calls for the grid's ``row_seconds``, warmed up."""
+    started = time.perf_counter()
+    step, outputs = subject.load(spec, batch)
+    first = time.perf_counter() - started
+    off = subject.off(outputs, batch)
+    warm = warm_up(step, grid.warmup_seconds)
+    with Watch(spec.device) as watch:
+        samples = np.array([timed(step) for _ in range(calls_for(warm.call_seconds, grid.row_seconds))])
+    found = summarise(samples)
+    p50, low, high, p90 = (float(found[name] or 0.0) for name in ("p50", "p50_low", "p50_high", "p90"))
+    return Timing(
+        file=subject.name,
+        runner=spec.name,
+        device=spec.device,
+        batch=batch,
+        p50=p50,
+        p50_low=low,
+        p50_high=high,
+        p90=p90,
+        p99=found["p99"],
+        per_second=batch / p50,
+        per_second_low=batch / high,
+        per_second_high=batch / low,
+        calls=len(samples),
+        first=first,
+        off=off,
+        agrees=off is None or off <= max(subject.allowed, ROUNDED_TF32 * (spec.tf32 or spec.approximate)),
+        disturbed=watch.disturbed[0] or not warm.stable,
+    )
+
+
+def compare_files(ours: Subject, theirs: Subject, spec: RunnerSpec, grid: BenchGrid, budget: Budget) -> Pair:
+    """Time two files in turns in one runner, by the suites' paired comparison."""
+
+    def load(subject: Subject) -> Step:
+        return subject.load(spec, subject.batch)[0]
+
+    seed = METHOD.seed + zlib.crc32(f"{ours.artifact.sha256} {theirs.artifact.sha256} {spec.name}".encode())
+    return Pair(
+        spec.name,
+        **interleave(partial(load, ours), partial(load, theirs), spec.device, grid, seed).hold(budget).summary(),
+    )
+
+
+Job = tuple[str, Callable[[], None]]
+
+
+def planned(result: FileBench, device: str, grid: BenchGrid, budget: Budget) -> Iterator[Job]:
+    """What is timed, by name, what answers most first: every file in every runner, files in turns, larger batches."""
+    there: dict[str, list[RunnerSpec]] = {}
+    for subject in result.subjects:
+        there[subject.name], reasons = runners_for(subject, device)
+        result.not_timed.update(reasons)
+    rows = [(subject, spec) for subject in result.subjects for spec in there[subject.name]]
+    for subject, spec in rows:
+        yield _row(result, subject, spec, subject.batch, grid)
+    if len(result.subjects) > 1:
+        ours, theirs = result.subjects
+        for spec in there[ours.name]:
+            if spec in there[theirs.name]:
+                yield f"both in turns in {spec.name}", partial(_pair, result, ours, theirs, spec, grid, budget)
+    for subject, spec in rows:
+        for batch in subject.batches[1:]:
+            yield _row(result, subject, spec, batch, grid)
+
+
+def _row(result: FileBench, subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -> Job:
+    name = f"{subject.name} in {spec.name} at batch {batch}"
+    return name, lambda: result.timings.append(time_file(subject, spec, batch, grid))
+
+
+def _pair(result: FileBench, ours: Subject, theirs: Subject, spec: RunnerSpec, grid: BenchGrid, budget: Budget) -> None:
+    result.pairs.append(compare_files(ours, theirs, spec, grid, budget))
+
+
+def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget) -> None:
+    """Time everything, and note what a runner refuses and what there was no time for."""
+    jobs = list(planned(result, device, grid, budget))
+    with cli.progress(word="bench", unit="timings", still=True) as bar:
+        bar.most = lambda: budget.left
+        task = bar.add_task("bench", total=len(jobs))
+        for name, job in jobs:
+            bar.update(task, description=name)
+            try:
+                if budget.over:
+                    raise UserError(OVER, "give it more with --budget")
+                job()
+            except UserError as error:
+                result.not_timed[name] = error.message
+            except Exception as error:  # what a foreign runtime raises is its own affair
+                result.not_timed[name] = one_line(error)
+            bar.update(task, advance=1)
+            bar.refresh()
+
+
+def show(result: FileBench) -> None:
+    """Print the tables and the card."""
+    for subject in result.subjects:
+        cli.say(f"{subject.name}: {subject.inputs}{'' if subject.steady else f'; {CHANGING}'}")
+    cli.say("")
+    cli.table("Calls, host arrays to host arrays", COLUMNS, [_cells(each) for each in result.timings], DROP)
+    if result.pairs:
+        ours, theirs = (subject.name for subject in result.subjects)
+        cli.say("")
+        title = f"{ours} against {theirs}, in turns"
+        cli.table(title, PAIRED, [_pair_cells(each) for each in result.pairs], ("95 % interval",))
+    for line in by_reason(result.not_timed, "row"):
+        cli.say(f"not timed: {line}", "dim")
+    cli.say("")
+    cli.card(list(card(result)))
+
+
+def _cells(each: Timing) -> tuple[str, ...]:
+    off = cli.NONE if each.off is None else f"{each.off:.0e}{'' if each.agrees else ', DIFFERS'}"
+    return (
+        each.runner,
+        each.file,
+        str(each.batch),
+        significant(1e3 * each.p50) + DISTURBED * each.disturbed,
+        span(1e3 * each.p50_low, 1e3 * each.p50_high),
+        significant(1e3 * each.p90),
+        significant(each.per_second),
+        span(each.per_second_low, each.per_second_high),
+        f"{each.first:.3f}",
+        off,
+    )
+
+
+def _pair_cells(each: Pair) -> tuple[str, ...]:
+    times = (significant(1e3 * seconds) for seconds in (each.seconds, each.baseline_seconds))
+    return (each.runner, *times, significant(each.ratio), span(each.ratio_low, each.ratio_high), each.verdict)
+
+
+def card(result: FileBench) -> Iterator[tuple[str, str]]:
+    """What the figures come to, a word and a sentence a line."""
+    for subject in result.subjects:
+        if (best := result.fastest(subject)) is not None:
+            where = f"{subject.name} in {best.runner}"
+            yield "latency", f"{where}: {_milliseconds(best)} at batch {best.batch}"
+            most = max((each for each in result.timings if each.file == subject.name and each.agrees), key=_rate)
+            rate = f"{significant(most.per_second)} a second ({span(most.per_second_low, most.per_second_high)})"
+            yield "throughput", f"{subject.name} in {most.runner}: {rate} at batch {most.batch}"
+    yield from _verdicts(result)
+    wrong = [f"{each.file} in {each.runner}" for each in result.timings if not each.agrees]
+    held = [each for each in result.timings if each.off is not None and each.runner != REFERENCE.name]
+    if held:
+        agree = (
+            f"{sum(each.agrees for each in held)} of {counted(len(held), 'timing')} give what {REFERENCE.name} gives"
+        )
+        yield "outputs", agree + (f"; not {', '.join(dict.fromkeys(wrong))}" if wrong else "")
+    yield from _alike(result)
+    yield "confidence", _confidence(result)
+    yield "caveat", "; ".join(_caveats(result))
+
+
+def _rate(timing: Timing) -> float:
+    return timing.per_second
+
+
+def _milliseconds(timing: Timing) -> str:
+    return f"{significant(1e3 * timing.p50)} ms ({span(1e3 * timing.p50_low, 1e3 * timing.p50_high)})"
+
+
+def _verdicts(result: FileBench) -> Iterator[tuple[str, str]]:
+    for pair in result.pairs:
+        ours, theirs = (subject.name for subject in result.subjects)
+        ratio = speed_ratio((pair.ratio, pair.ratio_low, pair.ratio_high))
+        yield "in turns", f"{ours} takes {ratio} {theirs}'s time in {pair.runner}: {pair.verdict}"
+
+
+def _alike(result: FileBench) -> Iterator[tuple[str, str]]:
+    """Say whether two files whose outputs can be compared give the same."""
+    if len(result.subjects) < 2 or not all(each.steady for each in result.subjects):
+        return
+    ours, theirs = (each.expected.get(each.batch, {}) for each in result.subjects)
+    if ours and {name: each.shape for name, each in ours.items()} == {name: a.shape for name, a in theirs.items()}:
+        off = max(difference(ours[name], theirs[name]) for name in ours)
+        names = " ".join(str(each.path) for each in result.subjects)
+        yield "outputs", f"of both files: {off:.0e} of the largest apart; stn-export verify {names} says more"
+
+
+def _confidence(result: FileBench) -> str:
+    disturbed = sum(each.disturbed for each in result.timings)
+    noted = f"; {DISTURBED} {disturbed} of {counted(len(result.timings), 'timing')} {LEGEND[DISTURBED]}" * bool(
+        disturbed
+    )
+    return f"brackets hold 95 % intervals; {cpu_name()}, {counted(torch.get_num_threads(), 'thread')}{noted}"
+
+
+def _caveats(result: FileBench) -> Iterator[str]:
+    if any(not subject.inputs.given for subject in result.subjects):
+        yield "numbers are random where --inputs gives none"
+    if any(subject.inputs.origin not in ("given", "declared") for subject in result.subjects):
+        yield "open sizes are those above; --shape gives others"
+    yield "a call is from host arrays to host arrays, one after the other"
+
+
+def main(options: Namespace, paths: Sequence[Path]) -> None:
+    """Time one file, or two against each other.
+
+    Raises:
+        UserError: for more files, and for one that cannot be read or run.
+    """
+    if len(paths) > 2:
+        raise UserError(f"{len(paths)} files are named", "name one, or two to set against each other")
+    device, grid = (
+        require_choice("device", options.device, DEVICES),
+        GRIDS[require_choice("grid", options.grid, [*GRIDS])],
+    )
+    budget, before = Budget(options.budget), torch.get_num_threads()
+    torch.set_num_threads(options.threads or grid.threads)
+    try:
+        names = [path.name if len({each.name for each in paths}) == len(paths) else str(path) for path in paths]
+        find = partial(subject_of, shapes=dict(options.shape), arrays=options.inputs)
+        result = FileBench(tuple(map(find, paths, names)))
+        try:
+            bench_files(result, device, grid, budget)
+        finally:  # an interrupt too shows what there is
+            cli.print_json(result.as_dict()) if options.format == "json" else show(result)
+    finally:
+        torch.set_num_threads(before)
+    if not result.timings:
+        raise UserError("no runner could time it", "the lines above say why")
