@@ -46,7 +46,17 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ALONE = ("adopt", "train", "play", "compile")  # not started in pairs: other states, or as one that is
 FEW = 6  # places of a stage that a signal is sent at
 LATE = 240  # seconds, after which a stage hangs
-VARYING = (".lock", ".holder", "bench.json", "report.html", "report.md", "report.json", "verify.json", MANIFEST)
+VARYING = (
+    ".checks.jsonl",
+    ".lock",
+    ".holder",
+    "bench.json",
+    "report.html",
+    "report.md",
+    "report.json",
+    "verify.json",
+    MANIFEST,
+)
 VARYING += ("history.jsonl", "training.json", "training.pt")
 VARYING += ("MODEL_CARD.md", "points.pt", ".ts")  # which hold times, what follows from them, or a count of classes
 
