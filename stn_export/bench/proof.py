@@ -1,16 +1,16 @@
 """The benchmarks' own trial: `python -m stn_export.bench.proof` (`make bench-proof`).
 
-A/A: an artifact is set against itself, loaded anew; the truth is 1. Planted: the same, but ours waits for a share of
-its own median call after each call; the truth is a slowdown. All many times, by the very same functions that time
-every contest of `make bench`.
+A/A: an artifact is set against itself, loaded anew; the true ratio is 1. Planted: the same, but ours waits after each
+call for a share of the time that this very call took. A wait ends a little late, so what was really planted is measured,
+and that is the true ratio. All many times, by the very same functions that time every contest of `make bench`.
 """
 
 import itertools
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,45 +22,66 @@ from stn_export.bench.cases import Case, picked, takes
 from stn_export.bench.grids import GRIDS, SHIPPED_SUBJECT, BenchGrid, Pick
 from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, file_name, now
 from stn_export.bench.method import METHOD, PROOF
-from stn_export.bench.methodology import interleave, warm_up
+from stn_export.bench.methodology import interleave
 from stn_export.bench.targets import Target, find_targets
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
 from stn_export.runners import Step
 
-COLUMNS = ("target", "trial", "batch", "found", "ratios", "interval", "disturbed blocks", "verdicts", "")
-DROP = ("disturbed blocks", "interval", "verdicts", "ratios")
+COLUMNS = (
+    *("target", "trial", "batch", "planted", "held", "found", "ratios", "interval"),
+    *("disturbed blocks", "verdicts", ""),
+)
+DROP = ("disturbed blocks", "interval", "verdicts", "ratios", "planted")
 
 
-def slowed(step: Step, share: float, seconds: float) -> Step:
-    """``step``, and behind each call a wait of ``share`` of its own median call, which takes ``seconds`` to find."""
-    wait = share * warm_up(step, seconds).call_seconds
+@dataclass
+class Planted:
+    """A slowdown by ``share`` of each call's own time; ``ratios`` are those measured call by call: slowed ÷ plain."""
 
-    def slow() -> object:
-        result = step()
-        end = time.perf_counter() + wait
-        while time.perf_counter() < end:
-            pass
-        return result
+    share: float
+    clock: Callable[[], float] = time.perf_counter
+    ratios: list[float] = field(default_factory=list)
 
-    return Step(slow)
+    def slowed(self, step: Step) -> Step:
+        """Return a step that runs ``step`` and then waits for the share of the time that this took."""
+
+        def slow() -> object:
+            started = self.clock()
+            result = step()
+            took = self.clock() - started
+            while (whole := self.clock() - started) < (1 + self.share) * took:
+                pass
+            self.ratios.append(whole / took)
+            return result
+
+        return Step(slow, self.clock)
 
 
 def trial(case: Case, grid: BenchGrid, slowdown: float, seed: int) -> dict:
-    """One contest of a target with itself, ours slowed down by ``slowdown`` where that is not 0."""
+    """Compare a target with itself, ours slowed down by ``slowdown``; ``planted`` is the ratio that was measured."""
+    planted = Planted(slowdown)
 
     def plain() -> Step:
         return Step(case.target.step(case.batch).run)  # by the wall's clock, which the planted wait is on too
 
     def ours() -> Step:
-        return slowed(plain(), slowdown, grid.warmup_seconds) if slowdown else plain()
+        return planted.slowed(plain()) if slowdown else plain()
 
-    return interleave(ours, plain, case.target.runner.device, grid, seed).hold().summary()
+    turns = interleave(ours, plain, case.target.runner.device, grid, seed)
+    planted.ratios.clear()  # of loading and warming up
+    found = turns.hold().summary()
+    return found | {"planted": statistics.median(planted.ratios) if slowdown else 1.0}
 
 
-def holds(row: dict) -> bool:
-    """A/A: the interval holds the truth."""
-    return row["ratio_low"] <= 1 <= row["ratio_high"]
+def true_ratio(row: Mapping, slowdown: float) -> float:
+    """Return the ratio that was measured as it was planted; of a row that was kept without it, what was asked for."""
+    return row.get("planted", 1 + slowdown)
+
+
+def covered(rows: Iterable[Mapping], slowdown: float) -> int:
+    """Count the intervals that hold the true ratio."""
+    return sum(row["ratio_low"] <= true_ratio(row, slowdown) <= row["ratio_high"] for row in rows)
 
 
 def misleads(row: dict) -> bool:
@@ -69,13 +90,14 @@ def misleads(row: dict) -> bool:
 
 
 def judge(slowdown: float, rows: Sequence[dict]) -> tuple[int, bool]:
-    """How many intervals hold 1, or how many slowdowns were found; and whether one may believe in that."""
+    """Count the intervals that hold 1, or the slowdowns that were found, and say whether the method passes."""
+    held = covered(rows, slowdown)
+    enough = held >= PROOF.holding * len(rows) / PROOF.trials
     if not slowdown:
-        held = sum(map(holds, rows))
-        return held, held >= PROOF.holding * len(rows) / PROOF.trials and not any(map(misleads, rows))
+        return held, enough and not any(map(misleads, rows))
     verdicts = [row["verdict"] for row in rows]
     found = verdicts.count("slower")
-    return found, "faster" not in verdicts and (slowdown < PROOF.certain or found == len(rows))
+    return found, enough and "faster" not in verdicts and (slowdown < PROOF.certain or found == len(rows))
 
 
 TRIALS = {"A/A": 0.0} | {f"planted {slowdown:.0%}": slowdown for slowdown in PROOF.planted}
@@ -115,16 +137,26 @@ def prove(targets: Sequence[Target], grid: BenchGrid, trials: int) -> list[dict]
     return results
 
 
+def planted_words(rows: Sequence[Mapping], slowdown: float) -> str:
+    """State the true ratios, the smallest to the largest; of rows that were kept without them, that nobody measured."""
+    if not slowdown:
+        return "1"
+    true = [row["planted"] for row in rows if "planted" in row]
+    return f"{min(true):.3f} to {max(true):.3f}" if true else f"{1 + slowdown:.2f}, not measured"
+
+
 def table_row(result: dict) -> tuple[str, ...]:
     """One line of the closing table, and of RESULTS.md."""
-    rows = result["rows"]
+    rows, slowdown = result["rows"], TRIALS[result["trial"]]
     ratios = [row["ratio"] for row in rows]
     verdicts = [row["verdict"] for row in rows]
     return (
         result["target"],
         result["trial"],
         str(result["batch"]),
-        f"{result['found']} of {len(rows)}",
+        planted_words(rows, slowdown),
+        f"{covered(rows, slowdown)} of {len(rows)}",
+        f"{verdicts.count('slower')} of {len(rows)}" if slowdown else cli.NONE,
         f"{min(ratios):.3f} to {max(ratios):.3f}",
         f"±{statistics.median((row['ratio_high'] / row['ratio_low']) ** 0.5 - 1 for row in rows):.1%}",
         f"{sum(row['disturbed_blocks'] for row in rows)} of {sum(row['blocks'] for row in rows)}",
@@ -161,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     environment = describe()
     path = options.out / (PROOF_PREFIX + file_name(environment, device, content["datetime"]))
     write_json(path, PROOF_SCHEMA, content | {"environment": environment})
-    cli.table("Intervals that hold 1, slowdowns found", COLUMNS, list(map(table_row, results)), DROP)
+    cli.table("Intervals that hold the true ratio, slowdowns found", COLUMNS, list(map(table_row, results)), DROP)
     cli.say(f"wrote {path}")
     if failed := [f"{row['trial']} of {row['target']} at batch {row['batch']}" for row in results if not row["passed"]]:
         raise CheckFailedError(f"the benchmarks are not to be believed here: {', '.join(failed)}")
