@@ -177,7 +177,7 @@ def test_portability_goes_by_format_precision_and_the_runtimes_that_refuse():
         (1.06e-4, 1.05e-4, False),  # what two moments of a machine explain
     ],
 )
-def test_two_medians_are_told_apart_where_no_drift_of_the_machine_explains_them(seconds: float, low: float, apart: bool):
+def test_two_medians_are_told_apart_where_no_drift_explains_them(seconds: float, low: float, apart: bool):
     assert told_apart(timed(FOLDED, 1e-4), timed(INT8, seconds, p50_low=low)) == apart
     assert not told_apart(timed(FOLDED, 1e-4), timed(INT8, seconds, p50_low=low), pairs=15)
 

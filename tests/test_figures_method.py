@@ -44,7 +44,7 @@ def test_the_interval_of_a_side_lies_about_its_median_and_is_as_wide_as_that_of_
 
 
 def test_the_interval_of_one_load_holds_the_truth_as_often_as_it_says():
-    """Calls of a file whose loads differ by 1.2 %, of which one is seen; 95 of 100 intervals at least hold its median."""
+    """Loads of the file differ by 1.2 %, and one is seen: 95 of 100 intervals at least hold its median."""
     held = 0
     for seed in range(200):
         random = np.random.default_rng(seed)

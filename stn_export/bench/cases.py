@@ -4,11 +4,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
+import torch
+
 from stn_export.artifacts.manifest import PLAIN, SUBJECT
 from stn_export.bench.grids import BEST, Pick
+from stn_export.bench.pytorch import pytorch_of
 from stn_export.bench.targets import Target, eager_spec
 from stn_export.program.specs import Contract
 from stn_export.runners.registry import DEFAULT_EXPORT
+
+
+Baselines = Callable[[Target, Sequence[Target]], list[Target]]
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,9 @@ class Case:
     baseline: Target | None = None
 
     def __str__(self) -> str:
-        return f"{self.target}-{self.batch}"
+        several = self.baseline is not None and self.baseline.threads is not None
+        against = f"-against-{self.baseline.runner.name}-{self.baseline.threads}" if several and self.baseline else ""
+        return f"{self.target}-{self.batch}{against}"
 
 
 def picked(targets: Iterable[Target], picks: Iterable[Pick]) -> list[Case]:
@@ -78,21 +86,34 @@ def default_of(target: Target, targets: Sequence[Target]) -> Target | None:
     return next((each for each in others if each.runner.lowering == DEFAULT_EXPORT != target.runner.lowering), None)
 
 
-BASELINES: dict[str, Callable[[Target, Sequence[Target]], Target | None]] = {
-    "overhead": plain_of,
-    "lowering": decomposed_of,
-    "eager": eager_of,
-    "default": default_of,
+def _one(find: Callable[[Target, Sequence[Target]], Target | None]) -> Baselines:
+    """Return a finder of all baselines from one that finds a single one."""
+    return lambda target, targets: [found] if (found := find(target, targets)) else []
+
+
+BASELINES: dict[str, Baselines] = {
+    "overhead": _one(plain_of),
+    "lowering": _one(decomposed_of),
+    "eager": _one(eager_of),
+    "default": _one(default_of),
+    "pytorch": pytorch_of,
 }
 
 
 def cases(suite: str, targets: Sequence[Target], picks: Iterable[Pick]) -> Iterator[Case]:
-    """The rows of a suite; in a contest those whose baseline can run here at that batch."""
+    """The rows of a suite; in a contest one for each baseline that can run here at that batch."""
     for case in picked(targets, picks):
         if suite not in BASELINES:
             yield case
-        elif (other := BASELINES[suite](case.target, targets)) and fits(other, case.batch):
-            yield replace(case, baseline=other)
+            continue
+        for other in BASELINES[suite](case.target, targets):
+            if fits(other, case.batch):
+                yield replace(case, target=like(case.target, other), baseline=other)
+
+
+def like(target: Target, baseline: Target) -> Target:
+    """Return the target fed as its baseline is, where that is on its own number of threads: from the host."""
+    return target if baseline.threads is None else replace(target, host=True, threads=torch.get_num_threads())
 
 
 def own_batch(contract: Contract) -> int | None:
