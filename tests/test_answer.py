@@ -111,12 +111,13 @@ def test_the_whole_card():
         ("deploy", "stn/folded-fp32.onnx (runner onnxruntime-cpu)"),
         (
             "latency",
-            "0.100 ms per example (0.0990 to 0.101); speed-up over eager PyTorch 5.00 × (4.85 to 5.15)",
+            "0.100 ms per example (0.0990 to 0.101), inputs in place; speed-up over eager PyTorch 5.00 × (4.85 to "
+            "5.15)",
         ),
         (
             "throughput",
-            "20,000 examples/s (19,802 to 20,202) at batch 64 by matmul-int8 in onnxruntime-cpu; "
-            "speed-up over eager PyTorch 2.00 × (1.94 to 2.06)",
+            "20,000 examples/s (19,802 to 20,202), inputs in place, at batch 64 by matmul-int8 in "
+            "onnxruntime-cpu; speed-up over eager PyTorch 2.00 × (1.94 to 2.06)",
         ),
         ("overhead", "2.00 × (1.94 to 2.06) the latency of the plain CNN at batch 1"),
         ("accuracy", "90.00 % (eager PyTorch 90.00 %, plain CNN 70.00 %)"),

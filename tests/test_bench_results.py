@@ -63,7 +63,7 @@ def test_a_kept_file_is_small_and_still_a_benchmark_file(kept_files: Path):
 
 def test_results_name_the_best_that_is_proved_and_its_share_of_the_peak(kept_files: Path):
     text = (kept_files.parent / "RESULTS.md").read_text(encoding="utf-8")
-    assert "- For latency: onnxruntime-cpu some-fp32, 333 µs (330 µs to 337 µs) for one example." in text
+    assert "- For latency: onnxruntime-cpu some-fp32, 333 µs (330 to 337 µs) for one example, inputs in place." in text
     assert "- For throughput: onnxruntime-cpu some-fp32, 3,000 examples/s at batch" in text
     assert "openvino-cpu some-fp32, " not in text  # faster, and wrong
     assert "### What sampling costs: spatial transformer against plain CNN" in text

@@ -128,10 +128,10 @@ def test_figures_taken_while_disturbed_are_marked_wherever_they_are_shown():
         assert DISTURBED in text, place
         assert DISTURBED not in quiet[place], place
     assert busy["latency"] == (
-        "0.100 ms per example (0.0990 to 0.101)†; speed-up over eager PyTorch 5.00 × (4.85 to 5.15)†"
+        "0.100 ms per example (0.0990 to 0.101)†, inputs in place; speed-up over eager PyTorch 5.00 × (4.85 to 5.15)†"
     )
     assert "| 100 µs† | 0.200 (0.194 to 0.206)† | faster | 1 of 25 |" in busy["contests"]
-    assert "100 µs (99 µs to 101 µs)† for one example" in busy["RESULTS.md"]
+    assert "100 µs (99.0 to 101 µs)† for one example" in busy["RESULTS.md"]
     assert all(mark in results.OPENING for mark in (DISTURBED, CONTRADICTED))
 
 

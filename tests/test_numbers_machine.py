@@ -295,8 +295,8 @@ def test_headlines_name_the_fastest_that_is_proved():
     rows += [timed("other", 1, 1e-6, role="plain"), timed("wrong", 1, 1e-5), timed("quick", 1, 1e-6, regime="request")]
     content = {"proved": [["stn", name, "fast-cpu"] for name in ("slow", "quick", "other")], "portability": {}}
     first, second = headlines(content, rows)[:2]
-    assert first == "- For latency: fast-cpu quick, 1 ms (900 µs to 1.1 ms) for one example."
-    assert second == "- For throughput: fast-cpu slow, 8,000 examples/s at batch 64."
+    assert first == "- For latency: fast-cpu quick, 1 µs (900 to 1,100 ns) for one example, host array to host array."
+    assert second == "- For throughput: fast-cpu slow, 8,000 examples/s at batch 64, inputs in place."
     said = headlines(content | {"proved": []}, rows)
     assert said == ["- On cpu nothing is named the fastest: no row of one example was proved equal.", ""]
 

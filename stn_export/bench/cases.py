@@ -13,7 +13,6 @@ from stn_export.bench.targets import Target, eager_spec
 from stn_export.program.specs import Contract
 from stn_export.runners.registry import DEFAULT_EXPORT
 
-
 Baselines = Callable[[Target, Sequence[Target]], list[Target]]
 
 

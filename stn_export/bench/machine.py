@@ -21,8 +21,9 @@ class Watch:
     """Looks at the machine before and after a stretch of work on ``device``, and says whether it was disturbed.
 
     Disturbed is a stretch on the CPU in which this process and its children had less than ``METHOD.cpu_share`` of one
-    core, or one of their threads waited for a core for more than the rest of the time (others ran on it), and one on the GPU in which a clock was held back or moved by more than ``METHOD.clock_change``, other than up from
-    idling. Without nvidia-ml-py a GPU is never seen disturbed.
+    core, or one of their threads waited for a core for more than the rest of the time (others ran on it), and one on
+    the GPU in which a clock was held back or moved by more than ``METHOD.clock_change``, other than up from idling.
+    Without nvidia-ml-py a GPU is never seen disturbed.
     """
 
     device: str

@@ -1,4 +1,4 @@
-"""The processor's peak rates: fused multiply-adds at each vector width, compiled by the system's compiler, and a copy."""
+"""The processor's peak rates: fused multiply-adds at each vector width, compiled here, and a large copy."""
 
 import ctypes
 import subprocess

@@ -1,8 +1,9 @@
 """The benchmarks' own trial: `python -m stn_export.bench.proof` (`make bench-proof`).
 
 A/A: an artifact is set against itself, loaded anew; the true ratio is 1. Planted: the same, but ours waits after each
-call for a share of the time that this very call took. A wait ends a little late, so what was really planted is measured,
-and that is the true ratio. All many times, by the very same functions that time every contest of `make bench`.
+call for a share of the time that this very call took. A wait ends a little late, so what was really planted is
+measured, and that is the true ratio. All many times, by the very same functions that time every contest of `make
+bench`.
 """
 
 import itertools

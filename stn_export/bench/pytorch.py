@@ -41,11 +41,6 @@ BASELINES = tuple(
     (CHANNELS_LAST if name is EagerChannelsLast else next(spec for spec in RUNNERS if spec.load is name))
     for name in (Eager, EagerChannelsLast, Compiled)
 )
-WORDS = {
-    "eager-cpu": "eager",
-    CHANNELS_LAST.name: "eager in channels_last",
-    "compiled-cpu": "torch.compile",
-}
 
 
 def cores() -> int:

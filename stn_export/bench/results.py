@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.answer.choice import time_of, time_source
+from stn_export.answer.card import included
+from stn_export.answer.choice import baseline_words, headline, time_of, time_source
 from stn_export.artifacts.files import read_json, write_out
 from stn_export.artifacts.manifest import SUBJECT
 from stn_export.artifacts.schemas import Result, read_bench
@@ -35,14 +36,15 @@ UNITS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 CONTESTS = {
     "overhead": "What sampling costs: {label} against {baseline_label}",
     "eager": "Against eager PyTorch",
+    "pytorch": "Requests against {way}",
     "default": "Against the default export in a default session",
     "lowering": "Against the lowering that PyTorch's exporter gives by itself",
 }
 PEAK_NOTE = (
     "FLOPs are two a multiply-add of convolutions, matrix products and samplers, as the network states them; done are "
-    "those that the timed file really does, known of our own C only, whose convolutions need fewer multiplications. Bytes "
-    "are weights, input and output once each; behind the slash what every operator reads and writes, intermediate "
-    "activations included. Launches are eager PyTorch's operators that compute. The share of the peak is of the FLOPs "
+    "those that the timed file really does, known of our own C only, whose convolutions need fewer multiplications. "
+    "Bytes are weights, input and output once each; behind the slash what every operator reads and writes, with all "
+    "activations between. Launches are eager PyTorch's operators that compute. The share of the peak is of the FLOPs "
     "done, or, where these are not known and no more than the peak, of those stated."
 )
 
@@ -51,6 +53,13 @@ def seconds(value: float) -> str:
     """A time with three digits in a unit that suits it."""
     unit, scale = next((pair for pair in UNITS.items() if value * pair[1] >= 1), ("ns", 1e9))
     return f"{value * scale:.3g} {unit}"
+
+
+def seconds_span(low: float, high: float) -> str:
+    """An interval of times in one unit, whose ends read differently."""
+    unit, scale = next((pair for pair in UNITS.items() if low * pair[1] >= 1), ("ns", 1e9))
+    ends = span(low * scale, high * scale)
+    return ends if ends.startswith("±") else f"{ends} {unit}"
 
 
 def name_of(row: dict) -> str:
@@ -69,7 +78,8 @@ def contests(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
         found: dict[str, list[dict]] = {}
         for row in rows:
             if row.get("contest") == contest and "ratio" in row:
-                found.setdefault(title.format(**row), []).append(row)
+                way = baseline_words(row) if contest == "pytorch" else ""
+                found.setdefault(title.format(**row, way=way), []).append(row)
         yield from found.items()
 
 
@@ -82,12 +92,11 @@ def headlines(content: dict, rows: list[dict]) -> list[str]:
         if chosen is None:
             lines.append(f"- On {device} nothing is named the fastest: no row of one example was proved equal.")
             continue
-        single, many = (choice.row for choice in chosen)
-        span = f"({seconds(single['p50_low'])} to {seconds(single['p50_high'])})"
-        rate = f"{many['examples_per_second']:,.0f} examples/s at batch {many['batch']}"
-        latency = f"{seconds(single['p50'])} {span}{marks.of(single)}"
-        lines.append(f"- For latency: {name_of(single)}, {latency} for one example.")
-        lines.append(f"- For throughput: {name_of(many)}, {rate}{marks.of(many)}.")
+        single, many = (headline(rows, choice.row) for choice in chosen)
+        latency = f"{seconds(single['p50'])} ({seconds_span(single['p50_low'], single['p50_high'])}){marks.of(single)}"
+        rate = f"{many['examples_per_second']:,.0f} examples/s{marks.of(many)} at batch {many['batch']}"
+        lines.append(f"- For latency: {name_of(single)}, {latency} for one example{included(single)}.")
+        lines.append(f"- For throughput: {name_of(many)}, {rate}{included(many)}.")
     return [*lines, ""]
 
 

@@ -99,8 +99,9 @@ class Target:
     """One artifact and the runner it is timed with, and how.
 
     ``regime`` is the row's: in a ``request`` inputs come from the host and results go back there, else they stay in
-    place; in a contest ``host`` says the same. ``threads`` are PyTorch's, None for the session's. ``cold`` inputs are so many buffers of different examples that they
-    leave the cache, used in turn. ``found`` is what came to light as it was loaded.
+    place; in a contest ``host`` says the same. ``threads`` are PyTorch's, None for the session's. ``cold`` inputs are
+    so many buffers of different examples that they leave the cache, used in turn. ``found`` is what came to light as
+    it was loaded.
     """
 
     network: Network
