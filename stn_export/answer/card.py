@@ -59,7 +59,8 @@ def speedup_words(rows: Sequence[dict], row: Mapping, marks: Marks) -> str:
     ratio = speed_ratio(over_moments(contest, rows).inverse) + marks.of(contest) + inconclusive(contest)
     several = [baseline_words(each) for each in pytorch_contests(rows, row)]
     among = f", the fastest of {', '.join(several)}" if len(several) > 1 else ""
-    return f"speed-up over {baseline_words(contest)} {ratio}{among}"
+    place = ", both with inputs in place" if row["regime"] == "request" and not contest.get("by_host") else ""
+    return f"speed-up over {baseline_words(contest)} {ratio}{place}{among}"
 
 
 def overhead_text(contest: Mapping, marks: str = "") -> str:

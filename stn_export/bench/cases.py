@@ -107,12 +107,19 @@ def cases(suite: str, targets: Sequence[Target], picks: Iterable[Pick]) -> Itera
             continue
         for other in BASELINES[suite](case.target, targets):
             if fits(other, case.batch):
-                yield replace(case, target=like(case.target, other), baseline=other)
+                baseline = as_requests(other, targets)
+                yield replace(case, target=like(case.target, baseline), baseline=baseline)
 
 
 def like(target: Target, baseline: Target) -> Target:
-    """Return the target fed as its baseline is, where that is on its own number of threads: from the host."""
-    return target if baseline.threads is None else replace(target, host=True, threads=torch.get_num_threads())
+    """Return the target fed as its baseline is, on the session's threads where that has a number of its own."""
+    threads = None if baseline.threads is None else torch.get_num_threads()
+    return replace(target, host=baseline.host, threads=threads)
+
+
+def as_requests(baseline: Target, targets: Sequence[Target]) -> Target:
+    """Return the baseline fed by the host where other runtimes are timed too: these are given nothing else."""
+    return replace(baseline, host=True) if any(each.runner.foreign for each in targets) else baseline
 
 
 def own_batch(contract: Contract) -> int | None:

@@ -81,12 +81,12 @@ class Marks:
     def contradiction(self, contest: Mapping) -> Contradiction | None:
         """Return how a paired comparison contradicts the separate timings of its two files, if it does.
 
-        Only timings of the same kind are compared: inputs in the cache, read from the same clock.
+        Only timings of the same kind are compared: inputs in place and in the cache, read from the same clock.
         """
         ours, baseline = map(self._timed.get, _sides(contest))
         if ours is None or baseline is None or "ratio" not in contest:
             return None
-        if len({row.get("clock") for row in (contest, ours, baseline)}) > 1:
+        if contest.get("by_host") or len({row.get("clock") for row in (contest, ours, baseline)}) > 1:
             return None
         paired, separate = paired_ratio(contest), separate_ratio(ours, baseline)
         if not disagree(paired, separate):
