@@ -23,6 +23,7 @@ from stn_export.cli import LABEL, markdown_table
 from stn_export.errors import CheckFailedError
 from stn_export.comparison.fastest import program
 from stn_export.comparison.words import significant, span, speed_ratio
+from stn_export.export.lowering import LOWERINGS as LOWERINGS_OF
 from stn_export.train.gain import SETTLED
 from stn_export.train.recipes import MODELS
 from stn_export.train.results import read_reference
@@ -36,6 +37,16 @@ SUBJECT, PLAIN, MATCHED = MODELS
 METHOD_OF_MEANS = "intervals are Student's over seeds, of gains over the differences seed by seed ([how](method.md))."
 POINTS = ("theta", "grid", "warped")  # all else that is compared is an output
 CARD_WORDS = {"ship": "deploy", "cost": "overhead", "equal": "verified", "sure": "confidence", "mind": "caveat"}
+OF_LOWERINGS = {
+    "matmul": ("one MatMul with a constant base grid", "deployment"),
+    "folded": ("one Gemm, folded with the regressor's last layer", "deployment"),
+    "affinegrid": (
+        "the `AffineGrid` operator",
+        "reading; ONNX Runtime has it on the CPU only, TensorRT not at all",
+    ),
+    "gather": ("`matmul`, and sampling out of Gather, Mul and Add", "runtimes without GridSample"),
+    "decomposed": ("what the exporter gives by itself", "comparing: it is the baseline"),
+}
 LOWERINGS = ("matmul-fp32", "folded-fp32", "affinegrid-fp32")
 REDUCED = {"torchscript-bf16": "torchscript-cpu"} | dict.fromkeys(
     ("folded-fp32", "folded-fp16", "matmul-int8"), "onnxruntime-cpu"
@@ -286,7 +297,7 @@ def worth() -> list[str]:
     return prose(
         f"Is it worth that? The card's accuracies are of {count} after {own['epochs']} epochs, and one seed says little "
         f"of the gain. Over {over['count']} seeds of {digits['epochs']} epochs, on digits that are turned, scaled, "
-        f"shifted and cluttered, it gains {over['mean']:.0f} points of accuracy: it {against(over)}, and {against(equal)}. "
+        f"shifted and cluttered, it {against(over)}, and {against(equal)}. "
         f"On plain CIFAR-10 it {against(reference['differences'][PLAIN])} with recipe `{reference['recipe']}`; with "
         f"`{plain['recipe']}` it {against(plain['differences'][PLAIN])}, and {against(plain['differences'][MATCHED])} "
         "([figures](docs/training.md))."
@@ -359,12 +370,36 @@ def headline_machine() -> list[str]:
     )
 
 
+def opsets() -> list[str]:
+    """The lowerings of the affine grid: the opset by default and the range of opsets, what each is and is for."""
+    rows = [
+        (f"`{name}`", f"{spec.default_opset} ({spec.opsets[0]} to {spec.opsets[-1]})", *OF_LOWERINGS[name])
+        for name, spec in LOWERINGS_OF.items()
+        if name in OF_LOWERINGS
+    ]
+    return markdown_table(("lowering", "opset (range)", "the affine grid is", "take it for"), rows)[:-1]
+
+
+def planted() -> list[str]:
+    """How many defects the tests plant into good artifacts."""
+    from tests.test_sabotage import DEFECTS, LOWERINGS, SEEDS  # what tests are made of takes long to import
+
+    networks = 2 * SEEDS * len(LOWERINGS)  # the built-in one and foreign ones
+    return prose(
+        f"`make test-all` plants {len(DEFECTS)} defects into good artifacts, each where a network has what it is about, "
+        f"and demands that each is caught and named; {networks} random networks through {len(LOWERINGS)} lowerings, half of them "
+        "such that magnify roundings, give no false alarm."
+    )
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "card": card,
     "measured": headline_machine,
     "worth": worth,
     "verdict": verdict,
     "transformer against CNN": lambda: contests("overhead", ("STN", "CNN", "STN/CNN")),
+    "opsets": opsets,
+    "planted": planted,
     "lowerings": lambda: contests("lowering", ("lowering", "decomposed", "lowering/decomposed")),
     "errors": errors,
     "fastest": fastest,
@@ -387,6 +422,19 @@ def page(text: str) -> str:
     return text
 
 
+def write(repository: Path) -> list[str]:
+    """Write the figures of README and docs of a checkout from its kept files; the names of the pages that changed."""
+    global REPOSITORY
+    before, REPOSITORY = REPOSITORY, repository
+    kept.cache_clear()
+    try:
+        paths = [repository / path.relative_to(before) for path in PAGES]
+        return [path.name for path in paths if write_if_changed(path, page(path.read_text(encoding="utf-8")).encode())]
+    finally:
+        REPOSITORY = before
+        kept.cache_clear()
+
+
 def main() -> None:
     """Write all pages anew, from files whose derived figures are those of their raw values.
 
@@ -395,7 +443,7 @@ def main() -> None:
     """
     if lines := stale(kept_files()):
         raise CheckFailedError("kept figures are stale; 'python -m tests.recomputed' makes them anew", *lines)
-    changed = [path.name for path in PAGES if write_if_changed(path, page(path.read_text(encoding="utf-8")).encode())]
+    changed = write(REPOSITORY)
     sys.stdout.write(f"wrote {', '.join(changed)}\n" if changed else "all pages are up to date\n")
 
 

@@ -6,6 +6,7 @@ take, is kept in ``benchmarks/results/runtimes.json``, for ``export --for``, and
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from stn_export.comparison.words import percent, significant, span
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.runtimes import RUNTIMES
-from stn_export.runtimes.destinations import EQUAL, KEPT, REFUSES, WITHIN, WRONG, chosen
+from stn_export.runtimes.destinations import EQUAL, KEPT, REFUSES, RULES, WITHIN, WRONG, choose, chosen
 
 REASON = 160  # characters of it that are shown
 PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
@@ -35,7 +36,7 @@ silence; `refuses`: see below.
 """
 SHIP = """## What to ship where
 
-What `stn-export export --for ncnn iree` (or `everything`) writes:
+What `stn-export export --for ncnn iree` (or `everything`) writes; the last rows follow a rule:
 """
 
 SPEED = """## How fast
@@ -137,7 +138,8 @@ def speed(table: Mapping) -> Iterator[str]:
             for program, row in timed
         ],
     )
-    yield f"{SPEED.format(**table, fed=MIXED if mixed else REQUESTS)}\n{head}\n{rule}"
+    title, said = SPEED.format(**table, fed=MIXED if mixed else REQUESTS).strip().split("\n\n")
+    yield f"{title}\n\n{textwrap.fill(said, 120, break_long_words=False, break_on_hyphens=False)}\n\n{head}\n{rule}"
     yield from lines
 
 
@@ -154,7 +156,8 @@ def ratio(found: Ratio) -> str:
 def page(table: Mapping) -> str:
     """``docs/runtimes.md``: a row a file, a column a runtime, how fast it is there, and the reasons of refusals."""
     told = ", ".join(f"{name} {version}" for name, version in table["runtimes"].items())
-    choices = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
+    tried = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
+    choices = [*tried, *(choose(name) for name in RULES)]
     shipped = [(each.destination, f"{each.what}, {each.sizes}", each.why) for each in choices]
     lines = [INTRODUCTION.format(**table), *cli.markdown_table(("file", *table["runtimes"]), matrix(table))]
     lines += [f"Versions: {told}.", "", SHIP, *cli.markdown_table(("destination", "file", "why"), shipped)]
@@ -177,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     directory, verified = network_directories(run)[0], read_verified(run)
     here = verified["environment"].get("runtimes") if verified else None
     if not verified or not here:
-        raise UserError(f"no other runtime has verified {run}", "python -m stn_export.verify --run RUN --runtimes DIR")
+        raise UserError(f"no other runtime has verified {run}", "stn-export verify --run RUN --runtimes DIR")
     absent = {each.name: f"{each.name}-cpu" for each in RUNTIMES if each.name not in here}
     table = {
         "schema": "stn_export/runtimes/2",

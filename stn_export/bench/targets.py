@@ -278,7 +278,7 @@ def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator
         if not unproved(artifact, runner)
     ]
     if not targets:
-        raise UserError(f"nothing can run on {device} here", "python -m stn_export.verify lists the reasons")
+        raise UserError(f"nothing can run on {device} here", "stn-export verify lists the reasons")
     return targets
 
 
