@@ -61,14 +61,18 @@ def steps(work: Path, size: dict[str, str]) -> list[Step]:
         ),
         Step(
             "proof",
-            (*module, "stn_export.bench.proof", "--run", run, "--device", "cpu", "--out", kept)
-            + options(trials=size["trials"]),
+            (
+                *(*module, "stn_export.bench.proof", "--run", run, "--device", "cpu", "--out", kept),
+                *options(trials=size["trials"]),
+            ),
             (0, 1),
         ),
         Step(
             "training",
-            (*module, "pytest", "-q", "benchmarks", "--dataset", "digits", "--device", "cpu")
-            + (f"--benchmark-json={work / 'bench-train.json'}", *options(pairs=size["pairs"])),
+            (
+                *(*module, "pytest", "-q", "benchmarks", "--dataset", "digits", "--device", "cpu"),
+                *(f"--benchmark-json={work / 'bench-train.json'}", *options(pairs=size["pairs"])),
+            ),
         ),
         Step(
             "training kept",
@@ -76,8 +80,10 @@ def steps(work: Path, size: dict[str, str]) -> list[Step]:
         ),
         Step(
             "coverage",
-            (*module, "stn_export.bench.calibration", "--kept", f"{kept}/coverage.json", "--document", str(document))
-            + options(count=size["count"]),
+            (
+                *(*module, "stn_export.bench.calibration", "--kept", f"{kept}/coverage.json"),
+                *("--document", str(document), *options(count=size["count"])),
+            ),
         ),
     ]
 

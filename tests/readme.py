@@ -295,11 +295,11 @@ def worth() -> list[str]:
     over, equal = (digits["differences"][name] for name in (PLAIN, MATCHED))
     count = {1: "one seed"}.get(own["count"], f"{own['count']} seeds")
     return prose(
-        f"Is it worth that? The card's accuracies are of {count} after {own['epochs']} epochs, and one seed says little "
+        f"Is it worth that? The card's accuracies are of {count} after {own['epochs']} epochs: one seed says little "
         f"of the gain. Over {over['count']} seeds of {digits['epochs']} epochs, on digits that are turned, scaled, "
-        f"shifted and cluttered, it {against(over)}, and {against(equal)}. "
-        f"On plain CIFAR-10 it {against(reference['differences'][PLAIN])} with recipe `{reference['recipe']}`; with "
-        f"`{plain['recipe']}` it {against(plain['differences'][PLAIN])}, and {against(plain['differences'][MATCHED])} "
+        f"shifted and cluttered, it {against(over)}, and {against(equal)}. On plain CIFAR-10 it "
+        f"{against(reference['differences'][PLAIN])} with recipe `{reference['recipe']}`; with `{plain['recipe']}` it "
+        f"{against(plain['differences'][PLAIN])}, and {against(plain['differences'][MATCHED])} "
         "([figures](docs/training.md))."
     )
 
@@ -364,9 +364,9 @@ def headline_machine() -> list[str]:
         else ""
     )
     return prose(
-        f"Measured on {environment['cpu']} with {environment['cores']} cores, {content['datetime'][:10]}, of one network "
-        f"of {demo()['parameters']:,} parameters on images of {'×'.join(map(str, sizes[1:]))}.{note} An interval covers every time that the run's paired comparisons "
-        "showed of either file."
+        f"Measured on {environment['cpu']} with {environment['cores']} cores, {content['datetime'][:10]}, of a network "
+        f"of {demo()['parameters']:,} parameters on images of {'×'.join(map(str, sizes[1:]))}.{note} An interval "
+        "covers every time that the run's paired comparisons showed of either file."
     )
 
 
@@ -386,9 +386,9 @@ def planted() -> list[str]:
 
     networks = 2 * SEEDS * len(LOWERINGS)  # the built-in one and foreign ones
     return prose(
-        f"`make test-all` plants {len(DEFECTS)} defects into good artifacts, each where a network has what it is about, "
-        f"and demands that each is caught and named; {networks} random networks through {len(LOWERINGS)} lowerings, half of them "
-        "such that magnify roundings, give no false alarm."
+        f"`make test-all` plants {len(DEFECTS)} defects into good artifacts, each where a network has what it is "
+        f"about, and demands that each is caught and named; {networks} random networks through {len(LOWERINGS)} "
+        "lowerings, half of them such that magnify roundings, give no false alarm."
     )
 
 
