@@ -372,12 +372,13 @@ def headline_machine() -> list[str]:
 
 def opsets() -> list[str]:
     """The lowerings of the affine grid: the opset by default and the range of opsets, what each is and is for."""
-    rows = [
+    listed = [(name, spec) for name, spec in LOWERINGS_OF.items() if name in OF_LOWERINGS]
+    cells = [
         (f"`{name}`", f"{spec.default_opset} ({spec.opsets[0]} to {spec.opsets[-1]})", *OF_LOWERINGS[name])
-        for name, spec in LOWERINGS_OF.items()
-        if name in OF_LOWERINGS
+        for name, spec in listed
     ]
-    return markdown_table(("lowering", "opset (range)", "the affine grid is", "take it for"), rows)[:-1]
+    columns = ("lowering", "opset (range)", "the affine grid is", "take it for")
+    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *cells)]
 
 
 def planted() -> list[str]:

@@ -45,11 +45,12 @@ def measured(tmp_path: Path) -> Path:
     timed = readme.bench()
     rows = [row["extra_info"] for row in timed["benchmarks"]]
     deployed = next(row for row in rows if row.get("contest") == "eager" and row["runner"] == "native-cpu")
+    whole = next(row for row in timed["benchmarks"] if row["extra_info"] is deployed)
     for number, runner in enumerate(("eager-cpu", "eager-channels-last-cpu", "compiled-cpu"), 1):
         said = {"contest": "pytorch", "by_host": True, "baseline": f"stn-{runner}", "baseline_runner": runner}
         ends = {"ratio": number / 20, "ratio_low": number / 20.5, "ratio_high": number / 19.5, "batch": 1}
         more = said | ends | {"baseline_threads": 1, "seconds": 5e-5, "baseline_seconds": 1e-3 / number}
-        timed["benchmarks"].append({"name": runner, "fullname": runner, "extra_info": deployed | more})
+        timed["benchmarks"].append(whole | {"name": runner, "fullname": runner, "extra_info": deployed | more})
     for work in (work for batches in timed["work"].values() for work in batches.values()):
         work["native_flops"] = round(0.8 * work["flops"])
     peak = {"flops": {"fp32": 117e9}, "widths": {"256": 117e9}, "bytes": 26e9, "source": "measured: a loop"}
