@@ -170,8 +170,9 @@ def coverage(trials: Iterable[dict]) -> str:
         ""
         if measured
         else (
-            " These were planted by the time of calls before, which the wait itself and its end made longer: more was "
-            "planted than is named. `make bench-proof` now measures what it plants, call by call."
+            " These were waits behind each call, as long as a share of calls before; a wait slows down the next call "
+            "too, so that more was planted than is named. `make bench-proof` now adds the share to the time that each "
+            "call is measured to take."
         )
     )
     return f"Intervals that hold the named ratio: {shares}.{note}"

@@ -11,13 +11,18 @@ import pytest
 
 from stn_export.api import _row
 from stn_export.bench import calibration, proof, usage
+from stn_export.bench.cases import Case
+from stn_export.bench.grids import GRIDS
 from stn_export.bench.intervals import load_interval, ratio_interval
 from stn_export.bench.method import METHOD, PROOF
+from stn_export.bench.methodology import timed
+from stn_export.bench.simulated import Machine
 from stn_export.bench.usage import Usage, cpu_seconds, descendants
 from stn_export.comparison.fastest import choose
 from stn_export.comparison.moments import drift
 from stn_export.runners import Step
 from tests.conftest import REPOSITORY
+from tests.contenders import EXACT
 
 TARGET = SimpleNamespace(facts=lambda batch: {"batch": batch})
 
@@ -54,26 +59,27 @@ def test_the_interval_of_one_load_holds_the_truth_as_often_as_it_says():
     assert held >= 190
 
 
-def test_what_is_planted_is_measured_call_by_call():
+def test_what_is_planted_is_a_share_of_each_calls_own_time():
     clock = SimpleNamespace(now=0.0)
-
-    def tick() -> float:
-        clock.now += 1e-6  # to read it takes a microsecond
-        return clock.now
 
     def work() -> None:
         clock.now += next(took)
 
-    took = iter([1e-3, 5e-3])
-    planted = proof.Planted(0.03, tick)
-    step = planted.slowed(Step(work))
-    started = clock.now
-    step()
-    assert clock.now - started == pytest.approx(1.03e-3, rel=0.003)
-    step()  # a share of this call's own time, not of another's
-    assert clock.now - started == pytest.approx(1.03e-3 + 5.15e-3, rel=0.003)
-    assert planted.ratios == pytest.approx([1.03, 1.03], abs=0.002)
-    assert min(planted.ratios) >= 1.03
+    took = iter([1e-3, 5e-3, 2e-3])
+    step = proof.slowed(Step(work, lambda: clock.now), 0.03)
+    assert [timed(step), timed(step)] == pytest.approx([1.03e-3, 5.15e-3])
+    assert clock.now == pytest.approx(6e-3)  # no wait, which would change the call behind it
+    assert timed(proof.slowed(Step(work, lambda: clock.now), 0.0)) == pytest.approx(2e-3)
+
+
+def test_a_trial_finds_what_was_planted_on_a_machine_that_nothing_disturbs(monkeypatch: pytest.MonkeyPatch):
+    machine = Machine(EXACT, np.random.default_rng(0))
+    target = SimpleNamespace(step=lambda batch: machine.load(), runner=SimpleNamespace(device="cpu"))
+    monkeypatch.setattr(proof, "Step", lambda run: Step(run, machine.now))
+    for slowdown in (0.0, 0.05):
+        row = proof.trial(Case(target, 1), GRIDS["quick"], slowdown, 0)
+        assert (row["planted"], row["ratio"]) == pytest.approx((1 + slowdown, 1 + slowdown))
+        assert proof.covered([row | {"ratio_low": row["ratio"] - 1e-9, "ratio_high": row["ratio"] + 1e-9}], slowdown)
 
 
 def proof_row(ratio: float, reach: float, said: str, **more: float) -> dict:
@@ -86,7 +92,7 @@ def test_the_proof_counts_the_intervals_that_hold_what_was_planted():
     assert proof.covered(rows, 0.03) == 19
     line = proof.table_row({"target": "a", "trial": "planted 3%", "batch": 1, "rows": rows, "passed": True})
     said = dict(zip(proof.COLUMNS, line, strict=True))
-    assert (said["planted"], said["held"], said["found"]) == ("1.030 to 1.037", "19 of 20", "20 of 20")
+    assert (said["planted"], said["held"], said["found"]) == ("1.03", "19 of 20", "20 of 20")
     assert proof.judge(0.03, rows) == (20, True)
     assert not proof.judge(0.03, rows[-1:] * 20)[1]  # all found, and no interval holds what was planted
 

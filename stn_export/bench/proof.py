@@ -1,17 +1,15 @@
 """The benchmarks' own trial: `python -m stn_export.bench.proof` (`make bench-proof`).
 
-A/A: an artifact is set against itself, loaded anew; the true ratio is 1. Planted: the same, but ours waits after each
-call for a share of the time that this very call took. A wait ends a little late, so what was really planted is
-measured, and that is the true ratio. All many times, by the very same functions that time every contest of `make
-bench`.
+A/A: an artifact is set against itself, loaded anew; the true ratio is 1. Planted: the same, but a share of the measured
+time of each of our calls is added to it, so that the true ratio is known. All many times, by the very same functions
+that time every contest of `make bench`.
 """
 
 import itertools
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,47 +34,35 @@ COLUMNS = (
 DROP = ("disturbed blocks", "interval", "verdicts", "ratios", "planted")
 
 
-@dataclass
-class Planted:
-    """A slowdown by ``share`` of each call's own time; ``ratios`` are those measured call by call: slowed ÷ plain."""
+def slowed(step: Step, share: float) -> Step:
+    """Return the step on a clock that adds ``share`` of each call's own measured time to it.
 
-    share: float
-    clock: Callable[[], float] = time.perf_counter
-    ratios: list[float] = field(default_factory=list)
+    A wait behind the call would slow down the next one too, by what nobody knows: this is slower by the share exactly.
+    """
+    added = 0.0
 
-    def slowed(self, step: Step) -> Step:
-        """Return a step that runs ``step`` and then waits for the share of the time that this took."""
+    def run() -> object:
+        nonlocal added
+        started = step.clock()
+        result = step()
+        added += share * (step.clock() - started)
+        return result
 
-        def slow() -> object:
-            started = self.clock()
-            result = step()
-            took = self.clock() - started
-            while (whole := self.clock() - started) < (1 + self.share) * took:
-                pass
-            self.ratios.append(whole / took)
-            return result
-
-        return Step(slow, self.clock)
+    return Step(run, lambda: step.clock() + added)
 
 
 def trial(case: Case, grid: BenchGrid, slowdown: float, seed: int) -> dict:
-    """Compare a target with itself, ours slowed down by ``slowdown``; ``planted`` is the ratio that was measured."""
-    planted = Planted(slowdown)
+    """Compare a target with itself, ours slowed down by ``slowdown``; ``planted`` is the true ratio."""
 
-    def plain() -> Step:
-        return Step(case.target.step(case.batch).run)  # by the wall's clock, which the planted wait is on too
+    def load(share: float) -> Step:
+        return slowed(Step(case.target.step(case.batch).run), share)  # by the wall's clock on any device
 
-    def ours() -> Step:
-        return planted.slowed(plain()) if slowdown else plain()
-
-    turns = interleave(ours, plain, case.target.runner.device, grid, seed)
-    planted.ratios.clear()  # of loading and warming up
-    found = turns.hold().summary()
-    return found | {"planted": statistics.median(planted.ratios) if slowdown else 1.0}
+    turns = interleave(lambda: load(slowdown), lambda: load(0.0), case.target.runner.device, grid, seed)
+    return turns.hold().summary() | {"planted": 1 + slowdown}
 
 
 def true_ratio(row: Mapping, slowdown: float) -> float:
-    """Return the ratio that was measured as it was planted; of a row that was kept without it, what was asked for."""
+    """Return the ratio that was planted; of a row that was kept when it was a wait, what was asked for."""
     return row.get("planted", 1 + slowdown)
 
 
@@ -139,11 +125,10 @@ def prove(targets: Sequence[Target], grid: BenchGrid, trials: int) -> list[dict]
 
 
 def planted_words(rows: Sequence[Mapping], slowdown: float) -> str:
-    """State the true ratios, the smallest to the largest; of rows that were kept without them, that nobody measured."""
+    """State the true ratio; of rows that were kept when it was a wait, that nobody measured what this came to."""
     if not slowdown:
         return "1"
-    true = [row["planted"] for row in rows if "planted" in row]
-    return f"{min(true):.3f} to {max(true):.3f}" if true else f"{1 + slowdown:.2f}, not measured"
+    return f"{1 + slowdown:.2f}" if all("planted" in row for row in rows) else f"{1 + slowdown:.2f}, not measured"
 
 
 def table_row(result: dict) -> tuple[str, ...]:
