@@ -90,11 +90,11 @@ def contests(name: str, columns: tuple[str, str, str]) -> list[str]:
 
 
 def speedup(name: str, runner: str, artifact: str, batch: int) -> str:
-    """The speed-up that a paired comparison found, over all that the run showed of its two files."""
+    """The speed-up that a paired comparison found, over all that the run showed of its two files, if it was timed."""
     where = (name, runner, artifact, batch)
     keys = ("contest", "runner", "artifact", "batch")
-    [row] = [row for row in timings() if tuple(row.get(key) for key in keys) == where]
-    return speed_ratio(over_moments(row, timings()).inverse)
+    found = [row for row in timings() if tuple(row.get(key) for key in keys) == where and "ratio" in row]
+    return speed_ratio(over_moments(found[0], timings()).inverse) if found else "not timed"
 
 
 def fastest() -> list[str]:
@@ -110,7 +110,7 @@ def fastest() -> list[str]:
         "On that machine, one image, inputs in place, one thread: the speed-up over eager PyTorch is "
         f"{speedup('eager', *native, 1)} for the C function and {speedup('eager', *folded, 1)} for `folded` in ONNX "
         f"Runtime; the latter's over what `torch.onnx.export` and `InferenceSession` give with their defaults, which "
-        f"use both cores, {speedup('default', *folded, 1)}. At batch 256 the fastest files are {said}."
+        f"use both cores, {speedup('default', *folded, 1)}. At batch 256 the fastest files are {said or 'not timed'}."
     )
 
 
@@ -349,7 +349,7 @@ def card() -> list[str]:
     anew = {name: getattr(made, name)() for name in ("latency", "throughput", "overhead", "confidence")}
     words = CARD_WORDS if content["schema"] == "stn_export/report/2" else {}
     lines = ((words.get(word, word), sentence) for word, sentence in content["card"])
-    return ["```", *(f"{word:<{LABEL}}{anew.get(word, sentence)}" for word, sentence in lines), "```"]
+    return ["```", *(f"{word:<{LABEL}}{anew.get(word) or sentence}" for word, sentence in lines), "```"]
 
 
 def headline_machine() -> list[str]:
