@@ -20,9 +20,9 @@ from stn_export.bench.kept import KEPT, PROOF_PREFIX
 from stn_export.bench.method import METHOD
 from stn_export.bench.proof import COLUMNS, TRIALS, covered, table_row
 from stn_export.cli import LABEL, markdown_table
-from stn_export.errors import CheckFailedError
 from stn_export.comparison.fastest import program
 from stn_export.comparison.words import significant, span, speed_ratio
+from stn_export.errors import CheckFailedError
 from stn_export.export.lowering import LOWERINGS as LOWERINGS_OF
 from stn_export.train.gain import SETTLED
 from stn_export.train.recipes import MODELS
