@@ -53,7 +53,7 @@ def _offer(report: Report, device: str, purpose: str, row: Mapping) -> list[str]
     rows = [each for each in report.timings if each["device"] == device]
     shown = headline(rows, row)
     does = (seconds_of if purpose == "latency" else rate)(shown, report.marks.of(shown))
-    return [f"{row['batch']:,}", does, speedup_words(rows, row, report.marks).removeprefix("speed-up over ") or NONE]
+    return [f"{row['batch']:,}", does, speedup_words(rows, shown, report.marks).removeprefix("speed-up over ") or NONE]
 
 
 def costs(report: Report) -> Iterable[Block]:
