@@ -75,7 +75,7 @@ def test_what_is_planted_is_a_share_of_each_calls_own_time():
 def test_a_trial_finds_what_was_planted_on_a_machine_that_nothing_disturbs(monkeypatch: pytest.MonkeyPatch):
     machine = Machine(EXACT, np.random.default_rng(0))
     target = SimpleNamespace(step=lambda batch: machine.load(), runner=SimpleNamespace(device="cpu"))
-    monkeypatch.setattr(proof, "Step", lambda run: Step(run, machine.now))
+    monkeypatch.setattr(proof, "Step", lambda run, clock=machine.now: Step(run, clock))
     for slowdown in (0.0, 0.05):
         row = proof.trial(Case(target, 1), GRIDS["quick"], slowdown, 0)
         assert (row["planted"], row["ratio"]) == pytest.approx((1 + slowdown, 1 + slowdown))
