@@ -37,7 +37,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,6 +112,10 @@ bench-train: $(READY) ## time an epoch of training against the tutorial's loop, 
 report: $(READY) ## write report.html and report.md
 	@$(STAGE).report --run "$$RUN"
 
+figures: $(READY) ## make every kept benchmark figure anew, and README, RESULTS.md and docs from them; 2 hours, quiet machine
+	@$(PYTHON) -m tests.figures $(FIGURES)
+	@$(if $(FIGURES),,$(MAKE) --no-print-directory runtimes RUN=artifacts/figures/digits)
+
 gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by seeds on three data sets, one report
 	@$(STAGE).train.keep $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
 	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits
@@ -131,7 +135,7 @@ all: $(READY) ## all stages, one after the other, ending in the card; V=1 shows 
 	@$(STAGE) all --run "$$RUN" --grid "$$GRID" --budget "$$BUDGET" --dataset "$$DATASET" --recipe "$$RECIPE" $(TRAINING) \
 		$(if $(MODELS),--models "$$MODELS") $(if $(SEEDS),--seeds "$$SEEDS") $(if $(V),--verbose)
 
-demo: ## all stages on the built-in digits: nothing to download, a few minutes
+demo: ## all stages on the built-in digits: no data set to download, a few minutes
 	@$(MAKE) --no-print-directory all DATASET=digits RUN=artifacts/digits
 
 test: $(READY) ## the test suite without its sweeps; PYTEST= passes it options

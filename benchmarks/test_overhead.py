@@ -26,3 +26,8 @@ def test_eager(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget:
 def test_lowering(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
     """A lowering against the one that PyTorch's exporter gives by itself."""
     contest("lowering", benchmark, case, grid, budget)
+
+
+def test_pytorch(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
+    """A request to a backend against one to eager PyTorch, channels_last or torch.compile, on as many threads each."""
+    contest("pytorch", benchmark, case, grid, budget)

@@ -23,7 +23,7 @@ from stn_export.artifacts.manifest import BENCH_FILE, PROGRAM, network_directori
 from stn_export.audit.content import examined
 from stn_export.bench.cases import eager_of, own_batch
 from stn_export.bench.grids import GRIDS
-from stn_export.bench.intervals import ratio_interval
+from stn_export.bench.intervals import load_interval
 from stn_export.bench.methodology import interleave
 from stn_export.bench.targets import Target, find_targets
 from stn_export.cli import LABEL
@@ -198,17 +198,18 @@ def _timed(run: Path, name: str) -> dict:
     contest = target.facts(batch) | {"regime": "contest"} | notes | turns.summary()
     sides = zip((target, baseline), zip(*turns.medians, strict=True), strict=True)
     disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
-    rows = [contest, *(_row(each, batch, times) | {"disturbed": disturbed} for each, times in sides)]
+    loads = np.arange(len(turns.medians)) % len(turns.loads)
+    rows = [contest, *(_row(each, batch, times, loads) | {"disturbed": disturbed} for each, times in sides)]
     content = {"machine_info": {"stn_export": describe()}, "benchmarks": [{"extra_info": row} for row in rows]}
     write_atomically(run / BENCH_FILE, json.dumps(content).encode())
     return contest
 
 
-def _row(target: Target, batch: int, medians: Sequence[float]) -> dict:
-    """What a contest says of one of its sides alone."""
+def _row(target: Target, batch: int, medians: Sequence[float], loads: np.ndarray) -> dict:
+    """State the time of one side of a paired comparison; ``loads`` names the load that ran in each block."""
     times = np.array(medians)
-    low, high = ratio_interval(times, np.arange(len(times)) % 5)
-    ends = {"p50": float(np.median(times)), "p50_low": low, "p50_high": high, "examples_per_second": batch / low}
+    p50, (low, high) = float(np.median(times)), load_interval(times, loads)
+    ends = {"p50": p50, "p50_low": low, "p50_high": high, "examples_per_second": batch / p50}
     return target.facts(batch) | {"regime": "device", "inputs": "hot"} | ends
 
 

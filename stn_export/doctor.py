@@ -13,7 +13,7 @@ from stn_export.runners import RUNNERS
 
 REMEDIES = (  # by a word of the reason why a runner is not at hand
     ("--runtimes", "stn-export runtimes, then --runtimes .runtimes"),
-    ("openvino", "pip install 'stn-export[openvino]'"),
+    ("openvino", "pip install '.[openvino]'"),
     ("compiler", "install a C++ compiler, such as Debian's g++"),
     ("Triton", "pip install triton"),
     ("TensorRT", "install TensorRT 10 beside CUDA"),

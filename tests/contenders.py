@@ -40,7 +40,11 @@ class Contender:
 
     @property
     def runner(self) -> SimpleNamespace:
-        return SimpleNamespace(device="cpu", on_events=False, foreign=False)
+        return SimpleNamespace(name=f"{self.name}-cpu", device="cpu", on_events=False, foreign=False)
+
+    @property
+    def by_host(self) -> bool:
+        return False
 
     @property
     def network(self) -> SimpleNamespace:
@@ -58,7 +62,7 @@ class Contender:
         return self.machine.load(self.slowdown)
 
     def facts(self, batch: int) -> dict:
-        return self.said | {"batch": batch, "regime": self.regime, "options": {"of": batch}}
+        return self.said | {"batch": batch, "regime": self.regime, "options": {"of": batch}, "threads": 1}
 
 
 def contenders(condition: Condition, *slowdowns: float) -> list[Contender]:

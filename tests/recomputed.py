@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
-
 from stn_export import cli
 from stn_export.artifacts.files import json_bytes, write_if_changed
 from stn_export.bench import proof
-from stn_export.bench.intervals import ratio_interval, verdict
+from stn_export.bench.intervals import verdict
 from stn_export.bench.kept import KEPT
 from stn_export.comparison.estimates import Estimate, estimate
 from stn_export.train.gain import SETTLED, SETTLED_WORDS, finding
 from stn_export.train.gain import verdict as said_of
+from stn_export.train.speed import pairs_ratio
 from tests.conftest import REPOSITORY
 
 CLOSE = 6e-5  # accuracies are kept with four digits behind the point
@@ -67,9 +66,7 @@ def speeds(content: Content) -> None:
     """Ratios of epochs that took turns, and their intervals by the method of today."""
     for row in content["rows"]:
         if "ratio" in row:
-            ratios = np.divide(row["baseline_seconds"], row["seconds"])
-            low, high = ratio_interval(ratios, np.zeros(len(ratios)))  # of one load
-            row |= {"ratio": statistics.median(ratios.tolist()), "ratio_low": low, "ratio_high": high}
+            row |= pairs_ratio(row["seconds"], row["baseline_seconds"])
 
 
 def proofs(content: Content) -> None:

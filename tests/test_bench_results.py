@@ -30,13 +30,13 @@ from stn_export.program.program import Program, contract_of
 from tests.bench_files import prove, rows_of, write
 from tests.runs import built_in
 
-PEAK = {"flops": {"fp32": 1e11}, "bytes": 1e10, "source": "measured"}
+PEAK = {"flops": {"fp32": 1e11}, "widths": {"256": 1e11}, "bytes": 1e10, "source": "measured"}
 
 
 @pytest.fixture
 def kept_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that holds one kept run, whose file was proved equal in two of its runners."""
-    monkeypatch.setattr(kept, "measured_peak", lambda: PEAK)
+    monkeypatch.setattr(kept, "measured_peak", lambda threads: PEAK)
     prove(tmp_path, "onnxruntime-cpu", "torchscript-cpu")
     bench = write(tmp_path / "bench.json", rows_of(0))
     arguments = ["--keep", str(bench), "--kept", str(tmp_path / "kept"), "--out", str(tmp_path / "RESULTS.md")]
@@ -61,20 +61,21 @@ def test_a_kept_file_is_small_and_still_a_benchmark_file(kept_files: Path):
     assert set(content["work"]["stn"]) == {"1", "16", "64", "256"}
 
 
-def test_results_name_the_best_that_is_proved_and_the_floors(kept_files: Path):
+def test_results_name_the_best_that_is_proved_and_its_share_of_the_peak(kept_files: Path):
     text = (kept_files.parent / "RESULTS.md").read_text(encoding="utf-8")
-    assert "- For latency: onnxruntime-cpu some-fp32, 333 µs (330 µs to 337 µs) for one example." in text
+    assert "- For latency: onnxruntime-cpu some-fp32, 333 µs (330 to 337 µs) for one example, inputs in place." in text
     assert "- For throughput: onnxruntime-cpu some-fp32, 3,000 examples/s at batch" in text
     assert "openvino-cpu some-fp32, " not in text  # faster, and wrong
     assert "### What sampling costs: spatial transformer against plain CNN" in text
     assert "### Against eager PyTorch" in text
-    # 4,000,000 FLOPs at 100 GFLOP/s are 40 µs, 12 % of 333 µs
-    assert "| spatial transformer | 1 | 4.0 M | 0.10 / 0.95 MiB | 20 | 40 µs |" in text
-    assert "| onnxruntime-cpu some-fp32 | 12.00% |" in text
+    # 4,000,000 FLOPs in 333 µs are 12 GFLOP/s, 12 % of 100
+    assert "| spatial transformer | 1 | 4.0 M | – | 0.10 / 0.95 MiB | 20 | 333 µs |" in text
+    assert "| onnxruntime-cpu some-fp32 | 12.0 | 12.0% of those stated |" in text
+    assert "Peak: 100 GFLOP/s in float32 (100 at 256 bits), 10.0 GB/s (measured)." in text
 
 
 def test_what_is_kept_of_a_run_that_nobody_verified_names_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kept, "measured_peak", lambda: PEAK)
+    monkeypatch.setattr(kept, "measured_peak", lambda threads: PEAK)
     results_of = results.document(kept.keep(write(tmp_path / "bench.json", rows_of(0)), tmp_path / "kept").parent)
     assert "- On cpu nothing is named the fastest" in results_of
     assert "for one example" not in results_of
@@ -86,7 +87,7 @@ def test_results_show_the_proof(kept_files: Path):
     content = {"datetime": "2026-01-31T00:00:00", "grid": "quick", "trials": [trial | {"rows": rows}]}
     write_json(kept_files / "proof-x.json", PROOF_SCHEMA, content)
     (kept_files / "old-report.json").write_text("{}", encoding="utf-8")
-    line = "| stn-x | A/A | 1 | 19 of 20 | 1.000 to 1.020 | ±1.0% | 20 of 500 | 19 same, 1 slower | passed |"
+    line = "| stn-x | A/A | 1 | 1 | 19 of 20 | – | 1.000 to 1.020 | ±1.0% | 20 of 500 | 19 same, 1 slower | passed |"
     assert line in results.document(kept_files)
 
 
@@ -143,13 +144,6 @@ def test_what_is_done_in_place_is_work_and_a_view_is_none():
     assert (found["bytes_fused"], found["bytes_unfused"]) == (2 * 64, 3 * 64 + 2 * 64)
 
 
-def test_floors_in_seconds():
-    counted = {"flops": 200, "bytes_fused": 40, "bytes_unfused": 80}
-    peak = {"flops": {"fp32": 100.0, "fp16": 400.0}, "bytes": 10.0}
-    assert floors.floors(counted, peak, "fp32") == {"arithmetic": 2.0, "memory": 4.0, "memory, unfused": 8.0}
-    assert floors.floors(counted, peak, "fp16") == {"arithmetic": 0.5, "memory": 2.0, "memory, unfused": 4.0}
-
-
 def test_peaks_by_name():
     assert floors.published_peak("NVIDIA H100 80GB HBM3")["bytes"] == PEAKS["H100"].bytes
     assert floors.published_peak("NVIDIA T4") is None
@@ -173,7 +167,8 @@ def test_sixteen_of_twenty_are_what_an_honest_interval_hardly_ever_misses():
 )
 def test_a_large_planted_slowdown_must_be_found_and_none_be_called_faster(slowdown: float, others: list, passed: bool):
     found = 20 - len(others)
-    rows = [proof_row(1.15, 1.1, 1.2, "slower")] * found + [proof_row(1.0, 0.9, 1.4, said) for said in others]
+    held = proof_row(1 + slowdown, 1 + slowdown - 0.01, 1 + slowdown + 0.01, "slower")
+    rows = [held] * found + [proof_row(1.0, 0.9, 1.4, said) for said in others]
     assert proof.judge(slowdown, rows) == (found, passed)
 
 

@@ -116,6 +116,7 @@ def contest_row(claimed: bool = True) -> dict:
 CONTENT = {
     "contests": {"a machine": contest_row(), "another": contest_row(claimed=False)},
     "medians": {"a row, 300 calls": {"count": 400, "calls": 300, "coverage": 0.9475, "reach": 0.5, "claimed": True}},
+    "choices": [{"files": 6, "gap": gap, "count": 50, "told": gap + 0.04} for gap in (0.0, 0.2)],
     "gains": {"normal": [{"coverage": share} for share in (0.95, 0.951, 0.96)]},
     "false_alarms": [{"spread": 0.015, "count": 100, "rows": 40, "alarms": 0.012}],
 }
@@ -123,6 +124,7 @@ LINES = (
     "| a machine | 4,000 | 95.6% | ±1.2% | 40.0% | 10.0% | 40.0% | 100.0% | yes |",
     "| another | 4,000 | 95.6% | ±1.2% | 40.0% | 10.0% | 40.0% | 100.0% | no |",
     "| a row, 300 calls | 400 | 94.8% | ±50.0% | yes |",
+    "| 6 | 50 | 4.0% | 24.0% |",
     "| normal | 95.0% | 95.1% | 96.0% |",
     "| 1.5% | 100 | 40 | 1.2% |",
 )

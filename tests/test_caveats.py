@@ -267,7 +267,7 @@ def test_confidence_names_instruction_sets():
 def test_both_figures_that_contradict_each_other_are_marked():
     found = by_word(card(content(*QUIET, CONTRADICTING)))
     assert found["latency"] == (
-        "0.100 ms per example (0.0990 to 0.101)‡; speed-up over eager PyTorch 40.2 × (24.1 to 66.9)‡"
+        "0.100 ms per example (0.0990 to 0.101)‡, inputs in place; speed-up over eager PyTorch 40.2 × (24.1 to 66.9)‡"
     )
     disturbed = caveats(content(*QUIET, CONTRADICTING | {"disturbed_blocks": 1}))
     assert disturbed[1].endswith(": measured while disturbed, run `stn-export bench --again`")

@@ -49,7 +49,7 @@ def test_what_needs_an_extra_says_which(stage: str, extra: str):
     result = run(START.format(words=[stage]))
     said = " ".join(result.stderr.split())
     assert (result.returncode, said.count("is not installed")) == (2, 1)
-    assert said.endswith(f"hint: pip install 'stn-export[{extra}]'")
+    assert said.endswith(f"hint: pip install '.[{extra}]'")
 
 
 def test_every_locked_package_has_digests_and_the_version_of_the_constraints():

@@ -87,6 +87,11 @@ def micro(value: float | None) -> str:
     return NONE if value is None else three(Decimal(str(value)) / 1000)
 
 
+def ranged(p50: float, low: float, high: float) -> str:
+    """A time in microseconds with its interval, in milliseconds."""
+    return f"{micro(p50)} ({ends(Decimal(str(low)) / 1000, Decimal(str(high)) / 1000)})"
+
+
 def inverse(value: float) -> Decimal:
     """Their time by ours."""
     return 1 / Decimal(str(value))
@@ -105,17 +110,18 @@ def overhead(artifact: str, runner: str, batch: int, contradicted: bool = False)
 
 
 def latency(artifact: str, runner: str) -> str:
-    """The time of one example."""
-    p50, low, high, *_, disturbed = STEPS["stn", artifact, runner, 1]
+    """The time of one example: of a request where one was timed."""
+    name = ("stn", artifact, runner, 1)
+    p50, low, high, *_, disturbed = REQUESTS.get(name, STEPS[name])
     said = f"{micro(p50)} ms per example ({ends(Decimal(str(low)) / 1000, Decimal(str(high)) / 1000)})"
-    return said + "†" * disturbed
+    return said + "†" * disturbed + (", host array to host array" if name in REQUESTS else ", inputs in place")
 
 
 def rate(artifact: str, runner: str, batch: int) -> str:
     """Examples a second."""
     p50, low, high, *_, disturbed = STEPS["stn", artifact, runner, batch]
     per = [batch / (Decimal(str(each)) / 10**6) for each in (p50, high, low)]
-    return f"{three(per[0])} examples/s ({ends(*per[1:])}){'†' * disturbed}"
+    return f"{three(per[0])} examples/s ({ends(*per[1:])}){'†' * disturbed}, inputs in place"
 
 
 def test_the_figures_all_differ():
@@ -133,7 +139,7 @@ def test_the_card_quotes_the_fastest_device_and_the_contests_of_its_own_files(sh
     assert said == said | {
         "deploy": "stn/folded-fp32.onnx (runner onnxruntime-cuda)",
         "latency": f"{latency(*gpu)}; speed-up over eager PyTorch {speedup('eager', *gpu, 1)}",
-        "throughput": f"{rate(*gpu, 64)} at batch 64; speed-up over eager PyTorch {speedup('eager', *gpu, 64)}",
+        "throughput": f"{rate(*gpu, 64)}, at batch 64; speed-up over eager PyTorch {speedup('eager', *gpu, 64)}",
         "overhead": f"{overhead(*gpu, 1)} the latency of the plain CNN at batch 1",
         "verified": "8 of 9 checks against the float64 reference passed; largest float32 error 3.5 × that of eager "
         "PyTorch",
@@ -164,7 +170,9 @@ def test_the_answer_for_scripts_holds_each_device_s_own_rows(shown: Shown):
     for (device, purpose), name in chosen.items():
         found = answer[device][purpose]
         assert tuple(found[key] for key in ("network", "artifact", "runner", "batch")) == name
-        assert [found[key] * 1e6 for key in ("p50", "p50_low", "p50_high")] == pytest.approx(STEPS[name][:3])
+        assert [found[key] * 1e6 for key in ("p50", "p50_low", "p50_high")] == pytest.approx(
+            REQUESTS.get(name, STEPS[name])[:3]
+        )
 
 
 def test_what_to_deploy(shown: Shown):
@@ -177,11 +185,12 @@ def test_what_to_deploy(shown: Shown):
     table = shown.table("What to deploy")
     assert [tuple(line[:2]) for line in table.lines] == list(files)
     for (device, purpose), (artifact, runner, batch) in files.items():
+        mixed = ", both with inputs in place" if ("stn", artifact, runner, batch) in REQUESTS else ""
         assert table.by("on the", "for")[device, purpose] == {
             "deploy": f"{artifact} in {runner}",
             "batch": str(batch),
             "performance": latency(artifact, runner) if purpose == "latency" else rate(artifact, runner, batch),
-            "speed-up over eager PyTorch": speedup("eager", artifact, runner, batch),
+            "speed-up over": f"eager PyTorch {speedup('eager', artifact, runner, batch)}" + mixed,
             "not measurably faster than": "nothing",
         }
 
@@ -217,7 +226,7 @@ def test_one_example(shown: Shown):
     assert set(found) == {(f"{network}/{artifact}", runner) for network, artifact, runner in names}
     for network, artifact, runner in names:
         row, name = found[f"{network}/{artifact}", runner], (network, artifact, runner, 1)
-        p50, low, high, p90, p99, file, host, gpu, disturbed = STEPS[name]
+        p50, low, high, p90, p99, file, _, gpu, disturbed = STEPS[name]
         marks = "†" * disturbed + "‡" * (name in CONTRADICTED)
         cold, request = golden.COLD.get(name), REQUESTS.get(name)
         start = STARTS.get(name)
@@ -226,12 +235,12 @@ def test_one_example(shown: Shown):
             "95 %": ends(Decimal(str(low)) / 1000, Decimal(str(high)) / 1000),
             "p90": micro(p90),
             "p99": micro(p99),
-            "cold": micro(cold[0]) if cold else NONE,
-            "request": micro(request[0]) + "†" * request[3] if request else NONE,
+            "cold": ranged(*cold) if cold else NONE,
+            "request": ranged(*request[:3]) + "†" * request[3] if request else NONE,
             "load": three(start[0]) if start else NONE,
             "first answer": three(start[1]) if start else NONE,
             "file, KiB": f"{file}" if file >= 100 else f"{file}.0",
-            "host, MiB": f"{host}" if host >= 100 else f"{host}.0",
+            "host, MiB": f"{start[2]}.0" if start else NONE,  # a fresh process's, not the row's own
             "GPU, MiB": NONE if gpu is None else f"{gpu}.0",
         }, name
     order = [(line[0].partition("/")[0], line[1].rpartition("-")[2]) for line in table.lines]

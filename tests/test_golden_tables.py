@@ -109,12 +109,20 @@ def test_contests_in_results(device: str, document: dict[str, str]):
 
 def test_results_name_what_to_deploy(document: dict[str, str]):
     cpu, gpu = document["cpu"], document["cuda"]
-    assert "- For latency: onnxruntime-cpu folded-fp32, 123 µs (119 µs to 132 µs) for one example." in cpu
+    assert (
+        "- For latency: onnxruntime-cpu folded-fp32, 152 µs (146 to 164 µs) for one example, host array to host array."
+        in cpu
+    )
     rate = 64 / 4190e-6
-    assert f"- For throughput: onnxruntime-cpu matmul-int8, {rate:,.0f} examples/s at batch 64." in cpu
-    assert "- For latency: onnxruntime-cuda folded-fp32, 61.7 µs (58.1 µs to 69.4 µs)† for one example." in gpu
+    assert f"- For throughput: onnxruntime-cpu matmul-int8, {rate:,.0f} examples/s at batch 64, inputs in place." in cpu
+    assert (
+        "- For latency: onnxruntime-cuda folded-fp32, 61.7 µs (58.1 to 69.4 µs)† for one example, inputs in place."
+        in gpu
+    )
     rate = 64 / 97.1e-6
-    assert f"- For throughput: onnxruntime-cuda folded-fp32, {rate:,.0f} examples/s at batch 64." in gpu
+    assert (
+        f"- For throughput: onnxruntime-cuda folded-fp32, {rate:,.0f} examples/s at batch 64, inputs in place." in gpu
+    )
     assert "Golden CPU (AVX2, FMA), 3 thread(s), 2026-01-31, commit 0123456789abcdef. torch 9.8.7." in cpu
     assert "Golden GPU, 3 thread(s), 2026-01-31" in gpu
 
@@ -421,7 +429,9 @@ def test_a_trial_of_the_benchmarks():
         "target": "stn-native",
         "trial": "A/A",
         "batch": "1",
-        "found": "2 of 3",
+        "planted": "1",
+        "held": "2 of 3",
+        "found": "–",
         "ratios": "0.987 to 1.021",
         "interval": f"±{100 * reach:.1f}%",
         "disturbed blocks": "8 of 78",
@@ -474,13 +484,16 @@ def test_contests_in_the_docs(docs: dict):
         if kind == "overhead" and runner.endswith("cpu"):
             ours = 1.03 * STEPS["stn", artifact, runner, batch][0] / 1e3
             expected[f"stn {runner} {artifact}", str(batch)] = {
-                "STN ms": f"{ours:.3f}",
-                "CNN ms": f"{ours / ratio:.3f}",
+                "STN ms": f"{ours:#.3g}",
+                "CNN ms": f"{ours / ratio:#.3g}",
                 "STN/CNN": f"{ratio:.2f}",
                 "95 % interval": f"{low:.2f} to {high:.2f}",
             }
     assert Grid(heading, rest).by("backend", "batch") == expected
-    assert readme.ratio("eager", "onnxruntime-cpu", "matmul-int8", 64) == "0.19 (0.18 to 0.21)"
+    ratio, low, high, *_ = CONTESTS["eager", "matmul-int8", "onnxruntime-cpu", 64]
+    said = f"{1 / ratio:.2f} × ({1 / high:.2f} to {1 / low:.2f})"
+    assert readme.speedup("eager", "onnxruntime-cpu", "matmul-int8", 64) == said
+    assert readme.speedup("eager", "native-cpu", "native-fp32", 1) == "not timed"
 
 
 def test_errors_in_the_docs(docs: dict):
@@ -544,7 +557,7 @@ def test_trainings_of_the_reference_in_the_docs(docs: dict):
 
 
 def test_the_proof_in_the_docs(docs: dict):
-    assert cells(readme.proof()).lines == [["stn-native", "A/A", "1", "2 of 3"]]
+    assert cells(readme.proof()).lines == [["stn-native", "A/A", "1", "1", "2 of 3", "–"]]
 
 
 def test_one_file_has_one_time():

@@ -17,13 +17,13 @@ from stn_export.bench import floors, fresh, memory, methodology, startup
 from stn_export.bench.calibration import contest as simulated_contest
 from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported
-from stn_export.bench.floors import measured_peak, published_peak, work
+from stn_export.bench.floors import published_peak, work
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.machine import Watch
-from stn_export.bench.method import METHOD, Probe
+from stn_export.bench.method import METHOD
 from stn_export.bench.methodology import WarmUp, contest, time_case
 from stn_export.bench.profiling import Profile, Timed
-from stn_export.bench.results import contest_line, floor_line, headlines, seconds
+from stn_export.bench.results import contest_line, headlines, seconds
 from stn_export.bench.simulated import CONTESTS
 from stn_export.comparison.disturbance import Marks
 from stn_export.program.capture import capture
@@ -244,49 +244,6 @@ def test_an_empty_tensor_moves_nothing():
     assert (traffic.launches, traffic.bytes) == (1, 24)
 
 
-@pytest.mark.parametrize(
-    ("precision", "expected"),
-    [
-        ("fp32", (2e-3, 3e-3, 6e-3)),
-        ("tf32", (1e-3, 3e-3, 6e-3)),
-        ("fp16", (0.5e-3, 1.5e-3, 3e-3)),
-        ("bf16", (2e-3, 1.5e-3, 3e-3)),  # its rate is not known here: float32's
-        ("int8", (0.25e-3, 0.75e-3, 1.5e-3)),
-    ],
-)
-def test_floors(precision: str, expected: tuple[float, ...]):
-    peak = {"flops": {"fp32": 2e12, "tf32": 4e12, "fp16": 8e12, "int8": 16e12}, "bytes": 1e12}
-    found = floors.floors({"flops": 4e9, "bytes_fused": 3e9, "bytes_unfused": 6e9}, peak, precision)
-    assert tuple(found.values()) == pytest.approx(expected)
-    assert list(found) == ["arithmetic", "memory", "memory, unfused"]
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-def test_the_peak_of_a_machine_that_takes_a_known_time(threads: int, monkeypatch: pytest.MonkeyPatch):
-    product, copy = [4.0, 2.0, 3.0], [8.0, 5.0, 6.0]  # seconds of CPU time: the best count
-    ends = np.cumsum(product + copy)
-    clock = iter(np.stack([ends - (product + copy), ends], 1).ravel().tolist())
-    monkeypatch.setattr(floors, "PROBE", Probe(matrix=8, copy_bytes=1024, tries=3))
-    monkeypatch.setattr(floors.time, "process_time", clock.__next__)
-    monkeypatch.setattr(floors.torch, "get_num_threads", lambda: threads)
-    found = measured_peak()
-    assert found["flops"]["fp32"] == pytest.approx(2 * 8**3 / (2.0 / threads))
-    assert found["bytes"] == pytest.approx(2 * 1024 / (5.0 / threads))  # read and written
-    assert f"{threads} threads" in found["source"]
-
-
-def test_a_peak_is_of_products_and_copies(monkeypatch: pytest.MonkeyPatch):
-    done: list[tuple] = []
-    monkeypatch.setattr(floors, "PROBE", Probe(matrix=8, copy_bytes=3 << 20, tries=2))
-    monkeypatch.setattr(floors.torch, "mm", lambda left, right: done.append(("product", left.shape, right.shape)))
-    copied = SimpleNamespace(copy_=lambda source: done.append(("copy", source.nbytes)))
-    monkeypatch.setattr(floors.torch, "empty_like", lambda source: copied)
-    monkeypatch.setattr(floors.torch, "get_num_threads", lambda: 2)
-    source = measured_peak()["source"]
-    assert done == [("product", (8, 8), (8, 8))] * 2 + [("copy", 3 << 20)] * 2
-    assert source == "measured: float32 product of 8 by 8, copy of 3 MiB, 2 threads"
-
-
 def test_work_is_counted_for_every_network_and_batch_that_was_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(floors, "work", lambda program, inputs: {"flops": program * inputs})
     networks = {name: SimpleNamespace(program=size, shapes=lambda batch: batch) for name, size in (("a", 3), ("b", 5))}
@@ -323,17 +280,6 @@ def timed(artifact: str, batch: int, p50: float, **more: object) -> dict:
     return row | {"examples_per_second": batch / p50, "precision": "fp32", "tf32": False} | more
 
 
-def test_the_line_of_a_floor_says_share_of_the_measured_time():
-    peak = {"flops": {"fp32": 2e12, "fp16": 8e12, "tf32": 4e12}, "bytes": 1e12}
-    costs = {"flops": 4e8, "bytes_fused": 2**20, "bytes_unfused": 3 * 2**20, "launches": 35}
-    line = floor_line(costs, peak, timed("file", 8, 1e-3), Marks([]))
-    expected = ("the network", "8", "400.0 M", "1.00 / 3.00 MiB", "35", "200 µs", "1.05 µs / 3.15 µs", "1 ms")
-    assert line == (*expected, "fast-cpu file", "20.00%")
-    assert floor_line(costs, peak, timed("file", 8, 1e-3, tf32=True), Marks([]))[-1] == "10.00%"
-    bound_by_memory = floor_line(costs | {"bytes_fused": 5e8}, peak, timed("file", 8, 1e-3), Marks([]))
-    assert bound_by_memory[-1] == "50.00%"
-
-
 def test_the_line_of_a_contest_reads_the_right_way_round():
     row = timed("file", 1, 1.0) | {"seconds": 3e-3, "baseline_seconds": 2e-3, "ratio": 1.5, "ratio_low": 1.4}
     row |= {"ratio_high": 1.6, "verdict": "slower", "disturbed_blocks": 2, "blocks": 25}
@@ -349,8 +295,8 @@ def test_headlines_name_the_fastest_that_is_proved():
     rows += [timed("other", 1, 1e-6, role="plain"), timed("wrong", 1, 1e-5), timed("quick", 1, 1e-6, regime="request")]
     content = {"proved": [["stn", name, "fast-cpu"] for name in ("slow", "quick", "other")], "portability": {}}
     first, second = headlines(content, rows)[:2]
-    assert first == "- For latency: fast-cpu quick, 1 ms (900 µs to 1.1 ms) for one example."
-    assert second == "- For throughput: fast-cpu slow, 8,000 examples/s at batch 64."
+    assert first == "- For latency: fast-cpu quick, 1 µs (900 to 1,100 ns) for one example, host array to host array."
+    assert second == "- For throughput: fast-cpu slow, 8,000 examples/s at batch 64, inputs in place."
     said = headlines(content | {"proved": []}, rows)
     assert said == ["- On cpu nothing is named the fastest: no row of one example was proved equal.", ""]
 

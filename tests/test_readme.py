@@ -137,5 +137,5 @@ def test_figures_are_read_from_the_files(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_said_in_round_numbers():
     runs = {run["dataset"]: run for run in readme.kept("training-gain-cpu.json")["runs"]}
     text = " ".join(TEXTS[PAGES[0]].split())
-    assert f"it gains {runs['digits']['differences']['cnn']['mean']:.0f} points of accuracy" in text
+    assert f"it gains {runs['digits']['differences']['cnn']['mean']:.1f} points" in text
     assert "| the published run (a spatial transformer) | 57.29 % |" in readme.reference()[-2].replace("  ", " ")

@@ -11,7 +11,17 @@ from pathlib import Path
 
 from stn_export import cli
 from stn_export.answer.caveats import caveats
-from stn_export.answer.choice import Shipped, contest_of, eager_contest, others, shipped
+from stn_export.answer.choice import (
+    Shipped,
+    baseline_words,
+    contest_of,
+    headline,
+    others,
+    over_moments,
+    pytorch_contests,
+    shipped,
+    speedup_contest,
+)
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.files import write_if_changed
 from stn_export.artifacts.manifest import MODEL_CARD, PLAIN, PROGRAM
@@ -25,15 +35,32 @@ Line = tuple[str, str]  # a word, and what is to be said of it
 
 
 def seconds_of(row: Mapping, marks: str = "") -> str:
-    """Return the milliseconds per example of a row at batch 1, with their interval."""
+    """Return the milliseconds per example of a row at batch 1, with their interval, and what they include."""
     interval = span(1e3 * row["p50_low"], 1e3 * row["p50_high"])
-    return f"{significant(1e3 * row['p50'])} ms per example ({interval}){marks}"
+    return f"{significant(1e3 * row['p50'])} ms per example ({interval}){marks}{included(row)}"
 
 
 def rate(row: Mapping, marks: str = "") -> str:
-    """Return the examples per second of a row, with their interval."""
+    """Return the examples per second of a row, with their interval, and what they include."""
     low, high = row["batch"] / row["p50_high"], row["batch"] / row["p50_low"]
-    return f"{significant(row['batch'] / row['p50'])} examples/s ({span(low, high)}){marks}"
+    return f"{significant(row['batch'] / row['p50'])} examples/s ({span(low, high)}){marks}{included(row)}"
+
+
+def included(row: Mapping) -> str:
+    """Say whether a time is of a whole request, or of a call whose inputs were in place."""
+    return ", host array to host array" if row["regime"] == "request" else ", inputs in place"
+
+
+def speedup_words(rows: Sequence[dict], row: Mapping, marks: Marks) -> str:
+    """State the speed-up over the fastest way to run it in PyTorch that was timed, and name all of these."""
+    contest = speedup_contest(rows, row)
+    if contest is None:
+        return ""
+    ratio = speed_ratio(over_moments(contest, rows).inverse) + marks.of(contest) + inconclusive(contest)
+    several = [baseline_words(each) for each in pytorch_contests(rows, row)]
+    among = f", the fastest of {', '.join(several)}" if len(several) > 1 else ""
+    place = ", both with inputs in place" if row["regime"] == "request" and not contest.get("by_host") else ""
+    return f"speed-up over {baseline_words(contest)} {ratio}{place}{among}"
 
 
 def overhead_text(contest: Mapping, marks: str = "") -> str:
@@ -84,23 +111,20 @@ class Answer:
         """State the latency, and the speed-up over eager PyTorch."""
         if self.deployed is None:
             return ""
-        row = self.deployed.quick.row
+        row = headline(self.held.rows, self.deployed.quick.row)
         return seconds_of(row, self.marks.of(row)) + self._speedup(row)
 
     def throughput(self) -> str:
         """State the throughput, of which file, and the speed-up over eager PyTorch."""
         if self.deployed is None:
             return ""
-        row, quick = self.deployed.most.row, self.deployed.quick.row
+        row, quick = headline(self.held.rows, self.deployed.most.row), self.deployed.quick.row
         by = "" if program(row) == program(quick) else f" by {row_name(row)}"
-        return f"{rate(row, self.marks.of(row))} at batch {row['batch']:,}{by}{self._speedup(row)}"
+        return f"{rate(row, self.marks.of(row))}, at batch {row['batch']:,}{by}{self._speedup(row)}"
 
     def _speedup(self, row: Mapping) -> str:
-        contest = eager_contest(self.held.rows, row)
-        if contest is None:
-            return ""
-        said = f"; speed-up over eager PyTorch {speedup_text(contest, self.marks.of(contest))}"
-        return said + inconclusive(contest)
+        said = speedup_words(self.held.rows, row, self.marks)
+        return said and f"; {said}"
 
     def overhead(self) -> str:
         """State the latency of the subject divided by that of the plain network."""
@@ -250,14 +274,14 @@ def by_word(lines: Sequence[Line]) -> dict[str, str]:
     return {word: "; ".join(sentences) for word, sentences in found.items()}
 
 
-KEPT = ("network", "artifact", "runner", "sha256", "batch", "p50", "p50_low", "p50_high")
+KEPT = ("network", "artifact", "runner", "sha256", "batch", "regime", "p50", "p50_low", "p50_high")
 
 
 def figures(content: Held) -> dict:
     """Return the answer for a script: by device the file, the runner, and seconds with their interval."""
     return {
         device: {
-            name: {key: row[key] for key in KEPT}
+            name: {key: headline(content.rows, row)[key] for key in KEPT}
             for name, row in (("latency", chosen.quick.row), ("throughput", chosen.most.row))
         }
         for device, chosen in Answer(content).by_device.items()

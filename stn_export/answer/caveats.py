@@ -85,7 +85,7 @@ def contradicted(content: Held, deployed: Deployed) -> Iterator[str]:
     for name, contest in shown:
         if found := marks.contradiction(contest):
             pair = (found.paired, found.separate)
-            paired, separate = (each.inverse if contest["contest"] == "eager" else each for each in pair)
+            paired, separate = (each.inverse if contest["contest"] in ("eager", "pytorch") else each for each in pair)
             cause = "measured while disturbed" if found.disturbed else "the machine changed between them"
             yield (
                 f"{name} at batch {contest['batch']:,}: the paired comparison says {speed_ratio(paired)}, separate "

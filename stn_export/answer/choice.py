@@ -5,10 +5,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stn_export.artifacts.manifest import SUBJECT
+from stn_export.comparison.disturbance import Ratio, paired_ratio
 from stn_export.comparison.fastest import Choice, Portability, Proved, Rows, choices, program, steps
+from stn_export.comparison.words import counted
 
 BASELINES = ("eager-autograd", "onnxruntime-default")  # runners: what people get without this project
 CONTESTS = ("eager", "overhead", "default", "lowering")  # whose time counts first
+SIDE = ("network", "artifact", "runner")
+MOMENTS = ("contest", "batch", "by_host")  # what paired comparisons share whose times are set beside each other
+PYTORCH = {  # by the baseline's runner
+    "eager-cpu": "eager PyTorch",
+    "eager-channels-last-cpu": "eager PyTorch in channels_last",
+    "compiled-cpu": "torch.compile",
+}
 
 
 def is_baseline(row: Mapping) -> bool:
@@ -19,6 +28,14 @@ def is_baseline(row: Mapping) -> bool:
 def others(choice: Choice) -> list[dict]:
     """List the rows that are not measurably slower than the one to deploy."""
     return [row for row in (choice.fastest, *choice.tied) if row is not choice.row]
+
+
+def baseline_words(contest: Mapping) -> str:
+    """Name the side of PyTorch's that a paired comparison was with."""
+    if contest["contest"] != "pytorch":
+        return "eager PyTorch"
+    way = PYTORCH.get(contest["baseline_runner"], contest["baseline_runner"])
+    return f"{way} on {counted(contest['baseline_threads'], 'thread')}"
 
 
 @dataclass(frozen=True)
@@ -48,12 +65,48 @@ def eager_contest(rows: Iterable[dict], row: Mapping) -> dict | None:
     return contest if contest and contest["batch"] == row["batch"] else None
 
 
+def headline(rows: Iterable[Mapping], row: Mapping) -> Mapping:
+    """Return the row whose time is quoted: of a request, from host array to host array, where one was timed."""
+    found = [other for other in rows if other.get("regime") == "request" and "p50" in other]
+    same = [other for other in found if (*program(other), other["batch"]) == (*program(row), row["batch"])]
+    return same[0] if same else row
+
+
+def pytorch_contests(rows: Iterable[dict], row: Mapping) -> list[dict]:
+    """List the row's paired comparisons with PyTorch as its users run it, the fastest of these first."""
+    known = [other for other in rows if other.get("contest") == "pytorch" and "ratio" in other]
+    found = [other for other in known if (*program(other), other["batch"]) == (*program(row), row["batch"])]
+    return sorted(found, key=lambda other: -other["ratio"])
+
+
+def speedup_contest(rows: Sequence[dict], row: Mapping) -> dict | None:
+    """Return the paired comparison whose speed-up is quoted: with PyTorch at its fastest, else with eager PyTorch."""
+    return next(iter(pytorch_contests(rows, row)), None) or eager_contest(rows, row)
+
+
+def over_moments(contest: Mapping, rows: Iterable[Mapping]) -> Ratio:
+    """Return a paired comparison's ratio, its interval stretched over what the other comparisons of the run showed.
+
+    The same two files took other times in these; any two of their times belong to the answer as well.
+    """
+
+    def alike(other: Mapping, *names: str) -> bool:
+        return "ratio" in other and all(other.get(name) == contest.get(name) for name in (*names, *MOMENTS))
+
+    listed = list(rows)
+    ours = [other["seconds"] / contest["seconds"] for other in listed if alike(other, *SIDE)]
+    theirs = [other["baseline_seconds"] / contest["baseline_seconds"] for other in listed if alike(other, "baseline")]
+    least, most = min([1.0, *ours]) / max([1.0, *theirs]), max([1.0, *ours]) / min([1.0, *theirs])
+    middle, low, high = paired_ratio(contest)
+    return Ratio(middle, min(low, middle * least), max(high, middle * most))
+
+
 def quoted(rows: Sequence[dict], deployed: Shipped) -> Iterator[tuple[str, dict]]:
     """Yield each paired comparison that the card quotes, and what the card calls it."""
     quick, most = deployed.quick.row, deployed.most.row
     for row in (quick, most) if quick is not most else (quick,):
-        if contest := eager_contest(rows, row):
-            yield "speed-up over eager PyTorch", contest
+        if contest := speedup_contest(rows, row):
+            yield f"speed-up over {baseline_words(contest)}", contest
     if contest := contest_of(rows, "overhead", quick):
         yield "overhead", contest
 
@@ -70,6 +123,8 @@ def time_source(row: Mapping, rows: Rows) -> Mapping:
     Two rows of one file are two moments of a machine, and their medians differ.
     """
     same = [other for other in rows if (*program(other), other["batch"]) == (*program(row), row["batch"])]
+    if row.get("contest") and row.get("by_host"):  # of requests
+        return headline(same, row)
     if timed := steps(same):
         return timed[0]
     whole = [other for other in same if "seconds" in other]  # of one that failed there is no time

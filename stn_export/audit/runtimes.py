@@ -6,6 +6,7 @@ take, is kept in ``benchmarks/results/runtimes.json``, for ``export --for``, and
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from stn_export.artifacts.files import write_atomically
 from stn_export.artifacts.manifest import BENCH_FILE, NetworkDirectory, network_directories
 from stn_export.artifacts.schemas import read_bench, read_verified
 from stn_export.comparison.compare import worst_by_kind
+from stn_export.comparison.disturbance import Ratio, paired_ratio
 from stn_export.comparison.tolerances import OUTPUT
 from stn_export.comparison.words import percent, significant, span
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
 from stn_export.runtimes import RUNTIMES
-from stn_export.runtimes.destinations import EQUAL, KEPT, REFUSES, WITHIN, WRONG, chosen
+from stn_export.runtimes.destinations import EQUAL, KEPT, REFUSES, RULES, WITHIN, WRONG, choose, chosen
 
 REASON = 160  # characters of it that are shown
 PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
@@ -34,17 +36,24 @@ silence; `refuses`: see below.
 """
 SHIP = """## What to ship where
 
-What `stn-export export --for ncnn iree` (or `everything`) writes:
+What `stn-export export --for ncnn iree` (or `everything`) writes; the last rows follow a rule:
 """
 
 SPEED = """## How fast
 
-One example, host arrays to host arrays, one thread of {cpu}: the transformer in turns with the plain CNN in the same
-runner, and with eager PyTorch; ratios of times with 95 % intervals ([how](method.md)). The runtimes' own clocks count,
-in processes of their own.
+One example, one thread of {cpu}: the transformer in turns with the plain CNN in the same runner (overhead: time divided
+by the plain CNN's), and with eager PyTorch (speed-up: eager's time divided by the runner's), with 95 % intervals
+([how](method.md)). {fed} Other runtimes run in processes of their own, on their own clocks, so that a file takes longer
+there than in [this process](benchmarks.md).
 """
+REQUESTS = "Every time is of a request: from host arrays to host arrays."
+MIXED = (
+    "Times of these runners are not of one kind: a request goes from host arrays to host arrays, other times are with\n"
+    "inputs in place, as the column says; `make runtimes` now times all of them as requests."
+)
+REQUEST, IN_PLACE = "request", "inputs in place"
 TIMED = ("overhead", "eager")  # contests, in the order of the columns
-KEPT_OF_A_CONTEST = ("runner", "artifact", "contest", "seconds", "ratio", "ratio_low", "ratio_high")
+KEPT_OF_A_CONTEST = ("runner", "artifact", "contest", "seconds", "ratio", "ratio_low", "ratio_high", "by_host")
 
 
 def rows(directory: NetworkDirectory, verified: Mapping) -> Iterator[dict]:
@@ -97,7 +106,11 @@ def contests(run: Path, directory: NetworkDirectory) -> dict:
     current = {each.sha256 for each in directory.artifacts.values() if each.precision == "fp32"}
     timed = (row["extra_info"] for row in content["benchmarks"])
     found = [row for row in timed if row.get("contest") in TIMED and row["batch"] == 1 and row["sha256"] in current]
-    kept = [{name: row[name] for name in KEPT_OF_A_CONTEST} for row in found if row["runner"].endswith("-cpu")]
+    kept = [
+        {name: row[name] for name in KEPT_OF_A_CONTEST if name in row}
+        for row in found
+        if row["runner"].endswith("-cpu")
+    ]
     return {"cpu": content["machine_info"]["stn_export"]["cpu"], "contests": kept}
 
 
@@ -109,27 +122,42 @@ def speed(table: Mapping) -> Iterator[str]:
     whole = {key: row for key, row in found.items() if set(row) == set(TIMED)}
     if not whole:
         return
-    rows = sorted(whole.items(), key=lambda item: item[1][TIMED[0]]["seconds"])
+    timed = sorted(whole.items(), key=lambda item: item[1][TIMED[0]]["seconds"])
+    kinds = {key: is_request(row[TIMED[0]]) for key, row in whole.items()}
+    mixed = not all(kinds.values())
     head, rule, *lines = cli.markdown_table(
-        ("runner", "file", "ms", "of the plain CNN's time", "of eager PyTorch's time"),
+        ("runner", "file", *(["timed"] if mixed else []), "ms", "overhead", "speed-up over eager PyTorch"),
         [
-            (*program, significant(1e3 * row[TIMED[0]]["seconds"]), *(ratio(row[contest]) for contest in TIMED))
-            for program, row in rows
+            (
+                *program,
+                *([REQUEST if kinds[program] else IN_PLACE] if mixed else []),
+                significant(1e3 * row[TIMED[0]]["seconds"]),
+                ratio(paired_ratio(row[TIMED[0]])),
+                ratio(paired_ratio(row[TIMED[1]]).inverse),
+            )
+            for program, row in timed
         ],
     )
-    yield f"{SPEED.format(**table)}\n{head}\n{rule}"
+    title, said = SPEED.format(**table, fed=MIXED if mixed else REQUESTS).strip().split("\n\n")
+    yield f"{title}\n\n{textwrap.fill(said, 120, break_long_words=False, break_on_hyphens=False)}\n\n{head}\n{rule}"
     yield from lines
 
 
-def ratio(row: Mapping) -> str:
-    """Of a contest, with its interval."""
-    return f"{significant(row['ratio'])} ({span(row['ratio_low'], row['ratio_high'])})"
+def is_request(row: Mapping) -> bool:
+    """Say whether a contest was between host arrays; of one that was kept without it, other runtimes are given none."""
+    return row.get("by_host", row["runner"].removesuffix("-cpu") in {runtime.name for runtime in RUNTIMES})
+
+
+def ratio(found: Ratio) -> str:
+    """Write a ratio with its interval."""
+    return f"{significant(found.middle)} ({span(found.low, found.high)})"
 
 
 def page(table: Mapping) -> str:
     """``docs/runtimes.md``: a row a file, a column a runtime, how fast it is there, and the reasons of refusals."""
     told = ", ".join(f"{name} {version}" for name, version in table["runtimes"].items())
-    choices = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
+    tried = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
+    choices = [*tried, *(choose(name) for name in RULES)]
     shipped = [(each.destination, f"{each.what}, {each.sizes}", each.why) for each in choices]
     lines = [INTRODUCTION.format(**table), *cli.markdown_table(("file", *table["runtimes"]), matrix(table))]
     lines += [f"Versions: {told}.", "", SHIP, *cli.markdown_table(("destination", "file", "why"), shipped)]
@@ -152,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     directory, verified = network_directories(run)[0], read_verified(run)
     here = verified["environment"].get("runtimes") if verified else None
     if not verified or not here:
-        raise UserError(f"no other runtime has verified {run}", "python -m stn_export.verify --run RUN --runtimes DIR")
+        raise UserError(f"no other runtime has verified {run}", "stn-export verify --run RUN --runtimes DIR")
     absent = {each.name: f"{each.name}-cpu" for each in RUNTIMES if each.name not in here}
     table = {
         "schema": "stn_export/runtimes/2",

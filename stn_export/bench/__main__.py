@@ -1,7 +1,7 @@
 """The stage ``bench``: time every artifact of a run on every backend.
 
-python -m stn_export.bench --run artifacts/digits --grid quick -k latency
-python -m stn_export.bench FILE.onnx OTHER.onnx --shape images=1,3,224,224
+stn-export bench --run artifacts/digits --grid quick -k latency
+stn-export bench FILE.onnx OTHER.onnx --shape images=1,3,224,224
 
 Options that are not its own go to pytest. The exit code is 1 where a row could not be timed, 2 where there is something
 to change first, 130 where it was interrupted: the same command goes on with what is kept.

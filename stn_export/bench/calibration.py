@@ -22,6 +22,7 @@ from stn_export.bench.method import METHOD
 from stn_export.bench.methodology import calls_for, interleave, timed
 from stn_export.bench.simulated import CALL, CONTESTS, MEDIANS, Condition, Machine, Noise
 from stn_export.comparison.estimates import estimate
+from stn_export.comparison.fastest import choose
 
 COVERAGE, COVERAGE_SCHEMA = KEPT / "coverage.json", "stn_export/coverage/1"
 DOCUMENT = Path("docs") / "method.md"
@@ -29,6 +30,7 @@ SLOWDOWNS = (0.0, 0.03, 0.05, 0.15)
 QUICK = GRIDS["quick"]
 SEEDS = (3, 5, 8)
 ROWS = 40  # contests in each of two runs that are compared
+FILES, GAPS = (2, 6, 12), (0.0, 0.1, 0.2, 0.3)  # timed files that one is chosen from, and the share it is faster by
 DRAWS = 12  # beside each seed: machines other than those on which the method was chosen
 
 GAINS: dict[str, Noise] = {
@@ -73,6 +75,34 @@ def _row(condition: Condition, seed: int, calls: int) -> np.ndarray:
     return np.array([timed(step) for _ in range(calls)])
 
 
+def choices(files: int, gap: float, count: int) -> dict:
+    """Try how often the rule of ``comparison.fastest`` is right of files timed each at its own moment of a machine.
+
+    Args:
+        files: how many; the first takes ``1 - gap`` of the others' time, which are all equally fast.
+        gap: 0 where no file is faster than another, so that to call one so is false.
+        count: tries.
+
+    Returns:
+        ``told``: how often the fastest row was called measurably faster than any other (``gap`` 0) or than all others.
+    """
+    told = 0
+    for seed in range(count):
+        random = np.random.default_rng((DRAWS, files, seed))
+        moments = np.exp(random.normal(0, METHOD.run_spread, files)) * np.where(np.arange(files), 1.0, 1.0 - gap)
+        rows = [_timed(random, moment) for moment in moments]
+        chosen = choose(rows, {})
+        apart = len(rows) - 1 - len(chosen.tied)
+        told += apart == len(rows) - 1 and chosen.fastest is rows[0] if gap else apart > 0
+    return {"count": count, "files": files, "gap": gap, "told": told / count}
+
+
+def _timed(random: np.random.Generator, moment: float) -> dict:
+    """Summarise a row of independent calls at a moment when all of them take ``moment`` times as long."""
+    found = summarise(CALL * moment * np.exp(random.normal(0, 0.03, calls_for(CALL, QUICK.row_seconds))))
+    return found | {"batch": 1, "lowering": None, "format": "onnx", "precision": "fp32", "file_bytes": 1}
+
+
 def gains(draw: Noise, seeds: int, count: int) -> dict:
     """How often the interval of a mean over seeds holds the truth, 0."""
     random = np.random.default_rng((DRAWS, seeds))
@@ -103,6 +133,7 @@ def _run(random: np.random.Generator, spread: float) -> dict[str, Measured]:
 def calibrate(count: int) -> dict:
     """All tables."""
     content: dict = {"contests": {}, "medians": {}, "gains": {}}
+    content["choices"] = [choices(files, gap, count) for files in FILES for gap in GAPS]
     with cli.progress() as bar:
         task = bar.add_task("machines", total=len(CONTESTS) + 2 * len(MEDIANS))
         for condition in CONTESTS:
@@ -154,6 +185,17 @@ def gain_lines(found: dict[str, list[dict]]) -> list[str]:
     return cli.markdown_table(("differences", *(f"{seeds} seeds" for seeds in SEEDS)), rows)
 
 
+def choice_lines(found: Sequence[dict]) -> list[str]:
+    """The table of choices by separate timings: false ones, and how often a faster file is seen to be one."""
+    told = {(row["files"], row["gap"]): f"{row['told']:.1%}" for row in found}
+    gaps = sorted({row["gap"] for row in found})
+    columns = ("files", "tries", *(f"{gap:.0%} faster" if gap else "none is faster: false" for gap in gaps))
+    counts = {row["files"]: f"{row['count']:,}" for row in found}
+    return cli.markdown_table(
+        columns, [(str(files), count, *(told[files, gap] for gap in gaps)) for files, count in counts.items()]
+    )
+
+
 def alarm_lines(found: Sequence[dict]) -> list[str]:
     """The table of false alarms."""
     rows = [(f"{row['spread']:.1%}", f"{row['count']:,}", str(row["rows"]), f"{row['alarms']:.1%}") for row in found]
@@ -163,6 +205,7 @@ def alarm_lines(found: Sequence[dict]) -> list[str]:
 TABLES: dict[str, Callable[..., list[str]]] = {
     "contests": contest_lines,
     "medians": median_lines,
+    "choices": choice_lines,
     "gains": gain_lines,
     "false_alarms": alarm_lines,
 }

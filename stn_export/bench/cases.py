@@ -4,11 +4,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
+import torch
+
 from stn_export.artifacts.manifest import PLAIN, SUBJECT
 from stn_export.bench.grids import BEST, Pick
+from stn_export.bench.pytorch import pytorch_of
 from stn_export.bench.targets import Target, eager_spec
 from stn_export.program.specs import Contract
 from stn_export.runners.registry import DEFAULT_EXPORT
+
+Baselines = Callable[[Target, Sequence[Target]], list[Target]]
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,9 @@ class Case:
     baseline: Target | None = None
 
     def __str__(self) -> str:
-        return f"{self.target}-{self.batch}"
+        several = self.baseline is not None and self.baseline.threads is not None
+        against = f"-against-{self.baseline.runner.name}-{self.baseline.threads}" if several and self.baseline else ""
+        return f"{self.target}-{self.batch}{against}"
 
 
 def picked(targets: Iterable[Target], picks: Iterable[Pick]) -> list[Case]:
@@ -78,21 +85,41 @@ def default_of(target: Target, targets: Sequence[Target]) -> Target | None:
     return next((each for each in others if each.runner.lowering == DEFAULT_EXPORT != target.runner.lowering), None)
 
 
-BASELINES: dict[str, Callable[[Target, Sequence[Target]], Target | None]] = {
-    "overhead": plain_of,
-    "lowering": decomposed_of,
-    "eager": eager_of,
-    "default": default_of,
+def _one(find: Callable[[Target, Sequence[Target]], Target | None]) -> Baselines:
+    """Return a finder of all baselines from one that finds a single one."""
+    return lambda target, targets: [found] if (found := find(target, targets)) else []
+
+
+BASELINES: dict[str, Baselines] = {
+    "overhead": _one(plain_of),
+    "lowering": _one(decomposed_of),
+    "eager": _one(eager_of),
+    "default": _one(default_of),
+    "pytorch": pytorch_of,
 }
 
 
 def cases(suite: str, targets: Sequence[Target], picks: Iterable[Pick]) -> Iterator[Case]:
-    """The rows of a suite; in a contest those whose baseline can run here at that batch."""
+    """The rows of a suite; in a contest one for each baseline that can run here at that batch."""
     for case in picked(targets, picks):
         if suite not in BASELINES:
             yield case
-        elif (other := BASELINES[suite](case.target, targets)) and fits(other, case.batch):
-            yield replace(case, baseline=other)
+            continue
+        for other in BASELINES[suite](case.target, targets):
+            if fits(other, case.batch):
+                baseline = as_requests(other, targets)
+                yield replace(case, target=like(case.target, baseline), baseline=baseline)
+
+
+def like(target: Target, baseline: Target) -> Target:
+    """Return the target fed as its baseline is, on the session's threads where that has a number of its own."""
+    threads = None if baseline.threads is None else torch.get_num_threads()
+    return replace(target, host=baseline.host, threads=threads)
+
+
+def as_requests(baseline: Target, targets: Sequence[Target]) -> Target:
+    """Return the baseline fed by the host where other runtimes are timed too: these are given nothing else."""
+    return replace(baseline, host=True) if any(each.runner.foreign for each in targets) else baseline
 
 
 def own_batch(contract: Contract) -> int | None:

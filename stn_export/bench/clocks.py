@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
+
 from stn_export.runners import Step
 
 if TYPE_CHECKING:  # an extra that `check` does without
@@ -12,6 +14,17 @@ if TYPE_CHECKING:  # an extra that `check` does without
 def use_clock(benchmark: "BenchmarkFixture", clock: Callable[[], float]) -> None:
     """Time one row by ``clock``. A marker's ``timer`` would do it for a whole test, before the step is there."""
     benchmark._timer = clock
+
+
+def on_threads(step: Step, threads: int) -> Step:
+    """Return the step on so many of PyTorch's threads, whatever the other side of a comparison has set meanwhile."""
+
+    def run() -> object:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        return step.run()
+
+    return Step(run, step.clock)
 
 
 class Reported:

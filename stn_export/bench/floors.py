@@ -1,23 +1,17 @@
-"""What the work itself costs: FLOPs, bytes and kernel launches of a network, and the device's peak rates.
+"""What the work itself costs: FLOPs, bytes and kernel launches of a network, held against the device's peak rate."""
 
-A floor is the time that a device at its peak would need. Measured time is stated as a multiple of it, which says how
-much there is still to win.
-"""
-
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stn_export.bench.method import PEAKS, PROBE
+from stn_export.bench.method import PEAKS
 from stn_export.bench.targets import Network
+from stn_export.native.source import multiply_adds_saved
 from stn_export.program.program import Program
-
-BYTES_PER_VALUE = {"fp16": 2, "bf16": 2, "int8": 1}  # of the precisions that are not float32
 
 
 class _Traffic(TorchDispatchMode):
@@ -65,11 +59,20 @@ def work(program: Program, inputs: Sequence[Tensor]) -> dict[str, int]:
 
 
 def all_work(networks: Mapping[str, Network], rows: Iterable[dict]) -> dict[str, dict[str, dict[str, int]]]:
-    """``work`` of every network at every batch that a row is of, a string, as JSON has no other keys."""
+    """Count the ``work`` of every network at every batch that a row is of, a string, as JSON has no other keys.
+
+    ``native_flops`` is what the C code that was timed really does of ``flops``.
+    """
     found: dict[str, dict] = {}
-    for name, batch in sorted({(row["network"], row["batch"]) for row in rows if "network" in row}):
+    listed = [row for row in rows if "network" in row]
+    written = {row["network"] for row in listed if row.get("format") == "native"}
+    saved = {name: 2 * multiply_adds_saved(networks[name].program) for name in sorted(written)}
+    for name, batch in sorted({(row["network"], row["batch"]) for row in listed}):
         network = networks[name]
-        found.setdefault(name, {})[str(batch)] = work(network.program, network.shapes(batch))
+        counted = work(network.program, network.shapes(batch))
+        if name in saved:
+            counted["native_flops"] = counted["flops"] - batch * saved[name]
+        found.setdefault(name, {})[str(batch)] = counted
     return found
 
 
@@ -78,42 +81,35 @@ def published_peak(gpu: str) -> dict | None:
     return next((asdict(peak) for word, peak in PEAKS.items() if word in gpu), None)
 
 
-def measured_peak() -> dict:
-    """This processor's rates with PyTorch's present number of threads: a large float32 product and a large copy.
+def known_rate(peak: Mapping, precision: str) -> float | None:
+    """Return the device's peak FLOP/s in a precision; None where it is not known.
 
-    The best of several tries each, since a peak is sought.
+    What a product of matrices reached (files that were kept without ``widths``) is no peak: other loops beat it.
     """
-    left, right = torch.rand(PROBE.matrix, PROBE.matrix), torch.rand(PROBE.matrix, PROBE.matrix)
-    source = torch.rand(PROBE.copy_bytes // 4)
-    target = torch.empty_like(source)
-    product, copy = cpu_seconds(lambda: torch.mm(left, right)), cpu_seconds(lambda: target.copy_(source))
-    return {
-        "flops": {"fp32": 2 * PROBE.matrix**3 / product},
-        "bytes": 2 * source.nbytes / copy,
-        "source": f"measured: float32 product of {PROBE.matrix} by {PROBE.matrix}, copy of "
-        f"{PROBE.copy_bytes >> 20} MiB, {torch.get_num_threads()} threads",
-    }
+    if peak["source"].startswith("measured") and not peak.get("widths"):
+        return None
+    return peak["flops"].get(precision)
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    """The shortest of ``PROBE.tries`` calls, in CPU time a thread: others on the machine take no part in a peak."""
-    seconds = []
-    for _ in range(PROBE.tries):
-        started = time.process_time()
-        call()
-        seconds.append((time.process_time() - started) / torch.get_num_threads())
-    return min(seconds)
+@dataclass(frozen=True)
+class PeakShare:
+    """How fast a network's arithmetic ran: ``rate`` in FLOP/s as the network states it, and the share of the peak.
 
-
-def floors(work_of: dict, peak: dict, precision: str) -> dict[str, float]:
-    """Seconds that the arithmetic and the memory traffic of one call need at the device's peak.
-
-    A precision whose rate is not known is held against float32's.
+    ``done`` is how many FLOPs were really done in a call, where that is known: a convolution can be computed with fewer
+    multiplications than it states. ``share`` is of those, else of the stated ones; None where no honest share is known.
     """
-    rate = peak["flops"].get(precision, peak["flops"]["fp32"])
-    width = BYTES_PER_VALUE.get(precision, 4) / 4
-    return {
-        "arithmetic": work_of["flops"] / rate,
-        "memory": work_of["bytes_fused"] * width / peak["bytes"],
-        "memory, unfused": work_of["bytes_unfused"] * width / peak["bytes"],
-    }
+
+    rate: float
+    done: int | None
+    share: float | None
+
+
+def peak_share(work_of: Mapping, peak: Mapping, row: Mapping) -> PeakShare:
+    """Hold a timed row's arithmetic against the device's peak rate."""
+    precision = "tf32" if row.get("tf32") and row["precision"] == "fp32" else row["precision"]
+    known, done = known_rate(peak, precision), work_of.get("native_flops") if row["format"] == "native" else None
+    stated = work_of["flops"]
+    share = None if known is None else (stated if done is None else done) / row["p50"] / known
+    if share is not None and share > 1 and done is None:
+        share = None  # beyond the peak: it was done with fewer multiplications than the network states
+    return PeakShare(stated / row["p50"], done, share)

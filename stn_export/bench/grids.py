@@ -34,7 +34,7 @@ class BenchGrid:
     ``throughput`` is at larger batches; ``startup`` is a fresh process, ``startups`` times; ``breakdown`` profiles
     ``profiled_calls`` calls. The others are contests: ``overhead`` against the run's plain network, ``lowering``
     against the exporter's own, ``eager`` against eager PyTorch, ``default`` against the default export in a default
-    session.
+    session, ``pytorch`` a request against every way to run it in PyTorch, on the grid's threads and on all cores.
 
     Every row takes about ``row_seconds`` after ``warmup_seconds``. In a contest two take turns, in ``blocks`` blocks of
     about ``block_seconds`` each.
@@ -57,6 +57,7 @@ class BenchGrid:
     lowering: tuple[Pick, ...]
     eager: tuple[Pick, ...]
     default: tuple[Pick, ...]
+    pytorch: tuple[Pick, ...]
     threads: int = 1
 
 
@@ -70,6 +71,7 @@ QUICK_SUBJECT = replace(SHIPPED_SUBJECT, runners=QUICK_RUNNERS)
 INT8_SUBJECT = Pick(roles=(SUBJECT,), precisions=("int8",), inputs=("float",))
 COLD = replace(SHIPPED_SUBJECT, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*", "native-*"))
 BASELINES = Pick(roles=(SUBJECT,), runners=("eager-autograd-*", "onnxruntime-default-*"))
+DEPLOYED = replace(SHIPPED_SUBJECT, runners=("onnxruntime-c*", "native-*"))
 PROFILED = replace(SHIPPED, runners=("eager-c*", "onnxruntime-cpu"))  # ONNX Runtime times launches on CUDA, not kernels
 GRAPH_AGAINST_GRAPH = "pt2-*"  # as eager may not be: a plain network that was captured has no code of its own
 STARTED = ("eager-c*", "torchscript-*", "onnxruntime-c*", "native-*")
@@ -98,6 +100,7 @@ FULL = BenchGrid(
     lowering=(Pick(batches=(1, 256)),),
     eager=(replace(SHIPPED_SUBJECT, batches=(1, 16, 256, 1024), slow=True), Pick(roles=(SUBJECT,), batches=(1, 256))),
     default=(Pick(roles=(SUBJECT,), slow=True),),
+    pytorch=(replace(DEPLOYED, batches=(1, 256)),),
 )
 GRIDS = {
     grid.name: grid
@@ -112,7 +115,7 @@ GRIDS = {
             profiled_calls=20,
             latency=(SHIPPED, BASELINES, Pick(precisions=("bf16", "fp16", "int8"), inputs=("float",))),
             cold=(COLD,),
-            request=(QUICK_SUBJECT, BASELINES),
+            request=(replace(QUICK_SUBJECT, batches=(1, 16, 256)), BASELINES),
             throughput=(replace(SHIPPED, batches=(16, 256)), replace(INT8_SUBJECT, batches=(256,))),
             startup=(replace(SHIPPED_SUBJECT, runners=STARTED), BASELINES),
             breakdown=(PROFILED,),
@@ -127,6 +130,7 @@ GRIDS = {
                 replace(SHIPPED_SUBJECT, runners=OTHERS),
             ),
             default=(QUICK_SUBJECT,),
+            pytorch=(DEPLOYED,),
         ),
         FULL,
         # what a GPU is measured with where minutes are few: its calls are short, so that less time holds enough of them

@@ -58,11 +58,24 @@ def ratio_interval(ratios: np.ndarray, loads: np.ndarray) -> tuple[float, float]
         ratios: one a block, in the order in which they ran.
         loads: which load of the contenders ran in each block.
     """
-    groups, unseen = by_load(np.log(ratios), loads), 0.0
+    return _around(*_over_loads(ratios, loads))
+
+
+def load_interval(times: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the median time of one side of a paired comparison.
+
+    It reaches as far as ``ratio_interval`` of the same blocks does, and lies about the median of all.
+    """
+    return _around(float(np.log(np.median(times))), _over_loads(times, loads)[1])
+
+
+def _over_loads(values: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
+    """Return the mean of the loads' medians and how far its interval reaches on either side, both in logarithms."""
+    groups, unseen = by_load(np.log(values), loads), 0.0
     if len(groups) == 1:
-        groups, unseen = np.array_split(groups[0], min(METHOD.loads, len(ratios))), METHOD.load_spread
+        groups, unseen = np.array_split(groups[0], min(METHOD.loads, len(values))), METHOD.load_spread
     found = estimate(_medians(groups).tolist())
-    return _around(found.mean, _reach(found) + unseen)
+    return found.mean, _reach(found) + unseen
 
 
 def noise_reach(ratios: np.ndarray, loads: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from stn_export.artifacts.current import Current
 from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import network_directories
 from stn_export.artifacts.schemas import Result, read_bench, read_verified
-from stn_export.bench.floors import measured_peak, published_peak
+from stn_export.bench.floors import published_peak
+from stn_export.bench.peak import measured_peak
 from stn_export.comparison import laws
 from stn_export.comparison.fastest import portability_of, program, proved_by
 
@@ -84,7 +85,7 @@ def peak(environment: dict, device: str) -> dict | None:
     if device == "cuda":
         return published_peak(environment["gpu"])
     torch.set_num_threads(environment["threads"])
-    return measured_peak()
+    return measured_peak(environment["threads"])
 
 
 def compact(content: dict) -> bytes:

@@ -1,7 +1,6 @@
 """The machine while something is timed: load, and what the GPU says of itself. Everything is read, nothing is set."""
 
 import os
-import time
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from types import ModuleType
 import torch
 
 from stn_export.bench.method import METHOD
+from stn_export.bench.usage import Usage
 
 # Reasons for a lower clock that are none: an idle GPU, and clocks that somebody has pinned.
 HARMLESS = ("GpuIdle", "ApplicationsClocksSetting", "UserDefinedClocks", "None", "All")
@@ -20,9 +20,10 @@ PREFIXES = ("nvmlClocksEventReason", "nvmlClocksThrottleReason")
 class Watch:
     """Looks at the machine before and after a stretch of work on ``device``, and says whether it was disturbed.
 
-    Disturbed is a stretch on the CPU in which less than ``METHOD.cpu_share`` of the time was ours (others ran on it),
-    and one on the GPU in which a clock was held back or moved by more than ``METHOD.clock_change``, other than up from
-    idling. Without nvidia-ml-py a GPU is never seen disturbed.
+    Disturbed is a stretch on the CPU in which this process and its children had less than ``METHOD.cpu_share`` of one
+    core, or one of their threads waited for a core for more than the rest of the time (others ran on it), and one on
+    the GPU in which a clock was held back or moved by more than ``METHOD.clock_change``, other than up from idling.
+    Without nvidia-ml-py a GPU is never seen disturbed.
     """
 
     device: str
@@ -31,16 +32,15 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         self.before = gpu_state() if self.device == "cuda" else None
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        self.usage = None if self.device == "cuda" else Usage.now()
         return self
 
     def __exit__(self, *_: object) -> None:
-        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
-        if self.device == "cuda":
+        if self.usage is None:
             self.gpu = gpu_state()
             self.disturbed.append(gpu_disturbed(self.before, self.gpu))
         else:
-            self.disturbed.append(cpu < METHOD.cpu_share * wall)
+            self.disturbed.append(Usage.now().disturbed_since(self.usage, METHOD.cpu_share))
 
     def facts(self) -> dict:
         """The row's ``machine``: the load average of the last minute and the GPU's last state."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stn_export.comparison.moments import RUN_SPREAD
 from stn_export.config import DEFAULT_RUN
 
 
@@ -25,7 +26,7 @@ class Method:
     loads: int = 5
     load_seconds: float = 2.0  # what loads more slowly is loaded once
     load_spread: float = 0.035
-    run_spread: float = 0.04  # of rows that were not interleaved, between two runs, as a standard deviation
+    run_spread: float = RUN_SPREAD  # of rows that were not interleaved, between two runs, as a standard deviation
     false_alarms: float = 0.01  # the chance of one in a comparison of two runs, all rows together
     # a block is disturbed where the CPU was ours for less than this share of it, or the GPU was held back, or its
     # clock moved by more than this
@@ -75,9 +76,9 @@ PEAKS = {
 
 @dataclass(frozen=True)
 class Probe:
-    """How a processor's own peak rates are measured."""
+    """How a processor's own peak rates are measured: ``rounds`` of a loop, and a copy of ``copy_bytes``."""
 
-    matrix: int = 1024
+    rounds: int = 5_000_000
     copy_bytes: int = 256 * 2**20
     tries: int = 7
 

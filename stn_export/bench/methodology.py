@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import torch
 
 from stn_export.bench.budget import Budget
 from stn_export.bench.cases import Case
@@ -215,7 +216,11 @@ def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGri
     benchmark.group = f"contest: {name}, batch {case.batch}, {target.runner.device}"
     seed = METHOD.seed + zlib.crc32(f"{target} {baseline} {case.batch}".encode())
     ours, theirs = (partial(each.step, case.batch) for each in (target, baseline))
-    turns = interleave(ours, theirs, target.runner.device, grid, seed).hold(budget)
+    threads = torch.get_num_threads()
+    try:
+        turns = interleave(ours, theirs, target.runner.device, grid, seed).hold(budget)
+    finally:
+        torch.set_num_threads(threads)  # either side may have its own
     time_reported(benchmark, iter([median for median, _ in turns.medians]).__next__, len(turns.medians))
     notes = {
         "contest": name,
@@ -224,6 +229,9 @@ def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGri
         "baseline_artifact": baseline.artifact.name,
         "baseline_sha256": baseline.artifact.sha256,
         "baseline_options": baseline.facts(case.batch)["options"],
+        "baseline_runner": baseline.runner.name,
+        "baseline_threads": baseline.facts(case.batch)["threads"],
+        "by_host": target.by_host,
         "machine": turns.watch.facts(),
     }
     benchmark.extra_info.update(target.facts(case.batch) | notes | turns.summary())

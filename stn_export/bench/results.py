@@ -5,16 +5,17 @@ measured along with it where it is a CPU.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.answer.choice import time_of, time_source
+from stn_export.answer.card import included
+from stn_export.answer.choice import baseline_words, headline, time_of, time_source
 from stn_export.artifacts.files import read_json, write_out
 from stn_export.artifacts.manifest import SUBJECT
 from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench import proof
-from stn_export.bench.floors import floors
+from stn_export.bench.floors import known_rate, peak_share
 from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep
 from stn_export.bench.method import METHOD, PROOF
 from stn_export.comparison import laws
@@ -35,15 +36,16 @@ UNITS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 CONTESTS = {
     "overhead": "What sampling costs: {label} against {baseline_label}",
     "eager": "Against eager PyTorch",
+    "pytorch": "Requests against {way}",
     "default": "Against the default export in a default session",
     "lowering": "Against the lowering that PyTorch's exporter gives by itself",
 }
-FLOORS_NOTE = (
-    "FLOPs are two a multiply-add of convolutions, matrix products and samplers. Bytes are weights, input and output "
-    "once each; behind the slash what every operator reads and writes, intermediate activations included. Launches are "
-    "eager PyTorch's operators that compute. A floor is the time for the FLOPs or for the bytes at the device's peak, "
-    "whichever is longer (data that stays in a cache can be faster than memory's); the last column is that floor as a "
-    "share of the measured time."
+PEAK_NOTE = (
+    "FLOPs are two a multiply-add of convolutions, matrix products and samplers, as the network states them; done are "
+    "those that the timed file really does, known of our own C only, whose convolutions need fewer multiplications. "
+    "Bytes are weights, input and output once each; behind the slash what every operator reads and writes, with all "
+    "activations between. Launches are eager PyTorch's operators that compute. The share of the peak is of the FLOPs "
+    "done, or, where these are not known and no more than the peak, of those stated."
 )
 
 
@@ -51,6 +53,13 @@ def seconds(value: float) -> str:
     """A time with three digits in a unit that suits it."""
     unit, scale = next((pair for pair in UNITS.items() if value * pair[1] >= 1), ("ns", 1e9))
     return f"{value * scale:.3g} {unit}"
+
+
+def seconds_span(low: float, high: float) -> str:
+    """An interval of times in one unit, whose ends read differently."""
+    unit, scale = next((pair for pair in UNITS.items() if low * pair[1] >= 1), ("ns", 1e9))
+    ends = span(low * scale, high * scale)
+    return ends if ends.startswith("±") else f"{ends} {unit}"
 
 
 def name_of(row: dict) -> str:
@@ -69,7 +78,8 @@ def contests(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
         found: dict[str, list[dict]] = {}
         for row in rows:
             if row.get("contest") == contest and "ratio" in row:
-                found.setdefault(title.format(**row), []).append(row)
+                way = baseline_words(row) if contest == "pytorch" else ""
+                found.setdefault(title.format(**row, way=way), []).append(row)
         yield from found.items()
 
 
@@ -82,12 +92,11 @@ def headlines(content: dict, rows: list[dict]) -> list[str]:
         if chosen is None:
             lines.append(f"- On {device} nothing is named the fastest: no row of one example was proved equal.")
             continue
-        single, many = (choice.row for choice in chosen)
-        span = f"({seconds(single['p50_low'])} to {seconds(single['p50_high'])})"
-        rate = f"{many['examples_per_second']:,.0f} examples/s at batch {many['batch']}"
-        latency = f"{seconds(single['p50'])} {span}{marks.of(single)}"
-        lines.append(f"- For latency: {name_of(single)}, {latency} for one example.")
-        lines.append(f"- For throughput: {name_of(many)}, {rate}{marks.of(many)}.")
+        single, many = (headline(rows, choice.row) for choice in chosen)
+        latency = f"{seconds(single['p50'])} ({seconds_span(single['p50_low'], single['p50_high'])}){marks.of(single)}"
+        rate = f"{many['examples_per_second']:,.0f} examples/s{marks.of(many)} at batch {many['batch']}"
+        lines.append(f"- For latency: {name_of(single)}, {latency} for one example{included(single)}.")
+        lines.append(f"- For throughput: {name_of(many)}, {rate}{included(many)}.")
     return [*lines, ""]
 
 
@@ -119,40 +128,49 @@ def contest_line(row: dict, rows: list[dict], marks: Marks) -> tuple[str, ...]:
     )
 
 
-def floor_table(content: dict, rows: list[dict]) -> list[str]:
-    """Work and floors beside the fastest proved time of every network at every batch that was timed."""
+def peak_table(content: dict, rows: list[dict]) -> list[str]:
+    """Write the work and the share of the peak beside the fastest proved time of every network and batch."""
     if not content.get("peak"):
-        return ["Peak rates of this device are not known, so there are no floors.", ""]
+        return ["Peak rates of this device are not known, so there is no share of them.", ""]
     groups: dict[tuple[str, int], list[dict]] = {}
     for row in sorted(proved_steps(content, rows), key=lambda row: row["role"] != SUBJECT):
         groups.setdefault((row["network"], row["batch"]), []).append(row)
     marks = Marks(rows)
     lines = [
-        floor_line(content["work"][network][str(batch)], content["peak"], choose(timed, {}).fastest, marks)
+        peak_line(content["work"][network][str(batch)], content["peak"], choose(timed, {}).fastest, marks)
         for (network, batch), timed in groups.items()
     ]
-    columns = "network", "batch", "FLOPs", "bytes", "launches", "arithmetic", "memory", "fastest", "by", "floor share"
-    rate, memory = content["peak"]["flops"]["fp32"], content["peak"]["bytes"]
-    peak = f"Peak: {rate / 1e9:,.0f} GFLOP/s in float32, {memory / 1e9:,.1f} GB/s ({content['peak']['source']})."
-    return ["### Floors", "", *cli.markdown_table(columns, lines), f"{peak} {FLOORS_NOTE}", ""]
+    columns = "network", "batch", "FLOPs", "done", "bytes", "launches", "fastest", "by", "GFLOP/s", "share of the peak"
+    return ["### Share of the peak", "", *cli.markdown_table(columns, lines), f"{peak_words(content)} {PEAK_NOTE}", ""]
 
 
-def floor_line(work: dict, peak: dict, best: dict, marks: Marks) -> tuple[str, ...]:
+def peak_words(content: Mapping) -> str:
+    """State the device's peak rates and where they are from; by vector width where each was measured."""
+    peak = content["peak"]
+    rate, memory = known_rate(peak, "fp32"), f"{peak['bytes'] / 1e9:,.1f} GB/s"
+    if rate is None:
+        return f"Peak: {memory}, of the arithmetic unknown ({peak['source']}; no loop of fused multiply-adds was run)."
+    by_width = ", ".join(f"{each / 1e9:,.0f} at {width} bits" for width, each in peak.get("widths", {}).items())
+    said = f"{rate / 1e9:,.0f} GFLOP/s in float32" + (f" ({by_width})" if by_width else "")
+    return f"Peak: {said}, {memory} ({peak['source']})."
+
+
+def peak_line(work: dict, peak: dict, best: dict, marks: Marks) -> tuple[str, ...]:
     """Write one network at one batch size."""
-    precision = "tf32" if best.get("tf32") and best["precision"] == "fp32" else best["precision"]
-    found = floors(work, peak, precision)
-    floor = max(found["arithmetic"], found["memory"])
+    found = peak_share(work, peak, best)
+    nominal = " of those stated" if found.done is None else ""
+    unknown = "unknown" if known_rate(peak, "fp32") is None else cli.NONE
     return (
         best["label"],
         str(best["batch"]),
         f"{work['flops'] / 1e6:,.1f} M",
+        cli.NONE if found.done is None else f"{found.done / 1e6:,.1f} M",
         f"{work['bytes_fused'] / 2**20:,.2f} / {work['bytes_unfused'] / 2**20:,.2f} MiB",
         str(work["launches"]),
-        seconds(found["arithmetic"]),
-        f"{seconds(found['memory'])} / {seconds(found['memory, unfused'])}",
         seconds(best["p50"]) + marks.of(best),
         name_of(best),
-        f"{floor / best['p50']:.2%}{marks.of(best)}",
+        f"{found.rate / 1e9:,.1f}{marks.of(best)}",
+        unknown if found.share is None else f"{found.share:.1%}{nominal}{marks.of(best)}",
     )
 
 
@@ -193,7 +211,7 @@ def document(directory: Path) -> str:
         laws.require(content, path)
         rows = [row["extra_info"] for row in content["benchmarks"]]
         lines += [f"## {path.stem}", "", machine_line(content), "", *headlines(content, rows)]
-        lines += contest_tables(rows) + floor_table(content, rows)
+        lines += contest_tables(rows) + peak_table(content, rows)
     for path in [path for path in kept if path.name.startswith(PROOF_PREFIX)]:
         lines += [f"## Why one may believe it: {path.stem}", "", *proof_lines(read_json(path, PROOF_SCHEMA))]
     return "\n".join(lines).rstrip() + "\n"

@@ -175,7 +175,8 @@ def _side(target: Target | None) -> tuple[str, ...]:
     if target is None:
         return ()
     examples = target.network.facts.examples
-    return str(target), target.artifact.sha256, examples["sha256"] if examples else ""
+    fed = ("by the host",) if target.host else ()
+    return str(target), target.artifact.sha256, examples["sha256"] if examples else "", *fed
 
 
 def _content(path: Path) -> dict:

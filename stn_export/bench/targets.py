@@ -14,6 +14,7 @@ from stn_export.artifacts.current import Current
 from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
 from stn_export.artifacts.schemas import read_verified
+from stn_export.bench.clocks import on_threads
 from stn_export.bench.grids import LOWERINGS
 from stn_export.bench.memory import Memory, cache_bytes
 from stn_export.comparison.fastest import Proved, proved_by
@@ -98,8 +99,9 @@ class Target:
     """One artifact and the runner it is timed with, and how.
 
     ``regime`` is the row's: in a ``request`` inputs come from the host and results go back there, else they stay in
-    place; in a contest ``host`` says the same. ``cold`` inputs are so many buffers of different examples that they
-    leave the cache, used in turn. ``found`` is what came to light as it was loaded.
+    place; in a contest ``host`` says the same. ``threads`` are PyTorch's, None for the session's. ``cold`` inputs are
+    so many buffers of different examples that they leave the cache, used in turn. ``found`` is what came to light as
+    it was loaded.
     """
 
     network: Network
@@ -109,6 +111,7 @@ class Target:
     regime: str = "contest"
     cold: bool = False
     host: bool = False
+    threads: int | None = None
     found: dict = field(default_factory=dict, compare=False, init=False)
 
     @property
@@ -138,9 +141,17 @@ class Target:
         return self.runner.name, self.artifact.precision, self.input, self.artifact.lowering == DEFAULT_EXPORT
 
     def __str__(self) -> str:
-        return f"{self.network.name}-{self.backend}"
+        threads = "" if self.threads is None else f"-{self.threads}-threads"
+        return f"{self.network.name}-{self.backend}{threads}"
 
     def step(self, batch: int) -> Step:
+        """The artifact loaded, fed, checked and run once, on the target's own number of threads where it has one."""
+        if self.threads is None:
+            return self._step(batch)
+        torch.set_num_threads(self.threads)
+        return on_threads(self._step(batch), self.threads)
+
+    def _step(self, batch: int) -> Step:
         """The artifact loaded and fed with so many examples as its contract asks, checked, and run once.
 
         What the step computes is compared with what ``infer`` gives, and that with eager PyTorch at this very batch
@@ -267,7 +278,7 @@ def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator
         if not unproved(artifact, runner)
     ]
     if not targets:
-        raise UserError(f"nothing can run on {device} here", "python -m stn_export.verify lists the reasons")
+        raise UserError(f"nothing can run on {device} here", "stn-export verify lists the reasons")
     return targets
 
 

@@ -106,7 +106,8 @@ class Parser(argparse.ArgumentParser):
 
 def stage(module: str, description: str) -> Parser:
     """The parser of ``python -m stn_export.<module>``, with what all of them take."""
-    parser = Parser(f"python -m stn_export.{module}", description=description, formatter_class=_Help)
+    command = f"python -m stn_export.{module}" if "." in module else f"stn-export {module}"
+    parser = Parser(command, description=description, formatter_class=_Help)
     parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="of what is printed")
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
     parser.add_argument("--brief", action="store_true", help="print the closing card only")

@@ -3,21 +3,19 @@
 Rows are the ``extra_info`` of pytest-benchmark's file.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from stn_export.comparison.fastest import STEPS, steps
+from stn_export.comparison.moments import drift
 
 DISTURBED, CONTRADICTED = "†", "‡"
 LEGEND = {
     DISTURBED: "taken while other work disturbed the machine",
     CONTRADICTED: "paired comparison and separate timings disagree by more than their intervals allow",
 }
-RUN_SPREAD = 0.04  # standard deviation of one file's median between two moments of a machine, as a share
-DRIFT = math.exp(1.96 * math.sqrt(2) * RUN_SPREAD)  # 95 % of ratios of two such medians stay within this factor
 
 
 class Ratio(NamedTuple):
@@ -44,7 +42,7 @@ class Contradiction:
 
 def disagree(paired: Ratio, separate: Ratio) -> bool:
     """Say whether the intervals lie further apart than the drift between two moments of a machine explains."""
-    return paired.low > DRIFT * separate.high or separate.low > DRIFT * paired.high
+    return paired.low > drift() * separate.high or separate.low > drift() * paired.high
 
 
 def was_disturbed(row: Mapping) -> bool:
@@ -83,12 +81,12 @@ class Marks:
     def contradiction(self, contest: Mapping) -> Contradiction | None:
         """Return how a paired comparison contradicts the separate timings of its two files, if it does.
 
-        Only timings of the same kind are compared: inputs in the cache, read from the same clock.
+        Only timings of the same kind are compared: inputs in place and in the cache, read from the same clock.
         """
         ours, baseline = map(self._timed.get, _sides(contest))
         if ours is None or baseline is None or "ratio" not in contest:
             return None
-        if len({row.get("clock") for row in (contest, ours, baseline)}) > 1:
+        if contest.get("by_host") or len({row.get("clock") for row in (contest, ours, baseline)}) > 1:
             return None
         paired, separate = paired_ratio(contest), separate_ratio(ours, baseline)
         if not disagree(paired, separate):

@@ -5,8 +5,10 @@ Rows are the ``extra_info`` of pytest-benchmark's file.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import comb
 
-APART = 0.05  # rows are timed one after the other: medians closer than this are one, whatever their intervals
+from stn_export.comparison.moments import drift
+
 PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the one that most programs read first; all others last
 REFUSING = ("refused", "runs, WRONG")  # verdicts of portability
 STEPS = ("device", "offline")  # regimes of a bound step
@@ -65,7 +67,8 @@ class Choice:
 def choose(rows: Rows, portability: Portability) -> Choice:
     """The row with the least time an example; among those that cannot be told from it, the most portable file."""
     fastest = min(rows, key=lambda row: per_example(row, "p50"))
-    tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row))
+    pairs = max(1, comb(len(rows), 2))  # each of them could have come out as the fastest
+    tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row, pairs))
     chosen = min((fastest, *tied), key=lambda row: _portable(row, portability))
     return Choice(chosen, fastest, tied, len(rows) == 1)
 
@@ -80,10 +83,13 @@ def choices(rows: Rows, portability: Portability) -> tuple[Choice, Choice] | Non
     return (choose(single, portability), choose(_best_batches(rows), portability)) if single else None
 
 
-def told_apart(fast: dict, slow: dict) -> bool:
-    """Whether two medians differ by more than ``APART`` and their 95 % intervals do not meet."""
-    beyond = per_example(slow, "p50") > (1 + APART) * per_example(fast, "p50")
-    return beyond and per_example(slow, "p50_low") > per_example(fast, "p50_high")
+def told_apart(fast: dict, slow: dict, pairs: int = 1) -> bool:
+    """Say whether one row is measurably faster than another, of ``pairs`` that are looked at together.
+
+    Rows are timed one after the other: their intervals must lie further apart than the drift between moments of a
+    machine explains.
+    """
+    return per_example(slow, "p50_low") > drift(pairs) * per_example(fast, "p50_high")
 
 
 def per_example(row: dict, name: str) -> float:

@@ -1,4 +1,4 @@
-"""Write the export matrix of a run's networks: ``python -m stn_export.export``; ``--list`` shows it.
+"""Write the export matrix of a run's networks: ``stn-export export``; ``--list`` shows it.
 
 Everything is made from the captured program: ONNX by the dynamo exporter, TorchScript by compiling its graph. What a
 file was made from stands in the manifest and inside the file; a row that a network cannot have is refused, with why.
@@ -148,12 +148,12 @@ def _check(outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequenc
     """Say which of the rows asked for by name were not written; refuse what leaves nothing to go on with."""
     if not any(outcomes):
         asked = ", ".join([*rows, *destinations])
-        raise UserError(f"no network of this run takes {asked}", "python -m stn_export.export --list")
+        raise UserError(f"no network of this run takes {asked}", "stn-export export --list")
     found = [row for outcome in outcomes for row in outcome.items()]
     refused = [(name, why) for name, why in found if isinstance(why, str)]
     if len(refused) == len(found):
         name, why = refused[0]
-        raise UserError(f"{name} cannot be written: {why}", "python -m stn_export.export --list")
+        raise UserError(f"{name} cannot be written: {why}", "stn-export export --list")
     if rows or destinations:
         for name, why in dict(refused).items():
             cli.say(f"{name} cannot be written: {why}; the others are")

@@ -47,13 +47,17 @@ class Layer(make_dataclass("Sizes", [(name, int) for name in SIZES])):
 
 
 class Way(NamedTuple):
-    """One of the ways: vector operations, its function, rows of a strip, floats of scratch and the weights by part."""
+    """One of the ways: vector operations, its function, rows of a strip, floats of scratch and the weights by part.
+
+    ``per_row`` is how many multiply-adds a row of one output channel takes for each input channel and kernel row.
+    """
 
     cost: int
     function: str
     strip: int
     room: int
     parts: dict[str, Tensor]
+    per_row: int
 
 
 def convolution(w: Writer, node: Node) -> None:
@@ -73,7 +77,9 @@ def convolution(w: Writer, node: Node) -> None:
     w.absorbed |= {each for each in (norm, pool if pooled else None) if each is not None}
     sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
     layer = Layer(*sizes, int(pooled), _block(len(weight) // args.groups), 0)
-    way = min(each for each in (_plain(layer, weight), _fast(layer, weight)) if each is not None)
+    way = min((each for each in (_plain(layer, weight), _fast(layer, weight)) if each), key=lambda each: each.cost)
+    products = x.shape[0] * layer.out_height * len(weight) * weight.shape[1] * weight.shape[2] * way.per_row
+    w.multiply_adds_saved += math.prod(w.example.shapes[node]) * weight[0].numel() - products
     layer.strip = way.strip
     out, function = w.new(last), _function(w, node, layer, way, bias, (low, high))
     strides = [contiguous(each.shape)[:1] for each in (x, out)]
@@ -120,9 +126,9 @@ def _plain(layer: Layer, weight: Tensor) -> Way:
     columns = planes * (read if shared else layer.strip) * layer.out_width
     room = _room(layer.channels * read * width) + _room(columns) + (layer.out_channels + layer.block) * _room(positions)
     part = weight.transpose(2, 3) if shared else weight.flatten(2).unsqueeze(3)
-    return Way(
-        strips * layer.cost(positions, layer.kernel_width), "plain_convolution", layer.strip, room, {"all": part}
-    )
+    cost = strips * layer.cost(positions, layer.kernel_width)
+    per_row = layer.out_width * layer.kernel_width
+    return Way(cost, "plain_convolution", layer.strip, room, {"all": part}, per_row)
 
 
 def _fast(layer: Layer, weight: Tensor) -> Way | None:
@@ -139,7 +145,9 @@ def _fast(layer: Layer, weight: Tensor) -> Way | None:
     even, odd = weight[..., ::2], weight[..., 1::2]
     both = torch.cat([odd, torch.zeros_like(even)], 3)[..., :longer] + even
     parts = {name: part.transpose(2, 3) for name, part in (("even", even), ("odd", odd), ("both", both))}
-    return Way(cost, "fast_convolution", layer.strip, room + _room(lines * longer * (half + 1)), parts)
+    room += _room(lines * longer * (half + 1))
+    per_row = (half + 1) * longer + half * shorter + half * longer
+    return Way(cost, "fast_convolution", layer.strip, room, parts, per_row)
 
 
 def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bounds: tuple[float, float]) -> str:

@@ -72,6 +72,21 @@ def write_source(program: Program, name: str, target: str = HERE, said: str = ""
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise UserError(f"{name!r} is no name in C", "use letters, digits and underscores")
     require_choice("target", target, tuple(TARGETS))
+    w, arrays = _written(program)
+    return _assembled(name, w, arrays, {"target": target, "flags": " ".join(flags_of(target)), "said": said})
+
+
+def multiply_adds_saved(program: Program) -> int:
+    """Count the multiply-adds of one example that the written C does without, of those that the network states.
+
+    Raises:
+        UserError: where the network cannot be written as C.
+    """
+    return _written(program)[0].multiply_adds_saved
+
+
+def _written(program: Program) -> "tuple[Writer, list[_Array]]":
+    """Write every operator of a program down, and list its inputs and outputs."""
     contract, w = program.contract, Writer(one_example(program))
     nodes, result = w.example.nodes[:-1], w.example.nodes[-1]
     placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -80,7 +95,7 @@ def write_source(program: Program, name: str, target: str = HERE, said: str = ""
         if node.op == "call_function" and node in w.example.shapes and node not in w.example.constants:
             _operate(w, node)
     arrays += [_give(w, w.value(node), spec) for node, spec in zip(result.args[0], contract.outputs, strict=True)]
-    return _assembled(name, w, arrays, {"target": target, "flags": " ".join(flags_of(target)), "said": said})
+    return w, arrays
 
 
 def _operate(w: Writer, node: Node) -> None:

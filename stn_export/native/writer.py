@@ -59,6 +59,7 @@ class Writer:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     functions: dict[str, str] = field(default_factory=dict)
     absorbed: set[Node] = field(default_factory=set)
+    multiply_adds_saved: int = 0  # of those that the network's convolutions state, for one example
 
     def value(self, node: Node) -> Value:
         """The tensor that a node gives; a constant is written down at its first use."""

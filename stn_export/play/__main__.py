@@ -1,6 +1,6 @@
 """The stage ``play``: a static page that runs a run's ONNX files in the browser while a picture is turned by hand.
 
-python -m stn_export.play --run artifacts/digits
+stn-export play --run artifacts/digits
 
 The page and all that it loads lie in one folder, which works on any static host. ONNX Runtime for the browser is
 fetched with npm, once.

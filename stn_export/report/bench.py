@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from stn_export.answer.card import Answer
-from stn_export.answer.choice import is_baseline
+from stn_export.answer.choice import baseline_words, is_baseline
 from stn_export.answer.held import Held
 from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory
 from stn_export.comparison.disturbance import Marks
@@ -20,7 +20,12 @@ from stn_export.report.charts_bench import short_name
 from stn_export.report.content import Report
 
 SINGLE = (*STEPS, "request", "start-up")  # what the table of one example shows
-AGAINST = {"eager": "eager", "default": "default export", "lowering": "exporter's lowering"}  # by contest
+AGAINST = {  # by contest
+    "eager": "eager",
+    "default": "default export",
+    "lowering": "exporter's lowering",
+    "pytorch": "request",
+}
 
 
 def add_benchmarks(report: Report, content: Held) -> None:
@@ -68,7 +73,8 @@ def _batch(row: Mapping) -> str:
 
 
 def _against(row: Mapping) -> str:
-    return f"{AGAINST[row['contest']]}, {_batch(row)}"
+    way = f", {baseline_words(row)}" if row["contest"] == "pytorch" else ""
+    return f"{AGAINST[row['contest']]}{way}, {_batch(row)}"
 
 
 def _timing(row: Mapping) -> str:

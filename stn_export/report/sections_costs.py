@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from stn_export.answer.card import overhead_text, rate, seconds_of, speedup_text
-from stn_export.answer.choice import eager_contest, others
+from stn_export.answer.card import overhead_text, rate, seconds_of, speedup_text, speedup_words
+from stn_export.answer.choice import headline, others
 from stn_export.comparison.disturbance import LEGEND, Marks, legend
 from stn_export.comparison.words import row_name, significant, span
 from stn_export.report.charts import DEVICES
@@ -35,7 +35,7 @@ def deploys(report: Report) -> Iterable[Block]:
             "deploy",
             "batch",
             "performance",
-            "speed-up over eager PyTorch",
+            "speed-up over",
             "not measurably faster than",
         )
         yield Table(
@@ -50,9 +50,10 @@ def deploys(report: Report) -> Iterable[Block]:
 
 
 def _offer(report: Report, device: str, purpose: str, row: Mapping) -> list[str]:
-    eager = eager_contest([each for each in report.timings if each["device"] == device], row)
-    does = (seconds_of if purpose == "latency" else rate)(row, report.marks.of(row))
-    return [f"{row['batch']:,}", does, speedup_text(eager, report.marks.of(eager)) if eager else NONE]
+    rows = [each for each in report.timings if each["device"] == device]
+    shown = headline(rows, row)
+    does = (seconds_of if purpose == "latency" else rate)(shown, report.marks.of(shown))
+    return [f"{row['batch']:,}", does, speedup_words(rows, shown, report.marks).removeprefix("speed-up over ") or NONE]
 
 
 def costs(report: Report) -> Iterable[Block]:
@@ -141,19 +142,19 @@ def single_table(report: Report) -> Table:
                 ends,
             ]
             + [milliseconds(each) for each in (row.get("p90"), row.get("p99"))]
-            + [milliseconds(each.get("p50")) + report.marks.of(each) for each in (cold, request)]
+            + [ranged(each) + report.marks.of(each) for each in (cold, request)]
             + [milliseconds(start.get(each)) for each in ("load_seconds", "first_seconds")]
             + [
                 size(sized.get("file_bytes"), 2**10),
-                size(sized.get("host_bytes"), 2**20),
+                size(start.get("host_bytes"), 2**20),  # of a fresh process: what was freed before shows in no other row
                 size(sized.get("device_bytes"), 2**20),
             ]
         )
     shown = [index for index in range(len(columns)) if index < 2 or any(row[index] != NONE for row in rows)]
     note = (
         "One example, its inputs in place, in milliseconds; cold: out of the cache; request: host array in, host array "
-        f"out; load and first answer: a fresh process. p99 only from 662 samples on. {MARKS} Host and GPU: peak growth "
-        "in memory."
+        f"out; load and first answer: a fresh process. p99 only from 662 samples on. {MARKS} Host: peak growth of a "
+        "fresh process's memory while it loads and answers once; GPU: that of the row."
     )
     return Table(
         "One example, and getting ready for it",
@@ -166,6 +167,13 @@ def single_table(report: Report) -> Table:
 def milliseconds(seconds: float | None) -> str:
     """Three figures of a time in ms, or a dash."""
     return NONE if seconds is None else significant(1e3 * seconds)
+
+
+def ranged(row: Mapping) -> str:
+    """Three figures of a row's median in ms and its 95 % interval, or a dash."""
+    if "p50" not in row:
+        return NONE
+    return f"{milliseconds(row['p50'])} ({span(1e3 * row['p50_low'], 1e3 * row['p50_high'])})"
 
 
 def size(count: int | None, unit: int) -> str:

@@ -154,6 +154,7 @@ class Compiled(OfProgram):
         super().load(path)
         use_own_compile_cache()
         torch._inductor.config.compile_threads = 1  # no idle workers beside what is timed
+        torch._inductor.config.cpp.threads = torch.get_num_threads()  # what was compiled for fewer is another program
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA_HOME without a GPU is no news
         self.module = torch.compile(own_code(self.module), **self.SETTINGS)
         self.options |= self.SETTINGS

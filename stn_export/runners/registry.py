@@ -67,7 +67,7 @@ def _no_tensorrt() -> str:
 
 def _no_openvino() -> str:
     installed = find_spec("openvino") or not why_not(by_name("openvino"))
-    return "" if installed else "openvino is not installed (pip install 'stn-export[openvino]')"
+    return "" if installed else "openvino is not installed (pip install '.[openvino]')"
 
 
 def _openvino(path: Path, device: str, contract: Contract, tf32: bool) -> Runner:

@@ -4,10 +4,10 @@ An epoch is timed whole: from the order of its images to the accuracy on the tes
 loops take turns in one process, A B A B ..., after an epoch of each that does not count.
 """
 
+import math
 import signal
-import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,17 +61,20 @@ def race(benchmark: BenchmarkFixture, ours: Epoch, baseline: Epoch, pairs: int) 
     """Time an epoch of either in turn, ``baseline`` first; ``ours`` is the benchmark's own row.
 
     Returns:
-        every epoch's seconds, the median of the pairs' ratios baseline / ours and its interval.
+        every epoch's seconds, the pairs' ratio baseline / ours and its interval.
     """
     ours()
     baseline()
     theirs: list[float] = []
     benchmark.pedantic(ours, setup=lambda: theirs.append(timed(Step(baseline))), rounds=pairs)
     seconds = list(benchmark.stats.stats.data)
-    ratios = np.divide(theirs, seconds)
-    low, high = ratio_interval(ratios, np.zeros(len(ratios)))  # of one load
-    figures = {"seconds": seconds, "baseline_seconds": theirs}
-    return figures | {"ratio": statistics.median(ratios.tolist()), "ratio_low": low, "ratio_high": high}
+    return {"seconds": seconds, "baseline_seconds": theirs} | pairs_ratio(seconds, theirs)
+
+
+def pairs_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) -> dict[str, float]:
+    """Return the ratio baseline / ours of epochs that took turns, and its 95 % interval, of which it is the middle."""
+    low, high = ratio_interval(np.divide(baseline_seconds, seconds), np.zeros(len(seconds)))  # of one load
+    return {"ratio": math.sqrt(low * high), "ratio_low": low, "ratio_high": high}
 
 
 class StartUp:

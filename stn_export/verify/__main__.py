@@ -1,4 +1,4 @@
-"""Prove every artifact equal to PyTorch: ``python -m stn_export.verify --run artifacts/<run>``.
+"""Prove every artifact equal to PyTorch: ``stn-export verify --run artifacts/<run>``.
 
 Two files, or a run and ``--against`` another, are compared with each other instead; see ``versus``.
 
@@ -163,7 +163,7 @@ def planned(run: Path, only: Sequence[str]) -> list[Verified]:
         jobs = jobs_of(artifacts, only)
         found.append(Verified(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
     if only and not any(network.jobs for network in found):
-        raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "python -m stn_export.export --list")
+        raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "stn-export export --list")
     return found
 
 

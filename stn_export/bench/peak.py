@@ -1,0 +1,105 @@
+"""The processor's peak rates: fused multiply-adds at each vector width, compiled here, and a large copy."""
+
+import ctypes
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import torch
+
+from stn_export.artifacts.environment import instruction_sets
+from stn_export.bench.method import PROBE
+from stn_export.cli import children
+from stn_export.limits import LIMITS
+from stn_export.native.build import HERE, compiler, flags_of
+
+SOURCE = Path(__file__).with_name("peak.c")
+WIDTHS = {128: (), 256: ("AVX2", "FMA"), 512: ("AVX-512",)}  # bits, and the instruction sets that have such vectors
+FLOAT_BITS = 32
+
+
+def widths_here() -> list[int]:
+    """List the vector widths of this processor, in bits."""
+    known = set(instruction_sets())
+    return [width for width, needed in WIDTHS.items() if known.issuperset(needed)]
+
+
+def measured_peak(threads: int) -> dict:
+    """Measure this processor's rates on so many threads.
+
+    Returns:
+        ``flops``: float32's by precision, the fastest width's; empty where nothing can be compiled. ``widths``: FLOP/s
+        by vector width in bits. ``bytes``: bytes per second that a large copy reads and writes. ``source``: in words.
+    """
+    widths = {str(width): rate for width in widths_here() if (rate := flop_rate(width, threads)) is not None}
+    bits = ", ".join(widths)
+    loop = f"a loop of float32 fused multiply-adds at {bits} bits" if widths else "no C compiler for the arithmetic"
+    return {
+        "flops": {"fp32": max(widths.values())} if widths else {},
+        "widths": widths,
+        "bytes": copy_rate(),
+        "source": f"measured: {loop}; copy of {PROBE.copy_bytes >> 20} MiB; {threads} thread{'s' * (threads != 1)}",
+    }
+
+
+def flop_rate(width: int, threads: int) -> float | None:
+    """Return the most FLOP/s of all threads together over several tries; None where it cannot be compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / f"peak{width}.so"
+        if not compiled(width, library):
+            return None
+        run, chains = functions(library)
+        flops = 2 * PROBE.rounds * chains * width // FLOAT_BITS
+        return max(flops * sum(1 / seconds for seconds in at_once(run, threads)) for _ in range(PROBE.tries))
+
+
+def compiled(width: int, library: Path) -> bool:
+    """Compile the loop for a vector width with the system's compiler, for this very processor."""
+    if not compiler():
+        return False
+    flags = [*flags_of(HERE), f"-DBYTES={width // 8}", "-shared", "-fPIC"]
+    command = [*compiler(), *flags, str(SOURCE), "-o", str(library)]
+    try:
+        return children.run(command, timeout=LIMITS["compiling"].value, stdin=subprocess.DEVNULL).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def functions(library: Path) -> tuple[Callable[[int], float], int]:
+    """Load the compiled loop: processor seconds of so many rounds, and how many vectors a round has."""
+    loaded = ctypes.CDLL(str(library))
+    loaded.run.argtypes, loaded.run.restype = [ctypes.c_long], ctypes.c_double
+    return loaded.run, int(loaded.chains())
+
+
+def at_once(run: Callable[[int], float], threads: int) -> list[float]:
+    """Run the loop on so many threads at the same time; the processor seconds of each."""
+    ready = Barrier(threads)
+
+    def one(_: int) -> float:
+        ready.wait()
+        return float(run(PROBE.rounds))
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, range(threads)))
+
+
+def copy_rate() -> float:
+    """Return the bytes per second that a large copy by PyTorch, on its present number of threads, reads and writes."""
+    source = torch.rand(PROBE.copy_bytes // 4)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / cpu_seconds(lambda: target.copy_(source))
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """Return the shortest of ``PROBE.tries`` calls in processor time per thread: others on the machine take no part."""
+    seconds = []
+    for _ in range(PROBE.tries):
+        started = time.process_time()
+        call()
+        seconds.append((time.process_time() - started) / torch.get_num_threads())
+    return min(seconds)
