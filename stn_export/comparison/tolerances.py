@@ -134,8 +134,10 @@ FP32 = Tolerance(
     accuracy_loss=0.001,
     reason="a few float32 roundings, 1.2e-7 each: the log-probabilities of trained digits reach -59, where 3.5e-7 "
     "of that is 2e-5; in a resized image of 32 pixels places lose 4 roundings, 8e-6 of a pixel, on each of two "
-    "axes, and neighbours lie up to twice the largest value apart; whole numbers are exact where eager's are",
+    "axes, and neighbours lie up to twice the largest value apart; whole numbers are exact where eager's are; where a "
+    "grid comes out of many layers (deformable attention) ONNX Runtime was found 2.2 times as far off as eager",
     strays=2e-3,
+    own=4.0,
     count=WHOLE,
 )
 
