@@ -436,7 +436,7 @@ def test_recipes_follow_the_data_set():
         (["--recipe", "magic"], "unknown recipe 'magic'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--epochs", "0"], "EPOCHS=0 trains nothing"),
-        (["--epochs", "many"], "argument --epochs: invalid"),
+        (["--epochs", "many"], "argument --epochs: 'many' is no whole number"),
         (["--nonsense"], "unrecognized arguments"),
         (["--models", "resnet"], "unknown model 'resnet'"),
         (["--seeds", "0"], "argument --seeds: 0 is less than 1"),

@@ -49,6 +49,7 @@ POINTS_FILE = "points.pt"
 BENCH_FILE = "bench.json"
 MODEL_CARD = "MODEL_CARD.md"
 REPOSITORY_FILE = "repository.json"
+PLACES_OF_EXAMPLES = (".", "..", "../..")  # seen from a manifest; the last of a seed beneath the run of the first one
 
 MANIFEST_SCHEMA = "stn_export/manifest/2"
 VERIFY_SCHEMA = "stn_export/verify/2"
@@ -169,7 +170,7 @@ class NetworkDirectory:
             for site in read.facts.sites:
                 checked(path, site, Site)
             examples = Path(read.facts.examples["file"])
-            if examples.name.startswith(".") or str(examples.parent) not in (".", ".."):
+            if examples.name.startswith(".") or str(examples.parent) not in PLACES_OF_EXAMPLES:
                 raise UserError(f"{path} is damaged: {str(examples)!r} is no name of examples in the run", AGAIN)
         for artifact in read.artifacts.values():
             if unsafe := [file for file in artifact.files if Path(file).name != file or file.startswith(".")]:
