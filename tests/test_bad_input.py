@@ -87,7 +87,6 @@ TRAIN = [
     ("train", ["--epochs", "9" * 5000], "is no whole number"),
     ("train", ["--precision", "tf32", "--device", "cpu"], "a CPU has none"),
     ("train", ["--precision", "fp8"], "unknown precision 'fp8'"),
-    ("train", ["--ddp"], "start it with torchrun"),
     ("train", ["--keep", "best"], "without held-out images"),
     ("train", ["--keep", "worst"], "unknown checkpoint"),
     ("train", ["--validation", "-1"], "-1 is less than 0"),

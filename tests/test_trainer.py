@@ -1,10 +1,6 @@
 """One training: what a step sees, learning rates, precision, splitting over ranks."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +14,6 @@ from stn_export.train.networks import build_model
 from stn_export.train.optimizers import learning_rate_share
 from stn_export.train.recipes import DATASETS, RECIPES
 from stn_export.train.trainer import Settings, Trainer, evaluate, loss_of, run_epoch, set_precision
-from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
 
@@ -164,10 +159,8 @@ def test_losses_are_the_likelihood_or_the_smoothed_cross_entropy():
     labels = torch.tensor([0, 1])
     plain = -torch.tensor([0.7, 0.3]).log()
     assert loss_of(scores, labels, 0.0).item() == pytest.approx(plain.mean().item())
-    assert loss_of(scores, labels, 0.0, "sum").item() == pytest.approx(plain.sum().item())
     smoothed = 0.7 * plain - 0.3 * scores.mean(1)
     assert loss_of(scores, labels, 0.3).item() == pytest.approx(smoothed.mean().item())
-    assert loss_of(scores, labels, 0.3, "none").tolist() == pytest.approx(smoothed.tolist())
 
 
 def test_accuracy_and_loss_by_hand(small: Dataset, monkeypatch: pytest.MonkeyPatch):
@@ -308,43 +301,6 @@ def test_ranks_share_a_grid_by_cost():
     assert sorted(shares[0] + shares[1]) == sorted(names)
     assert shares == [["stn 0", "matched 0"], ["cnn 0", "stn 1"]]
     assert World().share(names, cost) == names
-    assert World(1, 2, split=True).share(names, cost) == names
-
-
-@pytest.mark.slow
-def test_split_batches_give_the_whole_batchs_weights(tmp_path: Path, settings: Settings, small: Dataset):
-    """Two ranks, 7 batches of 100 and one of 40, no dropout: what one process gives, within float tolerance."""
-    recipe = replace(RECIPES["reference"], batch_size=100, dropout=0.0, label_smoothing=0.1)
-    settings = replace(settings, recipe=recipe)
-    torch.save({"settings": settings, "small": small}, tmp_path / "case.pt")
-    script = tmp_path / "split.py"
-    script.write_text(SPLIT, encoding="utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(torchrun, cwd=REPOSITORY, env=environment, check=True)
-    alone = Trainer(settings, small, CPU)
-    run_epoch([alone])
-    result = torch.load(tmp_path / "result.pt", weights_only=True)
-    torch.testing.assert_close(result["losses"], alone.losses, rtol=1e-4, atol=1e-5)
-    for name, weights in alone.model.state_dict().items():
-        torch.testing.assert_close(result["model"][name], weights, rtol=1e-3, atol=1e-4)
-
-
-SPLIT = """
-import sys
-from pathlib import Path
-import torch
-from stn_export.train.distributed import SplitTrainer, joined
-from stn_export.train.trainer import run_epoch
-
-folder = Path(sys.argv[0]).parent
-case = torch.load(folder / "case.pt", weights_only=False)
-with joined(torch.device("cpu"), split=True) as world:
-    trainer = SplitTrainer(case["settings"], case["small"], torch.device("cpu"), world)
-    run_epoch([trainer])
-    if world.rank == 0:
-        torch.save({"model": trainer.model.state_dict(), "losses": trainer.losses}, folder / "result.pt")
-"""
 
 
 @pytest.mark.cuda

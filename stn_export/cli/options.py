@@ -167,7 +167,6 @@ def train() -> Parser:
     parser.add_argument("--precision", default="fp32", help="one of: fp32, tf32, bf16")
     parser.add_argument("--validation", type=number("images"), default=0, help="training images to hold out")
     parser.add_argument("--keep", default="last", help="last, or best: the epoch that did best on the held-out images")
-    parser.add_argument("--ddp", action="store_true", help="under torchrun: split batches instead of the grid")
     parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Train a grid of models and seeds: ``python -m stn_export.train``.
 
 The first seed's models lie in the run directory itself, those of every further seed in a run of their own beneath it
-(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid, or with ``--ddp`` each model's batches:
+(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid:
 ``torchrun --nproc-per-node 2 -m -- stn_export.train --seeds 8`` (the ``--`` keeps torchrun from reading our options).
 """
 
@@ -28,7 +28,7 @@ from stn_export.train.captured import CapturedSteps
 from stn_export.train.cells import Cell, grid, refuse
 from stn_export.train.checkpoint import save_checkpoint
 from stn_export.train.data import Dataset, load_dataset
-from stn_export.train.distributed import ALONE, SplitTrainer, World, joined
+from stn_export.train.distributed import World, joined
 from stn_export.train.entering import CONTRACT, cost, enter_trained, take_over
 from stn_export.train.gain import Group, read_training
 from stn_export.train.interrupts import Interrupts
@@ -50,7 +50,6 @@ def train_cells(
     dataset: Dataset,
     device: torch.device,
     interrupts: Interrupts,
-    world: World = ALONE,
     board: Board | None = None,
 ) -> None:
     """Train every cell to its recipe's last epoch, going on where an earlier run stopped.
@@ -64,7 +63,7 @@ def train_cells(
     """
     settings = [cell.settings for cell in cells]
     weights = measured_weights(settings, dataset, device)
-    started = [(cell, start(cell, dataset, device, world)) for cell in cells]
+    started = [(cell, start(cell, dataset, device)) for cell in cells]
     plan = Plan([trainer for _, trainer in started], weights)
     with cli.progress("images", word="training", unit="images") as bar:
         task = bar.add_task("training", total=plan.total, completed=plan.complete)
@@ -77,22 +76,20 @@ def train_cells(
             bar.update(task, completed=plan.advance(model, images), description=model)
 
         for cohort in cohorts(started, device):
-            for _ in epochs(cohort, on_step, interrupts, world):
+            for _ in epochs(cohort, on_step, interrupts):
                 for cell, trainer in cohort:
                     cli.say(f"{epoch_line(trainer)}  {plan.eta()} left", target=bar.console)
-                    if board and world.writes:
+                    if board:
                         board.epoch(cell, trainer)
-            if world.writes:
-                for cell, trainer in cohort:
-                    write_checkpoint(cell, trainer, dataset.source)
-                enter_trained([cell for cell, _ in cohort], dataset)
-                write_trainings(cohort[0][0].run)
+            for cell, trainer in cohort:
+                write_checkpoint(cell, trainer, dataset.source)
+            enter_trained([cell for cell, _ in cohort], dataset)
+            write_trainings(cohort[0][0].run)
 
 
-def start(cell: Cell, dataset: Dataset, device: torch.device, world: World) -> Trainer:
+def start(cell: Cell, dataset: Dataset, device: torch.device) -> Trainer:
     """The cell's trainer, as an earlier run with the same settings left it."""
-    split = world.split
-    trainer = SplitTrainer(cell.settings, dataset, device, world) if split else Trainer(cell.settings, dataset, device)
+    trainer = Trainer(cell.settings, dataset, device)
     path = cell.directory.path / STATE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and _restored(trainer, path):
@@ -125,25 +122,20 @@ def cohorts(started: Sequence[Pair], device: torch.device) -> list[list[Pair]]:
     return [list(cohort) for _, cohort in groupby(sorted(started, key=place), key=place)]
 
 
-def epochs(
-    cohort: Sequence[Pair], on_step: Callable[[str, int], None], interrupts: Interrupts, world: World
-) -> Iterator[None]:
+def epochs(cohort: Sequence[Pair], on_step: Callable[[str, int], None], interrupts: Interrupts) -> Iterator[None]:
     """Train a cohort to the end, saving after every epoch and where the user stops it; yields after each epoch."""
     trainers = [trainer for _, trainer in cohort]
-    captures = trainers[0].device.type == "cuda" and not world.split
+    captures = trainers[0].device.type == "cuda"
     step_all = CapturedSteps(trainers) if captures and not trainers[0].done else advance
     model = trainers[0].settings.model
     with interrupts.deferred():
         while not trainers[0].done:
-            complete = run_epoch(
-                trainers, partial(on_step, model), lambda: world.agreed(interrupts.requested), step_all
-            )
-            if world.writes:
-                for cell, trainer in cohort:
-                    save(cell.directory.path, trainer)
+            complete = run_epoch(trainers, partial(on_step, model), lambda: interrupts.requested, step_all)
+            for cell, trainer in cohort:
+                save(cell.directory.path, trainer)
             if complete:
                 yield
-            if world.agreed(interrupts.requested):
+            if interrupts.requested:
                 raise KeyboardInterrupt(
                     f"while training {cohort[0][0]}: {_place(trainers[0])} is kept; run again to go on"
                 )
@@ -233,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = resolve_device(options.device)
     refuse(options, device)  # before the data set, which may take a while
     interrupts = Interrupts()
-    with interrupts.installed(), joined(device, options.ddp) as world:
+    with interrupts.installed(), joined(device) as world:
         dataset = load_dataset(options.dataset, options.data)
         cells = grid(options, dataset)
         with alone(cells[0].run, options.wait, make=True) if world.rank == 0 else nullcontext():
@@ -258,7 +250,7 @@ def _train(
         enter_trained([cell for cell in cells if cell not in todo], dataset)
     mine = world.share(todo, lambda cell: cost(cell.settings.model))
     try:
-        train_cells(mine, dataset.to(device), device, interrupts, world, board)
+        train_cells(mine, dataset.to(device), device, interrupts, board)
         world.wait()
     finally:  # a training that was stopped is said to be unfinished
         if world.rank == 0:

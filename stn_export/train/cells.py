@@ -1,6 +1,5 @@
 """The grid of trainings that a command line asks for: models by seeds."""
 
-import os
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,8 +69,6 @@ def refuse(options: Namespace, device: torch.device) -> None:
         raise UserError("tf32 is a GPU's way to multiply: a CPU has none", "use PRECISION=fp32 or bf16")
     if require_choice("checkpoint to keep", options.keep, KEEP) == "best" and not options.validation:
         raise UserError("the best epoch cannot be told without held-out images", "add --validation 5000")
-    if options.ddp and "TORCHELASTIC_RUN_ID" not in os.environ:
-        raise UserError("--ddp splits batches between processes, and there is one only", "start it with torchrun")
     if (run := run_of(options)).exists() and not run.is_dir():
         raise UserError(f"{run} is a file, no run directory", "name another with --run")
 

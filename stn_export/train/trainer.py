@@ -223,11 +223,11 @@ class Trainer:
         return True
 
 
-def loss_of(log_probs: Tensor, labels: Tensor, smoothing: float, reduction: str = "mean") -> Tensor:
+def loss_of(log_probs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """The negative log-likelihood of labels, or their cross-entropy where they are smoothed."""
     if not smoothing:
-        return F.nll_loss(log_probs, labels, reduction=reduction)
-    return F.cross_entropy(log_probs, labels, label_smoothing=smoothing, reduction=reduction)  # of itself normalised
+        return F.nll_loss(log_probs, labels)
+    return F.cross_entropy(log_probs, labels, label_smoothing=smoothing)  # of itself normalised
 
 
 def advance(trainers: Sequence[Trainer]) -> None:
