@@ -28,6 +28,7 @@ BOOTSTRAP ?= python3
 PYTHON ?= $(VENV)/bin/python
 READY := $(if $(VENV),$(VENV)/.ready)
 STAGE := $(PYTHON) -m stn_export
+TOOL := $(PYTHON) -m benchmarks.tools
 TRAINING = --data "$$DATA" --epochs "$$EPOCHS" --seed "$$SEED" --device "$$DEVICE" \
 	$(if $(PRECISION),--precision "$$PRECISION")
 GAIN := artifacts/gain
@@ -81,21 +82,21 @@ bench: $(READY) ## time every file on every backend
 	@$(STAGE).bench --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" --budget "$$BUDGET" $(if $(V),--verbose)
 
 bench-proof: $(READY) ## the benchmarks' own trial: artifacts against themselves, and against themselves slowed down
-	@$(STAGE).bench.proof --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" --out "$$OUT"
+	@$(TOOL).proof --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" --out "$$OUT"
 
 bench-calibration: $(READY) ## how often the intervals hold the truth, into docs/method.md
-	@$(PYTHON) -m stn_export.bench.calibration
+	@$(TOOL).calibration
 
 bench-compare: $(READY) ## compare NEW with BASE=file.json, fail on a regression
 	@$(STAGE).bench.compare "$$BASE" "$$NEW" $(if $(ACROSS),--across-machines)
 
 bench-keep: $(READY) ## keep this run's timings in OUT, small, and write RESULTS.md
-	@$(STAGE).bench.results --keep "$$RUN/bench.json" --kept "$$OUT"
+	@$(TOOL).results_page --keep "$$RUN/bench.json" --kept "$$OUT"
 
 bench-results: $(READY) ## write benchmarks/RESULTS.md from the kept timings
-	@$(STAGE).bench.results
+	@$(TOOL).results_page
 
-GPU_RESULTS = $(STAGE).bench.gpu_results --dataset "$$DATASET" --data "$$DATA" --run "$$RUN" --ort-site "$$ORT_SITE" \
+GPU_RESULTS = $(TOOL).gpu_results --dataset "$$DATASET" --data "$$DATA" --run "$$RUN" --ort-site "$$ORT_SITE" \
 	--out "$$OUT" $(if $(filter auto,$(DEVICE)),,--device "$$DEVICE") $(if $(filter file,$(origin GRID)),,--grid "$$GRID")
 
 gpu-plan: $(READY) ## what gpu-results would run, in which limits, and what is missing for it
@@ -105,9 +106,9 @@ gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minu
 	@$(GPU_RESULTS)
 
 bench-train: $(READY) ## time an epoch of training against the tutorial's loop, and keep the figures
-	@$(PYTHON) -m pytest benchmarks --dataset "$$DATASET" --data "$$DATA" --device "$$DEVICE" \
+	@$(PYTHON) -m pytest benchmarks/tools --confcutdir=benchmarks/tools --dataset "$$DATASET" --data "$$DATA" --device "$$DEVICE" \
 		--benchmark-json=artifacts/bench-train.json --benchmark-columns=min,median,max,rounds
-	@$(STAGE).train.keep_speed artifacts/bench-train.json
+	@$(TOOL).keep_training_speed artifacts/bench-train.json
 
 report: $(READY) ## write report.html and report.md
 	@$(STAGE).report --run "$$RUN"
@@ -117,7 +118,7 @@ figures: $(READY) ## make every kept benchmark figure anew, and README, RESULTS.
 	@$(if $(FIGURES),,$(MAKE) --no-print-directory runtimes RUN=artifacts/figures/digits)
 
 gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by seeds on three data sets, one report
-	@$(STAGE).train.keep $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
+	@$(TOOL).keep_trainings $(GAIN_DATASETS:%=$(GAIN)/%) --output $(GAIN)/training.json
 	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits
 
 gain-cifar10: OWN_RECIPE := short
@@ -207,7 +208,7 @@ runtimes: $(READY) ## which lowering runs in which runtime: install those, verif
 	@$(STAGE).export --run "$$RUN" --runtimes .runtimes
 	@$(STAGE).verify --run "$$RUN" --runtimes .runtimes || [ $$? = 1 ] # where a runtime is wrong
 	@$(STAGE).bench --run "$$RUN" --runtimes .runtimes --suites overhead
-	@$(STAGE).audit.runtimes --run "$$RUN"
+	@$(TOOL).runtimes_page --run "$$RUN"
 
 lint: $(READY) ## types of most rooms, ruff (style and format), and imports that keep to the plan of the house
 	@$(PYTHON) -m mypy

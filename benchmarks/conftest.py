@@ -1,8 +1,6 @@
 """Options and fixtures of the suites; what a session of them times and says is in ``stn_export.bench.session``.
 
 python -m stn_export.bench --run artifacts/digits --grid quick
-
-With ``--dataset`` training is timed, and nothing else: that takes minutes and needs no run.
 """
 
 from collections.abc import Iterator
@@ -11,13 +9,14 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from stn_export import cli
 from stn_export.artifacts.environment import describe
 from stn_export.bench.budget import Budget
 from stn_export.bench.grids import BenchGrid
-from stn_export.bench.session import OF_TRAINING, Session, refusing
+from stn_export.bench.session import Session, refusing
 from stn_export.config import DEFAULT_RUN
 from stn_export.runtimes import RefusedError
+
+collect_ignore = ["tools"]  # the maintainers'; its suite times training
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,24 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--run", type=Path, default=DEFAULT_RUN, help="run directory")
     group.addoption("--grid", default="quick", help="how much is timed")
     group.addoption("--device", default="auto", help="time on this device only: cpu or cuda; auto takes both")
-    group.addoption("--dataset", default=None, help="time training on this data set instead of a run's files")
-    group.addoption("--data", type=cli.path_or_none, help="of training: directory that holds CIFAR-10")
-    group.addoption("--pairs", type=int, default=5, help="of training: how many epochs of either loop take turns")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse what cannot be timed before anything is collected."""
     config.timing = None
-    if not config.getoption("--dataset"):
-        with refusing():
-            config.timing = Session.open(*map(config.getoption, ("--run", "--device", "--grid")))
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Training's suite or the others, never both."""
-    if not collection_path.name.startswith("test_"):
-        return None
-    return (collection_path.name == OF_TRAINING) != bool(config.getoption("--dataset")) or None
+    with refusing():
+        config.timing = Session.open(*map(config.getoption, ("--run", "--device", "--grid")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

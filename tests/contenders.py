@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from stn_export.bench.simulated import Condition, Machine
+from benchmarks.tools.simulated import Condition, Machine
 from stn_export.runners import Step
 
 EXACT = Condition("nothing disturbs it", calls=lambda random, count: np.zeros(count))

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.tools import calibration, results_page, runtimes_page
+from benchmarks.tools.kept import KEPT, PROOF_PREFIX
 from stn_export import cli
 from stn_export.artifacts.environment import git_commit
 from stn_export.artifacts.files import write_if_changed
-from stn_export.audit import runtimes
-from stn_export.bench import calibration, results
-from stn_export.bench.kept import KEPT, PROOF_PREFIX
 from stn_export.errors import CheckFailedError, UserError
 from tests import readme
 
@@ -57,12 +56,21 @@ def steps(work: Path, size: dict[str, str]) -> list[Step]:
         Step("report", (*stage, "report", "--run", run)),
         Step(
             "keep",
-            (*module, "stn_export.bench.results", "--keep", f"{run}/bench.json", "--kept", kept, "--out", f"{kept}.md"),
+            (
+                *module,
+                "benchmarks.tools.results_page",
+                "--keep",
+                f"{run}/bench.json",
+                "--kept",
+                kept,
+                "--out",
+                f"{kept}.md",
+            ),
         ),
         Step(
             "proof",
             (
-                *(*module, "stn_export.bench.proof", "--run", run, "--device", "cpu", "--out", kept),
+                *(*module, "benchmarks.tools.proof", "--run", run, "--device", "cpu", "--out", kept),
                 *options(trials=size["trials"]),
             ),
             (0, 1),
@@ -70,18 +78,28 @@ def steps(work: Path, size: dict[str, str]) -> list[Step]:
         Step(
             "training",
             (
-                *(*module, "pytest", "-q", "benchmarks", "--dataset", "digits", "--device", "cpu"),
+                *(
+                    *module,
+                    "pytest",
+                    "-q",
+                    "benchmarks/tools",
+                    "--confcutdir=benchmarks/tools",
+                    "--dataset",
+                    "digits",
+                    "--device",
+                    "cpu",
+                ),
                 *(f"--benchmark-json={work / 'bench-train.json'}", *options(pairs=size["pairs"])),
             ),
         ),
         Step(
             "training kept",
-            (*module, "stn_export.train.keep_speed", str(work / "bench-train.json"), "--results", kept),
+            (*module, "benchmarks.tools.keep_training_speed", str(work / "bench-train.json"), "--results", kept),
         ),
         Step(
             "coverage",
             (
-                *(*module, "stn_export.bench.calibration", "--kept", f"{kept}/coverage.json"),
+                *(*module, "benchmarks.tools.calibration", "--kept", f"{kept}/coverage.json"),
                 *("--document", str(document), *options(count=size["count"])),
             ),
         ),
@@ -147,11 +165,11 @@ def read(path: Path) -> dict:
 def pages(repository: Path) -> list[str]:
     """Write RESULTS.md, README and every page of docs from the kept files of a checkout; the names of those changed."""
     kept = repository / KEPT
-    texts = {repository / results.RESULTS: results.document(kept)}
+    texts = {repository / results_page.RESULTS: results_page.document(kept)}
     method = repository / calibration.DOCUMENT
     texts[method] = calibration.with_tables(method.read_text(encoding="utf-8"), read(kept / calibration.COVERAGE.name))
-    if (table := kept / runtimes.KEPT.name).exists():
-        texts[repository / "docs" / runtimes.PAGE.name] = runtimes.page(read(table))
+    if (table := kept / runtimes_page.KEPT.name).exists():
+        texts[repository / "docs" / runtimes_page.PAGE.name] = runtimes_page.page(read(table))
     changed = [path.name for path, text in texts.items() if write_if_changed(path, text.encode())]
     return changed + readme.write(repository)
 

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.tools.kept import KEPT
 from stn_export import cli
 from stn_export.artifacts.files import write_json
-from stn_export.bench.kept import KEPT
 from stn_export.errors import CheckFailedError, UserError
 
 SCHEMA, WANTED = "stn_export/mutants/1", 0.92

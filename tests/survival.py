@@ -4,8 +4,8 @@ import json
 import typing
 from dataclasses import fields, is_dataclass
 
+from benchmarks.tools.kept import KEPT
 from stn_export.artifacts import manifest, points, schemas, training
-from stn_export.bench.kept import KEPT
 from stn_export.cli import markdown_table
 from stn_export.cli.tables import Markdown
 from stn_export.limits import LIMITS

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.tools import calibration
+from benchmarks.tools.calibration import COVERAGE_SCHEMA, DOCUMENT, TABLES, contests, false_alarms, gains, medians
+from benchmarks.tools.kept import KEPT
+from benchmarks.tools.simulated import CONTESTS, Condition, Machine
 from stn_export import cli
 from stn_export.artifacts.files import write_json
-from stn_export.bench import calibration
-from stn_export.bench.calibration import COVERAGE_SCHEMA, DOCUMENT, TABLES, contests, false_alarms, gains, medians
-from stn_export.bench.kept import KEPT
-from stn_export.bench.simulated import CONTESTS, Condition, Machine
 from tests.conftest import REPOSITORY
 from tests.contenders import EXACT
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.tools.kept import verified
 from stn_export import cli
 from stn_export.answer.card import STAGES, by_word, card
 from stn_export.answer.held import Held
-from stn_export.bench.kept import verified
 from tests.bench_files import prove
 from tests.report_files import comparison
 from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, content, in_contest, timed

@@ -2,8 +2,8 @@
 
 import pytest
 
+from benchmarks.tools import results_page
 from stn_export.answer.card import Answer, card
-from stn_export.bench import results
 from stn_export.bench.method import METHOD
 from stn_export.comparison.disturbance import (
     CONTRADICTED,
@@ -116,8 +116,8 @@ def shown(rows: tuple[dict, ...]) -> dict[str, str]:
     found |= {name: chart.text for name, chart in report.figures.items()}
     found |= {word: sentence for word, sentence in card(held) if word in ("latency", "throughput", "overhead")}
     kept = {"proved": list(PROVED), "portability": {}}
-    found["RESULTS.md"] = "\n".join(results.headlines(kept, list(rows)))
-    return found | {"contests": "\n".join(results.contest_tables(list(rows)))}
+    found["RESULTS.md"] = "\n".join(results_page.headlines(kept, list(rows)))
+    return found | {"contests": "\n".join(results_page.contest_tables(list(rows)))}
 
 
 def test_figures_taken_while_disturbed_are_marked_wherever_they_are_shown():
@@ -132,7 +132,7 @@ def test_figures_taken_while_disturbed_are_marked_wherever_they_are_shown():
     )
     assert "| 100 µs† | 0.200 (0.194 to 0.206)† | faster | 1 of 25 |" in busy["contests"]
     assert "100 µs (99.0 to 101 µs)† for one example" in busy["RESULTS.md"]
-    assert all(mark in results.OPENING for mark in (DISTURBED, CONTRADICTED))
+    assert all(mark in results_page.OPENING for mark in (DISTURBED, CONTRADICTED))
 
 
 def test_tables_and_charts_explain_their_marks():

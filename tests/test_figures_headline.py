@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from benchmarks.tools.results_page import contest_tables, headlines, seconds_span
 from stn_export.answer.card import card, figures, speedup_words
 from stn_export.answer.choice import headline, over_moments, pytorch_contests, time_of
 from stn_export.bench import pytorch
 from stn_export.bench.cases import cases
 from stn_export.bench.clocks import on_threads
 from stn_export.bench.grids import GRIDS
-from stn_export.bench.results import contest_tables, headlines, seconds_span
 from stn_export.bench.targets import Target, find_targets
 from stn_export.comparison.disturbance import Marks
 from stn_export.comparison.words import span

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from hypothesis import settings as searching
 from torch import Tensor, nn
 
-from stn_export.bench import kept, profiling
+from benchmarks.tools import kept
+from stn_export.bench import profiling
 from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.methodology import time_case

@@ -9,14 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.tools import calibration, proof
+from benchmarks.tools.proof import PROOF
+from benchmarks.tools.simulated import Machine
 from stn_export.api import _row
-from stn_export.bench import calibration, proof, usage
+from stn_export.bench import usage
 from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.intervals import load_interval, ratio_interval
-from stn_export.bench.method import METHOD, PROOF
+from stn_export.bench.method import METHOD
 from stn_export.bench.methodology import timed
-from stn_export.bench.simulated import Machine
 from stn_export.bench.usage import Usage, cpu_seconds, descendants
 from stn_export.comparison.fastest import choose
 from stn_export.comparison.moments import drift

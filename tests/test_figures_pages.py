@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tools.kept import KEPT, PROOF_SCHEMA
+from benchmarks.tools.training_speed import pairs_ratio
 from stn_export.answer.choice import SIDE
 from stn_export.bench.grids import GRIDS
-from stn_export.bench.kept import KEPT, PROOF_SCHEMA
 from stn_export.bench.method import METHOD
 from stn_export.cli import options
 from stn_export.export.lowering import LOWERINGS
 from stn_export.runtimes import RUNTIMES
 from stn_export.runtimes.destinations import DESTINATIONS, RULES
-from stn_export.train.speed import pairs_ratio
 from tests import figures, readme
 from tests.conftest import REPOSITORY
 from tests.zoo import ZOO

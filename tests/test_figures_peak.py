@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stn_export.bench import floors, kept, peak
-from stn_export.bench.floors import PeakShare, known_rate, peak_share
-from stn_export.bench.method import Probe
-from stn_export.bench.results import peak_line, peak_words
+from benchmarks.tools import kept, peak
+from benchmarks.tools.peak import Probe
+from benchmarks.tools.peak_share import PeakShare, known_rate, peak_share
+from benchmarks.tools.results_page import peak_line, peak_words
+from stn_export.bench import floors
 from stn_export.comparison.disturbance import Marks
 from stn_export.native.build import compiler
 from stn_export.native.source import multiply_adds_saved

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tools import keep_trainings
+from benchmarks.tools.keep_trainings import markdown
 from stn_export import cli
 from stn_export.artifacts.manifest import (
     CHECKPOINT,
@@ -19,11 +21,9 @@ from stn_export.artifacts.manifest import (
 from stn_export.artifacts.training import read_trainings
 from stn_export.comparison.estimates import estimate
 from stn_export.errors import UserError
-from stn_export.train import keep
 from stn_export.train.cells import seed_directory
 from stn_export.train.entering import CONTRACT
 from stn_export.train.gain import caveats, finding, groups, verdict
-from stn_export.train.keep import markdown
 from stn_export.train.recipes import MODELS
 from stn_export.train.results import accuracy_sentence, comparison, read_reference, write_trainings
 
@@ -270,7 +270,7 @@ def test_what_is_kept(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     (write(other, "cnn", 0, [0.5]) / STATE_FILE).touch()
     for run in (grid, other):
         write_trainings(run)
-    assert cli.run(keep.main, [str(grid), str(other), "--output", str(output)]) == 0
+    assert cli.run(keep_trainings.main, [str(grid), str(other), "--output", str(output)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("other/cnn is not finished and left out.")
     assert out.count("\n") == 6
@@ -293,10 +293,10 @@ def test_what_is_kept(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 )
 def test_keeping_what_is_not_there(content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     output = tmp_path / "a.json"
-    assert cli.run(keep.main, [str(tmp_path / "none"), "--output", str(output)]) == 2
+    assert cli.run(keep_trainings.main, [str(tmp_path / "none"), "--output", str(output)]) == 2
     assert "there is no run at" in capsys.readouterr().err
     if content:
         (tmp_path / TRAINING_FILE).write_text(content, encoding="utf-8")
-    assert cli.run(keep.main, [str(tmp_path), "--output", str(output)]) == 2
+    assert cli.run(keep_trainings.main, [str(tmp_path), "--output", str(output)]) == 2
     assert said in capsys.readouterr().err
     assert not output.exists()

@@ -12,18 +12,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.tools import keep_training_speed, proof, results_page
 from stn_export.answer.choice import time_of
 from stn_export.artifacts.manifest import Facts
 from stn_export.artifacts.training import Trainings
 from stn_export.audit import __main__ as audit_stage
-from stn_export.bench import compare, proof, results
+from stn_export.bench import compare
 from stn_export.bench.session import Session
 from stn_export.bench.startup import summary
 from stn_export.cli.tables import OUTPUT
 from stn_export.graphs.deployment import Audit, NodePlacement
 from stn_export.report.history import history
 from stn_export.train import __main__ as train
-from stn_export.train import keep_speed
 from stn_export.train.gain import Training
 from stn_export.verify import __main__ as verify
 from stn_export.verify import versus
@@ -62,7 +62,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("kept")
     for device in ("cpu", "cuda"):
         kept(folder / f"golden-{device}-2026-01-31.json", device)
-    chapters = results.document(folder).split("\n## ")
+    chapters = results_page.document(folder).split("\n## ")
     return {text.split("\n", 1)[0].split("-")[1]: text for text in chapters[1:]}
 
 
@@ -325,7 +325,7 @@ def test_what_the_speed_of_training_shows(printed: Callable):
             "ratio_high": 2.236,
         },
     ]
-    [grid] = printed(lambda: keep_speed.print_rows(rows))
+    [grid] = printed(lambda: keep_training_speed.print_rows(rows))
     assert grid.by("what") == {
         "ours": {"seconds": "3.21", "against": NONE, "ratio (interval)": NONE},
         "the tutorial's": {"seconds": "4.35", "against": "2.29", "ratio (interval)": "1.91 (1.72 to 2.24)"},

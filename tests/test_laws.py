@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tools import results_page
 from stn_export import cli
 from stn_export.answer.card import by_word, card
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.manifest import Artifact, Facts, NetworkDirectory
 from stn_export.artifacts.schemas import Result, read_bench
-from stn_export.bench import compare, results
+from stn_export.bench import compare
 from stn_export.comparison import laws
 from stn_export.comparison.disturbance import Marks
 from stn_export.errors import UserError
@@ -212,10 +213,10 @@ def test_what_breaks_a_law_is_neither_kept_nor_shown_nor_compared(tmp_path: Path
     rows[0]["p50_high"] /= 2
     wrong.write_text(json.dumps(golden.bench_content(rows)), encoding="utf-8")
     out = tmp_path / "RESULTS.md"
-    assert cli.run(results.main, ["--keep", str(wrong), "--kept", str(tmp_path / "kept"), "--out", str(out)]) == 2
+    assert cli.run(results_page.main, ["--keep", str(wrong), "--kept", str(tmp_path / "kept"), "--out", str(out)]) == 2
     assert "wrong.json contradicts itself: p50 0.000613 of stn/program in eager-cpu" in capsys.readouterr().err
     assert not out.exists()
     with pytest.raises(UserError, match=r"wrong\.json contradicts itself"):
-        results.document(tmp_path)
+        results_page.document(tmp_path)
     assert cli.run(compare.main, [str(right), str(wrong)]) == 2
     assert cli.run(compare.main, [str(right), str(right)]) == 0

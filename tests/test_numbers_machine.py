@@ -12,19 +12,20 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.tools.calibration import contest as simulated_contest
+from benchmarks.tools.peak_share import published_peak
+from benchmarks.tools.results_page import contest_line, headlines, seconds
+from benchmarks.tools.simulated import CONTESTS
 from stn_export import runners
 from stn_export.bench import floors, fresh, memory, methodology, startup
-from stn_export.bench.calibration import contest as simulated_contest
 from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported
-from stn_export.bench.floors import published_peak, work
+from stn_export.bench.floors import work
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.machine import Watch
 from stn_export.bench.method import METHOD
 from stn_export.bench.methodology import WarmUp, contest, time_case
 from stn_export.bench.profiling import Profile, Timed
-from stn_export.bench.results import contest_line, headlines, seconds
-from stn_export.bench.simulated import CONTESTS
 from stn_export.comparison.disturbance import Marks
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stn_export.bench import results
+from benchmarks.tools import results_page
+from benchmarks.tools.simulated import CONTESTS, Machine
 from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.methodology import contest, time_case
-from stn_export.bench.simulated import CONTESTS, Machine
 from stn_export.report.bench import tables
 from stn_export.report.content import Report
 from stn_export.report.page import Table
@@ -60,7 +60,7 @@ def test_results_read_the_right_way_round(rows: list[dict], tmp_path: Path):
         "benchmarks": [{"fullname": "a", "stats": {"median": 1.0}, "extra_info": row} for row in rows],
     }
     (tmp_path / "kept.json").write_text(json.dumps(content), encoding="utf-8")
-    text = results.document(tmp_path)
+    text = results_page.document(tmp_path)
     line = text.split("spatial transformer against plain CNN", 1)[1].split("\n| onnxruntime", 1)[1].splitlines()[0]
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[1] == "1"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tools import results_page
 from stn_export import cli
 from stn_export.answer.choice import time_of
 from stn_export.artifacts.manifest import NetworkDirectory, network_directories
-from stn_export.bench import results, session
+from stn_export.bench import session
 from stn_export.bench.grids import GRIDS
 from stn_export.comparison.words import significant
 from stn_export.report import __main__ as report
@@ -57,6 +58,6 @@ def test_a_file_has_one_time_wherever_it_is_shown(
         wanted
     }
     assert numbers(html, r"<dt>latency</dt><dd>(\S+) ms") == {wanted}
-    lines = "\n".join(results.contest_tables(rows))
+    lines = "\n".join(results_page.contest_tables(rows))
     micro = numbers(lines, rf"\| {RUNNER} {FILE} \| 1 \| ([^|]+) \|")
-    assert micro == {results.seconds(timed["p50"])}
+    assert micro == {results_page.seconds(timed["p50"])}

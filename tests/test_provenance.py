@@ -175,7 +175,6 @@ GATED = {  # every place that loads, executes or starts something, and what stan
     "adopt/network.py": {"torch.load": "weights_only"},
     "artifacts/environment.py": {"children.run": "git, in this project's own directory"},
     "artifacts/files.py": {"torch.load": "weights_only"},
-    "bench/gpu_results.py": {"children.start": "this package's own stages", "subprocess.Popen": "a type"},
     "bench/memory.py": {"ctypes.CDLL": "the C library of this process"},
     "bench/startup.py": {"children.run": "this package's own module, on a path from NetworkDirectory.intact"},
     "graphs/kernels.py": {"children.run": "Python, on text of our own"},
@@ -202,7 +201,6 @@ GATED = {  # every place that loads, executes or starts something, and what stan
     "runtimes/environments.py": {"children.run": "pip and npm, asked for by stn-export runtimes"},
     "runtimes/serve.py": {"subprocess.run": "a runtime's own converter, in its environment"},
     "train/data.py": {"torch.load": "weights_only"},
-    "train/speed.py": {"children.start": "this package's own module", "subprocess.Popen": "a type"},
 }
 LOADS = {
     "torch.load",

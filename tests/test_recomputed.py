@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from benchmarks.tools.kept import KEPT
 from stn_export import cli
-from stn_export.bench.kept import KEPT
 from tests import readme, recomputed
 from tests.conftest import REPOSITORY
 from tests.recomputed import anew, kept_files, kind_of, stale, unlike

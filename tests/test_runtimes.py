@@ -8,11 +8,11 @@ from typing import Any
 import onnx
 import pytest
 
+from benchmarks.tools import runtimes_page
+from benchmarks.tools.runtimes_page import cell, contests, page, rows, speed
 from stn_export import cli
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.manifest import NetworkDirectory
-from stn_export.audit import runtimes
-from stn_export.audit.runtimes import cell, contests, page, rows, speed
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.graphs import portability
@@ -116,10 +116,10 @@ def test_how_fast_it_is_is_what_bench_found(run: Path):
 
 
 def test_a_run_that_no_runtime_verified_makes_no_table(trained_run: Path, capsys: pytest.CaptureFixture[str]):
-    before = KEPT.read_bytes(), runtimes.PAGE.read_bytes()
-    assert cli.run(runtimes.main, ["--run", str(trained_run)]) == 2
+    before = KEPT.read_bytes(), runtimes_page.PAGE.read_bytes()
+    assert cli.run(runtimes_page.main, ["--run", str(trained_run)]) == 2
     assert "no other runtime has verified" in capsys.readouterr().err
-    assert (KEPT.read_bytes(), runtimes.PAGE.read_bytes()) == before
+    assert (KEPT.read_bytes(), runtimes_page.PAGE.read_bytes()) == before
 
 
 def table() -> dict:
@@ -130,7 +130,7 @@ def test_the_kept_table_is_of_seven_runtimes_at_least_and_the_page_is_made_from_
     kept = table()
     assert len(kept["runtimes"]) >= 7
     assert set(kept["runtimes"]) | set(kept["left_out"]) == {each.name for each in RUNTIMES} == set(TRIED)
-    assert runtimes.PAGE.read_text(encoding="utf-8") == page(kept)
+    assert runtimes_page.PAGE.read_text(encoding="utf-8") == page(kept)
 
 
 @pytest.mark.parametrize("destination", TRIED)

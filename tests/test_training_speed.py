@@ -8,13 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import conftest
+from benchmarks.tools import keep_training_speed
+from benchmarks.tools.training_speed import Loop, StartUp, race
+from benchmarks.tools.tutorial import BATCH, Pictures, Tutorial
 from stn_export import cli
-from stn_export.train import keep_speed
 from stn_export.train.data import Dataset, normalise
-from stn_export.train.speed import Loop, StartUp, race
-from stn_export.train.tutorial import BATCH, Pictures, Tutorial
-from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
 
@@ -34,7 +32,7 @@ class Benchmark:
 def test_loops_take_turns_after_an_epoch_that_does_not_count(monkeypatch: pytest.MonkeyPatch):
     order = []
     theirs = iter([6.0, 9.0, 8.0])
-    monkeypatch.setattr("stn_export.train.speed.timed", lambda baseline: (baseline(), next(theirs))[1])
+    monkeypatch.setattr("benchmarks.tools.training_speed.timed", lambda baseline: (baseline(), next(theirs))[1])
     figures = race(Benchmark([2.0, 2.0, 2.0]), lambda: order.append("a"), lambda: order.append("b"), pairs=3)
     assert "".join(order) == "ab" + "ba" * 3
     assert figures["baseline_seconds"] == [6.0, 9.0, 8.0]
@@ -71,15 +69,6 @@ def test_the_tutorial_trains_and_tests(small: Dataset):
         not torch.equal(parameter, old) for parameter, old in zip(tutorial.model.parameters(), before, strict=True)
     )
     assert not tutorial.model.training
-
-
-@pytest.mark.parametrize(("name", "timed_with_dataset"), [("test_training.py", True), ("test_latency.py", False)])
-def test_training_is_timed_alone(name: str, timed_with_dataset: bool):
-    for dataset in ("digits", None):
-        config = SimpleNamespace(getoption=lambda option, dataset=dataset: dataset)
-        ignored = conftest.pytest_ignore_collect(REPOSITORY / "benchmarks" / name, config)
-        assert bool(ignored) == (timed_with_dataset != bool(dataset))
-        assert conftest.pytest_ignore_collect(REPOSITORY / "benchmarks", config) is None
 
 
 def start_up(code: str, tmp_path: Path) -> StartUp:
@@ -138,7 +127,7 @@ MEASURED = {
 def keep(content: dict, tmp_path: Path) -> int:
     measured = tmp_path / "bench.json"
     measured.write_text(json.dumps(content), encoding="utf-8")
-    return cli.run(keep_speed.main, [str(measured), "--results", str(tmp_path)])
+    return cli.run(keep_training_speed.main, [str(measured), "--results", str(tmp_path)])
 
 
 def test_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -134,7 +134,7 @@ def rows_of(content: dict) -> dict[str, dict]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = cli.stage("bench.compare", "Compare two runs of the benchmarks, row by row.")
+    parser = cli.stage("stn_export.bench.compare", "Compare two runs of the benchmarks, row by row.")
     parser.add_argument("base", type=cli.path_or_none, help="bench.json, or a kept result")
     parser.add_argument("new", type=Path, help="likewise")
     parser.add_argument("--across-machines", action="store_true", help="show ratios to eager only, and judge nothing")

@@ -1,14 +1,12 @@
-"""What the work itself costs: FLOPs, bytes and kernel launches of a network, held against the device's peak rate."""
+"""What the work itself costs: FLOPs, bytes and kernel launches of a network."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stn_export.bench.method import PEAKS
 from stn_export.bench.targets import Network
 from stn_export.native.source import multiply_adds_saved
 from stn_export.program.program import Program
@@ -74,42 +72,3 @@ def all_work(networks: Mapping[str, Network], rows: Iterable[dict]) -> dict[str,
             counted["native_flops"] = counted["flops"] - batch * saved[name]
         found.setdefault(name, {})[str(batch)] = counted
     return found
-
-
-def published_peak(gpu: str) -> dict | None:
-    """What the maker states for a GPU, by a word of its name; None for one that is not in ``PEAKS``."""
-    return next((asdict(peak) for word, peak in PEAKS.items() if word in gpu), None)
-
-
-def known_rate(peak: Mapping, precision: str) -> float | None:
-    """Return the device's peak FLOP/s in a precision; None where it is not known.
-
-    What a product of matrices reached (files that were kept without ``widths``) is no peak: other loops beat it.
-    """
-    if peak["source"].startswith("measured") and not peak.get("widths"):
-        return None
-    return peak["flops"].get(precision)
-
-
-@dataclass(frozen=True)
-class PeakShare:
-    """How fast a network's arithmetic ran: ``rate`` in FLOP/s as the network states it, and the share of the peak.
-
-    ``done`` is how many FLOPs were really done in a call, where that is known: a convolution can be computed with fewer
-    multiplications than it states. ``share`` is of those, else of the stated ones; None where no honest share is known.
-    """
-
-    rate: float
-    done: int | None
-    share: float | None
-
-
-def peak_share(work_of: Mapping, peak: Mapping, row: Mapping) -> PeakShare:
-    """Hold a timed row's arithmetic against the device's peak rate."""
-    precision = "tf32" if row.get("tf32") and row["precision"] == "fp32" else row["precision"]
-    known, done = known_rate(peak, precision), work_of.get("native_flops") if row["format"] == "native" else None
-    stated = work_of["flops"]
-    share = None if known is None else (stated if done is None else done) / row["p50"] / known
-    if share is not None and share > 1 and done is None:
-        share = None  # beyond the peak: it was done with fewer multiplications than the network states
-    return PeakShare(stated / row["p50"], done, share)

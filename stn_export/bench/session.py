@@ -11,7 +11,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export import cli
-from stn_export.answer.choice import time_of
+from stn_export.answer.choice import baseline_words, time_of
 from stn_export.artifacts.environment import DEVICES, describe
 from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench.budget import ORDER, Budget
@@ -20,7 +20,6 @@ from stn_export.bench.floors import all_work
 from stn_export.bench.grids import GRIDS, BenchGrid
 from stn_export.bench.journal import RowJournal, key
 from stn_export.bench.method import METHOD
-from stn_export.bench.results import contests
 from stn_export.bench.targets import Target, find_targets, left_out
 from stn_export.comparison.words import by_reason, significant, span
 from stn_export.errors import EXIT_USER, UserError, require_choice
@@ -29,14 +28,31 @@ from stn_export.program.parts import PARTS
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In an installed package the suites are one of its own; in a checkout they lie beside it.
 SUITES = next(path for path in (_PACKAGE / "suites", _PACKAGE.parent / "benchmarks") if path.is_dir())
-OF_TRAINING = "test_training.py"  # which takes a data set instead of a run
 LENGTHS = ("name", "row_seconds", "warmup_seconds", "blocks", "block_seconds", "startups", "profiled_calls", "threads")
 STARTS = {"import_seconds": "imports s", "load_seconds": "load s", "first_seconds": "first answer s"}
+CONTESTS = {
+    "overhead": "What sampling costs: {label} against {baseline_label}",
+    "eager": "Against eager PyTorch",
+    "pytorch": "Requests against {way}",
+    "default": "Against the default export in a default session",
+    "lowering": "Against the lowering that PyTorch's exporter gives by itself",
+}
 
 
 def suite_files() -> dict[str, Path]:
     """The suites by name."""
     return {path.stem.removeprefix("test_"): path for path in sorted(SUITES.glob("test_*.py"))}
+
+
+def contests(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
+    """Titles, and the rows of contests below each."""
+    for contest, title in CONTESTS.items():
+        found: dict[str, list[dict]] = {}
+        for row in rows:
+            if row.get("contest") == contest and "ratio" in row:
+                way = baseline_words(row) if contest == "pytorch" else ""
+                found.setdefault(title.format(**row, way=way), []).append(row)
+        yield from found.items()
 
 
 @contextmanager

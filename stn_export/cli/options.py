@@ -105,8 +105,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def stage(module: str, description: str) -> Parser:
-    """The parser of ``python -m stn_export.<module>``, with what all of them take."""
-    command = f"python -m stn_export.{module}" if "." in module else f"stn-export {module}"
+    """The parser of a stage, or of a dotted module that Python runs, with what all of them take."""
+    command = f"python -m {module}" if "." in module else f"stn-export {module}"
     parser = Parser(command, description=description, formatter_class=_Help)
     parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="of what is printed")
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.tools import gpu_results
 from stn_export import cli
 from stn_export.artifacts.manifest import PROGRAM, NetworkDirectory, network_directories
 from stn_export.artifacts.schemas import read_bench
-from stn_export.bench import fresh, gpu_results, methodology
+from stn_export.bench import fresh, methodology
 from stn_export.bench.cases import Case, cases
 from stn_export.bench.grids import GRIDS, Pick
 from stn_export.bench.machine import Watch

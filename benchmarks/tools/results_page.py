@@ -1,23 +1,25 @@
-"""`benchmarks/RESULTS.md`, made from the kept files: `python -m stn_export.bench.results` (`make bench-results`).
+"""`benchmarks/RESULTS.md`, made from the kept files: `python -m benchmarks.tools.results_page` (`make bench-results`).
 
 With `--keep bench.json` a run's file is made small and kept first; on the machine that was timed, whose peak rates are
 measured along with it where it is a CPU.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.tools import proof
+from benchmarks.tools.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep
+from benchmarks.tools.peak_share import known_rate, peak_share
+from benchmarks.tools.proof import PROOF
 from stn_export import cli
 from stn_export.answer.card import included
-from stn_export.answer.choice import baseline_words, headline, time_of, time_source
+from stn_export.answer.choice import headline, time_of, time_source
 from stn_export.artifacts.files import read_json, write_out
 from stn_export.artifacts.manifest import SUBJECT
 from stn_export.artifacts.schemas import Result, read_bench
-from stn_export.bench import proof
-from stn_export.bench.floors import known_rate, peak_share
-from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, keep
-from stn_export.bench.method import METHOD, PROOF
+from stn_export.bench.method import METHOD
+from stn_export.bench.session import contests
 from stn_export.comparison import laws
 from stn_export.comparison.disturbance import CONTRADICTED, DISTURBED, LEGEND, Marks
 from stn_export.comparison.fastest import Program, choices, choose, program, steps
@@ -33,13 +35,6 @@ A ratio below 1 is faster. "Same" is an interval within 1 ± {METHOD.same:.0%}.
 {CONTRADICTED}: {LEGEND[CONTRADICTED]}.
 """
 UNITS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
-CONTESTS = {
-    "overhead": "What sampling costs: {label} against {baseline_label}",
-    "eager": "Against eager PyTorch",
-    "pytorch": "Requests against {way}",
-    "default": "Against the default export in a default session",
-    "lowering": "Against the lowering that PyTorch's exporter gives by itself",
-}
 PEAK_NOTE = (
     "FLOPs are two a multiply-add of convolutions, matrix products and samplers, as the network states them; done are "
     "those that the timed file really does, known of our own C only, whose convolutions need fewer multiplications. "
@@ -70,17 +65,6 @@ def name_of(row: dict) -> str:
 def ratio_of(row: dict) -> str:
     """A contest's ratio and its interval."""
     return f"{significant(row['ratio'])} ({span(row['ratio_low'], row['ratio_high'])})"
-
-
-def contests(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
-    """Titles, and the rows of contests below each."""
-    for contest, title in CONTESTS.items():
-        found: dict[str, list[dict]] = {}
-        for row in rows:
-            if row.get("contest") == contest and "ratio" in row:
-                way = baseline_words(row) if contest == "pytorch" else ""
-                found.setdefault(title.format(**row, way=way), []).append(row)
-        yield from found.items()
 
 
 def headlines(content: dict, rows: list[dict]) -> list[str]:
@@ -219,7 +203,7 @@ def document(directory: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Keep a run's file if one is named, then write RESULTS.md."""
-    parser = cli.stage("bench.results", "Write RESULTS.md from the kept results.")
+    parser = cli.stage("benchmarks.tools.results_page", "Write RESULTS.md from the kept results.")
     parser.add_argument("--keep", type=cli.path_or_none, help="keep this bench.json first")
     parser.add_argument("--kept", type=Path, default=KEPT, help="directory of the kept files")
     parser.add_argument("--out", type=Path, default=RESULTS, help="what to write")

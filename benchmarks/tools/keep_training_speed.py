@@ -1,4 +1,4 @@
-"""Keep what ``test_training.py`` measured as a small file: ``python -m stn_export.train.keep_speed FILE.json``."""
+"""Keep what ``test_training.py`` measured as a small file: ``python -m benchmarks.tools.keep_training_speed FILE``."""
 
 import json
 import statistics
@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.tools.kept import KEPT
 from stn_export import cli
 from stn_export.artifacts.files import write_json
-from stn_export.bench.kept import KEPT
 from stn_export.errors import UserError
 
 SCHEMA = "stn_export/training-speed/1"
@@ -43,7 +43,7 @@ def print_rows(rows: Sequence[dict]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write ``benchmarks/results/training-speed-<device>.json``."""
-    parser = cli.stage("train.keep_speed", main.__doc__)
+    parser = cli.stage("benchmarks.tools.keep_training_speed", main.__doc__)
     parser.add_argument("measured", type=Path, help="a file of --benchmark-json")
     parser.add_argument("--results", type=Path, default=KEPT, help="directory to write into")
     options = parser.parse_args(arguments)

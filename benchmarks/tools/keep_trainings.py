@@ -1,4 +1,4 @@
-"""Keep what trainings gave as one small file: ``python -m stn_export.train.keep RUN... --output FILE.json``.
+"""Keep what trainings gave as one small file: ``python -m benchmarks.tools.keep_trainings RUN... --output FILE.json``.
 
 The file holds every seed's accuracy after each epoch, the means and paired differences over seeds, and where they
 were trained: the runs' ``training.json`` as one. On standard output goes the gain table in Markdown, a line each run.
@@ -38,7 +38,9 @@ def _cell(found: Mean | None, factor: float, form: str, unit: str = "") -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the file and print the table."""
-    parser = cli.stage("train.keep", "Keep the figures of trained runs as one small JSON file, and print them.")
+    parser = cli.stage(
+        "benchmarks.tools.keep_trainings", "Keep the figures of trained runs as one small JSON file, and print them."
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("--output", required=True, type=Path, help="the file to write")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The benchmarks' own trial: `python -m stn_export.bench.proof` (`make bench-proof`).
+"""The benchmarks' own trial: `python -m benchmarks.tools.proof` (`make bench-proof`).
 
 A/A: an artifact is set against itself, loaded anew; the true ratio is 1. Planted: the same, but a share of the measured
 time of each of our calls is added to it, so that the true ratio is known. All many times, by the very same functions
@@ -9,23 +9,43 @@ import itertools
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.tools.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, file_name, now
 from stn_export import cli
 from stn_export.artifacts.environment import describe, resolve_device
 from stn_export.artifacts.files import write_json
 from stn_export.bench.cases import Case, picked, takes
 from stn_export.bench.grids import GRIDS, SHIPPED_SUBJECT, BenchGrid, Pick
-from stn_export.bench.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, file_name, now
-from stn_export.bench.method import METHOD, PROOF
+from stn_export.bench.method import METHOD
 from stn_export.bench.methodology import interleave
 from stn_export.bench.targets import Target, find_targets
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
 from stn_export.runners import Step
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The benchmarks' own trial: ``trials`` contests of an artifact with itself, and as many with planted slowdowns.
+
+    Passed where ``holding`` intervals at least hold the truth 1 (of intervals that do so 95 times in 100, 15 of 20 or
+    fewer are one case in 400), no false verdict is off by more than ``METHOD.same``, no slowdown is called faster, and
+    every one of ``certain`` or more is found. How often smaller ones are found is stated.
+    """
+
+    trials: int = 20
+    holding: int = 16
+    planted: tuple[float, ...] = (0.03, 0.05, 0.15)
+    certain: float = 0.15
+    batches: tuple[int, ...] = (1, 64)
+    runners: tuple[str, ...] = ("onnxruntime-{}", "openvino-{}", "eager-{}")  # by device, where they can be had
+
+
+PROOF = Proof()
 
 COLUMNS = (
     *("target", "trial", "batch", "planted", "held", "found", "ratios", "interval"),
@@ -158,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         CheckFailedError: where the benchmarks cannot be believed.
     """
-    parser = cli.stage("bench.proof", "Time an artifact against itself, and against itself slowed down.")
+    parser = cli.stage("benchmarks.tools.proof", "Time an artifact against itself, and against itself slowed down.")
     parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="run directory")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--grid", default="quick", help=f"whose blocks, one of: {', '.join(GRIDS)}")

@@ -6,16 +6,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
 
 import torch
 
 from stn_export.artifacts.environment import instruction_sets
-from stn_export.bench.method import PROBE
 from stn_export.cli import children
 from stn_export.limits import LIMITS
 from stn_export.native.build import HERE, compiler, flags_of
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How a processor's own peak rates are measured: ``rounds`` of a loop, and a copy of ``copy_bytes``."""
+
+    rounds: int = 5_000_000
+    copy_bytes: int = 256 * 2**20
+    tries: int = 7
+
+
+PROBE = Probe()
 
 SOURCE = Path(__file__).with_name("peak.c")
 WIDTHS = {128: (), 256: ("AVX2", "FMA"), 512: ("AVX-512",)}  # bits, and the instruction sets that have such vectors

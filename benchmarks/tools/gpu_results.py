@@ -1,4 +1,4 @@
-"""Everything that a machine with one NVIDIA GPU can say, in minutes: ``python -m stn_export.bench.gpu_results``.
+"""Everything that a machine with one NVIDIA GPU can say, in minutes: ``python -m benchmarks.tools.gpu_results``.
 
 A table of steps, each in a process of its own and bounded in time, what answers most first. Running it again goes on
 where it stopped: training, verification and the suites keep each epoch, check and row, and what was done leaves a
@@ -20,21 +20,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.tools.kept import KEPT, file_name, now
+from benchmarks.tools.results_page import RESULTS
 from stn_export import cli
 from stn_export.artifacts.environment import describe, resolve_device
 from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import BENCH_FILE, MANIFEST, VERIFY_FILE
 from stn_export.bench.cases import BASELINES, cases
 from stn_export.bench.grids import GRIDS, BenchGrid
-from stn_export.bench.kept import KEPT, file_name, now
-from stn_export.bench.method import GPU_RESULTS
-from stn_export.bench.results import RESULTS
 from stn_export.bench.targets import Target, find_targets
 from stn_export.cli import children
-from stn_export.config import ARTIFACTS
+from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
 from stn_export.runners import RUNNERS
 from stn_export.runners.registry import no_gpu
+
+
+@dataclass(frozen=True)
+class GpuResults:
+    """How the minutes on a lent GPU are spent; all in seconds.
+
+    A step is not begun with fewer than ``shortest`` left before the ``last``, which keeping the results may take; one
+    that is stopped has ``grace`` to write what it has.
+    """
+
+    dataset: str = DEFAULT_RUN.name
+    device: str = "cuda"
+    grid: str = "gpu"
+    seconds: float = 520.0
+    shortest: float = 10.0
+    last: float = 60.0
+    grace: float = 15.0
+    trials: int = 5  # of the benchmarks' own proof, of each kind
+
+
+GPU_RESULTS = GpuResults()
 
 MARKERS = "gpu-results"
 
@@ -55,6 +75,7 @@ class Step:
         return list(map(str, children.module(name, *given)))
 
 
+HERE = shlex.quote(str(Path(__file__).parent))  # of the suite that times training
 TRAINING = "{run}/" + MARKERS + "/training.json"
 TIMED = "stn_export.bench --benchmark-only --run {run} --device {device} --grid {grid} --suites "
 SUITES = {  # and the kinds of rows in each
@@ -71,15 +92,15 @@ STEPS = (
     Step("throughput", TIMED + "throughput", 120),
     Step(
         "training",
-        "stn_export.bench --run {run} --device {device} --suites training --benchmark-only"
-        f" --dataset {{dataset}} --data '{{data}}' --benchmark-json {TRAINING}",
+        f"pytest {HERE} --confcutdir {HERE} --rootdir {HERE} -c {os.devnull} -p no:cacheprovider -p no:randomly --quiet"
+        f" --device {{device}} --dataset {{dataset}} --data '{{data}}' --benchmark-json {TRAINING}",
         120,
     ),
-    Step("keep_training", f"stn_export.train.keep_speed {TRAINING} --results {{out}}", 60, False),
+    Step("keep_training", f"benchmarks.tools.keep_training_speed {TRAINING} --results {{out}}", 60, False),
     Step("startup", TIMED + "startup", 120),
     Step("request", TIMED + "request", 120),
     Step("breakdown", TIMED + "breakdown", 60),
-    Step("proof", "stn_export.bench.proof --run {run} --device {device} --trials {trials} --out {out}", 400),
+    Step("proof", "benchmarks.tools.proof --run {run} --device {device} --trials {trials} --out {out}", 400),
 )
 
 
@@ -166,7 +187,7 @@ def keep_all(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> Outcom
         write_out(options.out / f"verify-{name}", verified.read_bytes())
     story = {"environment": described, "run": str(options.run), "steps": [vars(outcome) for outcome in outcomes]}
     write_out(options.out / f"steps-{name}", json.dumps(story, indent=1).encode())
-    results = "stn_export.bench.results --kept {out} --out {results}"
+    results = "benchmarks.tools.results_page --kept {out} --out {results}"
     options.results = RESULTS if options.out == KEPT else options.out / RESULTS.name
     keep = " --keep {run}/" + timed if (options.run / timed).is_file() else ""
     return perform(Step("results", results + keep, 60, marked=False), options, GPU_RESULTS.seconds)
@@ -209,7 +230,7 @@ def planned_rows(suite: str, targets: Sequence[Target], grid: BenchGrid) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = cli.stage("bench.gpu_results", "Train, export, verify and time on one GPU, within minutes.")
+    parser = cli.stage("benchmarks.tools.gpu_results", "Train, export, verify and time on one GPU, within minutes.")
     parser.add_argument("--dataset", default=GPU_RESULTS.dataset, help="what is trained on")
     parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")

@@ -1,7 +1,7 @@
 """How long training takes: an epoch of our loop against the tutorial's, and on CUDA what capturing it brings.
 
-python -m pytest benchmarks --dataset digits --benchmark-json bench-train.json
-python -m stn_export.train.keep_speed bench-train.json
+python -m pytest benchmarks/tools --confcutdir benchmarks/tools --dataset digits --benchmark-json bench-train.json
+python -m benchmarks.tools.keep_training_speed bench-train.json
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.tools.training_speed import RECIPE, Loop, StartUp, race
+from benchmarks.tools.tutorial import WORKERS, Tutorial
 from stn_export.artifacts.environment import resolve_device
 from stn_export.bench.session import refusing
 from stn_export.train.data import Dataset, load_dataset
-from stn_export.train.speed import RECIPE, Loop, StartUp, race
-from stn_export.train.tutorial import WORKERS, Tutorial
 
 MODELS = ("stn", "cnn")
 SEEDS = 8

@@ -1,4 +1,4 @@
-"""How often the intervals hold the truth, tried where it is known: `python -m stn_export.bench.calibration`.
+"""How often the intervals hold the truth, tried where it is known: `python -m benchmarks.tools.calibration`.
 
 The machines of ``simulated`` are timed by the very functions that time real ones. What comes out is kept in
 `benchmarks/results/coverage.json` and stands in `docs/method.md`.
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.tools.kept import KEPT
+from benchmarks.tools.simulated import CALL, CONTESTS, MEDIANS, Condition, Machine, Noise
 from stn_export import cli
 from stn_export.artifacts.files import filled, read_json, write_atomically, write_json
 from stn_export.bench.compare import Measured, changes, measured
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.intervals import ratio_interval, summarise
-from stn_export.bench.kept import KEPT
 from stn_export.bench.method import METHOD
 from stn_export.bench.methodology import calls_for, interleave, timed
-from stn_export.bench.simulated import CALL, CONTESTS, MEDIANS, Condition, Machine, Noise
 from stn_export.comparison.estimates import estimate
 from stn_export.comparison.fastest import choose
 
@@ -220,7 +220,9 @@ def with_tables(document: str, content: dict) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Calibrate, keep the figures, write the tables."""
-    parser = cli.stage("bench.calibration", "Try the intervals where the truth is known, and write docs/method.md.")
+    parser = cli.stage(
+        "benchmarks.tools.calibration", "Try the intervals where the truth is known, and write docs/method.md."
+    )
     parser.add_argument("--count", type=int, default=1000, help="contests for each machine and slowdown")
     parser.add_argument("--kept", type=Path, default=COVERAGE, help="the figures")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="the text whose tables are written")

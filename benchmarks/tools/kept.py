@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.tools.peak import measured_peak
+from benchmarks.tools.peak_share import published_peak
 from stn_export.artifacts.current import Current
 from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import network_directories
 from stn_export.artifacts.schemas import Result, read_bench, read_verified
-from stn_export.bench.floors import published_peak
-from stn_export.bench.peak import measured_peak
 from stn_export.comparison import laws
 from stn_export.comparison.fastest import portability_of, program, proved_by
 

@@ -1,4 +1,4 @@
-"""Which lowering runs in which runtime: ``python -m stn_export.audit.runtimes --run RUN``, as ``make runtimes`` ends.
+"""Which lowering runs in which runtime: ``python -m benchmarks.tools.runtimes_page --run RUN`` ends ``make runtimes``.
 
 What ``verify --runtimes`` found of the files of a run's first network, and ``bench --runtimes`` of the time that they
 take, is kept in ``benchmarks/results/runtimes.json``, for ``export --for``, and in ``docs/runtimes.md``.
@@ -174,7 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: where no runtime has verified anything of the run.
     """
-    parser = cli.stage("audit.runtimes", "Keep the table of what a run's ONNX files came to in other runtimes.")
+    parser = cli.stage(
+        "benchmarks.tools.runtimes_page", "Keep the table of what a run's ONNX files came to in other runtimes."
+    )
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
     run = parser.parse_args(arguments).run or DEFAULT_RUN
     directory, verified = network_directories(run)[0], read_verified(run)

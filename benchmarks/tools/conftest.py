@@ -1,0 +1,20 @@
+"""Options of the suite that times training; ``--confcutdir`` of this directory keeps those of the other suites out."""
+
+import pytest
+
+from stn_export import cli
+from stn_export.artifacts.environment import describe
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of our own."""
+    group = parser.getgroup("stn_export")
+    group.addoption("--dataset", default="digits", help="what is trained on")
+    group.addoption("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
+    group.addoption("--device", default="auto", help="cpu, cuda or auto")
+    group.addoption("--pairs", type=int, default=5, help="how many epochs of either loop take turns")
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
+    """Put our environment beside pytest-benchmark's own."""
+    machine_info["stn_export"] = describe()

@@ -1,0 +1,60 @@
+"""The share of a device's peak rate that a network reached, and the peaks that makers of GPUs publish."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A GPU's published peak rates: FLOP/s by precision, dense, and bytes/s of its memory."""
+
+    flops: dict[str, float]
+    bytes: float
+    source: str
+
+
+# By a word of the GPU's name. Of either the SXM module; the tensor cores' rates without sparsity.
+_HOPPER = {"fp32": 67e12, "tf32": 494.5e12, "fp16": 989.5e12, "bf16": 989.5e12, "int8": 1979e12}
+PEAKS = {
+    "H100": Peak(_HOPPER, 3.35e12, "NVIDIA H100 Tensor Core GPU data sheet, SXM, dense"),
+    "H200": Peak(_HOPPER, 4.8e12, "NVIDIA H200 Tensor Core GPU data sheet, SXM, dense"),
+}
+
+
+def published_peak(gpu: str) -> dict | None:
+    """What the maker states for a GPU, by a word of its name; None for one that is not in ``PEAKS``."""
+    return next((asdict(peak) for word, peak in PEAKS.items() if word in gpu), None)
+
+
+def known_rate(peak: Mapping, precision: str) -> float | None:
+    """Return the device's peak FLOP/s in a precision; None where it is not known.
+
+    What a product of matrices reached (files that were kept without ``widths``) is no peak: other loops beat it.
+    """
+    if peak["source"].startswith("measured") and not peak.get("widths"):
+        return None
+    return peak["flops"].get(precision)
+
+
+@dataclass(frozen=True)
+class PeakShare:
+    """How fast a network's arithmetic ran: ``rate`` in FLOP/s as the network states it, and the share of the peak.
+
+    ``done`` is how many FLOPs were really done in a call, where that is known: a convolution can be computed with fewer
+    multiplications than it states. ``share`` is of those, else of the stated ones; None where no honest share is known.
+    """
+
+    rate: float
+    done: int | None
+    share: float | None
+
+
+def peak_share(work_of: Mapping, peak: Mapping, row: Mapping) -> PeakShare:
+    """Hold a timed row's arithmetic against the device's peak rate."""
+    precision = "tf32" if row.get("tf32") and row["precision"] == "fp32" else row["precision"]
+    known, done = known_rate(peak, precision), work_of.get("native_flops") if row["format"] == "native" else None
+    stated = work_of["flops"]
+    share = None if known is None else (stated if done is None else done) / row["p50"] / known
+    if share is not None and share > 1 and done is None:
+        share = None  # beyond the peak: it was done with fewer multiplications than the network states
+    return PeakShare(stated / row["p50"], done, share)
