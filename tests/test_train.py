@@ -298,28 +298,19 @@ def remove_results(run: Path) -> None:
     (run / TRAINING_FILE).unlink()
 
 
-def make_manifests_older(run: Path) -> None:
-    """As the version before this one left them."""
-    for path in run.rglob("manifest.json"):
-        entry = json.loads(path.read_text(encoding="utf-8"))["artifacts"][CHECKPOINT]
-        entry |= {"model": entry.pop("network"), "input_contract": entry.pop("contract")}
-        content = {"schema": "stn_export/manifest/1", "artifacts": {CHECKPOINT: entry, "matmul-fp32": {}}}
-        path.write_text(json.dumps(content), encoding="utf-8")
-    for name in ("examples.pt", TRAINING_FILE, "stn/program.pt2", "cnn/program.pt2"):
-        (run / name).unlink()
+def test_a_manifest_of_another_version_is_refused(
+    own: Path, on_small: Callable[..., int], capsys: pytest.CaptureFixture[str]
+):
+    path = own / "stn" / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {"schema": "stn_export/manifest/1"}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert on_small(own, "--epochs", "2") == 2
+    assert f"{path} is not of schema stn_export/manifest/2\nhint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [
-        remove_program,
-        spoil_program,
-        forget_program,
-        remove_examples,
-        spoil_examples,
-        remove_results,
-        make_manifests_older,
-    ],
+    [remove_program, spoil_program, forget_program, remove_examples, spoil_examples, remove_results],
     ids=lambda function: function.__name__,
 )
 def test_what_is_missing_is_written_without_training(

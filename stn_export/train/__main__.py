@@ -29,7 +29,7 @@ from stn_export.train.cells import Cell, grid, refuse
 from stn_export.train.checkpoint import save_checkpoint
 from stn_export.train.data import Dataset, load_dataset
 from stn_export.train.distributed import World, joined
-from stn_export.train.entering import CONTRACT, cost, enter_trained, take_over
+from stn_export.train.entering import CONTRACT, cost, enter_trained
 from stn_export.train.gain import Group, read_training
 from stn_export.train.interrupts import Interrupts
 from stn_export.train.plan import Plan, measured_weights
@@ -241,10 +241,8 @@ def _train(
     world: World,
 ) -> None:
     board = Board(options.tensorboard) if options.tensorboard else None
-    if world.rank == 0:
-        take_over(cells[0].run)
-    world.wait()
     todo = [cell for cell in cells if not cell.up_to_date]
+    world.wait()  # every rank has listed what there is to do before one of them has done any of it
     if world.rank == 0:
         announce(cells, todo, dataset, device)
         enter_trained([cell for cell in cells if cell not in todo], dataset)

@@ -1,9 +1,7 @@
 """What the stages behind training need of a network: its program, and what it is tried on, put into the run."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,16 +9,8 @@ from torch import nn
 from stn_export import cli
 from stn_export.artifacts.door import enter, program_settings, write_examples
 from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.files import all_or_none, latest, read_json, sha256_of, write_json
-from stn_export.artifacts.manifest import (
-    CHECKPOINT,
-    MANIFEST,
-    MANIFEST_SCHEMA,
-    PROGRAM,
-    PROGRAM_FILE,
-    Artifact,
-)
-from stn_export.errors import UserError
+from stn_export.artifacts.files import all_or_none, latest, sha256_of
+from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, PROGRAM_FILE
 from stn_export.program.capture import capture
 from stn_export.program.origin import origin_of
 from stn_export.program.program import Program
@@ -28,7 +18,6 @@ from stn_export.program.specs import BATCH, Contract, Pixels, TensorSpec
 from stn_export.train.cells import Cell
 from stn_export.train.checkpoint import load_checkpoint
 from stn_export.train.data import Dataset, seen_in_training
-from stn_export.train.gain import PLACES
 from stn_export.train.networks import build_model
 from stn_export.train.recipes import DATASETS, IMAGE_SHAPE, MEAN, MODELS, STD
 
@@ -39,7 +28,6 @@ CONTRACT = Contract(
 )
 BUILDER = "stn_export.train.networks:build_model"
 CALIBRATION_IMAGES = 512
-OLDER_SCHEMA = "stn_export/manifest/1"
 
 
 def captured(model: nn.Module, name: str) -> Program:
@@ -84,19 +72,3 @@ def _enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
         words = {"label": network.label, "role": network.role, "note": network.note, "source": said.note}
         enter(directory, program, examples, classes=said.classes, parent_sha256=checkpoint.sha256, **words)
         cli.say(f"{cell}: wrote {directory.path / PROGRAM_FILE}")
-
-
-def take_over(run: Path) -> None:
-    """Make manifests of today out of those of the version before: checkpoints count, exports no longer do."""
-    for path in [path for pattern in PLACES for path in run.glob(f"{pattern}/{MANIFEST}")]:
-        try:
-            listed = read_json(path, OLDER_SCHEMA)["artifacts"]
-        except UserError:
-            continue
-        found = {name: _of_today(entry) for name, entry in listed.items() if name == CHECKPOINT}
-        write_json(path, MANIFEST_SCHEMA, {"network": None, "artifacts": found, "rows": [], "refused": {}})
-
-
-def _of_today(entry: dict) -> dict:
-    entry = {name: value for name, value in entry.items() if name not in ("model", "input_contract")}
-    return asdict(Artifact(network=entry["settings"]["model"], contract=CONTRACT, **entry))
