@@ -4,8 +4,9 @@ Pictures are uint8 k×C×H×W with C 1 or 3, at the indices of the first example
 """
 
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
+import msgspec
 from torch import Tensor
 
 from stn_export.artifacts.files import AGAIN, checked, load_tensors
@@ -20,7 +21,7 @@ class SitePoints(TypedDict):
 
     theta: NotRequired[Tensor]
     outside: Tensor
-    image_size: tuple[int, int]
+    image_size: Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]  # height and width
     align_corners: bool
 
 
@@ -47,7 +48,7 @@ class _File(TypedDict):
     networks: dict[str, Points]
 
 
-def read_points_file(run: Path) -> dict[str, dict]:
+def read_points_file(run: Path) -> dict[str, Points]:
     """By network; nothing where ``verify`` has not been there.
 
     Raises:
@@ -59,4 +60,4 @@ def read_points_file(run: Path) -> dict[str, dict]:
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path} is not of schema {SCHEMA}", AGAIN)
-    return dict(checked(path, content, _File)["networks"])  # type: ignore[arg-type]
+    return checked(path, content, _File)["networks"]

@@ -71,7 +71,8 @@ def write_kernels(path: Path) -> int:
         UserError: where this ONNX Runtime does not list its kernels, or its CUDA provider does not load.
     """
     rows: dict[str, list[list]] = {}
-    cpu, contributed = set(), set()
+    cpu: set[str] = set()
+    contributed: set[str] = set()
     for provider, domain, name, since, until, constraints in _registrations():
         if provider == CPU or domain:
             (contributed if provider == CUDA else cpu if not domain else set()).add(name)
