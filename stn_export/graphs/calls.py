@@ -8,7 +8,7 @@ from stn_export.artifacts.manifest import CHECKPOINT, DEFAULT_EXPORT, Artifact, 
 from stn_export.errors import UserError
 from stn_export.graphs.records import Described
 from stn_export.graphs.snippets import LANGUAGES, PYTHON, Call, c_program, snippet
-from stn_export.program.specs import BATCH, TensorSpec
+from stn_export.program.specs import BATCH, TensorSpec, whole
 
 PYTHON_ONLY = ("python",)
 FENCES = {"c++": "cpp", "js": "js"}  # where Markdown calls a language otherwise
@@ -85,4 +85,4 @@ def _sizes(directory: NetworkDirectory, artifact: Artifact) -> dict[str, tuple[i
     if contract.open_sizes:
         batch = directory.examples().take(contract.batch or 1)
         return {name: array.shape for name, array in contract.arrays(batch).items()}
-    return {spec.name: spec.fixed({BATCH: 1}).shape for spec in contract.inputs}  # type: ignore[misc]
+    return {spec.name: whole(spec.fixed({BATCH: 1}).shape) for spec in contract.inputs}

@@ -151,9 +151,10 @@ def _flat(
 
     Within a call ``self.forward`` is the module's own.
     """
-    own, inside = module.forward, []
-    method = isinstance(own, MethodType) and own.__self__ is module
-    own = own.__func__ if method else own
+    own, method = module.forward, False
+    if isinstance(own, MethodType) and own.__self__ is module:
+        own, method = own.__func__, True
+    inside: list[bool] = []  # one entry while a call goes on
 
     def forward(self: nn.Module, *given: Any, **keywords: Any) -> Any:
         call = MethodType(own, self) if method else own
@@ -170,7 +171,8 @@ def _flat(
             inside.pop()
 
     kind = inspect.Parameter
-    forward.__signature__ = inspect.Signature([kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("self", *names)])
+    flat = inspect.Signature([kind(name, kind.POSITIONAL_OR_KEYWORD) for name in ("self", *names)])
+    vars(forward)["__signature__"] = flat  # which ``inspect.signature`` looks for
     return forward
 
 

@@ -25,6 +25,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from stn_export.errors import UserError, one_line
+from stn_export.program.nodes import operand
 from stn_export.program.specs import BATCH, by
 
 Shape = Sequence[int | str]  # sizes, and names of open dimensions
@@ -66,7 +67,7 @@ GRID_SAMPLES = (torch.ops.aten.grid_sampler.default, torch.ops.aten.grid_sampler
 
 def samples_pictures(node: Node) -> bool:
     """Whether a node is a sampler of images; one of volumes goes as PyTorch's exporter has it."""
-    return node.target in GRID_SAMPLES and node.args[0].meta["val"].ndim == 4
+    return node.target in GRID_SAMPLES and operand(node).meta["val"].ndim == 4
 
 
 @contextmanager
@@ -303,8 +304,11 @@ def _checked(exported: ExportedProgram, shapes: Sequence[Shape], problem: str) -
 
 
 def _named(size: int | torch.SymInt, wanted: int | str, names: dict[str, str]) -> int | str:
-    if _fixed(size) is not None:
-        return _fixed(size)
+    fixed = _fixed(size)
+    if fixed is not None:
+        return fixed
+    if isinstance(wanted, int):
+        return wanted
     return names.setdefault(str(size), wanted if wanted not in names.values() else f"{wanted}{len(names) + 1}")
 
 
@@ -351,22 +355,25 @@ def symbols_of(exported: ExportedProgram, shapes: Sequence[Shape] | None = None)
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
     inputs = exported.graph_signature.user_inputs
     symbols: dict[str, str] = {}
-    for name, shape in zip(inputs, shapes or [None] * len(inputs), strict=True):
+    given: Sequence[Shape | None] = shapes or [None] * len(inputs)
+    for name, shape in zip(inputs, given, strict=True):
         for axis, size in enumerate(values[name].shape):
             if _fixed(size) is None:
                 named = shape[axis] if shape else BATCH if axis == 0 else f"size{len(symbols)}"
-                symbols.setdefault(str(size), named)
+                symbols.setdefault(str(size), str(named))
     return symbols
 
 
 def named_shape(sizes: torch.Size, symbols: Mapping[str, str]) -> tuple[int | str, ...]:
     """Sizes of a value in the graph, with the names of open ones: ``("2*N", 8, 12)``."""
-    return tuple(
-        re.sub(r"[A-Za-z_]\w*", lambda found: symbols.get(found[0], found[0]), str(size))
-        if _fixed(size) is None
-        else _fixed(size)
-        for size in sizes
-    )
+    return tuple(_with_names(size, symbols) for size in sizes)
+
+
+def _with_names(size: int | torch.SymInt, symbols: Mapping[str, str]) -> int | str:
+    fixed = _fixed(size)
+    if fixed is not None:
+        return fixed
+    return re.sub(r"[A-Za-z_]\w*", lambda found: symbols.get(found[0], found[0]), str(size))
 
 
 def file_names(shapes: Sequence[Shape]) -> tuple[dict[int, str], ...]:

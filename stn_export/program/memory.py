@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
+from stn_export.program.nodes import operator_of
+
 PROBE_BYTES = 2**29  # of values that live at once in a float64 run that may choose its batch
 WINDOW_BYTES = 2**26  # of a convolution's windows at once; one example's are the least
 CONVOLUTIONS = tuple(
@@ -60,7 +62,8 @@ def bounded(interpreter: Interpreter, node: Node) -> Any:
     count = max(1, WINDOW_BYTES // _window_bytes(image, weight))
     if image.dtype != torch.float64 or image.device.type != "cpu" or count >= len(image):
         return Interpreter.run_node(interpreter, node)
-    return torch.cat([node.target(part, weight, *others, **keywords) for part in image.split(count)])
+    convolution = operator_of(node)
+    return torch.cat([convolution(part, weight, *others, **keywords) for part in image.split(count)])
 
 
 def _window_bytes(image: Tensor, weight: Tensor) -> int:

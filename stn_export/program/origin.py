@@ -51,6 +51,8 @@ def _from_file(path: Path) -> Any:
     name = f"stn_export_origin_{path.stem}_{_digest(path)[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no file of Python's")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:

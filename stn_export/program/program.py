@@ -338,7 +338,8 @@ class _Probe(Interpreter):
 
     def __init__(self, module: GraphModule, kept: Iterable[str], forced: Mapping[str, Tensor]) -> None:
         super().__init__(module)
-        self.kept, self.forced, self.found = set(kept), forced, {}
+        self.kept, self.forced = set(kept), forced
+        self.found: dict[str, Tensor] = {}
         self.overwrites = overwrites(module)
 
     def run_node(self, node: Node) -> object:

@@ -11,15 +11,18 @@ import torch
 from torch.fx import Graph, Node
 
 from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, location, named_shape, samples_pictures
+from stn_export.program.nodes import number, operand
 
 MODES = ("bilinear", "nearest", "bicubic")  # by PyTorch's numbers
 PADDINGS = ("zeros", "border", "reflection")
 TAPS = {"bilinear": 4, "nearest": 0, "bicubic": 16}  # multiply-adds of one sampled value
 UNSEEN = ("deform_conv2d", "roi_align", "ps_roi_align", "grid_sample of volumes")  # sample, and are no sites
 POINTS = ("theta", "grid", "warped")  # in the network's order
-SHAPING = ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "clone", "expand")
-SHAPING += ("select", "slice", "split", "split_with_sizes", "getitem", "contiguous", "detach")
-SHAPING += ("stack", "cat")
+SHAPING = (
+    "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "clone", "expand",
+    "select", "slice", "split", "split_with_sizes", "getitem", "contiguous", "detach",
+    "stack", "cat",
+)  # fmt: skip
 WEIGHTED = ("linear", "addmm", "conv2d", "conv1d", "gru_cell", "grid_sampler", "grid_sampler_2d")  # go no further
 
 
@@ -83,22 +86,23 @@ def not_looked_into(graph: Graph) -> tuple[str, ...]:
 
 
 def _site(index: int, node: Node, symbols: Mapping[str, str], varying: set[Node]) -> Site:
-    image, grid, mode, padding, align = node.args
+    image, grid = operand(node, 0), operand(node, 1)
     affine = grid if grid.target in AFFINE_GRIDS else None
+    theta = operand(affine) if affine else None
     return Site(
         name=f"site{index}",
         where=location(node),
-        source=_origin(affine.args[0] if affine else grid, varying),
-        mode=MODES[mode],
-        padding_mode=PADDINGS[padding],
-        align_corners=bool(align),
+        source=_origin(theta or grid, varying),
+        mode=MODES[number(node, 2)],
+        padding_mode=PADDINGS[number(node, 3)],
+        align_corners=bool(node.args[4]),
         grid_align_corners=bool(affine.args[2]) if affine else None,
         image_shape=named_shape(image.meta["val"].shape, symbols),
         warped_shape=named_shape(node.meta["val"].shape, symbols),
         image=image.name,
         grid=grid.name,
         warped=node.name,
-        theta=affine.args[0].name if affine else "",
+        theta=theta.name if theta else "",
     )
 
 

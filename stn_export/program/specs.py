@@ -1,6 +1,6 @@
 """What goes into a network and comes out of it: names, types, shapes, and how the bytes of pictures become numbers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
@@ -85,7 +85,8 @@ class TensorSpec:
 
     def fixed(self, sizes: Mapping[str, int]) -> Self:
         """The same with some of its open sizes fixed, by their names."""
-        return replace(self, shape=tuple(sizes.get(size, size) for size in self.shape))
+        shape = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in self.shape)
+        return replace(self, shape=shape)
 
     def opened(self) -> Self:
         """The same for any number of examples, where it holds one a row."""
@@ -178,12 +179,25 @@ class Contract:
             raise UserError(f"the contract is damaged: {error}", "run 'make export' again with this version") from error
 
 
+def whole(shape: Sequence[int | str]) -> tuple[int, ...]:
+    """Sizes of which none is open.
+
+    Raises:
+        TypeError: where one is.
+    """
+    sizes = tuple(size for size in shape if isinstance(size, int))
+    if len(sizes) != len(shape):
+        raise TypeError(f"sizes are open in {by(shape)}")
+    return sizes
+
+
 def _random(spec: TensorSpec, random: torch.Generator) -> Tensor:
+    shape = whole(spec.nchw)
     if spec.pixels is not None or (spec.is_picture and not spec.is_float):
-        return torch.randint(256, spec.nchw, generator=random, dtype=torch.uint8)
+        return torch.randint(256, shape, generator=random, dtype=torch.uint8)
     if spec.is_float:
-        return (2 * torch.rand(spec.nchw, generator=random) - 1).to(getattr(torch, spec.dtype))
-    return torch.randint(2, spec.nchw, generator=random).to(getattr(torch, spec.dtype))
+        return (2 * torch.rand(shape, generator=random) - 1).to(getattr(torch, spec.dtype))
+    return torch.randint(2, shape, generator=random).to(getattr(torch, spec.dtype))
 
 
 def by(shape: Iterable[object]) -> str:

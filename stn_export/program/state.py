@@ -344,9 +344,10 @@ class _Kept:
     @torch.no_grad()
     def put_back(self) -> None:
         for (part, attributes, parameters, buffers), own in zip(self.parts, self.own, strict=True):
-            for held, before in ((part._parameters, parameters), (part._buffers, buffers)):
-                held.clear()
-                held.update(before)
+            part._parameters.clear()
+            part._parameters.update(parameters)
+            part._buffers.clear()
+            part._buffers.update(buffers)
             for name in [name for name in vars(part) if name not in INTERNAL and name not in own]:
                 delattr(part, name)
             for name, value in own.items():

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from operator import is_not
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.fx.node import map_aggregate
 
 from stn_export.errors import UserError
 from stn_export.program.capture import samples_pictures
+from stn_export.program.nodes import operand
 
 CHECKS = (  # nodes that compute nothing
     torch.ops.aten._assert_tensor_metadata.default,
@@ -19,8 +22,13 @@ CHECKS = (  # nodes that compute nothing
     torch.ops.aten.sym_constrain_range_for_size.default,
     torch.ops.aten.sym_constrain_range.default,
 )
-NOTHING = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default, torch.ops.aten.alias.default)
-NOTHING += (torch.ops.aten.detach.default, torch.ops.aten.detach_.default)  # no gradients are asked for
+NOTHING = (
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.feature_dropout.default,
+    torch.ops.aten.alias.default,
+    torch.ops.aten.detach.default,  # no gradients are asked for
+    torch.ops.aten.detach_.default,
+)
 
 
 def bare(module: GraphModule) -> GraphModule:
@@ -65,7 +73,7 @@ def _keep_what_is_given(module: GraphModule) -> None:
         with module.graph.inserting_before(first):
             made = module.graph.call_function(torch.ops.aten.clone.default, (root,))
         made.meta = {"val": root.meta["val"]} if "val" in root.meta else {}
-        root.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)
+        root.replace_all_uses_with(made, delete_user_cb=partial(is_not, made))
 
 
 def _writes(node: Node) -> bool:
@@ -148,7 +156,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def resized(module: GraphModule, sampler: Node) -> Node:
     """The sampler's image, bilinearly resized to what it would have given where that has another size."""
-    image, wanted = sampler.args[0], sampler.meta["val"].shape[-2:]
+    image, wanted = operand(sampler), sampler.meta["val"].shape[-2:]
     if image.meta["val"].shape[-2:] == wanted:
         return image
     with module.graph.inserting_before(sampler):
