@@ -8,7 +8,7 @@ from typing import Any
 from stn_export.artifacts.environment import describe, versions
 from stn_export.artifacts.examples import EXAMPLES_FILE, Examples
 from stn_export.artifacts.files import all_or_none, fingerprint, latest, sha256_of, write_if_changed
-from stn_export.artifacts.manifest import PROGRAM, PROGRAM_FILE, SUBJECT, Artifact, Facts, NetworkDirectory
+from stn_export.artifacts.manifest import PROGRAM, PROGRAM_FILE, SUBJECT, Artifact, Facts, NetworkDirectory, Role
 from stn_export.program.program import Program
 from stn_export.program.specs import Contract
 
@@ -27,7 +27,7 @@ def enter(
     examples: Path,
     *,
     label: str,
-    role: str = SUBJECT,
+    role: Role = SUBJECT,
     note: str = "",
     source: str = "",
     classes: tuple[str, ...] = (),

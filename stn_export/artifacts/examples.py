@@ -61,7 +61,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.inputs[self.batched[0]]) if self.batched else 1
 
-    def rows(self, chosen: slice | Sequence[int] | Tensor) -> Batch:
+    def rows(self, chosen: slice | Sequence[int] | Tensor) -> dict[str, Tensor]:
         """Some of the examples."""
         return {name: value[chosen] if name in self.batched else value for name, value in self.inputs.items()}
 
@@ -100,8 +100,9 @@ def scored_output(contract: Contract, examples: Examples) -> TensorSpec | None:
     known, least = len(examples.classes), int(examples.labels.max()) + 1
     for spec in contract.outputs:
         sizes = [size for size in spec.shape[1:] if size != 1]
-        scores = spec.batched and spec.is_float and len(sizes) == 1 and isinstance(sizes[0], int)
-        if scores and (sizes[0] == known if known else sizes[0] >= least):
+        if not (spec.batched and spec.is_float and len(sizes) == 1 and isinstance(sizes[0], int)):
+            continue
+        if sizes[0] == known if known else sizes[0] >= least:
             return spec
     return None
 
@@ -124,11 +125,12 @@ def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size
     if spec is None:
         said = "; ".join(f"{each.name}: {each.text}" for each in contract.inputs)
         raise UserError(f"no input takes pictures ({said})", "adopt it again and say how its pictures are normalised")
-    shape = spec.shape if spec.layout == "NCHW" else (spec.shape[0], spec.shape[3], *spec.shape[1:3])
     known = examples.inputs[spec.name].shape
-    size = tuple(known[axis] if isinstance(shape[axis], str) else shape[axis] for axis in (1, 2, 3))
-    if size[0] not in (1, 3):
+    channels, height, width = (
+        size if isinstance(size, int) else known[axis] for axis, size in enumerate(spec.nchw[1:], start=1)
+    )
+    if channels not in (1, 3):
         raise UserError(
-            f"input {spec.name} has {size[0]} channels", "pictures are grey (1) or RGB (3): run it in Python"
+            f"input {spec.name} has {channels} channels", "pictures are grey (1) or RGB (3): run it in Python"
         )
-    return spec, size
+    return spec, (channels, height, width)

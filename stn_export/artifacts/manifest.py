@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Final, Literal, TypedDict
 
 import msgspec
 from filelock import FileLock
@@ -57,7 +57,10 @@ REPORT_SCHEMA = "stn_export/report/3"
 TRAINING_SCHEMA = "stn_export/training/2"
 REPOSITORY_SCHEMA = "stn_export/triton/1"
 
-SUBJECT, PLAIN, OTHER = "subject", "plain", "other"
+Role = Literal["subject", "plain", "other"]
+SUBJECT: Final = "subject"
+PLAIN: Final = "plain"
+OTHER: Final = "other"
 TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
 CHECKPOINT = "checkpoint"
 DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said
@@ -119,7 +122,7 @@ class Facts:
     """
 
     label: str
-    role: Literal["subject", "plain", "other"] = SUBJECT
+    role: Role = SUBJECT
     note: str = ""
     sites: tuple[dict, ...] = ()
     parameters: int = 0

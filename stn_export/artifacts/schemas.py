@@ -223,28 +223,28 @@ def read_verified(run: Path) -> dict | None:
     path = run / VERIFY_FILE
     if not path.exists():
         return None
-    content = dict(read_json(path, VERIFY_SCHEMA, Verified))
+    content = read_json(path, VERIFY_SCHEMA, Verified)
     for check in content["checks"]:
         points = content["networks"].get(check["network"], {"points": {}})["points"]
         compared = [*check["errors"], *(point for each in check["comparisons"].values() for point in each)]
         if unknown := [name for name in compared if name not in points]:
             raise UserError(f"{path} is damaged: no network of it has a point {unknown[0]}", AGAIN)
-    return content
+    return dict(content)
 
 
-def read_bench(path: Path, kind: type = Bench) -> dict:
+def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
     """A benchmark file that our suites wrote; as a ``Result`` where it is to be compared or kept.
 
     Raises:
         UserError: where it is anything else.
     """
     try:
-        content = read_json(path, kind=kind)
+        content: Bench | Result = read_json(path, kind=kind)
         for index, row in enumerate(each["extra_info"] for each in content["benchmarks"]):
             for name, others in TOGETHER.items():
                 if name in row and (missing := [other for other in others if other not in row]):
                     raise UserError(f"row {index} has {name} and no {missing[0]}", AGAIN)
-        return content
+        return dict(content)
     except UserError as error:
         reason = error.message.removeprefix(f"{path} is damaged: ")
         hint = "run 'make bench' again, or name a file that it wrote"
