@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def adopt(
         specs = with_pixels(specs, Pixels())
     result = Adoption(name, tried)
     try:
-        result.program = program_of(network, specs, outputs, tried, result.notes)
+        program = program_of(network, specs, outputs, tried, result.notes)
     except UserError as error:
         if run is not None or isinstance(network, Program):
             raise
@@ -143,13 +144,13 @@ def adopt(
         result.sites = watched(network, values_of(specs, tried))
         return result
     if isinstance(what, str) and isinstance(network, nn.Module) and named.again is not None:
-        result.program = with_origin(result.program, origin_of(what, named.again), tried, result.notes)
-    result.sites = result.program.sites
-    result.examples = with_classes(tried, result.program.contract, classes)
-    result.twin = _given_plain(plain, result) if plain else _bypassed(result)
+        program = with_origin(program, origin_of(what, named.again), tried, result.notes)
+    result.program, result.sites = program, program.sites
+    result.examples = with_classes(tried, program.contract, classes)
+    result.twin = _given_plain(plain, program, result) if plain else _bypassed(program, result)
     if run is not None:
         with alone(Path(run), wait, make=True):
-            _enter(result, Path(run), PLAIN_NOTE if plain else TWIN_NOTE)
+            _enter(program, result, Path(run), PLAIN_NOTE if plain else TWIN_NOTE)
     return result
 
 
@@ -245,6 +246,8 @@ def _network(
     if isinstance(what, str) and what.endswith(".pt2"):
         if weights is not None:
             raise UserError(f"{what} has its weights inside", "leave --weights out")
+        if isinstance(inputs, Given):
+            raise UserError(f"{what} is captured already, and called by nobody here", "name its inputs, or none")
         named = _specs(_leaves(inputs) if isinstance(inputs, Mapping) else inputs)
         return load_captured(Path(what), named.specs, outputs), named
     module = in_evaluation(what, evaluation) if isinstance(what, nn.Module) else load_module(what, weights, evaluation)
@@ -253,13 +256,13 @@ def _network(
     return _called_with(module, inputs)
 
 
-def _bypassed(result: Adoption) -> Program | None:
+def _bypassed(program: Program, result: Adoption) -> Program | None:
     """The network with its samplers left out, or None and a note on why there is none."""
     if not result.sites:
         result.notes.append("no plain twin: it samples no pictures")
         return None
     try:
-        twin = result.program.bypassed
+        twin = program.bypassed
     except UserError as error:
         result.notes.append(f"no plain twin: {error.message}")
         return None
@@ -269,9 +272,9 @@ def _bypassed(result: Adoption) -> Program | None:
     return twin
 
 
-def _given_plain(what: str, result: Adoption) -> Program:
+def _given_plain(what: str, subject: Program, result: Adoption) -> Program:
     """The plain network that somebody brought; it takes the same inputs."""
-    contract = result.program.contract
+    contract = subject.contract
     program = program_of(load_module(what, None, True), contract.inputs, (), result.examples, result.notes)
     if len(program.contract.outputs) == len(contract.outputs):
         pairs = zip(program.contract.outputs, contract.outputs, strict=True)
@@ -280,19 +283,19 @@ def _given_plain(what: str, result: Adoption) -> Program:
     return replace(program, origin=origin_of(what))
 
 
-def _enter(result: Adoption, run: Path, note: str) -> None:
+def _enter(program: Program, result: Adoption, run: Path, note: str) -> None:
     """Write everything, or find that it lies there."""
     subject, plain = (NetworkDirectory(run / name) for name in (result.name, f"{result.name}-plain"))
     if others := sorted({path.parent.name for path in run.glob(f"*/{MANIFEST}")} - {subject.name, plain.name}):
         raise UserError(f"{run} holds {', '.join(others)} already", "name another run with --run, or this network")
     before = subject.read(), plain.read()
-    said = {"source": result.examples.source, "classes": result.examples.classes}
+    put = partial(enter, source=result.examples.source, classes=result.examples.classes)
     with all_or_none():
         file = write_examples(run, result.examples)
-        enter(subject, result.program, file, label=result.name, role=SUBJECT, **said)
+        put(subject, program, file, label=result.name, role=SUBJECT)
         if result.twin is not None:
             label = f"{result.name}, samplers bypassed" if note is TWIN_NOTE else f"{result.name}, plain"
-            enter(plain, result.twin, file, label=label, role=PLAIN, note=note, **said)
+            put(plain, result.twin, file, label=label, role=PLAIN, note=note)
     if result.twin is None and before[1].facts:
         (plain.path / MANIFEST).unlink()
         result.notes.append(f"{plain.path} is no part of the run any more")

@@ -50,7 +50,8 @@ def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
     parts = found["shape"].split(",")
     if len(parts) > RANK:
         raise UserError(f"input {found['name']} has {len(parts)} dimensions", f"an input has at most {RANK}")
-    shape, sizes = [], {}
+    shape: list[int | str] = []
+    sizes: dict[str, int] = {}
     for part in parts:
         size = SIZE.fullmatch(part)
         if size is None:

@@ -60,7 +60,7 @@ def program_of(
 
 def _two_batches(specs: Sequence[TensorSpec], tried: Examples, count: int) -> tuple[Batch, Batch]:
     """The first examples, and the next ones; where there are none, or the same, others are made of the first."""
-    first = values_of(specs, tried, count), {}
+    first: Batch = values_of(specs, tried, count), {}
     more = values_of(specs, _without_first(tried, count), count) if len(tried) >= 2 * count else first[0]
     same = all(torch.equal(one, other) for one, other in zip(first[0], more, strict=True))
     return first, following(first) if same else (more, {})
@@ -75,7 +75,7 @@ def _without_first(tried: Examples, count: int) -> Examples:
 def _captured(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, count: int) -> tuple[Captured, int]:
     """The network captured, and the batch that it was captured at: 2 or more where that is open, else its size."""
     shapes = [spec.shape for spec in specs]
-    refused = None
+    refusals: list[UserError] = []
     try:
         found = _capture(copies, specs, tried, count, shapes)
         if count == 1 or not (problem := _batch_problem(copies, specs, tried, found)):
@@ -83,16 +83,16 @@ def _captured(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, coun
     except UserError as error:
         if count == 1 or not any(spec.batched for spec in specs):
             raise
-        refused, problem = error, error.message
+        refusals, problem = [error], error.message
     for size in (1, count):
         fixed = [(size, *spec.shape[1:]) if spec.batched else spec.shape for spec in specs]
         try:
             found = _capture(copies, specs, tried, size, fixed)
         except UserError as error:
-            refused = refused or error
+            refusals.append(error)
             continue
         return replace(found, problem=found.problem or problem), size
-    raise refused
+    raise refusals[0]
 
 
 def _capture(

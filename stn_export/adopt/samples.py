@@ -71,7 +71,8 @@ def gather(
         found, names, source = _pictures(given, specs, sizes)
     else:
         found, names, source = _tensors(given, specs), None, f"of {given.name}"
-    numbers, classes = found.pop(LABELS, None), {}
+    numbers = found.pop(LABELS, None)
+    classes: dict[int, str] = {}
     batched = tuple(spec.name for spec in specs if spec.batched)
     found = checked(found, specs)
     if isinstance(labels, Path):
@@ -102,7 +103,8 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
     Raises:
         UserError: where an input is missing, or is of another type or shape, or not finite.
     """
-    samples, sizes = {}, {}
+    samples: dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}
     for spec in specs:
         if spec.name not in found:
             raise UserError(f"the examples lack input {spec.name}", f"they hold {', '.join(found) or 'nothing'}")
