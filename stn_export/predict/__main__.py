@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "runner": runner_for(artifact).name,
     }
     if options.format == "json":
-        unread = {str(path): why for path, why in unread.items()}
-        cli.print_json(facts | {"from_first_example": feeder.others, "pictures": rows, "unread": unread})
+        reasons = {str(path): why for path, why in unread.items()}
+        cli.print_json(facts | {"from_first_example": feeder.others, "pictures": rows, "unread": reasons})
     else:
         _print(f"{directory.name}/{artifact.name} on {facts['runner']}", rows, feeder.others)
     if unread:

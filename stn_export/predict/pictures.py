@@ -38,7 +38,8 @@ class Feeder:
         Where an input or output has no batch, pictures go one by one.
         """
         picture = next(spec for spec in contract.inputs if spec.name == self.name)
-        wanted = contract.batch if picture.batched else picture.shape[0]
+        own = picture.shape[0]
+        wanted = contract.batch if picture.batched else own if isinstance(own, int) else None
         single = not all(spec.batched for spec in (picture, *contract.outputs))
         parts = torch.tensor(chosen or range(len(self.pictures))).split(1 if single else wanted or BATCH)
         return [(len(part), self.rows(part[torch.arange(wanted or len(part)) % len(part)])) for part in parts]
@@ -51,7 +52,8 @@ def feeder_of(contract: Contract, examples: Examples, paths: Sequence[Path]) -> 
         UserError: where it takes no pictures, or no file is one.
     """
     spec, (channels, height, width) = picture_of(contract, examples)
-    pictures, unread = [], {}
+    pictures: list[Tensor] = []
+    unread: dict[Path, str] = {}
     for path in paths:
         try:
             pictures.append(read_picture(path, channels, height, width))
