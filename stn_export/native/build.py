@@ -82,9 +82,16 @@ def _why_it_fails(command: Sequence[str]) -> str:
 
 
 def target_of(source: Path) -> str:
-    """The target that a source names in its first lines."""
+    """The target that a source names in its first lines.
+
+    Raises:
+        UserError: where it names none.
+    """
     with source.open(encoding="utf-8") as file:
-        return re.search(r"Target: ([\w-]+)", file.read(1000))[1]
+        named = re.search(r"Target: ([\w-]+)", file.read(1000))
+    if named is None:
+        raise UserError(f"{source.name} does not say what it is to be compiled for", "run 'make export' again")
+    return named[1]
 
 
 def built(source: Path) -> Path:

@@ -1,7 +1,8 @@
 """Convolutions in C: what is done in one go with them, by which way, and how their weights lie."""
 
 import math
-from dataclasses import make_dataclass
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -13,15 +14,30 @@ from stn_export.native.writer import Writer, contiguous, loops, scalar
 
 CACHED = 48 * 1024  # floats of columns that may lie in the second cache
 BLOCKS = range(8, 3, -1)  # output channels at once
-SIZES = (
-    "channels", "height", "width", "out_channels", "out_height", "out_width", "kernel_height", "kernel_width",
-    "stride_height", "stride_width", "pad_top", "pad_left", "dilation_height", "dilation_width", "groups", "pooled",
-    "block", "strip",
-)  # fmt: skip
 
 
-class Layer(make_dataclass("Sizes", [(name, int) for name in SIZES])):
+@dataclass
+class Layer:
     """The sizes of ``convolution`` in ``kernels.c``, with the same names."""
+
+    channels: int
+    height: int
+    width: int
+    out_channels: int
+    out_height: int
+    out_width: int
+    kernel_height: int
+    kernel_width: int
+    stride_height: int
+    stride_width: int
+    pad_top: int
+    pad_left: int
+    dilation_height: int
+    dilation_width: int
+    groups: int
+    pooled: int
+    block: int
+    strip: int
 
     @property
     def span(self) -> int:
@@ -76,7 +92,8 @@ def convolution(w: Writer, node: Node) -> None:
         last, low, high = (pool, low, high) if math.isfinite(low) or math.isfinite(high) else w.clamped(pool)
     w.absorbed |= {each for each in (norm, pool if pooled else None) if each is not None}
     sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
-    layer = Layer(*sizes, int(pooled), _block(len(weight) // args.groups), 0)
+    sizes += [int(pooled), _block(len(weight) // args.groups), 0]
+    layer = Layer(*sizes)
     way = min((each for each in (_plain(layer, weight), _fast(layer, weight)) if each), key=lambda each: each.cost)
     products = x.shape[0] * layer.out_height * len(weight) * weight.shape[1] * weight.shape[2] * way.per_row
     w.multiply_adds_saved += math.prod(w.example.shapes[node]) * weight[0].numel() - products
@@ -99,7 +116,7 @@ def pair(value: int | list[int]) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _padding(args: object, weight: Tensor) -> list[int]:
+def _padding(args: SimpleNamespace, weight: Tensor) -> list[int]:
     if isinstance(args.padding, list):
         return args.padding
     spans = [step * (size - 1) for step, size in zip(args.dilation, weight.shape[2:], strict=True)]
@@ -154,7 +171,7 @@ def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bound
     """A function of input, output and scratch."""
     names = [w.constant(f"{node.name}_{name}", _laid(part, layer)) for name, part in way.parts.items()]
     names.append(w.constant(f"{node.name}_bias", bias))
-    given = [f".{name} = {getattr(layer, name)}" for name in SIZES]
+    given = [f".{name} = {size}" for name, size in vars(layer).items()]
     given += [f".{name} = {scalar(bound)}" for name, bound in zip(("low", "high"), bounds, strict=True)]
     rows = ",\n                           ".join(", ".join(given[at : at + 4]) for at in range(0, len(given), 4))
     w.functions[f"convolve_{layer.block}"] = (

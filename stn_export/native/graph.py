@@ -10,6 +10,7 @@ from torch.fx import Interpreter, Node
 
 from stn_export.errors import UserError
 from stn_export.program.capture import location
+from stn_export.program.nodes import operator_of
 from stn_export.program.program import Program
 
 Shape = tuple[int, ...]
@@ -35,6 +36,8 @@ def refusal(node: Node, why: str) -> UserError:
 
 def name_of(node: Node) -> str:
     """An operator's name, the same for what works in place."""
+    if isinstance(node.target, str):
+        raise TypeError(f"{node.op} {node.target} calls no operator")
     return getattr(node.target, "overloadpacket", node.target).__name__.rstrip("_")
 
 
@@ -49,7 +52,9 @@ def one_example(program: Program) -> Example:
     nodes = tuple(program.module.graph.nodes)
     sizes = [size for node in nodes if node.op == "placeholder" for size in node.meta["val"].shape[:1]]
     symbols = set().union(*map(_symbols, sizes))
-    shapes, computed, batched = {}, set(), set()
+    shapes: dict[Node, Shape] = {}
+    computed: set[Node] = set()
+    batched: set[Node] = set()
     for node in nodes[:-1]:
         value, sources = node.meta.get("val"), node.all_input_nodes
         if isinstance(value, Tensor):
@@ -63,7 +68,8 @@ def one_example(program: Program) -> Example:
         looks = not isinstance(value, torch.SymInt) and not (sources and name_of(node) in SHAPES_ONLY)
         if node.op == "placeholder" or (looks and computed.intersection(sources)):
             computed.add(node)
-    return Example(nodes, shapes, _constants(program, [node for node in shapes if node not in computed]), batched)
+    constants = _constants(program, [node for node in shapes if node not in computed])
+    return Example(nodes, shapes, constants, frozenset(batched))
 
 
 def _shape(node: Node) -> Shape:
@@ -87,13 +93,15 @@ def _symbols(size: int | torch.SymInt) -> set:
 class _Recorder(Interpreter):
     def __init__(self, program: Program, batch: int) -> None:
         super().__init__(program.module)
-        self.found: dict[Node, object] = {}
+        self.found: dict[Node, Tensor] = {}
         with torch.no_grad():
             self.run(*program.values(program.contract.random(batch)))
 
     def run_node(self, node: Node) -> object:
-        self.found[node] = super().run_node(node)
-        return self.found[node]
+        result = super().run_node(node)
+        if isinstance(result, Tensor):
+            self.found[node] = result
+        return result
 
 
 def _constants(program: Program, fixed: list[Node]) -> dict[Node, Tensor]:
@@ -108,7 +116,7 @@ def _constants(program: Program, fixed: list[Node]) -> dict[Node, Tensor]:
 
 def arguments(node: Node) -> SimpleNamespace:
     """An operator's arguments by name, with sizes as numbers at a batch of 1."""
-    schema = node.target._schema.arguments
+    schema = operator_of(node)._schema.arguments
     given = dict(zip([each.name for each in schema], node.args, strict=False)) | node.kwargs
     return SimpleNamespace(**{each.name: _plain(given.get(each.name, each.default_value)) for each in schema})
 

@@ -7,11 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import Argument
 
 from stn_export.native.convolution import convolution, pair
 from stn_export.native.graph import Shape, arguments, axes_of, name_of, refusal
 from stn_export.native.writer import Value, Writer, contiguous, loops, scalar
 from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES
+from stn_export.program.nodes import operand, operator_of
 
 POINTWISE = {  # the names are those of PyTorch's arguments
     "abs": "fabsf({self})",
@@ -101,7 +103,7 @@ def broadcast(shape: Shape, wanted: Shape) -> Shape:
 
 def per_channel(w: Writer, node: Node, text: str, **constants: Tensor) -> None:
     """An expression of a tensor and constants of each channel."""
-    x = w.value(node.args[0])
+    x = w.value(operand(node))
     shape = (len(next(iter(constants.values()))), *[1] * (len(x.shape) - 2))
     values = {name: Value(w.constant(f"{node.name}_{name}", data), shape) for name, data in constants.items()}
     expression(w, node, text, {"self": x} | values)
@@ -109,7 +111,7 @@ def per_channel(w: Writer, node: Node, text: str, **constants: Tensor) -> None:
 
 def prelu(w: Writer, node: Node) -> None:
     """A slope for each channel."""
-    per_channel(w, node, "self < 0 ? self * slope : self", slope=w.data(node.args[1], node))
+    per_channel(w, node, "self < 0 ? self * slope : self", slope=w.data(operand(node, 1), node))
 
 
 def batch_norm(w: Writer, node: Node) -> None:
@@ -120,15 +122,17 @@ def batch_norm(w: Writer, node: Node) -> None:
 
 def view(w: Writer, node: Node) -> None:
     """Another look at the same numbers: no work where they lie without gaps, else a copy."""
-    source, picks = node, []
+    source = node
+    picks: list[Argument] = []
     while name_of(source) == "getitem":
         picks.insert(0, source.args[1])
-        source = source.args[0]
+        source = operand(source)
     if name_of(source) not in VIEWS:
         raise refusal(node, f"takes a part of {name_of(source)}, which is not written in C")
-    given, first = vars(arguments(source)), source.target._schema.arguments[0].name
+    operator = operator_of(source)
+    given, first = vars(arguments(source)), operator._schema.arguments[0].name
     x = w.value(given[first])
-    seen = source.target(**given | {first: torch.empty(x.shape, device="meta")})
+    seen = operator(**given | {first: torch.empty(x.shape, device="meta")})
     for pick in picks:
         seen = seen[pick]
     if given[first] in w.example.batched and given.get("dim") in (0, -len(x.shape)) and seen.shape != x.shape:
@@ -164,7 +168,7 @@ def joined(w: Writer, node: Node) -> None:
 
 def padding(w: Writer, node: Node) -> None:
     """A constant around a tensor."""
-    args, x = arguments(node), w.value(node.args[0])
+    args, x = arguments(node), w.value(operand(node))
     if getattr(args, "mode", "constant") != "constant" or min(args.pad) < 0 or len(args.pad) > 2 * len(x.shape) - 2:
         raise refusal(node, "pads in a way that is not written in C")
     out = w.new(node)
@@ -200,12 +204,12 @@ def linear(w: Writer, node: Node) -> None:
 
 def matmul(w: Writer, node: Node) -> None:
     """Matrices by matrices, broadcast over what stands before their last two dimensions."""
-    left, right, out = w.value(node.args[0]), w.value(node.args[1]), w.new(node)
+    left, right, out = w.value(operand(node)), w.value(operand(node, 1)), w.new(node)
     inner, across = left.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
     rows = left.shape[-2] if len(left.shape) > 1 else 1
     lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     strides = [broadcast(each.shape, (*lead, *each.shape[-2:]))[: len(lead)] for each in (left, right)]
-    strides.append([step * rows * across for step in contiguous(lead)])
+    strides.append(tuple(step * rows * across for step in contiguous(lead)))
 
     def body(at: list[str]) -> list[str]:
         return [f"matrix_matrix({left.at(at[0])}, {right.at(at[1])}, {rows}, {inner}, {across}, {out.at(at[2])});"]
@@ -234,7 +238,7 @@ def gru_cell(w: Writer, node: Node) -> None:
 
 def max_pool(w: Writer, node: Node) -> None:
     """The largest of each window."""
-    args, x, out = arguments(node), w.value(node.args[0]), w.new(node)
+    args, x, out = arguments(node), w.value(operand(node)), w.new(node)
     if pair(args.dilation) != [1, 1]:
         raise refusal(node, "has gaps in its windows, which is not written in C")
     given = [pair(each) for each in (args.kernel_size, args.stride or args.kernel_size, args.padding)]
@@ -245,12 +249,12 @@ def max_pool(w: Writer, node: Node) -> None:
 
 def resampled(w: Writer, node: Node) -> None:
     """Averages of windows and resized images: linear along height and along width, so two constant matrices."""
-    x, out = w.value(node.args[0]), w.new(node)
+    x, out, operator = w.value(operand(node)), w.new(node), operator_of(node)
     (height, width), (out_height, out_width) = x.shape[-2:], out.shape[-2:]
-    given, first = vars(arguments(node)), node.target._schema.arguments[0].name
+    given, first = vars(arguments(node)), operator._schema.arguments[0].name
 
     def asked(images: Tensor) -> Tensor:
-        return node.target(**given | {first: images.double()[:, None]})[:, 0]
+        return operator(**given | {first: images.double()[:, None]})[:, 0]
 
     scale = asked(torch.ones(1, height, width))[0, 0, 0]
     rows = asked(torch.eye(height)[:, :, None].expand(-1, -1, width))[:, :, 0].T  # out_height × height
@@ -269,10 +273,10 @@ def resampled(w: Writer, node: Node) -> None:
 
 def reduced(begin: str, more: str, end: str, w: Writer, node: Node) -> None:
     """Over some dimensions: ``begin``, then ``more`` for every value, then ``end``."""
-    args, x = arguments(node), w.value(node.args[0])
+    args, x = arguments(node), w.value(operand(node))
     if name_of(node) != "argmax":
         float_only(node)
-    axes = axes_of(w.example, node, node.args[0], getattr(args, "dim", None))
+    axes = axes_of(w.example, node, operand(node), getattr(args, "dim", None))
     out, steps, kept = w.new(node), contiguous(x.shape), [axis for axis in range(len(x.shape)) if axis not in axes]
     inner, outer = ([x.shape[axis] for axis in group] for group in (axes, kept))
 
@@ -290,9 +294,9 @@ def reduced(begin: str, more: str, end: str, w: Writer, node: Node) -> None:
 
 def softmax(logarithm: int, w: Writer, node: Node) -> None:
     """Over one dimension."""
-    x, args = w.value(node.args[0]), arguments(node)
+    x, args = w.value(operand(node)), arguments(node)
     float_only(node)
-    axis = axes_of(w.example, node, node.args[0], args.dim)[0]
+    axis = axes_of(w.example, node, operand(node), args.dim)[0]
     out, sizes = w.new(node), [math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])]
     w.step(node, [f"softmax({logarithm}, {x.text}, {', '.join(map(str, sizes))}, {out.text});"], [x, out])
 
@@ -301,7 +305,7 @@ def affine_grid(w: Writer, node: Node) -> None:
     """Written out only where something other than a sampler reads it."""
     if all(user.target in GRID_SAMPLES and user.args[0] is not node for user in node.users):
         return
-    theta, out = w.value(node.args[0]), w.new(node)
+    theta, out = w.value(operand(node)), w.new(node)
     sizes = f"{out.shape[1]}, {out.shape[2]}, {int(arguments(node).align_corners)}"
     strides = [contiguous(each.shape)[:1] for each in (theta, out)]
     lines = loops(out.shape[:1], strides, lambda at: [f"affine_grid({theta.at(at[0])}, {sizes}, {out.at(at[1])});"])

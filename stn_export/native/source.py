@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from stn_export.errors import UserError, require_choice
@@ -14,6 +15,7 @@ from stn_export.native.build import HERE, TARGETS, flags_of
 from stn_export.native.graph import name_of, one_example, refusal
 from stn_export.native.operators import OPERATORS, VIEWS
 from stn_export.native.writer import Step, Value, Writer, planned, scalar
+from stn_export.program.nodes import operand, outputs_of
 from stn_export.program.program import Program
 from stn_export.program.specs import TensorSpec
 
@@ -94,7 +96,7 @@ def _written(program: Program) -> "tuple[Writer, list[_Array]]":
     for node in nodes:
         if node.op == "call_function" and node in w.example.shapes and node not in w.example.constants:
             _operate(w, node)
-    arrays += [_give(w, w.value(node), spec) for node, spec in zip(result.args[0], contract.outputs, strict=True)]
+    arrays += [_give(w, w.value(node), spec) for node, spec in zip(outputs_of(result), contract.outputs, strict=True)]
     return w, arrays
 
 
@@ -103,8 +105,8 @@ def _operate(w: Writer, node: Node) -> None:
         return
     if name_of(node) not in OPERATORS:
         raise refusal(node, "is not among the operators that are written in C")
-    if getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable:
-        changed = node.args[0]
+    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+        changed = operand(node)
         if len(changed.users) > 1 or changed.op == "placeholder" or name_of(changed) in VIEWS:
             raise refusal(node, "changes what others may read")
     OPERATORS[name_of(node)](w, node)
@@ -191,8 +193,10 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], said: dict[str, s
             if root in places
         ),
     }
-    texts = [(FOLDER / file).read_text(encoding="utf-8").format(**fields) for file in ("template.c", "template.h")]
-    return Source(name, *texts, binary)
+    code, header = (
+        (FOLDER / file).read_text(encoding="utf-8").format(**fields) for file in ("template.c", "template.h")
+    )
+    return Source(name, code, header, binary)
 
 
 def _step(step: Step, place: int | None) -> str:

@@ -33,7 +33,7 @@ class Value:
         """How many numbers it has."""
         return math.prod(self.shape)
 
-    def at(self, place: int | str) -> str:
+    def at(self, place: int | torch.SymInt | str) -> str:
         """A pointer to what lies so many numbers behind."""
         return self.text if str(place) == "0" else f"{self.text} + {place}"
 
@@ -119,7 +119,10 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def loops(
-    shape: Shape, strides: Sequence[Sequence[int]], body: Callable[[list[str]], list[str]], names: str = "ijklmnop"
+    shape: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    body: Callable[[list[str]], list[str]],
+    names: str = "ijklmnop",
 ) -> list[str]:
     """Nested loops over ``shape``; ``body`` is given the index into each tensor, whose strides are ``strides``."""
     dims: list[tuple[int, tuple[int, ...]]] = []
@@ -165,7 +168,7 @@ def planned(steps: Sequence[Step], sizes: dict[str, int]) -> tuple[dict[str, int
     places: dict[str, int] = {}
     for name, (first, last) in lives.items():
         place = 0
-        for other in sorted(places, key=places.get):
+        for other in sorted(places, key=places.__getitem__):
             together = lives[other][0] <= last and first <= lives[other][1]
             if together and places[other] < place + rooms[name] and place < places[other] + rooms[other]:
                 place = places[other] + rooms[other]
