@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,23 +15,26 @@ import torch
 from stn_export.errors import UserError
 from stn_export.program.specs import Arrays, Contract
 
+Result = TypeVar("Result")  # what a step gives
+Other = TypeVar("Other")
+
 
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[Result]):
     """Something to time: a call runs it, waits until it is done and returns its result.
 
     ``clock`` gives seconds, as ``time.perf_counter`` does; on a GPU it counts those between events on its stream.
     """
 
-    run: Callable[[], object]
+    run: Callable[[], Result]
     clock: Callable[[], float] = time.perf_counter
 
-    def __call__(self) -> object:
+    def __call__(self) -> Result:
         """One run."""
         return self.run()
 
 
-def in_turn(steps: Sequence[Step]) -> Step:
+def in_turn(steps: Sequence[Step[Result]]) -> Step[Result]:
     """One step that runs the given ones of one runner one after the other, a call each, round and round."""
     if len(steps) == 1:
         return steps[0]
@@ -45,10 +49,10 @@ class EventClock:
         self.stream, self.seconds = stream, 0.0
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
-    def step(self, launch: Callable[[], object]) -> Step:
+    def step(self, launch: Callable[[], Result]) -> Step[Result]:
         """``launch``, which must only queue its work on the stream, as a step on this clock."""
 
-        def run() -> object:
+        def run() -> Result:
             self.start.record(self.stream)
             result = launch()
             self.end.record(self.stream)
@@ -63,8 +67,10 @@ class EventClock:
         return self.seconds
 
 
-class Runner(ABC):
+class Runner(ABC, Generic[Result]):
     """One artifact loaded on one device (``cpu`` or ``cuda``), fed as its contract says.
+
+    ``Result`` is what its bound steps give, wherever that lies, and ``read`` takes.
 
     Inputs and outputs are arrays by name. ``options`` are the settings pinned beside threads and TF32; ``threads`` how
     many of the CPU's it may use; ``inputs_lie`` where ``bind`` puts its inputs; ``in_process`` whether it runs in this
@@ -127,14 +133,14 @@ class Runner(ABC):
         """
         return None
 
-    def bind(self, *batches: Arrays) -> Step:
+    def bind(self, *batches: Arrays) -> Step[Result]:
         """A step that runs batches of one size already in place on the device, in turn, and waits.
 
         It keeps alive all that it needs, and returns what ``read`` takes.
         """
         return in_turn([self.bind_one(feeds) for feeds in batches])
 
-    def request(self, *batches: Arrays) -> Step:
+    def request(self, *batches: Arrays) -> Step[Arrays]:
         """A step as a caller sees it: host arrays in, host arrays out, copies included; batches in turn."""
         return in_turn([Step(partial(self.infer_impl, feeds)) for feeds in batches])
 
@@ -142,7 +148,12 @@ class Runner(ABC):
         """The stream that steps are queued on, where it can be had."""
         return None
 
-    def step(self, launch: Callable[[], object]) -> Step:
+    def wait(self) -> None:
+        """Let all that was queued on the stream be done."""
+        if self.stream is not None:
+            self.stream.synchronize()
+
+    def step(self, launch: Callable[[], Other]) -> Step[Other]:
         """``launch`` on the stream's clock; without one it must wait by itself."""
         return self.events.step(launch) if self.events else Step(launch)
 
@@ -155,11 +166,11 @@ class Runner(ABC):
         """``infer`` after the checks."""
 
     @abstractmethod
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[Result]:
         """``bind`` for one batch."""
 
     @abstractmethod
-    def read(self, result: object) -> Arrays:
+    def read(self, result: Result) -> Arrays:
         """The outputs in what a bound step returned."""
 
 

@@ -8,7 +8,7 @@ from stn_export.runtimes import Child, Runtime
 from stn_export.runtimes.child import sized
 
 
-class Elsewhere(Runner):
+class Elsewhere(Runner[Arrays]):
     """One file in one runtime, loaded anew for other sizes unless it takes them open.
 
     Seconds are counted in its process, around the runtime's own call from host arrays to host arrays.
@@ -22,7 +22,9 @@ class Elsewhere(Runner):
     sums_in_order = True
 
     def __init__(self, path: Path, device: str, contract: Contract, tf32: bool = False, *, runtime: Runtime) -> None:
-        self.runtime, self.child, self.sizes, self.seconds = runtime, None, None, 0.0
+        self.runtime, self.seconds = runtime, 0.0
+        self.child: Child | None = None
+        self.sizes: tuple[tuple[int, ...], ...] | None = None  # that the child was made for, None for any
         super().__init__(path, device, contract, tf32)
 
     def load(self, path: Path) -> None:
@@ -46,7 +48,7 @@ class Elsewhere(Runner):
         child, batch = self._placed(feeds, 0)  # which is no bound step's
         return child.run(batch)[1]
 
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[Arrays]:
         child, batch = self._placed(feeds)
 
         def run() -> Arrays:
@@ -56,7 +58,7 @@ class Elsewhere(Runner):
 
         return Step(run, lambda: self.seconds)
 
-    def request(self, *batches: Arrays) -> Step:
+    def request(self, *batches: Arrays) -> Step[Arrays]:
         return self.bind(*batches)
 
     def read(self, result: Arrays) -> Arrays:

@@ -9,19 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
+from stn_export.errors import UserError
 from stn_export.native.build import built
-from stn_export.program.specs import Arrays
+from stn_export.program.specs import Arrays, whole
 from stn_export.runners.base import Runner, Step
 
 SMALLEST = 8  # examples for which another thread is worth waking
 
 
-class Native(Runner):
+class Native(Runner[Arrays]):
     """One function of a shared library; a batch is shared out among the threads."""
 
     def load(self, path: Path) -> None:
         library = ctypes.CDLL(str(built(path)))
-        name = re.search(r"^int (\w+)_run_in\(", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        found = re.search(r"^int (\w+)_run_in\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if found is None:
+            raise UserError(f"{path.name} has no function that runs a network", "run 'make export' again")
+        name = found[1]
         self.function, self.memory = library[f"{name}_run_in"], library[f"{name}_memory"]
         self.memory.restype = ctypes.c_size_t
         self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
@@ -29,19 +33,20 @@ class Native(Runner):
     def infer_impl(self, feeds: Arrays) -> Arrays:
         return self.bind_one(feeds).run()
 
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[Arrays]:
         count = next(len(feeds[spec.name]) for spec in self.contract.inputs if spec.batched)
         given = [np.ascontiguousarray(feeds[spec.name]) for spec in self.contract.inputs]
-        shapes = [(count, *spec.shape[1:]) if spec.batched else spec.shape for spec in self.contract.outputs]
-        results = {
-            each.name: np.empty(shape, each.dtype) for each, shape in zip(self.contract.outputs, shapes, strict=True)
-        }
+        outputs = self.contract.outputs
+        shapes = [(count, *whole(spec.shape[1:])) if spec.batched else whole(spec.shape) for spec in outputs]
+        results = {each.name: np.empty(shape, each.dtype) for each, shape in zip(outputs, shapes, strict=True)}
         parts = max(1, min(self.threads, count // SMALLEST))
         edges = [count * part // parts for part in range(parts + 1)]
         calls = [self._call([*given, *results.values()], begin, end) for begin, end in pairwise(edges)]
 
+        pool = self.pool
+
         def run() -> Arrays:
-            if code := calls[0]() if parts == 1 else max(self.pool.map(partial.__call__, calls)):
+            if code := calls[0]() if pool is None or parts == 1 else max(pool.map(partial.__call__, calls)):
                 raise RuntimeError(f"the network's function returned {code}")
             return results
 
@@ -52,9 +57,16 @@ class Native(Runner):
         specs = (*self.contract.inputs, *self.contract.outputs)
         parts = [each[begin:end] if spec.batched else each for spec, each in zip(specs, arrays, strict=True)]
         pointers = [part.ctypes.data_as(ctypes.c_void_p) for part in parts]  # which keep the arrays
-        pointers.insert(len(self.contract.inputs), ctypes.c_size_t(end - begin))
-        memory = np.empty(self.memory(), np.uint8)
-        return partial(self.function, *pointers, memory.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(memory.size))
+        inputs, outputs = pointers[: len(self.contract.inputs)], pointers[len(self.contract.inputs) :]
+        count, memory = ctypes.c_size_t(end - begin), np.empty(self.memory(), np.uint8)
+        return partial(
+            self.function,
+            *inputs,
+            count,
+            *outputs,
+            memory.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_size_t(memory.size),
+        )
 
     def read(self, result: Arrays) -> Arrays:
         return {name: array.copy() for name, array in result.items()}

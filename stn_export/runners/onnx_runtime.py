@@ -1,6 +1,7 @@
 """Runners that ONNX Runtime runs: on the CPU, on CUDA in several ways, by TensorRT, and as it comes."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +20,10 @@ GRAPH_WARM_UPS = 3  # ONNX Runtime captures after two ordinary runs
 OURS = "ours"  # instead of a stream's address, which differs from run to run
 
 
-class OnnxRuntime(Runner):
+Result = Mapping[str, OrtValue | np.ndarray]  # on the device, or on the host where ``run`` itself gave it
+
+
+class OnnxRuntime(Runner[Result]):
     """ONNX Runtime with the device's own provider; TF32, which it uses by itself, only where it is asked for."""
 
     PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -28,7 +32,7 @@ class OnnxRuntime(Runner):
         self.path = path
         self.forcing: dict[str, onnxruntime.InferenceSession] = {}  # by the value that they take as an input
         self.session = self.open_session(path, self.provider_options())
-        self.options = self.provider_options() | ({"user_compute_stream": OURS} if self.stream else {})
+        self.options = {**self.provider_options(), **({"user_compute_stream": OURS} if self.stream else {})}
         self.run_options = not_waiting() if self.stream else None  # any options cost 30 µs a call
 
     def provider_options(self) -> dict[str, str]:
@@ -104,7 +108,7 @@ class OnnxRuntime(Runner):
     def infer_impl(self, feeds: Arrays) -> Arrays:
         return dict(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
 
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[Result]:
         return self.step(self.place(feeds, self.run_options).run)
 
     def place(self, feeds: Arrays, run_options: onnxruntime.RunOptions | None) -> "Placed":
@@ -123,8 +127,8 @@ class OnnxRuntime(Runner):
         """The outputs by an ordinary run, whatever the session is made for."""
         return self.infer_impl(feeds)
 
-    def read(self, result: dict[str, OrtValue]) -> Arrays:
-        return {name: value.numpy() for name, value in result.items()}
+    def read(self, result: Result) -> Arrays:
+        return {name: value.numpy() if isinstance(value, OrtValue) else value for name, value in result.items()}
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Placed:
     outputs: dict[str, OrtValue]
     run_options: onnxruntime.RunOptions | None
 
-    def run(self) -> dict[str, OrtValue]:
+    def run(self) -> Result:
         """The outputs, once they are computed; with ``not_waiting`` options they may be computed later."""
         self.session.run_with_iobinding(self.binding, self.run_options)
         return self.outputs
@@ -185,7 +189,7 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
         placed = self.place(feeds, not_waiting(gpu_graph_id=str(self.graphs)))
         for _ in range(GRAPH_WARM_UPS):
             placed.run()
-        self.stream.synchronize()
+        self.wait()
         return placed
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
@@ -196,13 +200,13 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
         for name, array in feeds.items():
             placed.inputs[name].update_inplace(array)
         placed.run()
-        self.stream.synchronize()
+        self.wait()
         return self.read(placed.outputs)
 
     def points(self, feeds: Arrays) -> Arrays:
         return super().points(feeds) | self.infer(feeds)
 
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[Result]:
         return self.step(self.capture(feeds).run)
 
 
@@ -242,8 +246,5 @@ class OnnxRuntimeDefault(OnnxRuntime):
     def open_session(self, model: Path | bytes, provider_options: dict[str, str]) -> onnxruntime.InferenceSession:
         return self._checked(model, {}, None)
 
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[Result]:
         return Step(partial(self.infer_impl, feeds))
-
-    def read(self, result: Arrays) -> Arrays:
-        return result

@@ -10,8 +10,10 @@ from stn_export.program.specs import Arrays
 from stn_export.runners.base import Runner, Step
 from stn_export.runtimes import RefusedError
 
+Result = Mapping[str, np.ndarray]  # OpenVINO's own, in memory that its next call writes into
 
-class OpenVino(Runner):
+
+class OpenVino(Runner[Result]):
     """OpenVINO on the CPU, held to float32: by itself it computes in bfloat16 where the processor has it."""
 
     def load(self, path: Path) -> None:
@@ -34,19 +36,19 @@ class OpenVino(Runner):
         results = self.inference.infer(feeds)
         return {name: results[name].copy() for name in self.outputs}
 
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[Result]:
         import openvino
 
         tensors = {
             name: openvino.Tensor(array) for name, array in feeds.items()
         }  # shared memory would not be kept alive
 
-        def run() -> Mapping[str, np.ndarray]:
+        def run() -> Result:
             for name, tensor in tensors.items():
                 self.inference.set_tensor(name, tensor)
             return self.inference.infer()
 
         return Step(run)
 
-    def read(self, result: Mapping[str, np.ndarray]) -> Arrays:
+    def read(self, result: Result) -> Arrays:
         return {name: np.array(result[name]) for name in self.outputs}

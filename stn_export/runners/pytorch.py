@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
+from typing import TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 from stn_export.artifacts.environment import use_own_compile_cache
@@ -23,7 +24,7 @@ from stn_export.runtimes import RefusedError
 GRAPH_WARM_UPS = 3  # calls on a side stream before capture, as PyTorch's own example makes them
 
 
-class TorchRunner(Runner):
+class TorchRunner(Runner[object]):
     """A module called by PyTorch in inference mode on the current stream; it takes its inputs by position.
 
     TF32 and cuDNN's search are PyTorch's global settings: the last one opened pins them.
@@ -63,7 +64,7 @@ class TorchRunner(Runner):
     def infer_impl(self, feeds: Arrays) -> Arrays:
         return self.read(self.forward(self.place(feeds)))
 
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[object]:
         inputs = self.place(feeds)
         return self.step(lambda: self.forward(inputs))
 
@@ -79,12 +80,14 @@ class OfProgram(TorchRunner):
     """The network itself: its own code where that can be imported, else the captured graph."""
 
     program: Program
+    network: nn.Module
 
     def load(self, path: Path) -> None:
         self.program = load_program(path, self.contract, was_written_here(path))
         own = self.program.own_module()
         self.options = {"code": "the module's own" if not isinstance(own, str) else f"the captured graph: {own}"}
-        self.module = self.program.on(self.device) if isinstance(own, str) else own.to(self.device)
+        self.network = self.program.on(self.device) if isinstance(own, str) else own.to(self.device)
+        self.module = self.network
 
 
 class Captured(TorchRunner):
@@ -120,7 +123,7 @@ class EagerAutograd(OfProgram):
 
     def load(self, path: Path) -> None:
         super().load(path)
-        self.module.requires_grad_(True)
+        self.network.requires_grad_(True)
         self.options |= {"inference_mode": False}
 
     def pin(self) -> None:
@@ -143,12 +146,21 @@ def own_code(module: Callable[..., object]) -> Callable[..., object]:
     return FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
 
 
+class _Settings(TypedDict):
+    """What ``torch.compile`` is told."""
+
+    backend: str
+    mode: str
+    fullgraph: bool
+    dynamic: bool
+
+
 class Compiled(OfProgram):
     """``torch.compile``, anew for every batch size; a graph break is an error."""
 
     sums_in_order = True
 
-    SETTINGS = {"backend": "inductor", "mode": "default", "fullgraph": True, "dynamic": False}
+    SETTINGS: _Settings = {"backend": "inductor", "mode": "default", "fullgraph": True, "dynamic": False}
 
     def load(self, path: Path) -> None:
         super().load(path)
@@ -157,7 +169,7 @@ class Compiled(OfProgram):
         torch._inductor.config.cpp.threads = torch.get_num_threads()  # what was compiled for fewer is another program
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA_HOME without a GPU is no news
         self.module = torch.compile(own_code(self.module), **self.SETTINGS)
-        self.options |= self.SETTINGS
+        self.options |= dict(self.SETTINGS)
 
     def forward(self, inputs: list[Tensor]) -> object:
         """What the compiled module gives.
@@ -215,7 +227,7 @@ class CudaGraph(OfProgram):
             target.copy_(source)
         return self.read(captured.replay())
 
-    def bind_one(self, feeds: Arrays) -> Step:
+    def bind_one(self, feeds: Arrays) -> Step[object]:
         return self.step(self.capture(self.place(feeds)).replay)
 
 
