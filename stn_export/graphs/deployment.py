@@ -133,7 +133,8 @@ def _node(
 
 def _crossings(model: onnx.ModelProto, placed: dict[str, Placed], free: dict[str, str]) -> list[Copy]:
     """Tensors wanted where they do not lie, as ONNX Runtime inserts copies; an input wanted on both goes up once."""
-    lies, wanted = {}, {}
+    lies: dict[str, str] = {}
+    wanted: dict[str, set[str]] = {}
     for node in model.graph.node:
         if free.get(node.name) == FOLDED:
             continue

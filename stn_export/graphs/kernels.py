@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -57,7 +58,7 @@ class Kernels:
 @cache
 def kernels() -> Kernels:
     """The table of ``resources/cuda_kernels.json``."""
-    content = read_json(KERNELS, SCHEMA)
+    content: dict[str, Any] = read_json(KERNELS, SCHEMA)
     cuda = {name: [Kernel(*row) for row in rows] for name, rows in content["operators"].items()}
     others = content["contributed"]
     cpu = frozenset(content["cpu_operators"])
@@ -71,7 +72,8 @@ def write_kernels(path: Path) -> int:
         UserError: where this ONNX Runtime does not list its kernels, or its CUDA provider does not load.
     """
     rows: dict[str, list[list]] = {}
-    cpu, contributed = set(), set()
+    cpu: set[str] = set()
+    contributed: set[str] = set()
     for provider, domain, name, since, until, constraints in _registrations():
         if provider == CPU or domain:
             (contributed if provider == CUDA else cpu if not domain else set()).add(name)

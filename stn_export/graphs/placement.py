@@ -77,7 +77,9 @@ def free_nodes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> dict[str
 
     Shape and Size are such nodes, and whatever depends on nothing but them and constants and stays small.
     """
-    fixed, sizes, found = set(constants(model.graph)), set(), {}
+    fixed = set(constants(model.graph))
+    sizes: set[str] = set()
+    found: dict[str, str] = {}
     for node in model.graph.node:
         needed = {name for name in node.input if name}
         if node.op_type in CONTROL_FLOW:
@@ -142,7 +144,7 @@ def _is_function(node: NodeProto, opset: int) -> bool:
     if not onnx.defs.has(node.op_type, opset, node.domain):
         return False
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
-    return schema.has_function or schema.has_context_dependent_function
+    return schema.has_function or schema.has_context_dependent_function  # type: ignore[attr-defined]  # not in its stub
 
 
 def _prefers_cpu(node: NodeProto, on_cpu: set[str], harmless: set[str], infos: dict[str, TensorInfo]) -> bool:
