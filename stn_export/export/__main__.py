@@ -51,8 +51,8 @@ def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
         else:
             source.directory.forget(name)
             cli.say(f"{source.directory.name}/{name}: no row of the matrix any more, listed no longer")
-    names = {spec.name for spec in chosen}
-    return chosen + [spec for spec in before if spec.name not in names]
+    there = {spec.name for spec in chosen}
+    return chosen + [spec for spec in before if spec.name not in there]
 
 
 def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tuple[str, ...]]]:

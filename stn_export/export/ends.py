@@ -38,7 +38,7 @@ def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str
     _separate_outputs(graph)
     ends = {*graph.inputs, *graph.outputs}
     values = _values(model)
-    taken = {value.name for value in values} | {*inputs, *outputs}
+    taken = {value.name for value in values if value.name} | {*inputs, *outputs}
     for value in values:
         if value in ends or value.name in {*inputs, *outputs}:
             value.name = _free(f"{value.name}_inner", taken)
@@ -52,7 +52,7 @@ def _register_constants(graph: onnx_ir.Graph) -> None:
     ends = set(graph.inputs)
     for value in (each for node in graph for each in node.inputs if each is not None):
         if value.const_value is not None and value.producer() is None and value not in ends:
-            graph.initializers.setdefault(value.name, value)
+            graph.initializers.setdefault(value.name or "", value)  # which refuses one without a name
 
 
 def _separate_outputs(graph: onnx_ir.Graph) -> None:

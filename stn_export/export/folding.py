@@ -31,20 +31,22 @@ def _is_grid_product(node: onnx_ir.Node) -> bool:
     """Whether this is theta (N×2×3) times a constant base grid (3×HW)."""
     if node.op_type != "MatMul":
         return False
-    theta, base = node.inputs[0].shape, _constant(node.inputs[1])
-    if theta is None or base is None:
+    theta, base = node.inputs[0], _constant(node.inputs[1])
+    if theta is None or theta.shape is None or base is None:
         return False
-    return list(theta[1:]) == [2, 3] and base.ndim == 2 and base.shape[0] == 3
+    return list(theta.shape[1:]) == [2, 3] and base.ndim == 2 and base.shape[0] == 3
 
 
 def _fold(model: onnx_ir.Model, product: onnx_ir.Node) -> bool:
-    theta = _producer(product.inputs[0], "Reshape")
+    theta, base = _producer(product.inputs[0], "Reshape"), _constant(product.inputs[1])
     gemm = _producer(theta, "Gemm")
     transpose = _only_user(product, "Transpose")
     reshape = transpose and _only_user(transpose, "Reshape")
-    if gemm is None or reshape is None or not (_serves_one(gemm) and _serves_one(theta)):
+    if base is None or theta is None or gemm is None or reshape is None:
         return False
-    weights = fold_linear(_constant(product.inputs[1]), *_linear_of(gemm))
+    if not (_serves_one(gemm) and _serves_one(theta)):
+        return False
+    weights = fold_linear(base, *_linear_of(gemm))
     if weights is None:
         return False
     _replace(model, gemm, reshape, *weights)
@@ -75,9 +77,11 @@ def _linear_of(gemm: onnx_ir.Node) -> tuple[np.ndarray | None, np.ndarray | None
     weight = _constant(gemm.inputs[1])
     bias = _constant(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
     scaled = any(gemm.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-    if weight is None or scaled or gemm.attributes.get_int("transA", 0):
+    turned_input: int = gemm.attributes.get_int("transA", 0)
+    if weight is None or scaled or turned_input:
         return None, None
-    return (weight.T if gemm.attributes.get_int("transB", 0) else weight), bias
+    turned: int = gemm.attributes.get_int("transB", 0)
+    return (weight.T if turned else weight), bias
 
 
 def _replace(
@@ -88,8 +92,8 @@ def _replace(
     initialisers = []
     for array, role in ((weight, "weight"), (bias, "bias")):
         tensor = onnx_ir.tensor(array, name=f"{grid.name}.{role}")
-        value = onnx_ir.Value(name=tensor.name, const_value=tensor)
-        value.shape, value.type = tensor.shape, onnx_ir.TensorType(tensor.dtype)
+        shape, kind = onnx_ir.Shape(array.shape), onnx_ir.TensorType(tensor.dtype)
+        value = onnx_ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         model.graph.register_initializer(value)
         initialisers.append(value)
     flat = onnx_ir.node("Gemm", [gemm.inputs[0], *initialisers], name=f"{grid.name}.folded")

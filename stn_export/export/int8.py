@@ -85,7 +85,9 @@ def to_int8(model: onnx.ModelProto, calibration: Calibration) -> Quantised:
         )
     kept = set(sensitive_nodes(model))
     layers = [name for name in quantisable(model) if name not in kept]
-    expected, ranked, shortfalls = outputs(model, calibration.batches), [], []
+    expected = outputs(model, calibration.batches)
+    ranked: list[str] = []
+    shortfalls: list[str] = []
     for returns in range(min(RETURNS, max(0, len(layers) - 1)) + 1):
         ranked = by_sensitivity(model, layers, calibration) if returns == 1 else ranked
         candidate = quantise(model, calibration.batches, ranked[:returns])

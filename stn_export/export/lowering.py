@@ -71,13 +71,16 @@ def matmul(theta: Value, size: list, align_corners: bool = False) -> Value:
         UserError: for volumes of open sizes.
     """
     sides = size[2:]
+    base: Value
+    shape: Value
     if all(isinstance(side, int) for side in sides):
         dtype = torch.float64 if theta.dtype == onnx_ir.DataType.DOUBLE else torch.float32
         grid = base_grid(*sides, align_corners=align_corners, dtype=dtype)
         base = opset18.Constant(value=numpy_helper.from_array(grid))
         shape = opset18.Constant(value_ints=[-1, *sides, len(sides)])
     elif len(sides) == 2:
-        base = _symbolic_base(*sides, align_corners)
+        height, width = sides
+        base = _symbolic_base(height, width, align_corners)
         shape = opset18.Concat(*(_as_1d(side) for side in (-1, *sides, 2)), axis=0)
     else:
         raise UserError("affine_grid of volumes of open sizes cannot be lowered", "fix depth, height and width")
@@ -95,9 +98,11 @@ def _symbolic_base(height: int | Value, width: int | Value, align_corners: bool)
     """``base_grid`` computed in the graph."""
     sides = opset18.Concat(_as_1d(height), _as_1d(width), axis=0)
     x = opset18.Expand(_symbolic_coordinates(width, align_corners), sides)
-    column = opset18.Unsqueeze(_symbolic_coordinates(height, align_corners), opset18.Constant(value_ints=[1]))
+    column: Value = _symbolic_coordinates(height, align_corners)
+    last: Value = opset18.Constant(value_ints=[1])
+    column = opset18.Unsqueeze(column, last)
     y = opset18.Expand(column, sides)
-    flat = opset18.Constant(value_ints=[1, -1])
+    flat: Value = opset18.Constant(value_ints=[1, -1])
     x, y = opset18.Reshape(x, flat), opset18.Reshape(y, flat)
     ones = opset18.Add(opset18.Mul(x, _number(0.0)), _number(1.0))
     return opset18.Concat(x, y, ones, axis=0)
@@ -120,7 +125,8 @@ def _as_1d(side: int | Value) -> Value:
     """A size as a tensor of one int64."""
     if isinstance(side, int):
         return opset18.Constant(value_ints=[side])
-    return opset18.Reshape(side, opset18.Constant(value_ints=[1]))
+    one: Value = opset18.Constant(value_ints=[1])
+    return opset18.Reshape(side, one)
 
 
 LOWERINGS = {

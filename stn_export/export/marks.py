@@ -19,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from stn_export.graphs.points import SITES
 from stn_export.program.capture import samples_pictures
+from stn_export.program.nodes import operand
 from stn_export.program.program import Program
 from stn_export.program.sites import POINTS, find_sites
 from stn_export.program.surgery import sharing_copy
@@ -79,9 +80,10 @@ def _mark(graph: Graph) -> dict[str, str]:
 
 
 def _mark_argument(node: Node, index: int, point: str) -> None:
+    source = operand(node, index)
     with node.graph.inserting_before(node):
-        through = node.graph.call_function(MARK, (node.args[index], point))
-    through.meta = dict(node.args[index].meta)
+        through = node.graph.call_function(MARK, (source, point))
+    through.meta = dict(source.meta)
     node.update_arg(index, through)
 
 
@@ -119,9 +121,10 @@ def take_marks(model: onnx_ir.Model) -> Marked:
     Returns:
         The values by point; a value that is several points bears the name of the first.
     """
-    graph, found = model.graph, {}
+    graph = model.graph
+    found: Marked = {}
     for node in [node for node in graph if node.domain == DOMAIN]:
-        [value], [same] = node.inputs, node.outputs
+        [value], [same] = [each for each in node.inputs if each is not None], node.outputs
         if same.is_graph_output():
             value.name = same.name
         onnx_ir.convenience.replace_all_uses_with(same, value, replace_graph_outputs=True)

@@ -15,6 +15,7 @@ from onnx.shape_inference import infer_shapes
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.onnx import ONNXProgram
 
 from stn_export.errors import UserError, one_line, require_choice
 from stn_export.export.ends import distinct, name_ends, require_distinct
@@ -83,8 +84,10 @@ def export_onnx(
     """
     _checked_opset(lowering, opset)
     if isinstance(example_inputs, Mapping):
-        example_inputs, example_kwargs = (), {**example_inputs, **(example_kwargs or {})}
-    given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        given: tuple[Any, ...] = ()
+        example_kwargs = {**example_inputs, **(example_kwargs or {})}
+    else:
+        given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     options = Options(lowering, opset, dynamic_batch, dynamic_size, dynamic_shapes, input_names, output_names)
     made = _written(module, given, example_kwargs, options)
     if verify:
@@ -189,7 +192,7 @@ def _shapes(tensors: Sequence[Tensor], batch: bool, size: bool) -> list[Shape]:
 def _open(tensors: Sequence[Tensor], dims: Sequence[Mapping[int, Any]]) -> list[Shape]:
     """Every input's shape with the names of what PyTorch's ``dynamic_shapes`` leave open; ``N`` is the batch."""
     ours = {name: short for short, name in NAMES.items()}
-    shapes = []
+    shapes: list[Shape] = []
     for index, (tensor, open_axes) in enumerate(zip(tensors, dims, strict=True)):
         names = {
             axis: getattr(dim, "__name__", f"size{index}_{axis}" if axis else BATCH) for axis, dim in open_axes.items()
@@ -230,17 +233,29 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
             dynamic_shapes=file_names([spec.shape for spec in program.contract.inputs]),
             custom_translation_table=rule.translations | TRANSLATIONS,
         )
-        found = take_marks(exported.model)
-        notes = rule.rewrite(exported.model) if rule.rewrite else {}
-        plain(exported.model)
-        name_ends(exported.model, *_names(program.contract))
-        notes |= {"lowering": lowering} | site_notes(exported.model, found)
-        model = exported.model_proto
+        graph = _made(exported)
+        found = take_marks(graph.model)
+        notes = rule.rewrite(graph.model) if rule.rewrite else {}
+        plain(graph.model)
+        name_ends(graph.model, *_names(program.contract))
+        notes |= {"lowering": lowering} | site_notes(graph.model, found)
+        model = graph.model_proto
         strip_traces(model)
         onnx.helper.set_model_props(model, notes)
         onnx.checker.check_model(model)
         infer_shapes(without_weights(model), check_type=True, strict_mode=True)
     return model
+
+
+def _made(exported: ONNXProgram | None) -> ONNXProgram:
+    """What PyTorch's exporter gives where it is told of no file.
+
+    Raises:
+        RuntimeError: where it gives nothing.
+    """
+    if exported is None:
+        raise RuntimeError("torch.onnx.export gave no model")
+    return exported
 
 
 @contextmanager
@@ -308,8 +323,9 @@ def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
             dynamo=True,
             verbose=False,
         )
-    name_ends(exported.model, *_names(contract))
-    model = exported.model_proto
+    graph = _made(exported)
+    name_ends(graph.model, *_names(contract))
+    model = graph.model_proto
     strip_traces(model)
     samplers = [node for node in model.graph.node if node.op_type == "GridSample"]
     if samplers and len(samplers) == len(program.sites):

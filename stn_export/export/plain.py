@@ -25,8 +25,8 @@ def reshape_as_before(model: onnx_ir.Model) -> None:
             node.attributes.pop("allowzero", None)
 
 
-def _has_zero(shape: onnx_ir.Value) -> bool:
-    constant = onnx_ir.convenience.get_const_tensor(shape)
+def _has_zero(shape: onnx_ir.Value | None) -> bool:
+    constant = None if shape is None else onnx_ir.convenience.get_const_tensor(shape)
     return constant is not None and 0 in constant.numpy()
 
 
@@ -37,7 +37,8 @@ def name_in_ascii(model: onnx_ir.Model) -> None:
         *model.graph.initializers.values(),
         *(value for node in model.graph.all_nodes() for value in node.outputs),
     ]
-    for each in (*model.graph.all_nodes(), *(value for value in values if value not in fixed)):
+    named: list[onnx_ir.Node | onnx_ir.Value] = [*model.graph.all_nodes()]
+    for each in (*named, *(value for value in values if value not in fixed)):
         if each.name and not each.name.isascii():
             each.name = each.name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
 
@@ -54,9 +55,11 @@ def forget_shapes(model: onnx_ir.Model) -> None:
 def state_sizes(model: onnx_ir.Model) -> None:
     """Sizes that are known as numbers, where the exporter names a dimension ``2``: TVM and IREE take it for open."""
     for value in (*model.graph.inputs, *model.graph.outputs):
-        for axis, size in enumerate(value.shape or ()):
-            if str(getattr(size, "value", None)).isdecimal():
-                value.shape[axis] = int(size.value)
+        shape = () if value.shape is None else value.shape
+        known = {axis: str(getattr(size, "value", None)) for axis, size in enumerate(shape)}
+        for axis, number in known.items():
+            if number.isdecimal() and value.shape is not None:
+                value.shape[axis] = int(number)
 
 
 PASSES = (state_sizes, lift_constants, reshape_as_before, name_in_ascii, forget_shapes)

@@ -44,7 +44,7 @@ def gather_grid_sample(
     pixels = op.Reshape(op.Transpose(image, perm=[0, 2, 3, 1]), op.Concat(_ints([-1]), channels, axis=0))
     offsets = op.Mul(op.Range(_int(0), op.Squeeze(batch), _int(1)), op.Mul(height, width))
     offsets = op.Reshape(offsets, _ints([-1, 1, 1]))  # of each image's first pixel
-    total = None
+    total: Value = None
     for y, y_weight in taps[1]:
         row = op.Add(op.Mul(_to_int(y, height), width), offsets)
         for x, x_weight in taps[0]:
@@ -143,7 +143,8 @@ def _to_int(x: Value, side: Value) -> Value:
 
 
 def _like(number: float, x: Value) -> Value:
-    return op.CastLike(op.Constant(value_float=number), x)
+    constant: Value = op.Constant(value_float=number)
+    return op.CastLike(constant, x)
 
 
 def _int(number: int) -> Value:

@@ -8,15 +8,17 @@ Computations", section 3.4 (elimination with partial pivoting).
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import torch
+from onnx import numpy_helper
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 
 from stn_export.errors import UserError
 
 Value = Any  # a symbolic tensor of the graph being built
-_ZERO = onnx_ir.tensor([0], dtype=onnx_ir.DataType.INT32)
+_ZERO = numpy_helper.from_array(np.zeros(1, np.int32))
 LARGEST = 32  # rows of a matrix that is inverted or solved: the elimination is unrolled, some 12 nodes a row
 
 
@@ -68,7 +70,8 @@ def inverse(A: Value) -> Value:  # noqa: N803, the operator's own name
     size = _side(A)
     if size <= 3:
         return (_inverse_of_1, _inverse_of_2, _inverse_of_3)[size - 1](A)
-    eye = op.EyeLike(op.ConstantOfShape(_ints([size, size])), dtype=A.dtype)
+    square: Value = op.ConstantOfShape(_ints([size, size]))
+    eye: Value = op.EyeLike(square, dtype=A.dtype)
     return _eliminated(A, op.Expand(eye, op.Shape(A)), size)
 
 
@@ -153,13 +156,13 @@ def _columns(matrix: Value, start: int, end: int) -> Value:
 def _eliminated(matrix: Value, sides: Value, size: int) -> Value:
     """Gauss-Jordan: the right-hand sides once the matrices are made the identity; the largest entry is the pivot."""
     joined = op.Concat(matrix, sides, axis=-1)
-    indices = op.Reshape(op.Constant(value_ints=list(range(size))), _ints([size, 1]))
+    indices: Value = op.Reshape(_ints(list(range(size))), _ints([size, 1]))
     for step in range(size):
         column = _columns(joined, step, step + 1)
-        below = op.Less(indices, op.Constant(value_int=step))
+        below = op.Less(indices, _int(step))
         sized = op.Where(below, _number(-1.0, matrix), op.Abs(column))
         chosen = op.Equal(indices, op.ArgMax(sized, axis=-2, keepdims=1))  # …×n×1
-        here = op.Equal(indices, op.Constant(value_int=step))
+        here = op.Equal(indices, _int(step))
         pivot_row = op.ReduceSum(op.Where(chosen, joined, _number(0.0, matrix)), _ints([-2]), keepdims=1)
         swapped = op.Where(chosen, _rows(joined, step, step + 1), joined)
         row = op.Div(pivot_row, _columns(pivot_row, step, step + 1))
@@ -169,7 +172,12 @@ def _eliminated(matrix: Value, sides: Value, size: int) -> Value:
 
 
 def _number(value: float, like: Value) -> Value:
-    return op.CastLike(op.Constant(value_float=value), like)
+    number: Value = op.Constant(value_float=value)
+    return op.CastLike(number, like)
+
+
+def _int(value: int) -> Value:
+    return op.Constant(value_int=value)
 
 
 def _ints(values: list[int]) -> Value:
@@ -178,7 +186,9 @@ def _ints(values: list[int]) -> Value:
 
 def all_true(self: Value) -> Value:
     """``torch._check_tensor_all`` asks it of truth values; the check itself is none of a file's."""
-    return op.Cast(op.ReduceMin(op.Cast(self, to=onnx_ir.DataType.INT32), keepdims=0), to=onnx_ir.DataType.BOOL)
+    numbers: Value = op.Cast(self, to=onnx_ir.DataType.INT32)
+    least: Value = op.ReduceMin(numbers, keepdims=0)
+    return op.Cast(least, to=onnx_ir.DataType.BOOL)
 
 
 aten = torch.ops.aten

@@ -110,7 +110,7 @@ def _tensor(spec: TensorSpec, name: str, gathered: bool) -> dict:
     """An input or output; dims leave out a batch that Triton gathers, and there must be one, so a number is of one."""
     shape = spec.shape[1:] if gathered else spec.shape
     dims = tuple(size if isinstance(size, int) else -1 for size in shape)
-    scalar = {} if dims else {"reshape": {}}
+    scalar: dict[str, object] = {} if dims else {"reshape": {}}
     return {"name": name, "data_type": DATA_TYPES[spec.dtype], "dims": dims or (1,)} | scalar
 
 

@@ -36,7 +36,8 @@ def at_precision(program: Program, precision: str) -> GraphModule:
     dtype = HALVES.get(precision)
     if dtype is None:
         return program.module
-    module, parts, halved = sharing_copy(program.module), program.parts(), set()
+    module, parts = sharing_copy(program.module), program.parts()
+    halved: set[Node] = set()
     for node in module.graph.nodes:
         if _computes_in_half(node, parts.get(node.name), halved):
             halved.add(node)
@@ -70,9 +71,10 @@ def _is_float32(node: Node) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
-def _held(node: Node) -> object:
-    """What a ``get_attr`` node reads."""
-    return attrgetter(node.target)(node.graph.owning_module)
+def _held(node: Node) -> Tensor | None:
+    """The tensor that a ``get_attr`` node reads; None where it reads something else."""
+    value = attrgetter(str(node.target))(node.graph.owning_module)
+    return value if isinstance(value, Tensor) else None
 
 
 def _halve_weights(module: GraphModule, halved: set[Node], dtype: torch.dtype) -> None:
@@ -80,8 +82,8 @@ def _halve_weights(module: GraphModule, halved: set[Node], dtype: torch.dtype) -
     weights = [node for node in module.graph.find_nodes(op="get_attr") if _is_float32(node)]
     shared = {node.target for node in weights if not halved.issuperset(node.users)}
     for node in weights:
-        if node.target not in shared:
-            value, (owner, _, name) = _held(node), node.target.rpartition(".")
+        value, (owner, _, name) = _held(node), str(node.target).rpartition(".")
+        if value is not None and node.target not in shared:
             half = value.detach().to(dtype)
             half = nn.Parameter(half, requires_grad=False) if isinstance(value, nn.Parameter) else half
             setattr(module.get_submodule(owner), name, half)
@@ -97,6 +99,9 @@ def _cast(user: Node, source: Node, dtype: torch.dtype) -> Node:
 
 class FromBytes(nn.Module):
     """Raw uint8 pictures, NCHW or NHWC, to what a network takes."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, pixels: Pixels, layout: str) -> None:
         super().__init__()

@@ -34,6 +34,8 @@ DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
 
 
 def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
+    if spec.lowering is None:
+        raise UserError(f"{spec.name} says no way to write affine_grid and grid_sample", "name a row of export --list")
     if spec.lowering == DEFAULT_EXPORT:
         model = export_default(source.program, source.contract(spec))
     else:
@@ -145,11 +147,12 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
     except RefusedError as error:
         return str(error)
     except Exception as error:  # whatever the exporters raise for a network that they cannot take
-        while error.__cause__ is not None:
-            error = error.__cause__
-        if isinstance(error, ImportError):
-            raise _lacking(spec, error) from error
-        return one_line(error)
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        if isinstance(root, ImportError):
+            raise _lacking(spec, root) from root
+        return one_line(root)
     path = source.directory.path / spec.file
     before, beside = source.directory.artifacts.get(spec.name), details.pop("beside", {})
     for file in before.beside if before else ():
