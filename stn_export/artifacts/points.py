@@ -4,8 +4,9 @@ Pictures are uint8 k×C×H×W with C 1 or 3, at the indices of the first example
 """
 
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
+import msgspec
 from torch import Tensor
 
 from stn_export.artifacts.files import AGAIN, checked, load_tensors
@@ -20,7 +21,7 @@ class SitePoints(TypedDict):
 
     theta: NotRequired[Tensor]
     outside: Tensor
-    image_size: tuple[int, int]
+    image_size: Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]  # height and width
     align_corners: bool
 
 

@@ -34,6 +34,7 @@ from stn_export.artifacts.manifest import (
     trust_run,
 )
 from stn_export.artifacts.points import SCHEMA as POINTS_SCHEMA
+from stn_export.artifacts.points import Points
 from stn_export.comparison.compare import worst_by_kind
 from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, finite
 from stn_export.comparison.words import passed_words, times, verdict_words
@@ -108,17 +109,17 @@ class Verified:
             yield check
         with _threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
             for artifact, path, spec in self.jobs:
-                check = journal.of(artifact, spec.name) if journal else None
-                if check is None:
+                known = journal.of(artifact, spec.name) if journal else None
+                if known is None:
                     try:
-                        check = self._check(artifact, path, spec, seconds)
+                        known = self._check(artifact, path, spec, seconds)
                     except RefusedError as why:
                         self.refused[f"{artifact.network}/{artifact.name} in {spec.name}"] = str(why)
                         continue
                     if journal:
-                        journal.add(check)
-                self.checks.append(check)
-                yield check
+                        journal.add(known)
+                self.checks.append(known)
+                yield known
 
     def _check(self, artifact: Artifact, path: Path, spec: RunnerSpec, seconds: float) -> Check:
         check = check_artifact(artifact, path, spec, self.truth)
@@ -135,8 +136,8 @@ class Verified:
         labels = truth.examples.labels is not None
         return {"examples": len(truth.examples), "labels": labels, "notes": truth.notes, "points": points}
 
-    def points(self) -> dict:
-        """For ``points.pt``; empty where the network samples nowhere."""
+    def points(self) -> Points | None:
+        """For ``points.pt``; None where the network samples nowhere."""
         return points_file.points_of(self.truth, self.checks, self.directory.listed(PROGRAM).sha256)
 
 

@@ -113,7 +113,9 @@ def scales(values: np.ndarray) -> np.ndarray:
 
 def _by_channel(values: np.ndarray) -> np.ndarray:
     """The largest of each channel, the least of an element's channels, in a shape that broadcasts to ``values``."""
-    others = [tuple(a for a in range(values.ndim) if a != axis) for axis in channel_axes(values.shape)]
+    others: list[tuple[int, ...] | None] = [
+        tuple(a for a in range(values.ndim) if a != axis) for axis in channel_axes(values.shape)
+    ]
     found = [values.max(axis=each, keepdims=True, initial=0.0) for each in others or [None]]
     return np.minimum.reduce(np.broadcast_arrays(*found))
 

@@ -97,8 +97,8 @@ def _drawn(contract: Contract, examples: Examples) -> dict[str, Batch]:
     pictures = [spec for spec in contract.inputs if spec.is_picture and spec.is_float and spec.batched]
     if not pictures:
         return {}
-    size = examples.inputs[pictures[0].name].shape[-2:]
-    places = _places(*size)
+    height, width = examples.inputs[pictures[0].name].shape[-2:]
+    places = _places(height, width)
     greys, single = (dict(examples.take(count)) for count in (len(GREYS), len(places)))
     for spec in pictures:
         given = examples.inputs[spec.name]
@@ -106,7 +106,8 @@ def _drawn(contract: Contract, examples: Examples) -> dict[str, Batch]:
         levels = low + (high - low) * torch.tensor(GREYS).double() / 255
         greys[spec.name] = torch.zeros_like(greys[spec.name]) + levels.view(-1, 1, 1, 1).to(given.dtype)
         single[spec.name] = torch.full_like(single[spec.name], low)
-        for picture, (y, x) in zip(single[spec.name], _places(*given.shape[-2:], len(places)), strict=True):
+        height, width = given.shape[-2:]
+        for picture, (y, x) in zip(single[spec.name], _places(height, width, len(places)), strict=True):
             picture[:, y, x] = high
     return {"constants": greys, "single pixels": single}
 

@@ -142,7 +142,10 @@ def _forcing(unforced: Sequence[str], comparisons: Mapping[str, Mapping[str, Com
     """Say which theta was not forced though the artifact shows it, or shows the grid that stands for it."""
     shown = {point for results in comparisons.values() for point in results}
     for name in unforced:
-        site, _ = truth.challenges[name].forced
+        forced = truth.challenges[name].forced
+        if forced is None:
+            continue
+        site, _ = forced
         grid = {site.point(GRID)} if truth.program.acts_through_grid(site) else set()
         if shown & ({site.point(THETA)} | grid):
             return f"{name}: theta was not forced, though the file shows where"

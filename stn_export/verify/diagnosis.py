@@ -6,7 +6,7 @@ which rows to try. Nothing here decides whether something differs: ``compare`` h
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -44,12 +44,18 @@ class Scene:
 
     @property
     def site(self) -> Site:
-        """The point's."""
+        """The site that the point belongs to.
+
+        Raises:
+            TypeError: where it is an output.
+        """
+        if self.point.site is None:
+            raise TypeError(f"{self.point.name} belongs to no site")
         return self.point.site
 
     def true(self, kind: str) -> np.ndarray:
         """A point of the same site, or the output itself."""
-        return self.challenge.true[self.site.point(kind) if self.site else self.point.name]
+        return self.challenge.true[self.point.site.point(kind) if self.point.site else self.point.name]
 
     @cached_property
     def values(self) -> tuple[Tensor, ...]:
@@ -92,11 +98,11 @@ Mistake = tuple[str, Callable[[], np.ndarray]]  # its name and what the point wo
 
 def _mistakes(scene: Scene) -> Iterator[Mistake]:
     """Those that could be made at the point or before it."""
-    yield from BY_KIND[scene.point.name.rpartition("/")[2] if scene.site else OUTPUT](scene)
+    yield from BY_KIND[scene.point.name.rpartition("/")[2] if scene.point.site else OUTPUT](scene)
     for index, spec in enumerate(scene.program.contract.inputs):
         if spec.is_picture and spec.is_float:
             for name, change in _of_picture(spec, scene.values[index]):
-                yield name, lambda change=change, index=index: scene.fed(index, change)
+                yield name, partial(scene.fed, index, change)
 
 
 def _of_picture(spec: TensorSpec, values: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -131,10 +137,10 @@ def _of_grid(scene: Scene) -> Iterator[Mistake]:
 def _of_warped(scene: Scene) -> Iterator[Mistake]:
     for mode in MODES:
         if mode != scene.site.mode:
-            yield f"the interpolation is {mode}", lambda mode=mode: scene.warp(mode=mode)
+            yield f"the interpolation is {mode}", partial(scene.warp, mode=mode)
     for padding in PADDINGS:
         if padding != scene.site.padding_mode:
-            yield f"the padding is {padding}", lambda padding=padding: scene.warp(padding_mode=padding)
+            yield f"the padding is {padding}", partial(scene.warp, padding_mode=padding)
     other = not scene.site.align_corners
     yield f"the sampler's align_corners is {other}", lambda: scene.warp(align_corners=other)
     yield "the batch is reversed", lambda: scene.true(WARPED)[::-1]
@@ -205,7 +211,7 @@ def _has_classes(point: Point, true: np.ndarray) -> bool:
 
 def _usual(scene: Scene) -> Iterator[str]:
     """Name what usually makes such a point differ, of what the network has."""
-    kind = scene.point.name.rpartition("/")[2] if scene.site else scene.point.kind
+    kind = scene.point.name.rpartition("/")[2] if scene.point.site else scene.point.kind
     yield from {THETA: _usual_of_theta, GRID: _usual_of_grid}.get(kind, _usual_of_values)(scene)
     yield "precision"
 
@@ -221,17 +227,17 @@ def _usual_of_theta(scene: Scene) -> Iterator[str]:
 
 
 def _usual_of_grid(scene: Scene) -> Iterator[str]:
-    if scene.site is not None and scene.site.theta:
+    if scene.point.site is not None and scene.point.site.theta:
         yield from ("align_corners", "a transposed theta", "a base grid half a pixel off")
     yield "x and y swapped"
 
 
 def _usual_of_values(scene: Scene) -> Iterator[str]:
     """Of warped images and of outputs."""
-    samples, true = scene.site is not None or scene.point.kind == WARPED, scene.challenge.true[scene.point.name]
+    samples, true = scene.point.site is not None or scene.point.kind == WARPED, scene.challenge.true[scene.point.name]
     if samples:
         yield from ("the interpolation mode", "the padding mode", "align_corners")
-    if scene.site is not None:
+    if scene.point.site is not None:
         return
     if scene.program.parameters:
         yield "the weights behind the samplers" if scene.program.sites else "the weights"

@@ -1,10 +1,11 @@
 """A runner fed with batches of any size, whatever its own."""
 
 from collections.abc import Callable, Mapping
+from typing import overload
 
 import numpy as np
 
-from stn_export.program.specs import Arrays, Batch, Contract
+from stn_export.program.specs import Arrays, Batch, Contract, TensorSpec
 from stn_export.verify.challenges import filled, rows_of, size_of
 from stn_export.verify.truth import Truth
 
@@ -22,9 +23,25 @@ def takes(contract: Contract, batch: Batch) -> bool:
     """Whether an artifact can be fed with a batch, in parts if need be: it may fix sizes that are open else."""
     arrays = contract.arrays(batch)
     return all(
-        spec.fits((spec.shape[0] if spec.batched and contract.batch else len(array), *array.shape[1:]))
+        spec.fits((_length(spec, contract, array), *array.shape[1:]))
         for spec, array in ((spec, arrays[spec.name]) for spec in contract.inputs if spec.shape)
     )
+
+
+def _length(spec: TensorSpec, contract: Contract, array: np.ndarray) -> int:
+    """How many examples an artifact would be fed with at once."""
+    own = spec.shape[0]
+    return own if spec.batched and contract.batch and isinstance(own, int) else len(array)
+
+
+@overload
+def feed(
+    call: Callable[[Arrays], Arrays], batch: Batch, contract: Contract, rows: Mapping[str, int]
+) -> Arrays: ...  # where every call gives something
+
+
+@overload
+def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) -> Arrays | None: ...
 
 
 def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) -> Arrays | None:

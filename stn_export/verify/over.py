@@ -93,7 +93,11 @@ class _Tally:
         """All of it."""
         points, sums = self.truth.points, self.sums
         shares = {name: float(error / max(whole, 1e-300)) for name, (error, whole, _) in sums.items()}
-        grids = {points[name].site.name: (shares[name], sums[name][2]) for name in sums if points[name].kind == GRID}
+        grids = {
+            site.name: (shares[name], sums[name][2])
+            for name in sums
+            if points[name].kind == GRID and (site := points[name].site) is not None
+        }
         outputs = [name for name in sums if points[name].kind not in (GRID, COUNT)]
         classes = np.concatenate(self.classes) if self.classes else None
         return OverExamples(
@@ -101,7 +105,7 @@ class _Tally:
             accuracy=share_of(classes, self.truth.examples.labels),
             grid_pixels={site: {"mean": mean, "worst": float(worst)} for site, (mean, worst) in sorted(grids.items())},
             differing=self._differing(),
-            whole={name: tuple(map(int, sums[name][:2])) for name in sums if points[name].kind == COUNT},
+            whole={name: (int(sums[name][0]), int(sums[name][1])) for name in sums if points[name].kind == COUNT},
             rms={name: shares[name] ** 0.5 for name in outputs if name != self.truth.scored},
             broken=self.broken,
             left_out=left_out,

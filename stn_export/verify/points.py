@@ -15,7 +15,7 @@ from stn_export.comparison.compare import distance
 from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, RESAMPLED, THETA, WARPED, Bound, Tolerance
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
-from stn_export.program.specs import Arrays
+from stn_export.program.specs import Arrays, whole
 from stn_export.verify.challenges import rows_of, size_of
 from stn_export.verify.kinds import OutputKind, output_kinds
 
@@ -129,9 +129,9 @@ def in_pixels(points: Arrays, units: Mapping[str, np.ndarray]) -> Arrays:
 def units_of(program: Program, values: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
     """The pixels in one unit of x and of y, by grid: half the sampled image's size, less with aligned corners."""
     if all(isinstance(size, int) for site in program.sites for size in site.image_shape[-2:]):
-        sizes = {site.name: site.image_shape[-2:] for site in program.sites}
+        sizes = {site.name: whole(site.image_shape[-2:]) for site in program.sites}
     else:
-        sizes = {name: image.shape[-2:] for name, image in sampled_images(program, values, {}).items()}
+        sizes = {name: whole(image.shape[-2:]) for name, image in sampled_images(program, values, {}).items()}
     return {
         site.point(GRID): np.array([max(1, size - site.align_corners) for size in reversed(sizes[site.name])]) / 2
         for site in program.sites

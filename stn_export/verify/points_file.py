@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stn_export.artifacts.points import Points
+from stn_export.artifacts.points import Pictures, Points, SitePoints
 from stn_export.comparison.tolerances import GRID, THETA, WARPED
 from stn_export.program.sites import Site
-from stn_export.program.specs import Pixels
+from stn_export.program.specs import Pixels, TensorSpec
 from stn_export.verify.challenges import filled, range_of
 from stn_export.verify.checks import Check
 from stn_export.verify.points import sampled_images
@@ -19,8 +19,8 @@ FIRST = 10
 MOST_DIFFERENT = 10  # in float32, and in less
 
 
-def points_of(truth: Truth, checks: Iterable[Check], sha256: str) -> Points | dict:
-    """What is kept of one network; empty where it samples nowhere.
+def points_of(truth: Truth, checks: Iterable[Check], sha256: str) -> Points | None:
+    """What is kept of one network; None where it samples nowhere.
 
     Args:
         truth: of the network.
@@ -29,11 +29,11 @@ def points_of(truth: Truth, checks: Iterable[Check], sha256: str) -> Points | di
     """
     sites = [site for site in truth.program.sites if truth.points[site.point(GRID)].rows]
     if not sites:
-        return {}
-    kept = {"program": sha256, "examples": len(truth.examples), "sites": _sites(truth, sites)}
+        return None
+    kept: Points = {"program": sha256, "examples": len(truth.examples), "sites": _sites(truth, sites)}
     shown = [site for site in sites if truth.points[site.point(WARPED)].rows]
     if truth.contract.picture and shown:
-        kept["pictures"] = _pictures(truth, shown, chosen(len(truth.examples), checks))
+        kept["pictures"] = _pictures(truth, truth.contract.picture, shown, chosen(len(truth.examples), checks))
     return kept
 
 
@@ -49,10 +49,10 @@ def chosen(count: int, checks: Iterable[Check]) -> list[int]:
     return list(dict.fromkeys(indices))
 
 
-def _sites(truth: Truth, sites: list[Site]) -> dict[str, dict]:
+def _sites(truth: Truth, sites: list[Site]) -> dict[str, SitePoints]:
     batch = truth.examples.take(truth.contract.batch or 1)
     images = sampled_images(truth.program, truth.program.values(batch), {})
-    kept = {}
+    kept: dict[str, SitePoints] = {}
     for site in sites:
         size, theta = images[site.name].shape[-2:], truth.points.get(site.point(THETA))
         rows, edge = truth.points[site.point(GRID)].rows, np.array([size[1], size[0]]) / 2  # from the middle, in pixels
@@ -60,19 +60,22 @@ def _sites(truth: Truth, sites: list[Site]) -> dict[str, dict]:
             (np.abs(part[site.point(GRID)]) > edge).any(-1).reshape(len(part[site.point(GRID)]) // rows, -1).mean(1)
             for part in truth.parts
         ]
-        kept[site.name] = {"outside": torch.from_numpy(np.concatenate(outside)).float()}
-        kept[site.name] |= {"image_size": list(size), "align_corners": site.align_corners}
+        kept[site.name] = {
+            "outside": torch.from_numpy(np.concatenate(outside)).float(),
+            "image_size": list(size),
+            "align_corners": site.align_corners,
+        }
         if theta and theta.rows == 1:
             thetas = np.concatenate([part[theta.name] for part in truth.parts])
             kept[site.name]["theta"] = torch.from_numpy(thetas).float()
     return kept
 
 
-def _pictures(truth: Truth, sites: list[Site], indices: list[int]) -> dict:
+def _pictures(truth: Truth, spec: TensorSpec, sites: list[Site], indices: list[int]) -> Pictures:
     """The input's pictures and what each site makes of them, as bytes."""
-    spec, examples, fixed = truth.contract.picture, truth.examples, truth.contract.batch
+    examples, fixed = truth.examples, truth.contract.batch
     pictures = examples.inputs[spec.name][indices]
-    warped = {site.name: [] for site in sites}
+    warped: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     for rows, count in filled(len(indices), fixed or len(indices)):
         batch = examples.rows(torch.tensor(indices)[rows])
         points = truth.program.points(truth.program.values(batch))
@@ -80,13 +83,15 @@ def _pictures(truth: Truth, sites: list[Site], indices: list[int]) -> dict:
             value = points[site.point(WARPED)]
             each = value.reshape(len(value) // truth.rows[site.point(WARPED)], -1, *value.shape[-2:])
             warped[site.name].append(each[:count])  # the channels of all its rows
-    kept = {
+    kept: Pictures = {
         "of": spec.name,
         "indices": torch.tensor(indices),
         "input": as_bytes(pictures, range_of(examples.inputs[spec.name])),
         "warped": {name: _seen(torch.cat(parts), pictures.shape[1], spec.pixels) for name, parts in warped.items()},
     }
-    return kept | ({} if examples.labels is None else {"labels": examples.labels[indices]})
+    if examples.labels is not None:
+        kept["labels"] = examples.labels[indices]
+    return kept
 
 
 def _seen(warped: Tensor, channels: int, pixels: Pixels | None) -> Tensor:

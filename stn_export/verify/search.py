@@ -25,7 +25,7 @@ from stn_export.artifacts.manifest import Artifact
 from stn_export.comparison.compare import Comparison, compare
 from stn_export.comparison.tolerances import COUNT, TOLERANCES, Tolerance
 from stn_export.errors import one_line
-from stn_export.program.specs import Arrays, Batch, TensorSpec
+from stn_export.program.specs import Arrays, Batch
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.verify.challenges import range_of
 from stn_export.verify.checks import Check, compare_points, first_failure
@@ -103,25 +103,37 @@ class SearchResult:
     failure: str
 
 
+@dataclass(frozen=True)
+class _Canvas:
+    """The input that pictures are drawn for, and the examples to start from, uint8 N×C×H×W."""
+
+    name: str
+    images: Tensor
+
+
 class _Drawer:
     """Makes batches for a program of what is drawn."""
 
     def __init__(self, truth: Truth) -> None:
         self.contract, self.examples = truth.contract, truth.examples
         pictures = (spec for spec in self.contract.inputs if spec.is_picture and spec.is_float and spec.batched)
-        self.picture: TensorSpec | None = next(pictures, None)
         floating = [spec.name for spec in self.contract.inputs if spec.is_float and spec.batched]
         self.ranges = {name: range_of(self.examples.inputs[name]) for name in floating}
-        self.images = self._as_bytes() if self.picture else None
+        self.canvas = next((self._canvas(spec.name) for spec in pictures), None)
 
     @property
     def size(self) -> tuple[int, int, int] | None:
         """Of a picture."""
-        return tuple(self.images.shape[1:]) if self.picture else None
+        if self.canvas is None:
+            return None
+        channels, height, width = self.canvas.images.shape[1:]
+        return channels, height, width
 
-    def _as_bytes(self) -> Tensor:
-        given, (low, high) = self.examples.inputs[self.picture.name], self.ranges[self.picture.name]
-        return given if given.dtype == torch.uint8 else ((given - low) / max(high - low, 1e-30) * 255).to(torch.uint8)
+    def _canvas(self, name: str) -> _Canvas:
+        given, (low, high) = self.examples.inputs[name], self.ranges[name]
+        if given.dtype == torch.uint8:
+            return _Canvas(name, given)
+        return _Canvas(name, ((given - low) / max(high - low, 1e-30) * 255).to(torch.uint8))
 
     def batch(self, items: Items) -> Batch:
         """As many examples as there are items, or as the program takes."""
@@ -129,15 +141,16 @@ class _Drawer:
         rows = [self._row(position, items[position % len(items)]) for position in range(count)]
         return rows[0] | {name: torch.cat([row[name] for row in rows]) for name in self.examples.batched}
 
-    def _row(self, position: int, item: Picture) -> Batch:
+    def _row(self, position: int, item: Picture) -> dict[str, Tensor]:
         row = self.examples.rows(torch.tensor([getattr(item, "index", position) % len(self.examples)]))
-        if self.picture is None:
+        if self.canvas is None:
+            if not isinstance(item, Noisy):
+                raise TypeError(f"there is no input to draw {item} into")
             return item.blend(row, self.ranges)
-        drawn, (low, high) = item.draw(self.images)[None], self.ranges[self.picture.name]
-        given = self.examples.inputs[self.picture.name].dtype
-        return row | {
-            self.picture.name: drawn if given == torch.uint8 else (low + drawn.double() * (high - low) / 255).to(given)
-        }
+        name = self.canvas.name
+        drawn, (low, high) = item.draw(self.canvas.images)[None], self.ranges[name]
+        given = self.examples.inputs[name].dtype
+        return row | {name: drawn if given == torch.uint8 else (low + drawn.double() * (high - low) / 255).to(given)}
 
 
 class _Hunt:

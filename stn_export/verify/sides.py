@@ -21,6 +21,7 @@ from stn_export.program.program import load_program
 from stn_export.program.specs import BATCH, Arrays, Batch, Contract, Pixels, TensorSpec
 from stn_export.program.torch_files import read_metadata
 from stn_export.runners import RUNNERS, Runner
+from stn_export.runners.onnx_runtime import OnnxRuntime
 from stn_export.verify.feeding import feed
 from stn_export.verify.kinds import output_kinds
 
@@ -155,7 +156,7 @@ def _open_unlisted(path: Path, kind: str) -> Side:
         precision=said.get("precision", "fp32") if ours else "fp32",
     )
     side = Side(path, artifact, _runner(path, artifact), known=ours)
-    if not ours and kind == "onnx":
+    if not ours and isinstance(side.runner, OnnxRuntime):
         return side.taking(contract_of_session(side.runner.session))
     return side
 

@@ -189,13 +189,13 @@ def _judged(precision: str) -> tuple[int, ...]:
 def _spans(inputs: Contract, sides: tuple[Side, Side]) -> Iterator[Row | tuple[str, Span]]:
     """The range of every input of whole numbers in which both files run, or a row where one runs further up."""
     for spec in whole_inputs(inputs):
-        found = [span_of(spec, inputs, partial(_runs, side, sides)) for side in sides]
-        if found[0] is None or found[1] is None:
+        one, other = (span_of(spec, inputs, partial(_runs, side, sides)) for side in sides)
+        if one is None or other is None:
             continue
-        if found[0].high != found[1].high:
-            reason = f"takes {spec.name} up to {found[0].high} instead of {found[1].high}"
+        if one.high != other.high:
+            reason = f"takes {spec.name} up to {one.high} instead of {other.high}"
             yield Row(output="", inputs=f"{spec.name}, found by trying", reason=reason)
-        yield spec.name, Span(max(span.low for span in found), min(span.high for span in found))
+        yield spec.name, Span(max(one.low, other.low), min(one.high, other.high))
 
 
 def _runs(side: Side, sides: tuple[Side, Side], batch: Batch) -> bool:
@@ -328,9 +328,9 @@ def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inpu
             reason = "" if off <= 2 * tolerance.rms else f"{off:.2%} apart in root mean square"
         elif agreement < tolerance.agreement:
             reason = f"{agreement:.2%} of the predictions agree, less than {tolerance.agreement:.2%}"
-    figures = (finite(value) for value in (result.max_abs, result.max_rel, agreement))
+    max_abs, max_rel, agreed_on = (finite(value) for value in (result.max_abs, result.max_rel, agreement))
     rule = rule_of(precision) if math.isinf(allowed.bound.absolute) else allowed.rule
-    return Row(name, inputs, *figures, reason, rule, bound=finite(allowed.most(b)))
+    return Row(name, inputs, max_abs, max_rel, agreed_on, reason, rule, bound=finite(allowed.most(b)))
 
 
 def rule_of(precision: str) -> str:
@@ -398,9 +398,15 @@ def versus(
         raise UserError("two files and two runs cannot be compared at once", "leave out --run and --against")
     if files and len(files) != 2:
         raise UserError(f"{len(files)} file{'s' * (len(files) > 1)} cannot be compared", USABLE)
-    run = run or DEFAULT_RUN
-    rows = compare_files(*files, given, trust, asked) if files else compare_runs(run, against, trust, asked)
-    sides = [str(each) for each in files or (run, against)]
+    if files:
+        left, right = files
+        rows = compare_files(left, right, given, trust, asked)
+    elif against is not None:
+        left, right = run or DEFAULT_RUN, against
+        rows = compare_runs(left, right, trust, asked)
+    else:
+        raise UserError("there is nothing to compare", "name two files, or a run with --against")
+    sides = [str(left), str(right)]
     failures = [row for row in rows if row.reason]
     if cli.OUTPUT.form == "json":
         content = {"passed": bool(rows) and not failures, "sides": sides, "rows": [row.as_dict() for row in rows]}
