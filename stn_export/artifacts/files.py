@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, is_typeddict
+from typing import TYPE_CHECKING, Any, TypeVar, is_typeddict, overload
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -209,7 +209,19 @@ def json_bytes(schema: str, content: dict) -> bytes:
     return (json.dumps({"schema": schema} | content, indent=1) + "\n").encode()
 
 
-def read_json(path: Path, schema: str | None = None, kind: type[Content] = dict) -> Content:  # type: ignore[assignment]
+@overload
+def read_json(path: Path, schema: str | None = None) -> dict[str, Any]: ...
+
+
+@overload
+def read_json(path: Path, schema: str | None, kind: type[Content]) -> Content: ...
+
+
+@overload
+def read_json(path: Path, *, kind: type[Content]) -> Content: ...
+
+
+def read_json(path: Path, schema: str | None = None, kind: type[Any] = dict) -> Any:
     """Read JSON, such as ``write_json`` wrote under the same schema.
 
     Args:

@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxruntime
@@ -58,7 +57,7 @@ class Kernels:
 @cache
 def kernels() -> Kernels:
     """The table of ``resources/cuda_kernels.json``."""
-    content: dict[str, Any] = read_json(KERNELS, SCHEMA)
+    content = read_json(KERNELS, SCHEMA)
     cuda = {name: [Kernel(*row) for row in rows] for name, rows in content["operators"].items()}
     others = content["contributed"]
     cpu = frozenset(content["cpu_operators"])

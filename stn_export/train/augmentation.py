@@ -31,7 +31,7 @@ def flip_and_crop(images: Tensor, flip: bool, crop: int) -> Tensor:
 def random_affine(images: Tensor, limits: AffineRange, generator: torch.Generator | None = None) -> Tensor:
     """Turn, scale and shift each image about its centre, bilinearly; black where nothing was."""
     theta = affine_matrices(len(images), limits, images.shape[-1], images.device, generator)
-    grid = F.affine_grid(theta, images.shape, align_corners=ALIGN_CORNERS)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=ALIGN_CORNERS)
     warped = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=ALIGN_CORNERS)
     return warped.round_().to(torch.uint8)
 

@@ -18,7 +18,8 @@ class Board:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.open, self.folder, self.writers = SummaryWriter, folder, {}
+        self.open, self.folder = SummaryWriter, folder
+        self.writers: dict[str, SummaryWriter] = {}
 
     def epoch(self, cell: Cell, trainer: Trainer) -> None:
         """The epoch that the trainer has just tested; a training that goes on writes on."""

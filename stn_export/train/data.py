@@ -4,7 +4,7 @@
 ways on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
@@ -185,7 +185,7 @@ def _cached(name: str, source: str, stamp: str, build: Callable[[], tuple[Split,
     if path.exists():
         try:
             content = torch.load(path, weights_only=True, mmap=True)
-            return _dataset(name, source, *content["tensors"], content["fingerprint"])
+            return _dataset(name, source, content["tensors"], content["fingerprint"])
         except Exception:  # a damaged cache is no error: it is built again
             path.unlink()
     train, test = build()
@@ -193,9 +193,9 @@ def _cached(name: str, source: str, stamp: str, build: Callable[[], tuple[Split,
     digest = fingerprint(tensor.numpy().tobytes() for tensor in tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, serialise({"tensors": tensors, "fingerprint": digest}))
-    return _dataset(name, source, *tensors, digest)
+    return _dataset(name, source, tensors, digest)
 
 
-def _dataset(name: str, source: str, *rest: Tensor | str) -> Dataset:
-    train_images, train_labels, test_images, test_labels, digest = rest
+def _dataset(name: str, source: str, tensors: Sequence[Tensor], digest: str) -> Dataset:
+    train_images, train_labels, test_images, test_labels = tensors
     return Dataset(name, Split(train_images, train_labels), Split(test_images, test_labels), digest, source)

@@ -76,7 +76,7 @@ def _compose(glyphs: Tensor, random: torch.Generator) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(len(glyphs), *shape, generator=random)
 
-    grid_size = (len(glyphs), 1, SIZE * OVERSAMPLING, SIZE * OVERSAMPLING)
+    grid_size = [len(glyphs), 1, SIZE * OVERSAMPLING, SIZE * OVERSAMPLING]
     theta = _theta(uniform(-MAX_ANGLE, MAX_ANGLE), uniform(*HEIGHTS), uniform(-MAX_SHIFT, MAX_SHIFT, 2))
     grid = F.affine_grid(theta, grid_size, align_corners=False)
     digit = F.avg_pool2d(F.grid_sample(glyphs[:, None], grid, align_corners=False), OVERSAMPLING)

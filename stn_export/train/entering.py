@@ -69,6 +69,15 @@ def _enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
         if directory.holds(PROGRAM, checkpoint.sha256, settings) and directory.facts.examples["sha256"] == digest:
             continue
         program = captured(load_checkpoint(directory.open(checkpoint)).model, network.name)
-        words = {"label": network.label, "role": network.role, "note": network.note, "source": said.note}
-        enter(directory, program, examples, classes=said.classes, parent_sha256=checkpoint.sha256, **words)
+        enter(
+            directory,
+            program,
+            examples,
+            label=network.label,
+            role=network.role,
+            note=network.note,
+            source=said.note,
+            classes=said.classes,
+            parent_sha256=checkpoint.sha256,
+        )
         cli.say(f"{cell}: wrote {directory.path / PROGRAM_FILE}")

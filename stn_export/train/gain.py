@@ -19,7 +19,7 @@ from stn_export.artifacts.manifest import (
     Facts,
     NetworkDirectory,
 )
-from stn_export.artifacts.schemas import read_history
+from stn_export.artifacts.schemas import Epoch, read_history
 from stn_export.comparison.estimates import Estimate, estimate
 from stn_export.errors import UserError
 from stn_export.train.recipes import MODELS
@@ -30,6 +30,18 @@ TRANSFORMER = next(spec.name for spec in MODELS.values() if spec.role == SUBJECT
 PLACES = ("*", "seed-*/*")  # of a run's networks: the first seed's, then those of the others
 
 
+def _held_out(row: Epoch) -> float:
+    """An epoch's accuracy on held-out images.
+
+    Raises:
+        ValueError: where none were held out.
+    """
+    accuracy = row.get("validation_accuracy")
+    if accuracy is None:
+        raise ValueError(f"epoch {row['epoch']} has no accuracy on held-out images")
+    return accuracy
+
+
 @dataclass(frozen=True)
 class Training:
     """One model, finished with one seed; ``settings`` are those that must be equal to compare it with another."""
@@ -37,7 +49,7 @@ class Training:
     model: str
     seed: int
     settings: dict
-    history: tuple[dict, ...]  # a row an epoch
+    history: tuple[Epoch, ...]
     device: str
     environment: dict
     facts: Facts
@@ -51,7 +63,7 @@ class Training:
     def measured(self) -> tuple[str, float]:
         """Which epochs' test accuracy stands for this training, in words, and what it is."""
         if self.settings.get("keep") == "best":
-            best = max(self.history, key=lambda row: row["validation_accuracy"])
+            best = max(self.history, key=_held_out)
             return "the epoch that did best on held-out images", best["test_accuracy"]
         if self.settings["recipe"]["name"] == "reference" and len(self.history) >= SETTLED.stop:
             settled = statistics.fmean(self.accuracies[SETTLED])

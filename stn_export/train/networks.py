@@ -46,9 +46,9 @@ class SpatialTransformer(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.regressor = nn.Sequential(nn.Linear(160, 32), nn.ReLU(), nn.Linear(32, 6))
-        nn.init.zeros_(self.regressor[-1].weight)
-        self.regressor[-1].bias.data.copy_(torch.tensor(IDENTITY))
+        self.regressor = nn.Sequential(nn.Linear(160, 32), nn.ReLU(), last := nn.Linear(32, 6))
+        nn.init.zeros_(last.weight)
+        last.bias.data.copy_(torch.tensor(IDENTITY))
 
     def theta(self, images: Tensor) -> Tensor:
         """The affine matrices, N×2×3, that map output coordinates to where each image is sampled."""
@@ -57,7 +57,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Sample each image bilinearly on its affine grid; zeros outside the image."""
-        grid = F.affine_grid(self.theta(images), images.shape, align_corners=ALIGN_CORNERS)
+        grid = F.affine_grid(self.theta(images), list(images.shape), align_corners=ALIGN_CORNERS)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=ALIGN_CORNERS)
 
 

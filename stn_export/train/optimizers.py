@@ -17,8 +17,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         group["peak"] = group["lr"]
         group["lr"] = torch.tensor(group["lr"], device="cuda") if on_cuda else group["lr"]
     if recipe.optimizer == "sgd":
-        momentum = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
-        return torch.optim.SGD(groups, fused=on_cuda, **momentum)
+        return torch.optim.SGD(groups, fused=on_cuda, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     return torch.optim.AdamW(groups, fused=on_cuda, capturable=on_cuda)  # without it a capture is refused
 
 

@@ -76,8 +76,8 @@ class Trainer:
     def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.device = settings, device
-        model = build_model(settings.model, settings.recipe.dropout)
-        self.model = model.to(device, memory_format=layout_of(settings.precision, device))
+        model = build_model(settings.model, settings.recipe.dropout).to(device)
+        self.model = model.to(memory_format=layout_of(settings.precision, device))
         set_precision(self.model, settings.precision, device)
         self.affine = DATASETS[settings.dataset].affine
         cut = len(dataset.train) - settings.validation
@@ -201,13 +201,14 @@ class Trainer:
             "generators": get_generators(self.device) if self.position else None,
         }
 
-    def restore(self, state: dict) -> bool:
-        """Go on from ``state`` if it was made with these settings; whether it was.
+    def restore(self, content: object) -> bool:
+        """Go on from a ``State`` if it was made with these settings; whether it was.
 
         Raises:
             ValueError: where it is no such state, or stands beyond the epoch's end.
         """
-        if json.loads(msgspec.convert(state, State)["settings"]) != self.settings.as_dict():
+        state = msgspec.convert(content, State)
+        if json.loads(state["settings"]) != self.settings.as_dict():
             return False
         history = json.loads(state["history"])
         fits = state["losses"].shape == self.losses.shape and 0 <= state["position"] < self.steps_per_epoch
