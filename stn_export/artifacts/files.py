@@ -253,7 +253,7 @@ def checked(path: Path, content: object, kind: type[Content]) -> Content:
         converted = msgspec.convert(content, kind)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}", AGAIN) from error
-    return content if is_typeddict(kind) else converted  # type: ignore[return-value]
+    return content if is_typeddict(kind) else converted  # type: ignore[return-value]  # the content fits the kind
 
 
 def serialise(content: object) -> bytes:

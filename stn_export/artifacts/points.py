@@ -48,7 +48,7 @@ class _File(TypedDict):
     networks: dict[str, Points]
 
 
-def read_points_file(run: Path) -> dict[str, dict]:
+def read_points_file(run: Path) -> dict[str, Points]:
     """By network; nothing where ``verify`` has not been there.
 
     Raises:
@@ -60,4 +60,4 @@ def read_points_file(run: Path) -> dict[str, dict]:
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path} is not of schema {SCHEMA}", AGAIN)
-    return dict(checked(path, content, _File)["networks"])  # type: ignore[arg-type]
+    return checked(path, content, _File)["networks"]

@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if getattr(options, name):
             raise UserError(f"--{name} is of a file", "name an ONNX file")
     budget = Budget(options.budget)
-    files = suite_files()
-    chosen = [files[require_choice("suite", name, list(files))] for name in options.suites or ()] or [SUITES]
+    suites = suite_files()
+    chosen = [suites[require_choice("suite", name, list(suites))] for name in options.suites or ()] or [SUITES]
     path = options.benchmark_json or options.run / BENCH_FILE
     plugin = Plugin(path, budget, options.again, options.verbose)
     if options.trust:

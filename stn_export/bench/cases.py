@@ -37,10 +37,15 @@ def picked(targets: Iterable[Target], picks: Iterable[Pick]) -> list[Case]:
         for pick in picks
         for target in targets
         if takes(pick, target)
-        for batch in ([own_batch(target.network.contract)] if own_batch(target.network.contract) else pick.batches)
+        for batch in _batches(pick, target)
         if fits(target, batch)
     ]
     return list({str(case): case for case in taken}.values())
+
+
+def _batches(pick: Pick, target: Target) -> Sequence[int]:
+    own = own_batch(target.network.contract)
+    return (own,) if own else pick.batches
 
 
 def takes(pick: Pick, target: Target) -> bool:

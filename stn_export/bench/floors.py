@@ -1,9 +1,10 @@
 """What the work itself costs: FLOPs, bytes and kernel launches of a network."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +20,9 @@ class _Traffic(TorchDispatchMode):
         super().__init__()
         self.launches = self.bytes = 0
 
-    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         aliases = [value.alias_info for value in func._schema.returns]
         view = any(alias and not alias.is_write for alias in aliases)  # in place is no view

@@ -5,6 +5,7 @@ moments. No sample and no block is ever left out. How often the intervals hold t
 """
 
 import math
+from typing import TypedDict
 
 import numpy as np
 
@@ -16,7 +17,19 @@ OF_MEDIAN = math.sqrt(math.pi / 2)  # the standard error of a normal sample's me
 OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2)  # a normal distribution's standard deviation by its mean absolute deviation
 
 
-def summarise(samples: np.ndarray) -> dict[str, float | int | None]:
+class Times(TypedDict):
+    """Single calls in seconds: percentiles, the interquartile range, and the 95 % interval of the median."""
+
+    n: int
+    p50: float
+    p90: float
+    p99: float | None
+    iqr: float
+    p50_low: float
+    p50_high: float
+
+
+def summarise(samples: np.ndarray) -> Times:
     """Percentiles of single calls in seconds, their interquartile range, and the 95 % interval of their median.
 
     ``p99`` is None under ``METHOD.p99_samples``: fewer leave its upper end to chance.

@@ -25,11 +25,15 @@ def cache_bytes(device: str) -> int:
 
 
 def _status(field: str) -> int:
-    """Bytes of a line of this process's status."""
-    return (
-        int(re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(encoding="utf-8"), re.MULTILINE)[1])
-        * 2**10
-    )
+    """Bytes of a line of this process's status.
+
+    Raises:
+        OSError: where the system does not tell.
+    """
+    found = re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{PROCESS / 'status'} has no {field}")
+    return int(found[1]) * 2**10
 
 
 class Memory:
@@ -44,6 +48,7 @@ class Memory:
         self.on_gpu = device == "cuda"
         self.host_bytes: int | None = None
         self.device_bytes: int | None = None
+        self.resident: int | None = None
 
     def __enter__(self) -> "Memory":
         if self.on_gpu:

@@ -78,9 +78,15 @@ def calls_for(call_seconds: float, seconds: float) -> int:
     return int(np.clip(seconds / call_seconds, *CALLS))
 
 
-def time_case(benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid, **how: object) -> None:
-    """Warm up, time single calls for the grid's ``row_seconds``, and note what was timed; ``how`` replaces fields."""
-    target, batch = replace(case.target, **how), case.batch
+def time_case(
+    benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid, *, regime: str = "", cold: bool = False
+) -> None:
+    """Warm up, time single calls for the grid's ``row_seconds``, and note what was timed.
+
+    ``regime`` and ``cold`` stand instead of the target's own where they are given.
+    """
+    target, batch = replace(case.target, regime=regime) if regime else replace(case.target), case.batch
+    target = replace(target, cold=True) if cold else target
     step = target.step(batch)
     use_clock(benchmark, step.clock)
     warm = warm_up(step, grid.warmup_seconds)
@@ -118,7 +124,7 @@ class Interleaved:
             for side in (1, 0) if self.order[number % len(self.order)] else (0, 1):
                 step = self.loads[number % len(self.loads)][side]
                 taken[side] = statistics.median(timed(step) for _ in range(self.calls[side]))
-        self.medians.append(tuple(taken))
+        self.medians.append((taken[0], taken[1]))
 
     def hold(self, budget: Budget = ENDLESS) -> Self:
         """All blocks, and more of them where it takes more and the budget allows."""
@@ -189,9 +195,9 @@ def interleave(
     ``now`` is the clock that loading and warming up go by; blocks are timed by the steps' own.
     """
     loads = load_pairs(ours, theirs, now)
-    seconds = [warm_up(step, grid.warmup_seconds / len(loads), now).call_seconds for pair in loads for step in pair]
-    seconds = (min(seconds[0::2]), min(seconds[1::2]))
-    calls = tuple(calls_for(call_seconds, grid.block_seconds) for call_seconds in seconds)
+    found = [warm_up(step, grid.warmup_seconds / len(loads), now).call_seconds for pair in loads for step in pair]
+    seconds = (min(found[0::2]), min(found[1::2]))
+    calls = (calls_for(seconds[0], grid.block_seconds), calls_for(seconds[1], grid.block_seconds))
     block_seconds = sum(count * call_seconds for count, call_seconds in zip(calls, seconds, strict=True))
     longest = METHOD.overtime * 2 * grid.block_seconds * grid.blocks
     blocks = int(np.clip(longest / block_seconds, METHOD.fewest_blocks, grid.blocks))
@@ -211,7 +217,13 @@ def on_one_clock(ours: Target, theirs: Target) -> tuple[Target, Target]:
 
 
 def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid, budget: Budget = ENDLESS) -> None:
-    """Set a target against its baseline; the row's own samples are ours in each block."""
+    """Set a target against its baseline; the row's own samples are ours in each block.
+
+    Raises:
+        TypeError: where the case has none.
+    """
+    if case.baseline is None:
+        raise TypeError(f"{case} is set against nothing")
     target, baseline = on_one_clock(case.target, case.baseline)
     benchmark.group = f"contest: {name}, batch {case.batch}, {target.runner.device}"
     seed = METHOD.seed + zlib.crc32(f"{target} {baseline} {case.batch}".encode())

@@ -13,6 +13,7 @@ from typing import TextIO
 
 import pytest
 from pytest_benchmark.session import BenchmarkSession
+from pytest_benchmark.stats import Metadata
 from rich.progress import TaskID
 
 from stn_export import cli
@@ -64,7 +65,7 @@ class Plugin:
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         """Take up what is kept, once the conftest of the suites knows what is to be timed."""
-        self.timing = config.timing  # type: ignore[attr-defined]
+        self.timing = config.timing  # type: ignore[attr-defined]  # set by the suites' conftest
         if not self.loud and not config.getoption("collectonly"):
             silence(config)
         if self.timing:
@@ -79,7 +80,7 @@ class Plugin:
             self.total, self.done = len(items), len(kept)
             config.hook.pytest_deselected(items=kept)
             items[:] = [item for item in items if item.nodeid not in self.timing.kept]
-            items.sort(key=lambda item: worth(suite_of(item), item.callspec.params["case"]))  # type: ignore[attr-defined]
+            items.sort(key=_worth)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
@@ -131,7 +132,7 @@ class Plugin:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         """Have pytest-benchmark write whole rows only, and also where this session has no new one."""
-        benchmarks: BenchmarkSession = session.config._benchmarksession  # type: ignore[attr-defined]
+        benchmarks: BenchmarkSession = session.config._benchmarksession  # type: ignore[attr-defined]  # set by its plugin
         benchmarks.benchmarks[:] = [each for each in benchmarks.benchmarks if whole(each, self.timing)]
         if self.timing and not benchmarks.benchmarks:
             if self.timing.kept or self.timing.not_timed:
@@ -140,10 +141,20 @@ class Plugin:
         return (yield)
 
 
-def whole(benchmark: object, timing: Session | None) -> bool:
+def _worth(item: pytest.Item) -> int:
+    """Where a row stands among those of a session.
+
+    Raises:
+        TypeError: where it is none of a suite.
+    """
+    if not isinstance(item, pytest.Function):
+        raise TypeError(f"{item.nodeid} is no row of a suite")
+    return worth(suite_of(item), item.callspec.params["case"])
+
+
+def whole(benchmark: Metadata, timing: Session | None) -> bool:
     """Tell whether a row was timed to its end; of training it is its seconds that say so."""
-    said = benchmark.extra_info  # type: ignore[attr-defined]
-    return bool(benchmark.stats.data and ("key" if timing else "seconds") in said)  # type: ignore[attr-defined]
+    return bool(benchmark.stats.data and ("key" if timing else "seconds") in benchmark.extra_info)
 
 
 def write(benchmarks: BenchmarkSession) -> None:

@@ -25,6 +25,7 @@ from stn_export.graphs.points import site_values, steps_of
 from stn_export.program.parts import PARTS, Values, parts_of
 from stn_export.program.program import Program
 from stn_export.program.specs import Arrays
+from stn_export.runners.pytorch import Captured, OfProgram
 
 WARM_UPS = 5
 LAYERS = ("Conv", "Gemm", "MatMul")  # in the names of their operators
@@ -67,6 +68,8 @@ def profiled(target: Target, batch: int, grid: BenchGrid) -> Profile:
         affine = [bool(site["theta"]) for site in target.network.facts.sites]
         return profile_onnx(target.path, feeds, affine, grid.profiled_calls, grid.threads)
     runner = target.open()
+    if not isinstance(runner, OfProgram | Captured):
+        raise TypeError(f"{target} has no captured graph")
     runner.options["code"] = "the captured graph, node by node"
     return profile_program(runner.program, runner.place(feeds), grid.profiled_calls)
 
@@ -183,5 +186,7 @@ def profile_program(program: Program, values: Sequence[Tensor], calls: int) -> P
 
 def _outwards(event: FunctionEvent) -> Iterator[FunctionEvent]:
     """What an event happened in, the innermost first."""
-    while (event := event.cpu_parent) is not None:
-        yield event
+    parent = event.cpu_parent
+    while parent is not None:
+        yield parent
+        parent = parent.cpu_parent

@@ -158,11 +158,12 @@ class Session:
         for title, rows in contests(self.rows):
             _table(title, columns, (_contest(row, self.rows) for row in rows), ("95 % interval", "ms"))
         starts = [row for row in self.rows if "first_seconds" in row]
-        columns = ("backend", *STARTS.values())
-        _table("A fresh process until its first answer", columns, map(_start, starts), ("imports s",))
-        columns = ("backend", "batch", *(f"{part} µs" for part in PARTS))
+        _table(
+            "A fresh process until its first answer", ("backend", *STARTS.values()), map(_start, starts), ("imports s",)
+        )
+        parts = ("backend", "batch", *(f"{part} µs" for part in PARTS))
         profiled = [row for row in self.rows if "breakdown" in row]
-        _table("Where the time goes (profiled)", columns, map(_breakdown, profiled), ("grid µs", "rest µs"))
+        _table("Where the time goes (profiled)", parts, map(_breakdown, profiled), ("grid µs", "rest µs"))
         for line in by_reason(left_out(self.run, self.device), "row"):
             cli.say(f"not timed: {line}", "dim")
         for line in by_reason(self.not_timed, "row"):
@@ -171,9 +172,9 @@ class Session:
             cli.say(f"slow to start, timed only where grid {self.grid.name} asks for them: {', '.join(slow)}", "dim")
 
 
-def suite_of(item: pytest.Item) -> str:
-    """The suite that a test belongs to."""
-    return item.originalname.removeprefix("test_")  # type: ignore[attr-defined]
+def suite_of(row: pytest.Function) -> str:
+    """The suite that a row belongs to."""
+    return row.originalname.removeprefix("test_")
 
 
 def short_name(name: str) -> str:

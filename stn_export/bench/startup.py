@@ -27,8 +27,13 @@ def start(target: Target, feeds: Arrays, threads: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inputs.npz"
         np.savez(file, *(feeds[spec.name] for spec in contract.inputs))
-        request = {"path": str(target.path.resolve()), "runner": target.runner.name, "inputs": str(file)}
-        request |= {"contract": contract.as_dict(), "threads": threads}
+        request = {
+            "path": str(target.path.resolve()),
+            "runner": target.runner.name,
+            "inputs": str(file),
+            "contract": contract.as_dict(),
+            "threads": threads,
+        }
         caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "OMP_NUM_THREADS": str(threads)}
         command = children.module("stn_export.bench.fresh", json.dumps(request))
         done = children.run(command, env=children.environment(caches))

@@ -16,6 +16,7 @@ from functools import partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import socket
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
@@ -81,10 +82,10 @@ class Handler(SimpleHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A server on the loopback; a browser that breaks off a download is no error."""
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
         """Report what is an error."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]  # typeshed names the socket
+            super().handle_error(request, client_address)
 
 
 def serving(folder: Path, files: Collection[str], port: int = 0) -> Server:

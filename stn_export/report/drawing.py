@@ -96,5 +96,6 @@ def library() -> str:
     path = cache_directory() / f"vega-{version('vl-convert-python')}.js"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, vl_convert.javascript_bundle(None).encode())  # type: ignore[arg-type]
+        bundle = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # its stub leaves the default out
+        write_atomically(path, bundle.encode())
     return path.read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stn_export.artifacts.manifest import PROGRAM, NetworkDirectory
-from stn_export.artifacts.points import read_points_file
+from stn_export.artifacts.points import Points, read_points_file
 from stn_export.report import charts_training, figures
 from stn_export.report.content import Report
 from stn_export.report.parity import MOST_SITES, rows_of
@@ -27,7 +27,7 @@ LABELS = {
 }
 
 
-def read_points(report: Report, run: Path, directories: Sequence[NetworkDirectory]) -> dict[str, dict]:
+def read_points(report: Report, run: Path, directories: Sequence[NetworkDirectory]) -> dict[str, Points]:
     """What verification kept of the points of each network whose program is today's; others are warned of.
 
     Raises:
