@@ -247,7 +247,7 @@ def _network(
         if weights is not None:
             raise UserError(f"{what} has its weights inside", "leave --weights out")
         if isinstance(inputs, Given):
-            raise UserError(f"{what} is captured already, and called by nobody here", "name its inputs, or none")
+            raise UserError(f"{what} is captured already: no call of it is captured anew", "name its inputs, or none")
         named = _specs(_leaves(inputs) if isinstance(inputs, Mapping) else inputs)
         return load_captured(Path(what), named.specs, outputs), named
     module = in_evaluation(what, evaluation) if isinstance(what, nn.Module) else load_module(what, weights, evaluation)
