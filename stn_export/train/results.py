@@ -77,8 +77,13 @@ def trained(one: Group, model: str) -> Trained:
 def difference(one: Group, model: str) -> Difference:
     """What the transformer is worth against one network."""
     gain = one.gains[model]
-    said = {"label": MODELS[model].label, "finding": finding(gain), "sentence": verdict(gain)}
-    return Difference(**_figures(gain), seeds=_by_seed(one.differences[model]), **said)
+    return Difference(
+        **_figures(gain),
+        seeds=_by_seed(one.differences[model]),
+        label=MODELS[model].label,
+        finding=finding(gain),
+        sentence=verdict(gain),
+    )
 
 
 def _by_seed(values: dict[int, float]) -> dict[str, float]:
