@@ -24,6 +24,7 @@ from stn_export.graphs.placement import open_session
 from stn_export.graphs.portability import TESTED, difference, portability
 from stn_export.graphs.records import Described
 from stn_export.graphs.snippets import Call, snippet
+from stn_export.verify import __main__ as verify
 
 REFERENCE, OPENVINO = "onnx reference evaluator", "OpenVINO"
 HEAD = '<ir_version: 10, opset_import: ["": 21]> g '
@@ -165,6 +166,16 @@ def test_a_program_in_cpp_has_no_empty_array():
     assert "session.Run(Ort::RunOptions{nullptr}, nullptr, values.data(), 0, outputs, 1)" in text
 
 
+@pytest.mark.parametrize("model", [cast(1, "float", "bfloat16"), cast(17, "float8e4m3fn")])
+def test_openvino_is_timed_on_the_same_numbers(model: onnx.ModelProto, tmp_path: Path):
+    pytest.importorskip("openvino")
+    path = tmp_path / "bits.onnx"
+    onnx.save(model, path)
+    subject = files.subject_of(path, "bits", {}, None)
+    runner = next(spec for spec in files.RUNNERS if spec.name == "openvino-cpu")
+    assert difference(examined_output(model), subject.load(runner, 2)[1]["y"]) <= subject.allowed / 10
+
+
 @pytest.fixture
 def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], list[str]]:
     """Write two files, and time them in the reference only: other runners take seconds to load."""
@@ -215,3 +226,8 @@ def test_tables_in_csv_have_an_empty_line_between_them(two: Callable, capsys: py
 def test_json_of_an_audit_says_that_a_file_was_not_loaded():
     content = examined("", OnnxFile(parser.parse_model(NOT_LOADED)), ["cpu"]).as_dict()
     assert "acme" in json.loads(json.dumps(content))["inputs"]["problem"]
+
+
+def test_files_that_take_other_inputs_are_told_what_to_name(two: Callable, capsys: pytest.CaptureFixture[str]):
+    assert cli.run(verify.main, two(NEG, NEG.replace("4", "5"))) == 2
+    assert "hint: name two files that declare the same inputs" in capsys.readouterr().err
