@@ -231,3 +231,18 @@ def test_json_of_an_audit_says_that_a_file_was_not_loaded():
 def test_files_that_take_other_inputs_are_told_what_to_name(two: Callable, capsys: pytest.CaptureFixture[str]):
     assert cli.run(verify.main, two(NEG, NEG.replace("4", "5"))) == 2
     assert "hint: name two files that declare the same inputs" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_what_was_not_timed(
+    two: Callable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "compare_files", interrupted)
+    assert cli.run(bench.main, [*two(NEG, NEG), "--format", "json"]) == 130
+    content = json.loads(capsys.readouterr().out)
+    assert len(content["timings"]) == 2
+    left = {name for name, why in content["not_timed"].items() if why == "interrupted"}
+    rows = {f"{file} in {files.REFERENCE.name} at batch {files.MANY}" for file in ("a.onnx", "b.onnx")}
+    assert left == rows | {f"both in turns in {files.REFERENCE.name}"}

@@ -273,7 +273,7 @@ def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget)
     with cli.progress(word="bench", unit="timings", still=True) as bar:
         bar.most = lambda: budget.left
         task = bar.add_task("bench", total=len(jobs))
-        for name, job in jobs:
+        for number, (name, job) in enumerate(jobs):
             bar.update(task, description=name)
             try:
                 if budget.over:
@@ -283,6 +283,9 @@ def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget)
                 result.not_timed[name] = error.message
             except RefusedError as error:
                 result.not_timed[name] = str(error)
+            except KeyboardInterrupt:
+                result.not_timed.update((name, "interrupted") for name, _ in jobs[number:])
+                raise
             except Exception as error:  # what a foreign runtime raises is its own affair
                 result.not_timed[name] = one_line(error)
             bar.update(task, advance=1)
