@@ -153,7 +153,7 @@ def test_two_files_that_give_other_outputs_are_said_to(file: Path, capsys: pytes
     onnx.save(other, "other.onnx")
     assert cli.run(bench.main, [str(file), "other.onnx", "--shape", "x0=4,64"]) == 0
     shown = capsys.readouterr().out
-    [apart] = re.findall(r"outputs    of both files: (\S+) of the largest apart", shown)
+    [apart] = re.findall(r"outputs    of both files DIFFER by (\S+) of the largest", shown)
     assert 1e-3 < float(apart) < 1
     assert "stn-export verify short.onnx other.onnx" in shown
 

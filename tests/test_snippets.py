@@ -209,7 +209,7 @@ def test_a_name_that_would_end_a_string_or_a_comment_does_not(language: str):
 
 @pytest.mark.parametrize("language", ["c++", "rust", "js"])
 def test_what_a_language_cannot_be_given_is_one_line(language: str):
-    with pytest.raises(UserError, match=r"input words, a string") as caught:
+    with pytest.raises(UserError, match=r"input words: its type is string") as caught:
         snippet(language, call(Described("words", "string", ("N", 2))))
     assert "--snippet python" in caught.value.hint
 

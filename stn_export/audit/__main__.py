@@ -68,7 +68,7 @@ def _show_portability(verdicts: dict[str, Verdict]) -> None:
 def how_to_call(language: str, path: Path, declared: FileContract, tried: Tried) -> str:
     """Lines of a language that run the file on zeros of the sizes that it was tried at."""
     if tried.problem:
-        cli.say(f"not tried: {tried.problem}; give sizes with --shape", target=cli.console(stderr=True))
+        cli.say(": ".join(tried.line), target=cli.console(stderr=True))
     return snippet(language, Call(path.as_posix(), declared.inputs, declared.outputs, tried.shapes))
 
 
@@ -111,11 +111,8 @@ def show(found: Report) -> None:
     """Print an audit for people."""
     if not OUTPUT.brief:
         cli.card(list(found.contract.lines()))
-    cli.say(f"tried on   {found.tried}")
-    if found.tried.problem:
-        cli.say(
-            f"not tried  {found.tried.problem}; give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
-        )
+    word, sentence = found.tried.line
+    cli.say(f"{word:<11}{sentence}")
     cli.say("")
     for each in found.audits:
         _show(each)

@@ -34,12 +34,6 @@ def audited(
         shapes: of inputs whose sizes the file leaves open; others are searched.
         inputs: an ``.npz`` of arrays by name.
 
-    Args:
-        model: a file, which is looked at in a process of its own within limits, or a model in memory.
-        providers: of ONNX Runtime.
-        shapes: of inputs whose sizes the file leaves open; others are searched.
-        inputs: an ``.npz`` of arrays by name.
-
     Raises:
         UserError: where the file cannot be read, or the inputs are not what it declares.
     """
@@ -68,7 +62,7 @@ def examine_file(path: Path, providers: Sequence[str], shapes: Mapping[str, Shap
 def declared_file(path: Path, shapes: Mapping[str, Shape], inputs: Path | None) -> tuple[FileContract, Tried]:
     """Say what a file declares, and the sizes that it runs at, in this process, which somebody watches."""
     arrays, file = read_arrays(inputs) if inputs else {}, read_model(path)
-    return contract_of(file, path), try_model(flat(file.model), Asked(shapes, arrays), within_limits).inputs.tried
+    return contract_of(file, path), try_model(flat(file.model), Asked(shapes, arrays), within_limits).tried
 
 
 def examined(
@@ -86,7 +80,7 @@ def examined(
         for provider in dict.fromkeys(providers)
     ]
     found = findings(subject)
-    declared, tried = contract_of(file, Path(name) if name else None), subject.trial.inputs.tried
+    declared, tried = contract_of(file, Path(name) if name else None), subject.trial.tried
     return Report(name, declared, tried, tuple(audits), tuple(found), verdicts(subject, found))
 
 

@@ -37,6 +37,7 @@ from stn_export.graphs.inputs import Feeds, Inputs
 from stn_export.graphs.portability import difference
 from stn_export.program.specs import Arrays, Contract, TensorSpec
 from stn_export.runners import RUNNERS, RunnerSpec, Step
+from stn_export.runtimes import RefusedError
 
 REFERENCE = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")  # what the others are held against
 MANY = 16  # examples a call, of a file that leaves its batch open, beside the call of one
@@ -165,13 +166,16 @@ class FileBench:
         return min((each for each in rows if each.batch == subject.batch), key=lambda each: each.p50, default=None)
 
 
-def subject_of(path: Path, name: str, shapes: Mapping[str, Shape], arrays: Path | None) -> Subject:
+def subject_of(
+    path: Path, name: str, shapes: Mapping[str, Shape], arrays: Path | None, budget: Budget | None = None
+) -> Subject:
     """Read a file, and find inputs that it runs on.
 
     Raises:
         UserError: where it cannot be read, or ONNX Runtime does not run it on the CPU.
     """
-    found = look(path, shapes, arrays, capture=any(spec.captures and not spec.unavailable() for spec in RUNNERS))
+    capture = any(spec.captures and not spec.unavailable() for spec in RUNNERS)
+    found = look(path, shapes, arrays, capture, budget.left if budget else None)
     batch = batch_of([*found.inputs.sizes.values(), *(each.shape for each in found.outputs.values())])
     outputs = tuple(TensorSpec(output, "float32", (), batched=False) for output in found.names)
     details = {"cuda": {"graph": found.capturable}}
@@ -269,7 +273,7 @@ def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget)
     with cli.progress(word="bench", unit="timings", still=True) as bar:
         bar.most = lambda: budget.left
         task = bar.add_task("bench", total=len(jobs))
-        for name, job in jobs:
+        for number, (name, job) in enumerate(jobs):
             bar.update(task, description=name)
             try:
                 if budget.over:
@@ -277,6 +281,11 @@ def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget)
                 job()
             except UserError as error:
                 result.not_timed[name] = error.message
+            except RefusedError as error:
+                result.not_timed[name] = str(error)
+            except KeyboardInterrupt:
+                result.not_timed.update((name, "interrupted") for name, _ in jobs[number:])
+                raise
             except Exception as error:  # what a foreign runtime raises is its own affair
                 result.not_timed[name] = one_line(error)
             bar.update(task, advance=1)
@@ -334,9 +343,8 @@ def card(result: FileBench) -> Iterator[tuple[str, str]]:
     wrong = [f"{each.file} in {each.runner}" for each in result.timings if not each.agrees]
     held = [each for each in result.timings if each.off is not None and each.runner != REFERENCE.name]
     if held:
-        agree = (
-            f"{sum(each.agrees for each in held)} of {counted(len(held), 'timing')} give what {REFERENCE.name} gives"
-        )
+        gives = f"{'gives' if len(held) == 1 else 'give'} what {REFERENCE.name} gives"
+        agree = f"{sum(each.agrees for each in held)} of {counted(len(held), 'timing')} {gives}"
         yield "outputs", agree + (f"; not {', '.join(dict.fromkeys(wrong))}" if wrong else "")
     yield from _alike(result)
     yield "confidence", _confidence(result)
@@ -366,7 +374,9 @@ def _alike(result: FileBench) -> Iterator[tuple[str, str]]:
     if ours and {name: each.shape for name, each in ours.items()} == {name: a.shape for name, a in theirs.items()}:
         off = max(difference(ours[name], theirs[name]) for name in ours)
         names = " ".join(str(each.path) for each in result.subjects)
-        yield "outputs", f"of both files: {off:.0e} of the largest apart; stn-export verify {names} says more"
+        allowed = max(each.allowed for each in result.subjects)
+        found = f"are the same within {allowed:.0e}" if off <= allowed else f"DIFFER by {off:.0e}"
+        yield "outputs", f"of both files {found} of the largest; stn-export verify {names} says more"
 
 
 def _confidence(result: FileBench) -> str:
@@ -401,7 +411,7 @@ def main(options: Namespace, paths: Sequence[Path]) -> None:
     torch.set_num_threads(options.threads or grid.threads)
     try:
         names = [path.name if len({each.name for each in paths}) == len(paths) else str(path) for path in paths]
-        find = partial(subject_of, shapes=dict(options.shape), arrays=options.inputs)
+        find = partial(subject_of, shapes=dict(options.shape), arrays=options.inputs, budget=budget)
         result = FileBench(tuple(map(find, paths, names)))
         try:
             bench_files(result, device, grid, budget)

@@ -12,9 +12,8 @@ from stn_export.graphs.graph import Shape, read_model
 from stn_export.graphs.inputs import Asked, Inputs, Outputs, read_arrays
 from stn_export.graphs.lint import Subject
 from stn_export.graphs.portability import APART, least_exact
+from stn_export.graphs.records import GIVE_SIZES
 from stn_export.limits import LIMITS
-
-HINT = "give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
 
 
 @dataclass(frozen=True)
@@ -33,23 +32,39 @@ class Foreign:
     capturable: bool
 
 
-def look(path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capture: bool) -> Foreign:
-    """Run a file in ONNX Runtime on the CPU within limits; ``capture`` asks for CUDA graphs too.
+def look(
+    path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capture: bool, left: float | None = None
+) -> Foreign:
+    """Run a file in ONNX Runtime on the CPU within limits.
+
+    Args:
+        path: the file.
+        shapes: of inputs whose sizes it leaves open.
+        arrays: an ``.npz`` of inputs by name.
+        capture: whether to look if all of it can be in a CUDA graph.
+        left: seconds of a budget; the run has at least those of an audit's.
 
     Raises:
         UserError: where it cannot be read, or does not run.
     """
-    seconds = LIMITS["timing"].value
-    return apart(f"{__name__}:look_here", path, dict(shapes), arrays, capture, seconds=2 * seconds)
+    seconds = float(LIMITS["timing"].value)
+    if left is not None:
+        seconds = min(seconds, max(left, LIMITS["trial"].value))
+    return apart(f"{__name__}:look_here", path, dict(shapes), arrays, capture, seconds, seconds=2 * seconds)
 
 
-def look_here(path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capture: bool) -> Foreign:
-    """Do so in this process, which somebody watches."""
+def look_here(path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capture: bool, seconds: float) -> Foreign:
+    """Do so in this process, which somebody watches; a run may take ``seconds``."""
     file, asked = read_model(path), Asked(shapes, read_arrays(arrays) if arrays else {})
-    subject = Subject(file.model, file.external, asked, partial(forked, seconds=LIMITS["timing"].value))
-    trial = subject.trial
+    subject = Subject(file.model, file.external, asked, partial(forked, seconds=seconds))
+    try:
+        trial = subject.trial
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}", error.hint) from error
+    if not trial.loads:
+        raise UserError(f"{path}: {trial.outputs}", f"stn-export audit {path} says what else would run it")
     if isinstance(trial.outputs, str):
-        raise UserError(f"{path} does not run on {trial.inputs}: {trial.outputs}", HINT)
+        raise UserError(f"{path} does not run on {trial.inputs}: {trial.outputs}", GIVE_SIZES)
     return Foreign(
         inputs=trial.inputs,
         outputs=trial.outputs,

@@ -156,7 +156,8 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     if arguments is None:
         ensure_utf8()
     _ready()
-    before = OUTPUT.form, OUTPUT.brief
+    before = OUTPUT.form, OUTPUT.brief, OUTPUT.tables
+    OUTPUT.tables = 0
     try:
         with heeding():
             main(arguments)
@@ -176,7 +177,7 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         _told("hint", known.hint, style="dim")
         return EXIT_USER
     finally:
-        OUTPUT.form, OUTPUT.brief = before
+        OUTPUT.form, OUTPUT.brief, OUTPUT.tables = before
     return EXIT_OK
 
 

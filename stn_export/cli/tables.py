@@ -34,10 +34,11 @@ NUMBER = re.compile(r"[-+−±≤]?\d|–?$")
 
 @dataclass
 class Output:
-    """How this process prints; ``brief`` leaves out all but cards."""
+    """How this process prints; ``brief`` leaves out all but cards, ``tables`` counts those in CSV."""
 
     form: str = "table"
     brief: bool = False
+    tables: int = 0
 
 
 OUTPUT = Output()
@@ -168,6 +169,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], dr
     """Print a table in this process's form; ``drop`` are the columns that a narrow terminal goes without."""
     made = Table(title, columns, rows, drop)
     if OUTPUT.form != "table":
+        if OUTPUT.form == "csv":  # which has no titles
+            sys.stdout.write("\n" * (OUTPUT.tables > 0))
+            OUTPUT.tables += 1
         sys.stdout.write(WRITERS[OUTPUT.form](made))
     elif not OUTPUT.brief:
         draw(made, console())

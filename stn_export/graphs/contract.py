@@ -13,7 +13,7 @@ import msgspec
 import onnx
 from onnx import TensorProto, helper
 
-from stn_export.graphs.graph import OnnxFile, attribute, inputs_of, walk
+from stn_export.graphs.graph import OnnxFile, attribute, bodies_of, inputs_of, walk
 from stn_export.graphs.records import NO_TENSORS, Described, FileContract
 
 NO_WEIGHTS = (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)  # sizes, indices, masks and words
@@ -56,9 +56,8 @@ def contract_of(file: OnnxFile, path: Path | None = None) -> FileContract:
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    yield from walk(model.graph)
-    for function in model.functions:
-        yield from function.node
+    for body in (model.graph, *model.functions):
+        yield from walk(body)
 
 
 def _operator(node: onnx.NodeProto) -> str:
@@ -67,18 +66,12 @@ def _operator(node: onnx.NodeProto) -> str:
 
 def _weights(model: onnx.ModelProto) -> Iterator[TensorProto]:
     """The initialisers of the graph and of the bodies in it, what sparse ones hold, and the tensors of Constants."""
-    graphs = [model.graph, *_bodies(model.graph)]
+    graphs = [model.graph, *chain.from_iterable(map(bodies_of, (model.graph, *model.functions)))]
     yield from chain.from_iterable(graph.initializer for graph in graphs)
     yield from (each.values for graph in graphs for each in graph.sparse_initializer)
     for node in _nodes(model):
         if node.op_type == "Constant" and isinstance(value := attribute(node, "value", None), TensorProto):
             yield value
-
-
-def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    for node in walk(graph):
-        for each in node.attribute:
-            yield from (body for body in (each.g, *each.graphs) if body.node)
 
 
 def _described(value: onnx.ValueInfoProto, pixels: _Pixels | None = None) -> Described:

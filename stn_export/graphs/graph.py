@@ -216,7 +216,7 @@ def _elsewhere(tensor: TensorProto) -> TensorProto:
     return result
 
 
-def walk(graph: onnx.GraphProto) -> Iterator[NodeProto]:
+def walk(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[NodeProto]:
     """Every node, those in the bodies of control flow too."""
     for node in graph.node:
         yield node
@@ -227,6 +227,11 @@ def walk(graph: onnx.GraphProto) -> Iterator[NodeProto]:
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graph, and the bodies of control flow inside it."""
     yield graph
+    yield from bodies_of(graph)
+
+
+def bodies_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of control flow inside a graph or a local function."""
     for node in graph.node:
         for body in _bodies(node):
             yield from graphs_of(body)

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ SAMPLE_RATE = 16000  # in hertz, where an input is called a rate
 RANKS = (2, 4, 3, 1, 0)  # of inputs that do not say theirs
 PACKED = {"int4": 2, "uint4": 2, "int2": 4, "uint2": 4}  # in a byte
 BITS = ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", *PACKED)  # unknown to NumPy
+OPENVINO = {"bf16": TensorProto.BFLOAT16, "f8e4m3": TensorProto.FLOAT8E4M3FN, "f8e5m2": TensorProto.FLOAT8E5M2}
 UNCASTABLE = (TensorProto.UNDEFINED, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 
@@ -345,14 +347,12 @@ class _Search:
 
 def session_run(session: onnxruntime.InferenceSession, options: onnxruntime.RunOptions | None = None) -> Run:
     """Run a session as a search and a trial do: every output as an array, or ONNX Runtime's message."""
-    outputs = session.get_outputs()
-    names = [each.name for each in outputs]
-    bits = any(each.type.removeprefix("tensor(").removesuffix(")") in BITS for each in outputs)
+    names = [each.name for each in session.get_outputs()]
+    session_outputs = runs_of(session)
 
     def run(feeds: Feeds) -> Outputs | str:
-        handed = {name: _handed_over(value) for name, value in feeds.items()}
         try:
-            found = _by_bits(session, names, handed, options) if bits else session.run(names, handed, options)
+            found = session_outputs(names, feeds, options)
         except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # by what its binding cannot hand over
             return " ".join(re.sub(SOURCE, "", str(error)).split())
         return {name: as_array(value) for name, value in zip(names, found, strict=True) if value is not None}
@@ -360,24 +360,62 @@ def session_run(session: onnxruntime.InferenceSession, options: onnxruntime.RunO
     return run
 
 
+def runs_of(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
+    """What runs a session as its own ``run`` does, with types too that NumPy has only from ml_dtypes."""
+    given, got = (any(map(_has_bits, values)) for values in (session.get_inputs(), session.get_outputs()))
+    return partial(_read_by_bits, session) if got else partial(_fed_by_bits, session) if given else session.run
+
+
+def _has_bits(value: onnxruntime.NodeArg) -> bool:
+    return value.type.removeprefix("tensor(").removesuffix(")") in BITS
+
+
+def _fed_by_bits(
+    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value], options: Any = None
+) -> list[Any]:
+    return session.run(names, {name: _handed_over(value) for name, value in feeds.items()}, options)
+
+
+def _read_by_bits(
+    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value], options: Any = None
+) -> list[Any]:
+    handed = ((name, _handed_over(value)) for name, value in feeds.items())
+    values = {
+        name: value if isinstance(value, onnxruntime.OrtValue) else onnxruntime.OrtValue.ortvalue_from_numpy(value)
+        for name, value in handed
+    }
+    return [_read(each) for each in session.run_with_ort_values(names, values, options)]
+
+
 def _handed_over(value: Value) -> Value | onnxruntime.OrtValue:
     """A value as ONNX Runtime takes it: types that NumPy has only from ml_dtypes go by their bits."""
     if isinstance(value, list) or value.dtype.isbuiltin == 1:
         return value
     bits = value.view({1: np.uint8, 2: np.uint16}[value.dtype.itemsize])
+    if (numbers := PACKED.get(value.dtype.name)) is not None:
+        bits = _packed(bits, numbers)
     kind = helper.np_dtype_to_tensor_dtype(value.dtype)
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
 
 
-def _by_bits(
-    session: onnxruntime.InferenceSession, names: list[str], feeds: Mapping[str, Any], options: Any
-) -> list[np.ndarray]:
-    """Run a session some of whose outputs are of types that its binding cannot turn into arrays."""
-    values = {
-        name: value if isinstance(value, onnxruntime.OrtValue) else onnxruntime.OrtValue.ortvalue_from_numpy(value)
-        for name, value in feeds.items()
-    }
-    return [_read(each) for each in session.run_with_ort_values(names, values, options)]
+def _packed(values: np.ndarray, numbers: int) -> np.ndarray:
+    """So many numbers a byte, the first in its lowest bits, at the head of an array of the same shape as before."""
+    bits = 8 // numbers
+    rows = np.zeros((-(-values.size // numbers), numbers), np.uint8)
+    rows.reshape(-1)[: values.size] = values.reshape(-1) & (2**bits - 1)
+    found = np.zeros(values.shape, np.uint8)
+    found.reshape(-1)[: len(rows)] = (rows << (bits * np.arange(numbers, dtype=np.uint8))).sum(1)
+    return found
+
+
+def of_openvino(result: np.ndarray, kind: str) -> np.ndarray:
+    """An output of OpenVINO, which hands over types that NumPy lacks as others of as many bits.
+
+    Args:
+        result: what it handed over.
+        kind: the element type, as OpenVINO calls it.
+    """
+    return result.view(helper.tensor_dtype_to_np_dtype(OPENVINO[kind])) if kind in OPENVINO else result
 
 
 def _read(value: onnxruntime.OrtValue) -> np.ndarray:

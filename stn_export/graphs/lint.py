@@ -124,11 +124,14 @@ def _frozen_batch(subject: Subject) -> Found:
 
 
 def _late_kernels(subject: Subject) -> Found:
-    late = [node for node in subject.nodes() if since_version(node, subject.opset) >= 22]
+    versions = {node.op_type: since_version(node, subject.opset) for node in subject.nodes()}
+    late = {name: version for name, version in sorted(versions.items()) if version >= 22}
     if late:
-        lacking = sorted({node.op_type for node in late if lacks_kernel(node, subject.opset, subject.infos)})
-        kernels = f"no kernel in our table: {', '.join(lacking)}" if lacking else "our table has kernels of all of them"
-        yield "opset", f"opset {subject.opset} changed {', '.join(sorted({node.op_type for node in late}))}; {kernels}"
+        nodes = subject.nodes(*late)
+        lacking = sorted({node.op_type for node in nodes if lacks_kernel(node, subject.opset, subject.infos)})
+        kernels = f"lacks {', '.join(lacking)}" if lacking else "has all of them"
+        changed = ", ".join(f"{name} changed in opset {version}" for name, version in late.items())
+        yield "opset", f"{changed}; ONNX Runtime's newest table of CUDA kernels {kernels}"
 
 
 def _missing_metadata(subject: Subject) -> Found:

@@ -7,7 +7,7 @@ not tried, and what no rule and no list speaks of is unknown: neither is refused
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from math import prod
@@ -24,10 +24,10 @@ from stn_export.comparison.tolerances import TOLERANCES
 from stn_export.errors import UserError, one_line
 from stn_export.graphs.costs import macs
 from stn_export.graphs.graph import as_array
-from stn_export.graphs.inputs import Outputs
+from stn_export.graphs.inputs import Outputs, of_openvino
 from stn_export.graphs.lint import Finding, Subject, findings
 from stn_export.graphs.placement import free_nodes, predict_cuda
-from stn_export.graphs.records import CPU, Verdict
+from stn_export.graphs.records import CPU, NO_TENSORS, Verdict
 
 TESTED, SHOULD, WRONG, REFUSED = "runs, tested here", "should run", "runs, WRONG", "refused"
 UNTRIED, UNSURE = "not tried", "unknown"
@@ -59,8 +59,12 @@ def _openvino(subject: Subject) -> Outputs:
     compiled = core.compile_model(
         core.read_model(subject.model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    results = compiled(dict(subject.trial.inputs.draw()))
-    return {each.name: results[index] for index, each in enumerate(subject.model.graph.output)}
+    taken = {name for port in compiled.inputs for name in port.names}  # no input that nothing reads
+    results = compiled({name: value for name, value in subject.trial.inputs.draw().items() if name in taken})
+    return {
+        each.name: of_openvino(results[index], compiled.outputs[index].element_type.get_type_name())
+        for index, each in enumerate(subject.model.graph.output)
+    }
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,11 @@ def _verdict(runtime: Runtime, subject: Subject, against: list[Finding]) -> Verd
     return ruled(runtime, subject, against)
 
 
+def said(reason: str) -> str:
+    """What a runtime says for itself, with one full stop."""
+    return f"It says: {reason.rstrip('.')}."
+
+
 def _too_many(runtime: Runtime, subject: Subject) -> str:
     """Why a runtime would take too long to be tried; empty where it would not."""
     sampled = _sampled(subject)
@@ -144,7 +153,7 @@ def _too_many(runtime: Runtime, subject: Subject) -> str:
 def _on_cpu(subject: Subject) -> Verdict:
     trial = subject.trial
     if not trial.loads:
-        return REFUSED, f"It says: {trial.outputs}."
+        return REFUSED, said(str(trial.outputs))
     if isinstance(trial.outputs, str):
         return (
             UNTRIED,
@@ -195,7 +204,7 @@ def _tried(trial: Callable[[Subject], Outputs], subject: Subject) -> Verdict:
     except BeyondLimitError as error:
         return UNTRIED, f"{error.message.capitalize()} on {inputs}."
     except Exception as error:  # what a foreign runtime raises is its own affair
-        return REFUSED, f"It says: {error.message if isinstance(error, UserError) else one_line(error)}."
+        return REFUSED, said(error.message if isinstance(error, UserError) else one_line(error))
     if isinstance(expected, str):
         return TESTED, f"On {inputs}; ONNX Runtime on the CPU does not, so that nothing was compared."
     if not subject.trial.steady:
@@ -205,10 +214,17 @@ def _tried(trial: Callable[[Subject], Outputs], subject: Subject) -> Verdict:
 
 def _compared(actual: Outputs, expected: Outputs, subject: Subject) -> Verdict:
     allowed = APART[least_exact(subject)]
-    worst = max((difference(actual[name], expected[name]) for name in expected if name in actual), default=0.0)
+    shaped = {each.name for each in subject.model.graph.output if each.type.WhichOneof("value") not in NO_TENSORS}
+    flat = {name for name in expected if name not in shaped}  # what a sequence or an optional holds, in a row
+    pairs = ((name, actual[name], expected[name]) for name in expected if name in actual)
+    worst = max((difference(*_in_a_row(pair, name in flat)) for name, *pair in pairs), default=0.0)
     if not worst <= allowed:
         return WRONG, f"It differs from ONNX Runtime on the CPU by {worst:.1e}."
     return TESTED, f"It stays within {allowed:.0e} of ONNX Runtime on the CPU on {subject.trial.inputs}."
+
+
+def _in_a_row(arrays: Sequence[np.ndarray], flat: bool) -> list[np.ndarray]:
+    return [each.ravel() if flat else each for each in arrays]
 
 
 def least_exact(subject: Subject) -> str:

@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
+from stn_export.comparison.words import counted
+
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 Verdict = tuple[str, str]  # what a runtime makes of a file, and why
 NO_TENSORS = {"sequence_type": "sequence", "map_type": "map", "optional_type": "optional", "opaque_type": "opaque"}
+GIVE_SIZES = "give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
 SHOWN = 20  # inputs, and outputs, that are printed
 
 
@@ -34,11 +37,15 @@ class Described:
         return self.dtype not in NO_TENSORS.values()
 
     @property
+    def sizes(self) -> str:
+        """For a person: ``N×3×32×32``."""
+        return "any shape" if self.shape is None else "×".join(map(str, self.shape)) or "scalar"
+
+    @property
     def text(self) -> str:
         """For a person: ``images: N×3×32×32 float32, (x / 255 - 0.5) / 0.5``."""
-        shape = "any shape" if self.shape is None else "×".join(map(str, self.shape)) or "scalar"
         normalised = f", (x / 255 - {_figures(self.mean)}) / {_figures(self.std)}" if self.mean else ""
-        return f"{self.name}: {f'{shape} ' * self.is_tensor}{self.dtype}{normalised}"
+        return f"{self.name}: {f'{self.sizes} ' * self.is_tensor}{self.dtype}{normalised}"
 
 
 def _figures(values: Sequence[float]) -> str:
@@ -90,8 +97,8 @@ class FileContract:
                 yield word, spec.text
             if len(specs) > SHOWN:
                 yield word, f"and {len(specs) - SHOWN:,} more; --format json names them all"
-        functions = f", {self.functions:,} local functions" if self.functions else ""
-        yield "size", f"{self.parameters:,} parameters, {self.nodes:,} nodes{functions}"
+        functions = f", {counted(self.functions, 'local function')}" if self.functions else ""
+        yield "size", f"{counted(self.parameters, 'parameter')}, {counted(self.nodes, 'node')}{functions}"
         yield "operators", ", ".join(f"{name} {count}" for name, count in self.operators.items()) or "none"
 
 
@@ -169,11 +176,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class Tried:
-    """The inputs that a file was tried on: their shapes, where those come from, and why it did not run, if so."""
+    """The inputs that a file was tried on: their shapes, where those come from, and why it did not run, if so.
+
+    ``loads`` says whether ONNX Runtime takes the file at all: where it does not, other sizes are no help.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     origin: str
     problem: str = ""
+    loads: bool = True
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """What ``audit`` says of it, a word and a sentence: what it ran on, or why it was not tried and what helps."""
+        if not self.problem:
+            return "tried on", str(self)
+        return "not tried", f"{self.problem}; {GIVE_SIZES}" if self.loads else self.problem
 
     def __str__(self) -> str:
         shapes = (f"{name} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in self.shapes.items())

@@ -31,6 +31,7 @@ JS = {"float32": "Float32Array", "float64": "Float64Array", "float16": "Uint16Ar
 JS |= {"int64": "BigInt64Array", "uint64": "BigUint64Array"}
 JS |= {f"{sign}int{bits}": f"{'Ui' if sign else 'I'}nt{bits}Array" for sign in ("", "u") for bits in (8, 16, 32)}
 PY = {name: f"np.{name}" for name in (*CPP, "float16") if name != "bfloat16"} | {"bool": "np.bool_", "string": "object"}
+TYPES = {"python": PY, "c++": CPP, "rust": RUST, "js": JS}  # by language, how it writes those that its runtime takes
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Call:
     def comment(self, each: Described) -> str:
         """What belongs into an input, in words that end no comment and go on in no other line."""
         what = "bytes of pictures" if each.mean else PLACE
-        shape = "" if each.shape is None else f": {'×'.join(map(str, each.shape))}"
+        shape = "" if each.shape is None else f": {each.sizes}"
         return re.sub(r"[^\w×?:,. -]", "_", f"{what}{shape}")
 
 
@@ -87,11 +88,11 @@ def snippet(language: str, call: Call, kind: str = "onnx") -> str:
     Raises:
         UserError: for an input that is no tensor, or of a type that the language's runtime does not take.
     """
-    types = {"python": PY, "c++": CPP, "rust": RUST, "js": JS}[language]
     for each in call.inputs:
-        if each.dtype not in types:
-            hint = "try --snippet python" if each.dtype in PY else "call it by hand"
-            raise UserError(f"no {language} can be written for input {visible(each.name)}, a {each.dtype}", hint)
+        if each.dtype not in TYPES[language]:
+            others = ", ".join(name for name, types in TYPES.items() if each.dtype in types)
+            told = f"no {language} can be written for input {visible(each.name)}: its type is {visible(each.dtype)}"
+            raise UserError(told, f"try --snippet {others}" if others else "call it by hand")
     lines = (PYTHON[kind] if kind in PYTHON else LANGUAGES[language])(call)
     return "\n".join(lines) + "\n"
 
@@ -185,8 +186,9 @@ def cpp(call: Call) -> Iterator[str]:
     for each in call.inputs:
         yield from _cpp_input(each, call)
     for word, specs in (("inputs", call.inputs), ("outputs", call.given)):
-        yield f"  const char* {word}[] = {{{', '.join(_cpp_text(each.name) for each in specs)}}};"
-    counts = f"inputs, values.data(), {len(call.inputs)}, outputs, {len(call.given)}"
+        if specs:  # an array of none is no C++
+            yield f"  const char* {word}[] = {{{', '.join(_cpp_text(each.name) for each in specs)}}};"
+    counts = f"{'inputs' if call.inputs else 'nullptr'}, values.data(), {len(call.inputs)}, outputs, {len(call.given)}"
     yield f"  auto results = session.Run(Ort::RunOptions{{nullptr}}, {counts});"
     for index, each in enumerate(call.given):
         if each.dtype in CPP:
@@ -234,7 +236,7 @@ def rust(call: Call) -> Iterator[str]:
 
 def _rust_input(each: Described, call: Call) -> Iterator[str]:
     name, kind, count = call.variables[each.name], RUST[each.dtype], call.count(each)
-    shape = f"[{', '.join(f'{size}usize' for size in call.sizes[each.name])}]"
+    shape = f"[{', '.join(f'{size}usize' for size in call.sizes[each.name]) or '0usize; 0'}]"
     if each.mean:
         mean, std = (_index(each, call, values) for values in (each.mean, each.std))
         for word, values in (("mean", each.mean), ("std", each.std)):

@@ -29,6 +29,7 @@ from stn_export.graphs.inputs import (
     settled,
 )
 from stn_export.graphs.placement import open_session
+from stn_export.graphs.records import Tried
 from stn_export.limits import LIMITS
 
 Result = TypeVar("Result")
@@ -57,6 +58,11 @@ class Trial:
     constant: tuple[str, ...] = ()
     batch: str = ""
     runs: Runs = field(default_factory=dict)
+
+    @property
+    def tried(self) -> Tried:
+        """The inputs as a record."""
+        return replace(self.inputs.tried, loads=self.loads)
 
 
 def here(work: Callable[[], Result]) -> Result:
@@ -90,7 +96,7 @@ def try_model(model: onnx.ModelProto, asked: Asked = ASKED, step: Step = here) -
         try:
             return step(partial(_trial, model, replace(asked, length=length), declared))
         except BeyondLimitError as error:
-            why = why or f"{error.message} on {declared}"
+            why = why or error.message
             if not isinstance(error, CrashedError):  # some files crash ONNX Runtime where they are given too little
                 break
     return Trial(replace(declared, problem=why), why)
@@ -101,7 +107,7 @@ def _trial(model: onnx.ModelProto, asked: Asked, declared: Inputs) -> Trial:
     try:
         session = open_session(model, "cpu")
     except UserError as error:
-        return Trial(declared, error.message, loads=False)
+        return Trial(replace(declared, problem=error.message), error.message, loads=False)
     run = session_run(session)
     inputs = concrete_inputs(model, run, asked)
     if inputs.problem:

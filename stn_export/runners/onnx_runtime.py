@@ -1,7 +1,7 @@
 """Runners that ONNX Runtime runs: on the CPU, on CUDA in several ways, by TensorRT, and as it comes."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 from onnxruntime import OrtValue
 
+from stn_export.graphs.inputs import runs_of
 from stn_export.graphs.points import point_values, weights_of, with_input, with_outputs
 from stn_export.program.specs import Arrays, TensorSpec
 from stn_export.runners.base import Runner, Step, shapes_of
@@ -106,7 +107,12 @@ class OnnxRuntime(Runner[Result]):
         return {point: found[point] if point in found else feeds[name] for point, name in shown.items()}
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
-        return dict(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
+        return dict(zip(self.outputs, self.run_session(self.outputs, feeds), strict=True))
+
+    @cached_property
+    def run_session(self) -> Callable[..., list]:
+        """What runs the session, with types too that its binding does not know."""
+        return runs_of(self.session)
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
         return self.step(self.place(feeds, self.run_options).run)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stn_export.errors import one_line
+from stn_export.graphs.inputs import OPENVINO, of_openvino
 from stn_export.program.specs import Arrays
 from stn_export.runners.base import Runner, Step
 from stn_export.runtimes import RefusedError
@@ -31,10 +32,20 @@ class OpenVino(Runner[Result]):
         except RuntimeError as error:  # all that its C++ raises
             raise RefusedError(f"OpenVINO cannot convert it: {one_line(error)}") from error
         self.inference = compiled.create_infer_request()
+        kinds = {name: port.element_type.get_type_name() for port in compiled.outputs for name in port.names}
+        self.kinds = {name: kind for name, kind in kinds.items() if kind in OPENVINO}
+        # Its copies of types that NumPy lacks are of their numbers into others of as many bits.
+        self.shares = any(port.element_type.get_type_name() in OPENVINO for port in compiled.inputs)
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
-        results = self.inference.infer(feeds)
-        return {name: results[name].copy() for name in self.outputs}
+        results = self.inference.infer(feeds, share_inputs=self.shares)
+        return self._typed({name: results[name].copy() for name in self.outputs})
+
+    def _typed(self, outputs: Arrays) -> Arrays:
+        """The same, with the types that OpenVINO hands over as others."""
+        if not self.kinds:
+            return outputs
+        return outputs | {name: of_openvino(outputs[name], self.kinds[name]) for name in outputs if name in self.kinds}
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
         import openvino
@@ -51,4 +62,4 @@ class OpenVino(Runner[Result]):
         return Step(run)
 
     def read(self, result: Result) -> Arrays:
-        return {name: np.array(result[name]) for name in self.outputs}
+        return self._typed({name: np.array(result[name]) for name in self.outputs})

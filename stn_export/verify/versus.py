@@ -418,7 +418,8 @@ def versus(
     judged = failures if files else rows
     if judged and not any(row.comparable for row in judged):
         lost = judged[0]
-        hint = USABLE if lost.inputs == "declared" else "give inputs that both run on with --inputs FILE.npz"
+        same = "name two files that declare the same inputs"
+        hint = same if lost.inputs == "declared" else "give inputs that both run on with --inputs FILE.npz"
         raise UserError(f"not comparable: {': '.join(filter(None, (lost.output, lost.reason)))}", hint)
     if failures or not rows:
         told = [row for row in in_short(rows) if row.reason]
