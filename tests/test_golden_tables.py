@@ -203,7 +203,6 @@ def from_csv(text: str) -> dict[str, Grid]:
     return {"": Grid(heading, [[cell.removeprefix("'") for cell in line] for line in lines])}
 
 
-HEADINGS = ("backend", "artifact", "row", "what", "target", "model", "node")
 READERS: dict[str, Callable[[str], dict[str, Grid]]] = {
     "json": from_json,
     "markdown": golden.read_markdown,
@@ -217,19 +216,14 @@ def printed(
 ) -> Callable[[Callable[[], object]], list[Grid]]:
     """What something prints in one of the forms, table by table."""
     monkeypatch.setattr(OUTPUT, "form", request.param)
+    monkeypatch.setattr(OUTPUT, "tables", 0)
 
     def tables(call: Callable[[], object]) -> list[Grid]:
         capsys.readouterr()
         call()
         text = capsys.readouterr().out
-        if request.param == "csv":  # tables of the same columns follow on each other
-            blocks, block = [], []
-            for line in text.splitlines():
-                if block and line.split(",")[0] in HEADINGS:
-                    blocks.append(block)
-                    block = []
-                block.append(line)
-            return [grid for each in [*blocks, block] for grid in from_csv("\n".join(each)).values()]
+        if request.param == "csv":  # tables follow on each other, an empty line between them
+            return [grid for block in text.strip("\n").split("\n\n") for grid in from_csv(block).values()]
         return list(READERS[request.param](text).values())
 
     return tables
@@ -358,13 +352,14 @@ def test_what_an_audit_shows(printed: Callable, capsys: pytest.CaptureFixture[st
     sums = {"initialiser_bytes": 345_678, "activation_bytes": 87_654, "macs": 1_234_567}
     found = Audit("cuda", True, nodes, (), capturable=False, capture_reason="a node on the CPU", **sums)
     [grid] = printed(lambda: audit_stage._show(found))
-    assert grid.by("node") == {
-        "conv": {"operator": "Conv", "runs on": "CUDA", "multiply-adds": "1,234,567", "why": "it has a kernel"},
-        "grid": {"operator": "AffineGrid", "runs on": "CPU", "multiply-adds": "unknown", "why": "it has none"},
+    names = ("nodes", "runs on", "multiply-adds", "why", "first node")
+    assert grid.by("operator") == {
+        "Conv": dict(zip(names, ("1", "CUDA", "1,234,567", "it has a kernel", "conv"), strict=True)),
+        "AffineGrid": dict(zip(names, ("1", "CPU", "unknown", "it has none", "grid"), strict=True)),
     }
     audit_stage._show(found)
     said = capsys.readouterr().err.splitlines()
-    assert "at batch 1   at least 1,234,567 multiply-adds, 87,654 bytes of activations" in said
+    assert "costs        at least 1,234,567 multiply-adds, 87,654 bytes of activations" in said
     assert "weights      345,678 bytes" in said
 
 
