@@ -247,7 +247,7 @@ def checked(network: Network) -> Outcome:
 
 def failed(right: bool, said: Sequence[str]) -> str:
     """The verdict on a check that failed, by whether the file is right."""
-    if all("nothing was compared" in failure for failure in said):
+    if said and all("nothing was compared" in failure for failure in said):
         return UNCOMPARED
     return FAILED if right else TOLD
 

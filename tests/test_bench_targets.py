@@ -32,7 +32,20 @@ from tests.zoo import ZOO
 
 SUITES = ("latency", "cold", "request", "throughput", "startup", "breakdown", *BASELINES)
 FACTS = {
-    *("network", "label", "role", "artifact", "sha256", "format", "lowering", "precision", "input", "runner", "device"),
+    *(
+        "network",
+        "label",
+        "role",
+        "artifact",
+        "sha256",
+        "examples_sha256",
+        "format",
+        "lowering",
+        "precision",
+        "input",
+        "runner",
+        "device",
+    ),
     *("batch", "sizes", "threads", "tf32", "options", "regime", "inputs", "file_bytes", "host_bytes", "device_bytes"),
     "clock",
 }

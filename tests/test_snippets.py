@@ -155,6 +155,7 @@ def test_cpp_hands_over_names_sizes_and_normalised_numbers(file: Path, capsys: p
     assert [line for line in said if line.startswith("asked")] == ["asked class", "asked 2nd", "asked flags"]
 
 
+@pytest.mark.slow  # what needs more than a compiler is no part of make test
 @pytest.mark.skipif(not HEADERS, reason="STN_EXPORT_ORT_HEADERS names no folder of onnxruntime_cxx_api.h")
 def test_cpp_runs_against_the_real_headers(file: Path, capsys: pytest.CaptureFixture[str]):
     Path("main.cpp").write_text(text_of(file, "c++", capsys), encoding="utf-8")
@@ -165,6 +166,7 @@ def test_cpp_runs_against_the_real_headers(file: Path, capsys: pytest.CaptureFix
     assert re.findall(r"^(\w+): (\d+) from", said, re.MULTILINE) == [("class", "3"), ("2nd", "1"), ("flags", "7")]
 
 
+@pytest.mark.slow
 def test_rust_lacks_nothing_but_the_crate(file: Path, capsys: pytest.CaptureFixture[str]):
     starts = shutil.which("rustc") and not subprocess.run(["rustc", "--version"], capture_output=True).returncode
     if not starts:
@@ -179,14 +181,17 @@ def test_rust_lacks_nothing_but_the_crate(file: Path, capsys: pytest.CaptureFixt
     assert not re.findall(r"^error: (?!aborting)", said, re.MULTILINE), said
 
 
-def test_javascript_runs_or_is_of_its_syntax(file: Path, capsys: pytest.CaptureFixture[str]):
+def test_javascript_is_of_its_syntax(file: Path, capsys: pytest.CaptureFixture[str]):
     if not shutil.which("node"):
         pytest.skip("there is no node here")
-    code = text_of(file, "js", capsys)
-    Path("main.mjs").write_text(code, encoding="utf-8")
+    Path("main.mjs").write_text(text_of(file, "js", capsys), encoding="utf-8")
     subprocess.run(["node", "--check", "main.mjs"], check=True)
-    if not NODE:
-        pytest.skip("its syntax is right; STN_EXPORT_ORT_NODE names no folder with onnxruntime-node to run it")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NODE, reason="STN_EXPORT_ORT_NODE names no folder with onnxruntime-node")
+def test_javascript_runs(file: Path, capsys: pytest.CaptureFixture[str]):
+    Path("main.mjs").write_text(text_of(file, "js", capsys), encoding="utf-8")
     Path("node_modules").symlink_to(Path(NODE) / "node_modules")
     said = subprocess.run(["node", "main.mjs"], check=True, capture_output=True, encoding="utf-8").stdout
     assert said.splitlines() == ["class [ 1, 3 ]", "2nd [ 1 ]", "flags [ 1, 7 ]"]

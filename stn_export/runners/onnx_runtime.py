@@ -134,7 +134,7 @@ class OnnxRuntime(Runner[Result]):
         return self.infer_impl(feeds)
 
     def read(self, result: Result) -> Arrays:
-        return {name: value.numpy() if isinstance(value, OrtValue) else value for name, value in result.items()}
+        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in result.items()}
 
 
 @dataclass(frozen=True)
