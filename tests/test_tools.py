@@ -1,10 +1,12 @@
 """Maintainers' tools: the Make targets start them, and what is installed neither holds nor needs them."""
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,12 +65,10 @@ def test_a_wheel_holds_what_users_run(tmp_path: Path):
 @pytest.mark.slow
 def test_the_suite_that_times_training_takes_its_own_options_only():
     suite = [sys.executable, "-m", "pytest", "benchmarks/tools", "--confcutdir=benchmarks/tools", "-p", "no:randomly"]
-    listed = subprocess.run(
-        [*suite, "--collect-only", "-q"], cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True
-    )
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of ours
+    run = partial(subprocess.run, cwd=REPOSITORY, capture_output=True, encoding="utf-8", env=alone)
+    listed = run([*suite, "--collect-only", "-q"], check=True)
     assert "test_training.py::test_first_step" in listed.stdout
-    refused = subprocess.run(
-        [*suite, "--dataset", "none"], cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False
-    )
+    refused = run([*suite, "--dataset", "none"], check=False)
     assert (refused.returncode, "Traceback" in refused.stdout) == (2, False)
     assert "unknown data set 'none'" in refused.stdout + refused.stderr
