@@ -33,9 +33,11 @@ def network(name: str) -> Network:
 def test_each_is_right_or_refused(name: str):
     line = line_of(network(name))
     outcomes = {way: getattr(line, way) for way in WAYS}
-    assert {way: each.verdict for way, each in outcomes.items()} == dict.fromkeys(WAYS, RIGHT) | (
-        NOT_RIGHT | FAULTS
-    ).get(name, {}), outcomes
+    wanted = dict.fromkeys(WAYS, RIGHT) | NOT_RIGHT.get(name, {})
+    faults = FAULTS.get(name, {})  # by chance a processor's roundings stay within the bounds
+    verdicts = {way: each.verdict for way, each in outcomes.items() if each.verdict != faults.get(way)}
+    assert verdicts == {way: wanted[way] for way in verdicts}, outcomes
+    assert faults or verdicts == wanted
 
 
 def test_what_is_not_right_is_refused_or_told():
