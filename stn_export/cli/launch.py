@@ -25,7 +25,10 @@ def end_group_with(leader: int) -> None:
 
     It is nobody's child, so that no command waits for it, and holds no file open, so that pipes end with the leader.
     """
-    if not hasattr(os, "pidfd_open") or os.fork():
+    if not hasattr(os, "pidfd_open"):
+        return
+    if between := os.fork():
+        os.waitpid(between, 0)  # else the command would have it as a dead child
         return
     if os.fork():
         os._exit(0)

@@ -1,6 +1,5 @@
 """What the nodes of a captured graph are given and give, in the types that such a graph promises."""
 
-from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
@@ -51,15 +50,3 @@ def operator_of(node: Node) -> OpOverload:
     if not isinstance(node.target, OpOverload):
         raise TypeError(f"{node.target} of {node.name} is no operator of PyTorch's")
     return node.target
-
-
-def value_of(node: Node) -> Tensor:
-    """Return the tensor without numbers that stands for what a node gives: its type and its sizes.
-
-    Raises:
-        TypeError: where it gives no tensor.
-    """
-    value = node.meta["val"]
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{node.name} gives {value!r}, which is no tensor")
-    return value
