@@ -59,6 +59,8 @@ def test_bench_json_is_an_ordinary_pytest_benchmark_file(planned_run: Path, tmp_
         "latency, batch 1, cpu",
         "latency, cold input, batch 1, cpu",
         "request, batch 1, cpu",
+        "request, batch 16, cpu",
+        "request, batch 256, cpu",
         "throughput, batch 16, cpu",
         "throughput, batch 256, cpu",
         "where the time goes, batch 1, cpu",
@@ -99,7 +101,7 @@ def test_rows_that_a_file_has_are_not_timed_again(planned_run: Path, tmp_path: P
     second = timed("latency", both)
     assert second[EAGER] == first[EAGER]
     assert set(second) == {EAGER, latency.format("cnn")}
-    third = timed("request", "eager-cpu and stn")
+    third = timed("request", "eager-cpu and stn and program-1]")
     assert {name: third[name] for name in second} == second
     assert len(third) == 3
     assert timed("latency", both) == third  # nothing is left to do
