@@ -175,7 +175,7 @@ lock: $(READY) ## write requirements.lock and constraints.txt anew from pyprojec
 bad-input: $(READY) ## some 440 ways to get it wrong: one line, a hint, exit code 2 each
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark $(PARALLEL) tests/test_bad_input.py tests/test_hostile_text.py
 
-faults: $(READY) ## kill every stage at every change, fill its disk, start two at once; some hours
+faults: $(READY) ## kill every stage at every change, fill its disk, start two at once; some two hours on two cores
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults --keep benchmarks/results/faults.json
 
 fuzz: $(READY) ## 20,000 damaged files of every kind; about an hour

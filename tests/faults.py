@@ -13,6 +13,7 @@ import errno
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -318,7 +319,7 @@ def deleted(stage: Stage, run: Path, place: int) -> str:
     return "" if code in (0, 1, 2) else f"{where}: exit code {code}: {said[-300:]}"
 
 
-def compiler_killed(run: Path) -> Outcome:
+def compiler_killed(run: Path) -> list[Outcome]:
     """Let the C compiler be killed by every signal while ``verify`` builds the C function."""
     lost = []
     for number in (signal.SIGKILL, *ENDING):
@@ -341,10 +342,10 @@ def compiler_killed(run: Path) -> Outcome:
                 or (f"then {code}" if (code := call(STAGE["compile"], copy)) else "")
             )
         lost += [f"C compiler, {number.name}: {wrong}"] if wrong else []
-    return "C compiler", "killed", 1 + len(ENDING), lost
+    return [("C compiler", "killed", 1 + len(ENDING), lost)]
 
 
-def pip_ended() -> Outcome:
+def pip_ended() -> list[Outcome]:
     """End ``runtimes`` by every signal while pip waits for an index that never answers."""
     lost = []
     for number in (signal.SIGKILL, *ENDING):
@@ -367,7 +368,7 @@ def pip_ended() -> Outcome:
             with in_folder(Path(folder)):
                 wrong = wrong or (f"counts as installed: {there}" if (there := runtimes_here()) else "")
         lost += [f"runtimes, {number.name}: {wrong}"] if wrong else []
-    return "runtimes", "ended", 1 + len(ENDING), lost
+    return [("runtimes", "ended", 1 + len(ENDING), lost)]
 
 
 def started_in(folder: str, seconds: float = 10) -> str:
@@ -381,7 +382,7 @@ def started_in(folder: str, seconds: float = 10) -> str:
         time.sleep(0.1)
 
 
-def together(one: Stage, other: Stage, runs: dict[str, Path], rounds: int) -> Outcome:
+def together(one: Stage, other: Stage, runs: dict[str, Path], rounds: int) -> list[Outcome]:
     """Start two stages on one run at once, several times."""
     lost = []
     for number in range(rounds):
@@ -398,7 +399,12 @@ def together(one: Stage, other: Stage, runs: dict[str, Path], rounds: int) -> Ou
             wrong = "" if codes == [0, 0] else f"exit codes {codes}: {said[-300:]}"
             wrong = wrong or whole(run, {}, contents(run))
         lost += [f"{one.name} and {other.name}, round {number}: {wrong}"] if wrong else []
-    return f"{one.name} and {other.name}", "at once", rounds, lost
+    return [(f"{one.name} and {other.name}", "at once", rounds, lost)]
+
+
+def tried(trial: Callable[[], Iterable[Outcome]]) -> list[Outcome]:
+    """The outcomes of one trial, which a process of the pool runs."""
+    return list(trial())
 
 
 def main() -> None:
@@ -407,6 +413,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="*", default=[stage.name for stage in STAGES])
     parser.add_argument("--most", type=int, help="changes of each stage; by default all")
     parser.add_argument("--rounds", type=int, default=20, help="of each pair of stages")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at once")
     parser.add_argument("--keep", type=Path, help="write the table there as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -414,16 +421,14 @@ def main() -> None:
         import_module(f"stn_export.{cli.COMMANDS[command][0]}")  # once, not in every fork
     chosen = [stage for stage in STAGES if stage.name in options.stages]
     outcomes = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("fork").Pool(options.jobs) as pool:
         runs = states(Path(folder))
-        pairs = itertools.combinations_with_replacement([each for each in chosen if each.name not in ALONE], 2)
-        found = itertools.chain(
-            *(disturbed(stage, runs[stage.ready], options.most) for stage in chosen),
-            (together(one, other, runs, options.rounds) for one, other in pairs if options.rounds),
-            (compiler_killed(runs["exported"]) for stage in chosen if stage.name == "compile"),
-            (pip_ended() for _ in range(options.stages == [stage.name for stage in STAGES])),
-        )
-        for outcome in found:
+        pairs = itertools.combinations_with_replacement([stage for stage in chosen if stage.name not in ALONE], 2)
+        trials = [partial(disturbed, stage, runs[stage.ready], options.most) for stage in chosen]
+        trials += [partial(together, *pair, runs, options.rounds) for pair in pairs if options.rounds]
+        trials += [partial(compiler_killed, runs["exported"])] * ("compile" in options.stages)
+        trials += [pip_ended] * (options.stages == [stage.name for stage in STAGES])
+        for outcome in itertools.chain.from_iterable(pool.imap(tried, trials)):
             outcomes.append(outcome)
             print(
                 f"{outcome[0]:20} {outcome[1]:10} {outcome[2]:4} tried, {len(outcome[3])} lost",

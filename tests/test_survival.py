@@ -149,7 +149,7 @@ def test_pip_that_is_left_running_is_found(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_killed_compiler_and_a_deleted_run_lose_nothing(runs: dict[str, Path]):
-    stage, kind, count, lost = faults.compiler_killed(runs["exported"])
+    [(stage, kind, count, lost)] = faults.compiler_killed(runs["exported"])
     assert (stage, kind, count, lost) == ("C compiler", "killed", 4, [])
     assert faults.deleted(STAGE["predict"], runs["exported"], 2) == ""
 
