@@ -16,6 +16,7 @@ BATCHES = (1, 2, 3, 7, 64, 257)
 NOISE_BATCHES = (1, 64)
 GREYS = (0, 1, 127, 128, 254, 255)
 MANY = 7  # examples that are never too large together
+FAR = ("constants", "single pixels")  # from the data: what divides by next to no variance magnifies roundings there
 LARGEST = 2**24  # numbers in the inputs of larger batches
 QUARTERS = {"smaller size": 3, "larger size": 5}  # of an open size of the examples
 
@@ -109,7 +110,7 @@ def _drawn(contract: Contract, examples: Examples) -> dict[str, Batch]:
         height, width = given.shape[-2:]
         for picture, (y, x) in zip(single[spec.name], _places(height, width, len(places)), strict=True):
             picture[:, y, x] = high
-    return {"constants": greys, "single pixels": single}
+    return dict(zip(FAR, (greys, single), strict=True))
 
 
 def _places(height: int, width: int, count: int | None = None) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from stn_export.graphs.saturation import saturation_of
 from stn_export.program.specs import Arrays
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.runtimes import RefusedError
-from stn_export.verify.challenges import rows_of, size_of
+from stn_export.verify.challenges import FAR, rows_of, size_of
 from stn_export.verify.diagnosis import diagnose
 from stn_export.verify.feeding import Call, feed, takes, uncut
 from stn_export.verify.over import OverExamples, over_examples
@@ -90,11 +90,12 @@ def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
     comparisons: dict[str, dict[str, Comparison]] = {}
     failures = [check_weights(runner.weights(), *truth.weights)] if blank.precision == "fp32" else []
     unforced: list[str] = []
+    magnified = () if math.isinf(tolerance.multiple) else FAR
     for name, challenge, actual in answers(runner, truth):
         if actual is None:
             unforced.append(name)
             continue
-        comparisons[name] = compare_points(runner, actual, challenge, truth, tolerance)
+        comparisons[name] = compare_points(runner, actual, challenge, truth, tolerance, far=name in magnified)
         if not any(failures) and (failure := first_failure(comparisons[name], actual, challenge, truth)):
             failures.append(f"{name}: {failure}")  # of the others nobody hears: finding their causes takes long
     errors = worst_errors(comparisons)
