@@ -10,13 +10,10 @@ import pytest
 
 from tests import packaged
 from tests.conftest import REPOSITORY
-from tests.network_table import FAILED, FINE, RIGHT, WAYS, Network, line_of, networks
+from tests.network_table import FINE, RIGHT, WAYS, Network, line_of, networks
 from tests.packaged import PACKAGED
 
 NOT_RIGHT: dict[str, dict[str, str]] = {}  # refused or told, with a true sentence
-FAULTS = {  # of ours, to be mended: a right file, whose magnified roundings on constant images a check holds against it
-    "raft": {"check": FAILED, "adopt": FAILED}
-}
 
 
 def network(name: str) -> Network:
@@ -34,10 +31,7 @@ def test_each_is_right_or_refused(name: str):
     line = line_of(network(name))
     outcomes = {way: getattr(line, way) for way in WAYS}
     wanted = dict.fromkeys(WAYS, RIGHT) | NOT_RIGHT.get(name, {})
-    faults = FAULTS.get(name, {})  # by chance a processor's roundings stay within the bounds
-    verdicts = {way: each.verdict for way, each in outcomes.items() if each.verdict != faults.get(way)}
-    assert verdicts == {way: wanted[way] for way in verdicts}, outcomes
-    assert faults or verdicts == wanted
+    assert {way: outcome.verdict for way, outcome in outcomes.items()} == wanted, outcomes
 
 
 def test_what_is_not_right_is_refused_or_told():

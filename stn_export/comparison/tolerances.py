@@ -88,7 +88,10 @@ class Tolerance:
 
     @property
     def in_order(self) -> "Tolerance":
-        """For compilers that sum in order, where eager sums in pairs: n equal values lose n roundings, not log n."""
+        """For sums in order or in few lanes, where eager sums in pairs: n equal values lose n roundings, not log n.
+
+        Compilers sum so always; most runtimes do so in means and variances, which shows on pictures of one grey.
+        """
         return replace(self, own=IN_ORDER, multiple=max(IN_ORDER, self.multiple))
 
     def as_dict(self) -> dict:
