@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from stn_export.errors import UserError
 from stn_export.graphs.graph import Shape, as_array, inputs_of, walk
 from stn_export.graphs.placement import REFUSALS, SOURCE
 from stn_export.graphs.records import Tried
-from stn_export.limits import archive, require
+from stn_export.limits import require
 
 Value = np.ndarray | list[np.ndarray]
 Feeds = dict[str, Value]
@@ -174,22 +173,6 @@ def _dims(name: str, held: TypeProto) -> tuple[tuple[int | str, ...], bool]:
         for axis, dim in enumerate(dims)
     ]
     return tuple(sizes), held.tensor_type.HasField("shape")
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an ``.npz`` file by name; nothing in it is run.
-
-    Raises:
-        UserError: where it is missing, damaged, or holds anything but numbers.
-    """
-    hint = "write it with numpy.savez, an array an input, numbers only"
-    try:
-        with np.load(archive(path, hint), allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except UserError:
-        raise
-    except Exception as error:  # NumPy's, zlib's, zipfile's and struct's own, by kind of damage
-        raise UserError(f"{path} cannot be read: {error}", hint) from error
 
 
 def settled(declared: Sequence[Declared], asked: Asked) -> Inputs:
