@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line
+from stn_export.graphs.placement import cpu_session
 from stn_export.program.specs import BATCH, Contract
 from stn_export.program.state import Batch, Copies, answer, told, trial
 
@@ -73,7 +74,7 @@ def run_against(
     if any(spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)):
         return Found(notes=(*notes, "NumPy has no bfloat16: the file was not compared"))
     try:
-        session = _session(model)
+        session = cpu_session(model, log_severity_level=4)
     except Exception as error:  # ONNX Runtime has no kernel, or refuses the file
         if any(word in str(error) for word in LACKING):
             return Found(notes=(*notes, f"ONNX Runtime cannot run the file, it was not compared: {one_line(error)}"))
@@ -126,12 +127,6 @@ def _rows(value: Tensor, shape: Sequence[int | str], count: int) -> Tensor:
 def _with_tensors(first: Batch, tensors: Sequence[Tensor], values: tuple[Tensor, ...]) -> Tried:
     by_id = {id(tensor): value for tensor, value in zip(tensors, values, strict=True)}
     return Tried(_pytree.tree_map(lambda each: by_id.get(id(each), each), first), values)
-
-
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _difference(

@@ -20,7 +20,7 @@ from onnx import TensorProto, TypeProto, helper
 
 from stn_export.errors import UserError
 from stn_export.graphs.graph import Shape, as_array, inputs_of, walk
-from stn_export.graphs.placement import REFUSALS, SOURCE
+from stn_export.graphs.placement import REFUSALS, reason_of
 from stn_export.graphs.records import Tried
 from stn_export.limits import require
 
@@ -337,7 +337,7 @@ def session_run(session: onnxruntime.InferenceSession, options: onnxruntime.RunO
         try:
             found = session_outputs(names, feeds, options)
         except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # by what its binding cannot hand over
-            return " ".join(re.sub(SOURCE, "", str(error)).split())
+            return reason_of(error)
         return {name: as_array(value) for name, value in zip(names, found, strict=True) if value is not None}
 
     return run
