@@ -19,7 +19,7 @@ from stn_export.answer.card import Line, by_word, card, figures
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import write_atomically, write_out
-from stn_export.artifacts.manifest import BENCH_FILE, PROGRAM, network_directories
+from stn_export.artifacts.manifest import BENCH_FILE, LOWERINGS, PROGRAM, network_directories
 from stn_export.audit.content import examined
 from stn_export.bench.cases import eager_of, own_batch
 from stn_export.bench.grids import GRIDS
@@ -36,7 +36,7 @@ from stn_export.program.calls import Given
 from stn_export.verify import __main__ as verify
 from stn_export.verify.versus import Row, compare_files
 
-ROWS = ("folded-fp32", "matmul-fp32", "gather-fp32", "plain-fp32")  # the first that the network can have is checked
+ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first that the network can have is checked
 RUNNERS = ("onnxruntime-cpu", "eager-cpu")
 
 

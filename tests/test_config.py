@@ -2,6 +2,7 @@
 
 import pytest
 
+from stn_export.artifacts import manifest
 from stn_export.artifacts.manifest import DEFAULT_EXPORT
 from stn_export.bench.grids import GRIDS
 from stn_export.comparison.tolerances import REQUIRED_RUNNERS, TOLERANCES
@@ -23,6 +24,10 @@ def test_every_export_can_be_written_run_and_judged(spec: ExportSpec):
     assert spec.contract in CONTRACTS
     assert any(spec.applies_to(samples, CONTRACT) for samples in (False, True))
     assert (spec.lowering in {*LOWERINGS, DEFAULT_EXPORT}) == (spec.format == "onnx")
+
+
+def test_every_lowering_has_a_place_in_the_order_of_what_to_deploy():
+    assert sorted(manifest.LOWERINGS) == sorted(LOWERINGS)
 
 
 def test_names_are_unique_within_a_network():
