@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line
 from stn_export.graphs.placement import cpu_session
-from stn_export.program.specs import BATCH, Contract
+from stn_export.program.specs import BATCH, Contract, by
 from stn_export.program.state import Batch, Copies, answer, told, trial
 
 GROSS = 1e-4  # of an output's largest value: a file and eager differ by roundings, not by this
@@ -147,7 +147,7 @@ def _difference(
     for index, (spec, ours, theirs) in enumerate(zip(contract.outputs, actual, wanted, strict=True)):
         theirs_array = theirs.cpu().numpy()
         if tuple(ours.shape) != theirs_array.shape:
-            return f"{spec.name} is {'×'.join(map(str, ours.shape))}, not {'×'.join(map(str, theirs_array.shape))}"
+            return f"{spec.name} is {by(ours.shape)}, not {by(theirs_array.shape)}"
         worst, scale = _worst(ours, theirs_array)
         if worst <= GROSS * scale:
             continue
