@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from torch import Tensor, nn
 
 from stn_export.adopt.adoption import adopt, default_name
 from stn_export.answer.card import Line, by_word, card, figures
 from stn_export.answer.held import Held, held
-from stn_export.artifacts.environment import describe
+from stn_export.artifacts.environment import describe, on_threads
 from stn_export.artifacts.files import write_atomically, write_out
 from stn_export.artifacts.manifest import BENCH_FILE, LOWERINGS, PROGRAM, network_directories
 from stn_export.audit.content import examined
@@ -177,9 +176,8 @@ def _verified(run: Path, artifact: str) -> list[dict]:
 
 def _timed(run: Path, name: str) -> dict:
     """One contest against eager PyTorch, kept as ``bench.json`` keeps it, its own times as the file's."""
-    threads, grid = torch.get_num_threads(), GRIDS["quick"]
-    torch.set_num_threads(grid.threads)
-    try:
+    grid = GRIDS["quick"]
+    with on_threads(grid.threads):
         targets = find_targets(run, "cpu")
         target = next(each for each in targets if (each.artifact.name, each.runner.name) == (name, RUNNERS[0]))
         baseline = eager_of(target, targets)
@@ -187,8 +185,6 @@ def _timed(run: Path, name: str) -> dict:
         batch = own_batch(target.network.contract) or 1
         ours, theirs = (partial(each.step, batch) for each in (target, baseline))
         turns = interleave(ours, theirs, "cpu", grid, seed=0).hold()
-    finally:
-        torch.set_num_threads(threads)
     notes = {
         "contest": "eager",
         "baseline": str(baseline),
