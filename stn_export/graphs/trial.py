@@ -16,7 +16,7 @@ from onnx import TensorProto
 from stn_export.cli.apart import BeyondLimitError, CrashedError, forked
 from stn_export.errors import UserError
 from stn_export.graphs.costs import Runs, macs
-from stn_export.graphs.graph import Shape, TensorInfo, constants, graphs_of, infer, walk
+from stn_export.graphs.graph import Shape, TensorInfo, all_constants, infer, walk
 from stn_export.graphs.inputs import (
     LENGTHS,
     Asked,
@@ -192,11 +192,8 @@ def _profiled(model: onnx.ModelProto, inputs: Inputs) -> Runs:
         session_run(session)(inputs.draw())
         content = Path(session.end_profiling()).read_bytes()
     nodes, runs = {node.name: node for node in walk(model.graph)}, dict[str, list[dict[str, TensorInfo]]]()
-    fixed = {
-        name: TensorInfo(each.data_type, tuple(each.dims))
-        for graph in graphs_of(model.graph)
-        for name, each in constants(graph).items()
-    }
+    tensors = all_constants(model.graph)
+    fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in tensors.items()}
     for name, arguments in _kernels(json.loads(content)):
         node = nodes.get(name)
         if node is not None:
