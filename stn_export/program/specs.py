@@ -26,14 +26,19 @@ class Pixels:
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 
+    def tensors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and std, each 1×1×1 or C×1×1."""
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return mean, std
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images N×C×H×W (or C×H×W) to float32."""
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = self.tensors(images.device)
         return images.float().div_(255 * std).sub_(mean / std)
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Back to the nearest bytes."""
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = self.tensors(images.device)
         return (images * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
 
     def __str__(self) -> str:
