@@ -440,8 +440,8 @@ def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
     lines = [
         (
             *((row.artifact,) if first else ()),
-            row.inputs or "–",
-            row.output or "–",
+            row.inputs or cli.NONE,
+            row.output or cli.NONE,
             cli.figure(row.max_abs, ".1e"),
             cli.figure(row.bound, ".1e"),
             cli.figure(row.max_rel, ".1e"),
