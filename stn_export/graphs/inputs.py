@@ -328,14 +328,14 @@ class _Search:
             self.best, self.furthest = attempt, place
 
 
-def session_run(session: onnxruntime.InferenceSession, options: onnxruntime.RunOptions | None = None) -> Run:
+def session_run(session: onnxruntime.InferenceSession) -> Run:
     """Run a session as a search and a trial do: every output as an array, or ONNX Runtime's message."""
     names = [each.name for each in session.get_outputs()]
     session_outputs = runs_of(session)
 
     def run(feeds: Feeds) -> Outputs | str:
         try:
-            found = session_outputs(names, feeds, options)
+            found = session_outputs(names, feeds)
         except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # by what its binding cannot hand over
             return reason_of(error)
         return {name: as_array(value) for name, value in zip(names, found, strict=True) if value is not None}
@@ -353,21 +353,17 @@ def _has_bits(value: onnxruntime.NodeArg) -> bool:
     return value.type.removeprefix("tensor(").removesuffix(")") in BITS
 
 
-def _fed_by_bits(
-    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value], options: Any = None
-) -> list[Any]:
-    return session.run(names, {name: _handed_over(value) for name, value in feeds.items()}, options)
+def _fed_by_bits(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value]) -> list[Any]:
+    return session.run(names, {name: _handed_over(value) for name, value in feeds.items()})
 
 
-def _read_by_bits(
-    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value], options: Any = None
-) -> list[Any]:
+def _read_by_bits(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value]) -> list[Any]:
     handed = ((name, _handed_over(value)) for name, value in feeds.items())
     values = {
         name: value if isinstance(value, onnxruntime.OrtValue) else onnxruntime.OrtValue.ortvalue_from_numpy(value)
         for name, value in handed
     }
-    return [_read(each) for each in session.run_with_ort_values(names, values, options)]
+    return [_read(each) for each in session.run_with_ort_values(names, values)]
 
 
 def _handed_over(value: Value) -> Value | onnxruntime.OrtValue:
