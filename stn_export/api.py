@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stn_export.adopt.adoption import adopt, default_name
 from stn_export.answer.card import Line, by_word, card, figures
 from stn_export.answer.held import Held, held
-from stn_export.artifacts.environment import describe, on_threads
+from stn_export.artifacts.environment import describe, using_threads
 from stn_export.artifacts.files import write_atomically, write_out
 from stn_export.artifacts.manifest import BENCH_FILE, LOWERINGS, PROGRAM, network_directories
 from stn_export.audit.content import examined
@@ -177,7 +177,7 @@ def _verified(run: Path, artifact: str) -> list[dict]:
 def _timed(run: Path, name: str) -> dict:
     """One contest against eager PyTorch, kept as ``bench.json`` keeps it, its own times as the file's."""
     grid = GRIDS["quick"]
-    with on_threads(grid.threads):
+    with using_threads(grid.threads):
         targets = find_targets(run, "cpu")
         target = next(each for each in targets if (each.artifact.name, each.runner.name) == (name, RUNNERS[0]))
         baseline = eager_of(target, targets)

@@ -54,7 +54,7 @@ def cache_directory() -> Path:
 
 
 @contextmanager
-def on_threads(count: int) -> Iterator[None]:
+def using_threads(count: int) -> Iterator[None]:
     """Let PyTorch, and the runners that are opened meanwhile, use so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

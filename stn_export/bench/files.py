@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.environment import DEVICES, cpu_name, on_threads
+from stn_export.artifacts.environment import DEVICES, cpu_name, using_threads
 from stn_export.artifacts.files import sha256_of
 from stn_export.artifacts.manifest import Artifact
 from stn_export.bench.budget import Budget
@@ -406,7 +406,7 @@ def main(options: Namespace, paths: Sequence[Path]) -> None:
     device = require_choice("device", options.device, DEVICES)
     grid = GRIDS[require_choice("grid", options.grid, [*GRIDS])]
     budget = Budget(options.budget)
-    with on_threads(options.threads or grid.threads):
+    with using_threads(options.threads or grid.threads):
         names = [path.name if len({each.name for each in paths}) == len(paths) else str(path) for path in paths]
         find = partial(subject_of, shapes=dict(options.shape), arrays=options.inputs, budget=budget)
         result = FileBench(tuple(map(find, paths, names)))

@@ -20,7 +20,7 @@ from rich.text import Text
 from stn_export import cli
 from stn_export.answer.card import close
 from stn_export.artifacts.alone import alone
-from stn_export.artifacts.environment import describe, on_threads
+from stn_export.artifacts.environment import describe, using_threads
 from stn_export.artifacts.files import fingerprint, serialise, write_atomically, write_json
 from stn_export.artifacts.manifest import (
     POINTS_FILE,
@@ -106,7 +106,7 @@ class Verified:
         for check in self.skipped:
             self.checks.append(check)
             yield check
-        with on_threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
+        with using_threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
             for artifact, path, spec in self.jobs:
                 known = journal.of(artifact, spec.name) if journal else None
                 if known is None:
