@@ -148,7 +148,7 @@ def test_formats_are_read_from_bytes(trained_run: Path) -> None:
 
 def test_an_origin_is_looked_for_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of the same name in the directory where a later command is started is not the one that was adopted."""
-    assert BUILT_IN == f"{build_model.__module__}:{build_model.__name__}"
+    assert f"{build_model.__module__}:{build_model.__name__}" == BUILT_IN
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     for folder, text in ((mine, "from torch import nn\nbuild = nn.ReLU\n"), (theirs, "raise SystemExit\n")):
         folder.mkdir()
