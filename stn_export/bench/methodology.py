@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
+from stn_export.artifacts.environment import using_threads
 from stn_export.bench.budget import Budget
 from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported, use_clock
@@ -228,11 +229,8 @@ def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGri
     benchmark.group = f"contest: {name}, batch {case.batch}, {target.runner.device}"
     seed = METHOD.seed + zlib.crc32(f"{target} {baseline} {case.batch}".encode())
     ours, theirs = (partial(each.step, case.batch) for each in (target, baseline))
-    threads = torch.get_num_threads()
-    try:
+    with using_threads(torch.get_num_threads()):  # either side may set its own
         turns = interleave(ours, theirs, target.runner.device, grid, seed).hold(budget)
-    finally:
-        torch.set_num_threads(threads)  # either side may have its own
     time_reported(benchmark, iter([median for median, _ in turns.medians]).__next__, len(turns.medians))
     notes = {
         "contest": name,
