@@ -22,6 +22,7 @@ from stn_export.bench.grids import BenchGrid
 from stn_export.bench.targets import Target
 from stn_export.graphs.placement import cpu_session
 from stn_export.graphs.points import site_values, steps_of
+from stn_export.graphs.trial import kernels
 from stn_export.program.parts import PARTS, Values, parts_of
 from stn_export.program.program import Program
 from stn_export.program.specs import Arrays
@@ -89,9 +90,8 @@ def profile_onnx(path: Path, feeds: Arrays, affine: Sequence[bool], calls: int, 
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     samples = defaultdict(list)
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            samples[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1e6)
+    for name, event in kernels(events):
+        samples[name].append(event["dur"] / 1e6)
     sites = sites_of(model, affine)
     parts = parts_of(steps_of(model), sites, [output.name for output in model.graph.output])
     operators = {node.name: node.op_type for node in model.graph.node}

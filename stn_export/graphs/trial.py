@@ -194,21 +194,21 @@ def _profiled(model: onnx.ModelProto, inputs: Inputs) -> Runs:
     nodes, runs = {node.name: node for node in walk(model.graph)}, dict[str, list[dict[str, TensorInfo]]]()
     tensors = all_constants(model.graph)
     fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in tensors.items()}
-    for name, arguments in _kernels(json.loads(content)):
+    for name, event in kernels(json.loads(content)):
         node = nodes.get(name)
         if node is not None:
-            shapes = (arguments["input_type_shape"], arguments["output_type_shape"])
+            shapes = (event["args"]["input_type_shape"], event["args"]["output_type_shape"])
             pairs = zip((node.input, node.output), shapes, strict=True)
             seen = [_tensors(names, rows, fixed) for names, rows in pairs]
             runs.setdefault(name, []).append(seen[0] | seen[1])
     return runs
 
 
-def _kernels(events: Sequence[dict]) -> Iterator[tuple[str, dict]]:
-    """The names of the nodes that a profile lists, with what it says of each."""
+def kernels(events: Sequence[dict]) -> Iterator[tuple[str, dict]]:
+    """List the runs of nodes in one of ONNX Runtime's profiles: a node's name, and all that is said of the run."""
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
-            yield event["name"].removesuffix(KERNEL), event["args"]
+            yield event["name"].removesuffix(KERNEL), event
 
 
 def _tensors(
