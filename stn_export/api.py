@@ -23,7 +23,7 @@ from stn_export.audit.content import examined
 from stn_export.bench.cases import eager_of, own_batch
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.intervals import load_interval
-from stn_export.bench.methodology import interleave
+from stn_export.bench.methodology import contest_row, interleave
 from stn_export.bench.targets import Target, find_targets
 from stn_export.cli import LABEL
 from stn_export.cli.tables import OUTPUT
@@ -185,13 +185,7 @@ def _timed(run: Path, name: str) -> dict:
         batch = own_batch(target.network.contract) or 1
         ours, theirs = (partial(each.step, batch) for each in (target, baseline))
         turns = interleave(ours, theirs, "cpu", grid, seed=0).hold()
-    notes = {
-        "contest": "eager",
-        "baseline": str(baseline),
-        "baseline_label": baseline.network.facts.label,
-        "baseline_artifact": baseline.artifact.name,
-    }
-    contest = target.facts(batch) | {"regime": "contest"} | notes | turns.summary()
+    contest = contest_row("eager", target, baseline, batch, turns)
     sides = zip((target, baseline), zip(*turns.medians, strict=True), strict=True)
     disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
     loads = np.arange(len(turns.medians)) % len(turns.loads)
