@@ -11,20 +11,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from torch import Tensor, nn
 
 from stn_export.adopt.adoption import adopt, default_name
 from stn_export.answer.card import Line, by_word, card, figures
 from stn_export.answer.held import Held, held
-from stn_export.artifacts.environment import describe
+from stn_export.artifacts.environment import describe, using_threads
 from stn_export.artifacts.files import write_atomically, write_out
-from stn_export.artifacts.manifest import BENCH_FILE, PROGRAM, network_directories
+from stn_export.artifacts.manifest import BENCH_FILE, LOWERINGS, PROGRAM, network_directories
 from stn_export.audit.content import examined
 from stn_export.bench.cases import eager_of, own_batch
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.intervals import load_interval
-from stn_export.bench.methodology import interleave
+from stn_export.bench.methodology import contest_row, interleave
 from stn_export.bench.targets import Target, find_targets
 from stn_export.cli import LABEL
 from stn_export.cli.tables import OUTPUT
@@ -36,7 +35,7 @@ from stn_export.program.calls import Given
 from stn_export.verify import __main__ as verify
 from stn_export.verify.versus import Row, compare_files
 
-ROWS = ("folded-fp32", "matmul-fp32", "gather-fp32", "plain-fp32")  # the first that the network can have is checked
+ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first that the network can have is checked
 RUNNERS = ("onnxruntime-cpu", "eager-cpu")
 
 
@@ -177,9 +176,8 @@ def _verified(run: Path, artifact: str) -> list[dict]:
 
 def _timed(run: Path, name: str) -> dict:
     """One contest against eager PyTorch, kept as ``bench.json`` keeps it, its own times as the file's."""
-    threads, grid = torch.get_num_threads(), GRIDS["quick"]
-    torch.set_num_threads(grid.threads)
-    try:
+    grid = GRIDS["quick"]
+    with using_threads(grid.threads):
         targets = find_targets(run, "cpu")
         target = next(each for each in targets if (each.artifact.name, each.runner.name) == (name, RUNNERS[0]))
         baseline = eager_of(target, targets)
@@ -187,15 +185,7 @@ def _timed(run: Path, name: str) -> dict:
         batch = own_batch(target.network.contract) or 1
         ours, theirs = (partial(each.step, batch) for each in (target, baseline))
         turns = interleave(ours, theirs, "cpu", grid, seed=0).hold()
-    finally:
-        torch.set_num_threads(threads)
-    notes = {
-        "contest": "eager",
-        "baseline": str(baseline),
-        "baseline_label": baseline.network.facts.label,
-        "baseline_artifact": baseline.artifact.name,
-    }
-    contest = target.facts(batch) | {"regime": "contest"} | notes | turns.summary()
+    contest = contest_row("eager", target, baseline, batch, turns)
     sides = zip((target, baseline), zip(*turns.medians, strict=True), strict=True)
     disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
     loads = np.arange(len(turns.medians)) % len(turns.loads)

@@ -14,7 +14,7 @@ from stn_export.cli.options import PARSERS
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.graphs.placement import PROVIDERS
 from stn_export.runners import RUNNERS
-from stn_export.train.recipes import DATASETS, DEFAULT_DATASET, DEFAULT_MODELS, KEEP, MODELS, PRECISIONS, RECIPES
+from stn_export.train.recipes import DATASETS, KEEP, MODELS, PRECISIONS, RECIPES
 from tests.conftest import REPOSITORY
 
 
@@ -123,12 +123,7 @@ def test_choices_in_help_are_those_that_there_are():
     shown = {action.dest: action for action in PARSERS["train"]()._actions}
     for option, table in (("dataset", DATASETS), ("recipe", RECIPES), ("models", MODELS), ("precision", PRECISIONS)):
         assert set(re.findall(r"[\w-]+", shown[option].help.partition(";")[0])) >= set(table), option
-    assert shown["models"].default == DEFAULT_MODELS
-    assert (shown["dataset"].default, shown["precision"].default, shown["keep"].default) == (
-        DEFAULT_DATASET,
-        PRECISIONS[0],
-        KEEP[0],
-    )
+    assert (shown["precision"].default, shown["keep"].default) == (PRECISIONS[0], KEEP[0])
     assert all(grid in PARSERS["bench"]().format_help() for grid in GRIDS)
     [provider] = [action for action in PARSERS["audit"]()._actions if action.dest == "provider"]
     assert provider.choices == list(PROVIDERS)

@@ -8,10 +8,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from stn_export.artifacts.files import load_arrays
 from stn_export.cli.options import shape as shape_of
 from stn_export.errors import UserError
 from stn_export.graphs.graph import flat
-from stn_export.graphs.inputs import Asked, Inputs, concrete_inputs, read_arrays, session_run
+from stn_export.graphs.inputs import Asked, Inputs, concrete_inputs, session_run
 from stn_export.graphs.placement import open_session
 
 ASKED = Asked()
@@ -84,7 +85,7 @@ def test_a_given_shape_that_does_not_run_is_not_replaced():
 def test_given_arrays_are_fed(tmp_path: Path):
     array = np.arange(600, dtype=np.float32)[None]
     np.savez(tmp_path / "x.npz", x=array)
-    inputs = found(SPEECH, Asked(arrays=read_arrays(tmp_path / "x.npz")))
+    inputs = found(SPEECH, Asked(arrays=load_arrays(tmp_path / "x.npz")))
     assert inputs.draw(seed=3)["x"] is inputs.given["x"]
     np.testing.assert_array_equal(inputs.given["x"], array)
 

@@ -2,8 +2,10 @@
 
 import pytest
 
+from stn_export.artifacts import manifest
 from stn_export.artifacts.manifest import DEFAULT_EXPORT
 from stn_export.bench.grids import GRIDS
+from stn_export.cli.options import parse
 from stn_export.comparison.tolerances import REQUIRED_RUNNERS, TOLERANCES
 from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.export.lowering import LOWERINGS, Lowering
@@ -11,7 +13,7 @@ from stn_export.export.rows import CONTRACTS, EXPORTS, FORMATS, ExportSpec
 from stn_export.export.writing import WRITERS
 from stn_export.runners import RUNNERS
 from stn_export.train.entering import CONTRACT
-from stn_export.train.recipes import DATASETS, DEFAULT_DATASET, DEFAULT_MODELS, MODELS, RECIPES
+from stn_export.train.recipes import DATASETS, MODELS, RECIPES
 
 
 @pytest.mark.parametrize("spec", EXPORTS, ids=lambda spec: spec.name)
@@ -23,6 +25,10 @@ def test_every_export_can_be_written_run_and_judged(spec: ExportSpec):
     assert spec.contract in CONTRACTS
     assert any(spec.applies_to(samples, CONTRACT) for samples in (False, True))
     assert (spec.lowering in {*LOWERINGS, DEFAULT_EXPORT}) == (spec.format == "onnx")
+
+
+def test_every_lowering_has_a_place_in_the_order_of_what_to_deploy():
+    assert sorted(manifest.LOWERINGS) == sorted(LOWERINGS)
 
 
 def test_names_are_unique_within_a_network():
@@ -52,8 +58,9 @@ def test_every_data_set_has_a_recipe():
 
 
 def test_what_is_trained_by_default_is_what_other_stages_look_at():
-    assert DEFAULT_RUN == ARTIFACTS / DEFAULT_DATASET
-    assert [MODELS[name].role for name in DEFAULT_MODELS] == ["subject", "plain"]
+    trained = parse("train", [])
+    assert ARTIFACTS / trained.dataset == DEFAULT_RUN
+    assert [MODELS[name].role for name in trained.models] == ["subject", "plain"]
 
 
 def test_the_reference_recipe_is_untouched():

@@ -20,7 +20,7 @@ from stn_export.export import __main__ as export
 from stn_export.predict import __main__ as predict
 from stn_export.program.origin import BUILT_IN, module_from, origin_of
 from stn_export.program.program import load_program
-from stn_export.train.entering import BUILDER
+from stn_export.train.networks import build_model
 from stn_export.verify import __main__ as verify
 
 PACKAGE = Path(stn_export.__file__).parent
@@ -148,7 +148,7 @@ def test_formats_are_read_from_bytes(trained_run: Path) -> None:
 
 def test_an_origin_is_looked_for_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of the same name in the directory where a later command is started is not the one that was adopted."""
-    assert BUILT_IN == BUILDER
+    assert f"{build_model.__module__}:{build_model.__name__}" == BUILT_IN
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     for folder, text in ((mine, "from torch import nn\nbuild = nn.ReLU\n"), (theirs, "raise SystemExit\n")):
         folder.mkdir()

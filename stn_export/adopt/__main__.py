@@ -94,7 +94,7 @@ def _row(site: Site) -> tuple[str, ...]:
     align = str(site.align_corners)
     if site.grid_align_corners not in (None, site.align_corners):
         align += f", grid {site.grid_align_corners}"
-    return site.name, site.where, site.kind, *sizes, site.mode, site.padding_mode, align, site.source or "–"
+    return site.name, site.where, site.kind, *sizes, site.mode, site.padding_mode, align, site.source or cli.NONE
 
 
 if __name__ == "__main__":

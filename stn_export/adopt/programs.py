@@ -10,13 +10,12 @@ from torch.export import ExportedProgram
 from stn_export.adopt.network import output_names
 from stn_export.artifacts.examples import Examples
 from stn_export.errors import UserError, one_line
-from stn_export.program.capture import SMALLEST, Captured, Shape, capture
+from stn_export.program.capture import OTHER_BATCHES, SMALLEST, Captured, Shape, capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import BATCH, Contract, TensorSpec
 from stn_export.program.state import Batch, Copies, alike, answer, copied, following, told, trial
 
 GROSS = 1e-3  # of a value, and of what is usual beside it: captured graph and module may differ by roundings only
-TRIED = (1, 3)  # batches that an open one is tried at, beside those that it was captured with
 REMEDY = "it may draw random numbers, or keep something outside itself: leave that out in evaluation mode"
 
 
@@ -112,7 +111,7 @@ def _batch_problem(copies: Copies, specs: Sequence[TensorSpec], tried: Examples,
     if any(shape[0] != BATCH for shape in batched):
         return "what is captured takes the inputs in batches of sizes of their own"
     graph = Program(found.exported, Contract((), ())).module
-    for size in TRIED:
+    for size in OTHER_BATCHES:
         values = values_of(specs, tried, size)
         try:
             with copies.fresh() as module:

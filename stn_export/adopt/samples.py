@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stn_export.adopt.network import tensors_of
 from stn_export.artifacts.examples import Examples, random_examples
-from stn_export.artifacts.files import load_arrays
+from stn_export.artifacts.files import load_arrays_as_tensors
 from stn_export.artifacts.pictures import MODES, read_picture
 from stn_export.errors import UserError
 from stn_export.limits import archive, regular
@@ -145,7 +145,7 @@ def _converted(spec: TensorSpec, value: Tensor, dtype: torch.dtype) -> Tensor:
 def _tensors(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
     archive(path, "name a folder of pictures, an .npz or a .pt with --examples")
     if path.suffix == ".npz":
-        return load_arrays(path)
+        return load_arrays_as_tensors(path)
     content = tensors_of(path, "save a dictionary of tensors by input")
     content = {specs[0].name: content} if isinstance(content, Tensor) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -24,7 +24,7 @@ from stn_export.answer.choice import (
 )
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.files import write_if_changed
-from stn_export.artifacts.manifest import MODEL_CARD, PLAIN, PROGRAM
+from stn_export.artifacts.manifest import LOWERINGS, MODEL_CARD, PLAIN, PROGRAM
 from stn_export.comparison.disturbance import Marks, disturbance, paired_ratio
 from stn_export.comparison.fastest import Choice, program
 from stn_export.comparison.words import by_reason, listed, percent, row_name, significant, span, speed_ratio, times
@@ -210,7 +210,7 @@ class Answer:
     def runs(self) -> str:
         """Where the first float32 lowering runs."""
         found = self.held.portability
-        lowering = next((name for name in ("folded", "plain", *found) if name in found), None)
+        lowering = next((name for name in (*LOWERINGS, *found) if name in found), None)
         if lowering is None:
             return ""
         verdicts: dict[str, list[str]] = {}

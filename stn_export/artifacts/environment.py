@@ -5,6 +5,8 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -49,6 +51,17 @@ def versions() -> dict[str, str]:
 def cache_directory() -> Path:
     """Where what was fetched or takes long to make is kept for this user; it need not be there yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stn_export"
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let PyTorch, and the runners that are opened meanwhile, use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def use_own_compile_cache() -> None:

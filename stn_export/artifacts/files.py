@@ -23,12 +23,14 @@ from stn_export.errors import UserError
 from stn_export.limits import archive, regular
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 PARTIAL = ".partial"  # the last part of the name of a file that is being written
 OWNER = re.compile(rf"\.(\d+)\.(?:[^.]*\.)?{PARTIAL[1:]}$")  # the process in the name of a file that is being written
 LOCK = ".stn_export.lock"
 AGAIN = "delete it and run the stage that writes it again"
+NUMBERS = "write it with numpy.savez, an array an input, numbers only"
 
 Content = TypeVar("Content")
 
@@ -265,23 +267,35 @@ def serialise(content: object) -> bytes:
     return buffer.getvalue()
 
 
-def load_arrays(path: Path) -> "dict[str, Tensor]":
-    """The arrays of an ``.npz`` file by name; nothing in it is run.
+def load_arrays(path: Path) -> "dict[str, np.ndarray]":
+    """Read the arrays of an ``.npz`` file by name; nothing in it is run.
 
     Raises:
-        UserError: where it is missing, damaged, or holds anything but numbers.
+        UserError: where it is missing, damaged, or holds objects.
     """
     import numpy as np
-    import torch
 
-    hint = "write it with numpy.savez, an array an input, numbers only"
     try:
-        with np.load(archive(path, hint), allow_pickle=False) as content:
-            return {name: torch.from_numpy(content[name]) for name in content.files}
+        with np.load(archive(path, NUMBERS), allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
     except UserError:
         raise
     except Exception as error:  # NumPy's, zlib's, zipfile's and struct's own, by kind of damage
-        raise UserError(f"{path} cannot be read: {error}", hint) from error
+        raise UserError(f"{path} cannot be read: {error}", NUMBERS) from error
+
+
+def load_arrays_as_tensors(path: Path) -> "dict[str, Tensor]":
+    """Read the arrays of an ``.npz`` file as tensors by name.
+
+    Raises:
+        UserError: as ``load_arrays``, and where it holds anything but numbers.
+    """
+    import torch
+
+    try:
+        return {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
+    except TypeError as error:  # of a type that PyTorch lacks
+        raise UserError(f"{path} cannot be read: {error}", NUMBERS) from error
 
 
 def load_tensors(path: Path) -> object:

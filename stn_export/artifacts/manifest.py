@@ -63,6 +63,7 @@ PLAIN: Final = "plain"
 OTHER: Final = "other"
 TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
 CHECKPOINT = "checkpoint"
+LOWERINGS = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # what to deploy, the best first
 DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said
 
 

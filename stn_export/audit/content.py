@@ -6,12 +6,13 @@ from pathlib import Path
 
 import onnx
 
+from stn_export.artifacts.files import load_arrays
 from stn_export.cli.apart import apart
 from stn_export.errors import UserError
 from stn_export.graphs.contract import contract_of
 from stn_export.graphs.deployment import placement_of
 from stn_export.graphs.graph import ALIAS, OnnxFile, flat, read_model, walk
-from stn_export.graphs.inputs import Asked, Shape, read_arrays
+from stn_export.graphs.inputs import Asked, Shape
 from stn_export.graphs.kernels import kernels
 from stn_export.graphs.lint import Subject, findings
 from stn_export.graphs.portability import verdicts
@@ -38,7 +39,7 @@ def audited(
         UserError: where the file cannot be read, or the inputs are not what it declares.
     """
     if isinstance(model, onnx.ModelProto):
-        arrays = read_arrays(Path(inputs)) if inputs else {}
+        arrays = load_arrays(Path(inputs)) if inputs else {}
         return examined("", OnnxFile(model), providers, Asked(shapes or {}, arrays)).as_dict()
     return examine_apart(Path(model), providers, shapes or {}, Path(inputs) if inputs else None).as_dict()
 
@@ -55,13 +56,13 @@ def examine_apart(path: Path, providers: Sequence[str], shapes: Mapping[str, Sha
 
 def examine_file(path: Path, providers: Sequence[str], shapes: Mapping[str, Shape], inputs: Path | None) -> Report:
     """Audit a file in this process, which somebody watches."""
-    arrays = read_arrays(inputs) if inputs else {}
+    arrays = load_arrays(inputs) if inputs else {}
     return examined(str(path), read_model(path), providers, Asked(shapes, arrays), within_limits)
 
 
 def declared_file(path: Path, shapes: Mapping[str, Shape], inputs: Path | None) -> tuple[FileContract, Tried]:
     """Say what a file declares, and the sizes that it runs at, in this process, which somebody watches."""
-    arrays, file = read_arrays(inputs) if inputs else {}, read_model(path)
+    arrays, file = load_arrays(inputs) if inputs else {}, read_model(path)
     return contract_of(file, path), try_model(flat(file.model), Asked(shapes, arrays), within_limits).tried
 
 

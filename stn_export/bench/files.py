@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.environment import DEVICES, cpu_name
+from stn_export.artifacts.environment import DEVICES, cpu_name, using_threads
 from stn_export.artifacts.files import sha256_of
 from stn_export.artifacts.manifest import Artifact
 from stn_export.bench.budget import Budget
@@ -403,13 +403,10 @@ def main(options: Namespace, paths: Sequence[Path]) -> None:
     """
     if len(paths) > 2:
         raise UserError(f"{len(paths)} files are named", "name one, or two to set against each other")
-    device, grid = (
-        require_choice("device", options.device, DEVICES),
-        GRIDS[require_choice("grid", options.grid, [*GRIDS])],
-    )
-    budget, before = Budget(options.budget), torch.get_num_threads()
-    torch.set_num_threads(options.threads or grid.threads)
-    try:
+    device = require_choice("device", options.device, DEVICES)
+    grid = GRIDS[require_choice("grid", options.grid, [*GRIDS])]
+    budget = Budget(options.budget)
+    with using_threads(options.threads or grid.threads):
         names = [path.name if len({each.name for each in paths}) == len(paths) else str(path) for path in paths]
         find = partial(subject_of, shapes=dict(options.shape), arrays=options.inputs, budget=budget)
         result = FileBench(tuple(map(find, paths, names)))
@@ -417,7 +414,5 @@ def main(options: Namespace, paths: Sequence[Path]) -> None:
             bench_files(result, device, grid, budget)
         finally:  # an interrupt too shows what there is
             cli.print_json(result.as_dict()) if options.format == "json" else show(result)
-    finally:
-        torch.set_num_threads(before)
     if not result.timings:
         raise UserError("no runner could time it", "the lines above say why")

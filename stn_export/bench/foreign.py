@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from stn_export.artifacts.files import load_arrays
 from stn_export.cli.apart import apart, forked
 from stn_export.errors import UserError
 from stn_export.graphs.deployment import audit
 from stn_export.graphs.graph import Shape, read_model
-from stn_export.graphs.inputs import Asked, Inputs, Outputs, read_arrays
+from stn_export.graphs.inputs import Asked, Inputs, Outputs
 from stn_export.graphs.lint import Subject
 from stn_export.graphs.portability import APART, least_exact
 from stn_export.graphs.records import GIVE_SIZES
@@ -55,7 +56,7 @@ def look(
 
 def look_here(path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capture: bool, seconds: float) -> Foreign:
     """Do so in this process, which somebody watches; a run may take ``seconds``."""
-    file, asked = read_model(path), Asked(shapes, read_arrays(arrays) if arrays else {})
+    file, asked = read_model(path), Asked(shapes, load_arrays(arrays) if arrays else {})
     subject = Subject(file.model, file.external, asked, partial(forked, seconds=seconds))
     try:
         trial = subject.trial

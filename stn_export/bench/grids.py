@@ -6,7 +6,6 @@ from stn_export.artifacts.manifest import PLAIN, SUBJECT
 from stn_export.runtimes import RUNTIMES
 
 BEST = "best"
-LOWERINGS = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # what to ship, the best first
 
 
 @dataclass(frozen=True)
@@ -14,7 +13,7 @@ class Pick:
     """Some of what can be timed: everything whose property is among those named; an empty tuple names all.
 
     ``runners`` are patterns as file names have them. Runners that take long to start come only where ``slow`` says so.
-    The lowering ``BEST`` is each network's first of ``LOWERINGS``.
+    The lowering ``BEST`` is each network's first of ``manifest.LOWERINGS``.
     """
 
     batches: tuple[int, ...] = (1,)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
+from stn_export.artifacts.environment import using_threads
 from stn_export.bench.budget import Budget
 from stn_export.bench.cases import Case
 from stn_export.bench.clocks import time_reported, use_clock
@@ -228,22 +229,24 @@ def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGri
     benchmark.group = f"contest: {name}, batch {case.batch}, {target.runner.device}"
     seed = METHOD.seed + zlib.crc32(f"{target} {baseline} {case.batch}".encode())
     ours, theirs = (partial(each.step, case.batch) for each in (target, baseline))
-    threads = torch.get_num_threads()
-    try:
+    with using_threads(torch.get_num_threads()):  # either side may set its own
         turns = interleave(ours, theirs, target.runner.device, grid, seed).hold(budget)
-    finally:
-        torch.set_num_threads(threads)  # either side may have its own
     time_reported(benchmark, iter([median for median, _ in turns.medians]).__next__, len(turns.medians))
+    benchmark.extra_info.update(contest_row(name, target, baseline, case.batch, turns))
+
+
+def contest_row(name: str, target: Target, baseline: Target, batch: int, turns: Interleaved) -> dict:
+    """State a paired comparison as a row of the JSON does: both sides, how they were fed, and how it went."""
     notes = {
         "contest": name,
         "baseline": str(baseline),
         "baseline_label": baseline.network.facts.label,
         "baseline_artifact": baseline.artifact.name,
         "baseline_sha256": baseline.artifact.sha256,
-        "baseline_options": baseline.facts(case.batch)["options"],
+        "baseline_options": baseline.facts(batch)["options"],
         "baseline_runner": baseline.runner.name,
-        "baseline_threads": baseline.facts(case.batch)["threads"],
+        "baseline_threads": baseline.facts(batch)["threads"],
         "by_host": target.by_host,
         "machine": turns.watch.facts(),
     }
-    benchmark.extra_info.update(target.facts(case.batch) | notes | turns.summary())
+    return target.facts(batch) | notes | turns.summary()

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import onnx
-import onnxruntime
 import torch
 from onnx import NodeProto
-from onnxruntime import GraphOptimizationLevel, SessionOptions
+from onnxruntime import GraphOptimizationLevel
 from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.fx import Interpreter, Node
@@ -21,7 +20,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from stn_export.bench.grids import BenchGrid
 from stn_export.bench.targets import Target
+from stn_export.graphs.placement import cpu_session
 from stn_export.graphs.points import site_values, steps_of
+from stn_export.graphs.trial import kernels
 from stn_export.program.parts import PARTS, Values, parts_of
 from stn_export.program.program import Program
 from stn_export.program.specs import Arrays
@@ -81,16 +82,16 @@ def profile_onnx(path: Path, feeds: Arrays, affine: Sequence[bool], calls: int, 
     """
     with tempfile.TemporaryDirectory() as folder:
         model = _optimised(path, Path(folder) / "optimised.onnx", threads)
-        options = _options(threads, GraphOptimizationLevel.ORT_DISABLE_ALL)
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        settings = _settings(threads, GraphOptimizationLevel.ORT_DISABLE_ALL)
+        session = cpu_session(
+            model, enable_profiling=True, profile_file_prefix=str(Path(folder) / "profile"), **settings
+        )
         for _ in range(WARM_UPS + calls):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     samples = defaultdict(list)
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            samples[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1e6)
+    for name, event in kernels(events):
+        samples[name].append(event["dur"] / 1e6)
     sites = sites_of(model, affine)
     parts = parts_of(steps_of(model), sites, [output.name for output in model.graph.output])
     operators = {node.name: node.op_type for node in model.graph.node}
@@ -127,19 +128,14 @@ def _end_of_localisation(maker: Mapping[str, NodeProto], grid: str) -> str:
     return ""
 
 
-def _options(threads: int, level: GraphOptimizationLevel) -> SessionOptions:
-    options = SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.graph_optimization_level = level
-    options.log_severity_level = 3  # that an optimised file is for this machine only is known
-    return options
+def _settings(threads: int, level: GraphOptimizationLevel) -> dict[str, object]:
+    quiet = {"log_severity_level": 3}  # that an optimised file is for this machine only is known
+    return {"intra_op_num_threads": threads, "inter_op_num_threads": 1, "graph_optimization_level": level} | quiet
 
 
 def _optimised(path: Path, target: Path, threads: int) -> onnx.ModelProto:
     """The graph as ONNX Runtime would run it, with a name for every node."""
-    options = _options(threads, GraphOptimizationLevel.ORT_ENABLE_ALL)
-    options.optimized_model_filepath = str(target)
-    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    cpu_session(path, optimized_model_filepath=str(target), **_settings(threads, GraphOptimizationLevel.ORT_ENABLE_ALL))
     model = onnx.load(target)
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type} {index}"

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from stn_export.artifacts.current import Current
 from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
+from stn_export.artifacts.manifest import LOWERINGS, PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
 from stn_export.artifacts.schemas import read_verified
 from stn_export.bench.clocks import on_threads
-from stn_export.bench.grids import LOWERINGS
 from stn_export.bench.memory import Memory, cache_bytes
 from stn_export.comparison.fastest import Proved, proved_by
 from stn_export.errors import UserError

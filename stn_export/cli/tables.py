@@ -50,6 +50,17 @@ def visible(text: object) -> str:
     return UNSEEN.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode(), str(text))
 
 
+def by(shape: Iterable[object]) -> str:
+    """Write sizes for a person: ``N×3×32×32``."""
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Write for a person how bytes of pictures become an input: ``(x / 255 - 0.5) / 0.5``."""
+    figures = (", ".join(f"{value:g}" for value in values) for values in (mean, std))
+    return "(x / 255 - {}) / {}".format(*(f"({each})" if "," in each else each for each in figures))
+
+
 class Markdown(str):
     """Text of this project's own that is Markdown already; in a table only its columns' bars are escaped."""
 

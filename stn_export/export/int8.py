@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from stn_export.comparison.tolerances import TOLERANCES, Tolerance, beyond, finite
 from stn_export.errors import UserError
 from stn_export.export.quantise import Calibration, quantisable, quantise, sensitive_nodes
 from stn_export.graphs.graph import as_array
-from stn_export.graphs.kernels import CPU
+from stn_export.graphs.placement import cpu_session
 from stn_export.program.specs import Arrays
 
 RETURNS = 4  # how many layers may go back to float32
@@ -131,9 +130,7 @@ def cost(expected: Arrays, actual: Arrays, calibration: Calibration) -> Cost:
 
 def outputs(model: onnx.ModelProto, batches: Sequence[Arrays]) -> Arrays:
     """Run a model in ONNX Runtime on the CPU as users do; outputs by name, those of all batches in one."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
+    session = cpu_session(model, intra_op_num_threads=1)
     names, parts = [each.name for each in session.get_outputs()], defaultdict(list)
     for batch in batches:
         for name, value in zip(names, session.run(names, batch), strict=True):

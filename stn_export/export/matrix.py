@@ -6,13 +6,13 @@ from pathlib import Path
 from stn_export.artifacts.current import Current
 from stn_export.artifacts.manifest import PROGRAM, Artifact, network_directories
 from stn_export.artifacts.schemas import read_verified
+from stn_export.cli import NONE
 from stn_export.export.source import Source
 from stn_export.export.writing import unavailable
 
 KIND = ("artifact", "format", "lowering", "precision", "input")
 COLUMNS = (*KIND, "exported", "verified", "KiB", "nodes", "CUDA graph", "note")
 DROP = ("CUDA graph", "nodes", "input", "format", "lowering", "precision", "KiB", "note")
-NONE = "–"
 
 
 def rows(source: Source, run: Path) -> Iterator[tuple[str, ...]]:

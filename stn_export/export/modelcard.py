@@ -18,6 +18,7 @@ from stn_export.artifacts.manifest import (
     Artifact,
     NetworkDirectory,
 )
+from stn_export.cli import NONE
 from stn_export.graphs.calls import calls_of
 from stn_export.program.specs import TensorSpec, by
 
@@ -65,9 +66,9 @@ def _file(artifact: Artifact, path: Path) -> dict:
     return {
         "path": f"{artifact.network}/{artifact.file}",
         "format": artifact.format,
-        "lowering": artifact.lowering or "–",
+        "lowering": artifact.lowering or NONE,
         "precision": artifact.precision,
-        "opset": artifact.opset or "–",
+        "opset": artifact.opset or NONE,
         "contract": contract_text(artifact.contract.inputs),
         "bytes": path.stat().st_size,
         "sha256": artifact.sha256[:SHORT_HASH],

@@ -4,7 +4,9 @@ import tempfile
 from pathlib import Path
 
 import onnx
-import onnxruntime
+from onnxruntime import GraphOptimizationLevel
+
+from stn_export.graphs.placement import cpu_session
 
 
 def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -13,9 +15,8 @@ def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
     The levels above it write operators of one processor and one version of ONNX Runtime, which does the same by
     itself when it loads a file.
     """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return onnx.load(options.optimized_model_filepath)
+        target = str(Path(folder) / "optimised.onnx")
+        basic = GraphOptimizationLevel.ORT_ENABLE_BASIC
+        cpu_session(model, graph_optimization_level=basic, optimized_model_filepath=target)
+        return onnx.load(target)

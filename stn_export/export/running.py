@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line
-from stn_export.program.specs import BATCH, Contract
+from stn_export.graphs.placement import cpu_session
+from stn_export.program.specs import BATCH, Contract, by
 from stn_export.program.state import Batch, Copies, answer, told, trial
 
 GROSS = 1e-4  # of an output's largest value: a file and eager differ by roundings, not by this
@@ -73,7 +74,7 @@ def run_against(
     if any(spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)):
         return Found(notes=(*notes, "NumPy has no bfloat16: the file was not compared"))
     try:
-        session = _session(model)
+        session = cpu_session(model, log_severity_level=4)
     except Exception as error:  # ONNX Runtime has no kernel, or refuses the file
         if any(word in str(error) for word in LACKING):
             return Found(notes=(*notes, f"ONNX Runtime cannot run the file, it was not compared: {one_line(error)}"))
@@ -128,12 +129,6 @@ def _with_tensors(first: Batch, tensors: Sequence[Tensor], values: tuple[Tensor,
     return Tried(_pytree.tree_map(lambda each: by_id.get(id(each), each), first), values)
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def _difference(
     session: onnxruntime.InferenceSession, copies: Copies, tried: Tried, wanted: Sequence[Tensor], contract: Contract
 ) -> str:
@@ -152,7 +147,7 @@ def _difference(
     for index, (spec, ours, theirs) in enumerate(zip(contract.outputs, actual, wanted, strict=True)):
         theirs_array = theirs.cpu().numpy()
         if tuple(ours.shape) != theirs_array.shape:
-            return f"{spec.name} is {'×'.join(map(str, ours.shape))}, not {'×'.join(map(str, theirs_array.shape))}"
+            return f"{spec.name} is {by(ours.shape)}, not {by(theirs_array.shape)}"
         worst, scale = _worst(ours, theirs_array)
         if worst <= GROSS * scale:
             continue

@@ -12,6 +12,7 @@ import onnx_ir
 from onnxscript import opset18 as op
 from onnxscript import opset20
 
+from stn_export.export.translations import number, whole, wholes
 from stn_export.program.sites import PADDINGS
 
 Value = Any  # a symbolic tensor of the graph being built
@@ -33,7 +34,7 @@ def gather_grid_sample(
     batch, channels, height, width = (_side(image, axis) for axis in range(4))
     taps = [
         _taps(
-            op.Gather(grid, _int(axis), axis=3),
+            op.Gather(grid, whole(axis), axis=3),
             op.CastLike(side, grid),
             interpolation_mode,
             padding_mode,
@@ -41,33 +42,33 @@ def gather_grid_sample(
         )
         for axis, side in ((0, width), (1, height))
     ]
-    pixels = op.Reshape(op.Transpose(image, perm=[0, 2, 3, 1]), op.Concat(_ints([-1]), channels, axis=0))
-    offsets = op.Mul(op.Range(_int(0), op.Squeeze(batch), _int(1)), op.Mul(height, width))
-    offsets = op.Reshape(offsets, _ints([-1, 1, 1]))  # of each image's first pixel
+    pixels = op.Reshape(op.Transpose(image, perm=[0, 2, 3, 1]), op.Concat(wholes([-1]), channels, axis=0))
+    offsets = op.Mul(op.Range(whole(0), op.Squeeze(batch), whole(1)), op.Mul(height, width))
+    offsets = op.Reshape(offsets, wholes([-1, 1, 1]))  # of each image's first pixel
     total: Value = None
     for y, y_weight in taps[1]:
         row = op.Add(op.Mul(_to_int(y, height), width), offsets)
         for x, x_weight in taps[0]:
             value = op.Gather(pixels, op.Add(row, _to_int(x, width)), axis=0)  # N×P×Q×C
             if x_weight is not None:
-                value = op.Mul(value, op.Unsqueeze(op.Mul(x_weight, y_weight), _ints([-1])))
+                value = op.Mul(value, op.Unsqueeze(op.Mul(x_weight, y_weight), wholes([-1])))
             total = value if total is None else op.Add(total, value)
     return op.Transpose(total, perm=[0, 3, 1, 2])
 
 
 def _taps(x: Value, side: Value, mode: int, padding: int, align_corners: bool) -> list[Tap]:
     """Where the grid's coordinates along one axis read, and with which weights."""
-    last = op.Sub(side, _like(1.0, x))
+    last = op.Sub(side, number(1.0, x))
     pixel = _to_pixels(x, side, align_corners)
     if mode != BICUBIC:
         pixel = _pad(pixel, side, padding, align_corners)
     if mode == NEAREST:
-        taps = [(op.Round(pixel), _like(1.0, x))]
+        taps = [(op.Round(pixel), number(1.0, x))]
     else:
         first = op.Floor(pixel)
         part = op.Sub(pixel, first)
-        weights = _cubic_weights(part) if mode == BICUBIC else {0: op.Sub(_like(1.0, x), part), 1: part}
-        taps = [(op.Add(first, _like(float(offset), x)), weight) for offset, weight in weights.items()]
+        weights = _cubic_weights(part) if mode == BICUBIC else {0: op.Sub(number(1.0, x), part), 1: part}
+        taps = [(op.Add(first, number(float(offset), x)), weight) for offset, weight in weights.items()]
     if mode == BICUBIC:
         taps = [(_pad(index, side, padding, align_corners), weight) for index, weight in taps]
     return [_bounded(index, weight, last, padding) for index, weight in taps]
@@ -75,7 +76,7 @@ def _taps(x: Value, side: Value, mode: int, padding: int, align_corners: bool) -
 
 def _bounded(index: Value, weight: Value, last: Value, padding: int) -> Tap:
     """The tap with its index moved inside; with zeros padding it weighs nothing where it was outside."""
-    inside = op.Max(op.Min(index, last), _like(0.0, index))
+    inside = op.Max(op.Min(index, last), number(0.0, index))
     if padding == ZEROS:
         weight = op.Mul(weight, op.CastLike(op.Equal(inside, index), weight))
     return inside, weight
@@ -83,10 +84,10 @@ def _bounded(index: Value, weight: Value, last: Value, padding: int) -> Tap:
 
 def _to_pixels(x: Value, side: Value, align_corners: bool) -> Value:
     """[-1, 1] to pixel centres, 0 to side - 1."""
-    scaled = op.Add(x, _like(1.0, x))
+    scaled = op.Add(x, number(1.0, x))
     if align_corners:
-        return op.Mul(scaled, op.Div(op.Sub(side, _like(1.0, x)), _like(2.0, x)))
-    return op.Div(op.Sub(op.Mul(scaled, side), _like(1.0, x)), _like(2.0, x))
+        return op.Mul(scaled, op.Div(op.Sub(side, number(1.0, x)), number(2.0, x)))
+    return op.Div(op.Sub(op.Mul(scaled, side), number(1.0, x)), number(2.0, x))
 
 
 def _pad(x: Value, side: Value, padding: int, align_corners: bool) -> Value:
@@ -95,15 +96,15 @@ def _pad(x: Value, side: Value, padding: int, align_corners: bool) -> Value:
         return x
     if padding == REFLECTION:
         x = _reflect(x, side, align_corners)
-    return op.Max(op.Min(x, op.Sub(side, _like(1.0, x))), _like(0.0, x))
+    return op.Max(op.Min(x, op.Sub(side, number(1.0, x))), number(0.0, x))
 
 
 def _reflect(x: Value, side: Value, align_corners: bool) -> Value:
     """Fold coordinates back at the corners' centres (``align_corners``) or at the image's edges: a triangle wave."""
-    low = _like(0.0 if align_corners else -0.5, x)
-    span = op.Sub(side, _like(1.0, x)) if align_corners else side
-    span = op.Max(span, _like(1e-6, x))  # one pixel with align_corners has no span; the clip that follows gives 0
-    period = op.Mul(span, _like(2.0, x))
+    low = number(0.0 if align_corners else -0.5, x)
+    span = op.Sub(side, number(1.0, x)) if align_corners else side
+    span = op.Max(span, number(1e-6, x))  # one pixel with align_corners has no span; the clip that follows gives 0
+    period = op.Mul(span, number(2.0, x))
     distance = op.Abs(op.Sub(x, low))
     phase = op.Sub(distance, op.Mul(op.Floor(op.Div(distance, period)), period))
     return op.Add(op.Min(phase, op.Sub(period, phase)), low)
@@ -111,7 +112,7 @@ def _reflect(x: Value, side: Value, align_corners: bool) -> Value:
 
 def _cubic_weights(part: Value) -> dict[int, Value]:
     """Weights of the taps at offsets -1 to 2 for a position ``part`` of the way from tap 0 to tap 1."""
-    one, two = _like(1.0, part), _like(2.0, part)
+    one, two = number(1.0, part), number(2.0, part)
     rest = op.Sub(one, part)
     far, near = (CUBIC, -5 * CUBIC, 8 * CUBIC, -4 * CUBIC), (CUBIC + 2, -(CUBIC + 3), 0.0, 1.0)
     return {
@@ -124,32 +125,19 @@ def _cubic_weights(part: Value) -> dict[int, Value]:
 
 def _polynomial(coefficients: tuple[float, ...], x: Value) -> Value:
     """Horner's scheme, highest power first."""
-    result = _like(coefficients[0], x)
+    result = number(coefficients[0], x)
     for coefficient in coefficients[1:]:
-        result = op.Add(op.Mul(result, x), _like(coefficient, x))
+        result = op.Add(op.Mul(result, x), number(coefficient, x))
     return result
 
 
 def _side(image: Value, axis: int) -> Value:
     """One dimension as a tensor of one int64, a constant where it is known."""
     side = image.shape[axis]
-    return _ints([side]) if isinstance(side, int) else op.Shape(image, start=axis, end=axis + 1)
+    return wholes([side]) if isinstance(side, int) else op.Shape(image, start=axis, end=axis + 1)
 
 
 def _to_int(x: Value, side: Value) -> Value:
     """A whole number, within bounds once more: NaN may become any. The weight of such a tap is NaN itself."""
-    whole = op.Cast(x, to=onnx_ir.DataType.INT64)
-    return op.Max(op.Min(whole, op.Sub(side, _ints([1]))), _ints([0]))
-
-
-def _like(number: float, x: Value) -> Value:
-    constant: Value = op.Constant(value_float=number)
-    return op.CastLike(constant, x)
-
-
-def _int(number: int) -> Value:
-    return op.Constant(value_int=number)
-
-
-def _ints(numbers: list[int]) -> Value:
-    return op.Constant(value_ints=numbers)
+    index = op.Cast(x, to=onnx_ir.DataType.INT64)
+    return op.Max(op.Min(index, op.Sub(side, wholes([1]))), wholes([0]))

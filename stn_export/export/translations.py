@@ -44,18 +44,18 @@ def attention(
     if len(query.shape) == 4:
         return aten_scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     size = op.CastLike(op.Shape(query, start=-1), query)
-    factor = op.Div(_number(1.0, query), op.Sqrt(size)) if scale is None else _number(scale, query)
+    factor = op.Div(number(1.0, query), op.Sqrt(size)) if scale is None else number(scale, query)
     turned = list(range(len(key.shape)))
     turned[-2:] = turned[-1], turned[-2]
     scores = op.Mul(op.MatMul(query, op.Transpose(key, perm=turned)), factor)
     if is_causal:
         ones = op.Expand(
-            _number(1.0, query), op.Concat(op.Shape(query, start=-2, end=-1), op.Shape(key, start=-2, end=-1), axis=0)
+            number(1.0, query), op.Concat(op.Shape(query, start=-2, end=-1), op.Shape(key, start=-2, end=-1), axis=0)
         )
         attn_mask = op.Cast(op.Trilu(ones, upper=0), to=onnx_ir.DataType.BOOL)
-        scores = op.Where(attn_mask, scores, _number(float("-inf"), query))
+        scores = op.Where(attn_mask, scores, number(float("-inf"), query))
     elif attn_mask is not None and attn_mask.dtype == onnx_ir.DataType.BOOL:
-        scores = op.Where(attn_mask, scores, _number(float("-inf"), query))
+        scores = op.Where(attn_mask, scores, number(float("-inf"), query))
     elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
@@ -70,7 +70,7 @@ def inverse(A: Value) -> Value:  # noqa: N803, the operator's own name
     size = _side(A)
     if size <= 3:
         return (_inverse_of_1, _inverse_of_2, _inverse_of_3)[size - 1](A)
-    square: Value = op.ConstantOfShape(_ints([size, size]))
+    square: Value = op.ConstantOfShape(wholes([size, size]))
     eye: Value = op.EyeLike(square, dtype=A.dtype)
     return _eliminated(A, op.Expand(eye, op.Shape(A)), size)
 
@@ -90,11 +90,11 @@ def solved(A: Value, B: Value, left: bool = True) -> Value:  # noqa: N803, the o
     if not left:
         raise UserError("linalg.solve(left=False) cannot be written to ONNX", "solve the transposed system")
     size, vector = _side(A), len(B.shape) == 1 or len(B.shape) == len(A.shape) - 1
-    sides = op.Unsqueeze(B, _ints([-1])) if vector else B
+    sides = op.Unsqueeze(B, wholes([-1])) if vector else B
     columns = op.Shape(sides, start=-1)
     batch = op.Concat(op.Shape(A, start=0, end=-1), columns, axis=0)
     found = _eliminated(A, op.Expand(sides, batch), size)
-    return op.Squeeze(found, _ints([-1])) if vector else found
+    return op.Squeeze(found, wholes([-1])) if vector else found
 
 
 def _side(matrices: Value) -> int:
@@ -128,8 +128,8 @@ def _inverse_of_3(matrix: Value) -> Value:
 
     cofactors = {place: cofactor(*place) for place in at}
     products = [op.Mul(at[0, column], cofactors[0, column]) for column in range(3)]
-    whole = op.Add(op.Add(products[0], products[1]), products[2])
-    return op.Div(_matrix([[cofactors[column, row] for column in range(3)] for row in range(3)]), whole)
+    total = op.Add(op.Add(products[0], products[1]), products[2])
+    return op.Div(_matrix([[cofactors[column, row] for column in range(3)] for row in range(3)]), total)
 
 
 def _minor(a: Value, b: Value, c: Value, d: Value) -> Value:
@@ -146,41 +146,44 @@ def _matrix(entries: list[list[Value]]) -> Value:
 
 
 def _rows(matrix: Value, start: int, end: int) -> Value:
-    return op.Slice(matrix, _ints([start]), _ints([end]), _ints([-2]))
+    return op.Slice(matrix, wholes([start]), wholes([end]), wholes([-2]))
 
 
 def _columns(matrix: Value, start: int, end: int) -> Value:
-    return op.Slice(matrix, _ints([start]), _ints([end]), _ints([-1]))
+    return op.Slice(matrix, wholes([start]), wholes([end]), wholes([-1]))
 
 
 def _eliminated(matrix: Value, sides: Value, size: int) -> Value:
     """Gauss-Jordan: the right-hand sides once the matrices are made the identity; the largest entry is the pivot."""
     joined = op.Concat(matrix, sides, axis=-1)
-    indices: Value = op.Reshape(_ints(list(range(size))), _ints([size, 1]))
+    indices: Value = op.Reshape(wholes(list(range(size))), wholes([size, 1]))
     for step in range(size):
         column = _columns(joined, step, step + 1)
-        below = op.Less(indices, _int(step))
-        sized = op.Where(below, _number(-1.0, matrix), op.Abs(column))
+        below = op.Less(indices, whole(step))
+        sized = op.Where(below, number(-1.0, matrix), op.Abs(column))
         chosen = op.Equal(indices, op.ArgMax(sized, axis=-2, keepdims=1))  # …×n×1
-        here = op.Equal(indices, _int(step))
-        pivot_row = op.ReduceSum(op.Where(chosen, joined, _number(0.0, matrix)), _ints([-2]), keepdims=1)
+        here = op.Equal(indices, whole(step))
+        pivot_row = op.ReduceSum(op.Where(chosen, joined, number(0.0, matrix)), wholes([-2]), keepdims=1)
         swapped = op.Where(chosen, _rows(joined, step, step + 1), joined)
         row = op.Div(pivot_row, _columns(pivot_row, step, step + 1))
         rest = op.Sub(swapped, op.Mul(_columns(swapped, step, step + 1), row))
         joined = op.Where(here, row, rest)
-    return op.Slice(joined, _ints([size]), _ints([2**31 - 1]), _ints([-1]))
+    return op.Slice(joined, wholes([size]), wholes([2**31 - 1]), wholes([-1]))
 
 
-def _number(value: float, like: Value) -> Value:
-    number: Value = op.Constant(value_float=value)
-    return op.CastLike(number, like)
+def number(value: float, like: Value) -> Value:
+    """Write a constant into the graph, of another value's type."""
+    constant: Value = op.Constant(value_float=value)
+    return op.CastLike(constant, like)
 
 
-def _int(value: int) -> Value:
+def whole(value: int) -> Value:
+    """Write an int64 constant into the graph."""
     return op.Constant(value_int=value)
 
 
-def _ints(values: list[int]) -> Value:
+def wholes(values: list[int]) -> Value:
+    """Write a constant vector of int64 into the graph."""
     return op.Constant(value_ints=values)
 
 

@@ -106,9 +106,9 @@ class FromBytes(nn.Module):
     def __init__(self, pixels: Pixels, layout: str) -> None:
         super().__init__()
         self.layout = layout
-        mean, std = torch.tensor(pixels.mean), torch.tensor(pixels.std)
-        self.register_buffer("scale", (255 * std).view(-1, 1, 1))
-        self.register_buffer("shift", (mean / std).view(-1, 1, 1))
+        mean, std = pixels.tensors()
+        self.register_buffer("scale", 255 * std)
+        self.register_buffer("shift", mean / std)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Normalised N×C×H×W."""

@@ -264,6 +264,11 @@ def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     return found
 
 
+def all_constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """The same with those of the bodies of control flow."""
+    return {name: each for inner in graphs_of(graph) for name, each in constants(inner).items()}
+
+
 def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """What a caller has to feed: the graph's inputs that are no initialisers."""
     initialised = {each.name for each in graph.initializer}

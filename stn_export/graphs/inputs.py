@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from onnx import TensorProto, TypeProto, helper
 
 from stn_export.errors import UserError
 from stn_export.graphs.graph import Shape, as_array, inputs_of, walk
-from stn_export.graphs.placement import REFUSALS, SOURCE
+from stn_export.graphs.placement import REFUSALS, reason_of
 from stn_export.graphs.records import Tried
-from stn_export.limits import archive, require
+from stn_export.limits import require
 
 Value = np.ndarray | list[np.ndarray]
 Feeds = dict[str, Value]
@@ -174,22 +173,6 @@ def _dims(name: str, held: TypeProto) -> tuple[tuple[int | str, ...], bool]:
         for axis, dim in enumerate(dims)
     ]
     return tuple(sizes), held.tensor_type.HasField("shape")
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an ``.npz`` file by name; nothing in it is run.
-
-    Raises:
-        UserError: where it is missing, damaged, or holds anything but numbers.
-    """
-    hint = "write it with numpy.savez, an array an input, numbers only"
-    try:
-        with np.load(archive(path, hint), allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except UserError:
-        raise
-    except Exception as error:  # NumPy's, zlib's, zipfile's and struct's own, by kind of damage
-        raise UserError(f"{path} cannot be read: {error}", hint) from error
 
 
 def settled(declared: Sequence[Declared], asked: Asked) -> Inputs:
@@ -345,16 +328,16 @@ class _Search:
             self.best, self.furthest = attempt, place
 
 
-def session_run(session: onnxruntime.InferenceSession, options: onnxruntime.RunOptions | None = None) -> Run:
+def session_run(session: onnxruntime.InferenceSession) -> Run:
     """Run a session as a search and a trial do: every output as an array, or ONNX Runtime's message."""
     names = [each.name for each in session.get_outputs()]
     session_outputs = runs_of(session)
 
     def run(feeds: Feeds) -> Outputs | str:
         try:
-            found = session_outputs(names, feeds, options)
+            found = session_outputs(names, feeds)
         except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # by what its binding cannot hand over
-            return " ".join(re.sub(SOURCE, "", str(error)).split())
+            return reason_of(error)
         return {name: as_array(value) for name, value in zip(names, found, strict=True) if value is not None}
 
     return run
@@ -370,21 +353,17 @@ def _has_bits(value: onnxruntime.NodeArg) -> bool:
     return value.type.removeprefix("tensor(").removesuffix(")") in BITS
 
 
-def _fed_by_bits(
-    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value], options: Any = None
-) -> list[Any]:
-    return session.run(names, {name: _handed_over(value) for name, value in feeds.items()}, options)
+def _fed_by_bits(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value]) -> list[Any]:
+    return session.run(names, {name: _handed_over(value) for name, value in feeds.items()})
 
 
-def _read_by_bits(
-    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value], options: Any = None
-) -> list[Any]:
+def _read_by_bits(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value]) -> list[Any]:
     handed = ((name, _handed_over(value)) for name, value in feeds.items())
     values = {
         name: value if isinstance(value, onnxruntime.OrtValue) else onnxruntime.OrtValue.ortvalue_from_numpy(value)
         for name, value in handed
     }
-    return [_read(each) for each in session.run_with_ort_values(names, values, options)]
+    return [_read(each) for each in session.run_with_ort_values(names, values)]
 
 
 def _handed_over(value: Value) -> Value | onnxruntime.OrtValue:

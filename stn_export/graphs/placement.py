@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -161,6 +162,11 @@ def _prefers_cpu(node: NodeProto, on_cpu: set[str], harmless: set[str], infos: d
     return True
 
 
+def reason_of(error: Exception) -> str:
+    """Return what ONNX Runtime raised in one line, without where in its source."""
+    return " ".join(re.sub(SOURCE, "", str(error)).split())
+
+
 def cuda_works() -> bool:
     """Whether a session can really run on a GPU here."""
     if CUDA not in onnxruntime.get_available_providers():
@@ -171,6 +177,15 @@ def cuda_works() -> bool:
         return False
     count = ctypes.c_int()
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def cpu_session(model: onnx.ModelProto | Path, **settings: object) -> onnxruntime.InferenceSession:
+    """Open a session on the CPU as ONNX Runtime does by itself, but for these attributes of ``SessionOptions``."""
+    options = onnxruntime.SessionOptions()
+    for name, value in settings.items():
+        setattr(options, name, value)
+    content = model if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=[CPU])
 
 
 def open_session(
@@ -205,7 +220,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(content, options, providers=[PROVIDERS[provider]])
     except REFUSALS as error:
-        reason = " ".join(re.sub(SOURCE, "", str(error)).split())
+        reason = reason_of(error)
         raise UserError(f"ONNX Runtime cannot load the model: {reason}", "check it with onnx.checker") from error
 
 

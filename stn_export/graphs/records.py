@@ -1,8 +1,9 @@
 """What an audit finds, as records: light to import, so that the process that prints them need not load onnx."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
+from stn_export.cli.tables import by, normalisation
 from stn_export.comparison.words import counted
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -39,17 +40,13 @@ class Described:
     @property
     def sizes(self) -> str:
         """For a person: ``N×3×32×32``."""
-        return "any shape" if self.shape is None else "×".join(map(str, self.shape)) or "scalar"
+        return "any shape" if self.shape is None else by(self.shape)
 
     @property
     def text(self) -> str:
         """For a person: ``images: N×3×32×32 float32, (x / 255 - 0.5) / 0.5``."""
-        normalised = f", (x / 255 - {_figures(self.mean)}) / {_figures(self.std)}" if self.mean else ""
+        normalised = f", {normalisation(self.mean, self.std)}" if self.mean else ""
         return f"{self.name}: {f'{self.sizes} ' * self.is_tensor}{self.dtype}{normalised}"
-
-
-def _figures(values: Sequence[float]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"({', '.join(f'{value:g}' for value in values)})"
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ class Tried:
         return "not tried", f"{self.problem}; {GIVE_SIZES}" if self.loads else self.problem
 
     def __str__(self) -> str:
-        shapes = (f"{name} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in self.shapes.items())
+        shapes = (f"{name} {by(shape)}" for name, shape in self.shapes.items())
         return f"{', '.join(shapes) or 'no inputs'} ({self.origin})"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from stn_export.graphs.graph import attribute, constants, inputs_of, walk
+from stn_export.graphs.graph import all_constants, attribute, inputs_of, walk
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1  # of 16 bits
 BYTE = 255  # the largest activation
@@ -100,7 +100,7 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(walk(model.graph))
         self.producers = {output: node for node in self.nodes for output in node.output}
-        self.tensors = dict(_tensors(model.graph))
+        self.tensors = all_constants(model.graph)
         self.inputs = {each.name: each.type.tensor_type.elem_type for each in inputs_of(model.graph)}
 
     def weights_of(self, node: NodeProto) -> Iterator[_Weights]:
@@ -191,12 +191,3 @@ class _Graph:
 def _input(node: NodeProto, index: int) -> str:
     """The name of a node's input; empty where it has none there."""
     return node.input[index] if index < len(node.input) else ""
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:
-    """Every constant by name, those of the bodies of control flow too."""
-    yield from constants(graph).items()
-    for node in graph.node:
-        for each in node.attribute:
-            for body in (each.g, *each.graphs):
-                yield from _tensors(body)

@@ -1,12 +1,12 @@
 """Ten lines that call a file from Python, C++, Rust or JavaScript: its own names, sizes, normalisation; zeros for data.
 
-``LANGUAGES`` has a writer a language for ONNX files, ``PYTHON`` one a format for the others that Python loads.
+``LANGUAGES`` has a template a language for ONNX files, ``PYTHON`` says how Python loads files of other formats.
 """
 
 import keyword
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,25 +56,27 @@ class Call:
             taken |= _names(word)
         return found
 
-    @property
-    def given(self) -> tuple[Described, ...]:
-        """The outputs that are named: the first ones, where there are many."""
-        return self.outputs[:MOST]
-
-    def count(self, each: Described) -> int:
-        """How many numbers an input is."""
-        return math.prod(self.sizes[each.name])
-
-    def comment(self, each: Described) -> str:
-        """What belongs into an input, in words that end no comment and go on in no other line."""
-        what = "bytes of pictures" if each.mean else PLACE
-        shape = "" if each.shape is None else f": {each.sizes}"
-        return re.sub(r"[^\w×?:,. -]", "_", f"{what}{shape}")
+    def named(self, specs: Sequence[Described], language: str) -> list["Named"]:
+        """Inputs or outputs as a template of that language names them."""
+        return [Named(each, self.variables[each.name], self.sizes.get(each.name, ()), language) for each in specs]
 
 
 def _names(word: str) -> set[str]:
     """An identifier, and those that are made of it."""
     return {word, *(f"{word}_{part}" for part in ("bytes", "mean", "std", "shape", "count"))}
+
+
+class Named:
+    """An input or output in a language: its identifier, its name as a string literal, type, sizes, normalisation."""
+
+    def __init__(self, spec: Described, name: str, sizes: tuple[int, ...], language: str) -> None:
+        self.name, self.text, self.sizes = name, QUOTES[language](spec.name), sizes
+        self.dtype, self.type, self.is_tensor = spec.dtype, TYPES[language].get(spec.dtype, ""), spec.is_tensor
+        self.mean, self.std = spec.mean, spec.std
+        self.count, self.plane = math.prod(sizes), math.prod(sizes[2:])
+        what = "bytes of pictures" if spec.mean else PLACE
+        shape = "" if spec.shape is None else f": {spec.sizes}"
+        self.comment = re.sub(r"[^\w×?:,. -]", "_", f"{what}{shape}")  # ends no comment, goes on in no other line
 
 
 def snippet(language: str, call: Call, kind: str = "onnx") -> str:
@@ -93,8 +95,34 @@ def snippet(language: str, call: Call, kind: str = "onnx") -> str:
             others = ", ".join(name for name, types in TYPES.items() if each.dtype in types)
             told = f"no {language} can be written for input {visible(each.name)}: its type is {visible(each.dtype)}"
             raise UserError(told, f"try --snippet {others}" if others else "call it by hand")
-    lines = (PYTHON[kind] if kind in PYTHON else LANGUAGES[language])(call)
-    return "\n".join(lines) + "\n"
+    return _filled(
+        "call_torch.py.j2" if kind in PYTHON else LANGUAGES[language],
+        quoted=QUOTES[language],
+        file=PYTHON.get(kind, "{}").format(QUOTES[language](call.file)),
+        inputs=call.named(call.inputs, language),
+        outputs=call.named(call.outputs[:MOST], language),
+    )
+
+
+def _filled(template: str, quoted: Callable[[str], str] = str, **content: object) -> str:
+    """Fill one of the resources; what is filled in stands in «», as the languages have braces of their own."""
+    import jinja2  # which takes long, and few commands write snippets
+
+    loader = jinja2.PackageLoader("stn_export", "resources")
+    environment = jinja2.Environment(
+        loader=loader,
+        variable_start_string="«",
+        variable_end_string="»",
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"floats": _floats, "quoted": quoted}
+    return environment.get_template(template).render(content)
+
+
+def _floats(values: Sequence[float], suffix: str = "") -> str:
+    return ", ".join(f"{float(value)!r}{suffix}" for value in values)
 
 
 def quoted(text: str, unicode: str = "\\u{:04x}") -> str:
@@ -118,165 +146,6 @@ def _cpp_text(text: str) -> str:
     return re.sub(r"\\x([0-7][0-9a-f])", lambda found: f"\\{int(found[1], 16):03o}", quoted(text, "\\U{:08x}"))
 
 
-def _tuple(sizes: Sequence[int]) -> str:
-    return f"({', '.join(map(str, sizes))}{',' * (len(sizes) == 1)})"
-
-
-def _python_inputs(call: Call) -> Iterator[str]:
-    for each in call.inputs:
-        name, sizes = call.variables[each.name], _tuple(call.sizes[each.name])
-        if each.mean:
-            yield f"{name} = np.zeros({sizes}, np.uint8)  # {call.comment(each)}"
-            mean, std = (f"np.float32({list(values)}).reshape(-1, 1, 1)" for values in (each.mean, each.std))
-            yield f"{name} = ({name}.astype(np.float32) / 255 - {mean}) / {std}"
-        else:
-            made = f'np.full({sizes}, "", object)' if each.dtype == "string" else f"np.zeros({sizes}, {PY[each.dtype]})"
-            yield f"{name} = {made}  # {call.comment(each)}"
-
-
-def _python_prints(call: Call) -> Iterator[str]:
-    for each in call.given:
-        name = call.variables[each.name]
-        shown = f"{name}.shape, {name}.dtype" if each.is_tensor else f"type({name})"
-        yield f"print({quoted(each.name)}, {shown})"
-
-
-def _unpacked(call: Call) -> str:
-    return f"[{', '.join(call.variables[each.name] for each in call.given)}]"
-
-
-def python(call: Call) -> Iterator[str]:
-    """ONNX Runtime's Python package."""
-    yield from ("import numpy as np", "import onnxruntime as ort", "")
-    yield f'session = ort.InferenceSession({quoted(call.file)}, providers=["CPUExecutionProvider"])'
-    yield from _python_inputs(call)
-    names = ", ".join(quoted(each.name) for each in call.given)
-    feeds = ", ".join(f"{quoted(each.name)}: {call.variables[each.name]}" for each in call.inputs)
-    yield f"{_unpacked(call)} = session.run([{names}], {{{feeds}}})"
-    yield from _python_prints(call)
-
-
-def _torch(load: str) -> Callable[[Call], Iterator[str]]:
-    """PyTorch, for a file that a module is loaded from by ``load``."""
-
-    def write(call: Call) -> Iterator[str]:
-        yield from ("import numpy as np", "import torch", "")
-        yield f"module = {load.format(quoted(call.file))}"
-        yield from _python_inputs(call)
-        arguments = ", ".join(f"torch.from_numpy({call.variables[each.name]})" for each in call.inputs)
-        yield from ("with torch.inference_mode():", f"    outputs = module({arguments})")
-        yield "print(torch.utils._pytree.tree_map(lambda tensor: tensor.shape, outputs))"
-
-    return write
-
-
-def _index(each: Described, call: Call, values: Sequence[float], form: str = "i / {} % {}") -> str:
-    """Which of the means or stds number ``i`` of a picture has."""
-    sizes = call.sizes[each.name]
-    return form.format(math.prod(sizes[2:]), sizes[1]) if len(values) > 1 else "0"
-
-
-def cpp(call: Call) -> Iterator[str]:
-    """ONNX Runtime's C++ header."""
-    yield from ("#include <onnxruntime_cxx_api.h>", "#include <cstdint>", "#include <iostream>", "#include <memory>")
-    yield from ("", "int main() {", "  Ort::Env env;")
-    yield f"  Ort::Session session(env, ORT_TSTR({_cpp_text(call.file)}), Ort::SessionOptions{{}});"
-    yield "  auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);"
-    yield "  std::vector<Ort::Value> values;"
-    for each in call.inputs:
-        yield from _cpp_input(each, call)
-    for word, specs in (("inputs", call.inputs), ("outputs", call.given)):
-        if specs:  # an array of none is no C++
-            yield f"  const char* {word}[] = {{{', '.join(_cpp_text(each.name) for each in specs)}}};"
-    counts = f"{'inputs' if call.inputs else 'nullptr'}, values.data(), {len(call.inputs)}, outputs, {len(call.given)}"
-    yield f"  auto results = session.Run(Ort::RunOptions{{nullptr}}, {counts});"
-    for index, each in enumerate(call.given):
-        if each.dtype in CPP:
-            name, result = call.variables[each.name], f"results[{index}]"
-            yield f"  const {CPP[each.dtype]}* {name} = {result}.GetTensorData<{CPP[each.dtype]}>();"
-            yield f"  auto {name}_count = {result}.GetTensorTypeAndShapeInfo().GetElementCount();"
-            pointer = f"(const void*){name}"
-            yield f'  std::cout << {_cpp_text(each.name)} << ": " << {name}_count << " from " << {pointer} << "\\n";'
-    yield "}"
-
-
-def _cpp_input(each: Described, call: Call) -> Iterator[str]:
-    name, kind, count = call.variables[each.name], CPP[each.dtype], call.count(each)
-    yield f"  auto {name} = std::make_unique<{kind}[]>({count});{'' if each.mean else f'  // {call.comment(each)}'}"
-    if each.mean:
-        yield f"  auto {name}_bytes = std::make_unique<uint8_t[]>({count});  // {call.comment(each)}"
-        for word, values in (("mean", each.mean), ("std", each.std)):
-            yield f"  const float {name}_{word}[] = {{{', '.join(f'{float(value)!r}f' for value in values)}}};"
-        mean, std = (_index(each, call, values) for values in (each.mean, each.std))
-        yield f"  for (size_t i = 0; i < {count}; ++i)"
-        yield f"    {name}[i] = ({name}_bytes[i] / 255.0f - {name}_mean[{mean}]) / {name}_std[{std}];"
-    sizes = call.sizes[each.name]
-    yield f"  const int64_t {name}_shape[] = {{{', '.join(map(str, sizes or (0,)))}}};"
-    arguments = f"memory, {name}.get(), {count}, {name}_shape, {len(sizes)}"
-    yield f"  values.push_back(Ort::Value::CreateTensor<{kind}>({arguments}));"
-
-
-def rust(call: Call) -> Iterator[str]:
-    """The crate ``ort``."""
-    yield '// Cargo.toml: ort = "=2.0.0-rc.12"'
-    yield from ("use ort::{inputs, session::Session, value::Tensor};", "", "fn main() -> ort::Result<()> {")
-    yield f"    let mut session = Session::builder()?.commit_from_file({_braced(call.file)})?;"
-    for each in call.inputs:
-        yield from _rust_input(each, call)
-    feeds = ", ".join(f"{_braced(each.name)} => {call.variables[each.name]}" for each in call.inputs)
-    yield f"    let outputs = session.run(inputs![{feeds}])?;"
-    for each in call.given:
-        if each.dtype in RUST:
-            name = call.variables[each.name]
-            kind = RUST[each.dtype]
-            yield f"    let (shape, {name}) = outputs[{_braced(each.name)}].try_extract_tensor::<{kind}>()?;"
-            yield f'    println!("{{}} {{:?}}: {{}}", {_braced(each.name)}, shape, {name}.len());'
-    yield from ("    Ok(())", "}")
-
-
-def _rust_input(each: Described, call: Call) -> Iterator[str]:
-    name, kind, count = call.variables[each.name], RUST[each.dtype], call.count(each)
-    shape = f"[{', '.join(f'{size}usize' for size in call.sizes[each.name]) or '0usize; 0'}]"
-    if each.mean:
-        mean, std = (_index(each, call, values) for values in (each.mean, each.std))
-        for word, values in (("mean", each.mean), ("std", each.std)):
-            yield f"    let {name}_{word} = [{', '.join(f'{float(value)!r}f32' for value in values)}];"
-        yield f"    let {name}_bytes = vec![0u8; {count}]; // {call.comment(each)}"
-        number = f"({name}_bytes[i] as f32 / 255.0 - {name}_mean[{mean}]) / {name}_std[{std}]"
-        yield f"    let {name}: Vec<f32> = (0..{count}).map(|i| {number}).collect();"
-        yield f"    let {name} = Tensor::from_array(({shape}, {name}))?;"
-    else:
-        zero = "false" if kind == "bool" else f"0{kind}"
-        yield f"    let {name} = Tensor::from_array(({shape}, vec![{zero}; {count}]))?; // {call.comment(each)}"
-
-
-def js(call: Call) -> Iterator[str]:
-    """ONNX Runtime in Node.js or, with the other package, in a browser."""
-    yield 'import * as ort from "onnxruntime-node"; // in a browser: onnxruntime-web'
-    yield ""
-    yield f"const session = await ort.InferenceSession.create({_braced(call.file)});"
-    for each in call.inputs:
-        yield from _js_input(each, call)
-    feeds = ", ".join(f"{_braced(each.name)}: {call.variables[each.name]}" for each in call.inputs)
-    yield f"const results = await session.run({{{feeds}}});"
-    for each in call.given:
-        yield f"console.log({_braced(each.name)}, results[{_braced(each.name)}].dims);"
-
-
-def _js_input(each: Described, call: Call) -> Iterator[str]:
-    name, count, data = call.variables[each.name], call.count(each), f"new {JS[each.dtype]}({call.count(each)})"
-    if each.mean:
-        mean, std = (_index(each, call, values, "Math.floor(i / {}) % {}") for values in (each.mean, each.std))
-        yield f"const {name}_bytes = new Uint8Array({count}); // {call.comment(each)}"
-        for word, values in (("mean", each.mean), ("std", each.std)):
-            yield f"const {name}_{word} = [{', '.join(repr(float(value)) for value in values)}];"
-        number = f"(b / 255 - {name}_mean[{mean}]) / {name}_std[{std}]"
-        data = f"Float32Array.from({name}_bytes, (b, i) => {number})"
-    sizes = ", ".join(map(str, call.sizes[each.name]))
-    end = "" if each.mean else f" // {call.comment(each)}"
-    yield f"const {name} = new ort.Tensor({_braced(each.dtype)}, {data}, [{sizes}]);{end}"
-
-
 def c_program(header: str, file: str) -> str:
     """The C program that calls a network written as C once, on zeros, from what its header declares.
 
@@ -288,21 +157,15 @@ def c_program(header: str, file: str) -> str:
     assert declared is not None  # the header is of this package
     name, arguments = declared[1], declared[2].split(", ")
     arrays = [match for each in arguments if (match := re.fullmatch(r"(?:const )?(\w+) \*(\w+)", each))]
-    variables = [f"{each[2]}[{name.upper()}_{each[2].upper()}]" for each in arrays]
     passed = [each.rpartition(" ")[2].lstrip("*") for each in arguments]
-    memory = f"static char memory[{name.upper()}_MEMORY];"
-    last = arrays[-1][2]
-    lines = [f'#include "{file}"', "#include <stdio.h>", "", "int main(void) {"]
-    lines += [f"    static {each[1]} {variable};" for each, variable in zip(arrays, variables, strict=True)]
-    call = ", ".join("1" if each == "n" else each for each in passed)
-    lines += [f"    {memory}", f"    const int code = {name}_run_in({call}, memory, sizeof memory);"]
-    lines += [f'    printf("{last}[0] = %g\\n", (double){last}[0]);', "    return code;", "}"]
-    return "\n".join(lines) + "\n"
+    calls = ["1" if each == "n" else each for each in passed]
+    return _filled("call.c.j2", file=file, name=name, arrays=[each.groups() for each in arrays], passed=calls)
 
 
-LANGUAGES: dict[str, Callable[[Call], Iterator[str]]] = {"python": python, "c++": cpp, "rust": rust, "js": js}
-PYTHON: dict[str, Callable[[Call], Iterator[str]]] = {
-    "torchscript": _torch("torch.jit.load({})"),
-    "pt2": _torch("torch.export.load({}).module()"),
-    "aotinductor": _torch("torch._inductor.aoti_load_package({})"),
+LANGUAGES = {"python": "call.py.j2", "c++": "call.cpp.j2", "rust": "call.rs.j2", "js": "call.js.j2"}
+QUOTES = {"python": quoted, "c++": _cpp_text, "rust": _braced, "js": _braced}
+PYTHON = {
+    "torchscript": "torch.jit.load({})",
+    "pt2": "torch.export.load({}).module()",
+    "aotinductor": "torch._inductor.aoti_load_package({})",
 }

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from stn_export.cli.apart import BeyondLimitError, CrashedError, forked
 from stn_export.errors import UserError
 from stn_export.graphs.costs import Runs, macs
-from stn_export.graphs.graph import Shape, TensorInfo, constants, graphs_of, infer, walk
+from stn_export.graphs.graph import Shape, TensorInfo, all_constants, infer, walk
 from stn_export.graphs.inputs import (
     LENGTHS,
     Asked,
@@ -192,26 +192,23 @@ def _profiled(model: onnx.ModelProto, inputs: Inputs) -> Runs:
         session_run(session)(inputs.draw())
         content = Path(session.end_profiling()).read_bytes()
     nodes, runs = {node.name: node for node in walk(model.graph)}, dict[str, list[dict[str, TensorInfo]]]()
-    fixed = {
-        name: TensorInfo(each.data_type, tuple(each.dims))
-        for graph in graphs_of(model.graph)
-        for name, each in constants(graph).items()
-    }
-    for name, arguments in _kernels(json.loads(content)):
+    tensors = all_constants(model.graph)
+    fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in tensors.items()}
+    for name, event in kernels(json.loads(content)):
         node = nodes.get(name)
         if node is not None:
-            shapes = (arguments["input_type_shape"], arguments["output_type_shape"])
+            shapes = (event["args"]["input_type_shape"], event["args"]["output_type_shape"])
             pairs = zip((node.input, node.output), shapes, strict=True)
             seen = [_tensors(names, rows, fixed) for names, rows in pairs]
             runs.setdefault(name, []).append(seen[0] | seen[1])
     return runs
 
 
-def _kernels(events: Sequence[dict]) -> Iterator[tuple[str, dict]]:
-    """The names of the nodes that a profile lists, with what it says of each."""
+def kernels(events: Sequence[dict]) -> Iterator[tuple[str, dict]]:
+    """List the runs of nodes in one of ONNX Runtime's profiles: a node's name, and all that is said of the run."""
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
-            yield event["name"].removesuffix(KERNEL), event["args"]
+            yield event["name"].removesuffix(KERNEL), event
 
 
 def _tensors(

@@ -29,7 +29,15 @@ from stn_export import cli
 from stn_export.artifacts.environment import cache_directory
 from stn_export.artifacts.examples import picture_of
 from stn_export.artifacts.files import own_folder, sha256_of, sweep, write_atomically
-from stn_export.artifacts.manifest import PLAIN, PROGRAM, SUBJECT, Artifact, NetworkDirectory, network_directories
+from stn_export.artifacts.manifest import (
+    LOWERINGS,
+    PLAIN,
+    PROGRAM,
+    SUBJECT,
+    Artifact,
+    NetworkDirectory,
+    network_directories,
+)
 from stn_export.cli import children
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
@@ -43,7 +51,6 @@ FILES = {  # of it, with their sha256
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 PAGE = Path(__file__).parent / "page"
-LOWERINGS = ("folded-fp32", "matmul-fp32", "affinegrid-fp32", "gather-fp32", "plain-fp32")  # the first there is
 SAMPLES = 24
 
 
@@ -165,10 +172,10 @@ def _network(directory: NetworkDirectory, folder: Path) -> dict:
 
 
 def _best(directory: NetworkDirectory) -> Artifact:
-    found = next((directory.artifacts[name] for name in LOWERINGS if name in directory.artifacts), None)
-    if found is None:
-        raise UserError(f"{directory.path} holds no ONNX file for the page", "run 'make export' first")
-    return found
+    for name in (f"{lowering}-fp32" for lowering in LOWERINGS):
+        if name in directory.artifacts:
+            return directory.artifacts[name]
+    raise UserError(f"{directory.path} holds no ONNX file for the page", "run 'make export' first")
 
 
 def _bytes(pixels: Pixels, pictures: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from stn_export.errors import CheckFailedError, UserError
 from stn_export.limits import require
 from stn_export.predict.outputs import archive, described, likeliest, probabilities, shown
 from stn_export.predict.pictures import Feeder, feeder_of
-from stn_export.program.specs import Arrays
+from stn_export.program.specs import Arrays, by
 from stn_export.runners import RUNNERS, RunnerSpec
 
 NAME_SHOWN = 20  # characters of a file's name that fit above its picture
@@ -141,7 +141,7 @@ def _print(title: str, rows: Sequence[dict], others: Sequence[str]) -> None:
             (
                 row["picture"],
                 name,
-                f"{'×'.join(map(str, of['shape'])) or 'scalar'} {of['dtype']}",
+                f"{by(of['shape'])} {of['dtype']}",
                 *(cli.figure(of[key], ".4g") for key in columns[3:]),
             )
             for row in rows

@@ -1,6 +1,6 @@
 """What goes into a network and comes out of it: names, types, shapes, and how the bytes of pictures become numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stn_export.cli.tables import by, normalisation
 from stn_export.errors import UserError
 
 SIDES = ("inputs", "outputs")
@@ -25,22 +26,23 @@ class Pixels:
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 
+    def tensors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and std, each 1×1×1 or C×1×1."""
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return mean, std
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images N×C×H×W (or C×H×W) to float32."""
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = self.tensors(images.device)
         return images.float().div_(255 * std).sub_(mean / std)
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Back to the nearest bytes."""
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = self.tensors(images.device)
         return (images * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
 
     def __str__(self) -> str:
-        return f"(x / 255 - {_said(self.mean)}) / {_said(self.std)}"
-
-
-def _said(values: tuple[float, ...]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"({', '.join(f'{value:g}' for value in values)})"
+        return normalisation(self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -198,11 +200,6 @@ def _random(spec: TensorSpec, random: torch.Generator) -> Tensor:
     if spec.is_float:
         return (2 * torch.rand(shape, generator=random) - 1).to(getattr(torch, spec.dtype))
     return torch.randint(2, shape, generator=random).to(getattr(torch, spec.dtype))
-
-
-def by(shape: Iterable[object]) -> str:
-    """Sizes for a person: ``N×3×32×32``."""
-    return "×".join(map(str, shape)) or "scalar"
 
 
 def numbers_of(tensor: Tensor) -> np.ndarray:

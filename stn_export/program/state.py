@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from stn_export.cli.tables import by
 from stn_export.errors import UserError, one_line, others_code
 
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}  # PyTorch's own attributes of a module
@@ -190,7 +191,7 @@ def answer(module: nn.Module, batch: Batch, seed: int = 0) -> list[Tensor]:
     """
     arguments, keywords = copied(batch)
     given = [leaf for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    sizes = ", ".join("×".join(map(str, leaf.shape)) or "scalar" for leaf in given)
+    sizes = ", ".join(by(leaf.shape) for leaf in given)
     devices = {leaf.device for leaf in (*given, *module.parameters()) if leaf.device.type == "cuda"}
     with (
         others_code(f"{type(module).__name__} does not take {sizes}:", "see --input"),

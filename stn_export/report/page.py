@@ -3,20 +3,18 @@
 import base64
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from matplotlib.figure import Figure
 
-from stn_export.cli import markdown
+from stn_export.cli import NONE, markdown
+from stn_export.cli.tables import NUMBER
 from stn_export.comparison.words import percent
 from stn_export.report.charts import Chart
 from stn_export.report.drawing import to_png, to_svg
 
-NONE = "–"
-NUMBER = re.compile(r"[-+−±≤]?\d|–?$")
 MANY = 8  # rows from which on a table can be filtered
 
 

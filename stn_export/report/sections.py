@@ -9,9 +9,6 @@ from stn_export.report.page import NONE, Block, Cell, Code, Picture, Section, Ta
 from stn_export.report.sections_costs import costs, deploys
 from stn_export.report.sections_training import environment, learned, networks, trained
 
-VERDICTS = {"faster": "good", "slower": "bad"}
-CHARTS = "each runner's best artifact of those timed at the most batches, with 95 % intervals"
-
 
 def sections(report: Report) -> list[Section]:
     """Those that have anything to say, in their order."""

@@ -6,9 +6,6 @@ from stn_export.comparison.words import percent
 from stn_export.report.content import Report
 from stn_export.report.page import NONE, Block, Cell, Picture, Table, Text, minus, number, signed
 
-VERDICTS = {"faster": "good", "slower": "bad"}
-CHARTS = "each runner's best artifact of those timed at the most batches, with 95 % intervals"
-
 
 def learned(report: Report) -> Iterable[Block]:
     """What the samplers look at."""

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from stn_export.artifacts.manifest import LOWERINGS
 from stn_export.errors import UserError, require_choice
 from stn_export.runtimes.environments import OWN, RUNTIMES
 
 PLACES = (Path(__file__).parents[2] / "benchmarks", Path(__file__).parents[1] / "suites")  # a checkout, or installed
 KEPT = next((place for place in PLACES if place.is_dir()), PLACES[0]) / "results" / "runtimes.json"
 EQUAL, WITHIN, WRONG, REFUSES = "equal", "within bounds", "WRONG", "refuses"
-ORDER = ("folded", "matmul", "gather", "decomposed", "affinegrid")  # fewest kernels first
 TRIED = tuple(runtime.name for runtime in RUNTIMES)
 OPEN_BATCH = tuple(runtime.name for runtime in RUNTIMES if runtime.open_sizes)
 RULES = {
@@ -47,7 +47,7 @@ class Choice:
 
 
 def choose(destination: str, path: Path | None = None) -> Choice:
-    """The first lowering of ``ORDER`` that was equal in the destination, at fp32, or else within its bounds.
+    """The first of ``LOWERINGS`` that was equal in the destination, at fp32, or else within its bounds.
 
     Raises:
         UserError: for an unknown destination, no table, or none that was either.
@@ -66,7 +66,7 @@ def choose(destination: str, path: Path | None = None) -> Choice:
 
 def chosen(destination: str, table: Mapping) -> Choice | None:
     """What a table of trials says of one of those that it was made of; None where nothing was equal there."""
-    names = {f"{lowering or destination}-fp32": lowering for lowering in ((None,) if destination in OWN else ORDER)}
+    names = {f"{lowering or destination}-fp32": lowering for lowering in ((None,) if destination in OWN else LOWERINGS)}
     rows = [row for row in table["rows"] if row["runtime"] == destination and row["file"] in names]
     cells = {row["lowering"]: row for row in rows}
     for verdict, lowering in product((EQUAL, WITHIN), names.values()):

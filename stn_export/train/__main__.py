@@ -209,7 +209,7 @@ def print_summary(cells: Sequence[Cell]) -> None:
             str(figure.count),
             f"{figure.mean:.2%}",
             cli.figure(100 * figure.deviation, ".2f"),
-            f"{figure.low:.2%} to {figure.high:.2%}" if figure.count > 1 else "–",
+            f"{figure.low:.2%} to {figure.high:.2%}" if figure.count > 1 else cli.NONE,
         )
         for model, figure in found.estimates.items()
     ]

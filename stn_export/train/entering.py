@@ -12,7 +12,7 @@ from stn_export.artifacts.examples import Examples
 from stn_export.artifacts.files import all_or_none, latest, sha256_of
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, PROGRAM_FILE
 from stn_export.program.capture import capture
-from stn_export.program.origin import origin_of
+from stn_export.program.origin import BUILT_IN, origin_of
 from stn_export.program.program import Program
 from stn_export.program.specs import BATCH, Contract, Pixels, TensorSpec
 from stn_export.train.cells import Cell
@@ -26,14 +26,13 @@ CONTRACT = Contract(
     (TensorSpec(IMAGES, "float32", (BATCH, *IMAGE_SHAPE), pixels=Pixels((MEAN,), (STD,))),),
     (TensorSpec("log_probs", "float32", (BATCH, 10)),),
 )
-BUILDER = "stn_export.train.networks:build_model"
 CALIBRATION_IMAGES = 512
 
 
 def captured(model: nn.Module, name: str) -> Program:
     """The program of one of our networks, which is on the CPU and in evaluation mode."""
     found = capture(model, (torch.zeros(2, *IMAGE_SHAPE),), [spec.shape for spec in CONTRACT.inputs])
-    return Program(found.exported, CONTRACT, origin_of(BUILDER, name=name))
+    return Program(found.exported, CONTRACT, origin_of(BUILT_IN, name=name))
 
 
 @cache
@@ -65,7 +64,7 @@ def _enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
     for cell in cells:
         directory, network = cell.directory, MODELS[cell.settings.model]
         checkpoint = directory.listed(CHECKPOINT)
-        settings = program_settings(CONTRACT, origin_of(BUILDER, name=network.name))
+        settings = program_settings(CONTRACT, origin_of(BUILT_IN, name=network.name))
         if directory.holds(PROGRAM, checkpoint.sha256, settings) and directory.facts.examples["sha256"] == digest:
             continue
         program = captured(load_checkpoint(directory.open(checkpoint)).model, network.name)

@@ -36,8 +36,6 @@ MODELS = {
         ),
     )
 }
-DEFAULT_MODELS = ("stn", "cnn")
-DEFAULT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -156,4 +154,3 @@ DATASETS = {
         ),
     )
 }
-DEFAULT_DATASET = "digits"

@@ -10,7 +10,6 @@ compared; this module chooses, shows and writes ``verify.json`` and ``points.pt`
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.text import Text
 from stn_export import cli
 from stn_export.answer.card import close
 from stn_export.artifacts.alone import alone
-from stn_export.artifacts.environment import describe
+from stn_export.artifacts.environment import describe, using_threads
 from stn_export.artifacts.files import fingerprint, serialise, write_atomically, write_json
 from stn_export.artifacts.manifest import (
     POINTS_FILE,
@@ -107,7 +106,7 @@ class Verified:
         for check in self.skipped:
             self.checks.append(check)
             yield check
-        with _threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
+        with using_threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
             for artifact, path, spec in self.jobs:
                 known = journal.of(artifact, spec.name) if journal else None
                 if known is None:
@@ -139,17 +138,6 @@ class Verified:
     def points(self) -> Points | None:
         """For ``points.pt``; None where the network samples nowhere."""
         return points_file.points_of(self.truth, self.checks, self.directory.listed(PROGRAM).sha256)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """PyTorch, and the runners that are opened meanwhile, on so many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def planned(run: Path, only: Sequence[str]) -> list[Verified]:

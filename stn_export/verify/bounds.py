@@ -8,7 +8,7 @@ import numpy as np
 
 from stn_export.comparison.compare import distance
 from stn_export.comparison.tolerances import ANY, OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound
-from stn_export.errors import UserError
+from stn_export.errors import require_choice
 from stn_export.program.specs import Arrays
 
 ROUNDING = 2.0**-22  # inputs are moved by so much of themselves: float32 keeps 24 bits
@@ -27,8 +27,8 @@ class Asked:
     rtol: float | None = None
 
     def __post_init__(self) -> None:
-        if self.precision is not None and self.precision not in TOLERANCES:
-            raise UserError(f"unknown precision {self.precision!r}", f"choose one of: {', '.join(TOLERANCES)}")
+        if self.precision is not None:
+            require_choice("precision", self.precision, list(TOLERANCES))
 
     @property
     def bound(self) -> Bound | None:

@@ -107,7 +107,7 @@ def _mistakes(scene: Scene) -> Iterator[Mistake]:
 
 def _of_picture(spec: TensorSpec, values: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     if spec.pixels:
-        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (spec.pixels.mean, spec.pixels.std))
+        mean, std = spec.pixels.tensors()
         yield f"{spec.name} were normalised twice", lambda x: (x - mean) / std
         yield f"{spec.name} were not normalised, only scaled to [0, 1]", lambda x: x * std + mean
         yield f"{spec.name} were not normalised, but left at 0 to 255", lambda x: (x * std + mean) * 255

@@ -64,7 +64,7 @@ class Point:
     @property
     def rounding(self) -> float:
         """The least error that float32 may be expected to make."""
-        return ULP * self.magnitude or float(np.finfo(np.float32).tiny)
+        return ULP * self.magnitude or TINY
 
     def as_dict(self) -> dict:
         """JSON-ready."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from stn_export import cli
 from stn_export.artifacts.environment import describe
-from stn_export.artifacts.files import load_arrays
+from stn_export.artifacts.files import load_arrays_as_tensors
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
 from stn_export.cli.apart import BeyondLimitError, apart
 from stn_export.comparison.compare import NOTHING, compare_typed
@@ -120,7 +120,7 @@ def compare_here(left: Path, right: Path, given: Path | None, trust: bool, asked
 
     def batches(inputs: Contract) -> dict[str, Batch]:
         if given:
-            batch = load_arrays(given)
+            batch = load_arrays_as_tensors(given)
             inputs.arrays(batch)  # all that it takes is there
             return {given.name: batch}
         found = dict(random_batches(inputs, SPANS if precision == "fp32" else SPANS[:NEAR]))
@@ -440,8 +440,8 @@ def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
     lines = [
         (
             *((row.artifact,) if first else ()),
-            row.inputs or "–",
-            row.output or "–",
+            row.inputs or cli.NONE,
+            row.output or cli.NONE,
             cli.figure(row.max_abs, ".1e"),
             cli.figure(row.bound, ".1e"),
             cli.figure(row.max_rel, ".1e"),
