@@ -21,6 +21,7 @@ from stn_export.export import running
 from stn_export.export.ends import name_ends
 from stn_export.export.onnx_export import export_onnx
 from stn_export.program import capture as capturing
+from stn_export.program.calls import Given
 from stn_export.program.capture import capture
 from stn_export.program.sites import not_looked_into
 from tests.exportable import EXPORTABLE, Applied, Row, Siamese
@@ -284,6 +285,11 @@ def test_deformable_convolutions_choose_their_opset_and_are_named():
 def test_samplers_of_volumes_are_named():
     captured = capture(Volume().eval(), Volume.inputs, [tuple(each.shape) for each in Volume.inputs])
     assert ["grid_sample of volumes in " in each for each in not_looked_into(captured.exported.graph)] == [True]
+
+
+def test_adoption_says_what_is_not_looked_into():
+    notes = stn_export.adopt(Volume().eval(), Given.of(Volume.inputs, {})).notes
+    assert [note for note in notes if "grid_sample of volumes in " in note and "not looked into" in note]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")

@@ -12,6 +12,7 @@ from stn_export.artifacts.examples import Examples
 from stn_export.errors import UserError, one_line
 from stn_export.program.capture import OTHER_BATCHES, SMALLEST, Captured, Shape, capture
 from stn_export.program.program import Program, contract_of
+from stn_export.program.sites import not_looked_into
 from stn_export.program.specs import BATCH, Contract, TensorSpec
 from stn_export.program.state import Batch, Copies, alike, answer, copied, following, told, trial
 
@@ -45,7 +46,7 @@ def program_of(
     if not seen.steady:
         raise UserError(f"{type(network).__name__} answers differently when it is called again", REMEDY)
     found, count = _captured(copies, specs, tried, count)
-    notes += _closed(specs, found)
+    notes += [*_closed(specs, found), *not_looked_into(found.exported.graph)]
     contract = contract_of(found.exported, found.shapes, outputs=_names(found.exported, specs, outputs))
     inputs = tuple(replace(spec, shape=shape) for spec, shape in zip(specs, found.shapes, strict=True))
     given = tuple(
