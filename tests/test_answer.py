@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from stn_export.answer.card import STAGES, by_word, card, close, figures
 from stn_export.answer.choice import contest_of, shipped, time_of
@@ -15,6 +16,7 @@ from stn_export.artifacts.manifest import Facts
 from stn_export.artifacts.training import Comparison
 from stn_export.comparison.fastest import Proved, choose, portability_of, program, proved_by, told_apart
 from stn_export.comparison.words import by_reason, significant, span, verdict_words
+from tests import made_records
 from tests.bench_rows import ENVIRONMENT, FEW, NETWORKS, contest, facts, timing
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
@@ -59,17 +61,16 @@ def content(
 ) -> Held:
     sha = {each[:2]: each[3] for each in FEW}
     checks = [
-        {
-            "network": network,
-            "artifact": artifact,
-            "runner": runner,
-            "sha256": sha[network, artifact],
-            "precision": artifact.partition("-")[2] or "fp32",
-            "passed": (network, artifact, runner) not in failed,
-            "failure": "the grid is off",
-            "accuracy": accuracy,
-            "multiple": 1e40 if (network, artifact, runner) in failed else 1.5,
-        }
+        made_records.check(
+            network=network,
+            artifact=artifact,
+            runner=runner,
+            sha256=sha[network, artifact],
+            precision=artifact.partition("-")[2] or "fp32",
+            failure="the grid is off" if (network, artifact, runner) in failed else "",
+            accuracy=accuracy,
+            multiple=1e40 if (network, artifact, runner) in failed else 1.5,
+        )
         for (network, artifact, runner), accuracy in proved.items()
     ]
     listed = {
@@ -83,7 +84,7 @@ def content(
     for artifacts in listed.values():
         for name, artifact in artifacts.items():
             artifact.file, artifact.precision, artifact.lowering, artifact.details = f"{name}.onnx", "int8", None, {}
-    verified = {"checks": checks, "networks": {"stn": {"labels": True}}}
+    verified = made_records.verified(*checks, networks={"stn": made_records.network(labels=True)})
     return Held(
         Path("a/run"), [Directory(*each) for each in listed.items()], trainings, verified, list(rows), ENVIRONMENT
     )
@@ -184,9 +185,9 @@ def test_two_medians_are_told_apart_where_no_drift_explains_them(seconds: float,
 
 
 def test_what_is_proved_passed_and_is_of_todays_files():
-    check = {"network": "stn", "artifact": "a", "runner": "fast", "sha256": "1", "passed": True, "accuracy": 0.9}
-    checks = [check, check | {"runner": "slow", "passed": False}, check | {"artifact": "b", "sha256": "old"}]
-    assert proved_by(checks, lambda check: check["sha256"] == "1") == {("stn", "a", "fast"): 0.9}
+    check = made_records.check(artifact="a", runner="fast", sha256="1", accuracy=0.9)
+    failed, old = replace(check, runner="slow", failure="off"), replace(check, artifact="b", sha256="old")
+    assert proved_by([check, failed, old], lambda check: check.sha256 == "1") == {("stn", "a", "fast"): 0.9}
 
 
 def test_portability_of_a_lowering_is_that_of_its_first_float32_file():

@@ -446,7 +446,7 @@ def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     run = json.loads(golden_trainings())["runs"][0]
     files = {"proof-*.json": {"trials": TRIALS}, "training-gain-cpu.json": {"runs": [run]}}
     files |= {name: {"runs": [run]} for name in ("training-tuned-cpu.json", "training-reference-cpu.json")}
-    parity = golden.checks({name[:2]: "" for name in CHECKS})
+    parity = [check.as_dict() for check in golden.checks({name[:2]: "" for name in CHECKS})]
     files["cifar10-reference-cpu.json"] = {"parity": parity}
     monkeypatch.setattr(readme, "bench", lambda: content)
     monkeypatch.setattr(readme, "kept", files.__getitem__)

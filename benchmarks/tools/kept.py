@@ -69,13 +69,13 @@ def verified(run: Path, rows: Iterable[dict]) -> dict:
 
     What was timed of another file than today's is not among them.
     """
-    content = read_verified(run)
-    if content is None:
+    checked = read_verified(run)
+    if checked is None:
         return {"proved": [], "portability": {}}
     directories = network_directories(run)
     current = Current.of(directories)
     stale = {program(row) for row in rows if not current.holds(row)}
-    proved = [each for each in proved_by(content["checks"], current.holds) if each not in stale]
+    proved = [each for each in proved_by(checked.checks, current.holds) if each not in stale]
     portability = portability_of(directories[0].artifacts.values())
     return {"proved": list(map(list, proved)), "portability": portability}
 

@@ -14,6 +14,7 @@ from stn_export import cli
 from stn_export.artifacts.environment import versions
 from stn_export.artifacts.files import write_atomically
 from stn_export.artifacts.manifest import BENCH_FILE, NetworkDirectory, network_directories
+from stn_export.artifacts.records import Check, PointEntry, Verified
 from stn_export.artifacts.schemas import read_bench, read_verified
 from stn_export.comparison.compare import worst_by_kind
 from stn_export.comparison.disturbance import Ratio, paired_ratio
@@ -56,30 +57,29 @@ TIMED = ("overhead", "eager")  # contests, in the order of the columns
 KEPT_OF_A_CONTEST = ("runner", "artifact", "contest", "seconds", "ratio", "ratio_low", "ratio_high", "by_host")
 
 
-def rows(directory: NetworkDirectory, verified: Mapping) -> Iterator[dict]:
+def rows(directory: NetworkDirectory, verified: Verified) -> Iterator[dict]:
     """One row per file and runtime that verified it or refused it."""
     network = directory.name
-    checks = {(each["artifact"], each["runner"]): each for each in verified["checks"] if each["network"] == network}
+    checks = {(check.artifact, check.runner): check for check in verified.checks if check.network == network}
     for artifact in directory.artifacts.values():
-        for runtime in verified["environment"].get("runtimes", {}):
+        for runtime in verified.environment.get("runtimes", {}):
             said = {name: getattr(artifact, name) for name in ("lowering", "precision", "opset")}
             said = {"file": artifact.name} | said | {"runtime": runtime}
             check = checks.get((artifact.name, f"{runtime}-cpu"))
-            refused = verified.get("refused", {}).get(f"{network}/{artifact.name} in {runtime}-cpu")
-            if check and check["sha256"] == artifact.sha256:
-                points = verified["networks"][network]["points"]
-                yield said | cell(check, points) | {"agreement": check["agreement"]}
+            refused = verified.refused.get(f"{network}/{artifact.name} in {runtime}-cpu")
+            if check and check.sha256 == artifact.sha256:
+                yield said | cell(check, verified.networks[network].points) | {"agreement": check.agreement}
             elif refused:
                 yield said | {"verdict": REFUSES, "detail": refused[:REASON], "agreement": None}
 
 
-def cell(check: Mapping, points: Mapping) -> dict:
+def cell(check: Check, points: Mapping[str, PointEntry]) -> dict:
     """A verdict, and the worst error of an output in units of its largest value; or what failed, where that is none."""
-    scales = {name: each["scale"] for name, each in points.items() if each["scale"]}
-    shares = {name: error and error / scales[name] for name, error in check["errors"].items() if name in scales}
+    scales = {name: point.scale for name, point in points.items() if point.scale}
+    shares = {name: error and error / scales[name] for name, error in check.errors.items() if name in scales}
     worst = worst_by_kind(shares, points).get(OUTPUT)
-    verdict = WRONG if not check["passed"] else EQUAL if check["precision"] == "fp32" else WITHIN
-    return {"verdict": verdict, "detail": check["failure"][:REASON] if worst is None else worst}
+    verdict = WRONG if not check.passed else EQUAL if check.precision == "fp32" else WITHIN
+    return {"verdict": verdict, "detail": check.failure[:REASON] if worst is None else worst}
 
 
 def shown(row: Mapping) -> str:
@@ -180,17 +180,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
     run = parser.parse_args(arguments).run or DEFAULT_RUN
     directory, verified = network_directories(run)[0], read_verified(run)
-    here = verified["environment"].get("runtimes") if verified else None
+    here = verified.environment.get("runtimes") if verified else None
     if not verified or not here:
         raise UserError(f"no other runtime has verified {run}", "stn-export verify --run RUN --runtimes DIR")
     absent = {each.name: f"{each.name}-cpu" for each in RUNTIMES if each.name not in here}
     table = {
         "schema": "stn_export/runtimes/2",
         "network": directory.name,
-        "examples": verified["networks"][directory.name]["examples"],
+        "examples": verified.networks[directory.name].examples,
         "versions": versions(),
         "runtimes": here,
-        "left_out": {name: verified["unavailable"].get(runner, "not tried") for name, runner in absent.items()},
+        "left_out": {name: verified.unavailable.get(runner, "not tried") for name, runner in absent.items()},
         "rows": list(rows(directory, verified)),
         **contests(run, directory),
     }

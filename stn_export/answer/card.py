@@ -163,10 +163,10 @@ class Answer:
         checks = self.held.checks
         if not checks:
             return ""
-        full = [each["multiple"] for each in checks if each["passed"] and each["precision"] == "fp32"]
+        full = [check.multiple for check in checks if check.passed and check.precision == "fp32"]
         multiples = [multiple for multiple in full if multiple is not None]
         worst = f"; largest float32 error {times(max(multiples))} × that of eager PyTorch" if multiples else ""
-        passed = sum(each["passed"] for each in checks)
+        passed = sum(check.passed for check in checks)
         return f"{passed} of {len(checks)} checks against the float64 reference passed{worst}"
 
     def confidence(self) -> str:
@@ -226,9 +226,10 @@ class Answer:
 
     def left_out(self) -> str:
         """What no check could run in."""
-        refused = self.held.verified.get("refused", {})
-        told = [f"{len(refused)} times another runtime refuses a file"] if refused else []
-        return "; ".join([*by_reason(self.held.verified.get("unavailable", {})), *told])
+        if (verified := self.held.verified) is None:
+            return ""
+        told = [f"{len(verified.refused)} times another runtime refuses a file"] if verified.refused else []
+        return "; ".join([*by_reason(verified.unavailable), *told])
 
     def next(self) -> str:
         """What to do next, where not all stages have run."""

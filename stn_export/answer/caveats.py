@@ -1,11 +1,12 @@
 """Caveats: what limits the trust in a run's results, one sentence each, the worst first."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from textwrap import shorten
 
 from stn_export.answer.choice import Shipped, is_baseline, quoted
 from stn_export.answer.held import Held
 from stn_export.artifacts.manifest import SUBJECT
+from stn_export.artifacts.records import Check
 from stn_export.comparison.disturbance import CONTRADICTED, DISTURBED, Marks, disturbance
 from stn_export.comparison.fastest import program, steps
 from stn_export.comparison.words import counted, listed, row_name, speed_ratio
@@ -19,11 +20,10 @@ Caveat = Callable[[Held, Deployed], Iterator[str]]
 
 def failed(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name every check that failed, and by how much."""
-    checks = [check for check in content.checks if not check["passed"]]
+    checks = [check for check in content.checks if not check.passed]
     if checks:
         reasons = [
-            f"{check['network']}/{check['artifact']} on {check['runner']}: {shorten(check['failure'], LONGEST)}"
-            for check in checks
+            f"{check.network}/{check.artifact} on {check.runner}: {shorten(check.failure, LONGEST)}" for check in checks
         ]
         yield f"failed, never deployed: {counted(len(checks), 'check')}: {listed(reasons, '; ')}"
 
@@ -31,7 +31,7 @@ def failed(content: Held, deployed: Deployed) -> Iterator[str]:
 def stale(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the files that were checked or timed before they changed."""
     timed = [row for row in content.rows if not is_baseline(row)]
-    found = {"verify": content.checks, "bench": timed}
+    found: dict[str, Sequence[Check | dict]] = {"verify": content.checks, "bench": timed}
     old = {stage: [name for name in map(content.current.changed, rows) if name] for stage, rows in found.items()}
     stages = [stage for stage, files in old.items() if files]
     if stages:
@@ -50,7 +50,7 @@ def unverified(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the files that no check has seen."""
     exported = {artifact.network for artifact in content.exports}
     files = [f"{each.network}/{each.name}" for each in content.artifacts if each.network in exported]
-    checked = _files(content.checks)
+    checked = {f"{check.network}/{check.artifact}" for check in content.checks}
     if left := [name for name in files if name not in checked]:
         yield f"not verified, never deployed: {listed(left)}"
 
@@ -113,8 +113,8 @@ def gain(content: Held, deployed: Deployed) -> Iterator[str]:
 
 def unlabelled(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the networks whose examples have no labels."""
-    networks = content.verified.get("networks", {})
-    if names := [name for name, each in networks.items() if not each["labels"]]:
+    networks = content.verified.networks if content.verified else {}
+    if names := [name for name, network in networks.items() if not network.labels]:
         yield f"no labels: the accuracy of {listed(names)} is not known"
 
 
@@ -149,10 +149,6 @@ CAVEATS: tuple[Caveat, ...] = (
 def caveats(content: Held, deployed: Deployed) -> list[str]:
     """Collect every caveat that applies, the worst first, each on one line."""
     return [" ".join(sentence.split()) for caveat in CAVEATS for sentence in caveat(content, deployed)]
-
-
-def _files(rows: Iterator[Mapping] | list) -> list[str]:
-    return list(dict.fromkeys(f"{row['network']}/{row['artifact']}" for row in rows))
 
 
 def _row_text(row: str | Mapping) -> str:

@@ -16,6 +16,7 @@ from stn_export.artifacts.manifest import (
     NetworkDirectory,
     network_directories,
 )
+from stn_export.artifacts.records import Check, Verified
 from stn_export.artifacts.schemas import SHOWN, read_bench, read_verified
 from stn_export.artifacts.training import Comparison, read_trainings
 from stn_export.comparison.fastest import Portability, Proved, portability_of, program, proved_by
@@ -29,13 +30,13 @@ class Held:
     run: Path
     directories: Sequence[NetworkDirectory]
     trainings: Sequence[Comparison] = ()
-    verified: Mapping = field(default_factory=dict)
+    verified: Verified | None = None
     rows: Sequence[dict] = ()
     environment: Mapping = field(default_factory=dict)
     outdated: bool = False  # timings of an older format, which are left out
     not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
 
-    def is_current(self, row: Mapping) -> bool:
+    def is_current(self, row: Mapping | Check) -> bool:
         """Say whether a check or a timing is of files and examples as they are today."""
         return self.current.holds(row)
 
@@ -62,9 +63,9 @@ class Held:
         return Current.of(self.directories)
 
     @property
-    def checks(self) -> list[dict]:
+    def checks(self) -> Sequence[Check]:
         """Of ``verify.json``."""
-        return self.verified.get("checks", [])
+        return self.verified.checks if self.verified else ()
 
     @property
     def proved(self) -> Proved:
@@ -116,7 +117,7 @@ def held(run: Path) -> Held:
         run,
         directories,
         trainings=read_trainings(run).runs if (run / TRAINING_FILE).exists() else (),
-        verified=read_verified(run) or {},
+        verified=read_verified(run),
         rows=[] if outdated else rows,
         environment=bench["machine_info"]["stn_export"] if bench else {},
         outdated=outdated,

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from stn_export.artifacts.manifest import CHECKPOINT, NetworkDirectory
+from stn_export.artifacts.records import Check
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,17 @@ class Current:
         examples = {network.name: network.facts.examples["sha256"] for network in networks}
         return cls(frozenset(each.sha256 for each in artifacts if each.name != CHECKPOINT), examples)
 
-    def holds(self, result: Mapping) -> bool:
+    def holds(self, result: Check | Mapping) -> bool:
         """Say whether a check or a timing is of files and examples as they are today."""
         return not self.changed(result)
 
-    def changed(self, result: Mapping) -> str:
+    def changed(self, result: Check | Mapping) -> str:
         """Name what has changed since a check or a timing was made; empty where nothing has.
 
         Results of older versions do not say what examples they are of, which is no change.
         """
+        if isinstance(result, Check):
+            result = msgspec.structs.asdict(result)
         network, artifact = result["network"], result["artifact"]
         if result["sha256"] not in self.files:
             return f"{network}/{artifact}"

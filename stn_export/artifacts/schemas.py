@@ -9,71 +9,9 @@ from typing import NotRequired, TypedDict
 
 from stn_export.artifacts.files import AGAIN, checked, read_json
 from stn_export.artifacts.manifest import HISTORY_FILE, VERIFY_FILE, VERIFY_SCHEMA
+from stn_export.artifacts.records import Number, Verified
 from stn_export.errors import UserError
 from stn_export.limits import regular
-
-Number = float | None  # nothing where there was no number
-
-
-class Comparison(TypedDict):
-    """A point of an artifact against the truth, over one challenge."""
-
-    reason: str
-    max_abs: Number
-    max_rel: NotRequired[Number]
-    mean_abs: NotRequired[Number]
-    agreement: NotRequired[Number]
-
-
-class CheckEntry(TypedDict):
-    """One artifact in one runner; see ``verify.checks.Check``."""
-
-    network: str
-    artifact: str
-    sha256: str
-    examples_sha256: NotRequired[str]
-    runner: str
-    precision: str
-    passed: bool
-    failure: str
-    comparisons: dict[str, dict[str, Comparison]]
-    errors: dict[str, Number]
-    multiple: Number
-    agreement: Number
-    accuracy: Number
-    deterministic: bool
-    grid_pixels: dict[str, dict[str, Number]]
-    differing: list[tuple[int, Number, str]]
-    notes: list[str]
-
-
-class PointEntry(TypedDict):
-    """A point of a network: what it is, of which site, and float32 eager's own error there."""
-
-    kind: str
-    site: str | None
-    eager_error: Number
-    scale: Number
-
-
-class NetworkEntry(TypedDict):
-    """What a network was checked on."""
-
-    examples: int
-    labels: bool
-    notes: list[str]
-    points: dict[str, PointEntry]
-
-
-class Verified(TypedDict):
-    """``verify.json``."""
-
-    passed: bool
-    checks: list[CheckEntry]
-    networks: dict[str, NetworkEntry]
-    unavailable: dict[str, str]
-    refused: NotRequired[dict[str, str]]
-    environment: dict
 
 
 class Row(TypedDict):
@@ -214,7 +152,7 @@ class Epoch(TypedDict):
     validation_accuracy: NotRequired[Number]
 
 
-def read_verified(run: Path) -> dict | None:
+def read_verified(run: Path) -> Verified | None:
     """What ``verify`` found of a run; None where it has not looked at it.
 
     Raises:
@@ -223,13 +161,17 @@ def read_verified(run: Path) -> dict | None:
     path = run / VERIFY_FILE
     if not path.exists():
         return None
-    content = read_json(path, VERIFY_SCHEMA, Verified)
-    for check in content["checks"]:
-        points = content["networks"].get(check["network"], {"points": {}})["points"]
-        compared = [*check["errors"], *(point for each in check["comparisons"].values() for point in each)]
-        if unknown := [name for name in compared if name not in points]:
+    content = read_json(path, VERIFY_SCHEMA)
+    verified = checked(path, content, Verified)
+    for entry, check in zip(content["checks"], verified.checks, strict=True):
+        where = f"{check.network}/{check.artifact} in {check.runner}"
+        if entry.get("passed") is not check.passed:
+            raise UserError(f"{path} is damaged: whether {where} passed and its failure contradict each other", AGAIN)
+        network = verified.networks.get(check.network)
+        compared = [*check.errors, *(point for each in check.comparisons.values() for point in each)]
+        if unknown := [name for name in compared if network is None or name not in network.points]:
             raise UserError(f"{path} is damaged: no network of it has a point {unknown[0]}", AGAIN)
-    return dict(content)
+    return verified
 
 
 def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:

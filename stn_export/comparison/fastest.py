@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import comb
 
+from stn_export.artifacts.records import Check
 from stn_export.comparison.moments import drift
 
 PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the one that most programs read first; all others last
@@ -19,19 +20,21 @@ Program = tuple[str, str, str]
 Proved = Mapping[Program, float | None]  # accuracy, where there are labels, by what ``program`` gives
 
 
-def program(row: Mapping) -> Program:
+def program(row: Mapping | Check) -> Program:
     """What rows of one program share: network, artifact and runner."""
+    if isinstance(row, Check):
+        return row.network, row.artifact, row.runner
     return row["network"], row["artifact"], row["runner"]
 
 
-def proved_by(checks: Iterable[Mapping], is_current: Callable[[Mapping], bool]) -> dict[Program, float | None]:
+def proved_by(checks: Iterable[Check], is_current: Callable[[Check], bool]) -> dict[Program, float | None]:
     """Return the programs that passed every check that is current.
 
     A program that also failed is not among them.
     """
     checked = list(filter(is_current, checks))
-    failed = {program(check) for check in checked if not check["passed"]}
-    return {program(check): check["accuracy"] for check in checked if program(check) not in failed}
+    failed = {program(check) for check in checked if not check.passed}
+    return {program(check): check.accuracy for check in checked if program(check) not in failed}
 
 
 def portability_of(artifacts: Iterable) -> dict[str, Mapping]:

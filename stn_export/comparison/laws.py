@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from stn_export.artifacts.records import Check
 from stn_export.comparison.disturbance import CONTRADICTED, Marks
 from stn_export.comparison.words import counted, listed, percent, row_name
 from stn_export.errors import UserError
@@ -139,22 +140,21 @@ def require(content: Mapping, where: object) -> None:
         raise UserError(f"{where} contradicts itself: {listed(list(map(str, found)), '; ')}", AGAIN)
 
 
-def broken_by_checks(checks: Sequence[Mapping]) -> Iterator[Broken]:
+def broken_by_checks(checks: Sequence[Check]) -> Iterator[Broken]:
     """Every theta that was forced in the network itself is forced in every artifact of it, or it is said why not."""
     forced: dict[str, set[str]] = {}
     for check in checks:
-        if check["artifact"] == PROGRAM:
-            forced.setdefault(check["network"], set()).update(filter(_forces, check.get("comparisons", ())))
+        if check.artifact == PROGRAM:
+            forced.setdefault(check.network, set()).update(filter(_forces, check.comparisons))
     for check in checks:
-        noted = " ".join([*check.get("notes", ()), check["failure"]])
-        compared = check.get("comparisons", {})
-        wanted = forced.get(check["network"], set()) if check["passed"] and compared else set()
+        noted, compared = " ".join([*check.notes, check.failure]), check.comparisons
+        wanted = forced.get(check.network, set()) if check.passed and compared else set()
         if missing := [name for name in sorted(wanted) if name not in compared and name not in noted]:
-            said = f"{counted(len(missing), 'theta')} ({listed(missing)}) of {check['network']}/{row_name(check)}"
+            said = f"{counted(len(missing), 'theta')} ({listed(missing)}) of {check.network}/{row_name(check)}"
             yield Broken("every forced theta is counted", said)
 
 
-def broken_by_accuracies(trained: Mapping[str, float], checks: Iterable[Mapping]) -> Iterator[Broken]:
+def broken_by_accuracies(trained: Mapping[str, float], checks: Iterable[Check]) -> Iterator[Broken]:
     """What training said of its last state is what verification finds of the network: both tell the same test images.
 
     Args:
@@ -162,10 +162,10 @@ def broken_by_accuracies(trained: Mapping[str, float], checks: Iterable[Mapping]
         checks: of today's files.
     """
     for check in checks:
-        said, found = trained.get(check["network"]), check["accuracy"]
-        own = check["artifact"] == PROGRAM and check["precision"] == "fp32"
+        said, found = trained.get(check.network), check.accuracy
+        own = check.artifact == PROGRAM and check.precision == "fp32"
         if own and said is not None and found is not None and abs(said - found) > SAME_ACCURACY:
-            told = f"{percent(found)} of {check['network']}/{row_name(check)} against {percent(said)} in training"
+            told = f"{percent(found)} of {check.network}/{row_name(check)} against {percent(said)} in training"
             yield Broken("accuracy in training is that in verification", told)
 
 
