@@ -20,7 +20,7 @@ from stn_export.answer.held import Held, held
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import write_atomically, write_out
 from stn_export.artifacts.manifest import BENCH_FILE, PROGRAM, network_directories
-from stn_export.artifacts.records import Check
+from stn_export.artifacts.records import Check, timing
 from stn_export.audit.content import examined
 from stn_export.bench.cases import eager_of, own_batch
 from stn_export.bench.grids import GRIDS
@@ -202,6 +202,8 @@ def _timed(run: Path, name: str) -> dict:
     disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
     loads = np.arange(len(turns.medians)) % len(turns.loads)
     rows = [contest, *(_row(each, batch, times, loads) | {"disturbed": disturbed} for each, times in sides)]
+    for row in rows:
+        timing(row)  # which refuses what no row has a place for
     content = {"machine_info": {"stn_export": describe()}, "benchmarks": [{"extra_info": row} for row in rows]}
     write_atomically(run / BENCH_FILE, json.dumps(content).encode())
     return contest

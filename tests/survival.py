@@ -30,7 +30,7 @@ FILES = {  # what stands in each, by the types that it is checked against
         records.PointEntry,
     ),
     "`points.pt`": (points.Points, points.SitePoints, points.Pictures),
-    "`bench.json`": (schemas.Result, schemas.TimedWhole, schemas.Row, schemas.Environment),
+    "`bench.json`": (schemas.Result, schemas.TimedWhole, records.Timing, schemas.Environment),
 }
 
 DERIVED = {records.Check: ("passed",)}  # keys that are no fields

@@ -13,7 +13,7 @@ from benchmarks.tools.kept import verified
 from stn_export import cli
 from stn_export.answer.card import STAGES, by_word, card
 from stn_export.answer.held import Held
-from stn_export.artifacts.records import Check
+from stn_export.artifacts.records import Check, Timing
 from stn_export.comparison.fastest import program
 from tests import made_records
 from tests.bench_files import prove
@@ -211,8 +211,8 @@ def test_what_changed_since_a_timing_is_named(changed: dict, words: str):
     [
         lambda held: with_check(held, "matmul-int8", failure="off"),
         lambda held: with_check(held, "matmul-int8", sha256="old"),
-        lambda held: replace(held, rows=[row | {"sha256": "old"} if row["format"] == "onnx" and
-                                         row["artifact"] == "matmul-int8" else row for row in held.rows]),
+        lambda held: replace(held, rows=[row | {"sha256": "old"} if row.format == "onnx" and
+                                         row.artifact == "matmul-int8" else row for row in held.rows]),
         lambda held: with_checks(held, *(check for check in held.checks if check.artifact != "matmul-int8")),
         lambda held: with_checks(held, *held.checks, *(structs.replace(check, failure="off") for check in held.checks
                                                        if check.artifact == "matmul-int8")),
@@ -235,13 +235,13 @@ def test_a_run_that_nothing_was_verified_of_deploys_nothing():
 
 def test_results_that_are_stored_name_no_file_that_changed_since_it_was_timed(tmp_path: Path):
     prove(tmp_path, "onnxruntime-cpu", "torchscript-cpu")
-    row = {"network": "stn", "artifact": "some-fp32", "runner": "onnxruntime-cpu", "sha256": "0"}
+    row = made_records.timing({"artifact": "some-fp32", "runner": "onnxruntime-cpu", "sha256": "0"})
     stored = ["stn", "some-fp32", "onnxruntime-cpu"], ["stn", "some-fp32", "torchscript-cpu"]
     assert verified(tmp_path, [row])["proved"] == [*stored]
     assert verified(tmp_path, [row | {"sha256": "old"}])["proved"] == [stored[1]]
 
 
-def confidence(*rows: dict, **environment: object) -> str:
+def confidence(*rows: Timing, **environment: object) -> str:
     held = content(*rows)
     return by_word(card(replace(held, environment=held.environment | environment)))["confidence"]
 

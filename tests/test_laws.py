@@ -56,7 +56,7 @@ def test_a_median_lies_in_its_interval():
     ):
         rows = golden.rows()
         swapped(rows, low, high, **facts)
-        [found] = laws.broken_by_rows(rows)
+        [found] = laws.broken_by_rows(made_records.timings(rows))
         assert (found.law, "stn/folded-fp32 in onnxruntime-cpu, batch 1" in found.figure) == (
             "a median lies in its interval",
             True,
@@ -86,7 +86,7 @@ CHANGES = {
 def test_a_row_that_breaks_a_law_is_named(law: str):
     rows = golden.rows()
     CHANGES[law](rows)
-    assert [found.law for found in laws.broken_by_rows(rows)] == [law]
+    assert [found.law for found in laws.broken_by_rows(made_records.timings(rows))] == [law]
 
 
 def test_parts_add_up_to_the_call_whose_nodes_nobody_kept():
@@ -100,11 +100,13 @@ def test_parts_add_up_to_the_call_whose_nodes_nobody_kept():
 
 def test_what_is_contradicted_is_marked_on_all_three_figures(monkeypatch: pytest.MonkeyPatch):
     rows = golden.rows()
-    assert len(Marks(rows).contradicted) == 1
+    assert len(Marks(made_records.timings(rows)).contradicted) == 1
     usual = Marks.of
     for hidden in ("contest", "p50"):
-        monkeypatch.setattr(Marks, "of", lambda self, row, hidden=hidden: "" if hidden in row else usual(self, row))
-        found = laws.broken_by_rows(rows)
+        monkeypatch.setattr(
+            Marks, "of", lambda self, row, hidden=hidden: "" if getattr(row, hidden) else usual(self, row)
+        )
+        found = laws.broken_by_rows(made_records.timings(rows))
         assert {each.law for each in found} == {"what is contradicted is marked"}
         assert len(found) == {"contest": 1, "p50": 2}[hidden]
 

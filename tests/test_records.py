@@ -2,15 +2,21 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 from msgspec import structs
 
+from stn_export.artifacts import records
 from stn_export.artifacts.files import write_json
 from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA
 from stn_export.artifacts.records import Check, Comparison, GridPixels, PointEntry, Verified
 from stn_export.artifacts.schemas import read_verified
+from stn_export.bench.grids import GRIDS
+from stn_export.bench.session import Session
 from stn_export.errors import UserError
 from tests import made_records
 
@@ -91,3 +97,41 @@ def test_a_misspelt_field_cannot_be_set(verified: Verified):
         structs.replace(check, agrement=0.5)
     with pytest.raises(AttributeError):
         check.accuracy = 0.5  # nor changed after it was found
+
+
+def test_a_timing_is_read_back_as_itself():
+    paired = {
+        "contest": "eager",
+        "ratio": 0.5,
+        "ratio_low": 0.4,
+        "ratio_high": 0.7,
+        "nodes": [("a", "Conv", "rest", 1e-6)],
+    }
+    row = records.timing(made_records.TIMING | paired)
+    content = {"benchmarks": [{"extra_info": json.loads(msgspec.json.encode(row))}]}
+    assert records.timings(content) == [row]
+    assert row.paired == (0.5, 0.4, 0.7)
+    with pytest.raises(ValueError, match="no such figure"):
+        assert row.median
+
+
+def test_a_misspelt_field_of_a_timing_cannot_be_written():
+    with pytest.raises(ValueError, match="a timing has no field p5O"):
+        records.timing(made_records.TIMING | {"p5O": 1e-3})
+
+
+def test_rows_of_an_older_format_are_named():
+    row = {name: value for name, value in made_records.TIMING.items() if name != "regime"}
+    with pytest.raises(UserError, match="a row has no regime: it is of an older format"):
+        records.timings({"benchmarks": [{"extra_info": row}]})
+
+
+def test_a_session_refuses_a_row_with_a_misspelt_field():
+    session = Session(Path("run"), "cpu", GRIDS["quick"], [])
+    session.__dict__["keys"] = {"test_latency[a]": "its key"}
+    for known in (made_records.TIMING | {"batchh": 1}, made_records.TIMING):
+        benchmark = SimpleNamespace(extra_info=dict(known), stats=None)
+        with nullcontext() if known is made_records.TIMING else pytest.raises(ValueError, match="batchh"):
+            session.note("test_latency[a]", benchmark)
+    [row] = session.rows
+    assert (row.grid, row.key) == ("quick", "its key")

@@ -104,6 +104,7 @@ def test_how_fast_it_is_is_what_bench_found(run: Path):
         ("web-cpu", "overhead", 1e-4, 9.0, {"artifact": "matmul-int8", "sha256": files["matmul-int8"]}),
         ("eager-cuda", "overhead", 1e-4, 9.0, {}),
     ]
+    shared = made_records.TIMING | shared
     rows = [
         {"extra_info": shared | {"runner": runner, "contest": name, "seconds": seconds, "ratio": ratio} | other}
         for runner, name, seconds, ratio, other in timed

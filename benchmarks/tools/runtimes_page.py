@@ -14,10 +14,10 @@ from stn_export import cli
 from stn_export.artifacts.environment import versions
 from stn_export.artifacts.files import write_atomically
 from stn_export.artifacts.manifest import BENCH_FILE, NetworkDirectory, network_directories
-from stn_export.artifacts.records import Check, PointEntry, Verified
+from stn_export.artifacts.records import Check, PointEntry, Verified, timings
 from stn_export.artifacts.schemas import read_bench, read_verified
 from stn_export.comparison.compare import worst_by_kind
-from stn_export.comparison.disturbance import Ratio, paired_ratio
+from stn_export.comparison.disturbance import Ratio
 from stn_export.comparison.tolerances import OUTPUT
 from stn_export.comparison.words import percent, significant, span
 from stn_export.config import DEFAULT_RUN
@@ -104,12 +104,11 @@ def contests(run: Path, directory: NetworkDirectory) -> dict:
         return {"cpu": None, "contests": []}
     content = read_bench(run / BENCH_FILE)
     current = {each.sha256 for each in directory.artifacts.values() if each.precision == "fp32"}
-    timed = (row["extra_info"] for row in content["benchmarks"])
-    found = [row for row in timed if row.get("contest") in TIMED and row["batch"] == 1 and row["sha256"] in current]
+    found = [row for row in timings(content) if row.contest in TIMED and row.batch == 1 and row.sha256 in current]
     kept = [
-        {name: row[name] for name in KEPT_OF_A_CONTEST if name in row}
+        {name: value for name in KEPT_OF_A_CONTEST if (value := getattr(row, name)) is not None}
         for row in found
-        if row["runner"].endswith("-cpu")
+        if row.runner.endswith("-cpu")
     ]
     return {"cpu": content["machine_info"]["stn_export"]["cpu"], "contests": kept}
 
@@ -132,8 +131,8 @@ def speed(table: Mapping) -> Iterator[str]:
                 *program,
                 *([REQUEST if kinds[program] else IN_PLACE] if mixed else []),
                 significant(1e3 * row[TIMED[0]]["seconds"]),
-                ratio(paired_ratio(row[TIMED[0]])),
-                ratio(paired_ratio(row[TIMED[1]]).inverse),
+                ratio(interval_of(row[TIMED[0]])),
+                ratio(interval_of(row[TIMED[1]]).inverse),
             )
             for program, row in timed
         ],
@@ -146,6 +145,11 @@ def speed(table: Mapping) -> Iterator[str]:
 def is_request(row: Mapping) -> bool:
     """Say whether a contest was between host arrays; of one that was kept without it, other runtimes are given none."""
     return row.get("by_host", row["runner"].removesuffix("-cpu") in {runtime.name for runtime in RUNTIMES})
+
+
+def interval_of(row: Mapping) -> Ratio:
+    """Return the ratio of a contest as the table keeps it."""
+    return Ratio(row["ratio"], row["ratio_low"], row["ratio_high"])
 
 
 def ratio(found: Ratio) -> str:

@@ -9,72 +9,20 @@ from typing import NotRequired, TypedDict
 
 from stn_export.artifacts.files import AGAIN, checked, read_json
 from stn_export.artifacts.manifest import HISTORY_FILE, VERIFY_FILE, VERIFY_SCHEMA
-from stn_export.artifacts.records import Number, Verified
+from stn_export.artifacts.records import FACTS, Number, Timing, Verified
 from stn_export.errors import UserError
 from stn_export.limits import regular
 
 
 class Row(TypedDict):
-    """``extra_info`` of a row of ``bench.json``: what was timed, and how. Times are in seconds, memory in bytes.
-
-    A row of a contest has a ratio to its baseline with a 95 % interval; of older files ``role`` and ``regime`` are
-    missing.
-    """
+    """``extra_info`` of a row of ``bench.json``, of any age: see ``records.Timing`` for what it has today."""
 
     network: str
     artifact: str
     sha256: str
-    examples_sha256: NotRequired[str]
     runner: str
-    batch: NotRequired[int]
-    label: NotRequired[str]
-    role: NotRequired[str]
-    regime: NotRequired[str]
-    device: NotRequired[str]
-    format: NotRequired[str]
-    lowering: NotRequired[str | None]
-    precision: NotRequired[str]
-    input: NotRequired[str]
-    inputs: NotRequired[str]
-    clock: NotRequired[str]
-    threads: NotRequired[int]
-    tf32: NotRequired[bool]
-    options: NotRequired[dict]
-    sizes: NotRequired[dict]
-    file_bytes: NotRequired[int]
-    host_bytes: NotRequired[Number]
-    device_bytes: NotRequired[Number]
-    n: NotRequired[int]
-    p50: NotRequired[float]
-    p50_low: NotRequired[float]
-    p50_high: NotRequired[float]
-    p90: NotRequired[Number]
-    p99: NotRequired[Number]
-    iqr: NotRequired[float]
-    examples_per_second: NotRequired[float]
-    disturbed: NotRequired[bool]
-    breakdown: NotRequired[dict[str, Number]]
-    contest: NotRequired[str]
-    baseline: NotRequired[str]
-    baseline_label: NotRequired[str]
-    baseline_artifact: NotRequired[str]
-    baseline_sha256: NotRequired[str]
-    seconds: NotRequired[float]
-    baseline_seconds: NotRequired[float]
-    ratio: NotRequired[float]
-    ratio_low: NotRequired[float]
-    ratio_high: NotRequired[float]
-    verdict: NotRequired[str]
-    blocks: NotRequired[int]
-    disturbed_blocks: NotRequired[int]
-    import_seconds: NotRequired[float]
-    load_seconds: NotRequired[float]
-    first_seconds: NotRequired[float]
-    grid: NotRequired[str]
-    key: NotRequired[str]
 
 
-SHOWN = ("regime", "role", "label", "batch", "device", "format", "lowering", "precision", "input", "inputs")
 TOGETHER = {  # of a row that has the one: what it has too
     "contest": (
         *("baseline", "baseline_label", "baseline_artifact", "seconds", "baseline_seconds", "ratio", "ratio_low"),
@@ -186,6 +134,8 @@ def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
             for name, others in TOGETHER.items():
                 if name in row and (missing := [other for other in others if other not in row]):
                     raise UserError(f"row {index} has {name} and no {missing[0]}", AGAIN)
+            if row.keys() >= FACTS:
+                checked(path, row, Timing)
         return dict(content)
     except UserError as error:
         reason = error.message.removeprefix(f"{path} is damaged: ")

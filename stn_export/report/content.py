@@ -7,7 +7,7 @@ import msgspec
 from matplotlib.figure import Figure
 
 from stn_export.answer.choice import Shipped
-from stn_export.artifacts.records import Check, GridPixels, Number
+from stn_export.artifacts.records import Check, GridPixels, Number, Timing
 from stn_export.comparison.disturbance import Marks
 from stn_export.comparison.fastest import Portability
 from stn_export.graphs.calls import HowToCall
@@ -77,7 +77,7 @@ class Report:
     environment: dict = field(default_factory=dict)
     figures: dict[str, Chart | Figure] = field(default_factory=dict)
     cards: dict[str, dict[str, str]] = field(default_factory=dict)  # by run, where several stand side by side
-    timings: list[dict] = field(default_factory=list)  # rows of bench.json
+    timings: list[Timing] = field(default_factory=list)
     shipped: dict[str, Shipped] = field(default_factory=dict)  # by device
     marks: Marks = field(default_factory=lambda: Marks([]))  # of figures
 
@@ -99,4 +99,5 @@ class Report:
         left_out = ("figures", "timings", "shipped", "marks")
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         parity, sites = [row.as_dict() for row in self.parity], list(map(asdict, self.sites))
-        return content | {"parity": parity, "sites": sites, "calls": list(map(asdict, self.calls))}
+        bench = msgspec.to_builtins(self.bench)
+        return content | {"bench": bench, "parity": parity, "sites": sites, "calls": list(map(asdict, self.calls))}
