@@ -19,6 +19,7 @@ from stn_export.answer.held import Held, held
 from stn_export.artifacts.environment import describe, using_threads
 from stn_export.artifacts.files import write_atomically, write_out
 from stn_export.artifacts.manifest import BENCH_FILE, LOWERINGS, PROGRAM, network_directories
+from stn_export.artifacts.records import Check, timing
 from stn_export.audit.content import examined
 from stn_export.bench.cases import eager_of, own_batch
 from stn_export.bench.grids import GRIDS
@@ -55,7 +56,7 @@ class Result:
 
     card: list[Line]
     model: onnx.ModelProto = field(repr=False)
-    checks: list[dict] = field(repr=False)
+    checks: Sequence[Check] = field(repr=False)
     audit: dict = field(repr=False)
     contest: dict = field(repr=False)
     answer: dict = field(repr=False)
@@ -64,7 +65,7 @@ class Result:
     @property
     def failures(self) -> list[str]:
         """What failed, a sentence each."""
-        return [f"{each['artifact']} on {each['runner']}: {each['failure']}" for each in self.checks if each["failure"]]
+        return [f"{check.artifact} on {check.runner}: {check.failure}" for check in self.checks if check.failure]
 
     def __bool__(self) -> bool:
         return bool(self.checks) and not self.failures
@@ -85,7 +86,8 @@ class Result:
 
     def to_dict(self) -> dict:
         """JSON-ready: all but the model."""
-        content = {"passed": bool(self), "card": by_word(self.card), "checks": self.checks, "audit": self.audit}
+        checks = [check.as_dict() for check in self.checks]
+        content = {"passed": bool(self), "card": by_word(self.card), "checks": checks, "audit": self.audit}
         return content | {"contest": self.contest, "answer": self.answer, "notes": list(self.notes)}
 
     def save(self, path: Path | str) -> None:
@@ -134,7 +136,7 @@ def _checked(run: Path, notes: tuple[str, ...]) -> Result:
     name = _exported(source)
     checks = _verified(run, f"{directory.name}/{name}")
     path = directory.path / directory.artifacts[name].file
-    passed = all(not each["failure"] for each in checks)
+    passed = all(check.passed for check in checks)
     contest = _timed(run, name) if passed else {}
     content: Held = held(run)
     lines = [line for line in card(content) if line[0] != "next"] + [("note", note) for note in notes]
@@ -163,7 +165,7 @@ def _exported(source: Source) -> str:
     raise UserError(f"{source.directory.name} cannot be exported: {reason}", f"compute that part otherwise ({tried})")
 
 
-def _verified(run: Path, artifact: str) -> list[dict]:
+def _verified(run: Path, artifact: str) -> Sequence[Check]:
     """Check the file and eager PyTorch, and keep what came of it."""
     networks = verify.planned(run, [artifact, f"{artifact.partition('/')[0]}/program"])
     for network in networks:
@@ -171,7 +173,7 @@ def _verified(run: Path, artifact: str) -> list[dict]:
     checks = verify.verify(networks, fail_fast=False)
     content = verify.result_of(networks, checks)
     verify.write(run, networks, content)
-    return content["checks"]
+    return content.checks
 
 
 def _timed(run: Path, name: str) -> dict:
@@ -190,6 +192,8 @@ def _timed(run: Path, name: str) -> dict:
     disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
     loads = np.arange(len(turns.medians)) % len(turns.loads)
     rows = [contest, *(_row(each, batch, times, loads) | {"disturbed": disturbed} for each, times in sides)]
+    for row in rows:
+        timing(row)  # which refuses what no row has a place for
     content = {"machine_info": {"stn_export": describe()}, "benchmarks": [{"extra_info": row} for row in rows]}
     write_atomically(run / BENCH_FILE, json.dumps(content).encode())
     return contest

@@ -30,9 +30,11 @@ from stn_export.artifacts.manifest import (
     NetworkDirectory,
     network_directories,
 )
+from stn_export.artifacts.records import Check, Verified
 from stn_export.artifacts.training import Comparison, Difference, Mean, Trained, Trainings
 from stn_export.program.sites import Site
 from stn_export.program.specs import Contract, TensorSpec
+from tests import made_records
 from tests.bench_rows import facts
 from tests.report_files import export
 
@@ -297,7 +299,7 @@ def shas_of(run: Path) -> dict[tuple[str, str], str]:
     }
 
 
-def checks(shas: dict[tuple[str, str], str]) -> list[dict]:
+def checks(shas: dict[tuple[str, str], str]) -> list[Check]:
     """The checks of the golden run."""
     found = []
     for (network, artifact, runner), (errors, multiple, agreement, accuracy, pixels, failure) in CHECKS.items():
@@ -306,30 +308,26 @@ def checks(shas: dict[tuple[str, str], str]) -> list[dict]:
         smaller = {point: {"reason": "", "max_abs": error / 3} for point, error in shown.items()}
         grids = {f"site{index}": {"mean": mean, "worst": worst} for index, (mean, worst) in enumerate(pixels)}
         found.append(
-            {
-                "network": network,
-                "artifact": artifact,
-                "runner": runner,
-                "sha256": shas[network, artifact],
-                "precision": "int8" if artifact.endswith("int8") else "fp32",
-                "passed": not failure,
-                "failure": failure,
-                "comparisons": {"examples ×1": smaller, "forced site0": compared},
-                "errors": shown,
-                "multiple": multiple,
-                "agreement": agreement,
-                "accuracy": accuracy,
-                "deterministic": artifact != "decomposed-fp32",
-                "grid_pixels": grids,
-                "differing": [],
-                "notes": [],
-                "search": None,
-            }
+            made_records.check(
+                network=network,
+                artifact=artifact,
+                runner=runner,
+                sha256=shas[network, artifact],
+                precision="int8" if artifact.endswith("int8") else "fp32",
+                failure=failure,
+                comparisons={"examples ×1": smaller, "forced site0": compared},
+                errors=shown,
+                multiple=multiple,
+                agreement=agreement,
+                accuracy=accuracy,
+                deterministic=artifact != "decomposed-fp32",
+                grid_pixels=grids,
+            )
         )
     return found
 
 
-def verify_content(shas: dict[tuple[str, str], str]) -> dict:
+def verify_content(shas: dict[tuple[str, str], str]) -> Verified:
     """``verify.json``."""
     kinds = [point.rpartition("/")[2] if "/" in point else "output" for point in ERRORS]
     points = {
@@ -337,11 +335,10 @@ def verify_content(shas: dict[tuple[str, str], str]) -> dict:
         for point, kind, own in zip(ERRORS, kinds, EAGER, strict=True)
     }
     networks = {
-        name: {"examples": 300, "labels": True, "notes": [], "points": points if name == "stn" else outputs(points)}
+        name: made_records.network(labels=True, points=points if name == "stn" else outputs(points))
         for name in ("stn", "cnn")
     }
-    found = {"passed": False, "checks": checks(shas), "networks": networks, "unavailable": {}, "refused": {}}
-    return found | {"tolerances": {}, "environment": {}}
+    return made_records.verified(*checks(shas), networks=networks)
 
 
 def outputs(points: dict[str, dict]) -> dict[str, dict]:
@@ -449,7 +446,7 @@ def write(run: Path) -> Path:
         directory.add(Artifact(PROGRAM, "program.pt2", name, "pt2", sha256=f"{name} {PROGRAM}", contract=contract))
         export(directory, *exports[name])
     shas = shas_of(run)
-    write_json(run / VERIFY_FILE, VERIFY_SCHEMA, verify_content(shas))
+    write_json(run / VERIFY_FILE, VERIFY_SCHEMA, verify_content(shas).as_dict())
     (run / TRAINING_FILE).write_bytes(Trainings([comparison()], []).to_bytes())
     (run / POINTS_FILE).write_bytes(serialise(points_content(NetworkDirectory(run / "stn"))))
     (run / "bench.json").write_text(json.dumps(bench_content(rows(shas))), encoding="utf-8")

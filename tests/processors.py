@@ -24,7 +24,8 @@ from stn_export import cli
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.environment import cpu_facts, cpu_name, instruction_sets
 from stn_export.artifacts.files import read_json
-from stn_export.artifacts.manifest import SUBJECT, VERIFY_FILE, NetworkDirectory
+from stn_export.artifacts.manifest import SUBJECT, NetworkDirectory
+from stn_export.artifacts.schemas import read_verified
 from stn_export.comparison.compare import worst_by_kind
 from stn_export.comparison.tolerances import OUTPUT
 from stn_export.errors import CheckFailedError, UserError, one_line
@@ -194,14 +195,15 @@ def chain(run: Path, rows: Sequence[str]) -> Outcome:
         return Outcome(0, [f"export ended with exit code {code}"], "", 0.0)
     refused = INT8 if INT8 in rows and cli.run(export.main, [*place, "--only", INT8]) else ""
     cli.run(verify.main, place)
-    content = read_json(run / VERIFY_FILE)
-    failed = [f"{each['artifact']} on {each['runner']}: {each['failure']}" for each in content["checks"]]
-    failed = [line for line, each in zip(failed, content["checks"], strict=True) if not each["passed"]]
-    exact = [each for each in content["checks"] if each["precision"] == "fp32"]
-    points = content["networks"]["stn"]["points"]
-    worst = max((worst_by_kind(each["errors"], points).get(OUTPUT) or 0.0 for each in exact), default=0.0)
-    missing = [row for row in rows if row != refused and row not in {each["artifact"] for each in content["checks"]}]
-    return Outcome(len(content["checks"]), failed + [f"{row} was not checked" for row in missing], refused, worst)
+    content = read_verified(run)
+    if content is None:
+        return Outcome(0, ["nothing was verified"], refused, 0.0)
+    failed = [f"{each.artifact} on {each.runner}: {each.failure}" for each in content.checks if not each.passed]
+    exact = [each for each in content.checks if each.precision == "fp32"]
+    points = content.networks["stn"].points
+    worst = max((worst_by_kind(each.errors, points).get(OUTPUT) or 0.0 for each in exact), default=0.0)
+    missing = [row for row in rows if row != refused and row not in {each.artifact for each in content.checks}]
+    return Outcome(len(content.checks), failed + [f"{row} was not checked" for row in missing], refused, worst)
 
 
 # What the parent does.

@@ -18,7 +18,9 @@ from benchmarks.tools.training_speed import pairs_ratio
 from stn_export import cli
 from stn_export.answer.card import Answer
 from stn_export.answer.choice import is_baseline, over_moments
+from stn_export.artifacts import records
 from stn_export.artifacts.files import filled, write_if_changed
+from stn_export.artifacts.records import Timing, known
 from stn_export.bench.method import METHOD
 from stn_export.cli import LABEL, markdown_table
 from stn_export.comparison.fastest import program
@@ -73,14 +75,13 @@ def prose(text: str, indent: str = "") -> list[str]:
 
 def contests(name: str, columns: tuple[str, str, str]) -> list[str]:
     """A block of text: every contest of that name, the columns as wide as they must be."""
-    rows = [row for row in timings() if row.get("contest") == name]
+    rows = [row for row in timings() if row.contest == name]
     heading = ("backend", "batch", f"{columns[0]} ms", f"{columns[1]} ms", columns[2], "95 % interval")
     lines = [heading]
     for row in rows:
-        times = (significant(1e3 * row[key]) for key in ("seconds", "baseline_seconds"))
-        label = f"{row.get('network') or row['model']} {row['runner']} {row['artifact']}"
-        interval = span(row["ratio_low"], row["ratio_high"])
-        lines.append((label, str(row["batch"]), *times, significant(row["ratio"]), interval))
+        times = (significant(1e3 * known(seconds)) for seconds in (row.seconds, row.baseline_seconds))
+        label, ratio = f"{row.network} {row.runner} {row.artifact}", row.paired
+        lines.append((label, str(row.batch), *times, significant(ratio.middle), span(ratio.low, ratio.high)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(cells))
@@ -91,19 +92,18 @@ def contests(name: str, columns: tuple[str, str, str]) -> list[str]:
 
 def speedup(name: str, runner: str, artifact: str, batch: int) -> str:
     """The speed-up that a paired comparison found, over all that the run showed of its two files, if it was timed."""
-    where = (name, runner, artifact, batch)
-    keys = ("contest", "runner", "artifact", "batch")
-    found = [row for row in timings() if tuple(row.get(key) for key in keys) == where and "ratio" in row]
+    where, rows = (name, runner, artifact, batch), [row for row in timings() if row.ratio is not None]
+    found = [row for row in rows if (row.contest, row.runner, row.artifact, row.batch) == where]
     return speed_ratio(over_moments(found[0], timings()).inverse) if found else "not timed"
 
 
 def fastest() -> list[str]:
     """Speed-ups of the best files over eager PyTorch and over the default export, and which is the fastest of many."""
     native, folded = ("native-cpu", "native-fp32"), ("onnxruntime-cpu", "folded-fp32")
-    many = [row for row in timings() if (row.get("contest"), row["batch"]) == ("eager", 256)]
-    best = {kind: min(rows, key=lambda row: row["ratio"]) for kind, rows in by_kind(many).items()}
+    many = [row for row in timings() if (row.contest, row.batch) == ("eager", 256)]
+    best = {kind: min(rows, key=lambda row: row.paired.middle) for kind, rows in by_kind(many).items()}
     said = ", ".join(
-        f"{kind} `{row['artifact']}` in {row['runner']}, {speedup('eager', row['runner'], row['artifact'], 256)}"
+        f"{kind} `{row.artifact}` in {row.runner}, {speedup('eager', row.runner, row.artifact, 256)}"
         for kind, row in best.items()
     )
     return prose(
@@ -114,24 +114,24 @@ def fastest() -> list[str]:
     )
 
 
-def by_kind(rows: Iterable[dict]) -> dict[str, list[dict]]:
+def by_kind(rows: Iterable[Timing]) -> dict[str, list[Timing]]:
     """Rows by their precision in words."""
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[Timing]] = {}
     for row in rows:
-        found.setdefault("in int8" if row["precision"] == "int8" else "in float32", []).append(row)
+        found.setdefault("in int8" if row.precision == "int8" else "in float32", []).append(row)
     return dict(sorted(found.items()))
 
 
-def timings() -> list[dict]:
+def timings() -> list[Timing]:
     """The rows of the newest timings of a CPU."""
-    return [row["extra_info"] for row in bench()["benchmarks"]]
+    return records.timings(bench())
 
 
 def answer() -> Answer:
     """The card's sentences on times, made anew from the newest timings of a CPU."""
     content, rows = bench(), timings()
     proved = dict.fromkeys(map(tuple, content["proved"]))
-    facts = {row["network"]: SimpleNamespace(role=row["role"], label=row["label"]) for row in rows if "network" in row}
+    facts = {row.network: SimpleNamespace(role=row.role, label=row.label) for row in rows}
     held = SimpleNamespace(
         rows=rows,
         proved=proved,
@@ -343,7 +343,7 @@ def card() -> list[str]:
         ValueError: where the stored card is of other timings.
     """
     content, made = kept("digits-cpu.json"), answer()
-    deployed = made.deployed.quick.row["sha256"] if made.deployed else ""
+    deployed = made.deployed.quick.row.sha256 if made.deployed else ""
     if content["answer"]["cpu"]["latency"]["sha256"] != deployed:
         raise ValueError("digits-cpu.json and the newest timings are of two runs: keep both with 'make figures'")
     anew = {name: getattr(made, name)() for name in ("latency", "throughput", "overhead", "confidence")}
@@ -356,8 +356,8 @@ def headline_machine() -> list[str]:
     """What the card's times are of, and which ways to run it in PyTorch were not timed beside it."""
     content = bench()
     environment = content["machine_info"]["stn_export"]
-    missing = not any(row.get("contest") == "pytorch" for row in timings())
-    [sizes] = next(row["sizes"] for row in timings() if row["network"] == SUBJECT and row["batch"] == 1).values()
+    missing = not any(row.contest == "pytorch" for row in timings())
+    [sizes] = next(known(row.sizes) for row in timings() if row.network == SUBJECT and row.batch == 1).values()
     note = (
         " The speed-ups are over eager PyTorch on one thread, with inputs in place on either side; channels_last, "
         "`torch.compile` and more threads were not timed beside it then, and `make figures` now times them."

@@ -3,9 +3,12 @@
 import json
 import typing
 from dataclasses import fields, is_dataclass
+from typing import NotRequired
+
+import msgspec
 
 from benchmarks.tools.kept import KEPT
-from stn_export.artifacts import manifest, points, schemas, training
+from stn_export.artifacts import manifest, points, records, schemas, training
 from stn_export.cli import markdown_table
 from stn_export.cli.tables import Markdown
 from stn_export.limits import LIMITS
@@ -19,15 +22,18 @@ FILES = {  # what stands in each, by the types that it is checked against
     "`<network>/history.jsonl`, a line": (schemas.Epoch,),
     "`training.json`": (training.Trainings, training.Comparison, training.Trained, training.Difference),
     "`verify.json`": (
-        schemas.Verified,
-        schemas.CheckEntry,
-        schemas.Comparison,
-        schemas.NetworkEntry,
-        schemas.PointEntry,
+        records.Verified,
+        records.Check,
+        records.Comparison,
+        records.GridPixels,
+        records.NetworkEntry,
+        records.PointEntry,
     ),
     "`points.pt`": (points.Points, points.SitePoints, points.Pictures),
-    "`bench.json`": (schemas.Result, schemas.TimedWhole, schemas.Row, schemas.Environment),
+    "`bench.json`": (schemas.Result, schemas.TimedWhole, records.Timing, schemas.Environment),
 }
+
+DERIVED = {records.Check: ("passed",)}  # keys that are no fields
 
 
 def kept(name: str) -> dict:
@@ -44,7 +50,8 @@ def limits() -> list[str]:
 def said(kind: object) -> str:
     """A type for a reader."""
     text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-    for module in ("typing.", "stn_export.artifacts.", "stn_export.program.", "manifest.", "schemas.", "training."):
+    modules = ("manifest.", "schemas.", "records.", "training.")
+    for module in ("typing.", "stn_export.artifacts.", "stn_export.program.", *modules):
         text = text.replace(module, "")
     return "may lack: " + text.removeprefix("NotRequired[")[:-1] if text.startswith("NotRequired[") else text
 
@@ -63,8 +70,12 @@ def formats() -> list[str]:
 
 
 def keys(kind: type) -> dict[str, object]:
-    """The keys of a dataclass or a ``TypedDict``."""
+    """The keys of a record, a dataclass or a ``TypedDict``."""
     hints = typing.get_type_hints(kind, include_extras=True)
+    if issubclass(kind, msgspec.Struct):
+        derived = {name: typing.get_type_hints(vars(kind)[name].fget)["return"] for name in DERIVED.get(kind, ())}
+        may_lack = {each.name for each in msgspec.structs.fields(kind) if not each.required}
+        return derived | {name: NotRequired[hint] if name in may_lack else hint for name, hint in hints.items()}
     return {each.name: hints[each.name] for each in fields(kind)} if is_dataclass(kind) else hints
 
 

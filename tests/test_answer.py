@@ -7,15 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from stn_export.answer.card import STAGES, by_word, card, close, figures
 from stn_export.answer.choice import contest_of, shipped, time_of
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.manifest import Facts
+from stn_export.artifacts.records import Timing
 from stn_export.artifacts.training import Comparison
 from stn_export.comparison.fastest import Proved, choose, portability_of, program, proved_by, told_apart
 from stn_export.comparison.words import by_reason, significant, span, verdict_words
+from tests import made_records
 from tests.bench_rows import ENVIRONMENT, FEW, NETWORKS, contest, facts, timing
+from tests.made_records import MadeTiming
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
 PROVED = {
@@ -42,34 +46,37 @@ class Directory:
         return type("Content", (), {"refused": {}})
 
 
-def timed(artifact: tuple[str, str, str, str], seconds: float, batch: int = 1, **more: object) -> dict:
+def timed(artifact: tuple[str, str, str, str], seconds: float, batch: int = 1, **more: object) -> MadeTiming:
     runner = "eager-cpu" if artifact[2] == "pt2" else "onnxruntime-cpu"
-    return facts(artifact, runner, "cpu", batch, "device") | timing(seconds, batch, 0.01) | more
+    known = facts(artifact, runner, "cpu", batch, "device") | timing(seconds, batch, 0.01)
+    return made_records.timing(known | more)
 
 
-def in_contest(artifact: tuple[str, str, str, str], name: str, ratio: float, batch: int = 1, **more: object) -> dict:
-    return facts(artifact, "onnxruntime-cpu", "cpu", batch, "contest") | contest(name, 1e-4, ratio, **more)
+def in_contest(
+    artifact: tuple[str, str, str, str], name: str, ratio: float, batch: int = 1, **more: object
+) -> MadeTiming:
+    known = facts(artifact, "onnxruntime-cpu", "cpu", batch, "contest") | contest(name, 1e-4, ratio, **more)
+    return made_records.timing(known)
 
 
 def content(
-    *rows: dict,
+    *rows: Timing,
     proved: Proved = PROVED,
     trainings: tuple[Comparison, ...] = (),
     failed: tuple[tuple[str, str, str], ...] = (),
 ) -> Held:
     sha = {each[:2]: each[3] for each in FEW}
     checks = [
-        {
-            "network": network,
-            "artifact": artifact,
-            "runner": runner,
-            "sha256": sha[network, artifact],
-            "precision": artifact.partition("-")[2] or "fp32",
-            "passed": (network, artifact, runner) not in failed,
-            "failure": "the grid is off",
-            "accuracy": accuracy,
-            "multiple": 1e40 if (network, artifact, runner) in failed else 1.5,
-        }
+        made_records.check(
+            network=network,
+            artifact=artifact,
+            runner=runner,
+            sha256=sha[network, artifact],
+            precision=artifact.partition("-")[2] or "fp32",
+            failure="the grid is off" if (network, artifact, runner) in failed else "",
+            accuracy=accuracy,
+            multiple=1e40 if (network, artifact, runner) in failed else 1.5,
+        )
         for (network, artifact, runner), accuracy in proved.items()
     ]
     listed = {
@@ -83,13 +90,13 @@ def content(
     for artifacts in listed.values():
         for name, artifact in artifacts.items():
             artifact.file, artifact.precision, artifact.lowering, artifact.details = f"{name}.onnx", "int8", None, {}
-    verified = {"checks": checks, "networks": {"stn": {"labels": True}}}
+    verified = made_records.verified(*checks, networks={"stn": made_records.network(labels=True)})
     return Held(
         Path("a/run"), [Directory(*each) for each in listed.items()], trainings, verified, list(rows), ENVIRONMENT
     )
 
 
-def said(*rows: dict, **more: object) -> dict[str, str]:
+def said(*rows: Timing, **more: object) -> dict[str, str]:
     return by_word(card(content(*rows, **more)))
 
 
@@ -162,12 +169,12 @@ def test_portability_goes_by_format_precision_and_the_runtimes_that_refuse():
     gather, folded = ("stn", "gather-fp32", "onnx", "g"), FOLDED
     verdicts = {"gather": {"TensorRT": ("should run", "")}, "folded": {"TensorRT": ("refused", "")}}
     tied = [timed(EAGER, 1e-4), timed(folded, 1e-4), timed(gather, 1e-4), timed(INT8, 1e-4)]
-    assert choose(tied, verdicts).row["artifact"] == "gather-fp32"
-    assert choose(tied, {"folded": {"ncnn": ("runs, WRONG", "")}}).row["artifact"] == "gather-fp32"
-    assert choose(tied, {}).row["artifact"] == "folded-fp32"
-    assert choose(tied[::3], {}).row["artifact"] == "matmul-int8"
+    assert choose(tied, verdicts).row.artifact == "gather-fp32"
+    assert choose(tied, {"folded": {"ncnn": ("runs, WRONG", "")}}).row.artifact == "gather-fp32"
+    assert choose(tied, {}).row.artifact == "folded-fp32"
+    assert choose(tied[::3], {}).row.artifact == "matmul-int8"
     compiled = ("stn", "aotinductor-fp32", "aotinductor", "h")
-    assert choose([timed(compiled, 1e-4), timed(EAGER, 1e-4)], {}).row["artifact"] == "program"
+    assert choose([timed(compiled, 1e-4), timed(EAGER, 1e-4)], {}).row.artifact == "program"
 
 
 @pytest.mark.parametrize(
@@ -184,9 +191,9 @@ def test_two_medians_are_told_apart_where_no_drift_explains_them(seconds: float,
 
 
 def test_what_is_proved_passed_and_is_of_todays_files():
-    check = {"network": "stn", "artifact": "a", "runner": "fast", "sha256": "1", "passed": True, "accuracy": 0.9}
-    checks = [check, check | {"runner": "slow", "passed": False}, check | {"artifact": "b", "sha256": "old"}]
-    assert proved_by(checks, lambda check: check["sha256"] == "1") == {("stn", "a", "fast"): 0.9}
+    check = made_records.check(artifact="a", runner="fast", sha256="1", accuracy=0.9)
+    failed, old = replace(check, runner="slow", failure="off"), replace(check, artifact="b", sha256="old")
+    assert proved_by([check, failed, old], lambda check: check.sha256 == "1") == {("stn", "a", "fast"): 0.9}
 
 
 def test_portability_of_a_lowering_is_that_of_its_first_float32_file():
@@ -207,10 +214,10 @@ def test_a_file_has_one_time():
         timed(FOLDED, 1e-4),
         timed(INT8, 7e-4),
     ]
-    assert {time_of(row, rows) for row in rows if row["batch"] == 1 and row["artifact"] == "folded-fp32"} == {1e-4}
+    assert {time_of(row, rows) for row in rows if row.batch == 1 and row.artifact == "folded-fp32"} == {1e-4}
     assert time_of(rows[2], rows) == 9e-3
     assert time_of(rows[0], rows[:2]) == 3e-4
-    assert contest_of(rows, "overhead", rows[4])["batch"] == 64
+    assert contest_of(rows, "overhead", rows[4]).batch == 64
     assert shipped(rows, {program(rows[4]): None}, {}).quick.row is rows[4]
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 import stn_export
 from stn_export import api
 from stn_export.errors import UserError
+from tests import made_records
 from tests.foreign import Sampler
 
 
@@ -63,7 +64,7 @@ def test_a_module_of_any_shape_is_checked(name: str):
 
 @pytest.mark.slow
 def test_a_result_that_failed_is_falsy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    found = [{"artifact": "a", "runner": "r", "failure": "the grid is off", "passed": False}]
+    found = [made_records.check(artifact="a", runner="r", failure="the grid is off")]
     verified = api._verified
     monkeypatch.setattr(api, "_verified", lambda *given: verified(*given) and found)
     result = stn_export.check(sequence(), torch.rand(4, 2, 16), run=tmp_path / "run")

@@ -66,7 +66,7 @@ def resumed(session: Session, tmp_path: Path, *rows: dict, again: bool = False) 
 
 def test_rows_of_an_interrupted_session_are_kept(session: Session, tmp_path: Path):
     assert resumed(session, tmp_path, row_of(session, NAME), row_of(session, CONTEST)) == [NAME, CONTEST]
-    assert [row["regime"] for row in session.rows] == ["contest"] * 2
+    assert [row.regime for row in session.rows] == ["contest"] * 2
 
 
 @pytest.mark.parametrize("said", [{"key": "another"}, {"sha256": "another"}])

@@ -28,6 +28,7 @@ from stn_export.cli.options import PARSERS
 from stn_export.errors import UserError
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
+from tests import made_records
 from tests.bench_files import prove, rows_of, write
 from tests.runs import built_in
 
@@ -125,7 +126,7 @@ def test_work_is_counted_in_the_file_for_every_network_and_batch_that_was_timed(
         def shapes(self, batch: int) -> tuple[torch.Tensor, ...]:
             return (torch.empty(batch, 3, 32, 32),)
 
-    rows = [{"network": "a", "batch": 1}, {"network": "a", "batch": 7}, {"network": "a", "batch": 7}, {"what": "no"}]
+    rows = made_records.timings({"network": "a", "batch": batch} for batch in (1, 7, 7))
     found = all_work({"a": Timed()}, rows)
     assert list(found["a"]) == ["1", "7"]
     assert found["a"]["7"] == counted("cnn", 7)

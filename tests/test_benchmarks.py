@@ -19,6 +19,7 @@ from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.session import Session
 from stn_export.bench.targets import find_targets
+from tests import made_records
 from tests.conftest import REPOSITORY
 from tests.contenders import Benchmark
 
@@ -171,7 +172,7 @@ def test_a_contests_own_samples_are_its_blocks(planned_run: Path):
 
 def test_names_of_rows_say_nothing_of_where_the_suites_lie(planned_run: Path):
     session = Session.open(planned_run, "cpu", "quick")
-    session.rows.append({"network": "cnn", "batch": 3})
+    session.rows.append(made_records.timing({"network": "cnn", "batch": 3}))
     paths = ("benchmarks/test_latency.py", "../site/stn_export/suites/test_latency.py", "test_latency.py")
     content = {"benchmarks": [{"fullname": f"{path}::test_latency[a/b]", "params": {}} for path in paths]}
     session.complete(content)
@@ -186,12 +187,14 @@ def test_the_closing_tables(planned_run: Path, capsys: pytest.CaptureFixture[str
     ratio = {"seconds": 0.001, "baseline_seconds": 0.002, "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}
     labels = {"label": "a [plate] rectifier", "baseline_label": "the same, bypassed", "verdict": "faster"}
     parts = {"localisation": 1e-6, "grid": 2e-6, "sampler": 3e-6, "rest": 4e-6}
-    session.rows += [
-        row | {"contest": "overhead"},  # it failed
-        row | {"contest": "overhead"} | ratio | labels,
-        row | {"import_seconds": 1.0, "load_seconds": 2.0, "first_seconds": 3.0},
-        row | {"breakdown": parts},
-    ]
+    session.rows += made_records.timings(
+        [
+            row | {"contest": "overhead"},  # it failed
+            row | {"contest": "overhead"} | ratio | labels,
+            row | {"import_seconds": 1.0, "load_seconds": 2.0, "first_seconds": 3.0},
+            row | {"breakdown": parts},
+        ]
+    )
     session.close()
     said = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["What", "sampling", "costs:", "a", "[plate]", "rectifier", "against", "the", "same,", "bypassed"] in said

@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from benchmarks.tools.kept import verified
 from stn_export import cli
 from stn_export.answer.card import STAGES, by_word, card
 from stn_export.answer.held import Held
+from stn_export.artifacts.records import Check, Timing
+from stn_export.comparison.fastest import program
+from tests import made_records
 from tests.bench_files import prove
 from tests.report_files import comparison
 from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, content, in_contest, timed
@@ -32,17 +36,20 @@ def caveats(held: Held) -> list[str]:
 def with_check(held: Held, artifact: str, runner: str = ORT, **changed: object) -> Held:
     """The run with one check changed; it must be there."""
     checks = [
-        check | changed if (check["artifact"], check["runner"]) == (artifact, runner) else check
+        structs.replace(check, **changed) if (check.artifact, check.runner) == (artifact, runner) else check
         for check in held.checks
     ]
-    assert checks != held.checks
-    return replace(held, verified=held.verified | {"checks": checks})
+    assert checks != list(held.checks)
+    return with_checks(held, *checks)
+
+
+def with_checks(held: Held, *checks: Check) -> Held:
+    """The run with these checks instead."""
+    return replace(held, verified=structs.replace(held.verified, checks=checks))
 
 
 def failing(held: Held) -> Held:
-    return with_check(
-        held, "matmul-int8", passed=False, failure="accuracy falls\nby 1.50 points,   more than 1", multiple=None
-    )
+    return with_check(held, "matmul-int8", failure="accuracy falls\nby 1.50 points,   more than 1", multiple=None)
 
 
 def aged(held: Held) -> Held:
@@ -50,8 +57,7 @@ def aged(held: Held) -> Held:
 
 
 def unchecked(held: Held) -> Held:
-    checks = [check for check in held.checks if (check["network"], check["artifact"]) != ("cnn", "program")]
-    return replace(held, verified=held.verified | {"checks": checks})
+    return with_checks(held, *(check for check in held.checks if program(check)[:2] != ("cnn", "program")))
 
 
 def outrun(held: Held) -> Held:
@@ -79,7 +85,8 @@ def single(held: Held) -> Held:
 
 
 def nameless(held: Held) -> Held:
-    return replace(held, verified=held.verified | {"networks": {"stn": {"labels": False}, "cnn": {"labels": True}}})
+    networks = {"stn": made_records.network(labels=False), "cnn": made_records.network(labels=True)}
+    return replace(held, verified=structs.replace(held.verified, networks=networks))
 
 
 def over_budget(held: Held) -> Held:
@@ -153,8 +160,8 @@ def test_all_caveats_at_once_are_all_said_the_worst_first():
 
 def test_a_caveat_names_three_and_counts_the_rest():
     held = content(*QUIET)
-    checks = [{**held.checks[0], "artifact": f"a{number}", "passed": False, "failure": "off"} for number in range(1234)]
-    said = caveats(replace(held, verified=held.verified | {"checks": checks}))[0]
+    checks = [structs.replace(held.checks[0], artifact=f"a{number}", failure="off") for number in range(1234)]
+    said = caveats(with_checks(held, *checks))[0]
     assert said == (
         "failed, never deployed: 1,234 checks: stn/a0 on eager-cpu: off; stn/a1 on eager-cpu: off; "
         "stn/a2 on eager-cpu: off and 1,231 more"
@@ -202,15 +209,13 @@ def test_what_changed_since_a_timing_is_named(changed: dict, words: str):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda held: with_check(held, "matmul-int8", passed=False),
+        lambda held: with_check(held, "matmul-int8", failure="off"),
         lambda held: with_check(held, "matmul-int8", sha256="old"),
-        lambda held: replace(held, rows=[row | {"sha256": "old"} if row["format"] == "onnx" and
-                                         row["artifact"] == "matmul-int8" else row for row in held.rows]),
-        lambda held: replace(held, verified=held.verified | {
-            "checks": [check for check in held.checks if check["artifact"] != "matmul-int8"]}),
-        lambda held: replace(held, verified=held.verified | {
-            "checks": [*held.checks, *({**check, "passed": False} for check in held.checks
-                                       if check["artifact"] == "matmul-int8")]}),
+        lambda held: replace(held, rows=[row | {"sha256": "old"} if row.format == "onnx" and
+                                         row.artifact == "matmul-int8" else row for row in held.rows]),
+        lambda held: with_checks(held, *(check for check in held.checks if check.artifact != "matmul-int8")),
+        lambda held: with_checks(held, *held.checks, *(structs.replace(check, failure="off") for check in held.checks
+                                                       if check.artifact == "matmul-int8")),
     ],
     ids=["failed", "checked before it changed", "timed before it changed", "never verified", "passed and failed"],
 )  # fmt: skip
@@ -230,13 +235,13 @@ def test_a_run_that_nothing_was_verified_of_deploys_nothing():
 
 def test_results_that_are_stored_name_no_file_that_changed_since_it_was_timed(tmp_path: Path):
     prove(tmp_path, "onnxruntime-cpu", "torchscript-cpu")
-    row = {"network": "stn", "artifact": "some-fp32", "runner": "onnxruntime-cpu", "sha256": "0"}
+    row = made_records.timing({"artifact": "some-fp32", "runner": "onnxruntime-cpu", "sha256": "0"})
     stored = ["stn", "some-fp32", "onnxruntime-cpu"], ["stn", "some-fp32", "torchscript-cpu"]
     assert verified(tmp_path, [row])["proved"] == [*stored]
     assert verified(tmp_path, [row | {"sha256": "old"}])["proved"] == [stored[1]]
 
 
-def confidence(*rows: dict, **environment: object) -> str:
+def confidence(*rows: Timing, **environment: object) -> str:
     held = content(*rows)
     return by_word(card(replace(held, environment=held.environment | environment)))["confidence"]
 

@@ -20,12 +20,13 @@ from stn_export.report.bench import add_charts, tables
 from stn_export.report.content import Report
 from stn_export.report.page import Table, Text
 from stn_export.report.sections_costs import costs, deploys
+from tests.made_records import MadeTiming
 from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, PROVED, content, in_contest, timed
 
 EAGER_NAME, PLAIN_NAME = "stn-eager-cpu-program", "cnn-onnxruntime-cpu-plain-fp32"
 
 
-def speedup(middle: float, low: float, high: float, **more: object) -> dict:
+def speedup(middle: float, low: float, high: float, **more: object) -> MadeTiming:
     """A paired comparison of the folded file with eager PyTorch that found this speed-up."""
     ends = {"ratio": 1 / middle, "ratio_low": 1 / high, "ratio_high": 1 / low, "baseline_seconds": 1e-4 * middle}
     return in_contest(FOLDED, "eager", 0.2, baseline=EAGER_NAME) | ends | more
@@ -99,12 +100,12 @@ QUIET = (
     in_contest(FOLDED, "eager", 0.2),
 )
 BUSY = tuple(
-    row | ({"disturbed": True} if "disturbed" in row else {"disturbed_blocks": 1})
+    row | ({"disturbed": True} if row.disturbed is not None else {"disturbed_blocks": 1})
     for row in (*QUIET, timed(PLAIN, 5e-5))
 )
 
 
-def shown(rows: tuple[dict, ...]) -> dict[str, str]:
+def shown(rows: tuple[MadeTiming, ...]) -> dict[str, str]:
     """The figures of a run, wherever they are shown."""
     held = content(*rows)
     report = Report(

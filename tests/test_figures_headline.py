@@ -17,13 +17,15 @@ from stn_export.report.bench import tables
 from stn_export.report.content import Report
 from stn_export.report.sections_costs import single_table
 from stn_export.runners import Step
+from tests import made_records
 from tests.bench_rows import facts, timing
+from tests.made_records import MadeTiming
 from tests.test_answer import FOLDED, INT8, content, in_contest, timed
 
-REQUEST = facts(FOLDED, "onnxruntime-cpu", "cpu", 1, "request") | timing(1.3e-4, 1, 0.01)
+REQUEST = made_records.timing(facts(FOLDED, "onnxruntime-cpu", "cpu", 1, "request") | timing(1.3e-4, 1, 0.01))
 
 
-def against(runner: str, threads: int, ratio: float, **more: object) -> dict:
+def against(runner: str, threads: int, ratio: float, **more: object) -> MadeTiming:
     """A paired comparison of requests with a way to run it in PyTorch."""
     said = {"baseline": f"stn-{runner}-program-{threads}-threads", "baseline_runner": runner, "by_host": True}
     return in_contest(FOLDED, "pytorch", ratio, **said, baseline_threads=threads, **more)
@@ -50,8 +52,8 @@ def test_the_headline_is_a_request_against_pytorch_at_its_fastest():
 
 
 def test_only_requests_of_the_same_file_and_batch_are_quoted():
-    many = facts(FOLDED, "onnxruntime-cpu", "cpu", 16, "request") | timing(9e-4, 16)
-    other = facts(INT8, "onnxruntime-cpu", "cpu", 1, "request") | timing(2e-5, 1)
+    many = made_records.timing(facts(FOLDED, "onnxruntime-cpu", "cpu", 16, "request") | timing(9e-4, 16))
+    other = made_records.timing(facts(INT8, "onnxruntime-cpu", "cpu", 1, "request") | timing(2e-5, 1))
     own = timed(FOLDED, 1e-4)
     assert headline([many, other, own], own) is own
     assert headline([many, other, own, REQUEST], own) is REQUEST
@@ -108,7 +110,8 @@ def test_the_ends_of_a_shown_time_differ(low: float, high: float, said: str):
 
 
 def test_memory_in_the_report_is_a_fresh_processes():
-    start = facts(FOLDED, "onnxruntime-cpu", "cpu", 1, "start-up", load_seconds=0.25, first_seconds=6.1e-3)
+    started = facts(FOLDED, "onnxruntime-cpu", "cpu", 1, "start-up", load_seconds=0.25, first_seconds=6.1e-3)
+    start = made_records.timing(started)
     cold = timed(FOLDED, 4e-5, inputs="cold: 3 buffers", p50_low=3.9e-5, p50_high=2.46e-4)
     rows = [timed(FOLDED, 1e-4, host_bytes=1.6 * 2**20), cold, REQUEST, start | {"host_bytes": 80 * 2**20}]
     report = Report("a", bench=tables(rows, {}))

@@ -339,8 +339,8 @@ def test_the_worst_grid_error_is_that_of_all_parts(worst_in: int, tmp_path: Path
 
     over = over_examples(opened(known, tmp_path, change), known)
     pixels = over.grid_pixels["site0"]
-    assert pixels["worst"] == pytest.approx(0.5, abs=1e-4)
-    assert pixels["mean"] == pytest.approx((0.5 + 2 * 0.25) / (12 * 8 * 10), abs=1e-5)
+    assert pixels.worst == pytest.approx(0.5, abs=1e-4)
+    assert pixels.mean == pytest.approx((0.5 + 2 * 0.25) / (12 * 8 * 10), abs=1e-5)
     index, error, output = over.differing[0]
     assert (index, output) == (4 * worst_in + 2, "mean")
     assert error == pytest.approx(0.1, abs=1e-5)

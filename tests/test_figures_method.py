@@ -23,8 +23,10 @@ from stn_export.bench.usage import Usage, cpu_seconds, descendants
 from stn_export.comparison.fastest import choose
 from stn_export.comparison.moments import drift
 from stn_export.runners import Step
+from tests import made_records
 from tests.conftest import REPOSITORY
 from tests.contenders import EXACT
+from tests.made_records import MadeTiming
 
 TARGET = SimpleNamespace(facts=lambda batch: {"batch": batch})
 
@@ -156,14 +158,16 @@ def test_waiting_is_read_thread_by_thread(tmp_path: Path, monkeypatch: pytest.Mo
     assert usage.waits(5) == {5: 2.0, 6: 0.5}
 
 
-def row(name: str, seconds: float, reach: float = 0.002) -> dict:
+def row(name: str, seconds: float, reach: float = 0.002) -> MadeTiming:
     form = {"format": "onnx", "lowering": "", "precision": "fp32", "file_bytes": 1, "batch": 1, "artifact": name}
-    return form | {"p50": seconds, "p50_low": seconds * (1 - reach), "p50_high": seconds * (1 + reach)}
+    return made_records.timing(
+        form | {"p50": seconds, "p50_low": seconds * (1 - reach), "p50_high": seconds * (1 + reach)}
+    )
 
 
 def test_what_is_called_faster_lies_further_apart_than_moments_of_a_machine():
     assert drift() == pytest.approx(np.exp(1.959964 * np.sqrt(2) * 0.04))
-    assert [each["artifact"] for each in choose([row("a", 1.0), row("b", 1.10)], {}).tied] == ["b"]
+    assert [each.artifact for each in choose([row("a", 1.0), row("b", 1.10)], {}).tied] == ["b"]
     assert choose([row("a", 1.0), row("b", 1.13)], {}).tied == ()
     many = [row("a", 1.0), *(row(name, 1.13) for name in "bcdef")]
     assert len(choose(many, {}).tied) == 5  # of six files some pair often lies so far apart by chance

@@ -125,30 +125,28 @@ def test_figures_of_a_tree_with_changes_or_of_a_tiny_run_are_not_kept(monkeypatc
 
 def test_the_time_of_a_request_and_of_its_speedup_are_said_to_be_of_two_kinds():
     latency = readme.answer().latency()
-    request = [row for row in readme.timings() if row["regime"] == "request" and row["runner"] == "native-cpu"]
-    assert latency.startswith(f"{1e3 * request[0]['p50']:.4f} ms per example")
+    request = [row for row in readme.timings() if row.regime == "request" and row.runner == "native-cpu"]
+    assert latency.startswith(f"{1e3 * request[0].p50:.4f} ms per example")
     assert ", host array to host array; " in latency
     assert latency.endswith("both with inputs in place")
 
 
 def test_the_headlines_interval_covers_every_eager_time_of_the_run():
-    rows = [row for row in readme.timings() if row.get("contest") == "eager" and row["batch"] == 1]
-    [ours] = [row for row in rows if row["runner"] == "native-cpu"]
+    rows = [row for row in readme.timings() if row.contest == "eager" and row.batch == 1]
+    [ours] = [row for row in rows if row.runner == "native-cpu"]
     found = re.search(r"speed-up over eager PyTorch ([\d.]+) × \(([\d.]+) to ([\d.]+)\)", readme.answer().latency())
     middle, low, high = map(float, found.groups())
     assert low < middle < high
     for row in rows:
-        expected = row["baseline_seconds"] / ours["baseline_seconds"] / ours["ratio"]
+        expected = row.baseline_seconds / ours.baseline_seconds / ours.ratio
         assert 0.995 * low <= expected <= 1.005 * high
 
 
 def test_the_fastest_of_many_is_the_fastest_that_was_timed():
-    many = [row for row in readme.timings() if row.get("contest") == "eager" and row["batch"] == 256]
-    best = min(many, key=lambda row: row["ratio"])
-    assert f"in float32 `{best['artifact']}` in {best['runner']}, {1 / best['ratio']:.2f} ×" in text_of(
-        "docs/benchmarks.md"
-    )
-    assert set(SIDE) <= set(best)
+    many = [row for row in readme.timings() if row.contest == "eager" and row.batch == 256]
+    best = min(many, key=lambda row: row.ratio)
+    assert f"in float32 `{best.artifact}` in {best.runner}, {1 / best.ratio:.2f} ×" in text_of("docs/benchmarks.md")
+    assert all(getattr(best, name) for name in SIDE)
 
 
 def test_every_shown_interval_has_a_width():

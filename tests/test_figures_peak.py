@@ -15,6 +15,8 @@ from stn_export.bench import floors
 from stn_export.comparison.disturbance import Marks
 from stn_export.native.build import compiler
 from stn_export.native.source import multiply_adds_saved
+from tests import made_records
+from tests.made_records import MadeTiming
 from tests.runs import built_in
 
 NEEDS_COMPILER = pytest.mark.skipif(not compiler(), reason="no C compiler here")
@@ -27,9 +29,10 @@ PEAK = {
 WORK = {"flops": 4e8, "native_flops": 3e8, "bytes_fused": 2**20, "bytes_unfused": 3 * 2**20, "launches": 35}
 
 
-def row(**more: object) -> dict:
+def row(**more: object) -> MadeTiming:
     said = {"network": "stn", "label": "the network", "batch": 8, "p50": 1e-3, "runner": "fast-cpu", "artifact": "file"}
-    return said | {"format": "native", "precision": "fp32", "tf32": False, "regime": "device"} | more
+    known = said | {"format": "native", "tf32": False, "p50_low": 1e-3, "p50_high": 1e-3}
+    return made_records.timing(known | more)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,8 @@ def test_what_the_native_convolutions_save():
 def test_work_counts_what_is_done_by_the_c_that_was_timed(monkeypatch: pytest.MonkeyPatch):
     program = built_in("cnn")
     networks = {"cnn": SimpleNamespace(program=program, shapes=lambda batch: (torch.empty(batch, 3, 32, 32),))}
-    timed = [{"network": "cnn", "batch": 3, "format": "native"}, {"network": "cnn", "batch": 1, "format": "onnx"}]
+    facts = ({"network": "cnn", "batch": 3, "format": "native"}, {"network": "cnn", "batch": 1, "format": "onnx"})
+    timed = made_records.timings(facts)
     found = floors.all_work(networks, timed)["cnn"]
     stated = 2 * program.multiply_adds()
     assert found["1"]["native_flops"] == stated - 2 * multiply_adds_saved(program)

@@ -27,7 +27,7 @@ from stn_export.train import __main__ as train
 from stn_export.train.gain import Training
 from stn_export.verify import __main__ as verify
 from stn_export.verify import versus
-from tests import golden, readme
+from tests import golden, made_records, readme
 from tests.golden import CHECKS, CONTESTS, CURVES, GAINS, PARTS, STARTS, STEPS, TRAINED, Grid
 from tests.test_golden import ends, inverse, micro, minus, percent, three
 
@@ -233,7 +233,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Session:
     """One that timed the golden rows."""
     monkeypatch.setattr("stn_export.bench.session.left_out", lambda run, device: {})
     made = Session(Path("run"), "cpu", None, [])
-    made.rows = [row for row in golden.rows() if row["device"] == "cpu"]
+    made.rows = [row for row in made_records.timings(golden.rows()) if row.device == "cpu"]
     return made
 
 
@@ -446,7 +446,7 @@ def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     run = json.loads(golden_trainings())["runs"][0]
     files = {"proof-*.json": {"trials": TRIALS}, "training-gain-cpu.json": {"runs": [run]}}
     files |= {name: {"runs": [run]} for name in ("training-tuned-cpu.json", "training-reference-cpu.json")}
-    parity = golden.checks({name[:2]: "" for name in CHECKS})
+    parity = [check.as_dict() for check in golden.checks({name[:2]: "" for name in CHECKS})]
     files["cifar10-reference-cpu.json"] = {"parity": parity}
     monkeypatch.setattr(readme, "bench", lambda: content)
     monkeypatch.setattr(readme, "kept", files.__getitem__)
@@ -557,10 +557,10 @@ def test_the_proof_in_the_docs(docs: dict):
 
 def test_one_file_has_one_time():
     """Its separate timing, wherever a contest timed it too."""
-    rows = golden.rows()
+    rows = made_records.timings(golden.rows())
     for row in rows:
-        if row.get("contest"):
-            name = row["network"], row["artifact"], row["runner"], row["batch"]
+        if row.contest:
+            name = row.network, row.artifact, row.runner, row.batch
             assert time_of(row, rows) * 1e6 == pytest.approx(STEPS[name][0])
 
 

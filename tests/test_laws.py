@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from benchmarks.tools import results_page
 from stn_export import cli
@@ -16,9 +17,10 @@ from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench import compare
 from stn_export.comparison import laws
 from stn_export.comparison.disturbance import Marks
+from stn_export.comparison.fastest import program
 from stn_export.errors import UserError
 from stn_export.program.specs import Contract
-from tests import golden
+from tests import golden, made_records
 from tests.golden import CHECKS, CURVES
 from tests.readme import KEPT, REPOSITORY
 
@@ -54,7 +56,7 @@ def test_a_median_lies_in_its_interval():
     ):
         rows = golden.rows()
         swapped(rows, low, high, **facts)
-        [found] = laws.broken_by_rows(rows)
+        [found] = laws.broken_by_rows(made_records.timings(rows))
         assert (found.law, "stn/folded-fp32 in onnxruntime-cpu, batch 1" in found.figure) == (
             "a median lies in its interval",
             True,
@@ -84,7 +86,7 @@ CHANGES = {
 def test_a_row_that_breaks_a_law_is_named(law: str):
     rows = golden.rows()
     CHANGES[law](rows)
-    assert [found.law for found in laws.broken_by_rows(rows)] == [law]
+    assert [found.law for found in laws.broken_by_rows(made_records.timings(rows))] == [law]
 
 
 def test_parts_add_up_to_the_call_whose_nodes_nobody_kept():
@@ -98,11 +100,13 @@ def test_parts_add_up_to_the_call_whose_nodes_nobody_kept():
 
 def test_what_is_contradicted_is_marked_on_all_three_figures(monkeypatch: pytest.MonkeyPatch):
     rows = golden.rows()
-    assert len(Marks(rows).contradicted) == 1
+    assert len(Marks(made_records.timings(rows)).contradicted) == 1
     usual = Marks.of
     for hidden in ("contest", "p50"):
-        monkeypatch.setattr(Marks, "of", lambda self, row, hidden=hidden: "" if hidden in row else usual(self, row))
-        found = laws.broken_by_rows(rows)
+        monkeypatch.setattr(
+            Marks, "of", lambda self, row, hidden=hidden: "" if getattr(row, hidden) else usual(self, row)
+        )
+        found = laws.broken_by_rows(made_records.timings(rows))
         assert {each.law for each in found} == {"what is contradicted is marked"}
         assert len(found) == {"contest": 1, "p50": 2}[hidden]
 
@@ -129,17 +133,18 @@ def test_no_peak_is_beaten(flops: int, peak: dict | None, broken: bool):
 
 
 def test_every_forced_theta_is_counted():
-    checks = golden.checks(SHAS)
-    for check in checks:
-        check["comparisons"] = {"examples ×1": {}, "theta upside down": {}, "site1/theta scale 10": {}}
+    compared = {"examples ×1": {}, "theta upside down": {}, "site1/theta scale 10": {}}
+    checks = [structs.replace(check, comparisons=compared) for check in golden.checks(SHAS)]
     assert list(laws.broken_by_checks(checks)) == []
-    folded = picked(checks, artifact="folded-fp32", runner="onnxruntime-cuda")
-    del folded["comparisons"]["site1/theta scale 10"]
+    [index] = [index for index, check in enumerate(checks) if program(check)[1:] == ("folded-fp32", "onnxruntime-cuda")]
+    fewer = {"examples ×1": {}, "theta upside down": {}}
+    checks[index] = structs.replace(checks[index], comparisons=fewer)
     [found] = laws.broken_by_checks(checks)
     assert str(found) == (
         "1 theta (site1/theta scale 10) of stn/folded-fp32 in onnxruntime-cuda: every forced theta is counted"
     )
-    folded["notes"] = ["site1/theta scale 10: not forced, the file does not show where"]
+    noted = ("site1/theta scale 10: not forced, the file does not show where",)
+    checks[index] = structs.replace(checks[index], notes=noted)
     assert list(laws.broken_by_checks(checks)) == []
 
 
@@ -154,8 +159,8 @@ def golden_run(tmp_path: Path) -> Held:
             for kind in ("checkpoint", "program")
         }
         directories.append(Directory(run / name, listed))
-    checks = [check for check in golden.checks(SHAS) if check["artifact"] == "program"]
-    return Held(run, directories, [golden.comparison()], {"checks": checks})
+    checks = [check for check in golden.checks(SHAS) if check.artifact == "program"]
+    return Held(run, directories, [golden.comparison()], made_records.verified(*checks))
 
 
 class Directory(NetworkDirectory):
@@ -177,13 +182,14 @@ class Directory(NetworkDirectory):
 def test_accuracy_in_training_is_that_in_verification(golden_run: Held):
     assert golden_run.trained_accuracies == {name: CURVES[name]["0"][-1] for name in ("stn", "cnn")}
     assert golden_run.broken_laws == []
-    golden_run.verified["checks"][0]["accuracy"] -= 0.002  # of other images, say
-    [found] = golden_run.broken_laws
+    first, *others = golden_run.checks
+    other = structs.replace(first, accuracy=first.accuracy - 0.002)  # of other images, say
+    [found] = replace(golden_run, verified=made_records.verified(other, *others)).broken_laws
     assert str(found) == (
         "94.13 % of stn/program in eager-cpu against 94.33 % in training: accuracy in training is that in verification"
     )
-    golden_run.verified["checks"][0]["sha256"] = "old"  # of another file
-    assert golden_run.broken_laws == []
+    other = structs.replace(other, sha256="old")  # of another file
+    assert replace(golden_run, verified=made_records.verified(other, *others)).broken_laws == []
 
 
 @pytest.mark.parametrize(("seed", "keep", "accuracy"), [(2, "last", 0.9678), (1, "best", 0.9), (7, "last", None)])

@@ -21,6 +21,8 @@ from stn_export.comparison.compare import compare as compare_arrays
 from stn_export.comparison.estimates import estimate, student
 from stn_export.comparison.fastest import choose, steps
 from stn_export.comparison.tolerances import Bound
+from tests import made_records
+from tests.made_records import MadeTiming
 
 
 @pytest.fixture(autouse=True)
@@ -181,10 +183,10 @@ def test_verdicts(low: float, high: float, said: str):
     assert verdict(low, high) == said
 
 
-def contest_rows(count: int, ratio: float, reach: float) -> dict[str, dict]:
+def contest_rows(count: int, ratio: float, reach: float) -> dict[str, MadeTiming]:
     """So many contests, each with an interval of ``reach`` (a logarithm) on either side."""
     row = {"ratio": ratio, "ratio_low": ratio / math.exp(reach), "ratio_high": ratio * math.exp(reach)}
-    return {str(index): row | {"contest": "eager"} for index in range(count)}
+    return {str(index): made_records.timing(row | {"contest": "eager"}) for index in range(count)}
 
 
 @pytest.mark.parametrize("rows", [1, 10, 150])
@@ -198,10 +200,9 @@ def test_many_contests_have_intervals_so_wide_that_all_together_give_one_false_a
     assert change.verdict == "slower"
 
 
-def timed_row(runner: str, p50: float, reach: float, batch: int = 1) -> dict:
+def timed_row(runner: str, p50: float, reach: float, batch: int = 1) -> MadeTiming:
     low, high = p50 / math.exp(reach), p50 * math.exp(reach)
-    names = {"network": "stn", "device": "cpu", "batch": batch, "regime": "device", "inputs": "hot"}
-    return names | {"runner": runner, "p50": p50, "p50_low": low, "p50_high": high}
+    return made_records.timing({"batch": batch, "runner": runner, "p50": p50, "p50_low": low, "p50_high": high})
 
 
 @pytest.mark.parametrize("factor", [1.4, 1 / 1.4])
@@ -221,7 +222,7 @@ def test_a_row_is_held_against_eager_of_its_run(factor: float):
 
 
 def test_cold_inputs_are_held_against_eagers_cold_inputs_and_requests_against_its_requests():
-    def row(runner: str, p50: float, **more: str) -> dict:
+    def row(runner: str, p50: float, **more: str) -> MadeTiming:
         return timed_row(runner, p50, 0.01) | more
 
     kinds = {"hot": {}, "cold": {"inputs": "cold"}, "request": {"regime": "request"}}
@@ -294,7 +295,7 @@ def test_of_what_cannot_be_told_apart_the_most_portable_is_shipped(better: dict,
     assert (found.row, found.fastest, found.tied) == (best, fastest, (best,))
 
 
-def test_a_row_that_says_nothing_of_its_inputs_goes_before_one_of_cold_ones():
+def test_a_row_of_hot_inputs_goes_before_one_of_cold_ones():
     cold = timed_row("a-cpu", 2e-3, 0.01) | {"artifact": "a", "inputs": "cold: 3 buffers"}
-    plain = {name: value for name, value in cold.items() if name != "inputs"} | {"p50": 1e-3}
+    plain = cold | {"inputs": "hot: one buffer", "p50": 1e-3}
     assert steps([cold, plain]) == steps([plain, cold]) == [plain]

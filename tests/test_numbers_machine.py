@@ -30,7 +30,9 @@ from stn_export.comparison.disturbance import Marks
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.verify.truth import predictions, share_of
+from tests import made_records
 from tests.contenders import EXACT, Benchmark, contenders
+from tests.made_records import MadeTiming
 from tests.runs import built_in
 from tests.zoo import ZOO
 
@@ -248,7 +250,8 @@ def test_an_empty_tensor_moves_nothing():
 def test_work_is_counted_for_every_network_and_batch_that_was_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(floors, "work", lambda program, inputs: {"flops": program * inputs})
     networks = {name: SimpleNamespace(program=size, shapes=lambda batch: batch) for name, size in (("a", 3), ("b", 5))}
-    rows = [{"network": "b", "batch": 7}, {"network": "a", "batch": 1}, {"network": "a", "batch": 7}, {"batch": 9}]
+    timed = (("b", 7), ("a", 1), ("a", 7))
+    rows = made_records.timings({"network": network, "batch": batch} for network, batch in timed)
     found = floors.all_work(networks, [*rows, rows[0]])
     assert found == {"a": {"1": {"flops": 3}, "7": {"flops": 21}}, "b": {"7": {"flops": 35}}}
 
@@ -274,11 +277,10 @@ def test_times_in_words(value: float, said: str):
     assert seconds(value) == said
 
 
-def timed(artifact: str, batch: int, p50: float, **more: object) -> dict:
-    row = {"network": "stn", "label": "the network", "role": "subject", "artifact": artifact, "runner": "fast-cpu"}
-    row |= {"batch": batch, "p50": p50, "p50_low": 0.9 * p50, "p50_high": 1.1 * p50, "regime": "device"}
-    row |= {"device": "cpu", "inputs": "hot", "format": "onnx", "lowering": "some", "file_bytes": 1}
-    return row | {"examples_per_second": batch / p50, "precision": "fp32", "tf32": False} | more
+def timed(artifact: str, batch: int, p50: float, **more: object) -> MadeTiming:
+    row = {"label": "the network", "artifact": artifact, "runner": "fast-cpu", "lowering": "some", "file_bytes": 1}
+    row |= {"batch": batch, "p50": p50, "p50_low": 0.9 * p50, "p50_high": 1.1 * p50, "tf32": False}
+    return made_records.timing(row | {"examples_per_second": batch / p50} | more)
 
 
 def test_the_line_of_a_contest_reads_the_right_way_round():

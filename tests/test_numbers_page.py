@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.tools import results_page
 from benchmarks.tools.simulated import CONTESTS, Machine
+from stn_export.artifacts.records import timing
 from stn_export.bench.cases import Case
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.methodology import contest, time_case
@@ -84,7 +85,7 @@ def test_results_read_the_right_way_round(rows: list[dict], tmp_path: Path):
 
 
 def test_the_report_says_the_same(rows: list[dict]):
-    report = Report("a run", environment=ENVIRONMENT, bench=tables(rows, {}))
+    report = Report("a run", environment=ENVIRONMENT, bench=tables(list(map(timing, rows)), {}))
     blocks = [block for block in costs(report) if isinstance(block, Table)]
     text = "\n".join(f"### {block.title}\n{block.markdown}" for block in blocks)
     assert figure(text, "| folded-fp32 | onnxruntime-cpu | ", " ×") == pytest.approx(1.5, rel=0.02)

@@ -11,11 +11,12 @@ from benchmarks.tools import results_page
 from stn_export import cli
 from stn_export.answer.choice import time_of
 from stn_export.artifacts.manifest import NetworkDirectory, network_directories
+from stn_export.artifacts.records import timings
 from stn_export.bench import session
 from stn_export.bench.grids import GRIDS
 from stn_export.comparison.words import significant
 from stn_export.report import __main__ as report
-from tests import bench_rows
+from tests import bench_rows, made_records
 from tests.report_files import checks_of, export, write_verify
 from tests.test_report import write_bench
 
@@ -45,13 +46,14 @@ def test_a_file_has_one_time_wherever_it_is_shown(
     assert wanted != quoted
     monkeypatch.setattr(session, "left_out", lambda *_: {})
     measured = [row for row in rows if row["regime"] in ("contest", "device", "offline")]
-    session.Session(run, "cpu", GRIDS["quick"], [], measured).close()
+    session.Session(run, "cpu", GRIDS["quick"], [], made_records.timings(measured)).close()
     shown = capsys.readouterr().out
     assert numbers(shown, rf"stn {RUNNER} {FILE} +1 +(\S+) ") == {wanted}
     assert cli.run(report.main, ["--run", str(run)]) == 0
     assert f"{quoted} ms per example (" in capsys.readouterr().out
-    kept = [row["extra_info"] for row in json.loads((run / "bench.json").read_text(encoding="utf-8"))["benchmarks"]]
-    assert {significant(1e3 * time_of(row, kept)) for row in kept if row in own} == {wanted}
+    kept = timings(json.loads((run / "bench.json").read_text(encoding="utf-8")))
+    mine = [row for row in kept if (row.artifact, row.runner, row.batch) == (FILE, RUNNER, 1)]
+    assert {significant(1e3 * time_of(row, kept)) for row in mine} == {wanted}
     said = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert significant(1e3 * said["answer"]["cpu"]["latency"]["p50"]) == quoted
     assert numbers(dict(said["card"])["latency"], r"^(\S+) ms") == {quoted}
@@ -60,6 +62,6 @@ def test_a_file_has_one_time_wherever_it_is_shown(
         wanted
     }
     assert numbers(html, r"<dt>latency</dt><dd>(\S+) ms") == {quoted}
-    lines = "\n".join(results_page.contest_tables(rows))
+    lines = "\n".join(results_page.contest_tables(made_records.timings(rows)))
     micro = numbers(lines, rf"\| {RUNNER} {FILE} \| 1 \| ([^|]+) \|")
     assert micro == {results_page.seconds(timed["p50"])}

@@ -11,9 +11,10 @@ import torch
 
 from stn_export import cli
 from stn_export.artifacts.manifest import TWIN_NOTE, NetworkDirectory, network_directories
+from stn_export.artifacts.records import GridPixels, PointEntry
 from stn_export.report import __main__ as report
 from stn_export.report import figures, parity
-from tests import bench_rows
+from tests import bench_rows, made_records
 from tests.report_files import check, checks_of, comparison, export, write_points, write_training, write_verify
 from tests.sweeps import swept
 from tests.zoo import ZOO, enter_zoo
@@ -147,8 +148,8 @@ def test_the_worst_error_of_each_site_stands_by_lowering_and_runner(stn: Network
     ]
     write_verify(run, checks)
     [table] = report.collect(run).sites
-    assert table["places"] == ["site0, grid px", "site0, warped", "outputs"]
-    assert [(row["lowering"], row["runner"], *map(row["errors"].get, table["places"])) for row in table["rows"]] == [
+    assert table.places == ["site0, grid px", "site0, warped", "outputs"]
+    assert [(row.lowering, row.runner, *map(row.errors.get, table.places)) for row in table.rows] == [
         ("folded", "onnxruntime-cpu", 3e-6, None, 2e-5),
         ("folded", "openvino-cpu", None, None, 2e-5),
         ("decomposed", "onnxruntime-cpu", None, 4e-5, 5e-5),
@@ -162,11 +163,15 @@ def test_the_grid_counts_at_the_site_where_it_is_worst(stn: NetworkDirectory, ru
     pixels = {"site0": {"mean": 1e-6, "worst": 1e-5}, "site1": {"mean": 2e-6, "worst": 2e-3}}
     write_verify(run, [check(stn, "folded-fp16", "onnxruntime-cpu", grid_pixels=pixels)])
     [row] = report.collect(run).parity
-    assert row["pixels"] == {"mean": 2e-6, "worst": 2e-3}
-    points = {f"site{index}/grid": {"kind": "grid"} for index in range(3)} | {"out": {"kind": "output"}}
+    assert row.pixels == GridPixels(mean=2e-6, worst=2e-3)
+    points = {f"site{index}/grid": point("grid") for index in range(3)} | {"out": point("output")}
     errors = {"site0/grid": 1.0, "site1/grid": 3.0, "out": 2.0}
     assert parity.worst_by_kind(errors, points) == {"grid": 3.0, "output": 2.0}
     assert parity.worst_by_kind(errors | {"site2/grid": None}, points) == {"grid": None, "output": 2.0}
+
+
+def point(kind: str) -> PointEntry:
+    return PointEntry(kind=kind, site=None, eager_error=0.0, scale=1.0)
 
 
 def differ(stn: NetworkDirectory, name: str, *rows: list, **more: object) -> dict:
@@ -217,8 +222,8 @@ def test_nothing_that_differs_is_no_section(run: Path):
 
 def test_the_largest_difference_of_an_example_counts():
     checks = [
-        {"runner": "a", "differing": [[1, 0.5, "x"], [2, 0.1, "x"]]},
-        {"runner": "b", "differing": [[2, 0.9, "y"], [3, None, "y"]]},
+        made_records.check(runner="a", differing=[[1, 0.5, "x"], [2, 0.1, "x"]]),
+        made_records.check(runner="b", differing=[[2, 0.9, "y"], [3, None, "y"]]),
     ]
     assert parity.most_different(checks) == [(2, 0.9, "y", checks[1]), (1, 0.5, "x", checks[0])]
 

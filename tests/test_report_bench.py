@@ -22,7 +22,9 @@ from stn_export.report.charts_bench import short_name
 from stn_export.report.content import Report
 from stn_export.report.page import Picture
 from stn_export.report.sections_costs import milliseconds, size
+from tests import made_records
 from tests.bench_rows import FEW, NETWORKS, contest, facts, rows, timing
+from tests.made_records import MadeTiming
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
 LOOKS = charts.looks((name, *said) for name, said in NETWORKS.items())
@@ -34,17 +36,21 @@ PROVED = {
 }
 
 
-def timed(artifact: tuple[str, str, str, str], seconds: float, batch: int = 1, **more: object) -> dict:
+def timed(artifact: tuple[str, str, str, str], seconds: float, batch: int = 1, **more: object) -> MadeTiming:
     runner = "eager-cpu" if artifact[2] == "pt2" else "onnxruntime-cpu"
-    return facts(artifact, runner, "cpu", batch, "device") | timing(seconds, batch, 0.01) | more
+    known = facts(artifact, runner, "cpu", batch, "device") | timing(seconds, batch, 0.01)
+    return made_records.timing(known | more)
 
 
-def in_contest(artifact: tuple[str, str, str, str], name: str, ratio: float, batch: int = 1, **more: object) -> dict:
-    return facts(artifact, "onnxruntime-cpu", "cpu", batch, "contest") | contest(name, 1e-4, ratio, **more)
+def in_contest(
+    artifact: tuple[str, str, str, str], name: str, ratio: float, batch: int = 1, **more: object
+) -> MadeTiming:
+    known = facts(artifact, "onnxruntime-cpu", "cpu", batch, "contest") | contest(name, 1e-4, ratio, **more)
+    return made_records.timing(known)
 
 
 def test_every_row_of_a_run_finds_its_place():
-    content = rows()
+    content = made_records.timings(rows())
     found = tables(content, {"b": {"on_cuda": 9, "on_cpu": 1}})
     assert found["costs"]["columns"] == ["batch 1", "batch 256"]
     assert {line["artifact"] for line in found["costs"]["lines"]} == {"program", "folded-fp32", "matmul-int8"}
@@ -52,7 +58,7 @@ def test_every_row_of_a_run_finds_its_place():
     assert placed == {"program": None, "folded-fp32": {"on_cuda": 9, "on_cpu": 1}, "matmul-int8": None}
     assert found["against"]["columns"][:2] == ["default export, batch 1", "default export, batch 256"]
     assert set(found["single"]["columns"]) == {"device", "request", "start-up"}
-    single = {program(line) for line in found["single"]["lines"]}
+    single = {(line["network"], line["artifact"], line["runner"]) for line in found["single"]["lines"]}
     assert single == {program(row) for row in content}
     assert [line["network"] for line in found["single"]["lines"]] == sorted((each[0] for each in single), reverse=True)
 
@@ -123,8 +129,9 @@ def test_only_what_is_proved_equal_is_set_against_accuracy():
 
 
 def test_the_breakdown_has_the_plain_network_of_its_kind_below_each_of_the_subject():
-    def broken(artifact: tuple[str, str, str, str], seconds: float) -> dict:
-        return facts(artifact, "onnxruntime-cpu", "cpu", 1, "breakdown", breakdown={"rest": seconds})
+    def broken(artifact: tuple[str, str, str, str], seconds: float) -> MadeTiming:
+        known = facts(artifact, "onnxruntime-cpu", "cpu", 1, "breakdown", breakdown={"rest": seconds})
+        return made_records.timing(known)
 
     plain_int8 = ("cnn", "plain-int8", "onnx", "f")
     found = breakdowns([broken(FOLDED, 2e-3), broken(INT8, 1e-3), broken(plain_int8, 4e-3), broken(PLAIN, 3e-3)], "cpu")
@@ -137,7 +144,7 @@ def test_the_breakdown_has_the_plain_network_of_its_kind_below_each_of_the_subje
 
 def test_a_whole_run_is_drawn_and_an_empty_one_is_not():
     report = Report("run")
-    add_charts(report, rows(), "cpu", PROVED)
+    add_charts(report, made_records.timings(rows()), "cpu", PROVED)
     assert list(report.figures) == [
         f"{name}-cpu" for name in ("latency", "throughput", "overhead", "pareto", "breakdown")
     ]
@@ -174,7 +181,7 @@ def test_a_chart_has_the_colours_of_its_page_and_says_its_numbers():
 
 def test_every_colour_of_a_chart_is_one_of_the_page():
     report = Report("run")
-    add_charts(report, rows(), "cpu", PROVED)
+    add_charts(report, made_records.timings(rows()), "cpu", PROVED)
     for chart in report.figures.values():
         assert set(re.findall(r"var\(--([\w-]+)\)", json.dumps(chart.spec))) <= set(drawing.PRINTED)
     assert set(drawing.DARK) <= set(drawing.PRINTED)

@@ -7,31 +7,37 @@ from typing import Any
 
 import onnx
 import pytest
+from msgspec import structs
 
 from benchmarks.tools import runtimes_page
 from benchmarks.tools.runtimes_page import cell, contests, page, rows, speed
 from stn_export import cli
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.manifest import NetworkDirectory
+from stn_export.artifacts.records import Check, PointEntry, Verified
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.graphs import portability
 from stn_export.graphs.lint import Subject, findings
 from stn_export.runtimes import RUNTIMES
 from stn_export.runtimes.destinations import DESTINATIONS, EQUAL, KEPT, REFUSES, RULES, TRIED, WITHIN, WRONG, choose
+from tests import made_records
 from tests.runs import enter_networks
 
 POINTS = {
-    "site0/grid": {"kind": "grid", "scale": 1.0},
-    "scores": {"kind": "output", "scale": 4.0},
-    "boxes": {"kind": "output", "scale": 100.0},
-    "count": {"kind": "count", "scale": 1.0},
+    name: PointEntry(kind=kind, site=None, eager_error=0.0, scale=scale)
+    for name, kind, scale in (
+        ("site0/grid", "grid", 1.0),
+        ("scores", "output", 4.0),
+        ("boxes", "output", 100.0),
+        ("count", "count", 1.0),
+    )
 }
 
 
-def checked(precision: str = "fp32", passed: bool = True, **errors: float | None) -> dict:
+def checked(precision: str = "fp32", passed: bool = True, **errors: float | None) -> Check:
     failure = "" if passed else "first wrong at scores"
-    return {"precision": precision, "passed": passed, "failure": failure, "errors": {"site0/grid": 9.0, **errors}}
+    return made_records.check(precision=precision, failure=failure, errors={"site0/grid": 9.0, **errors})
 
 
 @pytest.mark.parametrize(
@@ -46,20 +52,21 @@ def checked(precision: str = "fp32", passed: bool = True, **errors: float | None
         (checked(passed=False), WRONG, "first wrong at scores"),
     ],
 )
-def test_a_cell(check: dict, verdict: str, detail: float | str):
+def test_a_cell(check: Check, verdict: str, detail: float | str):
     assert cell(check, POINTS) == {"verdict": verdict, "detail": detail}
 
 
-def verified(directory: NetworkDirectory, **change: Any) -> dict:
+def verified(directory: NetworkDirectory, **change: Any) -> Verified:
     """As ``verify.json`` has it, of one file in two runtimes, of which one refuses it."""
     [name, artifact] = next((name, each) for name, each in directory.artifacts.items() if each.format == "onnx")
-    check = {"network": "stn", "artifact": name, "sha256": artifact.sha256, "agreement": 0.5, **checked(scores=4e-6)}
-    return {
-        "checks": [check | {"runner": "tvm-cpu"} | change, check | {"runner": "onnxruntime-cpu"}],
-        "refused": {f"stn/{name} in iree-cpu": "Error: no such operator"},
-        "networks": {"stn": {"points": POINTS}},
-        "environment": {"runtimes": {"tvm": "1", "iree": "2"}},
-    }
+    known = structs.replace(checked(scores=4e-6), artifact=name, sha256=artifact.sha256, agreement=0.5)
+    return made_records.verified(
+        structs.replace(known, **{"runner": "tvm-cpu"} | change),
+        structs.replace(known, runner="onnxruntime-cpu"),
+        refused={f"stn/{name} in iree-cpu": "Error: no such operator"},
+        networks={"stn": structs.replace(made_records.network(labels=True), points=POINTS)},
+        environment={"runtimes": {"tvm": "1", "iree": "2"}},
+    )
 
 
 def test_rows_are_of_today_s_files_and_of_other_runtimes(trained_run: Path):
@@ -97,6 +104,7 @@ def test_how_fast_it_is_is_what_bench_found(run: Path):
         ("web-cpu", "overhead", 1e-4, 9.0, {"artifact": "matmul-int8", "sha256": files["matmul-int8"]}),
         ("eager-cuda", "overhead", 1e-4, 9.0, {}),
     ]
+    shared = made_records.TIMING | shared
     rows = [
         {"extra_info": shared | {"runner": runner, "contest": name, "seconds": seconds, "ratio": ratio} | other}
         for runner, name, seconds, ratio, other in timed

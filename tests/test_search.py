@@ -117,7 +117,7 @@ def test_a_runner_that_raises_is_found(artifact: tuple[Artifact, Path], truth: T
 
 def test_a_check_that_failed_already_is_not_searched(artifact: tuple[Artifact, Path], truth: Truth):
     listed, path = artifact
-    failed = checks.Check("stn", listed.name, listed.sha256, ONNX.name, "fp32")
+    failed = checks.unchecked(listed, ONNX.name, "fp32", "off")
     assert with_search(failed, listed, path, ONNX, truth, 60) is failed
 
 

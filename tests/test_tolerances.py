@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from stn_export.comparison.tolerances import ANY, COUNT, GRID, OUTPUT, THETA, TOLERANCES, WARPED, WHOLE, Bound, finite
+from stn_export.artifacts.records import finite
+from stn_export.comparison.tolerances import ANY, COUNT, GRID, OUTPUT, THETA, TOLERANCES, WARPED, WHOLE, Bound
 
 FP32 = TOLERANCES["fp32"]
 

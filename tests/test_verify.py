@@ -14,17 +14,18 @@ from stn_export import cli
 from stn_export.artifacts.door import enter, write_examples
 from stn_export.artifacts.files import load_tensors
 from stn_export.artifacts.manifest import Artifact, NetworkDirectory
-from stn_export.comparison.compare import Comparison
+from stn_export.artifacts.records import Check, Comparison
 from stn_export.export.onnx_export import to_onnx
 from stn_export.program.specs import Arrays, Contract
 from stn_export.runners import RUNNERS, OnnxRuntime, Runner, RunnerSpec
 from stn_export.runners.pytorch import Captured
 from stn_export.verify import __main__ as verify
 from stn_export.verify import points_file
-from stn_export.verify.checks import Check, beyond, check_artifact, worst_errors
+from stn_export.verify.checks import beyond, check_artifact, worst_errors
 from stn_export.verify.journal import JOURNAL, Journal
 from stn_export.verify.truth import Truth, truth_of
 from stn_export.verify.weights import check_weights, folded_weights, weights_of
+from tests import made_records
 from tests.captured_modules import examples_of, program_of
 from tests.test_truth import Several, Warp
 from tests.zoo import ZOO, enter_zoo
@@ -81,10 +82,11 @@ def test_a_verification_goes_on_where_it_was_interrupted(run: Path, monkeypatch:
 
 
 def test_a_journal_is_of_one_network_and_machine(tmp_path: Path):
-    check = Check("stn", "folded", "abc", "eager-cpu", "fp32", {"examples": {"x": Comparison("", 1e-7)}}, failure="")
+    compared = {"examples": {"x": Comparison("", 1e-7, worst=(0, 3), excess=float("inf"))}}
+    check = made_records.check(artifact="folded", sha256="abc", runner="eager-cpu", comparisons=compared)
     artifact = Artifact("folded", "folded.onnx", "stn", "onnx", "abc", Contract((), ()))
     Journal(tmp_path, "key").add(check)
-    assert repr(Journal(tmp_path, "key").of(artifact, "eager-cpu")) == repr(check)  # with NaN, which equals nothing
+    assert Journal(tmp_path, "key").of(artifact, "eager-cpu") == check
     assert Journal(tmp_path, "key").of(artifact, "pt2-cpu") is None
     assert Journal(tmp_path, "other").of(artifact, "eager-cpu") is None
 
@@ -170,7 +172,7 @@ def test_a_foreign_run_leaves_both_files(tmp_path: Path, capsys: pytest.CaptureF
     verify.show(content)
     out = capsys.readouterr().out
     assert out.count(" equal") == len(checks) == 6
-    said = json.loads(json.dumps(content, allow_nan=False))["networks"]["TwoSteps"]
+    said = json.loads(json.dumps(content.as_dict(), allow_nan=False))["networks"]["TwoSteps"]
     assert said["points"]["site1/grid"]["site"] == "site1"
     kept = load_tensors(tmp_path / "points.pt")["networks"]
     assert set(kept) == {"TwoSteps"}
@@ -251,7 +253,7 @@ def test_outputs_of_every_kind_pass(truth: Truth, tmp_path: Path):
     check = judged(truth, tmp_path, nothing)
     assert not check.failure
     assert check.errors["best"] == 0.0
-    assert np.isnan(check.agreement)
+    assert check.agreement is None
     assert {name for _, _, name in check.differing} <= {"own"}  # of no other output an example has its own error
 
 
@@ -349,7 +351,7 @@ def test_weights_may_be_folded_but_no_others(bias: bool, tmp_path: Path):
 
 def test_examples_that_differ_most_are_shown_once():
     def check(precision: str, *differing: tuple[int, float, str]) -> Check:
-        return Check("net", "file", "", "runner", precision, differing=differing)
+        return made_records.check(precision=precision, differing=differing)
 
     checks = [check("fp32", (12, 2.0, "y"), (3, 1.0, "y")), check("fp16", (30, 1.0, "y"), (12, 5.0, "y"))]
     checks += [check("fp32", (40, 3.0, "y"))]

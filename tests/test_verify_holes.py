@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn_export.artifacts.manifest import Artifact
+from stn_export.artifacts.records import Check
 from stn_export.comparison.compare import compare
 from stn_export.comparison.tolerances import OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound
 from stn_export.errors import UserError
@@ -22,8 +23,8 @@ from stn_export.runners import RUNNERS, OnnxRuntime
 from stn_export.runners.pytorch import Captured
 from stn_export.runtimes import RefusedError
 from stn_export.verify import search, truth
-from stn_export.verify.__main__ import Verified, _without_jobs
-from stn_export.verify.checks import Check, check_artifact
+from stn_export.verify.__main__ import Verification, _without_jobs
+from stn_export.verify.checks import check_artifact
 from stn_export.verify.diagnosis import diagnose
 from stn_export.verify.kinds import output_kinds
 from stn_export.verify.pictures import Noisy
@@ -145,8 +146,8 @@ def test_the_worst_grid_error_is_that_of_all_examples(tmp_path: Path, monkeypatc
                 found["site0/grid"][0, 0, 0, 0] += np.float32(moved[start] / 5)  # 5 pixels in one unit of x
 
     check = judged(known, tmp_path, changed(move), "pt2")
-    assert check.grid_pixels["site0"]["worst"] == pytest.approx(2.0, rel=1e-3)
-    assert check.grid_pixels["site0"]["mean"] == pytest.approx(3.5 / (12 * 80), rel=1e-2)
+    assert check.grid_pixels["site0"].worst == pytest.approx(2.0, rel=1e-3)
+    assert check.grid_pixels["site0"].mean == pytest.approx(3.5 / (12 * 80), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["mean", "most"])
@@ -377,7 +378,7 @@ def test_what_torch_compile_cannot_compile_is_left_out_with_its_reason(
     with pytest.raises(RefusedError, match="cannot compile it: Unsupported: generators are not supported"):
         check_artifact(artifact, tmp_path / "program.pt2", compiled, known)
     jobs = [(artifact, tmp_path / "program.pt2", spec) for spec in (compiled, PT2)]
-    network = Verified(SimpleNamespace(facts=SimpleNamespace(multiply_adds=1)), jobs, [])
+    network = Verification(SimpleNamespace(facts=SimpleNamespace(multiply_adds=1)), jobs, [])
     network.__dict__["truth"] = known
     assert [(check.runner, check.failure) for check in network.run()] == [("pt2-cpu", "")]
     assert list(network.refused) == ["warp/program in compiled-cpu"]

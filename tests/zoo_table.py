@@ -3,18 +3,21 @@
 Takes every network through adopt, export and verify, and writes the table behind its mark in docs/networks.md.
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 from stn_export import cli
 from stn_export.adopt import __main__ as adopt
-from stn_export.artifacts.manifest import VERIFY_FILE, network_directories
+from stn_export.artifacts.manifest import network_directories
+from stn_export.artifacts.schemas import read_verified
+from stn_export.errors import UserError
 from stn_export.export import __main__ as export
+from stn_export.report.content import SiteTable
 from stn_export.report.parity import artifacts_of, site_tables
 from stn_export.verify import __main__ as verify
 from tests.zoo import ZOO, command
@@ -24,7 +27,7 @@ MARK = "<!-- zoo table -->"
 EXPORTS = ("torchscript", "default", "matmul", "affinegrid", "decomposed", "gather", "folded", "plain")
 
 
-def verified(name: str, failed: list[str]) -> dict:
+def verified(name: str, failed: list[str]) -> SiteTable:
     """One network's table, see ``report.parity.site_tables``; what did not end well is noted."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         run = Path(folder) / "run"
@@ -33,21 +36,23 @@ def verified(name: str, failed: list[str]) -> dict:
         for main, arguments in stages:
             if code := cli.run(main, arguments):
                 failed.append(f"{name}: {main.__module__} ended with {code}")
-        content = json.loads((run / VERIFY_FILE).read_text(encoding="utf-8"))
-        tables = site_tables(content["checks"], artifacts_of(network_directories(run)), content["networks"])
-    return next(table for table in tables if table["network"] == "run") | {"network": name}
+        content = read_verified(run)
+        if content is None:
+            raise UserError(f"{name} was not verified", "look at what failed above")
+        tables = site_tables(content.checks, artifacts_of(network_directories(run)), content.networks)
+    return replace(next(table for table in tables if table.network == "run"), network=name)
 
 
-def markdown(tables: Sequence[dict]) -> str:
+def markdown(tables: Sequence[SiteTable]) -> str:
     """One table: a row a place, a column a lowering in a runner."""
-    columns = list(dict.fromkeys((row["lowering"], row["runner"]) for table in tables for row in table["rows"]))
+    columns = list(dict.fromkeys((row.lowering, row.runner) for table in tables for row in table.rows))
     lines = [["network", "where", *("<br>".join(column) for column in columns)]]
     lines.append(["---", "---", *["--:"] * len(columns)])
     for table in tables:
-        errors = {(row["lowering"], row["runner"]): row["errors"] for row in table["rows"]}
-        for place in table["places"]:
+        errors = {(row.lowering, row.runner): row.errors for row in table.rows}
+        for place in table.places:
             found = (errors.get(column, {}).get(place) for column in columns)
-            lines.append([table["network"], place, *("–" if each is None else f"{each:.1e}" for each in found)])
+            lines.append([table.network, place, *("–" if each is None else f"{each:.1e}" for each in found)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

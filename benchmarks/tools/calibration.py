@@ -7,7 +7,7 @@ The machines of ``simulated`` are timed by the very functions that time real one
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from benchmarks.tools.kept import KEPT
 from benchmarks.tools.simulated import CALL, CONTESTS, MEDIANS, Condition, Machine, Noise
 from stn_export import cli
 from stn_export.artifacts.files import filled, read_json, write_atomically, write_json
+from stn_export.artifacts.records import Timing, timing
 from stn_export.bench.compare import Measured, changes, measured
 from stn_export.bench.grids import GRIDS
 from stn_export.bench.intervals import ratio_interval, summarise
@@ -97,10 +98,18 @@ def choices(files: int, gap: float, count: int) -> dict:
     return {"count": count, "files": files, "gap": gap, "told": told / count}
 
 
-def _timed(random: np.random.Generator, moment: float) -> dict:
+def _simulated(found: Mapping[str, object]) -> Timing:
+    """Return a simulated row with these figures."""
+    facts = dict.fromkeys(
+        ("network", "label", "role", "artifact", "sha256", "runner", "device", "regime", "inputs"), ""
+    )
+    files = {"format": "onnx", "lowering": None, "precision": "fp32", "input": "float", "batch": 1, "file_bytes": 1}
+    return timing({**facts, **files, **found})
+
+
+def _timed(random: np.random.Generator, moment: float) -> Timing:
     """Summarise a row of independent calls at a moment when all of them take ``moment`` times as long."""
-    found = summarise(CALL * moment * np.exp(random.normal(0, 0.03, calls_for(CALL, QUICK.row_seconds))))
-    return found | {"batch": 1, "lowering": None, "format": "onnx", "precision": "fp32", "file_bytes": 1}
+    return _simulated(summarise(CALL * moment * np.exp(random.normal(0, 0.03, calls_for(CALL, QUICK.row_seconds)))))
 
 
 def gains(draw: Noise, seeds: int, count: int) -> dict:
@@ -126,7 +135,8 @@ def _run(random: np.random.Generator, spread: float) -> dict[str, Measured]:
     for row in range(ROWS):
         logs = random.normal(0, 0.015, QUICK.blocks) + random.normal(0, spread, METHOD.loads)[loads]
         low, high = ratio_interval(np.exp(logs), loads)
-        rows[str(row)] = {"contest": "simulated", "ratio": math.sqrt(low * high), "ratio_low": low, "ratio_high": high}
+        ratio = {"ratio": math.sqrt(low * high), "ratio_low": low, "ratio_high": high}
+        rows[str(row)] = _simulated({"contest": "simulated", **ratio})
     return measured(rows)
 
 

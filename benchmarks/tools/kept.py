@@ -13,6 +13,7 @@ from benchmarks.tools.peak_share import published_peak
 from stn_export.artifacts.current import Current
 from stn_export.artifacts.files import write_out
 from stn_export.artifacts.manifest import network_directories
+from stn_export.artifacts.records import Timing, timings
 from stn_export.artifacts.schemas import Result, read_bench, read_verified
 from stn_export.comparison import laws
 from stn_export.comparison.fastest import portability_of, program, proved_by
@@ -56,7 +57,7 @@ def keep(path: Path, directory: Path) -> Path:
         row["stats"].pop("data", None)
         row["extra_info"].pop("nodes", None)
         row.pop("options", None)
-    timed = [row["extra_info"] for row in content["benchmarks"]]
+    timed = timings(content)
     content |= {"peak": peak(environment, device)} | verified(path.parent, timed)
     laws.require(content, path)  # now with the device's peak
     kept = directory / file_name(environment, device, content["datetime"])
@@ -64,18 +65,18 @@ def keep(path: Path, directory: Path) -> Path:
     return kept
 
 
-def verified(run: Path, rows: Iterable[dict]) -> dict:
+def verified(run: Path, rows: Iterable[Timing]) -> dict:
     """Return ``proved``, the programs of ``rows`` and all others that verification passed, and ``portability``.
 
     What was timed of another file than today's is not among them.
     """
-    content = read_verified(run)
-    if content is None:
+    checked = read_verified(run)
+    if checked is None:
         return {"proved": [], "portability": {}}
     directories = network_directories(run)
     current = Current.of(directories)
     stale = {program(row) for row in rows if not current.holds(row)}
-    proved = [each for each in proved_by(content["checks"], current.holds) if each not in stale]
+    proved = [each for each in proved_by(checked.checks, current.holds) if each not in stale]
     portability = portability_of(directories[0].artifacts.values())
     return {"proved": list(map(list, proved)), "portability": portability}
 

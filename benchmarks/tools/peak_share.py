@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from stn_export.artifacts.records import Timing
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -49,12 +51,12 @@ class PeakShare:
     share: float | None
 
 
-def peak_share(work_of: Mapping, peak: Mapping, row: Mapping) -> PeakShare:
+def peak_share(work_of: Mapping, peak: Mapping, row: Timing) -> PeakShare:
     """Hold a timed row's arithmetic against the device's peak rate."""
-    precision = "tf32" if row.get("tf32") and row["precision"] == "fp32" else row["precision"]
-    known, done = known_rate(peak, precision), work_of.get("native_flops") if row["format"] == "native" else None
+    precision = "tf32" if row.tf32 and row.precision == "fp32" else row.precision
+    known, done = known_rate(peak, precision), work_of.get("native_flops") if row.format == "native" else None
     stated = work_of["flops"]
-    share = None if known is None else (stated if done is None else done) / row["p50"] / known
+    share = None if known is None else (stated if done is None else done) / row.median.middle / known
     if share is not None and share > 1 and done is None:
         share = None  # beyond the peak: it was done with fewer multiplications than the network states
-    return PeakShare(stated / row["p50"], done, share)
+    return PeakShare(stated / row.median.middle, done, share)

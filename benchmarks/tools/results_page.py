@@ -17,6 +17,7 @@ from stn_export.answer.card import included
 from stn_export.answer.choice import headline, time_of, time_source
 from stn_export.artifacts.files import read_json, write_out
 from stn_export.artifacts.manifest import SUBJECT
+from stn_export.artifacts.records import Timing, timings
 from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench.method import METHOD
 from stn_export.bench.session import contests
@@ -57,68 +58,68 @@ def seconds_span(low: float, high: float) -> str:
     return ends if ends.startswith("±") else f"{ends} {unit}"
 
 
-def name_of(row: dict) -> str:
+def name_of(row: Timing) -> str:
     """Runner and artifact."""
-    return f"{row['runner']} {row['artifact']}"
+    return f"{row.runner} {row.artifact}"
 
 
-def ratio_of(row: dict) -> str:
+def ratio_of(row: Timing) -> str:
     """A contest's ratio and its interval."""
-    return f"{significant(row['ratio'])} ({span(row['ratio_low'], row['ratio_high'])})"
+    return f"{significant(row.ratio)} ({span(row.ratio_low, row.ratio_high)})"
 
 
-def headlines(content: dict, rows: list[dict]) -> list[str]:
+def headlines(content: dict, rows: list[Timing]) -> list[str]:
     """Name the verified file to deploy on each device, for one example and for many."""
     lines, marks = [], Marks(rows)
-    for device in sorted({row["device"] for row in rows}):
-        ours = [row for row in proved_steps(content, rows) if (row["device"], row["role"]) == (device, SUBJECT)]
+    for device in sorted({row.device for row in rows}):
+        ours = [row for row in proved_steps(content, rows) if (row.device, row.role) == (device, SUBJECT)]
         chosen = choices(ours, content["portability"])
         if chosen is None:
             lines.append(f"- On {device} nothing is named the fastest: no row of one example was proved equal.")
             continue
         single, many = (headline(rows, choice.row) for choice in chosen)
-        latency = f"{seconds(single['p50'])} ({seconds_span(single['p50_low'], single['p50_high'])}){marks.of(single)}"
-        rate = f"{many['examples_per_second']:,.0f} examples/s{marks.of(many)} at batch {many['batch']}"
+        latency = f"{seconds(single.p50)} ({seconds_span(single.p50_low, single.p50_high)}){marks.of(single)}"
+        rate = f"{many.examples_per_second:,.0f} examples/s{marks.of(many)} at batch {many.batch}"
         lines.append(f"- For latency: {name_of(single)}, {latency} for one example{included(single)}.")
         lines.append(f"- For throughput: {name_of(many)}, {rate}{included(many)}.")
     return [*lines, ""]
 
 
-def proved_steps(content: dict, rows: list[dict]) -> list[dict]:
+def proved_steps(content: dict, rows: list[Timing]) -> list[Timing]:
     """The timed rows of programs that were proved equal when the file was kept, one a program and batch."""
     proved: set[Program] = set(map(tuple, content["proved"]))
     return [row for row in steps(rows) if program(row) in proved]
 
 
-def contest_tables(rows: list[dict]) -> list[str]:
+def contest_tables(rows: list[Timing]) -> list[str]:
     """Write one table per kind of paired comparison, the fastest of our files first."""
     lines, marks = [], Marks(rows)
     for title, chosen in contests(rows):
-        chosen.sort(key=lambda row: (row["batch"], time_of(row, rows)))
+        chosen.sort(key=lambda row: (row.batch, time_of(row, rows)))
         columns = ("ours", "batch", "time", "ratio", "verdict", "disturbed blocks")
         lines += [f"### {title}", "", *cli.markdown_table(columns, (contest_line(row, rows, marks) for row in chosen))]
     return lines
 
 
-def contest_line(row: dict, rows: list[dict], marks: Marks) -> tuple[str, ...]:
+def contest_line(row: Timing, rows: list[Timing], marks: Marks) -> tuple[str, ...]:
     """Write one paired comparison, its figures marked where they are not to be trusted."""
     return (
         name_of(row),
-        str(row["batch"]),
+        str(row.batch),
         seconds(time_of(row, rows)) + marks.of(time_source(row, rows)),
         ratio_of(row) + marks.of(row),
-        row["verdict"],
-        f"{row['disturbed_blocks']} of {row['blocks']}",
+        row.verdict,
+        f"{row.disturbed_blocks} of {row.blocks}",
     )
 
 
-def peak_table(content: dict, rows: list[dict]) -> list[str]:
+def peak_table(content: dict, rows: list[Timing]) -> list[str]:
     """Write the work and the share of the peak beside the fastest proved time of every network and batch."""
     if not content.get("peak"):
         return ["Peak rates of this device are not known, so there is no share of them.", ""]
-    groups: dict[tuple[str, int], list[dict]] = {}
-    for row in sorted(proved_steps(content, rows), key=lambda row: row["role"] != SUBJECT):
-        groups.setdefault((row["network"], row["batch"]), []).append(row)
+    groups: dict[tuple[str, int], list[Timing]] = {}
+    for row in sorted(proved_steps(content, rows), key=lambda row: row.role != SUBJECT):
+        groups.setdefault((row.network, row.batch), []).append(row)
     marks = Marks(rows)
     lines = [
         peak_line(content["work"][network][str(batch)], content["peak"], choose(timed, {}).fastest, marks)
@@ -139,19 +140,19 @@ def peak_words(content: Mapping) -> str:
     return f"Peak: {said}, {memory} ({peak['source']})."
 
 
-def peak_line(work: dict, peak: dict, best: dict, marks: Marks) -> tuple[str, ...]:
+def peak_line(work: dict, peak: dict, best: Timing, marks: Marks) -> tuple[str, ...]:
     """Write one network at one batch size."""
     found = peak_share(work, peak, best)
     nominal = " of those stated" if found.done is None else ""
     unknown = "unknown" if known_rate(peak, "fp32") is None else cli.NONE
     return (
-        best["label"],
-        str(best["batch"]),
+        best.label,
+        str(best.batch),
         f"{work['flops'] / 1e6:,.1f} M",
         cli.NONE if found.done is None else f"{found.done / 1e6:,.1f} M",
         f"{work['bytes_fused'] / 2**20:,.2f} / {work['bytes_unfused'] / 2**20:,.2f} MiB",
         str(work["launches"]),
-        seconds(best["p50"]) + marks.of(best),
+        seconds(best.p50) + marks.of(best),
         name_of(best),
         f"{found.rate / 1e9:,.1f}{marks.of(best)}",
         unknown if found.share is None else f"{found.share:.1%}{nominal}{marks.of(best)}",
@@ -193,7 +194,7 @@ def document(directory: Path) -> str:
     for path in [path for path in kept if b'"benchmarks"' in path.read_bytes()]:
         content = {"proved": [], "portability": {}} | read_bench(path, Result)
         laws.require(content, path)
-        rows = [row["extra_info"] for row in content["benchmarks"]]
+        rows = timings(content)
         lines += [f"## {path.stem}", "", machine_line(content), "", *headlines(content, rows)]
         lines += contest_tables(rows) + peak_table(content, rows)
     for path in [path for path in kept if path.name.startswith(PROOF_PREFIX)]:

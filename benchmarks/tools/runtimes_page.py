@@ -14,9 +14,10 @@ from stn_export import cli
 from stn_export.artifacts.environment import versions
 from stn_export.artifacts.files import write_atomically
 from stn_export.artifacts.manifest import BENCH_FILE, NetworkDirectory, network_directories
+from stn_export.artifacts.records import Check, PointEntry, Verified, timings
 from stn_export.artifacts.schemas import read_bench, read_verified
 from stn_export.comparison.compare import worst_by_kind
-from stn_export.comparison.disturbance import Ratio, paired_ratio
+from stn_export.comparison.disturbance import Ratio
 from stn_export.comparison.tolerances import OUTPUT
 from stn_export.comparison.words import percent, significant, span
 from stn_export.config import DEFAULT_RUN
@@ -56,30 +57,29 @@ TIMED = ("overhead", "eager")  # contests, in the order of the columns
 KEPT_OF_A_CONTEST = ("runner", "artifact", "contest", "seconds", "ratio", "ratio_low", "ratio_high", "by_host")
 
 
-def rows(directory: NetworkDirectory, verified: Mapping) -> Iterator[dict]:
+def rows(directory: NetworkDirectory, verified: Verified) -> Iterator[dict]:
     """One row per file and runtime that verified it or refused it."""
     network = directory.name
-    checks = {(each["artifact"], each["runner"]): each for each in verified["checks"] if each["network"] == network}
+    checks = {(check.artifact, check.runner): check for check in verified.checks if check.network == network}
     for artifact in directory.artifacts.values():
-        for runtime in verified["environment"].get("runtimes", {}):
+        for runtime in verified.environment.get("runtimes", {}):
             said = {name: getattr(artifact, name) for name in ("lowering", "precision", "opset")}
             said = {"file": artifact.name} | said | {"runtime": runtime}
             check = checks.get((artifact.name, f"{runtime}-cpu"))
-            refused = verified.get("refused", {}).get(f"{network}/{artifact.name} in {runtime}-cpu")
-            if check and check["sha256"] == artifact.sha256:
-                points = verified["networks"][network]["points"]
-                yield said | cell(check, points) | {"agreement": check["agreement"]}
+            refused = verified.refused.get(f"{network}/{artifact.name} in {runtime}-cpu")
+            if check and check.sha256 == artifact.sha256:
+                yield said | cell(check, verified.networks[network].points) | {"agreement": check.agreement}
             elif refused:
                 yield said | {"verdict": REFUSES, "detail": refused[:REASON], "agreement": None}
 
 
-def cell(check: Mapping, points: Mapping) -> dict:
+def cell(check: Check, points: Mapping[str, PointEntry]) -> dict:
     """A verdict, and the worst error of an output in units of its largest value; or what failed, where that is none."""
-    scales = {name: each["scale"] for name, each in points.items() if each["scale"]}
-    shares = {name: error and error / scales[name] for name, error in check["errors"].items() if name in scales}
+    scales = {name: point.scale for name, point in points.items() if point.scale}
+    shares = {name: error and error / scales[name] for name, error in check.errors.items() if name in scales}
     worst = worst_by_kind(shares, points).get(OUTPUT)
-    verdict = WRONG if not check["passed"] else EQUAL if check["precision"] == "fp32" else WITHIN
-    return {"verdict": verdict, "detail": check["failure"][:REASON] if worst is None else worst}
+    verdict = WRONG if not check.passed else EQUAL if check.precision == "fp32" else WITHIN
+    return {"verdict": verdict, "detail": check.failure[:REASON] if worst is None else worst}
 
 
 def shown(row: Mapping) -> str:
@@ -104,12 +104,11 @@ def contests(run: Path, directory: NetworkDirectory) -> dict:
         return {"cpu": None, "contests": []}
     content = read_bench(run / BENCH_FILE)
     current = {each.sha256 for each in directory.artifacts.values() if each.precision == "fp32"}
-    timed = (row["extra_info"] for row in content["benchmarks"])
-    found = [row for row in timed if row.get("contest") in TIMED and row["batch"] == 1 and row["sha256"] in current]
+    found = [row for row in timings(content) if row.contest in TIMED and row.batch == 1 and row.sha256 in current]
     kept = [
-        {name: row[name] for name in KEPT_OF_A_CONTEST if name in row}
+        {name: value for name in KEPT_OF_A_CONTEST if (value := getattr(row, name)) is not None}
         for row in found
-        if row["runner"].endswith("-cpu")
+        if row.runner.endswith("-cpu")
     ]
     return {"cpu": content["machine_info"]["stn_export"]["cpu"], "contests": kept}
 
@@ -132,8 +131,8 @@ def speed(table: Mapping) -> Iterator[str]:
                 *program,
                 *([REQUEST if kinds[program] else IN_PLACE] if mixed else []),
                 significant(1e3 * row[TIMED[0]]["seconds"]),
-                ratio(paired_ratio(row[TIMED[0]])),
-                ratio(paired_ratio(row[TIMED[1]]).inverse),
+                ratio(interval_of(row[TIMED[0]])),
+                ratio(interval_of(row[TIMED[1]]).inverse),
             )
             for program, row in timed
         ],
@@ -146,6 +145,11 @@ def speed(table: Mapping) -> Iterator[str]:
 def is_request(row: Mapping) -> bool:
     """Say whether a contest was between host arrays; of one that was kept without it, other runtimes are given none."""
     return row.get("by_host", row["runner"].removesuffix("-cpu") in {runtime.name for runtime in RUNTIMES})
+
+
+def interval_of(row: Mapping) -> Ratio:
+    """Return the ratio of a contest as the table keeps it."""
+    return Ratio(row["ratio"], row["ratio_low"], row["ratio_high"])
 
 
 def ratio(found: Ratio) -> str:
@@ -180,17 +184,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
     run = parser.parse_args(arguments).run or DEFAULT_RUN
     directory, verified = network_directories(run)[0], read_verified(run)
-    here = verified["environment"].get("runtimes") if verified else None
+    here = verified.environment.get("runtimes") if verified else None
     if not verified or not here:
         raise UserError(f"no other runtime has verified {run}", "stn-export verify --run RUN --runtimes DIR")
     absent = {each.name: f"{each.name}-cpu" for each in RUNTIMES if each.name not in here}
     table = {
         "schema": "stn_export/runtimes/2",
         "network": directory.name,
-        "examples": verified["networks"][directory.name]["examples"],
+        "examples": verified.networks[directory.name].examples,
         "versions": versions(),
         "runtimes": here,
-        "left_out": {name: verified["unavailable"].get(runner, "not tried") for name, runner in absent.items()},
+        "left_out": {name: verified.unavailable.get(runner, "not tried") for name, runner in absent.items()},
         "rows": list(rows(directory, verified)),
         **contests(run, directory),
     }

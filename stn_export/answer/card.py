@@ -4,7 +4,7 @@ Every stage prints its part of it; the whole card opens the report and the model
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from stn_export.answer.choice import (
 from stn_export.answer.held import Held, held
 from stn_export.artifacts.files import write_if_changed
 from stn_export.artifacts.manifest import LOWERINGS, MODEL_CARD, PLAIN, PROGRAM
+from stn_export.artifacts.records import Timing
 from stn_export.comparison.disturbance import Marks, disturbance, paired_ratio
 from stn_export.comparison.fastest import Choice, program
 from stn_export.comparison.words import by_reason, listed, percent, row_name, significant, span, speed_ratio, times
@@ -34,24 +35,25 @@ INCONCLUSIVE = "cannot tell"  # a verdict of ``bench``
 Line = tuple[str, str]  # a word, and what is to be said of it
 
 
-def seconds_of(row: Mapping, marks: str = "") -> str:
+def seconds_of(row: Timing, marks: str = "") -> str:
     """Return the milliseconds per example of a row at batch 1, with their interval, and what they include."""
-    interval = span(1e3 * row["p50_low"], 1e3 * row["p50_high"])
-    return f"{significant(1e3 * row['p50'])} ms per example ({interval}){marks}{included(row)}"
+    middle, low, high = (1e3 * seconds for seconds in row.median)
+    interval = span(low, high)
+    return f"{significant(middle)} ms per example ({interval}){marks}{included(row)}"
 
 
-def rate(row: Mapping, marks: str = "") -> str:
+def rate(row: Timing, marks: str = "") -> str:
     """Return the examples per second of a row, with their interval, and what they include."""
-    low, high = row["batch"] / row["p50_high"], row["batch"] / row["p50_low"]
-    return f"{significant(row['batch'] / row['p50'])} examples/s ({span(low, high)}){marks}{included(row)}"
+    middle, high, low = (row.batch / seconds for seconds in row.median)
+    return f"{significant(middle)} examples/s ({span(low, high)}){marks}{included(row)}"
 
 
-def included(row: Mapping) -> str:
+def included(row: Timing) -> str:
     """Say whether a time is of a whole request, or of a call whose inputs were in place."""
-    return ", host array to host array" if row["regime"] == "request" else ", inputs in place"
+    return ", host array to host array" if row.regime == "request" else ", inputs in place"
 
 
-def speedup_words(rows: Sequence[dict], row: Mapping, marks: Marks) -> str:
+def speedup_words(rows: Sequence[Timing], row: Timing, marks: Marks) -> str:
     """State the speed-up over the fastest way to run it in PyTorch that was timed, and name all of these."""
     contest = speedup_contest(rows, row)
     if contest is None:
@@ -59,16 +61,16 @@ def speedup_words(rows: Sequence[dict], row: Mapping, marks: Marks) -> str:
     ratio = speed_ratio(over_moments(contest, rows).inverse) + marks.of(contest) + inconclusive(contest)
     several = [baseline_words(each) for each in pytorch_contests(rows, row)]
     among = f", the fastest of {', '.join(several)}" if len(several) > 1 else ""
-    place = ", both with inputs in place" if row["regime"] == "request" and not contest.get("by_host") else ""
+    place = ", both with inputs in place" if row.regime == "request" and not contest.by_host else ""
     return f"speed-up over {baseline_words(contest)} {ratio}{place}{among}"
 
 
-def overhead_text(contest: Mapping, marks: str = "") -> str:
+def overhead_text(contest: Timing, marks: str = "") -> str:
     """Return our time over the baseline's, with its interval."""
     return speed_ratio(paired_ratio(contest)) + marks
 
 
-def speedup_text(contest: Mapping, marks: str = "") -> str:
+def speedup_text(contest: Timing, marks: str = "") -> str:
     """Return the baseline's time over ours, with its interval."""
     return speed_ratio(paired_ratio(contest).inverse) + marks
 
@@ -83,11 +85,11 @@ class Answer:
     def by_device(self) -> dict[str, Shipped]:
         """The files to deploy by device, the fastest device first; only what is verified today is among them."""
         rows, found = self.held.verified_rows, {}
-        for device in sorted({row["device"] for row in rows}):
-            ours = [row for row in rows if row["device"] == device]
+        for device in sorted({row.device for row in rows}):
+            ours = [row for row in rows if row.device == device]
             if chosen := shipped(ours, self.held.proved, self.held.portability):
                 found[device] = chosen
-        return dict(sorted(found.items(), key=lambda pair: pair[1].quick.row["p50"]))
+        return dict(sorted(found.items(), key=lambda pair: pair[1].quick.row.median.middle))
 
     @property
     def deployed(self) -> Shipped | None:
@@ -105,7 +107,7 @@ class Answer:
             return ""
         row = self.deployed.quick.row
         files = {(each.network, each.name): each.file for each in self.held.artifacts}
-        return f"{row['network']}/{files[row['network'], row['artifact']]} (runner {row['runner']})"
+        return f"{row.network}/{files[row.network, row.artifact]} (runner {row.runner})"
 
     def latency(self) -> str:
         """State the latency, and the speed-up over eager PyTorch."""
@@ -120,9 +122,9 @@ class Answer:
             return ""
         row, quick = headline(self.held.rows, self.deployed.most.row), self.deployed.quick.row
         by = "" if program(row) == program(quick) else f" by {row_name(row)}"
-        return f"{rate(row, self.marks.of(row))}, at batch {row['batch']:,}{by}{self._speedup(row)}"
+        return f"{rate(row, self.marks.of(row))}, at batch {row.batch:,}{by}{self._speedup(row)}"
 
-    def _speedup(self, row: Mapping) -> str:
+    def _speedup(self, row: Timing) -> str:
         said = speedup_words(self.held.rows, row, self.marks)
         return said and f"; {said}"
 
@@ -134,10 +136,10 @@ class Answer:
         row = self.deployed.quick.row
         contest = contest_of(self.held.rows, "overhead", row)
         if contest is None:
-            return f"not measured against the {plain[0]} in {row['runner']}"
+            return f"not measured against the {plain[0]} in {row.runner}"
         said = overhead_text(contest, self.marks.of(contest))
-        label = contest["baseline_label"]
-        return f"{said} the latency of the {label} at batch {contest['batch']:,}{inconclusive(contest)}"
+        label = contest.baseline_label
+        return f"{said} the latency of the {label} at batch {contest.batch:,}{inconclusive(contest)}"
 
     def accuracy(self) -> str:
         """State the accuracy of the deployed file, of eager PyTorch and of the plain network.
@@ -163,10 +165,10 @@ class Answer:
         checks = self.held.checks
         if not checks:
             return ""
-        full = [each["multiple"] for each in checks if each["passed"] and each["precision"] == "fp32"]
+        full = [check.multiple for check in checks if check.passed and check.precision == "fp32"]
         multiples = [multiple for multiple in full if multiple is not None]
         worst = f"; largest float32 error {times(max(multiples))} × that of eager PyTorch" if multiples else ""
-        passed = sum(each["passed"] for each in checks)
+        passed = sum(check.passed for check in checks)
         return f"{passed} of {len(checks)} checks against the float64 reference passed{worst}"
 
     def confidence(self) -> str:
@@ -174,7 +176,7 @@ class Answer:
         if self.deployed is None:
             return ""
         row = self.deployed.quick.row
-        found = disturbance(each for each in self.held.rows if each["device"] == row["device"])
+        found = disturbance(each for each in self.held.rows if each.device == row.device)
         if found.prevails:
             return f"no: {found.prevailing} were disturbed by other work; {self._machine(row)}"
         return f"{self._rivals(self.deployed.quick)}; {self._machine(row)}"
@@ -187,13 +189,13 @@ class Answer:
             return "the only verified file that was timed"
         return "measurably faster than every other verified file"
 
-    def _machine(self, row: Mapping) -> str:
+    def _machine(self, row: Timing) -> str:
         environment = self.held.environment
-        machine = environment["gpu" if row["device"] == "cuda" else "cpu"]
-        sets = environment.get("instruction_sets", []) if row["device"] == "cpu" else []
-        tf32 = f", TF32 {'on' if row['tf32'] else 'off'}" if row["device"] == "cuda" else ""
+        machine = environment["gpu" if row.device == "cuda" else "cpu"]
+        sets = environment.get("instruction_sets", []) if row.device == "cpu" else []
+        tf32 = f", TF32 {'on' if row.tf32 else 'off'}" if row.device == "cuda" else ""
         known = f" ({', '.join(sets)})" if sets else ""
-        return f"on {machine}{known}, {row['threads']} thread{'s' * (row['threads'] != 1)}{tf32}"
+        return f"on {machine}{known}, {row.threads} thread{'s' * (row.threads != 1)}{tf32}"
 
     def caveat(self) -> list[str]:
         """Collect every caveat, the worst first."""
@@ -226,9 +228,10 @@ class Answer:
 
     def left_out(self) -> str:
         """What no check could run in."""
-        refused = self.held.verified.get("refused", {})
-        told = [f"{len(refused)} times another runtime refuses a file"] if refused else []
-        return "; ".join([*by_reason(self.held.verified.get("unavailable", {})), *told])
+        if (verified := self.held.verified) is None:
+            return ""
+        told = [f"{len(verified.refused)} times another runtime refuses a file"] if verified.refused else []
+        return "; ".join([*by_reason(verified.unavailable), *told])
 
     def next(self) -> str:
         """What to do next, where not all stages have run."""
@@ -250,9 +253,9 @@ STAGES = {
 }
 
 
-def inconclusive(contest: Mapping) -> str:
+def inconclusive(contest: Timing) -> str:
     """Say so where a paired comparison does not tell which side is faster."""
-    return ", inconclusive" if contest["verdict"] == INCONCLUSIVE else ""
+    return ", inconclusive" if contest.verdict == INCONCLUSIVE else ""
 
 
 def card(content: Held, stage: str | None = None) -> list[Line]:
@@ -281,7 +284,7 @@ def figures(content: Held) -> dict:
     """Return the answer for a script: by device the file, the runner, and seconds with their interval."""
     return {
         device: {
-            name: {key: headline(content.rows, row)[key] for key in KEPT}
+            name: {key: getattr(headline(content.rows, row), key) for key in KEPT}
             for name, row in (("latency", chosen.quick.row), ("throughput", chosen.most.row))
         }
         for device, chosen in Answer(content).by_device.items()

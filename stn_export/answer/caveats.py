@@ -1,11 +1,12 @@
 """Caveats: what limits the trust in a run's results, one sentence each, the worst first."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from textwrap import shorten
 
 from stn_export.answer.choice import Shipped, is_baseline, quoted
 from stn_export.answer.held import Held
 from stn_export.artifacts.manifest import SUBJECT
+from stn_export.artifacts.records import Check, Timing
 from stn_export.comparison.disturbance import CONTRADICTED, DISTURBED, Marks, disturbance
 from stn_export.comparison.fastest import program, steps
 from stn_export.comparison.words import counted, listed, row_name, speed_ratio
@@ -19,11 +20,10 @@ Caveat = Callable[[Held, Deployed], Iterator[str]]
 
 def failed(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name every check that failed, and by how much."""
-    checks = [check for check in content.checks if not check["passed"]]
+    checks = [check for check in content.checks if not check.passed]
     if checks:
         reasons = [
-            f"{check['network']}/{check['artifact']} on {check['runner']}: {shorten(check['failure'], LONGEST)}"
-            for check in checks
+            f"{check.network}/{check.artifact} on {check.runner}: {shorten(check.failure, LONGEST)}" for check in checks
         ]
         yield f"failed, never deployed: {counted(len(checks), 'check')}: {listed(reasons, '; ')}"
 
@@ -31,7 +31,7 @@ def failed(content: Held, deployed: Deployed) -> Iterator[str]:
 def stale(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the files that were checked or timed before they changed."""
     timed = [row for row in content.rows if not is_baseline(row)]
-    found = {"verify": content.checks, "bench": timed}
+    found: dict[str, Sequence[Check | Timing]] = {"verify": content.checks, "bench": timed}
     old = {stage: [name for name in map(content.current.changed, rows) if name] for stage, rows in found.items()}
     stages = [stage for stage, files in old.items() if files]
     if stages:
@@ -50,7 +50,7 @@ def unverified(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the files that no check has seen."""
     exported = {artifact.network for artifact in content.exports}
     files = [f"{each.network}/{each.name}" for each in content.artifacts if each.network in exported]
-    checked = _files(content.checks)
+    checked = {f"{check.network}/{check.artifact}" for check in content.checks}
     if left := [name for name in files if name not in checked]:
         yield f"not verified, never deployed: {listed(left)}"
 
@@ -64,9 +64,9 @@ def faster(content: Held, deployed: Deployed) -> Iterator[str]:
     rows = [
         row
         for row in steps(content.rows)
-        if (row["batch"], row["role"], row["device"]) == (1, SUBJECT, fastest["device"])
+        if (row.batch, row.role, row.device) == (1, SUBJECT, fastest.device)
         and program(row) not in checked
-        and row["p50"] < fastest["p50"]
+        and row.median.middle < fastest.median.middle
     ]
     if rows:
         yield f"faster, but nothing verifies it: {listed(list(map(row_name, rows)))}"
@@ -85,15 +85,15 @@ def contradicted(content: Held, deployed: Deployed) -> Iterator[str]:
     for name, contest in shown:
         if found := marks.contradiction(contest):
             pair = (found.paired, found.separate)
-            paired, separate = (each.inverse if contest["contest"] in ("eager", "pytorch") else each for each in pair)
+            paired, separate = (each.inverse if contest.contest in ("eager", "pytorch") else each for each in pair)
             cause = "measured while disturbed" if found.disturbed else "the machine changed between them"
             yield (
-                f"{name} at batch {contest['batch']:,}: the paired comparison says {speed_ratio(paired)}, separate "
+                f"{name} at batch {contest.batch:,}: the paired comparison says {speed_ratio(paired)}, separate "
                 f"timings {speed_ratio(separate)} (both marked {CONTRADICTED}): {cause}, run `stn-export bench --again`"
             )
     others = [row for row in marks.contradicted if all(row is not contest for _, contest in shown)]
     if others:
-        names = listed([f"{row['contest']} of {row_name(row)}, batch {row['batch']:,}" for row in others])
+        names = listed([f"{row.contest} of {row_name(row)}, batch {row.batch:,}" for row in others])
         yield (
             f"{counted(len(others), 'paired comparison')} in the report against separate timings (marked "
             f"{CONTRADICTED}): {names}; run `stn-export bench --again`"
@@ -113,8 +113,8 @@ def gain(content: Held, deployed: Deployed) -> Iterator[str]:
 
 def unlabelled(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the networks whose examples have no labels."""
-    networks = content.verified.get("networks", {})
-    if names := [name for name, each in networks.items() if not each["labels"]]:
+    networks = content.verified.networks if content.verified else {}
+    if names := [name for name, network in networks.items() if not network.labels]:
         yield f"no labels: the accuracy of {listed(names)} is not known"
 
 
@@ -151,15 +151,11 @@ def caveats(content: Held, deployed: Deployed) -> list[str]:
     return [" ".join(sentence.split()) for caveat in CAVEATS for sentence in caveat(content, deployed)]
 
 
-def _files(rows: Iterator[Mapping] | list) -> list[str]:
-    return list(dict.fromkeys(f"{row['network']}/{row['artifact']}" for row in rows))
-
-
 def _row_text(row: str | Mapping) -> str:
     """Name a row that was not timed; ``bench`` knows it by its test, ``test_latency.py::test_latency[stn-...]``."""
     if isinstance(row, str):
         return row.rpartition("::")[2].removeprefix("test_")
     if {"network", "artifact", "runner"} <= row.keys():
         batch = f", batch {row['batch']:,}" if "batch" in row else ""
-        return f"{row['network']}/{row_name(row)}{batch}"
+        return f"{row['network']}/{row['artifact']} in {row['runner']}{batch}"
     return str(row.get("name") or row.get("fullname") or "a row without a name")

@@ -16,7 +16,8 @@ from stn_export.artifacts.manifest import (
     NetworkDirectory,
     network_directories,
 )
-from stn_export.artifacts.schemas import SHOWN, read_bench, read_verified
+from stn_export.artifacts.records import FACTS, Check, Timing, Verified, timings
+from stn_export.artifacts.schemas import read_bench, read_verified
 from stn_export.artifacts.training import Comparison, read_trainings
 from stn_export.comparison.fastest import Portability, Proved, portability_of, program, proved_by
 from stn_export.comparison.laws import Broken, broken_by_accuracies, broken_by_checks, broken_by_rows
@@ -29,18 +30,18 @@ class Held:
     run: Path
     directories: Sequence[NetworkDirectory]
     trainings: Sequence[Comparison] = ()
-    verified: Mapping = field(default_factory=dict)
-    rows: Sequence[dict] = ()
+    verified: Verified | None = None
+    rows: Sequence[Timing] = ()
     environment: Mapping = field(default_factory=dict)
     outdated: bool = False  # timings of an older format, which are left out
     not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
 
-    def is_current(self, row: Mapping) -> bool:
+    def is_current(self, row: Timing | Check) -> bool:
         """Say whether a check or a timing is of files and examples as they are today."""
         return self.current.holds(row)
 
     @property
-    def verified_rows(self) -> list[dict]:
+    def verified_rows(self) -> list[Timing]:
         """Timings of files as they are today, of programs that passed every check; see ``proved``."""
         proved = self.proved
         return [row for row in self.rows if program(row) in proved and self.is_current(row)]
@@ -62,9 +63,9 @@ class Held:
         return Current.of(self.directories)
 
     @property
-    def checks(self) -> list[dict]:
+    def checks(self) -> Sequence[Check]:
         """Of ``verify.json``."""
-        return self.verified.get("checks", [])
+        return self.verified.checks if self.verified else ()
 
     @property
     def proved(self) -> Proved:
@@ -110,14 +111,13 @@ def held(run: Path) -> Held:
     """
     directories = network_directories(run)
     bench = read_bench(run / BENCH_FILE) if (run / BENCH_FILE).exists() else None
-    rows = [row["extra_info"] for row in bench["benchmarks"]] if bench else []
-    outdated = not all(row.keys() >= set(SHOWN) for row in rows)
+    outdated = bench is not None and not all(row["extra_info"].keys() >= FACTS for row in bench["benchmarks"])
     return Held(
         run,
         directories,
         trainings=read_trainings(run).runs if (run / TRAINING_FILE).exists() else (),
-        verified=read_verified(run) or {},
-        rows=[] if outdated else rows,
+        verified=read_verified(run),
+        rows=timings(bench) if bench and not outdated else (),
         environment=bench["machine_info"]["stn_export"] if bench else {},
         outdated=outdated,
         not_timed=(bench or {}).get("not_timed") or (),

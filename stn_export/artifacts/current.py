@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from stn_export.artifacts.manifest import CHECKPOINT, NetworkDirectory
+from stn_export.artifacts.records import Check, Timing
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,22 @@ class Current:
         examples = {network.name: network.facts.examples["sha256"] for network in networks}
         return cls(frozenset(each.sha256 for each in artifacts if each.name != CHECKPOINT), examples)
 
-    def holds(self, result: Mapping) -> bool:
+    def holds(self, result: Check | Timing) -> bool:
         """Say whether a check or a timing is of files and examples as they are today."""
         return not self.changed(result)
 
-    def changed(self, result: Mapping) -> str:
+    def changed(self, result: Check | Timing) -> str:
         """Name what has changed since a check or a timing was made; empty where nothing has.
 
         Results of older versions do not say what examples they are of, which is no change.
         """
-        network, artifact = result["network"], result["artifact"]
-        if result["sha256"] not in self.files:
-            return f"{network}/{artifact}"
-        if result.get("baseline_sha256", result["sha256"]) not in self.files:
-            return f"{network}/{artifact}'s baseline"
-        tried_on = result.get("examples_sha256")
-        return f"what {network} is tried on" if tried_on and tried_on != self.examples.get(network) else ""
+        name = f"{result.network}/{result.artifact}"
+        if result.sha256 not in self.files:
+            return name
+        baseline = result.baseline_sha256 if isinstance(result, Timing) else None
+        if baseline is not None and baseline not in self.files:
+            return f"{name}'s baseline"
+        tried_on = result.examples_sha256
+        return (
+            f"what {result.network} is tried on" if tried_on and tried_on != self.examples.get(result.network) else ""
+        )

@@ -9,134 +9,20 @@ from typing import NotRequired, TypedDict
 
 from stn_export.artifacts.files import AGAIN, checked, read_json
 from stn_export.artifacts.manifest import HISTORY_FILE, VERIFY_FILE, VERIFY_SCHEMA
+from stn_export.artifacts.records import FACTS, Number, Timing, Verified
 from stn_export.errors import UserError
 from stn_export.limits import regular
 
-Number = float | None  # nothing where there was no number
-
-
-class Comparison(TypedDict):
-    """A point of an artifact against the truth, over one challenge."""
-
-    reason: str
-    max_abs: Number
-    max_rel: NotRequired[Number]
-    mean_abs: NotRequired[Number]
-    agreement: NotRequired[Number]
-
-
-class CheckEntry(TypedDict):
-    """One artifact in one runner; see ``verify.checks.Check``."""
-
-    network: str
-    artifact: str
-    sha256: str
-    examples_sha256: NotRequired[str]
-    runner: str
-    precision: str
-    passed: bool
-    failure: str
-    comparisons: dict[str, dict[str, Comparison]]
-    errors: dict[str, Number]
-    multiple: Number
-    agreement: Number
-    accuracy: Number
-    deterministic: bool
-    grid_pixels: dict[str, dict[str, Number]]
-    differing: list[tuple[int, Number, str]]
-    notes: list[str]
-
-
-class PointEntry(TypedDict):
-    """A point of a network: what it is, of which site, and float32 eager's own error there."""
-
-    kind: str
-    site: str | None
-    eager_error: Number
-    scale: Number
-
-
-class NetworkEntry(TypedDict):
-    """What a network was checked on."""
-
-    examples: int
-    labels: bool
-    notes: list[str]
-    points: dict[str, PointEntry]
-
-
-class Verified(TypedDict):
-    """``verify.json``."""
-
-    passed: bool
-    checks: list[CheckEntry]
-    networks: dict[str, NetworkEntry]
-    unavailable: dict[str, str]
-    refused: NotRequired[dict[str, str]]
-    environment: dict
-
 
 class Row(TypedDict):
-    """``extra_info`` of a row of ``bench.json``: what was timed, and how. Times are in seconds, memory in bytes.
-
-    A row of a contest has a ratio to its baseline with a 95 % interval; of older files ``role`` and ``regime`` are
-    missing.
-    """
+    """``extra_info`` of a row of ``bench.json``, of any age: see ``records.Timing`` for what it has today."""
 
     network: str
     artifact: str
     sha256: str
-    examples_sha256: NotRequired[str]
     runner: str
-    batch: NotRequired[int]
-    label: NotRequired[str]
-    role: NotRequired[str]
-    regime: NotRequired[str]
-    device: NotRequired[str]
-    format: NotRequired[str]
-    lowering: NotRequired[str | None]
-    precision: NotRequired[str]
-    input: NotRequired[str]
-    inputs: NotRequired[str]
-    clock: NotRequired[str]
-    threads: NotRequired[int]
-    tf32: NotRequired[bool]
-    options: NotRequired[dict]
-    sizes: NotRequired[dict]
-    file_bytes: NotRequired[int]
-    host_bytes: NotRequired[Number]
-    device_bytes: NotRequired[Number]
-    n: NotRequired[int]
-    p50: NotRequired[float]
-    p50_low: NotRequired[float]
-    p50_high: NotRequired[float]
-    p90: NotRequired[Number]
-    p99: NotRequired[Number]
-    iqr: NotRequired[float]
-    examples_per_second: NotRequired[float]
-    disturbed: NotRequired[bool]
-    breakdown: NotRequired[dict[str, Number]]
-    contest: NotRequired[str]
-    baseline: NotRequired[str]
-    baseline_label: NotRequired[str]
-    baseline_artifact: NotRequired[str]
-    baseline_sha256: NotRequired[str]
-    seconds: NotRequired[float]
-    baseline_seconds: NotRequired[float]
-    ratio: NotRequired[float]
-    ratio_low: NotRequired[float]
-    ratio_high: NotRequired[float]
-    verdict: NotRequired[str]
-    blocks: NotRequired[int]
-    disturbed_blocks: NotRequired[int]
-    import_seconds: NotRequired[float]
-    load_seconds: NotRequired[float]
-    first_seconds: NotRequired[float]
-    grid: NotRequired[str]
-    key: NotRequired[str]
 
 
-SHOWN = ("regime", "role", "label", "batch", "device", "format", "lowering", "precision", "input", "inputs")
 TOGETHER = {  # of a row that has the one: what it has too
     "contest": (
         *("baseline", "baseline_label", "baseline_artifact", "seconds", "baseline_seconds", "ratio", "ratio_low"),
@@ -214,7 +100,7 @@ class Epoch(TypedDict):
     validation_accuracy: NotRequired[Number]
 
 
-def read_verified(run: Path) -> dict | None:
+def read_verified(run: Path) -> Verified | None:
     """What ``verify`` found of a run; None where it has not looked at it.
 
     Raises:
@@ -223,13 +109,17 @@ def read_verified(run: Path) -> dict | None:
     path = run / VERIFY_FILE
     if not path.exists():
         return None
-    content = read_json(path, VERIFY_SCHEMA, Verified)
-    for check in content["checks"]:
-        points = content["networks"].get(check["network"], {"points": {}})["points"]
-        compared = [*check["errors"], *(point for each in check["comparisons"].values() for point in each)]
-        if unknown := [name for name in compared if name not in points]:
+    content = read_json(path, VERIFY_SCHEMA)
+    verified = checked(path, content, Verified)
+    for entry, check in zip(content["checks"], verified.checks, strict=True):
+        where = f"{check.network}/{check.artifact} in {check.runner}"
+        if entry.get("passed") is not check.passed:
+            raise UserError(f"{path} is damaged: whether {where} passed and its failure contradict each other", AGAIN)
+        network = verified.networks.get(check.network)
+        compared = [*check.errors, *(point for each in check.comparisons.values() for point in each)]
+        if unknown := [name for name in compared if network is None or name not in network.points]:
             raise UserError(f"{path} is damaged: no network of it has a point {unknown[0]}", AGAIN)
-    return dict(content)
+    return verified
 
 
 def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
@@ -244,6 +134,8 @@ def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
             for name, others in TOGETHER.items():
                 if name in row and (missing := [other for other in others if other not in row]):
                     raise UserError(f"row {index} has {name} and no {missing[0]}", AGAIN)
+            if row.keys() >= FACTS:
+                checked(path, row, Timing)
         return dict(content)
     except UserError as error:
         reason = error.message.removeprefix(f"{path} is damaged: ")

@@ -17,7 +17,7 @@ Start-up and breakdown rows are not judged.
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -25,6 +25,7 @@ from statistics import NormalDist
 import numpy as np
 
 from stn_export import cli
+from stn_export.artifacts.records import Estimate, Timing, timings
 from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench.intervals import scatter, verdict
 from stn_export.bench.method import METHOD
@@ -59,37 +60,35 @@ class Change:
     verdict: str
 
 
-def measured(rows: dict[str, dict]) -> dict[str, Measured]:
+def measured(rows: Mapping[str, Timing]) -> dict[str, Measured]:
     """Every row that can be compared, by its name."""
-    eager = {_companion(row): row for row in rows.values() if "p50" in row and _is_eager(row)}
+    eager = {_companion(row): row for row in rows.values() if row.p50 is not None and _is_eager(row)}
     found = {}
     for name, row in rows.items():
-        if "ratio" in row:
-            found[name] = Measured(
-                f"contest: {row['contest']}", row["ratio"], _sigma(row["ratio_low"], row["ratio_high"], LOADS)
-            )
-        elif "p50" in row:
-            own = _sigma(row["p50_low"], row["p50_high"], STRETCHES)
+        if row.ratio is not None:
+            found[name] = Measured(f"contest: {row.contest}", row.ratio, _sigma(row.paired, LOADS))
+        elif row.p50 is not None:
+            own = _sigma(row.median, STRETCHES)
             other = None if _is_eager(row) else eager.get(_companion(row))
             if other is None:
-                found[name] = Measured("seconds", row["p50"], own)
+                found[name] = Measured("seconds", row.p50, own)
             else:
-                sigma = math.hypot(own, _sigma(other["p50_low"], other["p50_high"], STRETCHES))
-                found[name] = Measured("ratio to eager", row["p50"] / other["p50"], sigma)
+                sigma = math.hypot(own, _sigma(other.median, STRETCHES))
+                found[name] = Measured("ratio to eager", row.p50 / other.median.middle, sigma)
     return found
 
 
-def _is_eager(row: dict) -> bool:
-    return row["runner"] == f"eager-{row['device']}"
+def _is_eager(row: Timing) -> bool:
+    return row.runner == f"eager-{row.device}"
 
 
-def _companion(row: dict) -> tuple:
+def _companion(row: Timing) -> tuple:
     """What a row shares with the eager row that it is held against."""
-    return row["network"], row["device"], row["batch"], row["regime"], row["inputs"]
+    return row.network, row.device, row.batch, row.regime, row.inputs
 
 
-def _sigma(low: float, high: float, freedom: int) -> float:
-    return math.log(high / low) / 2 / student(CONFIDENCE, freedom)
+def _sigma(estimate: Estimate, freedom: int) -> float:
+    return math.log(estimate.high / estimate.low) / 2 / student(CONFIDENCE, freedom)
 
 
 def changes(base: dict[str, Measured], new: dict[str, Measured]) -> list[Change]:
@@ -127,9 +126,9 @@ def different_machine(base: dict, new: dict) -> list[str]:
     return [f"{MACHINE[key]} {ours[key]} and {theirs[key]}" for key in both if ours[key] != theirs[key]]
 
 
-def rows_of(content: dict) -> dict[str, dict]:
+def rows_of(content: dict) -> dict[str, Timing]:
     """What the suites noted, by pytest's name of the row."""
-    return {row["fullname"]: row["extra_info"] for row in content["benchmarks"]}
+    return dict(zip((row["fullname"] for row in content["benchmarks"]), timings(content), strict=True))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stn_export.artifacts.records import Timing
 from stn_export.bench.targets import Network
 from stn_export.native.source import multiply_adds_saved
 from stn_export.program.program import Program
@@ -59,16 +60,16 @@ def work(program: Program, inputs: Sequence[Tensor]) -> dict[str, int]:
     }
 
 
-def all_work(networks: Mapping[str, Network], rows: Iterable[dict]) -> dict[str, dict[str, dict[str, int]]]:
+def all_work(networks: Mapping[str, Network], rows: Iterable[Timing]) -> dict[str, dict[str, dict[str, int]]]:
     """Count the ``work`` of every network at every batch that a row is of, a string, as JSON has no other keys.
 
     ``native_flops`` is what the C code that was timed really does of ``flops``.
     """
     found: dict[str, dict] = {}
-    listed = [row for row in rows if "network" in row]
-    written = {row["network"] for row in listed if row.get("format") == "native"}
+    listed = list(rows)
+    written = {row.network for row in listed if row.format == "native"}
     saved = {name: 2 * multiply_adds_saved(networks[name].program) for name in sorted(written)}
-    for name, batch in sorted({(row["network"], row["batch"]) for row in listed}):
+    for name, batch in sorted({(row.network, row.batch) for row in listed}):
         network = networks[name]
         counted = work(network.program, network.shapes(batch))
         if name in saved:

@@ -13,6 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from stn_export import cli
 from stn_export.answer.choice import baseline_words, time_of
 from stn_export.artifacts.environment import DEVICES, describe
+from stn_export.artifacts.records import Timing, known, timing, timings
 from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench.budget import ORDER, Budget
 from stn_export.bench.cases import Case, cases
@@ -44,14 +45,16 @@ def suite_files() -> dict[str, Path]:
     return {path.stem.removeprefix("test_"): path for path in sorted(SUITES.glob("test_*.py"))}
 
 
-def contests(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
+def contests(rows: Iterable[Timing]) -> Iterator[tuple[str, list[Timing]]]:
     """Titles, and the rows of contests below each."""
     for contest, title in CONTESTS.items():
-        found: dict[str, list[dict]] = {}
+        found: dict[str, list[Timing]] = {}
         for row in rows:
-            if row.get("contest") == contest and "ratio" in row:
+            if row.contest == contest and row.ratio is not None:
                 way = baseline_words(row) if contest == "pytorch" else ""
-                found.setdefault(title.format(**row, way=way), []).append(row)
+                found.setdefault(title.format(label=row.label, baseline_label=row.baseline_label, way=way), []).append(
+                    row
+                )
         yield from found.items()
 
 
@@ -74,7 +77,7 @@ class Session:
     device: str
     grid: BenchGrid
     targets: list[Target]
-    rows: list[dict] = field(default_factory=list)
+    rows: list[Timing] = field(default_factory=list)
     kept: dict[str, dict] = field(default_factory=dict)
     not_timed: dict[str, str] = field(default_factory=dict)  # why, by a row's name
     budget: Budget = field(default_factory=Budget)
@@ -116,7 +119,7 @@ class Session:
         alike = content["machine_info"]["stn_export"] == describe()
         rows = [(row, alike) for row in content["benchmarks"]] + [(row, False) for row in journal.rows()]
         self.kept = {row["fullname"]: row for row, alike in rows if self.holds(row, alike)}
-        self.rows = [row["extra_info"] for row in self.kept.values()]
+        self.rows = timings({"benchmarks": self.kept.values()})
         known = {name: why for name, why in content.get("not_timed", {}).items() if _case(name) in self.keys}
         self.not_timed = {name: why for name, why in known.items() if name not in self.kept}
 
@@ -135,7 +138,7 @@ class Session:
     def note(self, name: str, benchmark: BenchmarkFixture) -> None:
         """Keep a row that was timed, for the closing tables and for a session that goes on with it."""
         benchmark.extra_info.update(grid=self.grid.name, key=self.keys[name])
-        self.rows.append(benchmark.extra_info)
+        self.rows.append(timing(benchmark.extra_info))
         if self.journal and benchmark.stats and benchmark.stats.stats.data:
             row = benchmark.stats.as_dict(include_data=True)
             self.journal.add(row | {"fullname": short_name(row["fullname"]), "params": None})
@@ -157,12 +160,12 @@ class Session:
         columns = ("backend", "batch", "ms", "ratio", "95 % interval", "verdict")
         for title, rows in contests(self.rows):
             _table(title, columns, (_contest(row, self.rows) for row in rows), ("95 % interval", "ms"))
-        starts = [row for row in self.rows if "first_seconds" in row]
+        starts = [row for row in self.rows if row.first_seconds is not None]
         _table(
             "A fresh process until its first answer", ("backend", *STARTS.values()), map(_start, starts), ("imports s",)
         )
         parts = ("backend", "batch", *(f"{part} µs" for part in PARTS))
-        profiled = [row for row in self.rows if "breakdown" in row]
+        profiled = [row for row in self.rows if row.breakdown is not None]
         _table("Where the time goes (profiled)", parts, map(_breakdown, profiled), ("grid µs", "rest µs"))
         for line in by_reason(left_out(self.run, self.device), "row"):
             cli.say(f"not timed: {line}", "dim")
@@ -214,25 +217,25 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]
         cli.table(title, columns, rows, drop)
 
 
-def _name(row: dict) -> str:
-    return f"{row['network']} {row['runner']} {row['artifact']}"
+def _name(row: Timing) -> str:
+    return f"{row.network} {row.runner} {row.artifact}"
 
 
-def _contest(row: dict, rows: list[dict]) -> tuple[str, ...]:
-    interval = span(row["ratio_low"], row["ratio_high"])
+def _contest(row: Timing, rows: list[Timing]) -> tuple[str, ...]:
+    paired = row.paired
     return (
         _name(row),
-        str(row["batch"]),
+        str(row.batch),
         significant(1e3 * time_of(row, rows)),
-        significant(row["ratio"]),
-        interval,
-        row["verdict"],
+        significant(paired.middle),
+        span(paired.low, paired.high),
+        known(row.verdict),
     )
 
 
-def _start(row: dict) -> tuple[str, ...]:
-    return (_name(row), *(f"{row[name]:.3f}" for name in STARTS))
+def _start(row: Timing) -> tuple[str, ...]:
+    return (_name(row), *(f"{getattr(row, name):.3f}" for name in STARTS))
 
 
-def _breakdown(row: dict) -> tuple[str, ...]:
-    return (_name(row), str(row["batch"]), *(f"{row['breakdown'][part] * 1e6:.0f}" for part in PARTS))
+def _breakdown(row: Timing) -> tuple[str, ...]:
+    return (_name(row), str(row.batch), *(f"{known(row.breakdown)[part] * 1e6:.0f}" for part in PARTS))

@@ -283,7 +283,8 @@ def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator
 
 def proved_of(run: Path) -> Proved:
     """What the last verification found equal of today's files."""
-    return proved_by((read_verified(run) or {"checks": []})["checks"], Current.of(network_directories(run)).holds)
+    verified = read_verified(run)
+    return proved_by(verified.checks if verified else (), Current.of(network_directories(run)).holds)
 
 
 def unproved_in(run: Path) -> Callable[[Artifact, RunnerSpec], bool]:

@@ -2,35 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from stn_export.artifacts.records import Comparison, Number, PointEntry
 from stn_export.comparison.tolerances import GRID, OUTPUT, THETA, WARPED, WHOLE, Bound
 
 NOTHING = "nothing was compared"
 KINDS = (THETA, GRID, WARPED, OUTPUT)  # of points, whose errors are sizes
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How far ``actual`` lies from ``expected``; true where every element is within tolerance.
-
-    ``max_abs`` and ``mean_abs`` are in the units of the arrays, ``max_rel`` is ``|actual - expected| / |expected|``,
-    ``agreement`` the share of rows with the same argmax, ``worst`` the index of the element furthest beyond its
-    tolerance and ``excess`` its difference in units of that tolerance. ``reason`` is empty where the comparison passed.
-    """
-
-    reason: str
-    max_abs: float = float("nan")
-    max_rel: float = float("nan")
-    mean_abs: float = float("nan")
-    agreement: float = float("nan")
-    worst: tuple[int, ...] = ()
-    excess: float = float("nan")
-
-    def __bool__(self) -> bool:
-        return not self.reason
 
 
 def compare(
@@ -131,9 +110,9 @@ def compare_typed(
     return Comparison("" if equal else "not the same, or nothing was compared")
 
 
-def worst_by_kind(errors: Mapping[str, float | None], points: Mapping[str, Mapping]) -> dict[str, float | None]:
+def worst_by_kind(errors: Mapping[str, Number], points: Mapping[str, PointEntry]) -> dict[str, Number]:
     """The largest of the errors by point of each kind, in the kinds' order; None where one is no number."""
     found: dict[str, list] = defaultdict(list)
     for point, error in errors.items():
-        found[points[point]["kind"]].append(error)
+        found[points[point].kind].append(error)
     return {kind: None if None in found[kind] else max(found[kind]) for kind in KINDS if kind in found}

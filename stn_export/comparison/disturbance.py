@@ -1,13 +1,11 @@
-"""Which figures were taken while other work disturbed the machine, and which ones contradict each other.
+"""Which figures were taken while other work disturbed the machine, and which ones contradict each other."""
 
-Rows are the ``extra_info`` of pytest-benchmark's file.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from stn_export.artifacts.records import Timing, known
 from stn_export.comparison.fastest import STEPS, steps
 from stn_export.comparison.moments import drift
 
@@ -45,48 +43,45 @@ def disagree(paired: Ratio, separate: Ratio) -> bool:
     return paired.low > drift() * separate.high or separate.low > drift() * paired.high
 
 
-def was_disturbed(row: Mapping) -> bool:
+def was_disturbed(row: Timing) -> bool:
     """Say whether other work was seen during a timing, or during any block of a paired comparison."""
-    return bool(row.get("disturbed")) or row.get("disturbed_blocks", 0) > 0
+    return bool(row.disturbed) or (row.disturbed_blocks or 0) > 0
 
 
-def paired_ratio(row: Mapping) -> Ratio:
+def paired_ratio(row: Timing) -> Ratio:
     """Return what a paired comparison found: our time over the baseline's."""
-    return Ratio(row["ratio"], row["ratio_low"], row["ratio_high"])
+    return Ratio(*row.paired)
 
 
-def separate_ratio(ours: Mapping, baseline: Mapping) -> Ratio:
+def separate_ratio(ours: Timing, baseline: Timing) -> Ratio:
     """Return the ratio of two separate timings' medians, its ends from the ends of both intervals."""
-    return Ratio(
-        ours["p50"] / baseline["p50"],
-        ours["p50_low"] / baseline["p50_high"],
-        ours["p50_high"] / baseline["p50_low"],
-    )
+    own, other = ours.median, baseline.median
+    return Ratio(own.middle / other.middle, own.low / other.high, own.high / other.low)
 
 
 @dataclass(frozen=True)
 class Marks:
     """The marks that the figures of one benchmark file carry wherever they are shown."""
 
-    rows: Sequence[dict]
+    rows: Sequence[Timing]
 
-    def of(self, row: Mapping) -> str:
+    def of(self, row: Timing) -> str:
         """Return the marks of a row's figures; empty for a figure that can be trusted."""
-        if row.get("contest"):
+        if row.contest:
             contradicted = self.contradiction(row) is not None
         else:
-            contradicted = _separate(row) and (_name(row), row["batch"]) in self._contradicted
+            contradicted = _separate(row) and (_name(row), row.batch) in self._contradicted
         return DISTURBED * was_disturbed(row) + CONTRADICTED * contradicted
 
-    def contradiction(self, contest: Mapping) -> Contradiction | None:
+    def contradiction(self, contest: Timing) -> Contradiction | None:
         """Return how a paired comparison contradicts the separate timings of its two files, if it does.
 
         Only timings of the same kind are compared: inputs in place and in the cache, read from the same clock.
         """
         ours, baseline = map(self._timed.get, _sides(contest))
-        if ours is None or baseline is None or "ratio" not in contest:
+        if ours is None or baseline is None or contest.ratio is None:
             return None
-        if contest.get("by_host") or len({row.get("clock") for row in (contest, ours, baseline)}) > 1:
+        if contest.by_host or len({row.clock for row in (contest, ours, baseline)}) > 1:
             return None
         paired, separate = paired_ratio(contest), separate_ratio(ours, baseline)
         if not disagree(paired, separate):
@@ -94,31 +89,31 @@ class Marks:
         return Contradiction(paired, separate, any(map(was_disturbed, (contest, ours, baseline))))
 
     @cached_property
-    def contradicted(self) -> list[dict]:
+    def contradicted(self) -> list[Timing]:
         """The paired comparisons that contradict separate timings."""
-        return [row for row in self.rows if row.get("contest") and self.contradiction(row)]
+        return [row for row in self.rows if row.contest and self.contradiction(row)]
 
     @cached_property
-    def _timed(self) -> dict[tuple[str, int], dict]:
-        return {(_name(row), row["batch"]): row for row in steps(filter(_separate, self.rows))}
+    def _timed(self) -> dict[tuple[str, int], Timing]:
+        return {(_name(row), row.batch): row for row in steps(filter(_separate, self.rows))}
 
     @cached_property
     def _contradicted(self) -> set[tuple[str, int]]:
         return {side for row in self.contradicted for side in _sides(row)}
 
 
-def _separate(row: Mapping) -> bool:
+def _separate(row: Timing) -> bool:
     """Say whether a row times what paired comparisons time: the step alone, its inputs in the cache."""
-    return row.get("regime") in STEPS and not row.get("inputs", "").startswith("cold")
+    return row.regime in STEPS and not row.inputs.startswith("cold")
 
 
-def _name(row: Mapping) -> str:
+def _name(row: Timing) -> str:
     """Return a program's name as paired comparisons name their baseline."""
-    return f"{row['network']}-{row['runner']}-{row['artifact']}"
+    return f"{row.network}-{row.runner}-{row.artifact}"
 
 
-def _sides(contest: Mapping) -> tuple[tuple[str, int], tuple[str, int]]:
-    return (_name(contest), contest["batch"]), (contest["baseline"], contest["batch"])
+def _sides(contest: Timing) -> tuple[tuple[str, int], tuple[str, int]]:
+    return (_name(contest), contest.batch), (known(contest.baseline), contest.batch)
 
 
 def legend(*texts: str) -> str:
@@ -162,9 +157,9 @@ class Disturbance:
         return [f"{part:,} of {whole:,} {unit}" for part, whole, unit in counts if part > above * whole]
 
 
-def disturbance(rows: Iterable[Mapping]) -> Disturbance:
+def disturbance(rows: Iterable[Timing]) -> Disturbance:
     """Count the disturbed timings and blocks of rows."""
     listed = list(rows)
-    timings = [bool(row["disturbed"]) for row in listed if "disturbed" in row]
-    blocks, disturbed = (sum(row.get(key, 0) for row in listed) for key in ("blocks", "disturbed_blocks"))
+    timings = [row.disturbed for row in listed if row.disturbed is not None]
+    blocks, disturbed = sum(row.blocks or 0 for row in listed), sum(row.disturbed_blocks or 0 for row in listed)
     return Disturbance(len(timings), sum(timings), blocks, disturbed)

@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+
+from stn_export.artifacts.records import finite
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,6 @@ class Tolerance:
     def as_dict(self) -> dict:
         """JSON-ready: what knows no limit is None."""
         return finite(asdict(self))
-
-
-def finite(value: Any) -> Any:
-    """The same for strict JSON: None for every number in it that is not finite."""
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def beyond(wrong: float, share: float, count: int) -> bool:

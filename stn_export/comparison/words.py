@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from stn_export.artifacts.records import Check, Timing
 from stn_export.cli import NONE
 
 DIGITS = (3, 4, 5)  # of an interval's ends, until they read differently
@@ -49,9 +50,9 @@ def counted(count: int, unit: str) -> str:
     return f"{count:,} {unit}{'s' * (count != 1)}"
 
 
-def row_name(row: Mapping) -> str:
+def row_name(row: Timing | Check) -> str:
     """Return the artifact and the runner of a row or check."""
-    return f"{row['artifact']} in {row['runner']}"
+    return f"{row.artifact} in {row.runner}"
 
 
 def speed_ratio(ratio: tuple[float, float, float]) -> str:

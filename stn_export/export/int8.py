@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx
 
-from stn_export.comparison.tolerances import TOLERANCES, Tolerance, beyond, finite
+from stn_export.artifacts.records import finite
+from stn_export.comparison.tolerances import TOLERANCES, Tolerance, beyond
 from stn_export.errors import UserError
 from stn_export.export.quantise import Calibration, quantisable, quantise, sensitive_nodes
 from stn_export.graphs.graph import as_array

@@ -46,10 +46,10 @@ def _row(
 def read_verdicts(run: Path) -> dict[str, str]:
     """``yes`` or ``FAILED`` by the sha256 of what ``verify`` looked at on today's examples; one failure is enough."""
     verdicts: dict[str, str] = {}
-    checks = (read_verified(run) or {"checks": ()})["checks"]
-    for check in filter(Current.of(network_directories(run)).holds, checks):
-        if not check["passed"] or check["sha256"] not in verdicts:
-            verdicts[check["sha256"]] = "yes" if check["passed"] else "FAILED"
+    verified = read_verified(run)
+    for check in filter(Current.of(network_directories(run)).holds, verified.checks if verified else ()):
+        if not check.passed or check.sha256 not in verdicts:
+            verdicts[check.sha256] = "yes" if check.passed else "FAILED"
     return verdicts
 
 

@@ -1,7 +1,6 @@
 """The part of the report that says what everything costs: which rows of ``bench.json`` stand in which table and chart.
 
-Rows are the ``extra_info`` of pytest-benchmark's file; ``regime`` says what a row timed, and of contests ``contest``
-says against what.
+``regime`` says what a row timed, and of contests ``contest`` says against what.
 """
 
 from collections import defaultdict
@@ -11,6 +10,7 @@ from stn_export.answer.card import Answer
 from stn_export.answer.choice import baseline_words, is_baseline
 from stn_export.answer.held import Held
 from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory
+from stn_export.artifacts.records import Timing, known
 from stn_export.comparison.disturbance import Marks
 from stn_export.comparison.fastest import STEPS, Proved, Rows, program, steps
 from stn_export.comparison.words import span
@@ -42,9 +42,9 @@ def add_benchmarks(report: Report, content: Held) -> None:
     report.timings, report.shipped = list(content.rows), Answer(content).by_device
     report.marks = Marks(report.timings)
     report.bench = tables(report.timings, placements(content.directories))
-    for device in sorted({row["device"] for row in content.rows}):
+    for device in sorted({row.device for row in content.rows}):
         proved = {program(row): content.proved[program(row)] for row in content.verified_rows}
-        add_charts(report, [row for row in content.rows if row["device"] == device], device, proved)
+        add_charts(report, [row for row in content.rows if row.device == device], device, proved)
 
 
 def placements(directories: Iterable[NetworkDirectory]) -> dict[str, dict]:
@@ -58,39 +58,39 @@ def tables(rows: Rows, placed: Mapping[str, dict]) -> dict[str, dict]:
 
     Each has its ``columns``, and ``lines`` that hold what names them and ``cells``: a row by column.
     """
-    costs = pivot((row for row in rows if row.get("contest") == "overhead"), _batch)
+    costs = pivot((row for row in rows if row.contest == "overhead"), _batch)
     for line in costs["lines"]:
         line["placement"] = placed.get(line["sha256"])
     return {
         "costs": costs | dict(zip(("ours", "other"), contestants(rows), strict=True)),
-        "against": pivot((row for row in rows if row.get("contest") in AGAINST), _against),
-        "single": pivot((row for row in rows if row["batch"] == 1 and row["regime"] in SINGLE), _timing),
+        "against": pivot((row for row in rows if row.contest in AGAINST), _against),
+        "single": pivot((row for row in rows if row.batch == 1 and row.regime in SINGLE), _timing),
     }
 
 
-def _batch(row: Mapping) -> str:
-    return f"batch {row['batch']:,}"
+def _batch(row: Timing) -> str:
+    return f"batch {row.batch:,}"
 
 
-def _against(row: Mapping) -> str:
-    way = f", {baseline_words(row)}" if row["contest"] == "pytorch" else ""
-    return f"{AGAINST[row['contest']]}{way}, {_batch(row)}"
+def _against(row: Timing) -> str:
+    way = f", {baseline_words(row)}" if row.contest == "pytorch" else ""
+    return f"{AGAINST[known(row.contest)]}{way}, {_batch(row)}"
 
 
-def _timing(row: Mapping) -> str:
+def _timing(row: Timing) -> str:
     """The regime of a row; whether inputs come from memory counts for a bound step."""
-    if row["regime"] not in STEPS:
-        return row["regime"]
-    return "cold" if row["inputs"].startswith("cold") else "device"
+    if row.regime not in STEPS:
+        return row.regime
+    return "cold" if row.inputs.startswith("cold") else "device"
 
 
-def pivot(rows: Iterable[dict], column: Callable[[dict], str]) -> dict:
+def pivot(rows: Iterable[Timing], column: Callable[[Timing], str]) -> dict:
     """One line for each program on each device, the subject's first, its rows beside each other as ``cells``."""
-    ordered = sorted(rows, key=lambda row: (row.get("contest", ""), row["batch"]))
+    ordered = sorted(rows, key=lambda row: (row.contest or "", row.batch))
     lines: dict[tuple, dict] = {}
     for row in ordered:
-        names = {name: row[name] for name in ("device", "network", "role", "artifact", "runner", "sha256")}
-        lines.setdefault((row["device"], *program(row)), names | {"cells": {}})["cells"][column(row)] = row
+        names = {name: getattr(row, name) for name in ("device", "network", "role", "artifact", "runner", "sha256")}
+        lines.setdefault((row.device, *program(row)), names | {"cells": {}})["cells"][column(row)] = row
     return {
         "columns": list(dict.fromkeys(map(column, ordered))),
         "lines": sorted(lines.values(), key=lambda line: (line["device"], line["role"] != SUBJECT)),
@@ -100,7 +100,7 @@ def pivot(rows: Iterable[dict], column: Callable[[dict], str]) -> dict:
 def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
     """A device's charts, each where there is something to draw."""
     timed, points, marks = steps(rows), pareto_points(rows, proved, device), Marks(rows)
-    seen = charts.looks((row["network"], row["label"], row["role"]) for row in rows)
+    seen = charts.looks((row.network, row.label, row.role) for row in rows)
     ratios, bars, per = overheads(rows, device, marks), breakdowns(rows, device), "examples a second"
     drawn = {
         "latency": (
@@ -120,7 +120,7 @@ def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
 
 def contestants(rows: Rows) -> tuple[str, str]:
     """The labels of the subject and of the plain network that it is set against, where it was."""
-    labels = ((row["label"], row["baseline_label"]) for row in rows if row.get("contest") == "overhead")
+    labels = ((row.label, known(row.baseline_label)) for row in rows if row.contest == "overhead")
     return next(labels, ("", ""))
 
 
@@ -128,49 +128,50 @@ def fastest(rows: Rows, seconds: Callable[[Rows], float]) -> dict[tuple[str, str
     """By runner and network: the rows of the artifact with fewest ``seconds`` of those timed at the most batches."""
     artifacts: dict[tuple[str, str], dict[str, Rows]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        artifacts[row["runner"], row["network"]][row["artifact"]].append(row)
+        artifacts[row.runner, row.network][row.artifact].append(row)
     return {
-        key: min(each.values(), key=lambda rows: (-len({row["batch"] for row in rows}), seconds(rows)))
+        key: min(each.values(), key=lambda rows: (-len({row.batch for row in rows}), seconds(rows)))
         for key, each in artifacts.items()
     }
 
 
 def latency(timed: Rows, marks: Marks) -> Curves:
     """Milliseconds a batch, of each runner's artifact that is fastest at its smallest batch."""
-    best = fastest(timed, lambda rows: min((row["batch"], row["p50"]) for row in rows)[1])
-    return _curves(
-        best, lambda row: Interval(1e3 * row["p50"], 1e3 * row["p50_low"], 1e3 * row["p50_high"], marks.of(row))
-    )
+    best = fastest(timed, lambda rows: min((row.batch, row.median.middle) for row in rows)[1])
 
-
-def throughput(timed: Rows, marks: Marks) -> Curves:
-    """Examples a second, of each runner's artifact that reaches the most."""
-    best = fastest(timed, lambda rows: min(row["p50"] / row["batch"] for row in rows))
-
-    def interval(row: dict) -> Interval:
-        middle, low, high = (row["batch"] / row[name] for name in ("p50", "p50_high", "p50_low"))
+    def interval(row: Timing) -> Interval:
+        middle, low, high = (1e3 * seconds for seconds in row.median)
         return Interval(middle, low, high, marks.of(row))
 
     return _curves(best, interval)
 
 
-def _curves(best: Mapping[tuple[str, str], Rows], interval: Callable[[dict], Interval]) -> Curves:
+def throughput(timed: Rows, marks: Marks) -> Curves:
+    """Examples a second, of each runner's artifact that reaches the most."""
+    best = fastest(timed, lambda rows: min(row.median.middle / row.batch for row in rows))
+
+    def interval(row: Timing) -> Interval:
+        middle, high, low = (row.batch / seconds for seconds in row.median)
+        return Interval(middle, low, high, marks.of(row))
+
+    return _curves(best, interval)
+
+
+def _curves(best: Mapping[tuple[str, str], Rows], interval: Callable[[Timing], Interval]) -> Curves:
     return {
-        (runner, rows[0]["artifact"], network): {row["batch"]: interval(row) for row in rows}
+        (runner, rows[0].artifact, network): {row.batch: interval(row) for row in rows}
         for (runner, network), rows in best.items()
     }
 
 
 def overheads(rows: Rows, device: str, marks: Marks) -> dict[str, dict[int, Interval]]:
     """The subject over the plain network by backend and batch, of each runner's fastest at the smallest batch."""
-    found = [row for row in rows if row.get("contest") == "overhead"]
-    shown = _outer(row["batch"] for row in found)
-    best = fastest(found, lambda rows: min((row["batch"], row["seconds"]) for row in rows)[1])
+    found = [row for row in rows if row.contest == "overhead"]
+    shown = _outer(row.batch for row in found)
+    best = fastest(found, lambda rows: min((row.batch, known(row.seconds)) for row in rows)[1])
     return {
-        short_name(runner, lines[0]["artifact"], device): {
-            row["batch"]: Interval(row["ratio"], row["ratio_low"], row["ratio_high"], marks.of(row))
-            for row in lines
-            if row["batch"] in shown
+        short_name(runner, lines[0].artifact, device): {
+            row.batch: Interval(*row.paired, marks.of(row)) for row in lines if row.batch in shown
         }
         for (runner, _), lines in best.items()
     }
@@ -182,26 +183,26 @@ def _outer(batches: Iterable[int]) -> set[int]:
     return {*ordered[:1], *ordered[-1:]}
 
 
-def pareto_points(rows: Rows, proved: Proved, device: str) -> Rows:
+def pareto_points(rows: Rows, proved: Proved, device: str) -> list[dict]:
     """List latency at batch 1 and accuracy of every program that is timed and verified today, where it has one."""
     marks = Marks(rows)
     return [
         {
-            "name": f"{row['network']} {short_name(row['runner'], row['artifact'], device)}",
-            "network": row["network"],
-            "milliseconds": 1e3 * row["p50"],
-            "interval": span(1e3 * row["p50_low"], 1e3 * row["p50_high"]),
+            "name": f"{row.network} {short_name(row.runner, row.artifact, device)}",
+            "network": row.network,
+            "milliseconds": 1e3 * row.median.middle,
+            "interval": span(1e3 * row.median.low, 1e3 * row.median.high),
             "marks": marks.of(row),
             "accuracy": proved[program(row)],
         }
         for row in steps(rows)
-        if row["batch"] == 1 and proved.get(program(row)) is not None
+        if row.batch == 1 and proved.get(program(row)) is not None
     ]
 
 
-def front(points: Rows) -> Rows:
+def front(points: list[dict]) -> list[dict]:
     """The points that no other beats or equals in both latency and accuracy, the fastest first."""
-    best: Rows = []
+    best: list[dict] = []
     for point in sorted(points, key=lambda point: (point["milliseconds"], -point["accuracy"])):
         if not best or point["accuracy"] > best[-1]["accuracy"]:
             best.append(point)
@@ -210,31 +211,31 @@ def front(points: Rows) -> Rows:
 
 def breakdowns(rows: Rows, device: str) -> list[Bar]:
     """Milliseconds by part and batch: each runner's fastest of the subject, above the plain network of its kind."""
-    found = [row for row in rows if row["regime"] == "breakdown"]
-    shown = _outer(row["batch"] for row in found)
-    best = fastest(found, lambda rows: min((row["batch"], sum(row["breakdown"].values())) for row in rows)[1])
+    found = [row for row in rows if row.regime == "breakdown"]
+    shown = _outer(row.batch for row in found)
+    best = fastest(found, lambda rows: min((row.batch, sum(known(row.breakdown).values())) for row in rows)[1])
     bars: list[Bar] = []
     for (runner, _), lines in best.items():
-        if lines[0]["role"] != SUBJECT:
+        if lines[0].role != SUBJECT:
             continue
         parts = _parts(lines, shown)
         whole = {batch: sum(each.values()) for batch, each in parts.items()}
-        plain = [row for row in found if row["role"] == PLAIN and kind(row) == kind(lines[0])]
-        bars.append((f"{lines[0]['network']} {short_name(runner, lines[0]['artifact'], device)}", parts, whole))
+        plain = [row for row in found if row.role == PLAIN and kind(row) == kind(lines[0])]
+        bars.append((f"{lines[0].network} {short_name(runner, lines[0].artifact, device)}", parts, whole))
         if plain:
-            name = f"{plain[0]['label']} in {short_name(runner, '', device)}"
+            name = f"{plain[0].label} in {short_name(runner, '', device)}"
             bars.append((name.rstrip(), _parts(plain, shown), whole))
     return bars
 
 
 def _parts(rows: Rows, shown: set[int]) -> dict[int, dict[str, float]]:
     return {
-        row["batch"]: {part: 1e3 * seconds for part, seconds in row["breakdown"].items()}
+        row.batch: {part: 1e3 * seconds for part, seconds in known(row.breakdown).items()}
         for row in rows
-        if row["batch"] in shown
+        if row.batch in shown
     }
 
 
-def kind(row: Mapping) -> tuple[str, str, str]:
+def kind(row: Timing) -> tuple[str, str, str]:
     """What two networks share where they may be set against each other."""
-    return row["runner"], row["precision"], row["input"]
+    return row.runner, row.precision, row.input

@@ -3,14 +3,52 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 
+import msgspec
 from matplotlib.figure import Figure
 
 from stn_export.answer.choice import Shipped
+from stn_export.artifacts.records import Check, GridPixels, Number, Timing
 from stn_export.comparison.disturbance import Marks
 from stn_export.comparison.fastest import Portability
 from stn_export.graphs.calls import HowToCall
 from stn_export.report.charts import Chart
 from stn_export.report.page import Picture
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """A check with what the parity table shows of it: worst errors of grids (pixels) and outputs.
+
+    ``pixels`` are those of the site whose grid is worst over the examples.
+    """
+
+    check: Check
+    grid: Number
+    output: Number
+    pixels: GridPixels
+
+    def as_dict(self) -> dict:
+        """Return it for ``report.json``, which counts the single comparisons."""
+        shown = {"grid": self.grid, "output": self.output, "pixels": msgspec.to_builtins(self.pixels)}
+        return self.check.as_dict() | shown | {"comparisons": len(self.check.comparisons)}
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """Worst errors by place of a lowering (or format, with any precision below float32) in a runner."""
+
+    lowering: str
+    runner: str
+    errors: dict[str, Number]
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """A network's rows; ``places`` are its sites and outputs that they have errors of."""
+
+    network: str
+    rows: list[SiteRow]
+    places: list[str]
 
 
 @dataclass
@@ -29,8 +67,8 @@ class Report:
     verdicts: list[str] = field(default_factory=list)  # of gains, a sentence each run
     learned: list[dict] = field(default_factory=list)  # an entry each site
     unshown: list[str] = field(default_factory=list)  # sites that have none
-    parity: list[dict] = field(default_factory=list)
-    sites: list[dict] = field(default_factory=list)  # tables, see report.parity.site_tables
+    parity: list[ParityRow] = field(default_factory=list)
+    sites: list[SiteTable] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
     differing: dict[str, str] = field(default_factory=dict)  # a sentence by figure
     portability: Portability = field(default_factory=dict)
@@ -39,7 +77,7 @@ class Report:
     environment: dict = field(default_factory=dict)
     figures: dict[str, Chart | Figure] = field(default_factory=dict)
     cards: dict[str, dict[str, str]] = field(default_factory=dict)  # by run, where several stand side by side
-    timings: list[dict] = field(default_factory=list)  # rows of bench.json
+    timings: list[Timing] = field(default_factory=list)
     shipped: dict[str, Shipped] = field(default_factory=dict)  # by device
     marks: Marks = field(default_factory=lambda: Marks([]))  # of figures
 
@@ -56,13 +94,10 @@ class Report:
                 if each == name or each.startswith(f"{name}-"):
                     yield Picture(each, drawn)
 
-    def has(self, figure: str) -> bool:
-        """Whether any parity row knows it."""
-        return any(row[figure] is not None for row in self.parity)
-
     def as_dict(self) -> dict:
         """JSON-ready: everything but the figures and the single comparisons."""
         left_out = ("figures", "timings", "shipped", "marks")
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
-        parity = [row | {"comparisons": len(row["comparisons"])} for row in self.parity]
-        return content | {"parity": parity, "calls": list(map(asdict, self.calls))}
+        parity, sites = [row.as_dict() for row in self.parity], list(map(asdict, self.sites))
+        bench = msgspec.to_builtins(self.bench)
+        return content | {"bench": bench, "parity": parity, "sites": sites, "calls": list(map(asdict, self.calls))}

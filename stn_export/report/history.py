@@ -6,8 +6,9 @@ Ratios of contests are drawn, not times: both sides took turns, which leaves out
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from stn_export.artifacts.records import timings
 from stn_export.artifacts.schemas import read_bench
-from stn_export.comparison.disturbance import Marks, legend
+from stn_export.comparison.disturbance import Marks, legend, paired_ratio
 from stn_export.comparison.words import significant, span
 from stn_export.errors import UserError
 from stn_export.report.charts import LEGEND, RUNNERS, SHAPES, Chart, chart, measure, nominal, scale, tips
@@ -43,14 +44,14 @@ def history(kept: Path) -> Page:
 def rows(content: Mapping) -> Iterator[dict]:
     """A row each contest with eager PyTorch of one file."""
     when, commit = content["datetime"][:10], str(content["machine_info"]["stn_export"]["git_commit"])[:12]
-    timed = [each["extra_info"] for each in content["benchmarks"]]
+    timed = timings(content)
     marks = Marks(timed)
     for row in timed:
-        if (row.get("contest"), row.get("batch")) == (CONTEST, BATCH) and "network" in row:
-            middle, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
+        if (row.contest, row.batch) == (CONTEST, BATCH):
+            middle, low, high = paired_ratio(row).inverse
             yield {
                 "commit": f"{when} {commit}",
-                "series": f"{row['network']} {short_name(row['runner'], row['artifact'], row['device'])}",
+                "series": f"{row.network} {short_name(row.runner, row.artifact, row.device)}",
                 "value": middle,
                 "low": low,
                 "high": high,

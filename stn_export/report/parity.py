@@ -7,19 +7,20 @@ from torch import Tensor
 
 from stn_export.artifacts.current import Current
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory
+from stn_export.artifacts.records import Check, GridPixels, NetworkEntry, Number, PointEntry
 from stn_export.artifacts.schemas import read_verified
 from stn_export.cli import visible
 from stn_export.comparison.compare import KINDS, worst_by_kind
 from stn_export.comparison.fastest import Portability
 from stn_export.report import charts_bench, figures
-from stn_export.report.content import Report
+from stn_export.report.content import ParityRow, Report, SiteRow, SiteTable
 
 MOST_DIFFERENT = 10
 MOST_SITES = 4  # that are drawn of a network
 MEASURES = {"grid": "grid px", "warped": "warped", "theta": "theta"}  # at a site, the one to show first
 OUTPUTS = "outputs"
 
-Checks = list[dict]
+Checks = Sequence[Check]
 Artifacts = Mapping[tuple[str, str], Artifact]  # by network and name
 
 
@@ -35,28 +36,37 @@ def add_parity(report: Report, run: Path, artifacts: Artifacts, current: Current
     if content is None:
         report.warnings.append("Nothing has been verified yet: run 'make verify'.")
         return
-    checks, networks = content["checks"], content["networks"]
-    for check in checks:
-        worst = worst_by_kind(check["errors"], networks[check["network"]]["points"])
-        check |= {"grid": worst.get("grid"), "output": worst.get("output"), "pixels": worst_pixels(check)}
-    report.parity, report.unavailable = checks, content["unavailable"] | content.get("refused", {})
+    checks, networks = content.checks, content.networks
+    report.parity = [parity_row(check, networks) for check in checks]
+    report.unavailable = content.unavailable | content.refused
     if not all(map(current.holds, checks)):
         report.warnings.append("The parity table is stale: it was made of other files or examples. Run 'make verify'.")
     if missing := unverified(checks, artifacts):
         report.warnings.append(f"Not verified: {', '.join(missing)}. Run 'make verify'.")
     report.sites = site_tables(checks, artifacts, networks)
-    probed = [check for check in checks if check["grid_pixels"] and check["precision"] == "fp32"]
+    probed = [check for check in checks if check.grid_pixels and check.precision == "fp32"]
     if probed:
-        own = networks[probed[0]["network"]]["points"]
-        probed = [check for check in probed if check["network"] == probed[0]["network"]]
-        eager = worst_by_kind({point: each["eager_error"] for point, each in own.items()}, own)
+        own = networks[probed[0].network].points
+        probed = [check for check in probed if check.network == probed[0].network]
+        eager = worst_by_kind({name: point.eager_error for name, point in own.items()}, own)
         drawn = charts_bench.error_strips(errors_by_kind(probed, own), eager)
         report.figures |= {f"errors-{kind}": chart for kind, chart in drawn.items()}
 
 
+def parity_row(check: Check, networks: Mapping[str, NetworkEntry]) -> ParityRow:
+    """Return what the parity table shows of a check."""
+    worst = worst_by_kind(check.errors, _points_of(check.network, networks))
+    return ParityRow(check, worst.get("grid"), worst.get("output"), worst_pixels(check))
+
+
+def _points_of(network: str, networks: Mapping[str, NetworkEntry]) -> Mapping[str, PointEntry]:
+    """A network's points; none where no runner could open a file of it."""
+    return networks[network].points if network in networks else {}
+
+
 def unverified(checks: Checks, artifacts: Artifacts) -> list[str]:
     """The artifacts of today that nobody checked, but those of formats that no runner here takes."""
-    checked = {check["sha256"] for check in checks}
+    checked = {check.sha256 for check in checks}
     formats = {artifact.format for artifact in artifacts.values() if artifact.sha256 in checked}
     return [
         "/".join(name)
@@ -65,59 +75,63 @@ def unverified(checks: Checks, artifacts: Artifacts) -> list[str]:
     ]
 
 
-def worst_pixels(check: Mapping) -> dict[str, float | None]:
+def worst_pixels(check: Check) -> GridPixels:
     """The mean and the worst grid error over the examples, at the site where it is largest."""
-    found = {name: [each[name] for each in check["grid_pixels"].values()] for name in ("mean", "worst")}
-    return {name: None if None in values else max(values, default=None) for name, values in found.items()}
+    sites = check.grid_pixels.values()
+    return GridPixels(mean=_worst(site.mean for site in sites), worst=_worst(site.worst for site in sites))
 
 
-def errors_by_kind(checks: Checks, points: Mapping[str, Mapping]) -> dict[str, dict[str, list[float]]]:
+def _worst(errors: Iterable[Number]) -> Number:
+    """The largest; None where one is no number, or there is none."""
+    listed = list(errors)
+    known = [error for error in listed if error is not None]
+    return max(known, default=None) if len(known) == len(listed) else None
+
+
+def errors_by_kind(checks: Checks, points: Mapping[str, PointEntry]) -> dict[str, dict[str, list[Number]]]:
     """The errors of every challenge, by kind of point and artifact; whole numbers are equal or not, and left out."""
-    kinds = [kind for kind in KINDS if any(each["kind"] == kind for each in points.values())]
-    errors: dict[str, dict[str, list[float]]] = {kind: {check["artifact"]: [] for check in checks} for kind in kinds}
+    kinds = [kind for kind in KINDS if any(point.kind == kind for point in points.values())]
+    errors: dict[str, dict[str, list[Number]]] = {kind: {check.artifact: [] for check in checks} for kind in kinds}
     for check in checks:
-        for compared in check["comparisons"].values():
-            for point, comparison in compared.items():
-                if points[point]["kind"] in errors:
-                    errors[points[point]["kind"]][check["artifact"]].append(comparison["max_abs"])
+        for compared in check.comparisons.values():
+            for name, comparison in compared.items():
+                if points[name].kind in errors:
+                    errors[points[name].kind][check.artifact].append(comparison.max_abs)
     return errors
 
 
-def site_tables(checks: Checks, artifacts: Artifacts, networks: Mapping[str, Mapping]) -> list[dict]:
-    """How far every lowering is off in every runner at every site and at the outputs, a table each network.
-
-    A table has ``network``, ``places`` (see ``worst_by_place``) and ``rows``: ``lowering`` (or format, with any
-    precision below float32), ``runner``, and the worst of ``errors`` over challenges and artifacts by place.
-    """
-    tables: dict[str, dict] = {}
+def site_tables(checks: Checks, artifacts: Artifacts, networks: Mapping[str, NetworkEntry]) -> list[SiteTable]:
+    """How far every lowering is off in every runner at every site and at the outputs, a table each network."""
+    rows: dict[str, dict[tuple[str, str], dict[str, Number]]] = {}
     for check in checks:
-        artifact = artifacts.get((check["network"], check["artifact"]))
+        artifact = artifacts.get((check.network, check.artifact))
         if artifact is None:
             continue
         lowering = f"{artifact.lowering or artifact.format} {artifact.precision}".removesuffix(" fp32")
-        table = tables.setdefault(check["network"], {"network": check["network"], "rows": {}})
-        names = {"lowering": lowering, "runner": check["runner"]}
-        errors = table["rows"].setdefault((lowering, check["runner"]), names | {"errors": {}})["errors"]
-        for place, error in worst_by_place(check["errors"], networks[check["network"]]["points"]).items():
-            known = (errors.get(place, 0.0), error)
-            errors[place] = None if None in known else max(known)
-    for name, table in tables.items():
-        table["rows"] = list(table["rows"].values())
-        there = {place for row in table["rows"] for place in row["errors"]}
-        sites = dict.fromkeys(each["site"] for each in networks[name]["points"].values() if each["site"])
-        places = (f"{site}, {measure}" for site in sites for measure in MEASURES.values())
-        table["places"] = [place for place in (*places, OUTPUTS) if place in there]
-    return list(tables.values())
+        errors = rows.setdefault(check.network, {}).setdefault((lowering, check.runner), {})
+        for place, error in worst_by_place(check.errors, _points_of(check.network, networks)).items():
+            errors[place] = _worst((errors.get(place, 0.0), error))
+    return [_site_table(name, errors, _points_of(name, networks)) for name, errors in rows.items()]
 
 
-def worst_by_place(errors: Mapping[str, float | None], points: Mapping[str, Mapping]) -> dict[str, float | None]:
+def _site_table(
+    network: str, errors: Mapping[tuple[str, str], dict[str, Number]], points: Mapping[str, PointEntry]
+) -> SiteTable:
+    rows = [SiteRow(lowering, runner, found) for (lowering, runner), found in errors.items()]
+    there = {place for row in rows for place in row.errors}
+    sites = dict.fromkeys(point.site for point in points.values() if point.site)
+    places = (f"{site}, {measure}" for site in sites for measure in MEASURES.values())
+    return SiteTable(network, rows, [place for place in (*places, OUTPUTS) if place in there])
+
+
+def worst_by_place(errors: Mapping[str, Number], points: Mapping[str, PointEntry]) -> dict[str, Number]:
     """The worst error at each site and at the outputs, in their own units.
 
     At a site it is that of the grid in pixels, where a format shows no grid that of the warped image.
     """
     found = {}
-    for site in dict.fromkeys(points[point]["site"] for point in errors):
-        here = worst_by_kind({point: each for point, each in errors.items() if points[point]["site"] == site}, points)
+    for site in dict.fromkeys(points[name].site for name in errors):
+        here = worst_by_kind({name: error for name, error in errors.items() if points[name].site == site}, points)
         kind = next((kind for kind in (*MEASURES, "output") if kind in here), None)
         if kind is None:  # whole numbers only
             continue
@@ -141,27 +155,28 @@ def add_differing(report: Report, directory: NetworkDirectory, points: Mapping |
         points: what ``points.pt`` holds of it, where that is of today.
         current: what results must be of to count.
     """
-    checks = [check for check in report.parity if check["network"] == directory.name and current.holds(check)]
+    listed = [row.check for row in report.parity]
+    checks = [check for check in listed if check.network == directory.name and current.holds(check)]
     for name, full in (("differing", True), ("differing-reduced", False)):
-        rows = most_different([check for check in checks if (check["precision"] == "fp32") == full])
+        rows = most_different([check for check in checks if (check.precision == "fp32") == full])
         if not rows:
             continue
         index, error, output, check = rows[0]
         report.differing[name] = (
             f"In {'float32' if full else 'reduced precision'} example {index} differs most from float64: "
-            f"{error:.0e} in {output}, by {check['artifact']} on {check['runner']}."
+            f"{error:.0e} in {output}, by {check.artifact} on {check.runner}."
         )
         if points and "pictures" in points:
             drawn = differing_pictures(points["pictures"], rows, directory.facts.classes)
             report.figures |= {name: figures.picture_rows(*drawn)} if drawn[1] else {}
 
 
-def most_different(checks: Checks) -> list[tuple[int, float, str, dict]]:
+def most_different(checks: Checks) -> list[tuple[int, float, str, Check]]:
     """The ten examples with the largest difference over all checks: index, difference, output, and whose it is."""
-    worst: dict[int, tuple[float, str, dict]] = {}
+    worst: dict[int, tuple[float, str, Check]] = {}
     for check in checks:
-        for index, error, output in check["differing"]:
-            if error is not None and error > worst.get(index, (-1.0,))[0]:
+        for index, error, output in check.differing:
+            if error is not None and (index not in worst or error > worst[index][0]):
                 worst[index] = (error, output, check)
     ranked = sorted(worst.items(), key=lambda item: -item[1][0])[:MOST_DIFFERENT]
     return [(index, *found) for index, found in ranked]

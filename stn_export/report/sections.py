@@ -39,7 +39,7 @@ def equal(report: Report) -> Iterable[Block]:
     """Every check, and where the backends differ most."""
     if report.parity:
         yield Text(
-            f"{passed_words(sum(check['passed'] for check in report.parity), len(report.parity))} "
+            f"{passed_words(sum(row.check.passed for row in report.parity), len(report.parity))} "
             "against the same network in float64."
         )
         yield parity_table(report)
@@ -47,18 +47,12 @@ def equal(report: Report) -> Iterable[Block]:
             yield Text(f"Not run: {line}.", "note")
     yield from report.pictures("errors")
     for known in report.sites:
-        if len(known["places"]) > 1:
+        if len(known.places) > 1:
             rows = [
-                [
-                    row["lowering"],
-                    row["runner"],
-                    *(number(row["errors"].get(place), ".1e") for place in known["places"]),
-                ]
-                for row in known["rows"]
+                [row.lowering, row.runner, *(number(row.errors.get(place), ".1e") for place in known.places)]
+                for row in known.rows
             ]
-            yield Table(
-                f"{known['network']}: sites, lowerings and runners", ("lowering", "runner", *known["places"]), rows
-            )
+            yield Table(f"{known.network}: sites, lowerings and runners", ("lowering", "runner", *known.places), rows)
     for name, sentence in report.differing.items():
         yield Text(sentence)
         if name in report.figures:
@@ -67,8 +61,11 @@ def equal(report: Report) -> Iterable[Block]:
 
 def parity_table(report: Report) -> Table:
     """Worst errors; of reduced precision no multiple of eager's, which would mean nothing."""
-    grids, agreed, known = report.has("grid"), report.has("agreement"), report.has("accuracy")
-    reduced = any(row["precision"] != "fp32" for row in report.parity)
+    grids = any(row.grid is not None for row in report.parity)
+    checks = [row.check for row in report.parity]
+    agreed = any(check.agreement is not None for check in checks)
+    known = any(check.accuracy is not None for check in checks)
+    reduced = any(check.precision != "fp32" for check in checks)
     columns = [
         "artifact",
         "runner",
@@ -80,16 +77,17 @@ def parity_table(report: Report) -> Table:
     columns += [*["agreement"] * agreed, *["accuracy"] * known, "verdict"]
     rows = []
     for row in report.parity:
-        full = row["precision"] == "fp32"
-        words = verdict_words(row["precision"], row["passed"])
+        check = row.check
+        full = check.precision == "fp32"
+        words = verdict_words(check.precision, check.passed)
         rows.append(
-            [f"{row['network']}/{row['artifact']}", row["runner"]]
-            + [number(row["grid"], ".1e")] * grids
-            + [NONE if full else number(row["pixels"]["mean"], ".4f")] * (grids and reduced)
-            + [number(row["output"], ".1e"), times(row["multiple"] if full else None)]
-            + [share(row["agreement"])] * agreed
-            + [share(row["accuracy"])] * known
-            + [Cell(words, "good" if row["passed"] else "bad", row["failure"])]
+            [f"{check.network}/{check.artifact}", check.runner]
+            + [number(row.grid, ".1e")] * grids
+            + [NONE if full else number(row.pixels.mean, ".4f")] * (grids and reduced)
+            + [number(row.output, ".1e"), times(check.multiple if full else None)]
+            + [share(check.agreement)] * agreed
+            + [share(check.accuracy)] * known
+            + [Cell(words, "good" if check.passed else "bad", check.failure)]
         )
     note = (
         f"Worst errors over every challenge{', every site' * grids} and every output; × eager is the worst of them in "

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from stn_export.answer.card import overhead_text, rate, seconds_of, speedup_text, speedup_words
 from stn_export.answer.choice import headline, others
+from stn_export.artifacts.records import Timing
 from stn_export.comparison.disturbance import LEGEND, Marks, legend
 from stn_export.comparison.words import row_name, significant, span
 from stn_export.report.charts import DEVICES
@@ -49,11 +50,11 @@ def deploys(report: Report) -> Iterable[Block]:
     yield from report.pictures("pareto", "latency", "throughput")
 
 
-def _offer(report: Report, device: str, purpose: str, row: Mapping) -> list[str]:
-    rows = [each for each in report.timings if each["device"] == device]
+def _offer(report: Report, device: str, purpose: str, row: Timing) -> list[str]:
+    rows = [each for each in report.timings if each.device == device]
     shown = headline(rows, row)
     does = (seconds_of if purpose == "latency" else rate)(shown, report.marks.of(shown))
-    return [f"{row['batch']:,}", does, speedup_words(rows, shown, report.marks).removeprefix("speed-up over ") or NONE]
+    return [f"{row.batch:,}", does, speedup_words(rows, shown, report.marks).removeprefix("speed-up over ") or NONE]
 
 
 def costs(report: Report) -> Iterable[Block]:
@@ -102,16 +103,16 @@ def overhead_table(report: Report) -> Table:
     return Table(f"The {known['ours']} against the {known['other']}", columns, rows, note)
 
 
-def interval(row: Mapping | None, marks: Marks) -> str:
+def interval(row: Timing | None, marks: Marks) -> str:
     """Show a paired comparison's overhead, or a dash."""
     return NONE if row is None else overhead_text(row, marks.of(row))
 
 
-def against(row: Mapping | None, marks: Marks) -> str | Cell:
+def against(row: Timing | None, marks: Marks) -> str | Cell:
     """Show a paired comparison's speed-up and its verdict, or a dash."""
     if row is None:
         return NONE
-    return Cell(f"{speedup_text(row, marks.of(row))} {row['verdict']}", VERDICTS.get(row["verdict"], ""))
+    return Cell(f"{speedup_text(row, marks.of(row))} {row.verdict}", VERDICTS.get(row.verdict or "", ""))
 
 
 def placement(found: Mapping | None) -> tuple[str, str | Cell]:
@@ -129,25 +130,24 @@ def single_table(report: Report) -> Table:
     columns += ["file, KiB", "host, MiB", "GPU, MiB"]
     rows = []
     for line in known["lines"]:
-        row, cold, request, start = (
-            {} if part is None else part for part in map(line["cells"].get, ("device", "cold", "request", "start-up"))
-        )
+        row, cold, request, start = map(line["cells"].get, ("device", "cold", "request", "start-up"))
         sized = row or request or start
-        ends = span(1e3 * row["p50_low"], 1e3 * row["p50_high"]) if row else NONE
+        ends = span(1e3 * row.median.low, 1e3 * row.median.high) if row else NONE
         rows.append(
             [
                 f"{line['network']}/{line['artifact']}",
                 line["runner"],
-                milliseconds(row.get("p50")) + report.marks.of(row),
+                milliseconds(row.p50) + report.marks.of(row) if row else NONE,
                 ends,
             ]
-            + [milliseconds(each) for each in (row.get("p90"), row.get("p99"))]
-            + [ranged(each) + report.marks.of(each) for each in (cold, request)]
-            + [milliseconds(start.get(each)) for each in ("load_seconds", "first_seconds")]
+            + [milliseconds(each) for each in ((row.p90, row.p99) if row else (None, None))]
+            + [ranged(each) + report.marks.of(each) if each else NONE for each in (cold, request)]
+            + [milliseconds(each) for each in ((start.load_seconds, start.first_seconds) if start else (None, None))]
             + [
-                size(sized.get("file_bytes"), 2**10),
-                size(start.get("host_bytes"), 2**20),  # of a fresh process: what was freed before shows in no other row
-                size(sized.get("device_bytes"), 2**20),
+                size(sized.file_bytes if sized else None, 2**10),
+                # of a fresh process: what was freed before shows in no other row
+                size(start.host_bytes if start else None, 2**20),
+                size(sized.device_bytes if sized else None, 2**20),
             ]
         )
     shown = [index for index in range(len(columns)) if index < 2 or any(row[index] != NONE for row in rows)]
@@ -169,13 +169,13 @@ def milliseconds(seconds: float | None) -> str:
     return NONE if seconds is None else significant(1e3 * seconds)
 
 
-def ranged(row: Mapping) -> str:
+def ranged(row: Timing) -> str:
     """Three figures of a row's median in ms and its 95 % interval, or a dash."""
-    if "p50" not in row:
+    if row.p50 is None:
         return NONE
-    return f"{milliseconds(row['p50'])} ({span(1e3 * row['p50_low'], 1e3 * row['p50_high'])})"
+    return f"{milliseconds(row.p50)} ({span(1e3 * row.median.low, 1e3 * row.median.high)})"
 
 
-def size(count: int | None, unit: int) -> str:
+def size(count: float | None, unit: int) -> str:
     """Bytes in units of ``unit`` bytes, or a dash."""
-    return NONE if not isinstance(count, float | int) else f"{count / unit:,.{1 if count < 100 * unit else 0}f}"
+    return NONE if count is None else f"{count / unit:,.{1 if count < 100 * unit else 0}f}"

@@ -9,12 +9,14 @@ compared; this module chooses, shows and writes ``verify.json`` and ``points.pt`
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import torch
+from msgspec.structs import replace
 from rich.text import Text
 
 from stn_export import cli
@@ -34,8 +36,9 @@ from stn_export.artifacts.manifest import (
 )
 from stn_export.artifacts.points import SCHEMA as POINTS_SCHEMA
 from stn_export.artifacts.points import Points
+from stn_export.artifacts.records import Check, NetworkEntry, Verified
 from stn_export.comparison.compare import worst_by_kind
-from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, finite
+from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES
 from stn_export.comparison.words import passed_words, times, verdict_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError
@@ -44,7 +47,7 @@ from stn_export.runtimes import RefusedError
 from stn_export.runtimes.environments import asked_for, runtimes_here
 from stn_export.verify import points_file, versus
 from stn_export.verify.bounds import Asked
-from stn_export.verify.checks import Check, check_artifact
+from stn_export.verify.checks import check_artifact, unchecked
 from stn_export.verify.journal import Journal
 from stn_export.verify.truth import Truth, truth_of
 
@@ -75,13 +78,13 @@ def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> 
     for artifact, _ in artifacts:
         runner = REQUIRED_RUNNERS[artifact.format]
         if (artifact.name, runner) not in planned:
-            known = (artifact.network, artifact.name, artifact.sha256, runner, artifact.precision)
             why = next((spec.unavailable() for spec in RUNNERS if spec.name == runner), "")
-            yield Check(*known, failure=": ".join(filter(None, (f"{runner} did not run it", why))))
+            failure = ": ".join(filter(None, (f"{runner} did not run it", why)))
+            yield unchecked(artifact, runner, artifact.precision, failure)
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verification:
     """A network of a run, the checks of its artifacts so far, and the truth that they were held against.
 
     ``refused`` is why another runtime does not take an artifact, by both.
@@ -128,19 +131,19 @@ class Verified:
 
         return with_search(check, artifact, path, spec, self.truth, seconds)
 
-    def facts(self) -> dict:
-        """For ``verify.json``."""
+    def entry(self) -> NetworkEntry:
+        """Return what ``verify.json`` says of the network."""
         truth = self.truth
-        points = {name: point.as_dict() for name, point in truth.points.items()}
+        points = {name: point.entry() for name, point in truth.points.items()}
         labels = truth.examples.labels is not None
-        return {"examples": len(truth.examples), "labels": labels, "notes": truth.notes, "points": points}
+        return NetworkEntry(examples=len(truth.examples), labels=labels, notes=tuple(truth.notes), points=points)
 
     def points(self) -> Points | None:
         """For ``points.pt``; None where the network samples nowhere."""
         return points_file.points_of(self.truth, self.checks, self.directory.listed(PROGRAM).sha256)
 
 
-def planned(run: Path, only: Sequence[str]) -> list[Verified]:
+def planned(run: Path, only: Sequence[str]) -> list[Verification]:
     """What is to be checked of a run.
 
     Raises:
@@ -150,7 +153,7 @@ def planned(run: Path, only: Sequence[str]) -> list[Verified]:
     for directory in network_directories(run):
         artifacts = directory.expected()
         jobs = jobs_of(artifacts, only)
-        found.append(Verified(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
+        found.append(Verification(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
     if only and not any(network.jobs for network in found):
         raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "stn-export export --list")
     return found
@@ -162,7 +165,7 @@ def unavailable_runners() -> dict[str, str]:
 
 
 def verify(
-    networks: Sequence[Verified], fail_fast: bool, seconds: float = 0, journal: Journal | None = None
+    networks: Sequence[Verification], fail_fast: bool, seconds: float = 0, journal: Journal | None = None
 ) -> list[Check]:
     """Check everything, or all up to the first failure, with progress."""
     checks, total = [], sum(len(each.jobs) + len(each.skipped) for each in networks)
@@ -180,7 +183,7 @@ def verify(
     return checks
 
 
-def key_of(networks: Sequence[Verified], seconds: float) -> str:
+def key_of(networks: Sequence[Verification], seconds: float) -> str:
     """What checks of one verification share: programs, examples, tolerances, versions and machine."""
     facts = [(each.directory.listed(PROGRAM).sha256, each.directory.facts.examples["sha256"]) for each in networks]
     return fingerprint([repr((facts, seconds, _tolerances(), describe(), runtimes_here())).encode()])
@@ -190,26 +193,27 @@ def _tolerances() -> dict[str, dict]:
     return {precision: tolerance.as_dict() for precision, tolerance in TOLERANCES.items()}
 
 
-def result_of(networks: Sequence[Verified], checks: Sequence[Check]) -> dict:
-    """The content of ``verify.json``."""
+def result_of(networks: Sequence[Verification], checks: Sequence[Check]) -> Verified:
+    """Gather the content of ``verify.json``, as it will be read back."""
     examples = {each.directory.name: each.directory.facts.examples["sha256"] for each in networks}
-    return {
-        "passed": bool(checks) and not any(check.failure for check in checks),
-        "checks": [check.as_dict() | {"examples_sha256": examples[check.network]} for check in checks],
-        "networks": finite({each.directory.name: each.facts() for each in networks if each.jobs and each.checks}),
-        "unavailable": unavailable_runners(),
-        "refused": {where: why for each in networks for where, why in each.refused.items()},
-        "tolerances": _tolerances(),
-        "environment": describe() | {"runtimes": runtimes_here()},
-    }
+    content = Verified(
+        passed=bool(checks) and not any(check.failure for check in checks),
+        checks=tuple(replace(check, examples_sha256=examples[check.network]) for check in checks),
+        networks={each.directory.name: each.entry() for each in networks if each.jobs and each.checks},
+        unavailable=unavailable_runners(),
+        refused={where: why for each in networks for where, why in each.refused.items()},
+        tolerances=_tolerances(),
+        environment=describe() | {"runtimes": runtimes_here()},
+    )
+    return msgspec.convert(content.as_dict(), Verified)
 
 
-def write(run: Path, networks: Sequence[Verified], content: dict) -> None:
+def write(run: Path, networks: Sequence[Verification], content: Verified) -> None:
     """Write both files."""
     points = {each.directory.name: each.points() for each in networks if each.jobs and each.checks}
     kept = {"schema": POINTS_SCHEMA, "networks": {name: said for name, said in points.items() if said}}
     write_atomically(run / POINTS_FILE, serialise(kept))
-    write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content)
+    write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content.as_dict())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -245,7 +249,7 @@ def _verify(run: Path, options: Namespace) -> None:
         if journal:
             journal.close()
     if options.format == "json":
-        cli.print_json({"schema": VERIFY_SCHEMA} | content)
+        cli.print_json({"schema": VERIFY_SCHEMA} | content.as_dict())
     else:
         show(content)
     failures = [check for check in checks if check.failure]
@@ -255,14 +259,14 @@ def _verify(run: Path, options: Namespace) -> None:
         for name in _without_jobs(networks, options.only):
             cli.say(f"left out: {name}: {unavailable_runners().get(name, 'no such artifact or runner here')}", "dim")
         cli.card([("verified", passed_words(len(checks) - len(failures), len(checks)))])
-    if not checks and content["refused"]:
-        where, why = next(iter(content["refused"].items()))
+    if not checks and content.refused:
+        where, why = next(iter(content.refused.items()))
         raise UserError(f"nothing was compared: {where}: {why}", "choose other runners with --only")
     if failures or not checks:
         raise CheckFailedError(f"{len(failures)} of {len(checks)} checks", *map(_line, failures))
 
 
-def _without_jobs(networks: Sequence[Verified], only: Sequence[str]) -> list[str]:
+def _without_jobs(networks: Sequence[Verification], only: Sequence[str]) -> list[str]:
     """The names asked for that nothing was checked of."""
     jobs = [(artifact, spec) for network in networks for artifact, _, spec in network.jobs]
     known = {name for a, spec in jobs for name in (a.name, f"{a.network}/{a.name}", spec.name)}
@@ -273,31 +277,30 @@ def _line(check: Check) -> str:
     return f"{check.network}/{check.artifact} on {check.runner}: {check.failure}"
 
 
-def show(content: dict) -> None:
+def show(content: Verified) -> None:
     """The table, what failed first."""
-    rows = [_row(check, content["networks"]) for check in sorted(content["checks"], key=lambda check: check["passed"])]
+    rows = [_row(check, content.networks) for check in sorted(content.checks, key=lambda check: check.passed)]
     cli.table("Parity with PyTorch: worst errors against float64", COLUMNS, rows, DROP)
-    for name, network in content["networks"].items():
-        for note in network["notes"]:
+    for name, network in content.networks.items():
+        for note in network.notes:
             cli.say(f"{name}: {note}", "dim")
-    for where, why in content["refused"].items():
+    for where, why in content.refused.items():
         cli.say(f"left out: {where}: {why}", "dim")
 
 
-def _row(check: dict, networks: dict) -> tuple[str | Text, ...]:
+def _row(check: Check, networks: Mapping[str, NetworkEntry]) -> tuple[str | Text, ...]:
     """A check's cells."""
-    points = networks[check["network"]]["points"] if check["network"] in networks else {}
-    worst = worst_by_kind(check["errors"], points)
+    worst = worst_by_kind(check.errors, networks[check.network].points if check.network in networks else {})
     return (
-        f"{check['network']}/{check['artifact']}",
-        check["runner"],
+        f"{check.network}/{check.artifact}",
+        check.runner,
         cli.figure(worst.get(GRID), ".1e"),
         cli.figure(worst.get(OUTPUT), ".1e"),
-        times(check["multiple"] if check["precision"] == "fp32" else None),
-        cli.figure(check["agreement"], ".2%"),
-        cli.figure(check["accuracy"], ".2%"),
-        "yes" if check["deterministic"] else "no",
-        cli.styled(verdict_words(check["precision"], check["passed"]), "green" if check["passed"] else "red"),
+        times(check.multiple if check.precision == "fp32" else None),
+        cli.figure(check.agreement, ".2%"),
+        cli.figure(check.accuracy, ".2%"),
+        "yes" if check.deterministic else "no",
+        cli.styled(verdict_words(check.precision, check.passed), "green" if check.passed else "red"),
     )
 
 

@@ -6,16 +6,17 @@ worst error is no large multiple of float32 eager's own, and its predictions are
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from stn_export.artifacts.manifest import Artifact
-from stn_export.comparison.compare import Comparison, compare
-from stn_export.comparison.tolerances import COUNT, GRID, THETA, TOLERANCES, Bound, Tolerance, beyond, finite
+from stn_export.artifacts.records import Check, Comparison, finite
+from stn_export.comparison.compare import NOTHING, compare
+from stn_export.comparison.tolerances import COUNT, GRID, THETA, TOLERANCES, Bound, Tolerance, beyond
 from stn_export.errors import UserError, one_line
 from stn_export.graphs.saturation import saturation_of
 from stn_export.program.specs import Arrays
@@ -33,36 +34,25 @@ REPEATS = 10
 NEIGHBOURS = 7
 
 
-@dataclass(frozen=True)
-class Check:
-    """What came of one artifact in one runner.
-
-    ``comparisons`` are by challenge and point; ``errors`` the worst by point (a grid in pixels), ``multiple`` the
-    worst in units of float32 eager's own, pictures of one grey left aside; ``grid_pixels`` mean and worst over the
-    examples by site; ``differing`` the examples where an output strays furthest from float64, with by how much and
-    which; ``notes`` what was left out; ``search`` what a search for worse inputs came to, where one was asked for.
-    """
-
-    network: str
-    artifact: str
-    sha256: str
-    runner: str
-    precision: str
-    comparisons: dict[str, dict[str, Comparison]] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-    multiple: float = float("nan")
-    agreement: float = float("nan")
-    accuracy: float = float("nan")
-    deterministic: bool = False
-    grid_pixels: dict[str, dict[str, float]] = field(default_factory=dict)
-    differing: tuple[tuple[int, float, str], ...] = ()
-    notes: tuple[str, ...] = ()
-    failure: str = "nothing was compared"
-    search: dict | None = None
-
-    def as_dict(self) -> dict:
-        """JSON-ready, with the verdict."""
-        return finite({"passed": not self.failure} | asdict(self))
+def unchecked(artifact: Artifact, runner: str, precision: str, failure: str) -> Check:
+    """Return the failed check of an artifact that nothing was compared of."""
+    return Check(
+        network=artifact.network,
+        artifact=artifact.name,
+        sha256=artifact.sha256,
+        runner=runner,
+        precision=precision,
+        comparisons={},
+        errors={},
+        multiple=None,
+        agreement=None,
+        accuracy=None,
+        deterministic=False,
+        grid_pixels={},
+        differing=(),
+        notes=(),
+        failure=failure,
+    )
 
 
 def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Truth) -> Check:
@@ -72,7 +62,7 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
         RefusedError: where a runner of others' refuses the file, which is no mistake of the file's.
     """
     precision = spec.tolerance_of(artifact.precision)
-    blank = Check(artifact.network, artifact.name, artifact.sha256, spec.name, precision)
+    blank = unchecked(artifact, spec.name, precision, NOTHING)
     try:
         check = _check(blank, spec.open(path, spec.verified_as(artifact.contract)), truth)
         if check.failure or (artifact.format, artifact.precision) != ("onnx", "int8"):
@@ -118,9 +108,9 @@ def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
         blank,
         comparisons=comparisons,
         errors=errors,
-        multiple=multiple,
-        agreement=over.agreement,
-        accuracy=over.accuracy,
+        multiple=finite(multiple),
+        agreement=finite(over.agreement),
+        accuracy=finite(over.accuracy),
         deterministic=deterministic,
         grid_pixels=over.grid_pixels,
         differing=over.differing,
@@ -212,7 +202,7 @@ def worst_errors(comparisons: Mapping[str, Mapping[str, Comparison]]) -> dict[st
     errors: dict[str, float] = {}
     for results in comparisons.values():
         for point, result in results.items():
-            error = math.inf if math.isnan(result.max_abs) else result.max_abs
+            error = math.inf if result.max_abs is None else result.max_abs
             errors[point] = max(errors.get(point, 0.0), error)
     return errors
 

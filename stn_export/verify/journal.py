@@ -1,13 +1,12 @@
 """Checks as they are made, so that a verification that was interrupted goes on where it stood."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
 
 from stn_export.artifacts.manifest import Artifact
-from stn_export.verify.checks import Check
+from stn_export.artifacts.records import Check
 
 JOURNAL = ".checks.jsonl"
 
@@ -38,7 +37,7 @@ class Journal:
     def add(self, check: Check) -> None:
         """Keep one."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": self.key, "check": asdict(check)}) + "\n")
+            file.write(json.dumps({"key": self.key, "check": msgspec.to_builtins(check)}) + "\n")
 
     def close(self) -> None:
         """All are kept elsewhere now."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stn_export.artifacts.records import GridPixels
 from stn_export.comparison.compare import distance, same_places, unlike_where_not_finite
 from stn_export.comparison.tolerances import COUNT, GRID, THETA
 from stn_export.program.specs import Arrays, Batch
@@ -26,7 +27,7 @@ class OverExamples:
 
     agreement: float
     accuracy: float
-    grid_pixels: dict[str, dict[str, float]]
+    grid_pixels: dict[str, GridPixels]
     differing: tuple[tuple[int, float, str], ...]
     whole: dict[str, tuple[int, int]]
     rms: dict[str, float]
@@ -103,7 +104,9 @@ class _Tally:
         return OverExamples(
             agreement=share_of(classes, self.truth.predicted),
             accuracy=share_of(classes, self.truth.examples.labels),
-            grid_pixels={site: {"mean": mean, "worst": float(worst)} for site, (mean, worst) in sorted(grids.items())},
+            grid_pixels={
+                site: GridPixels(mean=mean, worst=float(worst)) for site, (mean, worst) in sorted(grids.items())
+            },
             differing=self._differing(),
             whole={name: (int(sums[name][0]), int(sums[name][1])) for name in sums if points[name].kind == COUNT},
             rms={name: shares[name] ** 0.5 for name in outputs if name != self.truth.scored},

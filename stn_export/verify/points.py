@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stn_export.artifacts.examples import Examples
+from stn_export.artifacts.records import PointEntry
 from stn_export.comparison.compare import distance
 from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, RESAMPLED, THETA, WARPED, Bound, Tolerance
 from stn_export.program.program import Program
@@ -66,15 +67,11 @@ class Point:
         """The least error that float32 may be expected to make."""
         return ULP * self.magnitude or TINY
 
-    def as_dict(self) -> dict:
-        """JSON-ready."""
+    def entry(self) -> PointEntry:
+        """Return what ``verify.json`` says of the point."""
         kind = self.name.rpartition("/")[2] if self.site else COUNT if self.kind == COUNT else OUTPUT
-        return {
-            "kind": kind,
-            "site": self.site.name if self.site else None,
-            "eager_error": self.eager_error,
-            "scale": self.magnitude,
-        }
+        site = self.site.name if self.site else None
+        return PointEntry(kind=kind, site=site, eager_error=self.eager_error, scale=self.magnitude)
 
 
 def points_of(program: Program, examples: Examples) -> tuple[dict[str, Point], list[str]]:

@@ -1,5 +1,6 @@
 """What goes into ``points.pt``, see ``artifacts.points``."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -7,11 +8,11 @@ import torch
 from torch import Tensor
 
 from stn_export.artifacts.points import Pictures, Points, SitePoints
+from stn_export.artifacts.records import Check
 from stn_export.comparison.tolerances import GRID, THETA, WARPED
 from stn_export.program.sites import Site
 from stn_export.program.specs import Pixels, TensorSpec
 from stn_export.verify.challenges import filled, range_of
-from stn_export.verify.checks import Check
 from stn_export.verify.points import sampled_images
 from stn_export.verify.truth import Truth
 
@@ -44,7 +45,7 @@ def chosen(count: int, checks: Iterable[Check]) -> list[int]:
         worst: dict[int, float] = {}
         for check in checks:
             for index, error, _ in check.differing if (check.precision == "fp32") == full else ():
-                worst[index] = max(error, worst.get(index, 0.0))
+                worst[index] = max(math.inf if error is None else error, worst.get(index, 0.0))
         indices += sorted(worst, key=worst.__getitem__, reverse=True)[:MOST_DIFFERENT]
     return list(dict.fromkeys(indices))
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,16 +19,18 @@ from hypothesis import HealthCheck, Phase, Verbosity, find, settings, target
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import NoSuchExample
+from msgspec.structs import replace
 from torch import Tensor
 
 from stn_export.artifacts.manifest import Artifact
-from stn_export.comparison.compare import Comparison, compare
+from stn_export.artifacts.records import Check, Comparison
+from stn_export.comparison.compare import compare
 from stn_export.comparison.tolerances import COUNT, TOLERANCES, Tolerance
 from stn_export.errors import one_line
 from stn_export.program.specs import Arrays, Batch
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.verify.challenges import range_of
-from stn_export.verify.checks import Check, compare_points, first_failure
+from stn_export.verify.checks import compare_points, first_failure
 from stn_export.verify.feeding import feed
 from stn_export.verify.pictures import STRIPES, Changed, Edge, Noisy, Picture, Sparse, Stripes
 from stn_export.verify.points import Point, in_pixels
@@ -186,12 +188,13 @@ class _Hunt:
             return INFINITE, True
         usual = [point for point in outputs if point.kind != COUNT]
         excess = max((self.excess(point, actual, challenge) for point in usual), default=0.0)
-        return INFINITE if math.isnan(excess) else excess, not all(results.values())
+        return excess, not all(results.values())
 
     def excess(self, point: Point, actual: Arrays, challenge: Challenge) -> float:
         """An output's error in units of what it would be bound by near the data."""
         bound = self.tolerance.at(point.kind, point.scale)
-        return compare(actual[point.name], challenge.true[point.name], bound).excess
+        excess = compare(actual[point.name], challenge.true[point.name], bound).excess
+        return INFINITE if excess is None else excess
 
     def compare(self, batch: Items) -> tuple[dict[str, Comparison], Arrays, Challenge]:
         challenge = self.truth.challenge(self.drawer.batch(batch))

@@ -20,9 +20,10 @@ from stn_export import cli
 from stn_export.artifacts.environment import describe
 from stn_export.artifacts.files import load_arrays_as_tensors
 from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
+from stn_export.artifacts.records import finite
 from stn_export.cli.apart import BeyondLimitError, apart
 from stn_export.comparison.compare import NOTHING, compare_typed
-from stn_export.comparison.tolerances import OUTPUT, TOLERANCES, finite
+from stn_export.comparison.tolerances import OUTPUT, TOLERANCES
 from stn_export.comparison.words import passed_words
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
@@ -320,9 +321,9 @@ def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inpu
     if result.reason.startswith(NOTHING):
         return Row(name, inputs, note=result.reason)
     tolerance = TOLERANCES[precision]
-    reason, agreement = result.reason, result.agreement if a.ndim == 2 and a.shape[1] > 1 else float("nan")
+    reason, agreement = result.reason, result.agreement if a.ndim == 2 and a.shape[1] > 1 else None
     if not reason and math.isinf(allowed.bound.absolute) and inputs == f"examples ×{JUDGED}":
-        if math.isnan(agreement):
+        if agreement is None:
             wide = [each.astype(np.float64) for each in (a, b)]
             off = float(np.sqrt(np.square(wide[0] - wide[1]).mean() / max(np.square(wide[1]).mean(), 1e-30)))
             reason = "" if off <= 2 * tolerance.rms else f"{off:.2%} apart in root mean square"

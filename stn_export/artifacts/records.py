@@ -1,0 +1,248 @@
+"""What stages write about artifacts and later ones read back: records, whose fields are the keys of the JSON files.
+
+Files may hold more. A number that is not finite is ``null`` in a file and None when it is read back.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from stn_export.errors import UserError
+
+Number = float | None  # nothing where there was no number
+Value = TypeVar("Value")
+
+
+def finite(value: Any) -> Any:
+    """Return the same for strict JSON: None for every number in it that is not finite."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """How far values lie from what they are compared with; true where every element is within tolerance.
+
+    ``max_abs`` and ``mean_abs`` are in the units of the arrays, ``max_rel`` is ``|actual - expected| / |expected|``,
+    ``agreement`` the share of rows with the same argmax, ``worst`` the index of the element furthest beyond its
+    tolerance and ``excess`` its difference in units of that tolerance. ``reason`` is empty where the comparison passed.
+    """
+
+    reason: str
+    max_abs: Number = None
+    max_rel: Number = None
+    mean_abs: Number = None
+    agreement: Number = None
+    worst: tuple[int, ...] = ()
+    excess: Number = None
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
+
+class GridPixels(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean and worst error of a site's grid over the examples, in pixels."""
+
+    mean: Number
+    worst: Number
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """What verification found of one artifact in one runner.
+
+    ``comparisons`` are by test input and point; ``errors`` the worst by point (a grid in pixels), ``multiple`` the
+    worst in units of float32 eager's own, pictures of one grey left aside; ``grid_pixels`` by site; ``differing`` the
+    examples where an output strays furthest from float64, with by how much and which; ``notes`` what was left out;
+    ``search`` what a search for worse inputs came to, where one was asked for. ``failure`` is empty where the check
+    passed.
+    """
+
+    network: str
+    artifact: str
+    sha256: str
+    runner: str
+    precision: str
+    comparisons: dict[str, dict[str, Comparison]]
+    errors: dict[str, Number]
+    multiple: Number
+    agreement: Number
+    accuracy: Number
+    deterministic: bool
+    grid_pixels: dict[str, GridPixels]
+    differing: tuple[tuple[int, Number, str], ...]
+    notes: tuple[str, ...]
+    failure: str
+    search: dict[str, Any] | None = None
+    examples_sha256: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failure
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the check as ``verify.json`` has it, with the verdict."""
+        return {"passed": self.passed} | finite(msgspec.to_builtins(self))
+
+
+class Estimate(NamedTuple):
+    """A median or a ratio with the ends of its 95 % confidence interval."""
+
+    middle: float
+    low: float
+    high: float
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``extra_info`` of a row of ``bench.json``: what was timed, and how. Times are in seconds, memory in bytes.
+
+    A paired comparison (``contest``) has a ratio to its baseline with a 95 % interval. What a row has not is None.
+    """
+
+    network: str
+    label: str
+    role: str
+    artifact: str
+    sha256: str
+    examples_sha256: str | None = None
+    format: str
+    lowering: str | None
+    precision: str
+    input: str
+    runner: str
+    device: str
+    batch: int
+    threads: int | None = None
+    tf32: bool | None = None
+    options: dict[str, Any] | None = None
+    regime: str
+    inputs: str
+    sizes: dict[str, Any] | None = None
+    clock: str | None = None
+    file_bytes: int | None = None
+    host_bytes: Number = None
+    device_bytes: Number = None
+    warm_up: dict[str, Any] | None = None
+    machine: dict[str, Any] | None = None
+    n: int | None = None
+    p50: float | None = None
+    p50_low: float | None = None
+    p50_high: float | None = None
+    p90: Number = None
+    p99: Number = None
+    iqr: float | None = None
+    examples_per_second: float | None = None
+    disturbed: bool | None = None
+    breakdown: dict[str, float] | None = None
+    nodes: list[tuple[Any, ...]] | None = None  # the seconds of each come last
+    sites_shown: int | None = None
+    contest: str | None = None
+    baseline: str | None = None
+    baseline_label: str | None = None
+    baseline_artifact: str | None = None
+    baseline_sha256: str | None = None
+    baseline_options: dict[str, Any] | None = None
+    baseline_runner: str | None = None
+    baseline_threads: int | None = None
+    by_host: bool | None = None
+    seconds: float | None = None
+    baseline_seconds: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    verdict: str | None = None
+    blocks: int | None = None
+    disturbed_blocks: int | None = None
+    loads: int | None = None
+    import_seconds: float | None = None
+    load_seconds: float | None = None
+    first_seconds: float | None = None
+    grid: str | None = None
+    key: str | None = None
+
+    @property
+    def median(self) -> Estimate:
+        """Seconds of a call."""
+        return Estimate(known(self.p50), known(self.p50_low), known(self.p50_high))
+
+    @property
+    def paired(self) -> Estimate:
+        """Our time over the baseline's, of a paired comparison."""
+        return Estimate(known(self.ratio), known(self.ratio_low), known(self.ratio_high))
+
+
+FACTS = frozenset(field.name for field in msgspec.structs.fields(Timing) if field.required)  # that older rows lack
+KEYS = frozenset(Timing.__struct_fields__)
+
+
+def timings(content: Mapping[str, Any]) -> list[Timing]:
+    """Return the rows of a benchmark file that ``read_bench`` has checked.
+
+    Raises:
+        UserError: where it is of an older format, whose rows say less.
+    """
+    found = [row["extra_info"] for row in content["benchmarks"]]
+    if lost := [name for row in found for name in sorted(FACTS - row.keys())]:
+        raise UserError(f"a row has no {lost[0]}: it is of an older format", "run 'make bench' again")
+    return [msgspec.convert(row, Timing) for row in found]
+
+
+def timing(facts: Mapping[str, Any]) -> Timing:
+    """Return what a benchmark says of itself as its row will be read back.
+
+    Raises:
+        ValueError: where it says what no row has a place for, such as a misspelt key.
+    """
+    if unknown := sorted(facts.keys() - KEYS):
+        raise ValueError(f"a timing has no field {unknown[0]}")
+    return msgspec.convert(json.loads(json.dumps(dict(facts))), Timing)
+
+
+def known(value: Value | None) -> Value:
+    """Return what a row of this kind has.
+
+    Raises:
+        ValueError: where it has none.
+    """
+    if value is None:
+        raise ValueError("the row has no such figure")
+    return value
+
+
+class PointEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A point of a network: what it is, of which site, float32 eager's own error there, and its largest value."""
+
+    kind: str
+    site: str | None
+    eager_error: Number
+    scale: Number
+
+
+class NetworkEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a network was checked on."""
+
+    examples: int
+    labels: bool
+    notes: tuple[str, ...]
+    points: dict[str, PointEntry]
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """``verify.json``; ``refused`` is why an external runtime does not take an artifact, by both."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+    networks: dict[str, NetworkEntry]
+    unavailable: dict[str, str]
+    refused: dict[str, str] = {}
+    tolerances: dict[str, dict[str, Any]] = {}
+    environment: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of ``verify.json``."""
+        return finite(msgspec.to_builtins(self)) | {"checks": [check.as_dict() for check in self.checks]}
