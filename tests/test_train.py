@@ -46,6 +46,12 @@ def finish(settings: Settings, dataset: Dataset, path: Path, interrupts: Interru
     return (directory.path / "checkpoint.pt").read_bytes()
 
 
+@pytest.fixture
+def entering_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings end with their checkpoint: capturing the network takes a second, and is tried by itself."""
+    monkeypatch.setattr(train, "enter_trained", lambda *_: None)
+
+
 def interrupt_at(step: int, interrupts: Interrupts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Request the end within the step of this number, counted from 1 over all epochs."""
     whole, calls = Trainer.step, iter(range(1, 10_000))
@@ -57,6 +63,7 @@ def interrupt_at(step: int, interrupts: Interrupts, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Trainer, "step", interrupted)
 
 
+@pytest.mark.usefixtures("entering_nothing")
 def test_two_runs_of_one_seed_give_the_same_bytes(settings: Settings, small: Dataset, tmp_path: Path):
     first = finish(settings, small, tmp_path / "a")
     assert first == finish(settings, small, tmp_path / "b")
@@ -72,6 +79,7 @@ def test_two_runs_of_one_seed_give_the_same_bytes(settings: Settings, small: Dat
         ("cnn-matched", 26, "step 8 of 9 of epoch 3 is kept"),
     ],
 )
+@pytest.mark.usefixtures("entering_nothing")
 def test_going_on_gives_the_bytes_of_an_uninterrupted_run(
     model: str,
     step: int,
@@ -132,14 +140,14 @@ def killed_at(moment: int, settings: Settings, small: Dataset, run: Path) -> boo
     return child.exitcode != 0
 
 
+@pytest.mark.usefixtures("entering_nothing")
 def test_kills_at_every_step_and_every_write_lose_no_file_and_change_no_byte(
-    settings: Settings, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, small: Dataset, tmp_path: Path
 ):
     epochs, before = 5, torch.get_num_threads()
     settings = replace(settings, recipe=replace(settings.recipe, epochs=epochs))
     cell = Cell(settings, NetworkDirectory(tmp_path / "b" / settings.model), tmp_path / "b")
     torch.set_num_threads(1)  # as in the processes that die
-    monkeypatch.setattr(train, "enter_trained", lambda *_: None)
     uninterrupted = finish(settings, small, tmp_path / "a")
     torch.set_num_threads(before)
     complete, kills, moment = [0], 0, 1
@@ -164,6 +172,7 @@ def test_a_diverging_run_names_the_step_the_rate_and_what_is_kept(settings: Sett
     assert not (tmp_path / "stn" / "checkpoint.pt").exists()
 
 
+@pytest.mark.usefixtures("entering_nothing")
 def test_the_best_epoch_is_kept_where_that_is_asked_for(settings: Settings, small: Dataset, tmp_path: Path):
     settings = replace(settings, recipe=replace(settings.recipe, epochs=6), validation=200, keep="best")
     finish(settings, small, tmp_path)
