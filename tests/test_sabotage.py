@@ -33,7 +33,8 @@ from stn_export.program.sites import MODES, PADDINGS
 from stn_export.program.specs import Arrays
 from stn_export.runners import RUNNERS, OnnxRuntime, RunnerSpec
 from stn_export.train.networks import build_model
-from stn_export.verify import challenges, truth
+from stn_export.verify import challenges
+from stn_export.verify import truth as truths
 from stn_export.verify.challenges import THETAS
 from stn_export.verify.checks import check_artifact
 from stn_export.verify.truth import Truth, truth_of
@@ -512,7 +513,7 @@ def test_no_false_alarm_over_random_networks(
     """20 initialisations a lowering of ours and of others', 200 in all: the file with other weights must pass."""
     monkeypatch.setattr(challenges, "BATCHES", (1, 7))
     monkeypatch.setattr(challenges, "NOISE_BATCHES", (8,))
-    monkeypatch.setattr(truth, "THETAS", {name: THETAS[name] for name in ("turned by 30°", "scale 10")})
+    monkeypatch.setattr(truths, "THETAS", {name: THETAS[name] for name in ("turned by 30°", "scale 10")})
     exported = {name: to_onnx(marked_program(random_program(name, 0)), lowering) for name in names}
     path = tmp_path / "other.onnx"
     for seed in range(SEEDS):
