@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from stn_export.artifacts.environment import describe
-from stn_export.bench.budget import Budget
-from stn_export.bench.grids import BenchGrid
+from stn_export.bench.plan import BenchGrid
 from stn_export.bench.session import Session, refusing
+from stn_export.bench.timing import Budget
 from stn_export.config import DEFAULT_RUN
-from stn_export.runtimes import RefusedError
+from stn_export.run.environment import describe
+from stn_export.runners.external import RefusedError
 
 collect_ignore = ["tools"]  # the maintainers'; its suite times training
 

@@ -2,10 +2,9 @@
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from stn_export.bench.budget import Budget
 from stn_export.bench.cases import Case
-from stn_export.bench.grids import BenchGrid
-from stn_export.bench.methodology import contest
+from stn_export.bench.plan import BenchGrid
+from stn_export.bench.timing import Budget, contest
 
 
 def test_overhead(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export.bench.cases import Case
-from stn_export.bench.clocks import time_reported
-from stn_export.bench.grids import BenchGrid
+from stn_export.bench.machine import time_reported
+from stn_export.bench.plan import BenchGrid
 from stn_export.bench.startup import start, summary
 
 

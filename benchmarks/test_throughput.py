@@ -3,8 +3,8 @@
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export.bench.cases import Case
-from stn_export.bench.grids import BenchGrid
-from stn_export.bench.methodology import time_case
+from stn_export.bench.plan import BenchGrid
+from stn_export.bench.timing import time_case
 
 
 def test_throughput(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:

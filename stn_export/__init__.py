@@ -9,8 +9,8 @@ PUBLIC = {  # where they are, imported when they are asked for: they take PyTorc
     "audit": ("stn_export.audit", ""),
     "check": ("stn_export.api", "check"),
     "compare": ("stn_export.api", "compare"),
-    "export_onnx": ("stn_export.export.onnx_export", "export_onnx"),
-    "translations": ("stn_export.export.lowering", "translations"),
+    "export_onnx": ("stn_export.export.onnx", "export_onnx"),
+    "translations": ("stn_export.export.lowerings", "translations"),
 }
 __all__ = ["__version__", "adopt", "audit", "check", "compare", "export_onnx", "translations"]
 

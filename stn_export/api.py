@@ -14,27 +14,27 @@ import onnx
 from torch import Tensor, nn
 
 from stn_export.adopt.adoption import adopt, default_name
-from stn_export.answer.card import Line, by_word, card, figures
-from stn_export.answer.held import Held, held
-from stn_export.artifacts.environment import describe, using_threads
-from stn_export.artifacts.files import write_atomically, write_out
-from stn_export.artifacts.manifest import BENCH_FILE, LOWERINGS, PROGRAM, network_directories
-from stn_export.artifacts.records import Check, timing
 from stn_export.audit.content import examined
 from stn_export.bench.cases import eager_of, own_batch
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.intervals import load_interval
-from stn_export.bench.methodology import contest_row, interleave
+from stn_export.bench.plan import GRIDS
 from stn_export.bench.targets import Target, find_targets
+from stn_export.bench.timing import contest_row, interleave
 from stn_export.cli import LABEL
 from stn_export.cli.tables import OUTPUT
 from stn_export.errors import UserError
 from stn_export.export.__main__ import export
-from stn_export.export.source import Source
-from stn_export.graphs.graph import read_model
-from stn_export.program.calls import Given
+from stn_export.export.rows import Source
+from stn_export.onnx_graph.model import read_model
+from stn_export.program.specs import Given
+from stn_export.results.card import Line, by_word, card, figures
+from stn_export.results.contents import Held, held
+from stn_export.results.statistics import load_interval
+from stn_export.run.environment import describe, using_threads
+from stn_export.run.manifest import BENCH_FILE, LOWERINGS, PROGRAM, network_directories
+from stn_export.run.records import Check, timing
+from stn_export.run.store import write_atomically, write_out
 from stn_export.verify import __main__ as verify
-from stn_export.verify.versus import Row, compare_files
+from stn_export.verify.file_comparison import Row, compare_files
 
 ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first that the network can have is checked
 RUNNERS = ("onnxruntime-cpu", "eager-cpu")

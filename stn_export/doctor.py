@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stn_export import cli
-from stn_export.artifacts.environment import describe
-from stn_export.comparison.words import by_reason
+from stn_export.results.text import by_reason
+from stn_export.run.environment import describe
 from stn_export.runners import RUNNERS
 
 REMEDIES = (  # by a word of the reason why a runner is not at hand

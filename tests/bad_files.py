@@ -147,7 +147,7 @@ CONTRACTS: dict[str, object] = {
     "twice": {"inputs": [SPEC, SPEC], "outputs": [SPEC]},
 }
 
-# What a manifest says of its program instead of the truth; the rest of the run is as it was written.
+# What a manifest says of its program instead of the reference; the rest of the run is as it was written.
 MANIFESTS: dict[str, tuple[dict, str]] = {
     "up": ({"file": "../../program.pt2"}, "is no name of a file beside it"),
     "absolute": ({"file": "/etc/passwd"}, "is no name of a file beside it"),

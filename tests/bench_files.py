@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stn_export.artifacts.files import write_json
-from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA, Artifact, Facts, NetworkDirectory
 from stn_export.program.specs import Contract
+from stn_export.run.manifest import VERIFY_FILE, VERIFY_SCHEMA, Artifact, Facts, NetworkDirectory
+from stn_export.run.store import write_json
 
 CPU = {"cpu": "Test CPU @ 1 GHz", "gpu": None, "threads": 1, "git_commit": "abc", "versions": {"torch": "2"}}
 RUNNERS = ("eager", "torchscript", "onnxruntime", "openvino")

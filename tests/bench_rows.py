@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, NetworkDirectory
+from stn_export.run.manifest import CHECKPOINT, PROGRAM, NetworkDirectory
 
 ENVIRONMENT = {"cpu": "a <fast> one", "gpu": "a GPU", "versions": {"torch": "2"}}
 # By runner: what it runs, microseconds a call, and microseconds an image

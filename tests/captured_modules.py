@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from stn_export.artifacts.examples import Examples
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import Pixels
+from stn_export.run.examples import Examples
 
 
 def program_of(

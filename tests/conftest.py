@@ -13,11 +13,11 @@ import torch
 from filelock import FileLock
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.cli import tables
+from stn_export.run.manifest import NetworkDirectory
 from stn_export.train import __main__ as train
-from stn_export.train.cells import recipe_for
 from stn_export.train.data import Dataset, Split, load_dataset
+from stn_export.train.sweep import recipe_for
 from stn_export.train.trainer import Settings
 from tests.runs import enter_networks
 from tests.widths import draw_at_every_width
@@ -121,8 +121,7 @@ def compile_ahead(trained: Path, run: Path) -> None:
     """Copy a trained run and add its AOTInductor files; a precompiled header pays only where there are many."""
     from torch._inductor import config as inductor  # seconds, and few tests need it
 
-    from stn_export.export.rows import EXPORTS
-    from stn_export.export.source import Source
+    from stn_export.export.rows import EXPORTS, Source
     from stn_export.export.writing import unavailable, write
 
     shutil.copytree(trained, run)

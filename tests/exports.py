@@ -5,7 +5,7 @@ from functools import cache
 import onnx
 
 from stn_export.export.marks import marked_program
-from stn_export.export.onnx_export import to_onnx
+from stn_export.export.onnx import to_onnx
 from stn_export.program.program import Program
 from tests.runs import built_in
 from tests.zoo import ZOO

@@ -34,11 +34,11 @@ import torch
 from PIL import Image
 
 from stn_export import cli
-from stn_export.artifacts.files import PARTIAL, sha256_of
-from stn_export.artifacts.manifest import MANIFEST, network_directories
 from stn_export.cli import children
 from stn_export.play import __main__ as play
-from stn_export.runtimes.environments import in_folder, runtimes_here
+from stn_export.run.manifest import MANIFEST, network_directories
+from stn_export.run.store import PARTIAL, sha256_of
+from stn_export.runners.external.environments import in_folder, runtimes_here
 from tests.runs import enter_networks
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")

@@ -16,9 +16,9 @@ from pathlib import Path
 from benchmarks.tools import calibration, results_page, runtimes_page
 from benchmarks.tools.kept import KEPT, PROOF_PREFIX
 from stn_export import cli
-from stn_export.artifacts.environment import git_commit
-from stn_export.artifacts.files import write_if_changed
 from stn_export.errors import CheckFailedError, UserError
+from stn_export.run.environment import git_commit
+from stn_export.run.store import write_if_changed
 from tests import readme
 
 WORK = Path("artifacts") / "figures"

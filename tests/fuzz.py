@@ -32,19 +32,17 @@ import torch
 from PIL import Image
 
 from stn_export import cli
-from stn_export.answer.held import held
-from stn_export.artifacts.examples import load_examples
-from stn_export.artifacts.files import load_arrays, sha256_of
-from stn_export.artifacts.manifest import network_directories
-from stn_export.artifacts.pictures import read_picture
-from stn_export.artifacts.points import read_points_file
-from stn_export.artifacts.schemas import read_verified
 from stn_export.audit import __main__ as audit_stage
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.program.program import CONTRACT_FILE
 from stn_export.report import __main__ as report_stage
-from stn_export.train.checkpoint import load_checkpoint, save_checkpoint
-from stn_export.verify.versus import compare_files
+from stn_export.results.contents import held
+from stn_export.run.examples import load_examples, read_picture
+from stn_export.run.manifest import network_directories
+from stn_export.run.schemas import read_points_file, read_verified
+from stn_export.run.store import load_arrays, sha256_of
+from stn_export.train.handover import load_checkpoint, save_checkpoint
+from stn_export.verify.file_comparison import compare_files
 from tests.faults import STAGES, changes_of
 from tests.runs import enter_networks, lively
 

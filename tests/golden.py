@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from stn_export.artifacts.files import serialise, write_json
-from stn_export.artifacts.manifest import (
+from stn_export.program.sites import Site
+from stn_export.program.specs import Contract, TensorSpec
+from stn_export.run.manifest import (
     POINTS_FILE,
     PROGRAM,
     TRAINING_FILE,
@@ -30,10 +31,9 @@ from stn_export.artifacts.manifest import (
     NetworkDirectory,
     network_directories,
 )
-from stn_export.artifacts.records import Check, Verified
-from stn_export.artifacts.training import Comparison, Difference, Mean, Trained, Trainings
-from stn_export.program.sites import Site
-from stn_export.program.specs import Contract, TensorSpec
+from stn_export.run.records import Check, Verified
+from stn_export.run.schemas import Difference, Mean, ModelComparison, Trained, Trainings
+from stn_export.run.store import serialise, write_json
 from tests import made_records
 from tests.bench_rows import facts
 from tests.report_files import export
@@ -352,7 +352,7 @@ def mean_of(values: tuple) -> Mean:
     return Mean(mean, deviation, low, high, 3)
 
 
-def comparison() -> Comparison:
+def comparison() -> ModelComparison:
     """The golden trainings."""
     models = {}
     for name, (mean, deviation, low, high, seconds, parameters, work) in TRAINED.items():
@@ -387,7 +387,7 @@ def comparison() -> Comparison:
         )
         for name, (mean, deviation, low, high, finding) in GAINS.items()
     }
-    return Comparison(
+    return ModelComparison(
         run="golden",
         title="golden, quick, 2 epochs",
         dataset="digits",

@@ -18,14 +18,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from stn_export.artifacts.environment import describe
-from stn_export.artifacts.files import write_json
-from stn_export.artifacts.manifest import network_directories
-from stn_export.export import quantise
-from stn_export.export.int8 import outputs, to_int8
-from stn_export.export.onnx_export import to_onnx
-from stn_export.export.source import Source
+from stn_export.export import precision
+from stn_export.export.onnx import to_onnx
+from stn_export.export.precision import outputs, to_int8
+from stn_export.export.rows import Source
 from stn_export.program.specs import Arrays
+from stn_export.run.environment import describe
+from stn_export.run.manifest import network_directories
+from stn_export.run.store import write_json
 from tests.saturating import Emulated, exact, vpmaddubsw
 
 SCHEMA = "stn_export/int8/1"
@@ -60,16 +60,16 @@ class Row:
 
 def full_range(model: onnx.ModelProto, batches: Sequence[Arrays], floats: Sequence[str]) -> onnx.ModelProto:
     """The same layers with weights of eight bits."""
-    real = quantise.quantization.quantize_static
+    real = precision.quantization.quantize_static
 
     def eight_bits(*arguments: object, **given: object) -> None:
         real(*arguments, **given | {"reduce_range": False})
 
     with (
-        patch.object(quantise.quantization, "quantize_static", eight_bits),
-        patch.object(quantise, "saturating_layers", lambda model: []),
+        patch.object(precision.quantization, "quantize_static", eight_bits),
+        patch.object(precision, "saturating_layers", lambda model: []),
     ):
-        return quantise.quantise(model, batches, floats)
+        return precision.quantise(model, batches, floats)
 
 
 def measured(run: Path, emulated: int) -> Iterator[Row]:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from stn_export.artifacts import records
-from stn_export.artifacts.records import Check, NetworkEntry, Timing, Verified
+from stn_export.run import records
+from stn_export.run.records import Check, NetworkEntry, Timing, Verified
 
 CHECK = {
     "network": "stn",

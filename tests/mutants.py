@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.tools.kept import KEPT
 from stn_export import cli
-from stn_export.artifacts.files import write_json
 from stn_export.errors import CheckFailedError, UserError
+from stn_export.run.store import write_json
 
 SCHEMA, WANTED = "stn_export/mutants/1", 0.92
 STATES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", -24: "timed out", 36: "timed out", 24: "timed out"}

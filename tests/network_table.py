@@ -30,10 +30,10 @@ from torch.utils import _pytree
 
 import stn_export
 from stn_export import cli
-from stn_export.artifacts.environment import cpu_name, git_commit, instruction_sets, versions
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
-from stn_export.program.calls import Given
+from stn_export.program.specs import Given
+from stn_export.run.environment import cpu_name, git_commit, instruction_sets, versions
 from stn_export.verify import __main__ as verify
 from tests.exportable import EXPORTABLE
 from tests.packaged import PACKAGED

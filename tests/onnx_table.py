@@ -22,14 +22,14 @@ import onnx
 import onnxruntime
 
 from stn_export import cli
-from stn_export.artifacts.environment import versions
 from stn_export.audit.content import examined
 from stn_export.cli.apart import BeyondLimitError, apart, forked
 from stn_export.errors import UserError
-from stn_export.graphs.graph import flat, read_model
-from stn_export.graphs.inputs import Asked
-from stn_export.graphs.lint import Subject
-from stn_export.graphs.trial import within_limits
+from stn_export.onnx_graph.inputs import Asked
+from stn_export.onnx_graph.lint import Subject
+from stn_export.onnx_graph.model import flat, read_model
+from stn_export.onnx_graph.trial import within_limits
+from stn_export.run.environment import versions
 from tests.counted import Count, counted
 
 if importlib.util.find_spec("openvino"):

@@ -7,8 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from stn_export.artifacts.manifest import PLAIN, SUBJECT, network_directories
-from stn_export.report.thetas import Frame
+from stn_export.report.charts_training import Frame
+from stn_export.run.manifest import PLAIN, SUBJECT, network_directories
 
 SHOWN = 6
 PATH = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "at-work.png"

@@ -21,18 +21,17 @@ import numpy as np
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.environment import cpu_facts, cpu_name, instruction_sets
-from stn_export.artifacts.files import read_json
-from stn_export.artifacts.manifest import SUBJECT, NetworkDirectory
-from stn_export.artifacts.schemas import read_verified
-from stn_export.comparison.compare import worst_by_kind
-from stn_export.comparison.tolerances import OUTPUT
 from stn_export.errors import CheckFailedError, UserError, one_line
 from stn_export.export import __main__ as export
 from stn_export.native.build import HERE, TARGETS, build
 from stn_export.native.source import write_source
 from stn_export.program.program import Program
+from stn_export.results.tolerances import OUTPUT, worst_by_kind
+from stn_export.run.environment import cpu_facts, cpu_name, instruction_sets
+from stn_export.run.manifest import SUBJECT, NetworkDirectory
+from stn_export.run.network import enter, write_examples
+from stn_export.run.schemas import read_verified
+from stn_export.run.store import read_json
 from stn_export.runners import RUNNERS
 from stn_export.verify import __main__ as verify
 from stn_export.verify import challenges

@@ -16,20 +16,18 @@ from benchmarks.tools.kept import KEPT, PROOF_PREFIX
 from benchmarks.tools.proof import COLUMNS, TRIALS, covered, table_row
 from benchmarks.tools.training_speed import pairs_ratio
 from stn_export import cli
-from stn_export.answer.card import Answer
-from stn_export.answer.choice import is_baseline, over_moments
-from stn_export.artifacts import records
-from stn_export.artifacts.files import filled, write_if_changed
-from stn_export.artifacts.records import Timing, known
-from stn_export.bench.method import METHOD
 from stn_export.cli import LABEL, markdown_table
-from stn_export.comparison.fastest import program
-from stn_export.comparison.words import significant, span, speed_ratio
 from stn_export.errors import CheckFailedError
-from stn_export.export.lowering import LOWERINGS as LOWERINGS_OF
-from stn_export.train.gain import SETTLED
+from stn_export.export.lowerings import LOWERINGS as LOWERINGS_OF
+from stn_export.results.card import Answer
+from stn_export.results.choice import is_baseline, over_moments, program
+from stn_export.results.statistics import METHOD
+from stn_export.results.text import significant, span, speed_ratio
+from stn_export.run import records
+from stn_export.run.records import Timing, known
+from stn_export.run.store import filled, write_if_changed
+from stn_export.train.outcomes import SETTLED, read_reference
 from stn_export.train.recipes import MODELS
-from stn_export.train.results import read_reference
 from tests import survival
 from tests.recomputed import kept_files, stale
 

@@ -16,11 +16,10 @@ from benchmarks.tools import proof
 from benchmarks.tools.kept import KEPT
 from benchmarks.tools.training_speed import pairs_ratio
 from stn_export import cli
-from stn_export.artifacts.files import json_bytes, write_if_changed
-from stn_export.bench.intervals import verdict
-from stn_export.comparison.estimates import Estimate, estimate
-from stn_export.train.gain import SETTLED, SETTLED_WORDS, finding
-from stn_export.train.gain import verdict as said_of
+from stn_export.results.statistics import Estimate, estimate, verdict
+from stn_export.run.store import json_bytes, write_if_changed
+from stn_export.train.outcomes import SETTLED, SETTLED_WORDS, finding
+from stn_export.train.outcomes import verdict as said_of
 from tests.conftest import REPOSITORY
 
 CLOSE = 6e-5  # accuracies are kept with four digits behind the point

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from stn_export.artifacts.files import serialise, write_json
-from stn_export.artifacts.manifest import (
+from stn_export.run.manifest import (
     CHECKPOINT,
     POINTS_FILE,
     PROGRAM,
@@ -18,7 +17,8 @@ from stn_export.artifacts.manifest import (
     NetworkDirectory,
     network_directories,
 )
-from stn_export.artifacts.training import Comparison, Difference, Reference, Trained, Trainings
+from stn_export.run.schemas import Difference, ModelComparison, Reference, Trained, Trainings
+from stn_export.run.store import serialise, write_json
 
 CUDA = {"predicted": True, "fallbacks": [], "copies": 0, "graph": True, "reason": "", "on_cuda": 26, "on_cpu": 0}
 PORTABLE = {
@@ -161,7 +161,9 @@ def trained(name: str, seeds: Mapping[str, float]) -> Trained:
     return Trained(**mean(list(seeds.values())), **facts, **times, seeds=dict(seeds), accuracies=curves)
 
 
-def comparison(seeds: int, title: str = "digits, quick, 2 epochs", reference: Reference | None = None) -> Comparison:
+def comparison(
+    seeds: int, title: str = "digits, quick, 2 epochs", reference: Reference | None = None
+) -> ModelComparison:
     """Three networks by so many seeds."""
     models = {
         name: trained(name, {str(seed): best + seed / 100 for seed in range(seeds)})
@@ -172,7 +174,7 @@ def comparison(seeds: int, title: str = "digits, quick, 2 epochs", reference: Re
         for name in ("cnn", "wide")
     }
     words = {"finding": "gain" if seeds > 1 else "one seed only: no interval", "sentence": "the transformer gains"}
-    return Comparison(
+    return ModelComparison(
         run="digits",
         title=title,
         dataset="digits",
@@ -192,7 +194,7 @@ def comparison(seeds: int, title: str = "digits, quick, 2 epochs", reference: Re
     )
 
 
-def write_training(run: Path, *comparisons: Comparison, caveats: tuple[str, ...] = ()) -> None:
+def write_training(run: Path, *comparisons: ModelComparison, caveats: tuple[str, ...] = ()) -> None:
     """``training.json``."""
     run.mkdir(parents=True, exist_ok=True)
     (run / TRAINING_FILE).write_bytes(Trainings(list(comparisons), list(caveats)).to_bytes())

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import Pixels
+from stn_export.run.examples import Examples
+from stn_export.run.manifest import PLAIN, SUBJECT, NetworkDirectory
+from stn_export.run.network import enter, write_examples
 from stn_export.train.digits import draw_digits
 from stn_export.train.networks import build_model
 from tests.zoo import copy_of

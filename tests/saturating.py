@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import NodeProto, helper, numpy_helper
 
-from stn_export.graphs.graph import attribute, constants, opset_of
+from stn_export.onnx_graph.model import attribute, constants, opset_of
 
 Arrays = dict[str, np.ndarray]
 Multiply = Callable[[np.ndarray, np.ndarray], np.ndarray]  # uint8 M×K by int8 N×K, into M×N

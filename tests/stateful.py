@@ -213,7 +213,7 @@ class Column(nn.Module):
 
 
 class Truths(nn.Module):
-    """Gives truth values beside numbers."""
+    """Gives reference values beside numbers."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x > 0, x * 2

@@ -8,11 +8,11 @@ from typing import NotRequired
 import msgspec
 
 from benchmarks.tools.kept import KEPT
-from stn_export.artifacts import manifest, points, records, schemas, training
 from stn_export.cli import markdown_table
 from stn_export.cli.tables import Markdown
 from stn_export.limits import LIMITS
 from stn_export.program import sites, specs
+from stn_export.run import manifest, records, schemas
 from tests.conftest import REPOSITORY
 from tests.guards import GUARDS
 
@@ -20,7 +20,7 @@ FILES = {  # what stands in each, by the types that it is checked against
     "`<network>/manifest.json`": (manifest._Written, manifest.Facts, manifest.ExamplesFile, sites.Site),
     "its artifacts": (manifest.Artifact, specs.Contract, specs.TensorSpec, specs.Pixels),
     "`<network>/history.jsonl`, a line": (schemas.Epoch,),
-    "`training.json`": (training.Trainings, training.Comparison, training.Trained, training.Difference),
+    "`training.json`": (schemas.Trainings, schemas.ModelComparison, schemas.Trained, schemas.Difference),
     "`verify.json`": (
         records.Verified,
         records.Check,
@@ -29,7 +29,7 @@ FILES = {  # what stands in each, by the types that it is checked against
         records.NetworkEntry,
         records.PointEntry,
     ),
-    "`points.pt`": (points.Points, points.SitePoints, points.Pictures),
+    "`points.pt`": (schemas.Points, schemas.SitePoints, schemas.Pictures),
     "`bench.json`": (schemas.Result, schemas.TimedWhole, records.Timing, schemas.Environment),
 }
 
@@ -50,8 +50,7 @@ def limits() -> list[str]:
 def said(kind: object) -> str:
     """A type for a reader."""
     text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-    modules = ("manifest.", "schemas.", "records.", "training.")
-    for module in ("typing.", "stn_export.artifacts.", "stn_export.program.", *modules):
+    for module in ("typing.", "stn_export.run.", "stn_export.program.", "manifest.", "records.", "schemas."):
         text = text.replace(module, "")
     return "may lack: " + text.removeprefix("NotRequired[")[:-1] if text.startswith("NotRequired[") else text
 

@@ -15,11 +15,11 @@ import stn_export
 from stn_export import cli
 from stn_export.adopt import __main__ as stage
 from stn_export.adopt.network import input_of, load_module, load_weights, read_weights
-from stn_export.artifacts.manifest import PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory, network_directories
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
-from stn_export.graphs.portability import TESTED
+from stn_export.onnx_graph.portability import TESTED
 from stn_export.program.specs import Pixels
+from stn_export.run.manifest import PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory, network_directories
 from tests.foreign import Volume
 from tests.sweeps import swept
 from tests.zoo import ZOO, command

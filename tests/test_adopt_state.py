@@ -15,11 +15,11 @@ from stn_export import api, cli
 from stn_export.adopt import __main__ as stage
 from stn_export.adopt.adoption import Adoption
 from stn_export.errors import UserError
-from stn_export.program.calls import Given
-from stn_export.program.memory import PROBE_BYTES, WINDOW_BYTES
+from stn_export.program.passes import PROBE_BYTES, WINDOW_BYTES
 from stn_export.program.program import Program, load_program
+from stn_export.program.specs import Given
+from stn_export.runners.external import RefusedError
 from stn_export.runners.pytorch import Compiled
-from stn_export.runtimes import RefusedError
 from stn_export.verify.challenges import MANY, challenges, size_of
 from tests import memory_table, stateful
 
@@ -255,5 +255,5 @@ def test_what_is_put_to_a_network_at_once_follows_from_its_activations(monkeypat
     )
     values = (torch.rand(5, 3, 64, 64),)
     wanted = program.exact.points(values)["output"]
-    monkeypatch.setattr("stn_export.program.memory.WINDOW_BYTES", 1)
+    monkeypatch.setattr("stn_export.program.passes.WINDOW_BYTES", 1)
     assert torch.equal(program.exact.points(values)["output"], wanted)

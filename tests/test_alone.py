@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from stn_export.artifacts import alone as room
-from stn_export.artifacts.alone import alone
 from stn_export.errors import UserError
+from stn_export.run import store as room
+from stn_export.run.store import alone
 
 HOLDS = """
 import sys
 from pathlib import Path
-from stn_export.artifacts.alone import alone
+from stn_export.run.store import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

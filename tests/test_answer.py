@@ -9,14 +9,23 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
-from stn_export.answer.card import STAGES, by_word, card, close, figures
-from stn_export.answer.choice import contest_of, shipped, time_of
-from stn_export.answer.held import Held, held
-from stn_export.artifacts.manifest import Facts
-from stn_export.artifacts.records import Timing
-from stn_export.artifacts.training import Comparison
-from stn_export.comparison.fastest import Proved, choose, portability_of, program, proved_by, told_apart
-from stn_export.comparison.words import by_reason, significant, span, verdict_words
+from stn_export.results.card import STAGES, by_word, card, close, figures
+from stn_export.results.choice import (
+    Proved,
+    choose,
+    contest_of,
+    portability_of,
+    program,
+    proved_by,
+    shipped,
+    time_of,
+    told_apart,
+)
+from stn_export.results.contents import Held, held
+from stn_export.results.text import by_reason, significant, span, verdict_words
+from stn_export.run.manifest import Facts
+from stn_export.run.records import Timing
+from stn_export.run.schemas import ModelComparison
 from tests import made_records
 from tests.bench_rows import ENVIRONMENT, FEW, NETWORKS, contest, facts, timing
 from tests.made_records import MadeTiming
@@ -62,7 +71,7 @@ def in_contest(
 def content(
     *rows: Timing,
     proved: Proved = PROVED,
-    trainings: tuple[Comparison, ...] = (),
+    trainings: tuple[ModelComparison, ...] = (),
     failed: tuple[tuple[str, str, str], ...] = (),
 ) -> Held:
     sha = {each[:2]: each[3] for each in FEW}

@@ -16,9 +16,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_export.artifacts import files, manifest
-from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.files import (
+from stn_export.errors import UserError
+from stn_export.program.sites import Site
+from stn_export.program.specs import Contract
+from stn_export.run import manifest, store
+from stn_export.run.examples import Examples
+from stn_export.run.manifest import (
+    CHECKPOINT,
+    MANIFEST,
+    PROGRAM,
+    Artifact,
+    Facts,
+    NetworkDirectory,
+    network_directories,
+)
+from stn_export.run.store import (
     filled,
     fingerprint,
     json_bytes,
@@ -31,18 +43,6 @@ from stn_export.artifacts.files import (
     write_if_changed,
     write_json,
 )
-from stn_export.artifacts.manifest import (
-    CHECKPOINT,
-    MANIFEST,
-    PROGRAM,
-    Artifact,
-    Facts,
-    NetworkDirectory,
-    network_directories,
-)
-from stn_export.errors import UserError
-from stn_export.program.sites import Site
-from stn_export.program.specs import Contract
 
 SITE = json.loads(
     json.dumps(
@@ -322,7 +322,7 @@ def test_a_write_is_on_disk_and_beside_its_place_before_it_is_renamed(tmp_path: 
         [neighbour] = tmp_path.iterdir()
         synced.append((neighbour.name.startswith(".file."), neighbour.read_bytes()))
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(store.os, "fsync", fsync)
     write_atomically(tmp_path / "file", b"content")
     assert synced == [(True, b"content")]
 
@@ -419,7 +419,7 @@ def test_a_manifest_is_locked_while_it_changes(made: NetworkDirectory, monkeypat
 
 HOLD = """
 import sys
-from stn_export.artifacts.files import private_folder
+from stn_export.run.store import private_folder
 (private_folder() / "copy").write_text("bytes")
 print(private_folder(), flush=True)
 sys.stdin.read()

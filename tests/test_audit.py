@@ -11,15 +11,15 @@ import torch
 from onnx import TensorProto, numpy_helper, parser
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.audit import __main__ as audit_module
 from stn_export.errors import UserError
-from stn_export.graphs import deployment, kernels, placement
-from stn_export.graphs.costs import macs
-from stn_export.graphs.deployment import audit
-from stn_export.graphs.graph import TensorInfo, flat, infer
-from stn_export.graphs.inputs import Asked, declared_inputs, settled
-from stn_export.graphs.kernels import Kernel, write_kernels
+from stn_export.onnx_graph import deployment, placement
+from stn_export.onnx_graph.costs import macs
+from stn_export.onnx_graph.deployment import audit
+from stn_export.onnx_graph.inputs import Asked, declared_inputs, settled
+from stn_export.onnx_graph.model import TensorInfo, flat, infer
+from stn_export.onnx_graph.placement import Kernel, write_kernels
+from stn_export.run.manifest import NetworkDirectory
 
 PREDICTED = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU places the nodes itself")
 
@@ -159,7 +159,7 @@ def test_predicted_kernels(body: str, opset: int, fallen: list[str]):
     model = flat(model)
     infos = infos_of(model)
     predicted = placement.predict_cuda(model, infos, placement.free_nodes(model, infos))
-    assert [name.split("_")[0] for name, each in predicted.items() if each.provider == kernels.CPU] == fallen
+    assert [name.split("_")[0] for name, each in predicted.items() if each.provider == placement.CPU] == fallen
 
 
 @PREDICTED
@@ -269,14 +269,14 @@ def test_the_table_cannot_be_written_without_the_cuda_provider(tmp_path: Path, c
 def test_the_table_is_written_from_what_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     types = {"T": ["tensor(float)"]}
     rows = [
-        (kernels.CPU, "", "Relu", 6, 13, types),
-        (kernels.CPU, kernels.CONTRIBUTED, "QGemm", 1, kernels.UNBOUNDED, types),
-        (kernels.CUDA, kernels.CONTRIBUTED, "FusedConv", 1, kernels.UNBOUNDED, types),
-        (kernels.CUDA, "", "Relu", 6, 13, types),
-        (kernels.CUDA, "", "Relu", 6, 13, {"T": ["tensor(double)"]}),
-        (kernels.CUDA, "", "Relu", 14, kernels.UNBOUNDED, types),
+        (placement.CPU, "", "Relu", 6, 13, types),
+        (placement.CPU, placement.CONTRIBUTED, "QGemm", 1, placement.UNBOUNDED, types),
+        (placement.CUDA, placement.CONTRIBUTED, "FusedConv", 1, placement.UNBOUNDED, types),
+        (placement.CUDA, "", "Relu", 6, 13, types),
+        (placement.CUDA, "", "Relu", 6, 13, {"T": ["tensor(double)"]}),
+        (placement.CUDA, "", "Relu", 14, placement.UNBOUNDED, types),
     ]
-    monkeypatch.setattr(kernels, "_registrations", lambda: rows)
+    monkeypatch.setattr(placement, "_registrations", lambda: rows)
     assert write_kernels(tmp_path / "kernels.json") == 1
     content = json.loads((tmp_path / "kernels.json").read_text(encoding="utf-8"))
     assert content["operators"] == {"Relu": [[14, None, {"T": ["float"]}], [6, 13, {"T": ["double", "float"]}]]}

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stn_export.train.augmentation import affine_matrices, flip_and_crop, random_affine
+from stn_export.train.data import affine_matrices, flip_and_crop, random_affine
 from stn_export.train.recipes import AffineRange
 
 IMAGES = torch.randint(1, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -19,12 +19,11 @@ from onnx import numpy_helper, parser
 from stn_export import cli
 from stn_export.bench import __main__ as bench
 from stn_export.bench import files
-from stn_export.bench.budget import Budget
 from stn_export.bench.files import FileBench, batch_of, bench_files, card, compare_files, subject_of, time_file
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.method import METHOD
-from stn_export.comparison.estimates import estimate
+from stn_export.bench.plan import GRIDS
+from stn_export.bench.timing import Budget
 from stn_export.program.specs import Arrays
+from stn_export.results.statistics import METHOD, estimate
 from stn_export.runners.onnx_runtime import OnnxRuntime
 
 QUICK = replace(GRIDS["quick"], row_seconds=0.02, warmup_seconds=0.01, blocks=10, block_seconds=0.002)

@@ -15,16 +15,15 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from stn_export.artifacts.manifest import network_directories
-from stn_export.artifacts.schemas import Result, read_bench
-from stn_export.bench.budget import ORDER, Budget, worth
 from stn_export.bench.cases import Case
-from stn_export.bench.grids import GRIDS, Pick
-from stn_export.bench.journal import RowJournal
+from stn_export.bench.plan import GRIDS, Pick
 from stn_export.bench.plugin import Plugin
-from stn_export.bench.session import Session
+from stn_export.bench.session import RowJournal, Session
+from stn_export.bench.timing import ORDER, Budget, worth
 from stn_export.cli import children
 from stn_export.cli.progress_bar import Progress, duration
+from stn_export.run.manifest import network_directories
+from stn_export.run.schemas import Result, read_bench
 from tests.test_methodology import BLOCKS, contenders
 
 NAME = "test_latency.py::test_latency[stn-eager-cpu-program-1]"
@@ -125,7 +124,7 @@ def test_a_rows_key_is_of_its_files_its_settings_and_its_machine(
 
 def bench_file(session: Session, path: Path, *rows: dict, environment: dict | None = None) -> None:
     """A benchmark file of these rows."""
-    from stn_export.artifacts.environment import describe
+    from stn_export.run.environment import describe
 
     content = {"machine_info": {"stn_export": environment or describe()}, "benchmarks": rows, "datetime": "now"}
     path.write_text(

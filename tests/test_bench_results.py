@@ -21,13 +21,13 @@ from benchmarks.tools.kept import PROOF_SCHEMA, file_name
 from benchmarks.tools.peak_share import PEAKS, published_peak
 from benchmarks.tools.proof import PROOF
 from stn_export import cli
-from stn_export.artifacts.files import write_json
-from stn_export.artifacts.schemas import read_bench
-from stn_export.bench.floors import all_work, work
+from stn_export.bench.profiling import all_work, work
 from stn_export.cli.options import PARSERS
 from stn_export.errors import UserError
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
+from stn_export.run.schemas import read_bench
+from stn_export.run.store import write_json
 from tests import made_records
 from tests.bench_files import prove, rows_of, write
 from tests.runs import built_in

@@ -10,21 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import PLAIN, SUBJECT, NetworkDirectory, network_directories
-from stn_export.bench import memory, targets
+from stn_export.bench import machine, targets
 from stn_export.bench.cases import BASELINES, Case, cases, own_batch, picked, takes
-from stn_export.bench.clocks import Reported
-from stn_export.bench.grids import BEST, GRIDS, SHIPPED, BenchGrid, Pick
-from stn_export.bench.memory import Memory, cache_bytes
-from stn_export.bench.methodology import on_one_clock
+from stn_export.bench.machine import Memory, Reported, cache_bytes
+from stn_export.bench.plan import BEST, GRIDS, SHIPPED, BenchGrid, Pick
 from stn_export.bench.startup import start, summary
 from stn_export.bench.targets import Target, check_same, find_targets, left_out
+from stn_export.bench.timing import on_one_clock
 from stn_export.errors import UserError
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import Arrays
+from stn_export.run.examples import Examples
+from stn_export.run.manifest import PLAIN, SUBJECT, NetworkDirectory, network_directories
+from stn_export.run.network import enter, write_examples
 from stn_export.runners import RUNNERS, Step
 from stn_export.runners.pytorch import Eager
 from tests.foreign import TwoInputs
@@ -340,10 +339,10 @@ def test_the_cache_is_the_machines_largest(tmp_path: Path, monkeypatch: pytest.M
     for index, size in enumerate(("48K", "2048K", "30M")):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(f"{size}\n", encoding="utf-8")
-    monkeypatch.setattr(memory, "CACHES", tmp_path)
+    monkeypatch.setattr(machine, "CACHES", tmp_path)
     assert cache_bytes("cpu") == 30 * 2**20
-    monkeypatch.setattr(memory, "CACHES", tmp_path / "nowhere")
-    assert cache_bytes("cpu") == memory.UNKNOWN_CACHE
+    monkeypatch.setattr(machine, "CACHES", tmp_path / "nowhere")
+    assert cache_bytes("cpu") == machine.UNKNOWN_CACHE
 
 
 def test_memory_sees_a_peak_that_is_gone_again():

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from stn_export.artifacts.manifest import network_directories
-from stn_export.artifacts.schemas import Result, read_bench
-from stn_export.bench import methodology
+from stn_export.bench import timing
 from stn_export.bench.cases import Case
-from stn_export.bench.grids import GRIDS
+from stn_export.bench.plan import GRIDS
 from stn_export.bench.session import Session
 from stn_export.bench.targets import find_targets
+from stn_export.run.manifest import network_directories
+from stn_export.run.schemas import Result, read_bench
 from tests import made_records
 from tests.conftest import REPOSITORY
 from tests.contenders import Benchmark
@@ -158,7 +158,7 @@ def test_a_contests_own_samples_are_its_blocks(planned_run: Path):
     found = {str(each): each for each in find_targets(planned_run, "cpu")}
     target, baseline = found["stn-eager-cpu-program"], found["cnn-eager-cpu-program"]
     grid, benchmark = replace(GRIDS["quick"], warmup_seconds=0.01, blocks=10, block_seconds=1e-3), Benchmark()
-    methodology.contest("overhead", benchmark, Case(target, 2, baseline), grid)
+    timing.contest("overhead", benchmark, Case(target, 2, baseline), grid)
     samples, row = benchmark.stats.stats.data, benchmark.extra_info
     assert len(samples) == row["blocks"] >= 10
     assert statistics.median(samples) == pytest.approx(row["seconds"])

@@ -6,11 +6,11 @@ import onnx
 import pytest
 import torch
 
-from stn_export.bench.grids import GRIDS
+from stn_export.bench.plan import GRIDS
 from stn_export.bench.profiling import Profile, profile_program, profiled, sites_of
 from stn_export.bench.targets import Target, find_targets
-from stn_export.graphs.points import SITES, steps_of
-from stn_export.program.parts import PARTS, parts_of
+from stn_export.onnx_graph.points import SITES, steps_of
+from stn_export.program.sites import PARTS, parts_of
 from tests.runs import built_in
 from tests.zoo import ZOO
 

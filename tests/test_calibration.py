@@ -14,7 +14,7 @@ from benchmarks.tools.calibration import COVERAGE_SCHEMA, DOCUMENT, TABLES, cont
 from benchmarks.tools.kept import KEPT
 from benchmarks.tools.simulated import CONTESTS, Condition, Machine
 from stn_export import cli
-from stn_export.artifacts.files import write_json
+from stn_export.run.store import write_json
 from tests.conftest import REPOSITORY
 from tests.contenders import EXACT
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stn_export.train.captured import WARM_UP_STEPS, CapturedSteps
+from stn_export.train.cuda_graph import WARM_UP_STEPS, CapturedSteps
 from stn_export.train.data import Dataset
 from stn_export.train.optimizers import learning_rate_share, set_learning_rates
 from stn_export.train.recipes import RECIPES, Recipe

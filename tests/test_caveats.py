@@ -11,10 +11,10 @@ from rich.console import Console
 
 from benchmarks.tools.kept import verified
 from stn_export import cli
-from stn_export.answer.card import STAGES, by_word, card
-from stn_export.answer.held import Held
-from stn_export.artifacts.records import Check, Timing
-from stn_export.comparison.fastest import program
+from stn_export.results.card import STAGES, by_word, card
+from stn_export.results.choice import program
+from stn_export.results.contents import Held
+from stn_export.run.records import Check, Timing
 from tests import made_records
 from tests.bench_files import prove
 from tests.report_files import comparison

@@ -16,10 +16,10 @@ import pytest
 from onnx import numpy_helper
 
 from stn_export import cli
-from stn_export.artifacts.files import sha256_of
 from stn_export.cli import children, everything
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
+from stn_export.run.store import sha256_of
 from tests.conftest import REPOSITORY
 from tests.zoo import enter_zoo
 
@@ -255,7 +255,7 @@ def test_a_run_that_takes_too_long_is_ended():
 
 
 # The one place, and a script that another environment runs, which has nothing of ours.
-STARTERS = {"cli/children.py", "cli/launch.py", "runtimes/serve.py"}
+STARTERS = {"cli/children.py", "cli/launch.py", "runners/external/serve.py"}
 STARTS = {"subprocess": {"run", "Popen", "call", "check_call", "check_output"}, "os": {"system", "popen", "fork"}}
 
 

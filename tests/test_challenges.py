@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stn_export.artifacts.examples import Examples
 from stn_export.program.specs import Contract, Pixels, TensorSpec
+from stn_export.run.examples import Examples
 from stn_export.verify.challenges import BATCHES, GREYS, THETAS, challenges, fits, size_of, theta_of
 
 GREY = TensorSpec("images", "float32", ("N", 1, 6, 8), pixels=Pixels())

@@ -9,11 +9,10 @@ import torch
 
 import stn_export
 from stn_export import cli
-from stn_export.artifacts import environment, files
-from stn_export.artifacts.alone import HOLDER, alone
-from stn_export.artifacts.files import PARTIAL, all_or_none, latest, own_folder, sweep, write_atomically
 from stn_export.errors import UserError
 from stn_export.report import __main__ as report
+from stn_export.run import environment, store
+from stn_export.run.store import HOLDER, PARTIAL, all_or_none, alone, latest, own_folder, sweep, write_atomically
 from stn_export.train.data import Dataset
 from stn_export.train.trainer import Settings, Trainer
 from tests.zoo import ZOO
@@ -61,7 +60,7 @@ def test_an_adoption_that_the_disk_has_no_room_for_leaves_the_run_as_it_was(
             raise OSError(errno.ENOSPC, "No space left on device")
         actual(handle)
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(store.os, "fsync", full)
     for parameter in module.parameters():
         torch.nn.init.constant_(parameter, 0.25)
     with pytest.raises(OSError, match="No space"):

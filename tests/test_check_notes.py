@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import stn_export
 from stn_export.errors import UserError
-from stn_export.export.onnx_export import export_onnx
+from stn_export.export.onnx import export_onnx
 from stn_export.program.capture import capture
 
 

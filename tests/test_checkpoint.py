@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.train.checkpoint import load_checkpoint, save_checkpoint
+from stn_export.run.manifest import NetworkDirectory
+from stn_export.train.handover import load_checkpoint, save_checkpoint
 from stn_export.train.networks import build_model
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from stn_export import cli, doctor
-from stn_export.bench.grids import GRIDS
+from stn_export.bench.plan import GRIDS
 from stn_export.cli import everything
 from stn_export.cli.options import PARSERS
 from stn_export.errors import CheckFailedError, UserError
-from stn_export.graphs.placement import PROVIDERS
+from stn_export.onnx_graph.placement import PROVIDERS
 from stn_export.runners import RUNNERS
 from stn_export.train.recipes import DATASETS, KEEP, MODELS, PRECISIONS, RECIPES
 from tests.conftest import REPOSITORY
@@ -90,7 +90,7 @@ def without_torch(arguments: list[str]) -> str:
 
 def test_stn_export_lists_every_command_at_once(capsys: pytest.CaptureFixture[str]):
     rooms = {path.parent.name for path in (REPOSITORY / "stn_export").glob("*/__main__.py")}
-    assert set(cli.COMMANDS) == rooms | {"all", "doctor"} == set(PARSERS)
+    assert set(cli.COMMANDS) == rooms | {"all", "doctor", "runtimes"} == set(PARSERS)
     for arguments in ([], ["--help"]):
         assert cli.start(arguments) == 0
         listed = capsys.readouterr().out

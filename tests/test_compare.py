@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from stn_export.comparison.compare import compare, compare_typed
-from stn_export.comparison.tolerances import Bound
+from stn_export.results.tolerances import Bound, compare, compare_typed
 
 TOLERANCE = Bound(absolute=1e-5, relative=1e-6)
 EXPECTED = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], np.float32))

@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from stn_export.artifacts.files import load_arrays
 from stn_export.cli.options import shape as shape_of
 from stn_export.errors import UserError
-from stn_export.graphs.graph import flat
-from stn_export.graphs.inputs import Asked, Inputs, concrete_inputs, session_run
-from stn_export.graphs.placement import open_session
+from stn_export.onnx_graph.inputs import Asked, Inputs, concrete_inputs, session_run
+from stn_export.onnx_graph.model import flat
+from stn_export.onnx_graph.placement import open_session
+from stn_export.run.store import load_arrays
 
 ASKED = Asked()
 

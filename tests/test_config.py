@@ -2,17 +2,17 @@
 
 import pytest
 
-from stn_export.artifacts import manifest
-from stn_export.artifacts.manifest import DEFAULT_EXPORT
-from stn_export.bench.grids import GRIDS
+from stn_export.bench.plan import GRIDS
 from stn_export.cli.options import parse
-from stn_export.comparison.tolerances import REQUIRED_RUNNERS, TOLERANCES
 from stn_export.config import ARTIFACTS, DEFAULT_RUN
-from stn_export.export.lowering import LOWERINGS, Lowering
+from stn_export.export.lowerings import LOWERINGS, Lowering
 from stn_export.export.rows import CONTRACTS, EXPORTS, FORMATS, ExportSpec
 from stn_export.export.writing import WRITERS
+from stn_export.results.tolerances import REQUIRED_RUNNERS, TOLERANCES
+from stn_export.run import manifest
+from stn_export.run.manifest import DEFAULT_EXPORT
 from stn_export.runners import RUNNERS
-from stn_export.train.entering import CONTRACT
+from stn_export.train.handover import CONTRACT
 from stn_export.train.recipes import DATASETS, MODELS, RECIPES
 
 

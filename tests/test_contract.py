@@ -15,9 +15,9 @@ from stn_export import audit as audited
 from stn_export import cli
 from stn_export.audit import __main__ as audit
 from stn_export.audit.content import examined
-from stn_export.graphs.contract import contract_of
-from stn_export.graphs.graph import OnnxFile
-from stn_export.graphs.records import SHOWN
+from stn_export.onnx_graph.contract import contract_of
+from stn_export.onnx_graph.model import OnnxFile
+from stn_export.onnx_graph.records import SHOWN
 
 PIXELS = '{"inputs": [{"name": "x", "pixels": {"mean": [0.1, 0.2], "std": [0.5]}}]}'
 

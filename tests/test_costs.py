@@ -7,12 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from stn_export.graphs import costs
-from stn_export.graphs.deployment import placement_of
-from stn_export.graphs.graph import flat
-from stn_export.graphs.inputs import Asked
-from stn_export.graphs.lint import Subject
-from stn_export.graphs.records import Audit
+from stn_export.onnx_graph import costs
+from stn_export.onnx_graph.deployment import placement_of
+from stn_export.onnx_graph.inputs import Asked
+from stn_export.onnx_graph.lint import Subject
+from stn_export.onnx_graph.model import flat
+from stn_export.onnx_graph.records import Audit
 from tests.counted import counted
 
 MICROSOFT = ', "com.microsoft": 1, "ai.onnx.ml": 3'
@@ -167,6 +167,6 @@ def test_a_shape_that_is_less_than_nothing_is_none():
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="n")
     value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, -3])
     model = helper.make_model(helper.make_graph([node], "g", [], [value]))
-    from stn_export.graphs.graph import infer
+    from stn_export.onnx_graph.model import infer
 
     assert costs.macs(node, infer(model)) is None

@@ -10,7 +10,7 @@ from PIL import Image
 from stn_export.errors import UserError
 from stn_export.train import data
 from stn_export.train.data import Dataset, load_dataset, normalise
-from stn_export.train.entering import CONTRACT
+from stn_export.train.handover import CONTRACT
 from stn_export.train.recipes import DATASETS
 
 

@@ -3,9 +3,10 @@
 import pytest
 
 from benchmarks.tools import results_page
-from stn_export.answer.card import Answer, card
-from stn_export.bench.method import METHOD
-from stn_export.comparison.disturbance import (
+from stn_export.report.costs import add_charts, costs, deploys, tables
+from stn_export.report.page import Report, Table, Text
+from stn_export.results.card import Answer, card
+from stn_export.results.choice import (
     CONTRADICTED,
     DISTURBED,
     Marks,
@@ -15,11 +16,7 @@ from stn_export.comparison.disturbance import (
     legend,
     was_disturbed,
 )
-from stn_export.comparison.moments import RUN_SPREAD, drift
-from stn_export.report.bench import add_charts, tables
-from stn_export.report.content import Report
-from stn_export.report.page import Table, Text
-from stn_export.report.sections_costs import costs, deploys
+from stn_export.results.statistics import METHOD, RUN_SPREAD, drift
 from tests.made_records import MadeTiming
 from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, PROVED, content, in_contest, timed
 

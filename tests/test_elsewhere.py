@@ -20,19 +20,18 @@ import torch
 from torch import nn
 
 from stn_export import cli
-from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, NetworkDirectory
 from stn_export.bench import targets
 from stn_export.bench.targets import find_targets, left_out
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.export import writing
-from stn_export.export.rows import EXPORTS, ExportSpec
-from stn_export.export.source import Source
+from stn_export.export.rows import EXPORTS, ExportSpec, Source
+from stn_export.run.manifest import CHECKPOINT, PROGRAM, NetworkDirectory
 from stn_export.runners import RUNNERS, RunnerSpec
-from stn_export.runners.elsewhere import Elsewhere
-from stn_export.runtimes import RUNTIMES, Child, RefusedError, Runtime, convert
-from stn_export.runtimes.child import converted, reason, sized
-from stn_export.runtimes.environments import HERE, VARIABLE, asked_for, in_folder, runtimes_here
+from stn_export.runners.external import RUNTIMES, Child, RefusedError, Runtime, convert
+from stn_export.runners.external.environments import HERE, VARIABLE, asked_for, in_folder, runtimes_here
+from stn_export.runners.external.process import converted, reason, sized
+from stn_export.runners.external.runner import Elsewhere
 from stn_export.verify import __main__ as verify
 from tests.zoo import enter_zoo
 

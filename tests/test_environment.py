@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from stn_export import cli
-from stn_export.artifacts import environment
 from stn_export.bench.compare import different_machine
+from stn_export.run import environment
 
 MACHINES = {
     "Haswell": ("flags\t\t: fpu avx f16c fma avx2 bmi2", ["AVX", "AVX2", "FMA"]),

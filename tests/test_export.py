@@ -9,22 +9,21 @@ import pytest
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.examples import random_examples
-from stn_export.artifacts.manifest import CHECKPOINT, NetworkDirectory, network_directories
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
-from stn_export.export import source, writing
-from stn_export.export.onnx_export import export_onnx
-from stn_export.export.rows import EXPORTS
-from stn_export.export.source import Source
-from stn_export.export.variants import from_bytes, raw
-from stn_export.graphs.points import point_values
+from stn_export.export import rows, writing
+from stn_export.export.onnx import export_onnx
+from stn_export.export.precision import from_bytes, raw
+from stn_export.export.rows import EXPORTS, Source
 from stn_export.native.build import no_compiler
+from stn_export.onnx_graph.points import point_values
 from stn_export.program.capture import capture
+from stn_export.program.formats import load_torchscript, read_metadata
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import Contract
-from stn_export.program.torch_files import load_torchscript, read_metadata
+from stn_export.run.examples import random_examples
+from stn_export.run.manifest import CHECKPOINT, NetworkDirectory, network_directories
+from stn_export.run.network import enter, write_examples
 from stn_export.verify import __main__ as verify
 from tests.foreign import Sampler
 from tests.runs import enter_networks, lively
@@ -186,7 +185,7 @@ def sampler_run(path: Path) -> NetworkDirectory:
 
 
 def rows_are(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    monkeypatch.setattr(source, "EXPORTS", tuple(ROWS[name] for name in names))
+    monkeypatch.setattr(rows, "EXPORTS", tuple(ROWS[name] for name in names))
 
 
 def test_what_a_network_cannot_have_is_refused_with_why_and_the_others_are_written(

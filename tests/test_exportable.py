@@ -18,12 +18,12 @@ from torch.utils import _pytree
 import stn_export
 from stn_export.errors import UserError
 from stn_export.export import running
-from stn_export.export.ends import name_ends
-from stn_export.export.onnx_export import export_onnx
+from stn_export.export.finish import name_ends
+from stn_export.export.onnx import export_onnx
 from stn_export.program import capture as capturing
-from stn_export.program.calls import Given
 from stn_export.program.capture import capture
 from stn_export.program.sites import not_looked_into
+from stn_export.program.specs import Given
 from tests.exportable import EXPORTABLE, Applied, Row, Siamese
 from tests.foreign import Volume
 from tests.test_onnx_export import session_of

@@ -4,18 +4,16 @@ import pytest
 import torch
 
 from benchmarks.tools.results_page import contest_tables, headlines, seconds_span
-from stn_export.answer.card import card, figures, speedup_words
-from stn_export.answer.choice import headline, over_moments, pytorch_contests, time_of
-from stn_export.bench import pytorch
+from stn_export.bench import targets
 from stn_export.bench.cases import cases
-from stn_export.bench.clocks import on_threads
-from stn_export.bench.grids import GRIDS
+from stn_export.bench.machine import on_threads
+from stn_export.bench.plan import GRIDS
 from stn_export.bench.targets import Target, find_targets
-from stn_export.comparison.disturbance import Marks
-from stn_export.comparison.words import span
-from stn_export.report.bench import tables
-from stn_export.report.content import Report
-from stn_export.report.sections_costs import single_table
+from stn_export.report.costs import single_table, tables
+from stn_export.report.page import Report
+from stn_export.results.card import card, figures, speedup_words
+from stn_export.results.choice import Marks, headline, over_moments, pytorch_contests, time_of
+from stn_export.results.text import span
 from stn_export.runners import Step
 from tests import made_records
 from tests.bench_rows import facts, timing
@@ -129,7 +127,7 @@ def found(run) -> list[Target]:
 
 
 def test_every_way_to_run_it_in_pytorch_is_a_baseline(found: list[Target], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pytorch, "cores", lambda: 3)
+    monkeypatch.setattr(targets, "cores", lambda: 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     listed = list(cases("pytorch", found, GRIDS["quick"].pytorch))
     native = [case for case in listed if case.target.runner.name == "native-cpu"]
@@ -143,7 +141,7 @@ def test_every_way_to_run_it_in_pytorch_is_a_baseline(found: list[Target], monke
 
 def test_channels_last_computes_the_same_with_its_weights_and_inputs_laid_out(found: list[Target]):
     [eager] = [each for each in found if (each.network.name, each.runner.name) == ("stn", "eager-cpu")]
-    target = Target(eager.network, eager.artifact, eager.path, pytorch.CHANNELS_LAST, host=True, threads=1)
+    target = Target(eager.network, eager.artifact, eager.path, targets.CHANNELS_LAST, host=True, threads=1)
     target.step(3)()  # which compares it with eager PyTorch
     runner = target.open()
     weight = next(value for value in runner.module.parameters() if value.dim() == 4)

@@ -25,24 +25,24 @@ from torch import Tensor, nn
 from benchmarks.tools import kept
 from stn_export.bench import profiling
 from stn_export.bench.cases import Case
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.methodology import time_case
+from stn_export.bench.plan import GRIDS
 from stn_export.bench.profiling import MARK, WARM_UPS, profile_onnx, profile_program
-from stn_export.comparison.tolerances import OUTPUT, TOLERANCES
-from stn_export.graphs import portability
-from stn_export.graphs.deployment import audit
-from stn_export.graphs.graph import activation_bytes, infer, initialiser_bytes
-from stn_export.program.parts import PARTS
+from stn_export.bench.timing import time_case
+from stn_export.onnx_graph import portability
+from stn_export.onnx_graph.deployment import audit
+from stn_export.onnx_graph.model import activation_bytes, infer, initialiser_bytes
+from stn_export.program.sites import PARTS
 from stn_export.program.specs import Arrays
+from stn_export.results.tolerances import OUTPUT, TOLERANCES
 from stn_export.runners import RUNNERS, Step
+from stn_export.runners.external import serve
 from stn_export.runners.pytorch import Captured
-from stn_export.runtimes import serve
 from stn_export.train.data import Dataset, Split, normalise
 from stn_export.train.trainer import Settings, Trainer, run_epoch
-from stn_export.verify import search, truth
+from stn_export.verify import oracle, search
+from stn_export.verify.checks import over_examples
 from stn_export.verify.diagnosis import Scene, _mistakes, diagnose
-from stn_export.verify.over import over_examples
-from stn_export.verify.truth import Truth, truth_of
+from stn_export.verify.oracle import Reference, reference_of
 from tests.captured_modules import examples_of, program_of
 
 # Training: the split that a figure is of.
@@ -116,7 +116,7 @@ class Benchmark:
 
 def test_a_row_is_the_median_of_its_calls_and_the_rate_is_that_of_the_median(monkeypatch: pytest.MonkeyPatch):
     """Calls that differ by factors: the interval's ends, the mean and the median all differ."""
-    monkeypatch.setattr("stn_export.bench.methodology.warm_up", lambda step, seconds: WARM)
+    monkeypatch.setattr("stn_export.bench.timing.warm_up", lambda step, seconds: WARM)
     spread = np.random.default_rng(0).normal(0, 0.7, 70)
     target, benchmark = Ticking(tuple(2e-3 * np.exp(spread))), Benchmark()
     grid = replace(GRIDS["quick"], row_seconds=0.7)
@@ -300,18 +300,18 @@ SHAPES = {"images": ("N", 2, 8, 10), "theta": ("N", 2, 3)}
 PT2 = next(spec for spec in RUNNERS if spec.name == "pt2-cpu")
 
 
-def warp(monkeypatch: pytest.MonkeyPatch, align_grid: bool = False, align: bool = False, part: int = 4) -> Truth:
+def warp(monkeypatch: pytest.MonkeyPatch, align_grid: bool = False, align: bool = False, part: int = 4) -> Reference:
     """The reference of a small sampler over twelve examples, in parts of four."""
-    monkeypatch.setattr(truth, "PART", part)
-    monkeypatch.setattr(truth, "challenges", lambda contract, examples, most: {"examples ×4": examples.take(4)})
-    monkeypatch.setattr(truth, "THETAS", {"upside down": truth.THETAS["upside down"]})
+    monkeypatch.setattr(oracle, "PART", part)
+    monkeypatch.setattr(oracle, "challenges", lambda contract, examples, most: {"examples ×4": examples.take(4)})
+    monkeypatch.setattr(oracle, "THETAS", {"upside down": oracle.THETAS["upside down"]})
     random = torch.Generator().manual_seed(3)
     theta = torch.tensor([[1.1, 0.2, 0.1], [-0.15, 0.8, -0.2]]) + 0.05 * torch.rand(12, 2, 3, generator=random)
     program = program_of(Warp(align_grid, align), SHAPES, ["mean", "most"])
-    return truth_of(program, examples_of(12, images=(2, 8, 10), theta=theta))
+    return reference_of(program, examples_of(12, images=(2, 8, 10), theta=theta))
 
 
-def opened(known: Truth, path: Path, change: Callable[[Arrays, int], None]) -> Captured:
+def opened(known: Reference, path: Path, change: Callable[[Arrays, int], None]) -> Captured:
     """A runner of the network whose points are changed, call by call."""
 
     class Changed(Captured):

@@ -13,15 +13,13 @@ from benchmarks.tools import calibration, proof
 from benchmarks.tools.proof import PROOF
 from benchmarks.tools.simulated import Machine
 from stn_export.api import _row
-from stn_export.bench import usage
+from stn_export.bench import machine
 from stn_export.bench.cases import Case
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.intervals import load_interval, ratio_interval
-from stn_export.bench.method import METHOD
-from stn_export.bench.methodology import timed
-from stn_export.bench.usage import Usage, cpu_seconds, descendants
-from stn_export.comparison.fastest import choose
-from stn_export.comparison.moments import drift
+from stn_export.bench.machine import Usage, cpu_seconds, descendants
+from stn_export.bench.plan import GRIDS
+from stn_export.bench.timing import timed
+from stn_export.results.choice import choose
+from stn_export.results.statistics import METHOD, drift, load_interval, ratio_interval
 from stn_export.runners import Step
 from tests import made_records
 from tests.conftest import REPOSITORY
@@ -151,11 +149,11 @@ def test_the_processor_time_of_a_child_is_seen():
 
 
 def test_waiting_is_read_thread_by_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(usage, "PROCESSES", tmp_path)
+    monkeypatch.setattr(machine, "PROCESSES", tmp_path)
     for thread, text in ((5, "9 2000000000 3"), (6, "9 500000000 3"), (7, "")):
         (tmp_path / "5" / "task" / str(thread)).mkdir(parents=True)
         (tmp_path / "5" / "task" / str(thread) / "schedstat").write_text(text, encoding="utf-8")
-    assert usage.waits(5) == {5: 2.0, 6: 0.5}
+    assert machine.waits(5) == {5: 2.0, 6: 0.5}
 
 
 def row(name: str, seconds: float, reach: float = 0.002) -> MadeTiming:

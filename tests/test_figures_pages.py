@@ -9,13 +9,13 @@ import pytest
 
 from benchmarks.tools.kept import KEPT, PROOF_SCHEMA
 from benchmarks.tools.training_speed import pairs_ratio
-from stn_export.answer.choice import SIDE
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.method import METHOD
+from stn_export.bench.plan import GRIDS
 from stn_export.cli import options
-from stn_export.export.lowering import LOWERINGS
-from stn_export.runtimes import RUNTIMES
-from stn_export.runtimes.destinations import DESTINATIONS, RULES
+from stn_export.export.destinations import DESTINATIONS, RULES
+from stn_export.export.lowerings import LOWERINGS
+from stn_export.results.choice import SIDE
+from stn_export.results.statistics import METHOD
+from stn_export.runners.external import RUNTIMES
 from tests import figures, readme
 from tests.conftest import REPOSITORY
 from tests.zoo import ZOO

@@ -11,10 +11,10 @@ from benchmarks.tools import kept, peak
 from benchmarks.tools.peak import Probe
 from benchmarks.tools.peak_share import PeakShare, known_rate, peak_share
 from benchmarks.tools.results_page import peak_line, peak_words
-from stn_export.bench import floors
-from stn_export.comparison.disturbance import Marks
+from stn_export.bench import profiling
 from stn_export.native.build import compiler
 from stn_export.native.source import multiply_adds_saved
+from stn_export.results.choice import Marks
 from tests import made_records
 from tests.made_records import MadeTiming
 from tests.runs import built_in
@@ -173,9 +173,9 @@ def test_work_counts_what_is_done_by_the_c_that_was_timed(monkeypatch: pytest.Mo
     networks = {"cnn": SimpleNamespace(program=program, shapes=lambda batch: (torch.empty(batch, 3, 32, 32),))}
     facts = ({"network": "cnn", "batch": 3, "format": "native"}, {"network": "cnn", "batch": 1, "format": "onnx"})
     timed = made_records.timings(facts)
-    found = floors.all_work(networks, timed)["cnn"]
+    found = profiling.all_work(networks, timed)["cnn"]
     stated = 2 * program.multiply_adds()
     assert found["1"]["native_flops"] == stated - 2 * multiply_adds_saved(program)
     assert found["3"]["native_flops"] == 3 * found["1"]["native_flops"]
     assert 0.75 < found["1"]["native_flops"] / stated < 1
-    assert "native_flops" not in floors.all_work(networks, timed[1:])["cnn"]["1"]
+    assert "native_flops" not in profiling.all_work(networks, timed[1:])["cnn"]["1"]

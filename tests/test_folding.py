@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stn_export.export.folding import FOLDED, fold_grids, fold_linear
+from stn_export.export.lowerings import FOLDED, fold_grids, fold_linear
 
 RANDOM = np.random.default_rng(0)
 WEIGHT, BIAS, BASE = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((5, 6), (6,), (3, 4)))

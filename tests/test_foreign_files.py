@@ -13,11 +13,11 @@ from stn_export import cli
 from stn_export.audit import __main__ as audit
 from stn_export.audit.content import examine_apart, examined
 from stn_export.errors import UserError
-from stn_export.graphs import deployment, portability
-from stn_export.graphs.graph import OnnxFile
-from stn_export.graphs.inputs import Asked
-from stn_export.graphs.portability import TESTED, UNSURE, UNTRIED, WRONG, difference
-from stn_export.graphs.records import CPU, CUDA, PROVIDERS, Report
+from stn_export.onnx_graph import deployment, portability
+from stn_export.onnx_graph.inputs import Asked
+from stn_export.onnx_graph.model import OnnxFile
+from stn_export.onnx_graph.portability import TESTED, UNSURE, UNTRIED, WRONG, difference
+from stn_export.onnx_graph.records import CPU, CUDA, PROVIDERS, Report
 
 DOMAINS = '"com.microsoft": 1, "ai.onnx.ml": 3, "com.example": 1'
 

@@ -8,7 +8,9 @@ import pytest
 from benchmarks.tools import keep_trainings
 from benchmarks.tools.keep_trainings import markdown
 from stn_export import cli
-from stn_export.artifacts.manifest import (
+from stn_export.errors import UserError
+from stn_export.results.statistics import estimate
+from stn_export.run.manifest import (
     CHECKPOINT,
     CHECKPOINT_FILE,
     HISTORY_FILE,
@@ -18,14 +20,20 @@ from stn_export.artifacts.manifest import (
     Facts,
     NetworkDirectory,
 )
-from stn_export.artifacts.training import read_trainings
-from stn_export.comparison.estimates import estimate
-from stn_export.errors import UserError
-from stn_export.train.cells import seed_directory
-from stn_export.train.entering import CONTRACT
-from stn_export.train.gain import caveats, finding, groups, verdict
+from stn_export.run.schemas import read_trainings
+from stn_export.train.handover import CONTRACT
+from stn_export.train.outcomes import (
+    accuracy_sentence,
+    caveats,
+    comparison,
+    finding,
+    groups,
+    read_reference,
+    verdict,
+    write_trainings,
+)
 from stn_export.train.recipes import MODELS
-from stn_export.train.results import accuracy_sentence, comparison, read_reference, write_trainings
+from stn_export.train.sweep import seed_directory
 
 
 def write(run: Path, model: str, seed: int, accuracies: list[float], recipe: str = "quick", **settings: object) -> Path:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from stn_export import cli
-from stn_export.answer.card import by_word, card, top
-from stn_export.answer.held import held
-from stn_export.artifacts.manifest import VERIFY_FILE, NetworkDirectory
 from stn_export.report import __main__ as report
 from stn_export.report import page
+from stn_export.results.card import by_word, card, top
+from stn_export.results.contents import held
+from stn_export.run.manifest import VERIFY_FILE, NetworkDirectory
 from tests import golden
 from tests.golden import CHECKS, CONTESTS, CURVES, GAINS, PARTS, REQUESTS, STARTS, STEPS, TRAINED, Grid, keyed
 

@@ -13,20 +13,20 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.tools import keep_training_speed, proof, results_page
-from stn_export.answer.choice import time_of
-from stn_export.artifacts.manifest import Facts
-from stn_export.artifacts.training import Trainings
 from stn_export.audit import __main__ as audit_stage
 from stn_export.bench import compare
 from stn_export.bench.session import Session
 from stn_export.bench.startup import summary
 from stn_export.cli.tables import OUTPUT
-from stn_export.graphs.deployment import Audit, NodePlacement
+from stn_export.onnx_graph.deployment import Audit, NodePlacement
 from stn_export.report.history import history
+from stn_export.results.choice import time_of
+from stn_export.run.manifest import Facts
+from stn_export.run.schemas import Trainings
 from stn_export.train import __main__ as train
-from stn_export.train.gain import Training
+from stn_export.train.outcomes import Training
 from stn_export.verify import __main__ as verify
-from stn_export.verify import versus
+from stn_export.verify import file_comparison
 from tests import golden, made_records, readme
 from tests.golden import CHECKS, CONTESTS, CURVES, GAINS, PARTS, STARTS, STEPS, TRAINED, Grid
 from tests.test_golden import ends, inverse, micro, minus, percent, three
@@ -329,12 +329,14 @@ def test_what_the_speed_of_training_shows(printed: Callable):
 def test_what_two_files_show(printed: Callable):
     """Of two runs the worst output of each artifact, what differs before what does not."""
     rows = [
-        versus.Row("scores", "examples", 1.1e-5, 2.3e-5, 0.9987, "", "fp32: close", "stn/a", bound=3.1e-5),
-        versus.Row("boxes", "noise", 4.1e-5, 5.3e-5, 0.9971, "", "fp32: close", "stn/a", bound=6.1e-5),
-        versus.Row("scores", "examples", 7.1e-2, 8.3e-2, 0.8123, "too far", "int8: wide", "stn/b", bound=9.1e-3),
-        versus.Row("boxes", "noise", 9.7e-2, 8.9e-2, None, "", "int8: wide", "stn/b", bound=9.2e-1),
+        file_comparison.Row("scores", "examples", 1.1e-5, 2.3e-5, 0.9987, "", "fp32: close", "stn/a", bound=3.1e-5),
+        file_comparison.Row("boxes", "noise", 4.1e-5, 5.3e-5, 0.9971, "", "fp32: close", "stn/a", bound=6.1e-5),
+        file_comparison.Row(
+            "scores", "examples", 7.1e-2, 8.3e-2, 0.8123, "too far", "int8: wide", "stn/b", bound=9.1e-3
+        ),
+        file_comparison.Row("boxes", "noise", 9.7e-2, 8.9e-2, None, "", "int8: wide", "stn/b", bound=9.2e-1),
     ]
-    [grid] = printed(lambda: versus.show(("a.onnx", "b.onnx"), rows))
+    [grid] = printed(lambda: file_comparison.show(("a.onnx", "b.onnx"), rows))
     names = ("inputs", "output", "max abs", "allowed", "max rel", "agreement", "verdict")
     assert grid.by("artifact") == {
         "stn/a": dict(zip(names, ("noise", "boxes", "4.1e-05", "6.1e-05", "5.3e-05", "99.71%", "equal"), strict=True)),

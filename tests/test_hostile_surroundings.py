@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from stn_export import cli
-from stn_export.artifacts import environment
-from stn_export.artifacts.files import write_atomically
 from stn_export.errors import UserError, one_line
 from stn_export.export import __main__ as export
 from stn_export.export import writing
 from stn_export.limits import Limit
 from stn_export.native import build
+from stn_export.run import environment
+from stn_export.run.store import write_atomically
 from tests.processors import prepare
 from tests.readme import REPOSITORY
 

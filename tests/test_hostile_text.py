@@ -13,10 +13,10 @@ from onnx.parser import parse_model
 from PIL import Image
 
 from stn_export import cli
-from stn_export.artifacts.files import write_json
-from stn_export.artifacts.manifest import MANIFEST, MANIFEST_SCHEMA
 from stn_export.cli.tables import Table, as_csv, as_markdown, visible
-from stn_export.report.figures import picture_rows
+from stn_export.report.drawing import picture_rows
+from stn_export.run.manifest import MANIFEST, MANIFEST_SCHEMA
+from stn_export.run.store import write_json
 from stn_export.runners import RUNNERS
 from stn_export.verify import __main__ as verify
 from tests.test_bad_input import NET, RELU

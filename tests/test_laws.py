@@ -10,16 +10,15 @@ from msgspec import structs
 
 from benchmarks.tools import results_page
 from stn_export import cli
-from stn_export.answer.card import by_word, card
-from stn_export.answer.held import Held, held
-from stn_export.artifacts.manifest import Artifact, Facts, NetworkDirectory
-from stn_export.artifacts.schemas import Result, read_bench
 from stn_export.bench import compare
-from stn_export.comparison import laws
-from stn_export.comparison.disturbance import Marks
-from stn_export.comparison.fastest import program
 from stn_export.errors import UserError
 from stn_export.program.specs import Contract
+from stn_export.results import laws
+from stn_export.results.card import by_word, card
+from stn_export.results.choice import Marks, program
+from stn_export.results.contents import Held, held
+from stn_export.run.manifest import Artifact, Facts, NetworkDirectory
+from stn_export.run.schemas import Result, read_bench
 from tests import golden, made_records
 from tests.golden import CHECKS, CURVES
 from tests.readme import KEPT, REPOSITORY

@@ -6,11 +6,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from stn_export.artifacts.manifest import NetworkDirectory
-from stn_export.graphs import portability as portability_module
-from stn_export.graphs.graph import WEIGHTS, without_weights
-from stn_export.graphs.lint import RULES, Subject, lint
-from stn_export.graphs.portability import (
+from stn_export.onnx_graph import portability as portability_module
+from stn_export.onnx_graph.lint import RULES, Subject, lint
+from stn_export.onnx_graph.model import WEIGHTS, without_weights
+from stn_export.onnx_graph.portability import (
     NOTHING_AGAINST,
     REFUSED,
     RUNTIMES,
@@ -21,6 +20,7 @@ from stn_export.graphs.portability import (
     WRONG,
     portability,
 )
+from stn_export.run.manifest import NetworkDirectory
 
 METADATA = {"classes": '["a", "b"]', "contract": '{"inputs": [], "outputs": []}', "align_corners": "false"}
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from stn_export.errors import UserError
-from stn_export.export.lowering import base_grid, matmul
+from stn_export.export.lowerings import base_grid, matmul
 
 
 @pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid behavior has changed for unit-size grids")

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn_export.program.specs import Arrays
-from stn_export.verify import challenges, truth
+from stn_export.verify import challenges, oracle
 from stn_export.verify.challenges import FAR
-from stn_export.verify.truth import Truth, truth_of
+from stn_export.verify.oracle import Reference, reference_of
 from tests.captured_modules import examples_of, program_of
 from tests.test_verify_holes import OnnxRuntime, changed, judged
 
@@ -29,26 +29,26 @@ class Normalised(nn.Module):
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Truth:
+def network(monkeypatch: pytest.MonkeyPatch) -> Reference:
     chosen = ("examples ×3", *FAR)
     every = challenges.challenges
     monkeypatch.setattr(
-        truth, "challenges", lambda *what: {name: batch for name, batch in every(*what).items() if name in chosen}
+        oracle, "challenges", lambda *what: {name: batch for name, batch in every(*what).items() if name in chosen}
     )
-    monkeypatch.setattr(truth, "THETAS", {})
+    monkeypatch.setattr(oracle, "THETAS", {})
     program = program_of(Normalised(), {"images": ("N", 3, 64, 68), "theta": ("N", 2, 3)}, ["features"])
     theta = torch.eye(2, 3) + 0.1 * torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(3))
-    return truth_of(program, examples_of(8, images=(3, 64, 68), theta=theta))
+    return reference_of(program, examples_of(8, images=(3, 64, 68), theta=theta))
 
 
-def test_a_right_file_that_normalises_pictures_of_one_grey_passes(network: Truth, tmp_path: Path):
+def test_a_right_file_that_normalises_pictures_of_one_grey_passes(network: Reference, tmp_path: Path):
     check = judged(network, tmp_path, OnnxRuntime)
     assert check.failure == ""
     assert {"constants", "examples ×3"} <= set(check.comparisons)
 
 
 @pytest.mark.parametrize("grey", [True, False])
-def test_a_wrong_one_does_not(network: Truth, tmp_path: Path, grey: bool):
+def test_a_wrong_one_does_not(network: Reference, tmp_path: Path, grey: bool):
     """Neither where the error is on pictures of one grey alone, nor a tenth of it on the others."""
 
     def spoil(points: Arrays) -> None:

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from stn_export.bench import machine, usage
-from stn_export.bench.grids import GRIDS
+from stn_export.bench import machine
 from stn_export.bench.machine import Watch, gpu_disturbed, reasons
-from stn_export.bench.method import METHOD
-from stn_export.bench.methodology import Interleaved, WarmUp, calls_for, interleave, load_pairs, warm_up
+from stn_export.bench.plan import GRIDS
+from stn_export.bench.timing import Interleaved, WarmUp, calls_for, interleave, load_pairs, warm_up
+from stn_export.results.statistics import METHOD
 from stn_export.runners import Step
 
 BLOCKS = GRIDS["quick"].blocks
@@ -160,8 +160,8 @@ def test_two_per_cent_apart_is_agreement():
 def test_a_cpu_that_was_shared_is_disturbed(monkeypatch: pytest.MonkeyPatch):
     times = {"perf_counter": [0.0, 1.0, 1.0, 2.0], "process_time": [0.0, 0.99, 1.0, 1.5]}
     for name, values in times.items():
-        monkeypatch.setattr(usage.time, name, iter(values).__next__)
-    monkeypatch.setattr(usage, "waits", lambda process: {})
+        monkeypatch.setattr(machine.time, name, iter(values).__next__)
+    monkeypatch.setattr(machine, "waits", lambda process: {})
     watch = Watch("cpu")
     for _ in range(2):
         with watch:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stn_export.errors import UserError
-from stn_export.train import entering
+from stn_export.train import handover
 from stn_export.train.networks import SpatialTransformer, build_model
 
 
@@ -13,7 +13,7 @@ def test_parameter_counts(name: str, parameters: int):
 
 @pytest.mark.parametrize(("name", "cost"), [("stn", 2_088_076), ("cnn", 1_113_500), ("cnn-matched", 2_064_000)])
 def test_the_wider_classifier_costs_what_the_transformer_does(name: str, cost: int):
-    assert entering.cost(name) == cost
+    assert handover.cost(name) == cost
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 32, 32), (3, 32, 32), (2, 32, 32, 3)])

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory
-from stn_export.artifacts.training import read_trainings
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
-from stn_export.export import modelcard
-from stn_export.export.modelcard import contract_text, write_model_card
+from stn_export.export import writing
+from stn_export.export.writing import contract_text, write_model_card
 from stn_export.program.specs import Pixels, TensorSpec
+from stn_export.run.manifest import NetworkDirectory
+from stn_export.run.schemas import read_trainings
 from tests.conftest import REPOSITORY
 
 NETWORKS = ("stn", "cnn")
@@ -157,4 +157,4 @@ def test_a_contract_in_words(spec: TensorSpec, text: str):
 
 
 def test_the_template_is_installed_with_the_package():
-    assert (REPOSITORY / "stn_export" / "resources" / modelcard.TEMPLATE).exists()
+    assert (REPOSITORY / "stn_export" / "resources" / writing.TEMPLATE).exists()

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.native.build import build, built, no_compiler
 from stn_export.native.source import write_source
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
+from stn_export.run.manifest import NetworkDirectory
 from stn_export.runners.native import Native
 from stn_export.verify import __main__ as verify
 from tests.runs import built_in, enter_networks

@@ -7,20 +7,21 @@ import pytest
 from scipy import stats
 
 from stn_export.bench import compare
-from stn_export.bench.intervals import (
+from stn_export.results.choice import choose, steps
+from stn_export.results.statistics import (
+    METHOD,
+    estimate,
     median_interval,
     noise_reach,
     ratio_interval,
     scatter,
     stretch,
+    student,
     summarise,
     verdict,
 )
-from stn_export.bench.method import METHOD
-from stn_export.comparison.compare import compare as compare_arrays
-from stn_export.comparison.estimates import estimate, student
-from stn_export.comparison.fastest import choose, steps
-from stn_export.comparison.tolerances import Bound
+from stn_export.results.tolerances import Bound
+from stn_export.results.tolerances import compare as compare_arrays
 from tests import made_records
 from tests.made_records import MadeTiming
 

@@ -17,19 +17,17 @@ from benchmarks.tools.peak_share import published_peak
 from benchmarks.tools.results_page import contest_line, headlines, seconds
 from benchmarks.tools.simulated import CONTESTS
 from stn_export import runners
-from stn_export.bench import floors, fresh, memory, methodology, startup
+from stn_export.bench import machine, profiling, startup, startup_worker, timing
 from stn_export.bench.cases import Case
-from stn_export.bench.clocks import time_reported
-from stn_export.bench.floors import work
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.machine import Watch
-from stn_export.bench.method import METHOD
-from stn_export.bench.methodology import WarmUp, contest, time_case
-from stn_export.bench.profiling import Profile, Timed
-from stn_export.comparison.disturbance import Marks
+from stn_export.bench.machine import Watch, time_reported
+from stn_export.bench.plan import GRIDS
+from stn_export.bench.profiling import Profile, Timed, work
+from stn_export.bench.timing import WarmUp, contest, time_case
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
-from stn_export.verify.truth import predictions, share_of
+from stn_export.results.choice import Marks
+from stn_export.results.statistics import METHOD
+from stn_export.verify.oracle import predictions, share_of
 from tests import made_records
 from tests.contenders import EXACT, Benchmark, contenders
 from tests.made_records import MadeTiming
@@ -47,8 +45,8 @@ def test_a_contest_of_two_whose_true_ratio_is_known(
 ):
     ours, theirs = contenders(CONTESTS[0], *slowdowns)
     benchmark = Benchmark()
-    given, real = [], methodology.interleave
-    monkeypatch.setattr(methodology, "interleave", lambda *how: given.append(how[2:]) or real(*how))
+    given, real = [], timing.interleave
+    monkeypatch.setattr(timing, "interleave", lambda *how: given.append(how[2:]) or real(*how))
     contest("overhead", benchmark, Case(ours, 7, theirs), QUICK)
     assert given == [("cpu", QUICK, METHOD.seed + zlib.crc32(b"ours theirs 7"))]
     found = benchmark.extra_info
@@ -98,8 +96,8 @@ def test_a_row_is_disturbed_where_the_machine_was_busy_or_did_not_settle(
             self.disturbed = [busy]
 
     watched = []
-    monkeypatch.setattr(methodology, "Watch", lambda device: watched.append(device) or Seen("cpu"))
-    monkeypatch.setattr(methodology, "warm_up", lambda step, seconds: WarmUp(3e-2, 9.0, stable))
+    monkeypatch.setattr(timing, "Watch", lambda device: watched.append(device) or Seen("cpu"))
+    monkeypatch.setattr(timing, "warm_up", lambda step, seconds: WarmUp(3e-2, 9.0, stable))
     [target] = contenders(EXACT, 1.0)
     benchmark = Benchmark()
     time_case(benchmark, Case(target, 50), QUICK)
@@ -118,7 +116,9 @@ def test_a_row_that_reports_its_own_seconds():
 
 def test_the_medians_of_several_starts():
     times = [(1.0, 0.2, 0.03), (3.0, 0.1, 0.01), (2.0, 0.4, 0.09)]
-    starts = [dict(zip(fresh.TIMES, each, strict=True)) | {"host_bytes": size} for size, each in enumerate(times)]
+    starts = [
+        dict(zip(startup_worker.TIMES, each, strict=True)) | {"host_bytes": size} for size, each in enumerate(times)
+    ]
     expected = {"import_seconds": 2.0, "load_seconds": 0.2, "first_seconds": 0.03, "host_bytes": 2, "n": 3}
     assert startup.summary(starts) == expected
 
@@ -129,13 +129,13 @@ def test_where_a_fresh_process_spends_its_time(tmp_path: Path, monkeypatch: pyte
     opened = SimpleNamespace(infer=lambda feeds: feeds["images"].sum(), threads=1, options={"a": 1}, in_process=True)
     spec = SimpleNamespace(name="made-up", device="cpu", open=lambda path, contract: opened)
     monkeypatch.setattr(runners, "RUNNERS", [spec])
-    monkeypatch.setattr(fresh, "time", SimpleNamespace(perf_counter=iter([10.0, 11.5, 14.0, 14.25]).__next__))
+    monkeypatch.setattr(startup_worker, "time", SimpleNamespace(perf_counter=iter([10.0, 11.5, 14.0, 14.25]).__next__))
     threads = torch.get_num_threads()
-    found = fresh.main("x.onnx", "made-up", program.contract.as_dict(), str(tmp_path / "inputs.npz"), threads)
-    assert [found[name] for name in fresh.TIMES] == [1.5, 2.5, 0.25]
+    found = startup_worker.main("x.onnx", "made-up", program.contract.as_dict(), str(tmp_path / "inputs.npz"), threads)
+    assert [found[name] for name in startup_worker.TIMES] == [1.5, 2.5, 0.25]
     assert (found["threads"], found["options"]) == (1, {"a": 1})
     assert (found["host_bytes"] is None) == (sys.platform != "linux")
-    taken = memory.Memory("cpu")
+    taken = machine.Memory("cpu")
     taken.host_bytes = 5
     assert [taken.of(SimpleNamespace(in_process=here))["host_bytes"] for here in (True, False)] == [5, None]
 
@@ -147,33 +147,33 @@ def status(path: Path, resident: int, peak: int) -> None:
 
 
 def test_memory_is_the_growth_to_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "PROCESS", tmp_path)
+    monkeypatch.setattr(machine, "PROCESS", tmp_path)
     status(tmp_path, 1000, 5000)
-    with memory.Memory("cpu") as taken:
+    with machine.Memory("cpu") as taken:
         assert (tmp_path / "clear_refs").read_text(encoding="utf-8") == "5"
         status(tmp_path, 2000, 4000)
     assert taken.host_bytes == 3000 * 1024
     assert taken.device_bytes is None
-    with memory.Memory("cpu") as less:
+    with machine.Memory("cpu") as less:
         status(tmp_path, 10, 20)
     assert less.host_bytes == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_memory_of_what_is_really_taken():
-    with memory.Memory("cpu") as taken:
+    with machine.Memory("cpu") as taken:
         held = bytearray(b"1" * (64 << 20))
     assert 64 << 20 <= taken.host_bytes < 160 << 20
     del held
 
 
 def test_the_largest_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "CACHES", tmp_path)
-    assert memory.cache_bytes("cpu") == 64 << 20  # where nobody tells
+    monkeypatch.setattr(machine, "CACHES", tmp_path)
+    assert machine.cache_bytes("cpu") == 64 << 20  # where nobody tells
     for index, size in enumerate(["32K", "2048K", "36M", "512K"]):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(size + "\n", encoding="utf-8")
-    assert memory.cache_bytes("cpu") == 36 << 20
+    assert machine.cache_bytes("cpu") == 36 << 20
 
 
 def test_parts_add_up():
@@ -241,18 +241,18 @@ def test_whole_numbers_take_their_own_bytes():
 
 
 def test_an_empty_tensor_moves_nothing():
-    with floors._Traffic() as traffic:
+    with profiling._Traffic() as traffic:
         torch.empty(3).reshape(3, 1)
         torch.ones(3, dtype=torch.float64)
     assert (traffic.launches, traffic.bytes) == (1, 24)
 
 
 def test_work_is_counted_for_every_network_and_batch_that_was_timed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(floors, "work", lambda program, inputs: {"flops": program * inputs})
+    monkeypatch.setattr(profiling, "work", lambda program, inputs: {"flops": program * inputs})
     networks = {name: SimpleNamespace(program=size, shapes=lambda batch: batch) for name, size in (("a", 3), ("b", 5))}
     timed = (("b", 7), ("a", 1), ("a", 7))
     rows = made_records.timings({"network": network, "batch": batch} for network, batch in timed)
-    found = floors.all_work(networks, [*rows, rows[0]])
+    found = profiling.all_work(networks, [*rows, rows[0]])
     assert found == {"a": {"1": {"flops": 3}, "7": {"flops": 21}}, "b": {"7": {"flops": 35}}}
 
 

@@ -8,14 +8,12 @@ import pytest
 
 from benchmarks.tools import results_page
 from benchmarks.tools.simulated import CONTESTS, Machine
-from stn_export.artifacts.records import timing
 from stn_export.bench.cases import Case
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.methodology import contest, time_case
-from stn_export.report.bench import tables
-from stn_export.report.content import Report
-from stn_export.report.page import Table
-from stn_export.report.sections_costs import costs
+from stn_export.bench.plan import GRIDS
+from stn_export.bench.timing import contest, time_case
+from stn_export.report.costs import costs, tables
+from stn_export.report.page import Report, Table
+from stn_export.run.records import timing
 from tests.bench_rows import ENVIRONMENT, FEW, facts
 from tests.contenders import Benchmark, Contender
 

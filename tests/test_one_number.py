@@ -9,13 +9,13 @@ import pytest
 
 from benchmarks.tools import results_page
 from stn_export import cli
-from stn_export.answer.choice import time_of
-from stn_export.artifacts.manifest import NetworkDirectory, network_directories
-from stn_export.artifacts.records import timings
 from stn_export.bench import session
-from stn_export.bench.grids import GRIDS
-from stn_export.comparison.words import significant
+from stn_export.bench.plan import GRIDS
 from stn_export.report import __main__ as report
+from stn_export.results.choice import time_of
+from stn_export.results.text import significant
+from stn_export.run.manifest import NetworkDirectory, network_directories
+from stn_export.run.records import timings
 from tests import bench_rows, made_records
 from tests.report_files import checks_of, export, write_verify
 from tests.test_report import write_bench

@@ -2,10 +2,10 @@
 
 import pytest
 
-from stn_export.artifacts.manifest import Artifact
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.program.specs import Contract
+from stn_export.run.manifest import Artifact
 
 WRITTEN = Artifact(name="a", file="a.onnx", network="n", format="onnx", sha256="", contract=Contract((), ()))
 

@@ -17,9 +17,9 @@ from torch.export import Dim
 
 import stn_export
 from stn_export.errors import UserError
-from stn_export.export.onnx_export import export_onnx
-from stn_export.graphs.lint import lint
-from stn_export.graphs.points import point_values, site_values, with_outputs
+from stn_export.export.onnx import export_onnx
+from stn_export.onnx_graph.lint import lint
+from stn_export.onnx_graph.points import point_values, site_values, with_outputs
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from tests.foreign import (
@@ -89,11 +89,11 @@ def test_a_foreign_module_equals_eager_in_its_outputs_and_at_every_site(kind: ty
         with torch.inference_mode():
             expected = foreign(kind)(*inputs)
         expected = expected if isinstance(expected, tuple) else (expected,)
-        actual, truth = dict(zip(names, run(session, inputs), strict=True)), own.points(inputs)
+        actual, reference = dict(zip(names, run(session, inputs), strict=True)), own.points(inputs)
         for value, wanted in zip(actual.values(), expected, strict=False):  # the outputs come first
             np.testing.assert_allclose(value, wanted.numpy(), atol=TOLERANCE, rtol=0)
         for point, name in shown.items():
-            np.testing.assert_allclose(actual[name], truth[point].numpy(), atol=TOLERANCE, rtol=0)
+            np.testing.assert_allclose(actual[name], reference[point].numpy(), atol=TOLERANCE, rtol=0)
 
 
 def test_values_that_are_several_points_and_inputs_and_outputs_keep_one_name():

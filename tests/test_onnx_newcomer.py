@@ -16,14 +16,14 @@ from stn_export.audit.content import examined
 from stn_export.bench import __main__ as bench
 from stn_export.bench import files
 from stn_export.errors import UserError
-from stn_export.graphs.contract import contract_of
-from stn_export.graphs.graph import OnnxFile
-from stn_export.graphs.inputs import session_run
-from stn_export.graphs.lint import Subject, findings
-from stn_export.graphs.placement import open_session
-from stn_export.graphs.portability import TESTED, difference, portability
-from stn_export.graphs.records import Described
-from stn_export.graphs.snippets import Call, snippet
+from stn_export.onnx_graph.contract import contract_of
+from stn_export.onnx_graph.inputs import session_run
+from stn_export.onnx_graph.lint import Subject, findings
+from stn_export.onnx_graph.model import OnnxFile
+from stn_export.onnx_graph.placement import open_session
+from stn_export.onnx_graph.portability import TESTED, difference, portability
+from stn_export.onnx_graph.records import Described
+from stn_export.onnx_graph.snippets import Call, snippet
 from stn_export.verify import __main__ as verify
 
 REFERENCE, OPENVINO = "onnx reference evaluator", "OpenVINO"

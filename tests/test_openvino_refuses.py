@@ -7,7 +7,7 @@ from onnx import parser, save
 
 from stn_export.program.specs import Contract, TensorSpec
 from stn_export.runners import RUNNERS
-from stn_export.runtimes import RefusedError
+from stn_export.runners.external import RefusedError
 
 VOLUME = """<ir_version: 9, opset_import: ["" : 20]>
 graph (float[1,1,4,4,4] x, float[1,4,4,4,3] grid) => (float[1,1,4,4,4] y) { y = GridSample (x, grid) }"""

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from onnx.backend.test.case.test_case import TestCase
 from torch import Tensor, nn
 
-from stn_export.export.onnx_export import export_onnx
-from stn_export.graphs.graph import attribute
+from stn_export.export.onnx import export_onnx
+from stn_export.onnx_graph.model import attribute
 from tests.test_onnx_export import session_of
 
 MODES, PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")

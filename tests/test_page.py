@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory, network_directories
 from stn_export.report import __main__ as report
+from stn_export.run.manifest import NetworkDirectory, network_directories
 from tests import bench_rows
 from tests.report_files import checks_of, comparison, export, write_points, write_training, write_verify
 from tests.test_report import write_bench

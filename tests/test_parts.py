@@ -2,7 +2,7 @@
 
 import pytest
 
-from stn_export.program.parts import Step, Values, parts_of
+from stn_export.program.sites import Step, Values, parts_of
 
 # images -> conv -> theta -> base -> grid -> sample -> warped -> classify -> scores
 CHAIN = (

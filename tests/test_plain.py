@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from stn_export.export import plain
-from stn_export.export.onnx_export import export_onnx, to_onnx
-from stn_export.graphs.graph import attribute, walk
+from stn_export.export import finish
+from stn_export.export.onnx import export_onnx, to_onnx
+from stn_export.onnx_graph.model import attribute, walk
 from tests.exports import exported, marked
 from tests.sweeps import swept
 from tests.test_onnx_export import LOWERINGS, run, session_of
@@ -44,7 +44,7 @@ def checked(model: onnx.ModelProto) -> None:
 def test_a_plain_file_gives_the_same_to_the_bit(name: str, lowering: str, monkeypatch: pytest.MonkeyPatch):
     model = exported(name, lowering)
     checked(model)
-    monkeypatch.setattr(plain, "PASSES", ())
+    monkeypatch.setattr(finish, "PASSES", ())
     before = session_of(to_onnx(marked(name), lowering))
     for count in (1, 3):
         values = ZOO[name].values(count)
@@ -59,7 +59,7 @@ def test_each_pass_does_what_it_says_and_no_more():
         node.input[:] = [name.replace("inner", "größe") for name in node.input]
     model.graph.value_info[0].name = "größe"
     found = onnx_ir.from_proto(model)
-    plain.plain(found)
+    finish.plain(found)
     result = onnx_ir.to_proto(found)
     checked(result)
     assert [node.op_type for node in result.graph.node] == ["Reshape", "Add", "Reshape"]

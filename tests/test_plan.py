@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stn_export.comparison.estimates import estimate
+from stn_export.results.statistics import estimate
 from stn_export.train.data import Dataset
-from stn_export.train.plan import Plan, measured_weights
+from stn_export.train.sweep import Plan, measured_weights
 from stn_export.train.trainer import Settings, Trainer, run_epoch
 
 CPU = torch.device("cpu")

@@ -11,17 +11,14 @@ import torch
 from PIL import Image
 
 from stn_export import cli
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, NetworkDirectory, network_directories
-from stn_export.artifacts.pictures import read_picture
 from stn_export.errors import UserError
 from stn_export.predict import __main__ as predict
-from stn_export.predict.__main__ import runner_for
-from stn_export.predict.outputs import archive, probabilities, seen
-from stn_export.predict.pictures import Feeder, feeder_of, picture_of
+from stn_export.predict.__main__ import Feeder, archive, feeder_of, picture_of, probabilities, runner_for, seen
 from stn_export.program.program import Program
 from stn_export.program.specs import Contract, Pixels, TensorSpec
+from stn_export.run.examples import Examples, read_picture
+from stn_export.run.manifest import CHECKPOINT, PROGRAM, NetworkDirectory, network_directories
+from stn_export.run.network import enter, write_examples
 from tests.sweeps import swept
 from tests.zoo import ZOO, enter_zoo
 

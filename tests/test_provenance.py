@@ -12,14 +12,14 @@ import torch
 
 import stn_export
 from stn_export import cli
-from stn_export.artifacts import provenance
-from stn_export.artifacts.files import sha256_of
-from stn_export.artifacts.manifest import MANIFEST, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.predict import __main__ as predict
 from stn_export.program.origin import BUILT_IN, module_from, origin_of
 from stn_export.program.program import load_program
+from stn_export.run import provenance
+from stn_export.run.manifest import MANIFEST, NetworkDirectory
+from stn_export.run.store import sha256_of
 from stn_export.train.networks import build_model
 from stn_export.verify import __main__ as verify
 
@@ -173,33 +173,37 @@ GATED = {  # every place that loads, executes or starts something, and what stan
     "cli/launch.py": {"ctypes.CDLL": "the C library of this process", "os.execvp": "what cli.children starts"},
     "cli/everything.py": {"children.follow": "this package's own stages"},
     "adopt/network.py": {"torch.load": "weights_only"},
-    "artifacts/environment.py": {"children.run": "git, in this project's own directory"},
-    "artifacts/files.py": {"torch.load": "weights_only"},
-    "bench/memory.py": {"ctypes.CDLL": "the C library of this process"},
+    "run/environment.py": {"children.run": "git, in this project's own directory"},
+    "run/store.py": {"torch.load": "weights_only"},
+    "bench/machine.py": {"ctypes.CDLL": "the C library of this process"},
     "bench/startup.py": {"children.run": "this package's own module, on a path from NetworkDirectory.intact"},
-    "graphs/kernels.py": {"children.run": "Python, on text of our own"},
-    "graphs/placement.py": {"ctypes.CDLL": "the system's CUDA driver"},
+    "onnx_graph/placement.py": {
+        "children.run": "Python, on text of our own",
+        "ctypes.CDLL": "the system's CUDA driver",
+    },
     "native/build.py": {"children.run": "$CC, on a path from NetworkDirectory.intact"},
     "play/__main__.py": {"children.run": "npm, for a pinned package without its scripts"},
     "program/origin.py": {
-        "importlib.import_module": "origin.allowed: named on this command line, or in a program that this user wrote",
+        "importlib.import_module": (
+            "origin.allowed: named on this command line, or in a program that this user wrote; "
+            "an installed package, by a program that passed the gate"
+        ),
         "importlib.util.spec_from_file_location": "the same",
     },
-    "program/packages.py": {"importlib.import_module": "an installed package, by a program that passed the gate"},
     "program/program.py": {
         "torch.export.load": "provenance.require in NetworkDirectory.intact and open_side, or adopt"
     },
-    "program/torch_files.py": {"torch.jit.load": "provenance.require in NetworkDirectory.intact and open_side"},
+    "program/formats.py": {"torch.jit.load": "provenance.require in NetworkDirectory.intact and open_side"},
     "runners/native.py": {"ctypes.CDLL": "provenance.require in NetworkDirectory.intact"},
     "runners/pytorch.py": {"torch._inductor.aoti_load_package": "provenance.require in intact and open_side"},
-    "runtimes/child.py": {
+    "runners/external/process.py": {
         "children.start": "a runtime that --runtimes names",
         "children.run": "the same",
         "subprocess.Popen": "a type",
     },
-    "runtimes/convert.py": {"torch.export.load": "a path from NetworkDirectory.intact"},
-    "runtimes/environments.py": {"children.run": "pip and npm, asked for by stn-export runtimes"},
-    "runtimes/serve.py": {"subprocess.run": "a runtime's own converter, in its environment"},
+    "runners/external/convert.py": {"torch.export.load": "a path from NetworkDirectory.intact"},
+    "runners/external/environments.py": {"children.run": "pip and npm, asked for by stn-export runtimes"},
+    "runners/external/serve.py": {"subprocess.run": "a runtime's own converter, in its environment"},
     "train/data.py": {"torch.load": "weights_only"},
 }
 LOADS = {

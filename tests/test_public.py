@@ -8,8 +8,8 @@ import torch
 from torch.export import Dim
 from torch.utils import _pytree
 
-from stn_export.export.onnx_export import export_onnx
-from stn_export.program.calls import call_of
+from stn_export.export.onnx import export_onnx
+from stn_export.program.specs import call_of
 from tests.public import PUBLIC, built
 from tests.test_onnx_export import LOWERINGS, session_of
 

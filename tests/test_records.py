@@ -10,14 +10,14 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from stn_export.artifacts import records
-from stn_export.artifacts.files import write_json
-from stn_export.artifacts.manifest import VERIFY_FILE, VERIFY_SCHEMA
-from stn_export.artifacts.records import Check, Comparison, GridPixels, PointEntry, Verified
-from stn_export.artifacts.schemas import read_verified
-from stn_export.bench.grids import GRIDS
+from stn_export.bench.plan import GRIDS
 from stn_export.bench.session import Session
 from stn_export.errors import UserError
+from stn_export.run import records
+from stn_export.run.manifest import VERIFY_FILE, VERIFY_SCHEMA
+from stn_export.run.records import Check, Comparison, GridPixels, PointEntry, Verified
+from stn_export.run.schemas import read_verified
+from stn_export.run.store import write_json
 from tests import made_records
 
 POINT = PointEntry(kind="output", site=None, eager_error=1e-7, scale=4.0)

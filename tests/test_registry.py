@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from stn_export.export import registry
 from stn_export.export.marks import marked_program
-from stn_export.export.onnx_export import to_onnx
+from stn_export.export.onnx import to_onnx
 from stn_export.program.program import Program
 from tests.zoo import ZOO
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.manifest import TWIN_NOTE, NetworkDirectory, network_directories
-from stn_export.artifacts.records import GridPixels, PointEntry
 from stn_export.report import __main__ as report
-from stn_export.report import figures, parity
+from stn_export.report import drawing, parity
+from stn_export.run.manifest import TWIN_NOTE, NetworkDirectory, network_directories
+from stn_export.run.records import GridPixels, PointEntry
 from tests import bench_rows, made_records
 from tests.report_files import check, checks_of, comparison, export, write_points, write_training, write_verify
 from tests.sweeps import swept
@@ -230,7 +230,7 @@ def test_the_largest_difference_of_an_example_counts():
 
 def test_grey_pictures_and_other_sizes_are_drawn():
     rows = {"input": torch.zeros(3, 1, 24, 94).byte(), "warped": torch.zeros(3, 3, 8, 8).byte()}
-    assert [len(axes.images) for axes in figures.picture_rows(rows, ["a", "b", "c"]).axes] == [1] * 6
+    assert [len(axes.images) for axes in drawing.picture_rows(rows, ["a", "b", "c"]).axes] == [1] * 6
 
 
 def test_checks_of_other_artifacts_are_stale_and_missing_ones_are_named(

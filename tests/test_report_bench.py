@@ -5,23 +5,22 @@ import re
 
 import pytest
 
-from stn_export.comparison.disturbance import Marks
-from stn_export.comparison.fastest import program, steps
-from stn_export.report import charts, charts_bench, drawing
-from stn_export.report.bench import (
+from stn_export.report import charts, charts_costs, drawing
+from stn_export.report.charts_costs import short_name
+from stn_export.report.costs import (
     add_charts,
     breakdowns,
     front,
     latency,
+    milliseconds,
     overheads,
     pareto_points,
+    size,
     tables,
     throughput,
 )
-from stn_export.report.charts_bench import short_name
-from stn_export.report.content import Report
-from stn_export.report.page import Picture
-from stn_export.report.sections_costs import milliseconds, size
+from stn_export.report.page import Picture, Report
+from stn_export.results.choice import Marks, program, steps
 from tests import made_records
 from tests.bench_rows import FEW, NETWORKS, contest, facts, rows, timing
 from tests.made_records import MadeTiming
@@ -166,7 +165,7 @@ def test_a_chart_has_the_colours_of_its_page_and_says_its_numbers():
         {"name": "a & <b>", "network": "cnn", "milliseconds": 0.123456, "interval": "", "marks": "†", "accuracy": 0.5},
         {"name": "worse", "network": "stn", "milliseconds": 0.2, "interval": "", "marks": "", "accuracy": 0.4},
     ]
-    chart = charts_bench.pareto(points, points[:1], LOOKS, "cpu")
+    chart = charts_costs.pareto(points, points[:1], LOOKS, "cpu")
     svg = drawing.to_svg(chart)
     assert "var(--n1)" in svg
     assert "a &amp; &lt;b&gt;" in svg
@@ -192,7 +191,7 @@ def test_runners_of_one_family_share_a_colour_and_have_shapes_of_their_own():
         (runner, "x", "stn"): {1: charts.Interval(1.0, 0.9, 1.1)}
         for runner in ("eager-cpu", "eager-autograd-cpu", "openvino-cpu")
     }
-    layer = charts_bench.curves(values, LOOKS, "cpu", "Latency", "ms", "ms").spec
+    layer = charts_costs.curves(values, LOOKS, "cpu", "Latency", "ms", "ms").spec
     assert len(set(layer["encoding"]["color"]["scale"]["range"])) == 2
     assert len(set(layer["layer"][2]["encoding"]["shape"]["scale"]["range"])) == 3
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.manifest import POINTS_FILE
-from stn_export.artifacts.training import Reference
 from stn_export.report import __main__ as report
-from stn_export.report import charts_training, drawing, learned
-from stn_export.report.charts_training import PANELS, accuracy_curves, theta_histograms, windows
-from stn_export.report.thetas import Frame
+from stn_export.report import charts_training, drawing, training_sections
+from stn_export.report.charts_training import PANELS, Frame, accuracy_curves, theta_histograms, windows
+from stn_export.run.manifest import POINTS_FILE
+from stn_export.run.schemas import Reference
 from tests.report_files import comparison, write_points, write_training
 
 pytestmark = pytest.mark.usefixtures("charts_drawn_once")
@@ -181,7 +180,7 @@ def test_the_published_run_lies_below_the_curves():
 
 
 def test_a_transformer_that_never_moved_can_be_drawn():
-    parts = {name: np.full(9, 1.0) for name in learned.LABELS} | {"shear": np.full(9, np.nan)}
+    parts = {name: np.full(9, 1.0) for name in training_sections.LABELS} | {"shear": np.full(9, np.nan)}
     rows = values_of(theta_histograms(parts, "theta"))
     assert {row["part"]: row["examples"] for row in rows} == {PANELS[part]: 9 for part in parts if part != "shear"}
     corners = values_of(windows(np.zeros((9, 4, 2)), Frame(24, 94), "where"))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from stn_export.artifacts.manifest import PROGRAM, NetworkDirectory
-from stn_export.comparison.tolerances import OUTPUT, TOLERANCES
 from stn_export.errors import UserError
 from stn_export.program.specs import Arrays
+from stn_export.results.tolerances import OUTPUT, TOLERANCES
+from stn_export.run.manifest import PROGRAM, NetworkDirectory
 from stn_export.runners import RUNNERS, Runner, RunnerSpec
 from stn_export.runners.base import EventClock
 from stn_export.runners.onnx_runtime import OnnxRuntimeDefault

@@ -12,15 +12,15 @@ from msgspec import structs
 from benchmarks.tools import runtimes_page
 from benchmarks.tools.runtimes_page import cell, contests, page, rows, speed
 from stn_export import cli
-from stn_export.artifacts.environment import describe
-from stn_export.artifacts.manifest import NetworkDirectory
-from stn_export.artifacts.records import Check, PointEntry, Verified
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
-from stn_export.graphs import portability
-from stn_export.graphs.lint import Subject, findings
-from stn_export.runtimes import RUNTIMES
-from stn_export.runtimes.destinations import DESTINATIONS, EQUAL, KEPT, REFUSES, RULES, TRIED, WITHIN, WRONG, choose
+from stn_export.export.destinations import DESTINATIONS, EQUAL, KEPT, REFUSES, RULES, TRIED, WITHIN, WRONG, choose
+from stn_export.onnx_graph import portability
+from stn_export.onnx_graph.lint import Subject, findings
+from stn_export.run.environment import describe
+from stn_export.run.manifest import NetworkDirectory
+from stn_export.run.records import Check, PointEntry, Verified
+from stn_export.runners.external import RUNTIMES
 from tests import made_records
 from tests.runs import enter_networks
 

@@ -19,26 +19,24 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.files import sha256_of
-from stn_export.artifacts.manifest import MANIFEST, Artifact, NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.export.folding import fold_linear
-from stn_export.export.lowering import base_grid
+from stn_export.export.lowerings import base_grid, fold_linear
 from stn_export.export.marks import marked_program
-from stn_export.export.onnx_export import to_onnx
-from stn_export.graphs.points import site_values
+from stn_export.export.onnx import to_onnx
+from stn_export.onnx_graph.points import site_values
 from stn_export.program.program import Program
 from stn_export.program.sites import MODES, PADDINGS
 from stn_export.program.specs import Arrays
+from stn_export.run.manifest import MANIFEST, Artifact, NetworkDirectory
+from stn_export.run.network import enter, write_examples
+from stn_export.run.store import sha256_of
 from stn_export.runners import RUNNERS, OnnxRuntime, RunnerSpec
 from stn_export.train.networks import build_model
 from stn_export.verify import challenges
-from stn_export.verify import truth as truths
+from stn_export.verify import oracle as truths
 from stn_export.verify.challenges import THETAS
 from stn_export.verify.checks import check_artifact
-from stn_export.verify.truth import Truth, truth_of
-from stn_export.verify.weights import folded_weights
+from stn_export.verify.oracle import Reference, folded_weights, reference_of
 from tests.exports import exported
 from tests.runs import built_in, digits_examples
 from tests.sweeps import swept
@@ -55,12 +53,12 @@ class Subject:
 
     name: str
     directory: NetworkDirectory
-    truth: Truth
+    reference: Reference
     good: onnx.ModelProto
 
     @property
     def program(self) -> Program:
-        return self.truth.program
+        return self.reference.program
 
     @property
     def artifact(self) -> Artifact:
@@ -70,13 +68,13 @@ class Subject:
         """What verification says of a model that pretends to be the artifact."""
         path = self.directory.path / "pretending.onnx"
         onnx.save(model, path)
-        return check_artifact(replace(self.artifact, sha256=sha256_of(path)), path, spec, self.truth).failure
+        return check_artifact(replace(self.artifact, sha256=sha256_of(path)), path, spec, self.reference).failure
 
     def verdict_of(self, program: Program) -> str:
         """The same for a program as it is; ``verdict`` of its export says it of a file."""
         path = self.directory.path / "pretending.pt2"
         path.write_bytes(program.to_bytes({}))
-        return check_artifact(replace(self.artifact, format="pt2"), path, PT2, self.truth).failure
+        return check_artifact(replace(self.artifact, format="pt2"), path, PT2, self.reference).failure
 
 
 @pytest.fixture(scope="module", params=swept([BUILT_IN, *FOREIGN], BUILT_IN))
@@ -92,7 +90,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     known = {"format": "onnx", "lowering": "matmul", "contract": program.contract, "parent_sha256": parent.sha256}
     directory.add(Artifact("matmul-fp32", path.name, name, sha256=sha256_of(path), **known))
     directory.plan(("matmul-fp32",), {})
-    return Subject(name, directory, truth_of(program, examples), good)
+    return Subject(name, directory, reference_of(program, examples), good)
 
 
 @dataclass
@@ -213,7 +211,7 @@ def initialisers(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]
 
     def edit(model: onnx.ModelProto, subject: Subject) -> None:
         held = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-        known = {name: held[name].copy() for name in subject.truth.weights[0] if name in held}
+        known = {name: held[name].copy() for name in subject.reference.weights[0] if name in held}
         put(model, change(known))
 
     return edit
@@ -325,7 +323,7 @@ class Defect:
         which, _, kind = self.at.partition("/")
         sites = {"first": subject.program.sites[0], "last": subject.program.sites[-1]}
         output = subject.program.contract.outputs[0].name
-        point = subject.truth.called(sites[which].point(kind)) if kind else {"output": output}.get(which, which)
+        point = subject.reference.called(sites[which].point(kind)) if kind else {"output": output}.get(which, which)
         return f"first wrong at {point}: .*{self.says}" if point else self.says
 
     def program(self, subject: Subject) -> Program | None:
@@ -415,7 +413,7 @@ def test_the_good_artifact_passes(subject: Subject):
 
 
 def answered(subject: Subject, runner: type[OnnxRuntime], **changes: object) -> str:
-    spec, known = replace(ONNX, load=runner), replace(subject.truth, **changes)
+    spec, known = replace(ONNX, load=runner), replace(subject.reference, **changes)
     return check_artifact(subject.artifact, subject.directory.open(subject.artifact), spec, known).failure
 
 
@@ -488,8 +486,8 @@ def random_program(name: str, seed: int) -> Program:
 
 
 @cache
-def random_truth(name: str, seed: int) -> Truth:
-    return truth_of(random_program(name, seed), digits_examples(32) if name == BUILT_IN else ZOO[name].examples())
+def random_truth(name: str, seed: int) -> Reference:
+    return reference_of(random_program(name, seed), digits_examples(32) if name == BUILT_IN else ZOO[name].examples())
 
 
 def weights_in_file(model: onnx.ModelProto, program: Program) -> dict[str, np.ndarray]:

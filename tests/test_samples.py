@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from stn_export.adopt.samples import checked, read_labels
-from stn_export.artifacts.pictures import read_picture
 from stn_export.errors import UserError
 from stn_export.program.specs import TensorSpec
+from stn_export.run.examples import read_picture
 
 PATHS = ("cat/0.png", "dog/0.png", "dog/1.png")
 

@@ -10,17 +10,14 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnxruntime import quantization
 
 from stn_export import cli
-from stn_export.artifacts.manifest import NetworkDirectory
-from stn_export.comparison.tolerances import TOLERANCES
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
-from stn_export.export import int8, quantise
-from stn_export.export.int8 import Cost, by_sensitivity, outputs, to_int8
-from stn_export.export.quantise import Calibration, quantisable
-from stn_export.export.source import Source
+from stn_export.export import precision
+from stn_export.export.precision import Calibration, Cost, by_sensitivity, outputs, quantisable, to_int8
+from stn_export.export.rows import Source
 from stn_export.export.writing import write
-from stn_export.graphs.lint import lint
-from stn_export.graphs.saturation import (
+from stn_export.onnx_graph.lint import lint
+from stn_export.onnx_graph.saturation import (
     BYTE,
     HIGHEST,
     LOWEST,
@@ -29,9 +26,11 @@ from stn_export.graphs.saturation import (
     saturating_layers,
     saturation_of,
 )
+from stn_export.results.tolerances import TOLERANCES
+from stn_export.run.manifest import NetworkDirectory
 from stn_export.runners import RUNNERS
 from stn_export.verify.checks import check_artifact
-from stn_export.verify.truth import truth_of
+from stn_export.verify.oracle import reference_of
 from tests.saturating import Emulated, exact, vpmaddubsw
 
 SEED = 3
@@ -85,20 +84,20 @@ def full_range(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the exporter write weights of 8 bits, as it did, and not look at them."""
     real = quantization.quantize_static
     monkeypatch.setattr(
-        quantise.quantization, "quantize_static", lambda *args, **given: real(*args, **given | {"reduce_range": False})
+        precision.quantization, "quantize_static", lambda *args, **given: real(*args, **given | {"reduce_range": False})
     )
 
 
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
     with monkeypatch.context() as patch:
         full_range(patch)
-        patch.setattr(quantise, "saturating_layers", lambda model: [])
-        return quantise.quantise(network(bias=1.0), calibration().batches)
+        patch.setattr(precision, "saturating_layers", lambda model: [])
+        return precision.quantise(network(bias=1.0), calibration().batches)
 
 
 @pytest.fixture(scope="module")
 def written() -> onnx.ModelProto:
-    return quantise.quantise(network(bias=1.0), calibration().batches)
+    return precision.quantise(network(bias=1.0), calibration().batches)
 
 
 def extreme_rows(rows: np.ndarray) -> np.ndarray:
@@ -285,10 +284,10 @@ def test_what_a_file_costs_is_said_in_figures():
 
 def test_layers_that_cost_too_much_go_back_the_most_sensitive_first(monkeypatch: pytest.MonkeyPatch):
     own, found = network(), calibration()
-    layers = [name for name in quantisable(own) if name not in quantise.sensitive_nodes(own)]
+    layers = [name for name in quantisable(own) if name not in precision.sensitive_nodes(own)]
     order = by_sensitivity(own, layers, found)
     assert sorted(order) == sorted(layers)
-    alone = [quantise.quantise(own, found.batches, [x for x in layers if x != name]) for name in (order[0], order[-1])]
+    alone = [precision.quantise(own, found.batches, [x for x in layers if x != name]) for name in (order[0], order[-1])]
     true = outputs(own, found.batches)["scores"]
     worst, best = (np.abs(outputs(each, found.batches)["scores"] - true).mean() for each in alone)
     assert worst > best
@@ -304,7 +303,7 @@ def test_layers_that_cost_too_much_go_back_the_most_sensitive_first(monkeypatch:
 
 def test_where_that_does_not_help_the_row_is_refused_with_its_figures(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Cost, "shortfall", lambda self, tolerance: "loses 2.4 points, more than 1")
-    monkeypatch.setattr(int8, "RETURNS", 1)
+    monkeypatch.setattr(precision, "RETURNS", 1)
     with pytest.raises(UserError, match=r"loses 2\.4 points, more than 1; with \w+ in float32 it loses.*: not written"):
         to_int8(network(), calibration())
 
@@ -326,14 +325,14 @@ def test_a_full_range_file_planted_in_a_run_is_red_in_lint_emulation_and_verify_
         refused = write(Source(network), row)
         assert isinstance(refused, str)
         assert "saturates on x86 without VNNI: node_conv2d" in refused
-        patch.setattr(quantise, "saturating_layers", lambda model: [])
+        patch.setattr(precision, "saturating_layers", lambda model: [])
         planted = write(Source(network), row)  # and the manifest lists it
     assert not isinstance(planted, str)
     path = run / "cnn" / planted.file
     assert {each.rule for each in lint(onnx.load(path))} >= {"STN015"}
     assert min(deviations(onnx.load(path), channels_first=False).values()) > 0
-    truth = truth_of(network.program(), network.examples())
-    check = check_artifact(planted, path, ONNX_RUNTIME, truth)
+    reference = reference_of(network.program(), network.examples())
+    check = check_artifact(planted, path, ONNX_RUNTIME, reference)
     assert check.failure.startswith("saturates on x86 without VNNI: node_conv2d")
 
     assert cli.run(export.main, ["--run", str(run), "--only", "plain-int8"]) == 0
@@ -341,4 +340,4 @@ def test_a_full_range_file_planted_in_a_run_is_red_in_lint_emulation_and_verify_
     made = NetworkDirectory(run / "cnn").listed("plain-int8")
     assert saturation_of(path) == ""
     assert made.details["int8"]["calibration"]["examples"] == 512
-    assert check_artifact(made, path, ONNX_RUNTIME, truth).failure == ""
+    assert check_artifact(made, path, ONNX_RUNTIME, reference).failure == ""

@@ -9,18 +9,17 @@ import torch
 from onnx import helper, numpy_helper
 
 from stn_export import cli
-from stn_export.artifacts.files import sha256_of
-from stn_export.artifacts.manifest import Artifact
-from stn_export.comparison.tolerances import TOLERANCES
+from stn_export.results.tolerances import TOLERANCES
+from stn_export.run.manifest import Artifact
+from stn_export.run.store import sha256_of
 from stn_export.runners import RUNNERS, OnnxRuntime
 from stn_export.verify import __main__ as verify
 from stn_export.verify import checks, search
-from stn_export.verify import truth as truths
+from stn_export.verify import oracle as truths
 from stn_export.verify.checks import check_artifact
 from stn_export.verify.diagnosis import class_order
-from stn_export.verify.pictures import Changed, Edge, Noisy, Picture, Sparse, Stripes
-from stn_export.verify.search import SearchResult, describe, with_search
-from stn_export.verify.truth import Truth, truth_of
+from stn_export.verify.oracle import Reference, reference_of
+from stn_export.verify.search import Changed, Edge, Noisy, Picture, SearchResult, Sparse, Stripes, describe, with_search
 from tests.exports import exported as exported_network
 from tests.runs import built_in, digits_examples
 from tests.zoo import ZOO
@@ -32,14 +31,14 @@ DIM = 200  # no example of the restricted challenges is brighter
 
 
 @pytest.fixture(scope="module")
-def truth() -> Truth:
+def reference() -> Reference:
     """Of dim examples alone: the challenges that the clip below gets past."""
     examples = digits_examples(200)
     dim = replace(examples, inputs={"images": examples.inputs["images"].clamp(max=DIM)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(truths, "challenges", lambda contract, examples, most: {"examples ×8": examples.take(8)})
         patch.setattr(truths, "THETAS", {"identity": truths.THETAS["identity"]})
-        return truth_of(built_in("stn"), dim)
+        return reference_of(built_in("stn"), dim)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,10 @@ def exported() -> onnx.ModelProto:
 
 
 @pytest.fixture
-def artifact(truth: Truth, exported: onnx.ModelProto, tmp_path: Path) -> tuple[Artifact, Path]:
+def artifact(reference: Reference, exported: onnx.ModelProto, tmp_path: Path) -> tuple[Artifact, Path]:
     path = tmp_path / "matmul.onnx"
     onnx.save(exported, path)
-    return Artifact("matmul-fp32", path.name, "stn", "onnx", sha256_of(path), truth.contract), path
+    return Artifact("matmul-fp32", path.name, "stn", "onnx", sha256_of(path), reference.contract), path
 
 
 def clip_images(path: Path) -> None:
@@ -64,12 +63,12 @@ def clip_images(path: Path) -> None:
     onnx.save(model, path)
 
 
-def searched(artifact: tuple[Artifact, Path], truth: Truth, **limits: float) -> SearchResult:
-    return search.search(ONNX.open(artifact[1], artifact[0].contract), truth, FP32, **limits)
+def searched(artifact: tuple[Artifact, Path], reference: Reference, **limits: float) -> SearchResult:
+    return search.search(ONNX.open(artifact[1], artifact[0].contract), reference, FP32, **limits)
 
 
-def test_a_good_artifact_passes(artifact: tuple[Artifact, Path], truth: Truth, workspace: Path):
-    result = searched(artifact, truth, seconds=60, examples=50)
+def test_a_good_artifact_passes(artifact: tuple[Artifact, Path], reference: Reference, workspace: Path):
+    result = searched(artifact, reference, seconds=60, examples=50)
     assert not result.failure
     assert result.examples > 20
     assert 0 < result.excess < 10
@@ -77,13 +76,13 @@ def test_a_good_artifact_passes(artifact: tuple[Artifact, Path], truth: Truth, w
     assert not (workspace / ".hypothesis" / "constants").exists()
 
 
-def test_what_only_bright_images_show_is_found_and_described(artifact: tuple[Artifact, Path], truth: Truth):
+def test_what_only_bright_images_show_is_found_and_described(artifact: tuple[Artifact, Path], reference: Reference):
     listed, path = artifact
     clip_images(path)
     listed = replace(listed, sha256=sha256_of(path))
-    passed = check_artifact(listed, path, ONNX, truth)
+    passed = check_artifact(listed, path, ONNX, reference)
     assert not passed.failure
-    check = with_search(passed, listed, path, ONNX, truth, 300)
+    check = with_search(passed, listed, path, ONNX, reference, 300)
     assert check.failure == check.search["failure"]
     assert check.failure.startswith("search: ")
     assert "first wrong at theta" in check.failure
@@ -94,31 +93,33 @@ def test_what_only_bright_images_show_is_found_and_described(artifact: tuple[Art
     json.dumps(check.as_dict(), allow_nan=False)
 
 
-def test_the_same_seed_gives_the_same_result(artifact: tuple[Artifact, Path], truth: Truth):
+def test_the_same_seed_gives_the_same_result(artifact: tuple[Artifact, Path], reference: Reference):
     limits = {"seconds": 300, "examples": 100}
-    first = searched(artifact, truth, seed=1, **limits)
-    assert searched(artifact, truth, seed=1, **limits) == first
-    assert searched(artifact, truth, seed=2, **limits) != first
+    first = searched(artifact, reference, seed=1, **limits)
+    assert searched(artifact, reference, seed=1, **limits) == first
+    assert searched(artifact, reference, seed=2, **limits) != first
     clip_images(artifact[1])
-    broken = searched(artifact, truth, seed=1, **limits)
+    broken = searched(artifact, reference, seed=1, **limits)
     assert broken.failure
-    assert searched(artifact, truth, seed=1, **limits) == broken
+    assert searched(artifact, reference, seed=1, **limits) == broken
 
 
-def test_a_runner_that_raises_is_found(artifact: tuple[Artifact, Path], truth: Truth, monkeypatch: pytest.MonkeyPatch):
+def test_a_runner_that_raises_is_found(
+    artifact: tuple[Artifact, Path], reference: Reference, monkeypatch: pytest.MonkeyPatch
+):
     def crash(*_: object) -> None:
         raise RuntimeError("no kernel\nfor this")
 
     monkeypatch.setattr(OnnxRuntime, "points", crash)
-    result = searched(artifact, truth, seconds=10)
+    result = searched(artifact, reference, seconds=10)
     assert result.failure == "search: flat grey 0: RuntimeError: no kernel"
     assert result.excess == float("inf")
 
 
-def test_a_check_that_failed_already_is_not_searched(artifact: tuple[Artifact, Path], truth: Truth):
+def test_a_check_that_failed_already_is_not_searched(artifact: tuple[Artifact, Path], reference: Reference):
     listed, path = artifact
     failed = checks.unchecked(listed, ONNX.name, "fp32", "off")
-    assert with_search(failed, listed, path, ONNX, truth, 60) is failed
+    assert with_search(failed, listed, path, ONNX, reference, 60) is failed
 
 
 def test_a_rounding_is_not_called_another_order_of_classes():
@@ -129,16 +130,16 @@ def test_a_rounding_is_not_called_another_order_of_classes():
     assert class_order(columns[:, [1, 0, 2, 3]], columns, axis=1) == "the classes are in the order 1, 0, 2, 3"
 
 
-def test_no_time_is_no_search(artifact: tuple[Artifact, Path], truth: Truth):
-    assert searched(artifact, truth, seconds=0) == SearchResult(0, 0.0, "", "")
+def test_no_time_is_no_search(artifact: tuple[Artifact, Path], reference: Reference):
+    assert searched(artifact, reference, seconds=0) == SearchResult(0, 0.0, "", "")
 
 
 @pytest.mark.parametrize("network", ["FlowWarp", "DeformableAttention", "Glimpses"])
 def test_any_network_is_searched(network: str, tmp_path: Path):
     """One whose pictures are floats of an open size, one without pictures, one with whole numbers."""
-    truth, path = truth_of(ZOO[network].program(), ZOO[network].examples(8)), tmp_path / "program.pt2"
-    path.write_bytes(truth.program.to_bytes({}))
-    result = search.search(PT2.open(path, truth.contract), truth, FP32, seconds=60, examples=30)
+    reference, path = reference_of(ZOO[network].program(), ZOO[network].examples(8)), tmp_path / "program.pt2"
+    path.write_bytes(reference.program.to_bytes({}))
+    result = search.search(PT2.open(path, reference.contract), reference, FP32, seconds=60, examples=30)
     assert not result.failure
     assert result.examples > 10
     assert result.excess > 0
@@ -160,9 +161,9 @@ def test_any_network_is_searched(network: str, tmp_path: Path):
         (Sparse(((1, 2, (9, 9, 9)),)), "black but for grey 9 at row 1, column 2"),
     ],
 )
-def test_a_picture_is_what_its_words_say(picture: Picture, words: str, truth: Truth):
+def test_a_picture_is_what_its_words_say(picture: Picture, words: str, reference: Reference):
     assert describe((picture,)) == words
-    images = truth.examples.inputs["images"]
+    images = reference.examples.inputs["images"]
     image = picture.draw(images)
     assert image.shape == (3, 32, 32)
     assert str(image.dtype) == "torch.uint8"

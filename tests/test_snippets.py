@@ -16,13 +16,11 @@ from onnx import numpy_helper, parser
 from stn_export import cli
 from stn_export.audit import __main__ as audit
 from stn_export.errors import UserError
-from stn_export.graphs.calls import HowToCall
-from stn_export.graphs.records import Described
-from stn_export.graphs.snippets import LANGUAGES, Call, c_program, snippet
-from stn_export.report.__main__ import render
-from stn_export.report.content import Report
-from stn_export.report.page import Page
-from stn_export.report.sections import sections
+from stn_export.onnx_graph.calls import HowToCall
+from stn_export.onnx_graph.records import Described
+from stn_export.onnx_graph.snippets import LANGUAGES, Call, c_program, snippet
+from stn_export.report.__main__ import render, sections
+from stn_export.report.page import Page, Report
 
 # Put real ones there: the folder of onnxruntime_cxx_api.h, and one whose node_modules hold onnxruntime-node.
 HEADERS, NODE = os.environ.get("STN_EXPORT_ORT_HEADERS"), os.environ.get("STN_EXPORT_ORT_NODE")

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_export.report.thetas import Affine, Frame
-from stn_export.train.augmentation import affine_matrices
+from stn_export.report.charts_training import Affine, Frame
+from stn_export.train.data import affine_matrices
 from stn_export.train.recipes import AffineRange
 
 SQUARE = Frame(32, 32)

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from stn_export.artifacts.records import finite
-from stn_export.comparison.tolerances import ANY, COUNT, GRID, OUTPUT, THETA, TOLERANCES, WARPED, WHOLE, Bound
+from stn_export.results.tolerances import ANY, COUNT, GRID, OUTPUT, THETA, TOLERANCES, WARPED, WHOLE, Bound
+from stn_export.run.records import finite
 
 FP32 = TOLERANCES["fp32"]
 

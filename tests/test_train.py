@@ -15,23 +15,15 @@ import pytest
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.files import read_json
-from stn_export.artifacts.manifest import (
-    CHECKPOINT,
-    PROGRAM,
-    TRAINING_FILE,
-    NetworkDirectory,
-    network_directories,
-)
-from stn_export.artifacts.training import read_trainings
 from stn_export.errors import CheckFailedError, UserError
+from stn_export.run.manifest import CHECKPOINT, PROGRAM, TRAINING_FILE, NetworkDirectory, network_directories
+from stn_export.run.schemas import read_trainings
+from stn_export.run.store import read_json
 from stn_export.train import __main__ as train
 from stn_export.train.__main__ import train_cells
-from stn_export.train.cells import Cell, recipe_for
-from stn_export.train.checkpoint import load_checkpoint
 from stn_export.train.data import Dataset, seen_in_training
-from stn_export.train.entering import CONTRACT, captured, examples_of
-from stn_export.train.interrupts import Interrupts
+from stn_export.train.handover import CONTRACT, captured, examples_of, load_checkpoint
+from stn_export.train.sweep import Cell, Interrupts, recipe_for
 from stn_export.train.trainer import Settings, Trainer, evaluate
 from tests.conftest import REPOSITORY
 from tests.runs import lively

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from stn_export.errors import CheckFailedError
 from stn_export.train import trainer as module
 from stn_export.train.data import Dataset, Split, normalise
-from stn_export.train.distributed import World
 from stn_export.train.networks import build_model
 from stn_export.train.optimizers import learning_rate_share
 from stn_export.train.recipes import DATASETS, RECIPES
+from stn_export.train.sweep import World
 from stn_export.train.trainer import Settings, Trainer, evaluate, loss_of, run_epoch, set_precision
 
 CPU = torch.device("cpu")

@@ -7,12 +7,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import Message
 
 from stn_export import cli
-from stn_export.artifacts.manifest import Artifact, NetworkDirectory
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.export import triton
 from stn_export.export.triton import DATA_TYPES, model_config, to_text, write_repository
 from stn_export.program.specs import TensorSpec
+from stn_export.run.manifest import Artifact, NetworkDirectory
 from tests.conftest import REPOSITORY
 from tests.zoo import ZOO
 

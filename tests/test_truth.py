@@ -1,4 +1,4 @@
-"""The truth of any program: what is compared, in which units, and what is left out with a note."""
+"""The reference of any program: what is compared, in which units, and what is left out with a note."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_export.comparison.tolerances import TOLERANCES
-from stn_export.verify.truth import Truth, scored_output, truth_of
+from stn_export.results.tolerances import TOLERANCES
+from stn_export.verify.oracle import Reference, reference_of, scored_output
 from tests.captured_modules import examples_of, program_of
 from tests.zoo import ZOO
 
@@ -26,45 +26,45 @@ class Warp(nn.Module):
         return F.grid_sample(images, grid, mode=self.mode, align_corners=self.align)
 
 
-def warped(shape: tuple[int | str, ...], **options: object) -> Truth:
+def warped(shape: tuple[int | str, ...], **options: object) -> Reference:
     program = program_of(Warp(**options), {"images": shape, "theta": ("N", 2, 3)}, ["warped"])
     sizes = [size if isinstance(size, int) else {"H": 12, "W": 20}[size] for size in shape[1:]]
-    return truth_of(program, examples_of(images=tuple(sizes), theta=(2, 3)))
+    return reference_of(program, examples_of(images=tuple(sizes), theta=(2, 3)))
 
 
-def unit(truth: Truth, name: str) -> list[float]:
-    return truth.challenges[name].units["site0/grid"].tolist()
+def unit(reference: Reference, name: str) -> list[float]:
+    return reference.challenges[name].units["site0/grid"].tolist()
 
 
 def test_grids_are_in_pixels_of_the_sampled_image():
-    truth = warped(("N", 1, 24, 94))
-    assert unit(truth, "examples ×1") == [47.0, 12.0]
+    reference = warped(("N", 1, 24, 94))
+    assert unit(reference, "examples ×1") == [47.0, 12.0]
     assert unit(warped(("N", 1, 24, 94), align_corners=True), "noise ×64") == [46.5, 11.5]
-    identity = truth.challenges["theta identity"].true["site0/grid"][0]
+    identity = reference.challenges["theta identity"].true["site0/grid"][0]
     np.testing.assert_allclose(identity[0, :3], [[-46.5, -11.5], [-45.5, -11.5], [-44.5, -11.5]])
-    third = truth.challenges["theta a third of a pixel right"].true["site0/grid"][0]
+    third = reference.challenges["theta a third of a pixel right"].true["site0/grid"][0]
     np.testing.assert_allclose(third - identity, np.broadcast_to([1 / 3, 0.0], third.shape), atol=1e-5)
-    assert truth.points["site0/grid"].scale == 47 / 16
+    assert reference.points["site0/grid"].scale == 47 / 16
 
 
 def test_pixels_follow_an_open_size():
-    truth = warped(("N", 1, "H", "W"))
-    assert unit(truth, "examples ×1") == [10.0, 6.0]
-    assert (unit(truth, "smaller size"), unit(truth, "larger size")) == ([7.5, 4.5], [12.5, 7.5])
+    reference = warped(("N", 1, "H", "W"))
+    assert unit(reference, "examples ×1") == [10.0, 6.0]
+    assert (unit(reference, "smaller size"), unit(reference, "larger size")) == ([7.5, 4.5], [12.5, 7.5])
 
 
 def test_every_site_is_forced_by_itself():
-    truth = truth_of(ZOO["TwoSteps"].program(), ZOO["TwoSteps"].examples())
-    one, two = (truth.challenges[f"{site}/theta upside down"].true for site in ("site0", "site1"))
+    reference = reference_of(ZOO["TwoSteps"].program(), ZOO["TwoSteps"].examples())
+    one, two = (reference.challenges[f"{site}/theta upside down"].true for site in ("site0", "site1"))
     upside_down = [[1, 0, 0], [0, -1, 0]]
     assert one["site0/theta"][0].tolist() == two["site1/theta"][3].tolist() == upside_down
-    usual = truth.challenges["examples ×7"].true
+    usual = reference.challenges["examples ×7"].true
     np.testing.assert_array_equal(two["site0/grid"][:7], usual["site0/grid"])
     assert np.abs(one["site1/theta"][:7] - usual["site1/theta"]).max() > 0.1  # what comes later is not forced
 
 
 def test_rows_of_several_heads_belong_to_one_example():
-    points = truth_of(ZOO["DeformableAttention"].program(), ZOO["DeformableAttention"].examples()).points
+    points = reference_of(ZOO["DeformableAttention"].program(), ZOO["DeformableAttention"].examples()).points
     assert {name: point.rows for name, point in points.items()} == {
         **{f"site{site}/{kind}": 2 for site in range(3) for kind in ("grid", "warped")},
         "attended": 1,
@@ -80,32 +80,34 @@ class Several(nn.Module):
 
 def test_what_mixes_its_batch_is_noted_and_what_has_none_is_not():
     program = program_of(Several(), {"values": ("N", 5)}, ["own", "mixed", "whole batch", "best"])
-    truth = truth_of(program, examples_of(values=(5,)))
-    assert {name: point.rows for name, point in truth.points.items()} == {
+    reference = reference_of(program, examples_of(values=(5,)))
+    assert {name: point.rows for name, point in reference.points.items()} == {
         "own": 1,
         "mixed": 0,
         "whole batch": 0,
         "best": 1,
     }
-    assert [note.split(" in ")[0] for note in truth.notes] == ["mixed mixes the examples of a batch"]
-    assert [point.kind for point in truth.points.values()] == ["output"] * 3 + ["count"]
+    assert [note.split(" in ")[0] for note in reference.notes] == ["mixed mixes the examples of a batch"]
+    assert [point.kind for point in reference.points.values()] == ["output"] * 3 + ["count"]
 
 
 def test_scales_are_those_of_the_examples():
     program = program_of(Several(), {"values": ("N", 5)}, ["own", "mixed", "whole batch", "best"])
-    truth = truth_of(program, examples_of(values=torch.linspace(0, 3, 50).view(10, 5)))
-    assert truth.points["own"].scale == pytest.approx(np.exp(3), rel=1e-6)
-    bound = truth.points["own"].bound(FP32)
-    assert bound.absolute == max(FP32.output.absolute * truth.points["own"].scale, 4 * truth.points["own"].eager_error)
+    reference = reference_of(program, examples_of(values=torch.linspace(0, 3, 50).view(10, 5)))
+    assert reference.points["own"].scale == pytest.approx(np.exp(3), rel=1e-6)
+    bound = reference.points["own"].bound(FP32)
+    assert bound.absolute == max(
+        FP32.output.absolute * reference.points["own"].scale, 4 * reference.points["own"].eager_error
+    )
 
 
 def test_behind_the_nearest_pixel_some_elements_may_be_anything():
-    truth = warped(("N", 1, 12, 20), mode="nearest")
-    assert [point.steady for point in truth.points.values()] == [True, True, False, False]
-    challenge = truth.challenges["examples ×64"]
-    assert challenge.strays(truth.points["site0/warped"], FP32) == np.ceil(0.002 * 64 * 240)
-    assert challenge.strays(truth.points["site0/grid"], FP32) == 0
-    assert truth.points["warped"].eager_error < 1e-3  # another pixel of float32 eager's does not make the bound
+    reference = warped(("N", 1, 12, 20), mode="nearest")
+    assert [point.steady for point in reference.points.values()] == [True, True, False, False]
+    challenge = reference.challenges["examples ×64"]
+    assert challenge.strays(reference.points["site0/warped"], FP32) == np.ceil(0.002 * 64 * 240)
+    assert challenge.strays(reference.points["site0/grid"], FP32) == 0
+    assert reference.points["warped"].eager_error < 1e-3  # another pixel of float32 eager's does not make the bound
 
 
 class Refusing(nn.Module):
@@ -121,11 +123,11 @@ class Refusing(nn.Module):
 
 def test_what_is_not_finite_in_pytorch_itself_is_noted():
     program = program_of(Refusing(), {"images": ("N", 1, 12, 20), "pose": ("N", 2)}, ["mean", "log"])
-    truth = truth_of(program, examples_of(images=(1, 12, 20), pose=torch.linspace(0.6, 0.9, 20).view(10, 2)))
-    assert truth.notes == ()
-    truth = truth_of(program, examples_of(images=(1, 12, 20), pose=torch.linspace(0.1, 0.9, 20).view(10, 2)))
-    assert truth.notes[0] == "examples ×1: log not compared: empty, or not finite in PyTorch itself"
-    assert set(truth.challenges["examples ×257"].true) == {"mean", "log"}  # some are finite: these are compared
+    reference = reference_of(program, examples_of(images=(1, 12, 20), pose=torch.linspace(0.6, 0.9, 20).view(10, 2)))
+    assert reference.notes == ()
+    reference = reference_of(program, examples_of(images=(1, 12, 20), pose=torch.linspace(0.1, 0.9, 20).view(10, 2)))
+    assert reference.notes[0] == "examples ×1: log not compared: empty, or not finite in PyTorch itself"
+    assert set(reference.challenges["examples ×257"].true) == {"mean", "log"}  # some are finite: these are compared
 
 
 def test_a_size_that_the_network_cannot_take_is_noted(monkeypatch: pytest.MonkeyPatch):
@@ -137,9 +139,9 @@ def test_a_size_that_the_network_cannot_take_is_noted(monkeypatch: pytest.Monkey
         return usual(values, *others)
 
     monkeypatch.setattr(exact, "points", picky)
-    truth = truth_of(program, examples_of(images=(1, 12, 20), theta=(2, 3)))
-    assert truth.notes == ("smaller size: the network itself cannot take it (AssertionError)",)
-    assert "larger size" in truth.challenges
+    reference = reference_of(program, examples_of(images=(1, 12, 20), theta=(2, 3)))
+    assert reference.notes == ("smaller size: the network itself cannot take it (AssertionError)",)
+    assert "larger size" in reference.challenges
 
 
 def test_the_output_that_predicts_is_told_by_its_classes():
@@ -152,15 +154,15 @@ def test_the_output_that_predicts_is_told_by_its_classes():
 
 
 def test_all_examples_are_run_in_parts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("stn_export.verify.truth.PART", 4)
-    truth = warped(("N", 1, 12, 20))
-    assert [len(part["warped"]) for part in truth.parts] == [4, 4, 2]
-    whole = np.concatenate([part["site0/grid"] for part in truth.parts])
-    np.testing.assert_allclose(whole[:7], truth.challenges["examples ×7"].true["site0/grid"], atol=1e-5)
+    monkeypatch.setattr("stn_export.verify.oracle.PART", 4)
+    reference = warped(("N", 1, 12, 20))
+    assert [len(part["warped"]) for part in reference.parts] == [4, 4, 2]
+    whole = np.concatenate([part["site0/grid"] for part in reference.parts])
+    np.testing.assert_allclose(whole[:7], reference.challenges["examples ×7"].true["site0/grid"], atol=1e-5)
     assert whole.dtype == np.float32
 
 
 def test_a_fixed_batch_is_filled_up_and_cut_again():
     program = program_of(Warp(), {"images": (4, 1, 12, 20), "theta": (4, 2, 3)}, ["warped"])
-    truth = truth_of(program, examples_of(images=(1, 12, 20), theta=(2, 3)))
-    assert [len(part["warped"]) for part in truth.parts] == [4, 4, 2]
+    reference = reference_of(program, examples_of(images=(1, 12, 20), theta=(2, 3)))
+    assert [len(part["warped"]) for part in reference.parts] == [4, 4, 2]

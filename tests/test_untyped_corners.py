@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from stn_export.adopt.adoption import adopt
-from stn_export.bench import memory
+from stn_export.bench import machine
 from stn_export.errors import UserError
 from stn_export.native.build import target_of
-from stn_export.program.calls import Given
-from stn_export.program.specs import whole
+from stn_export.program.specs import Given, whole
 
 
 def test_a_c_file_that_names_no_target_is_refused(tmp_path: Path):
@@ -28,9 +27,9 @@ def test_a_captured_file_is_not_adopted_by_a_call_of_it():
 
 
 def test_memory_is_unknown_where_the_system_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "PROCESS", tmp_path)
+    monkeypatch.setattr(machine, "PROCESS", tmp_path)
     (tmp_path / "status").write_text("Name:\tpython\n", encoding="utf-8")
-    with memory.Memory("cpu") as taken:
+    with machine.Memory("cpu") as taken:
         pass
     assert taken.host_bytes is None
 

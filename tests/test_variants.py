@@ -8,8 +8,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from stn_export.errors import UserError
-from stn_export.export.quantise import quantise, sensitive_nodes
-from stn_export.export.variants import at_precision
+from stn_export.export.precision import at_precision, quantise, sensitive_nodes
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from tests.exports import exported, network

@@ -11,20 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from stn_export import cli
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.files import load_tensors
-from stn_export.artifacts.manifest import Artifact, NetworkDirectory
-from stn_export.artifacts.records import Check, Comparison
-from stn_export.export.onnx_export import to_onnx
+from stn_export.export.onnx import to_onnx
 from stn_export.program.specs import Arrays, Contract
+from stn_export.run.manifest import Artifact, NetworkDirectory
+from stn_export.run.network import enter, write_examples
+from stn_export.run.records import Check, Comparison
+from stn_export.run.store import load_tensors
 from stn_export.runners import RUNNERS, OnnxRuntime, Runner, RunnerSpec
 from stn_export.runners.pytorch import Captured
 from stn_export.verify import __main__ as verify
 from stn_export.verify import points_file
+from stn_export.verify.__main__ import JOURNAL, Journal
 from stn_export.verify.checks import beyond, check_artifact, worst_errors
-from stn_export.verify.journal import JOURNAL, Journal
-from stn_export.verify.truth import Truth, truth_of
-from stn_export.verify.weights import check_weights, folded_weights, weights_of
+from stn_export.verify.oracle import Reference, check_weights, folded_weights, reference_of, weights_of
 from tests import made_records
 from tests.captured_modules import examples_of, program_of
 from tests.test_truth import Several, Warp
@@ -61,11 +60,11 @@ def test_a_verification_goes_on_where_it_was_interrupted(run: Path, monkeypatch:
     command = ["--run", str(run)]
     made, left = [], 3
 
-    def check(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Truth) -> Check:
+    def check(artifact: Artifact, path: Path, spec: RunnerSpec, reference: Reference) -> Check:
         if len(made) == left:
             raise KeyboardInterrupt
         made.append((artifact.network, artifact.name, spec.name))
-        return check_artifact(artifact, path, spec, truth)
+        return check_artifact(artifact, path, spec, reference)
 
     monkeypatch.setattr(verify, "check_artifact", check)
     (run / "verify.json").unlink(missing_ok=True)
@@ -185,7 +184,7 @@ def checked(tmp_path: Path, network: str, spec: RunnerSpec = PT2) -> Check:
     foreign = ZOO[network]
     program, examples = foreign.program(), foreign.examples()
     artifact = enter(NetworkDirectory(tmp_path / network), program, write_examples(tmp_path, examples), label="")
-    return check_artifact(artifact, tmp_path / network / artifact.file, spec, truth_of(program, examples))
+    return check_artifact(artifact, tmp_path / network / artifact.file, spec, reference_of(program, examples))
 
 
 @pytest.mark.parametrize("network", ["FlowWarp", "DeformableAttention", "Glimpses", "TextRectifier", "NoSampler"])
@@ -232,53 +231,58 @@ def spoilt(change: Change) -> type[Captured]:
 
 
 @pytest.fixture(scope="module")
-def truth() -> Truth:
+def reference() -> Reference:
     program = program_of(Several(), {"values": ("N", 5)}, OUTPUTS)
-    return truth_of(program, examples_of(300, values=torch.linspace(0, 3, 1500).view(5, 300).T.contiguous()))
+    return reference_of(program, examples_of(300, values=torch.linspace(0, 3, 1500).view(5, 300).T.contiguous()))
 
 
-def judged(truth: Truth, folder: Path, change: Change, precision: str = "fp32", batch: int | None = None) -> Check:
+def judged(
+    reference: Reference, folder: Path, change: Change, precision: str = "fp32", batch: int | None = None
+) -> Check:
     path = folder / "program.pt2"
-    path.write_bytes(truth.program.to_bytes({}))
-    contract = truth.contract.fixed({"N": batch}) if batch else truth.contract
+    path.write_bytes(reference.program.to_bytes({}))
+    contract = reference.contract.fixed({"N": batch}) if batch else reference.contract
     artifact = Artifact("program", path.name, "several", "pt2", "0", contract, precision=precision)
-    return check_artifact(artifact, path, replace(PT2, load=spoilt(change)), truth)
+    return check_artifact(artifact, path, replace(PT2, load=spoilt(change)), reference)
 
 
 def nothing(results: dict[str, np.ndarray]) -> None:
     pass
 
 
-def test_outputs_of_every_kind_pass(truth: Truth, tmp_path: Path):
-    check = judged(truth, tmp_path, nothing)
+def test_outputs_of_every_kind_pass(reference: Reference, tmp_path: Path):
+    check = judged(reference, tmp_path, nothing)
     assert not check.failure
     assert check.errors["best"] == 0.0
     assert check.agreement is None
     assert {name for _, _, name in check.differing} <= {"own"}  # of no other output an example has its own error
 
 
-def test_whole_numbers_are_exact(truth: Truth, tmp_path: Path):
+def test_whole_numbers_are_exact(reference: Reference, tmp_path: Path):
     def one_more(results: dict[str, np.ndarray]) -> None:
         results["best"][-1] += 1
 
-    assert "examples ×1: first wrong at best: element (0,) is 1.00e+00 off" in judged(truth, tmp_path, one_more).failure
-    floats = judged(truth, tmp_path, lambda results: results.update(best=results["best"].astype(np.float32)))
+    assert (
+        "examples ×1: first wrong at best: element (0,) is 1.00e+00 off"
+        in judged(reference, tmp_path, one_more).failure
+    )
+    floats = judged(reference, tmp_path, lambda results: results.update(best=results["best"].astype(np.float32)))
     assert "first wrong at best: type float32 instead of int64" in floats.failure
 
 
-def test_a_fixed_batch_is_filled_and_what_is_not_an_examples_own_is_left_out(truth: Truth, tmp_path: Path):
-    check = judged(truth, tmp_path, nothing, batch=4)
+def test_a_fixed_batch_is_filled_and_what_is_not_an_examples_own_is_left_out(reference: Reference, tmp_path: Path):
+    check = judged(reference, tmp_path, nothing, batch=4)
     assert not check.failure
     assert set(check.errors) == {"own", "best"}
     assert check.notes == ("mixed: not cut into batches of 4", "whole batch: not cut into batches of 4")
 
 
-def test_what_only_the_last_examples_show_is_seen(truth: Truth, tmp_path: Path):
+def test_what_only_the_last_examples_show_is_seen(reference: Reference, tmp_path: Path):
     def lost(results: dict[str, np.ndarray]) -> None:
         if len(results["own"]) == 300:
             results["own"][299] = np.nan
 
-    assert judged(truth, tmp_path, lost).failure == "own over the examples: 5 of 1500 elements are not finite"
+    assert judged(reference, tmp_path, lost).failure == "own over the examples: 5 of 1500 elements are not finite"
 
 
 def test_an_answer_to_what_is_not_finite_is_a_failure(tmp_path: Path):
@@ -290,21 +294,22 @@ def test_an_answer_to_what_is_not_finite_is_a_failure(tmp_path: Path):
     assert check.failure == "images of nan are answered instead of refused"
 
 
-def test_int8_without_labels_is_judged_by_its_root_mean_square(truth: Truth, tmp_path: Path):
+def test_int8_without_labels_is_judged_by_its_root_mean_square(reference: Reference, tmp_path: Path):
     def louder(by: float) -> Change:
         return lambda results: results["own"].__imul__(by)
 
-    assert not judged(truth, tmp_path, louder(1.1), "int8").failure
+    assert not judged(reference, tmp_path, louder(1.1), "int8").failure
     assert (
-        "own is 30.00% off in root mean square, more than 20%" in judged(truth, tmp_path, louder(1.3), "int8").failure
+        "own is 30.00% off in root mean square, more than 20%"
+        in judged(reference, tmp_path, louder(1.3), "int8").failure
     )
-    assert "first wrong at own" in judged(truth, tmp_path, louder(1.1)).failure
+    assert "first wrong at own" in judged(reference, tmp_path, louder(1.1)).failure
 
 
-def test_a_runner_that_is_not_repeatable_is_told(truth: Truth, tmp_path: Path):
+def test_a_runner_that_is_not_repeatable_is_told(reference: Reference, tmp_path: Path):
     turn = cycle([0.0, 1e-7])
     check = judged(
-        truth, tmp_path, lambda results: results["own"].__iadd__(np.float32(next(turn) * results["own"].max()))
+        reference, tmp_path, lambda results: results["own"].__iadd__(np.float32(next(turn) * results["own"].max()))
     )
     assert not check.deterministic
     assert not check.failure
@@ -369,7 +374,7 @@ def test_pictures_become_bytes():
 def test_points_of_a_site_with_aligned_corners():
     program = program_of(Warp(align_corners=True), {"images": ("N", 1, 12, 20), "theta": ("N", 2, 3)}, ["warped"])
     zoomed = torch.tensor([[1.0, 0, 0], [0, 1, 0]]) * torch.linspace(0.5, 2.0, 10).view(-1, 1, 1)
-    kept = points_file.points_of(truth_of(program, examples_of(images=(1, 12, 20), theta=zoomed)), [], "digest")
+    kept = points_file.points_of(reference_of(program, examples_of(images=(1, 12, 20), theta=zoomed)), [], "digest")
     site = kept["sites"]["site0"]
     assert site["image_size"] == [12, 20]
     assert site["theta"].equal(zoomed)

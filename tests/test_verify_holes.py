@@ -11,24 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_export.artifacts.manifest import Artifact
-from stn_export.artifacts.records import Check
-from stn_export.comparison.compare import compare
-from stn_export.comparison.tolerances import OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound
 from stn_export.errors import UserError
 from stn_export.export.marks import marked_program
-from stn_export.export.onnx_export import to_onnx
+from stn_export.export.onnx import to_onnx
 from stn_export.program.specs import Arrays
+from stn_export.results.tolerances import OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound, compare
+from stn_export.run.manifest import Artifact
+from stn_export.run.records import Check
 from stn_export.runners import RUNNERS, OnnxRuntime
+from stn_export.runners.external import RefusedError
 from stn_export.runners.pytorch import Captured
-from stn_export.runtimes import RefusedError
-from stn_export.verify import search, truth
+from stn_export.verify import oracle, search
 from stn_export.verify.__main__ import Verification, _without_jobs
 from stn_export.verify.checks import check_artifact
 from stn_export.verify.diagnosis import diagnose
-from stn_export.verify.kinds import output_kinds
-from stn_export.verify.pictures import Noisy
-from stn_export.verify.truth import Truth, truth_of
+from stn_export.verify.oracle import Reference, reference_of
+from stn_export.verify.points import output_kinds
+from stn_export.verify.search import Noisy
 from tests.captured_modules import examples_of, program_of
 
 ONNX, PT2 = (next(spec for spec in RUNNERS if spec.name == f"{name}-cpu") for name in ("onnxruntime", "pt2"))
@@ -57,17 +56,17 @@ SHAPES = {"images": ("N", 1, 8, 10), "theta": ("N", 2, 3)}
 
 @pytest.fixture(autouse=True)
 def _few_challenges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(truth, "challenges", lambda contract, examples, most: {"examples ×4": examples.take(4)})
-    monkeypatch.setattr(truth, "THETAS", {name: truth.THETAS[name] for name in ("upside down", "scale 10")})
+    monkeypatch.setattr(oracle, "challenges", lambda contract, examples, most: {"examples ×4": examples.take(4)})
+    monkeypatch.setattr(oracle, "THETAS", {name: oracle.THETAS[name] for name in ("upside down", "scale 10")})
 
 
-def warp(**options: bool) -> Truth:
+def warp(**options: bool) -> Reference:
     theta = torch.eye(2, 3) * 0.9 + 0.05 * torch.rand(12, 2, 3, generator=torch.Generator().manual_seed(3))
     program = program_of(Warp(**options), SHAPES, ["mean", "most"])
-    return truth_of(program, examples_of(12, images=(1, 8, 10), theta=theta))
+    return reference_of(program, examples_of(12, images=(1, 8, 10), theta=theta))
 
 
-def judged(known: Truth, path: Path, runner: type, form: str = "onnx") -> Check:
+def judged(known: Reference, path: Path, runner: type, form: str = "onnx") -> Check:
     content = to_onnx(marked_program(known.program), "matmul").SerializeToString() if form == "onnx" else None
     path = path / f"file.{form}"
     path.write_bytes(content or known.program.to_bytes({}))
@@ -137,7 +136,7 @@ def test_a_file_that_shows_no_grid_notes_what_was_not_forced(tmp_path: Path):
 
 
 def test_the_worst_grid_error_is_that_of_all_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(truth, "PART", 4)
+    monkeypatch.setattr(oracle, "PART", 4)
     known, moved = warp(), {0: 0.5, 4: 2.0, 8: 1.0}  # pixels, by the first example of a part
 
     def move(found: Arrays) -> None:
@@ -199,9 +198,9 @@ class Resized(nn.Module):
         return F.interpolate(self.conv(images), size=(20, 21), mode="bilinear", align_corners=False)
 
 
-def resized() -> Truth:
+def resized() -> Reference:
     program = program_of(Resized(), {"images": ("N", 1, 8, 9)}, ["large"])
-    return truth_of(program, examples_of(12, images=(1, 8, 9)))
+    return reference_of(program, examples_of(12, images=(1, 8, 9)))
 
 
 def test_resized_images_have_a_tolerance_of_their_own(tmp_path: Path):
@@ -249,7 +248,7 @@ class Plain(nn.Module):
 
 
 def test_a_diagnosis_names_only_what_the_network_has():
-    known = truth_of(program_of(Plain(), {"values": ("N", 3, 5)}, ["y"]), examples_of(values=(3, 5)))
+    known = reference_of(program_of(Plain(), {"values": ("N", 3, 5)}, ["y"]), examples_of(values=(3, 5)))
     challenge = known.challenges["examples ×4"]
     odd = challenge.true["y"] + np.linspace(0, 1, 60).reshape(4, 3, 5) ** 2
     assert diagnose(known.points["y"], odd, challenge, known.program) == "usually precision"
@@ -267,12 +266,12 @@ NOT_FINITE = ["masked", "inverse", "root", "mask", "overflow"]
 
 
 @pytest.fixture
-def masked() -> Truth:
+def masked() -> Reference:
     program = program_of(Masked(), {"values": ("N", 6)}, NOT_FINITE)
-    return truth_of(program, examples_of(12, values=torch.linspace(0, 2.9, 72).view(6, 12).T.contiguous()))
+    return reference_of(program, examples_of(12, values=torch.linspace(0, 2.9, 72).view(6, 12).T.contiguous()))
 
 
-def test_equal_places_that_are_not_finite_are_equal(masked: Truth, tmp_path: Path):
+def test_equal_places_that_are_not_finite_are_equal(masked: Reference, tmp_path: Path):
     assert set(masked.challenges["examples ×4"].true) == set(NOT_FINITE)
     assert np.isinf(masked.eager(masked.challenges["examples ×4"].batch)["overflow"]).any()
     assert np.isfinite(masked.challenges["examples ×4"].true["overflow"]).all()
@@ -291,7 +290,7 @@ def test_equal_places_that_are_not_finite_are_equal(masked: Truth, tmp_path: Pat
         ("root", 0.0, "finite where nan is expected"),
     ],
 )
-def test_other_places_that_are_not_finite_differ(name: str, value: float, says: str, masked: Truth, tmp_path: Path):
+def test_other_places_that_are_not_finite_differ(name: str, value: float, says: str, masked: Reference, tmp_path: Path):
     def put(found: Arrays) -> None:
         found[name][~np.isfinite(found[name])] = value
 
@@ -299,7 +298,7 @@ def test_other_places_that_are_not_finite_differ(name: str, value: float, says: 
 
 
 @pytest.mark.parametrize("name", ["masked", "inverse", "root"])
-def test_what_is_finite_beside_an_infinity_is_compared(name: str, masked: Truth, tmp_path: Path):
+def test_what_is_finite_beside_an_infinity_is_compared(name: str, masked: Reference, tmp_path: Path):
     def move(found: Arrays) -> None:
         found[name] += np.float32(1e-4)
 
@@ -307,7 +306,7 @@ def test_what_is_finite_beside_an_infinity_is_compared(name: str, masked: Truth,
     assert np.isfinite(masked.points[name].scale)
 
 
-def test_a_wrong_mask_is_told_without_a_traceback(masked: Truth, tmp_path: Path):
+def test_a_wrong_mask_is_told_without_a_traceback(masked: Reference, tmp_path: Path):
     def turn(found: Arrays) -> None:
         found["mask"][:, 0] ^= True
 
@@ -349,7 +348,9 @@ def test_networks_of_other_precisions_are_verified(dtype: torch.dtype, tmp_path:
             return values * self.weight + 1
 
     values = torch.rand(12, 5, generator=torch.Generator().manual_seed(1)).to(dtype)
-    known = truth_of(program_of(Scaled(), {"values": ("N", 5)}, ["y"], values=values[:2]), examples_of(values=values))
+    known = reference_of(
+        program_of(Scaled(), {"values": ("N", 5)}, ["y"], values=values[:2]), examples_of(values=values)
+    )
     for form, runner in (("pt2", Captured), ("onnx", OnnxRuntime)):
         assert not judged(known, tmp_path, runner, form).failure
 
@@ -359,7 +360,7 @@ def test_an_output_that_is_never_finite_is_not_called_equal(tmp_path: Path):
         def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
             return values + 1, (values - 5).sqrt()
 
-    known = truth_of(program_of(Lost(), {"values": ("N", 5)}, ["y", "lost"]), examples_of(values=(5,)))
+    known = reference_of(program_of(Lost(), {"values": ("N", 5)}, ["y", "lost"]), examples_of(values=(5,)))
     failure = judged(known, tmp_path, Captured, "pt2").failure
     assert failure == "lost: nothing was compared, it is empty or not finite in PyTorch itself"
 
@@ -379,7 +380,7 @@ def test_what_torch_compile_cannot_compile_is_left_out_with_its_reason(
         check_artifact(artifact, tmp_path / "program.pt2", compiled, known)
     jobs = [(artifact, tmp_path / "program.pt2", spec) for spec in (compiled, PT2)]
     network = Verification(SimpleNamespace(facts=SimpleNamespace(multiply_adds=1)), jobs, [])
-    network.__dict__["truth"] = known
+    network.__dict__["reference"] = known
     assert [(check.runner, check.failure) for check in network.run()] == [("pt2-cpu", "")]
     assert list(network.refused) == ["warp/program in compiled-cpu"]
 
@@ -404,6 +405,6 @@ class Brain(nn.Module):
 
 def test_bfloat16_is_verified_inside_a_network_and_refused_at_its_ends(tmp_path: Path):
     inside, outside = (program_of(Brain(each), {"values": ("N", 5)}, ["y"]) for each in (True, False))
-    assert not judged(truth_of(inside, examples_of(values=(5,))), tmp_path, Captured, "pt2").failure
+    assert not judged(reference_of(inside, examples_of(values=(5,))), tmp_path, Captured, "pt2").failure
     with pytest.raises(UserError, match="y is bfloat16, which NumPy cannot hold"):
-        truth_of(outside, examples_of(values=(5,)))
+        reference_of(outside, examples_of(values=(5,)))

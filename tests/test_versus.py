@@ -17,18 +17,18 @@ from onnx import numpy_helper
 
 import stn_export
 from stn_export import cli
-from stn_export.artifacts.files import sha256_of
-from stn_export.artifacts.manifest import MANIFEST, NetworkDirectory
 from stn_export.audit import __main__ as audit
-from stn_export.comparison.compare import compare_typed as compare_arrays
-from stn_export.comparison.tolerances import Bound
 from stn_export.errors import UserError
-from stn_export.export.onnx_export import export_onnx
+from stn_export.export.onnx import export_onnx
+from stn_export.results.tolerances import Bound
+from stn_export.results.tolerances import compare_typed as compare_arrays
+from stn_export.run.manifest import MANIFEST, NetworkDirectory
+from stn_export.run.store import sha256_of
 from stn_export.verify import __main__ as verify
-from stn_export.verify import versus
+from stn_export.verify import file_comparison
 from stn_export.verify.bounds import Asked
-from stn_export.verify.sides import matched, open_side
-from stn_export.verify.versus import compare_files
+from stn_export.verify.file_comparison import compare_files
+from stn_export.verify.foreign_files import matched, open_side
 from tests.zoo import ZOO
 
 Model = Callable[[str, str, str], Path]
@@ -155,7 +155,7 @@ def test_int8_is_judged_by_its_predictions(trained_run: Path, tmp_path: Path, mo
     stn = trained_run / "stn"
     rows = compare_files(stn / "matmul-int8.onnx", stn / "matmul-fp32.onnx")
     assert not any(row.reason for row in rows)
-    assert rows[-1].inputs == f"examples ×{versus.JUDGED}"
+    assert rows[-1].inputs == f"examples ×{file_comparison.JUDGED}"
     broken = move_a_bias(stn / "matmul-fp32.onnx", tmp_path / "one-class.onnx", by=1000.0)
     assert "of the predictions agree, less than 90" in reasons(stn / "matmul-int8.onnx", broken)[-1]
     alone = Path(shutil.copy(stn / "matmul-int8.onnx", tmp_path))
@@ -284,7 +284,7 @@ def test_arrays_of_any_type():
 
 
 def test_no_rows_are_no_pass(trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(versus, "apart", lambda *_, **__: [])
+    monkeypatch.setattr(file_comparison, "apart", lambda *_, **__: [])
     assert run_files(trained_run / "cnn" / "program.pt2", trained_run / "cnn" / "program.pt2") == 1
     assert "0 of 0 comparisons" in capsys.readouterr().err
 

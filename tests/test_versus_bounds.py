@@ -10,14 +10,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from stn_export import cli
-from stn_export.comparison.tolerances import RESAMPLED, TOLERANCES, WARPED
 from stn_export.errors import UserError
 from stn_export.program.specs import Contract
+from stn_export.results.tolerances import RESAMPLED, TOLERANCES, WARPED
 from stn_export.verify import __main__ as verify
 from stn_export.verify.bounds import Asked, allowance, channel_axes, movement, rounded, scales
-from stn_export.verify.sides import open_side
-from stn_export.verify.tried import FURTHEST, Span, covering, span_of
-from stn_export.verify.versus import Row, compare_files, compare_output
+from stn_export.verify.file_comparison import Row, compare_files, compare_output
+from stn_export.verify.foreign_files import FURTHEST, Span, covering, open_side, span_of
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 WHOLE = [getattr(TensorProto, f"{kind}INT{bits}") for kind in ("", "U") for bits in (8, 16, 32, 64)]

@@ -13,9 +13,9 @@ import torch
 import stn_export
 from stn_export import cli
 from stn_export.adopt import __main__ as adopt
-from stn_export.artifacts.manifest import BENCH_FILE, VERIFY_FILE, network_directories
 from stn_export.export import __main__ as export
 from stn_export.report import __main__ as report
+from stn_export.run.manifest import BENCH_FILE, VERIFY_FILE, network_directories
 from stn_export.runners import RUNNERS
 from stn_export.verify import __main__ as verify
 from stn_export.verify import challenges

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import PLAIN, NetworkDirectory
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import Pixels
+from stn_export.run.examples import Examples
+from stn_export.run.manifest import PLAIN, NetworkDirectory
+from stn_export.run.network import enter, write_examples
 
 IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

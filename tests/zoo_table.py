@@ -13,12 +13,12 @@ from pathlib import Path
 
 from stn_export import cli
 from stn_export.adopt import __main__ as adopt
-from stn_export.artifacts.manifest import network_directories
-from stn_export.artifacts.schemas import read_verified
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
-from stn_export.report.content import SiteTable
+from stn_export.report.page import SiteTable
 from stn_export.report.parity import artifacts_of, site_tables
+from stn_export.run.manifest import network_directories
+from stn_export.run.schemas import read_verified
 from stn_export.verify import __main__ as verify
 from tests.zoo import ZOO, command
 

@@ -15,15 +15,13 @@ import numpy as np
 from benchmarks.tools.kept import KEPT
 from benchmarks.tools.simulated import CALL, CONTESTS, MEDIANS, Condition, Machine, Noise
 from stn_export import cli
-from stn_export.artifacts.files import filled, read_json, write_atomically, write_json
-from stn_export.artifacts.records import Timing, timing
 from stn_export.bench.compare import Measured, changes, measured
-from stn_export.bench.grids import GRIDS
-from stn_export.bench.intervals import ratio_interval, summarise
-from stn_export.bench.method import METHOD
-from stn_export.bench.methodology import calls_for, interleave, timed
-from stn_export.comparison.estimates import estimate
-from stn_export.comparison.fastest import choose
+from stn_export.bench.plan import GRIDS
+from stn_export.bench.timing import calls_for, interleave, timed
+from stn_export.results.choice import choose
+from stn_export.results.statistics import METHOD, estimate, ratio_interval, summarise
+from stn_export.run.records import Timing, timing
+from stn_export.run.store import filled, read_json, write_atomically, write_json
 
 COVERAGE, COVERAGE_SCHEMA = KEPT / "coverage.json", "stn_export/coverage/1"
 DOCUMENT = Path("docs") / "method.md"
@@ -77,7 +75,7 @@ def _row(condition: Condition, seed: int, calls: int) -> np.ndarray:
 
 
 def choices(files: int, gap: float, count: int) -> dict:
-    """Try how often the rule of ``comparison.fastest`` is right of files timed each at its own moment of a machine.
+    """Try how often the rule of ``results.choice`` is right of files timed each at its own moment of a machine.
 
     Args:
         files: how many; the first takes ``1 - gap`` of the others' time, which are all equally fast.

@@ -3,7 +3,7 @@
 import pytest
 
 from stn_export import cli
-from stn_export.artifacts.environment import describe
+from stn_export.run.environment import describe
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

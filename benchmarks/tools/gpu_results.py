@@ -23,15 +23,15 @@ from pathlib import Path
 from benchmarks.tools.kept import KEPT, file_name, now
 from benchmarks.tools.results_page import RESULTS
 from stn_export import cli
-from stn_export.artifacts.environment import describe, resolve_device
-from stn_export.artifacts.files import write_out
-from stn_export.artifacts.manifest import BENCH_FILE, MANIFEST, VERIFY_FILE
 from stn_export.bench.cases import BASELINES, cases
-from stn_export.bench.grids import GRIDS, BenchGrid
+from stn_export.bench.plan import GRIDS, BenchGrid
 from stn_export.bench.targets import Target, find_targets
 from stn_export.cli import children
 from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
+from stn_export.run.environment import describe, resolve_device
+from stn_export.run.manifest import BENCH_FILE, MANIFEST, VERIFY_FILE
+from stn_export.run.store import write_out
 from stn_export.runners import RUNNERS
 from stn_export.runners.registry import no_gpu
 

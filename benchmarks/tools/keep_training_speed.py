@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.tools.kept import KEPT
 from stn_export import cli
-from stn_export.artifacts.files import write_json
 from stn_export.errors import UserError
+from stn_export.run.store import write_json
 
 SCHEMA = "stn_export/training-speed/1"
 COMMAND = "make bench-train DATASET={dataset} DEVICE={device}"

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.artifacts.files import write_out
-from stn_export.artifacts.training import Comparison, Mean, Trainings, read_trainings
+from stn_export.run.schemas import Mean, ModelComparison, Trainings, read_trainings
+from stn_export.run.store import write_out
 from stn_export.train.recipes import MODELS
 
 
-def markdown(found: Sequence[Comparison]) -> str:
+def markdown(found: Sequence[ModelComparison]) -> str:
     """A line for each comparison below two of heading: accuracies in percent, differences in points, 95 % intervals."""
     first, *others = MODELS.values()
     names = [spec.label for spec in (first, *others)] + [f"gain over the {spec.label}, points" for spec in others]

@@ -10,13 +10,12 @@ import torch
 
 from benchmarks.tools.peak import measured_peak
 from benchmarks.tools.peak_share import published_peak
-from stn_export.artifacts.current import Current
-from stn_export.artifacts.files import write_out
-from stn_export.artifacts.manifest import network_directories
-from stn_export.artifacts.records import Timing, timings
-from stn_export.artifacts.schemas import Result, read_bench, read_verified
-from stn_export.comparison import laws
-from stn_export.comparison.fastest import portability_of, program, proved_by
+from stn_export.results import laws
+from stn_export.results.choice import portability_of, program, proved_by
+from stn_export.run.manifest import network_directories
+from stn_export.run.records import Timing, timings
+from stn_export.run.schemas import Current, Result, read_bench, read_verified
+from stn_export.run.store import write_out
 
 KEPT = Path("benchmarks") / "results"
 PROOF_PREFIX = "proof-"

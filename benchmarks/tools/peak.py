@@ -12,10 +12,10 @@ from threading import Barrier
 
 import torch
 
-from stn_export.artifacts.environment import instruction_sets
 from stn_export.cli import children
 from stn_export.limits import LIMITS
 from stn_export.native.build import HERE, compiler, flags_of
+from stn_export.run.environment import instruction_sets
 
 
 @dataclass(frozen=True)

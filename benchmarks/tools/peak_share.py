@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from stn_export.artifacts.records import Timing
+from stn_export.run.records import Timing
 
 
 @dataclass(frozen=True)

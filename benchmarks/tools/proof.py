@@ -16,15 +16,15 @@ import torch
 
 from benchmarks.tools.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, file_name, now
 from stn_export import cli
-from stn_export.artifacts.environment import describe, resolve_device
-from stn_export.artifacts.files import write_json
 from stn_export.bench.cases import Case, picked, takes
-from stn_export.bench.grids import GRIDS, SHIPPED_SUBJECT, BenchGrid, Pick
-from stn_export.bench.method import METHOD
-from stn_export.bench.methodology import interleave
+from stn_export.bench.plan import GRIDS, SHIPPED_SUBJECT, BenchGrid, Pick
 from stn_export.bench.targets import Target, find_targets
+from stn_export.bench.timing import interleave
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
+from stn_export.results.statistics import METHOD
+from stn_export.run.environment import describe, resolve_device
+from stn_export.run.store import write_json
 from stn_export.runners import Step
 
 

@@ -13,18 +13,29 @@ from benchmarks.tools.kept import KEPT, PROOF_PREFIX, PROOF_SCHEMA, device_of, k
 from benchmarks.tools.peak_share import known_rate, peak_share
 from benchmarks.tools.proof import PROOF
 from stn_export import cli
-from stn_export.answer.card import included
-from stn_export.answer.choice import headline, time_of, time_source
-from stn_export.artifacts.files import read_json, write_out
-from stn_export.artifacts.manifest import SUBJECT
-from stn_export.artifacts.records import Timing, timings
-from stn_export.artifacts.schemas import Result, read_bench
-from stn_export.bench.method import METHOD
 from stn_export.bench.session import contests
-from stn_export.comparison import laws
-from stn_export.comparison.disturbance import CONTRADICTED, DISTURBED, LEGEND, Marks
-from stn_export.comparison.fastest import Program, choices, choose, program, steps
-from stn_export.comparison.words import significant, span
+from stn_export.results import laws
+from stn_export.results.card import included
+from stn_export.results.choice import (
+    CONTRADICTED,
+    DISTURBED,
+    LEGEND,
+    Marks,
+    Program,
+    choices,
+    choose,
+    headline,
+    program,
+    steps,
+    time_of,
+    time_source,
+)
+from stn_export.results.statistics import METHOD
+from stn_export.results.text import significant, span
+from stn_export.run.manifest import SUBJECT
+from stn_export.run.records import Timing, timings
+from stn_export.run.schemas import Result, read_bench
+from stn_export.run.store import read_json, write_out
 
 RESULTS = KEPT.parent / "RESULTS.md"
 OPENING = f"""# Results

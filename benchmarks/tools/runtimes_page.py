@@ -11,19 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.artifacts.environment import versions
-from stn_export.artifacts.files import write_atomically
-from stn_export.artifacts.manifest import BENCH_FILE, NetworkDirectory, network_directories
-from stn_export.artifacts.records import Check, PointEntry, Verified, timings
-from stn_export.artifacts.schemas import read_bench, read_verified
-from stn_export.comparison.compare import worst_by_kind
-from stn_export.comparison.disturbance import Ratio
-from stn_export.comparison.tolerances import OUTPUT
-from stn_export.comparison.words import percent, significant, span
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError
-from stn_export.runtimes import RUNTIMES
-from stn_export.runtimes.destinations import EQUAL, KEPT, REFUSES, RULES, WITHIN, WRONG, choose, chosen
+from stn_export.export.destinations import EQUAL, KEPT, REFUSES, RULES, WITHIN, WRONG, choose, chosen
+from stn_export.results.choice import Ratio
+from stn_export.results.text import percent, significant, span
+from stn_export.results.tolerances import OUTPUT, worst_by_kind
+from stn_export.run.environment import versions
+from stn_export.run.manifest import BENCH_FILE, NetworkDirectory, network_directories
+from stn_export.run.records import Check, PointEntry, Verified, timings
+from stn_export.run.schemas import read_bench, read_verified
+from stn_export.run.store import write_atomically
+from stn_export.runners.external import RUNTIMES
 
 REASON = 160  # characters of it that are shown
 PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
@@ -189,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"no other runtime has verified {run}", "stn-export verify --run RUN --runtimes DIR")
     absent = {each.name: f"{each.name}-cpu" for each in RUNTIMES if each.name not in here}
     table = {
-        "schema": "stn_export/runtimes/2",
+        "schema": "stn_export/runners/external/2",
         "network": directory.name,
         "examples": verified.networks[directory.name].examples,
         "versions": versions(),

@@ -13,8 +13,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.tools.training_speed import RECIPE, Loop, StartUp, race
 from benchmarks.tools.tutorial import WORKERS, Tutorial
-from stn_export.artifacts.environment import resolve_device
 from stn_export.bench.session import refusing
+from stn_export.run.environment import resolve_device
 from stn_export.train.data import Dataset, load_dataset
 
 MODELS = ("stn", "cnn")

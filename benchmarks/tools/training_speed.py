@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from stn_export.bench.intervals import ratio_interval
-from stn_export.bench.methodology import timed
+from stn_export.bench.timing import timed
 from stn_export.cli import children
+from stn_export.results.statistics import ratio_interval
 from stn_export.runners import Step
 from stn_export.train.__main__ import FIRST_STEP
-from stn_export.train.captured import CapturedSteps
+from stn_export.train.cuda_graph import CapturedSteps
 from stn_export.train.data import Dataset
 from stn_export.train.recipes import RECIPES
 from stn_export.train.trainer import Settings, Trainer, advance, run_epoch

@@ -11,21 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from stn_export.adopt.eager import watched
 from stn_export.adopt.network import in_evaluation, load_captured, load_module, require_adoptable
-from stn_export.adopt.programs import program_of, values_of, with_origin
+from stn_export.adopt.programs import program_of, values_of, watched, with_origin
 from stn_export.adopt.samples import gather, with_classes, with_pixels
-from stn_export.artifacts.alone import alone
-from stn_export.artifacts.door import enter, write_examples
-from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.files import all_or_none
-from stn_export.artifacts.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
 from stn_export.errors import UserError
-from stn_export.program.calls import Given, call_of
 from stn_export.program.origin import origin_of
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
-from stn_export.program.specs import BATCH, Pixels, TensorSpec, dtype_name
+from stn_export.program.specs import BATCH, Given, Pixels, TensorSpec, call_of, dtype_name
+from stn_export.run.examples import Examples
+from stn_export.run.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
+from stn_export.run.network import enter, write_examples
+from stn_export.run.store import all_or_none, alone
 
 PLAIN_NOTE = "a plain network that was given to set the other against"
 

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from stn_export.errors import UserError, one_line, others_code, require_choice
 from stn_export.limits import archive, require
-from stn_export.program.calls import output_names
 from stn_export.program.origin import resolve
+from stn_export.program.passes import NOTHING
 from stn_export.program.program import Program, contract_of, load_program
-from stn_export.program.specs import BATCH, TensorSpec, by
+from stn_export.program.specs import BATCH, TensorSpec, by, output_names
 from stn_export.program.state import deep_copy
-from stn_export.program.surgery import NOTHING
 
 SEED = 0  # of weights that the module draws itself
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from stn_export.adopt.network import tensors_of
-from stn_export.artifacts.examples import Examples, random_examples
-from stn_export.artifacts.files import load_arrays_as_tensors
-from stn_export.artifacts.pictures import MODES, read_picture
 from stn_export.errors import UserError
 from stn_export.limits import archive, regular
 from stn_export.program.specs import Contract, Pixels, TensorSpec, by, dtype_name
+from stn_export.run.examples import MODES, Examples, random_examples, read_picture
+from stn_export.run.store import load_arrays_as_tensors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MOST_PICTURES = 2000  # of a folder, which may hold any number

@@ -3,7 +3,7 @@
 For any ONNX file, which is looked at in a process of its own, within limits of time and memory. On the CPU, and on CUDA
 where there is a GPU, ONNX Runtime itself says where it put each node; else CUDA is predicted from the kernels that its
 provider registers, and the output says so. Sizes that the file leaves open are found by running it, and printed; costs
-are those at these sizes, see ``graphs.costs``. Nodes inside the bodies of control flow are not placed.
+are those at these sizes, see ``onnx_graph.costs``. Nodes inside the bodies of control flow are not placed.
 """
 
 import sys
@@ -14,9 +14,19 @@ from stn_export import cli
 from stn_export.cli.apart import apart
 from stn_export.cli.tables import OUTPUT
 from stn_export.errors import CheckFailedError, UserError
-from stn_export.graphs.records import CPU, CUDA, Audit, FileContract, Finding, NodePlacement, Report, Tried, Verdict
-from stn_export.graphs.snippets import Call, snippet
 from stn_export.limits import LIMITS
+from stn_export.onnx_graph.records import (
+    CPU,
+    CUDA,
+    Audit,
+    FileContract,
+    Finding,
+    NodePlacement,
+    Report,
+    Tried,
+    Verdict,
+)
+from stn_export.onnx_graph.snippets import Call, snippet
 
 # Not imported: onnx takes a second, and the other process has it.
 EXAMINE, DECLARED = (f"stn_export.audit.content:{name}" for name in ("examine_file", "declared_file"))
@@ -81,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = cli.parse("audit", arguments)
     if options.kernels:
-        from stn_export.graphs.kernels import write_kernels
+        from stn_export.onnx_graph.placement import write_kernels
 
         cli.say(f"{options.kernels}: {write_kernels(options.kernels)} operators")
         return

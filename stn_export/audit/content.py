@@ -6,19 +6,19 @@ from pathlib import Path
 
 import onnx
 
-from stn_export.artifacts.files import load_arrays
 from stn_export.cli.apart import apart
 from stn_export.errors import UserError
-from stn_export.graphs.contract import contract_of
-from stn_export.graphs.deployment import placement_of
-from stn_export.graphs.graph import ALIAS, OnnxFile, flat, read_model, walk
-from stn_export.graphs.inputs import Asked, Shape
-from stn_export.graphs.kernels import kernels
-from stn_export.graphs.lint import Subject, findings
-from stn_export.graphs.portability import verdicts
-from stn_export.graphs.records import PROVIDERS, FileContract, Report, Tried
-from stn_export.graphs.trial import ASKED, Step, here, try_model, within_limits
 from stn_export.limits import LIMITS
+from stn_export.onnx_graph.contract import contract_of
+from stn_export.onnx_graph.deployment import placement_of
+from stn_export.onnx_graph.inputs import Asked, Shape
+from stn_export.onnx_graph.lint import Subject, findings
+from stn_export.onnx_graph.model import ALIAS, OnnxFile, flat, read_model, walk
+from stn_export.onnx_graph.placement import kernels
+from stn_export.onnx_graph.portability import verdicts
+from stn_export.onnx_graph.records import PROVIDERS, FileContract, Report, Tried
+from stn_export.onnx_graph.trial import ASKED, Step, here, try_model, within_limits
+from stn_export.run.store import load_arrays
 
 
 def audited(

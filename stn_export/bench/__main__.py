@@ -17,17 +17,16 @@ from pathlib import Path
 import pytest
 
 from stn_export import cli
-from stn_export.answer.card import close
-from stn_export.artifacts.alone import alone
-from stn_export.artifacts.files import PARTIAL
-from stn_export.artifacts.manifest import BENCH_FILE, trust_run
 from stn_export.bench import files as bench_files
-from stn_export.bench.budget import Budget
 from stn_export.bench.plugin import Plugin, say_broken
 from stn_export.bench.session import SUITES, suite_files
+from stn_export.bench.timing import Budget
 from stn_export.cli.options import PARSERS
 from stn_export.errors import EXIT_BUG, EXIT_USER, REASON, CheckFailedError, UserError, require_choice
-from stn_export.runtimes.environments import asked_for
+from stn_export.results.card import close
+from stn_export.run.manifest import BENCH_FILE, trust_run
+from stn_export.run.store import PARTIAL, alone
+from stn_export.runners.external.environments import asked_for
 
 # The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started.
 # Rows come in the order of their worth, which pytest-randomly would shuffle.

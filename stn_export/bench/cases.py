@@ -6,11 +6,10 @@ from fnmatch import fnmatch
 
 import torch
 
-from stn_export.artifacts.manifest import PLAIN, SUBJECT
-from stn_export.bench.grids import BEST, Pick
-from stn_export.bench.pytorch import pytorch_of
-from stn_export.bench.targets import Target, eager_spec
+from stn_export.bench.plan import BEST, Pick
+from stn_export.bench.targets import Target, eager_spec, pytorch_of
 from stn_export.program.specs import Contract
+from stn_export.run.manifest import PLAIN, SUBJECT
 from stn_export.runners.registry import DEFAULT_EXPORT
 
 Baselines = Callable[[Target, Sequence[Target]], list[Target]]

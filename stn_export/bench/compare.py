@@ -25,13 +25,11 @@ from statistics import NormalDist
 import numpy as np
 
 from stn_export import cli
-from stn_export.artifacts.records import Estimate, Timing, timings
-from stn_export.artifacts.schemas import Result, read_bench
-from stn_export.bench.intervals import scatter, verdict
-from stn_export.bench.method import METHOD
-from stn_export.comparison import laws
-from stn_export.comparison.estimates import CONFIDENCE, student
 from stn_export.errors import CheckFailedError, UserError
+from stn_export.results import laws
+from stn_export.results.statistics import CONFIDENCE, METHOD, scatter, student, verdict
+from stn_export.run.records import Estimate, Timing, timings
+from stn_export.run.schemas import Result, read_bench
 
 MACHINE = {"cpu": "CPU", "instruction_sets": "instruction sets", "gpu": "GPU", "threads": "threads"}
 COLUMNS = ("row", "by", "new/base", "interval", "verdict")

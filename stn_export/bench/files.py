@@ -18,26 +18,24 @@ import numpy as np
 import torch
 
 from stn_export import cli
-from stn_export.artifacts.environment import DEVICES, cpu_name, using_threads
-from stn_export.artifacts.files import sha256_of
-from stn_export.artifacts.manifest import Artifact
-from stn_export.bench.budget import Budget
 from stn_export.bench.foreign import look
-from stn_export.bench.grids import GRIDS, BenchGrid
-from stn_export.bench.intervals import summarise
 from stn_export.bench.machine import Watch
-from stn_export.bench.method import METHOD
-from stn_export.bench.methodology import calls_for, interleave, timed, warm_up
+from stn_export.bench.plan import GRIDS, BenchGrid
 from stn_export.bench.targets import ROUNDED_TF32
-from stn_export.comparison.disturbance import DISTURBED, LEGEND
-from stn_export.comparison.words import by_reason, counted, significant, span, speed_ratio
+from stn_export.bench.timing import Budget, calls_for, interleave, timed, warm_up
 from stn_export.errors import UserError, one_line, require_choice
-from stn_export.graphs.graph import Shape, as_array
-from stn_export.graphs.inputs import Feeds, Inputs
-from stn_export.graphs.portability import difference
+from stn_export.onnx_graph.inputs import Feeds, Inputs
+from stn_export.onnx_graph.model import Shape, as_array
+from stn_export.onnx_graph.portability import difference
 from stn_export.program.specs import Arrays, Contract, TensorSpec
+from stn_export.results.choice import DISTURBED, LEGEND
+from stn_export.results.statistics import METHOD, summarise
+from stn_export.results.text import by_reason, counted, significant, span, speed_ratio
+from stn_export.run.environment import DEVICES, cpu_name, using_threads
+from stn_export.run.manifest import Artifact
+from stn_export.run.store import sha256_of
 from stn_export.runners import RUNNERS, RunnerSpec, Step
-from stn_export.runtimes import RefusedError
+from stn_export.runners.external import RefusedError
 
 REFERENCE = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")  # what the others are held against
 MANY = 16  # examples a call, of a file that leaves its batch open, beside the call of one

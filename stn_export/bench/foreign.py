@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stn_export.artifacts.files import load_arrays
 from stn_export.cli.apart import apart, forked
 from stn_export.errors import UserError
-from stn_export.graphs.deployment import audit
-from stn_export.graphs.graph import Shape, read_model
-from stn_export.graphs.inputs import Asked, Inputs, Outputs
-from stn_export.graphs.lint import Subject
-from stn_export.graphs.portability import APART, least_exact
-from stn_export.graphs.records import GIVE_SIZES
 from stn_export.limits import LIMITS
+from stn_export.onnx_graph.deployment import audit
+from stn_export.onnx_graph.inputs import Asked, Inputs, Outputs
+from stn_export.onnx_graph.lint import Subject
+from stn_export.onnx_graph.model import Shape, read_model
+from stn_export.onnx_graph.portability import APART, least_exact
+from stn_export.onnx_graph.records import GIVE_SIZES
+from stn_export.run.store import load_arrays
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from pytest_benchmark.stats import Metadata
 from rich.progress import TaskID
 
 from stn_export import cli
-from stn_export.bench.budget import Budget, worth
-from stn_export.bench.journal import RowJournal
-from stn_export.bench.session import Session, suite_of
+from stn_export.bench.session import RowJournal, Session, suite_of
+from stn_export.bench.timing import Budget, worth
 from stn_export.cli.progress_bar import Progress
 
 OVER = "budget"  # why a row that no time was left for is not timed

@@ -1,5 +1,6 @@
 """A session of the suites: where they lie, what they time, the rows so far, and what is said when they are through."""
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,20 +12,56 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export import cli
-from stn_export.answer.choice import baseline_words, time_of
-from stn_export.artifacts.environment import DEVICES, describe
-from stn_export.artifacts.records import Timing, known, timing, timings
-from stn_export.artifacts.schemas import Result, read_bench
-from stn_export.bench.budget import ORDER, Budget
 from stn_export.bench.cases import Case, cases
-from stn_export.bench.floors import all_work
-from stn_export.bench.grids import GRIDS, BenchGrid
-from stn_export.bench.journal import RowJournal, key
-from stn_export.bench.method import METHOD
+from stn_export.bench.plan import GRIDS, BenchGrid
+from stn_export.bench.profiling import all_work
 from stn_export.bench.targets import Target, find_targets, left_out
-from stn_export.comparison.words import by_reason, significant, span
+from stn_export.bench.timing import ORDER, Budget
 from stn_export.errors import EXIT_USER, UserError, require_choice
-from stn_export.program.parts import PARTS
+from stn_export.program.sites import PARTS
+from stn_export.results.choice import baseline_words, time_of
+from stn_export.results.statistics import METHOD
+from stn_export.results.text import by_reason, significant, span
+from stn_export.run.environment import DEVICES, describe
+from stn_export.run.records import Timing, known, timing, timings
+from stn_export.run.schemas import Result, read_bench
+from stn_export.run.store import fingerprint
+
+# Rows of ``bench.json`` as they are timed, so that what an interrupted session has is not timed again.
+
+
+class RowJournal:
+    """Lines of finished rows beside the file that they are to stand in; half a line at the end is as if not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(f".{path.name}.rows.jsonl")
+
+    def rows(self) -> list[dict]:
+        """Read the rows that are kept, in the order in which they were timed."""
+        found = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
+            try:
+                row = json.loads(line)
+                if {"fullname", "stats", "extra_info"} <= row.keys():
+                    found.append(row)
+            except (ValueError, AttributeError):
+                continue
+        return found
+
+    def add(self, row: dict) -> None:
+        """Keep one."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Forget all: they are kept elsewhere now, or are not wanted."""
+        self.path.unlink(missing_ok=True)
+
+
+def key(*parts: object) -> str:
+    """What a row is timed of and with, in short; of anything whose ``repr`` says all of it."""
+    return fingerprint(repr(part).encode() for part in parts)[:16]
+
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In an installed package the suites are one of its own; in a checkout they lie beside it.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stn_export.bench.fresh import TIMES
+from stn_export.bench.startup_worker import TIMES
 from stn_export.bench.targets import Target
 from stn_export.cli import children
 from stn_export.program.specs import Arrays
@@ -35,7 +35,7 @@ def start(target: Target, feeds: Arrays, threads: int) -> dict:
             "threads": threads,
         }
         caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "OMP_NUM_THREADS": str(threads)}
-        command = children.module("stn_export.bench.fresh", json.dumps(request))
+        command = children.module("stn_export.bench.startup_worker", json.dumps(request))
         done = children.run(command, env=children.environment(caches))
     if done.returncode:
         raise RuntimeError(f"a fresh process with {target} failed:\n{done.stderr}")

@@ -1,8 +1,9 @@
-"""What is timed: every artifact of a run with every runner that can take it here."""
+"""What is timed: every artifact of a run with every runner that can take it here, and PyTorch as its users run it."""
 
 import operator
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -10,18 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stn_export.artifacts.current import Current
-from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.manifest import LOWERINGS, PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
-from stn_export.artifacts.schemas import read_verified
-from stn_export.bench.clocks import on_threads
-from stn_export.bench.memory import Memory, cache_bytes
-from stn_export.comparison.fastest import Proved, proved_by
+from stn_export.bench.machine import Memory, cache_bytes, on_threads
 from stn_export.errors import UserError
 from stn_export.program.program import Program
 from stn_export.program.specs import Arrays, Contract
+from stn_export.results.choice import Proved, proved_by
+from stn_export.run.examples import Examples
+from stn_export.run.manifest import LOWERINGS, PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
+from stn_export.run.schemas import Current, read_verified
 from stn_export.runners import RUNNERS, Runner, RunnerSpec, Step
-from stn_export.runners.pytorch import Eager
+from stn_export.runners.pytorch import Compiled, Eager
 from stn_export.runners.registry import DEFAULT_EXPORT
 
 HOT = "hot: one buffer"
@@ -308,3 +307,55 @@ def left_out(run: Path, device: str) -> dict[str, str]:
                 why = "not found equal there (verify --runtimes DIR)" if lacking else spec.refuses(artifact)
                 reasons[f"{directory.name}/{artifact.name} in {spec.name}"] = why
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+# What a PyTorch user runs without this project: eager, eager in channels_last, torch.compile; few threads or all.
+
+
+IMAGES = 4  # dimensions of what channels_last lays out
+
+
+class EagerChannelsLast(Eager):
+    """Eager PyTorch with images and weights laid out channels last, which its CPU convolutions prefer."""
+
+    def place(self, feeds: Arrays) -> list[Tensor]:
+        """Lay the inputs out on the device, in the contract's order."""
+        return [channels_last(value) for value in super().place(feeds)]
+
+    def load(self, path: Path) -> None:
+        """Load the network and lay its weights out."""
+        super().load(path)
+        if isinstance(self.module, torch.nn.Module):
+            self.module = self.module.to(memory_format=torch.channels_last)
+        self.options["memory_format"] = "channels_last"
+
+
+def channels_last(value: Tensor) -> Tensor:
+    """Lay images out channels last, and leave all else as it is."""
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == IMAGES else value
+
+
+CHANNELS_LAST = RunnerSpec("eager-channels-last-cpu", "pt2", "cpu", EagerChannelsLast, verify_batch=1)
+BASELINES = tuple(
+    (CHANNELS_LAST if name is EagerChannelsLast else next(spec for spec in RUNNERS if spec.load is name))
+    for name in (Eager, EagerChannelsLast, Compiled)
+)
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pytorch_of(target: Target, targets: Sequence[Target]) -> list[Target]:
+    """List the same network in every way a PyTorch user would run it, on the present number of threads and on all."""
+    threads = sorted({torch.get_num_threads(), cores()})
+    programs = [each for each in targets if each.network.name == target.network.name and each.runner.load is Eager]
+    on_cpu = [each for each in programs if each.runner.device == target.runner.device == "cpu"]
+    return [
+        replace(each, runner=spec, host=True, threads=count)
+        for each in on_cpu[:1]
+        for spec in BASELINES
+        if not spec.unavailable()
+        for count in threads
+    ]

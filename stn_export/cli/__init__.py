@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.text import Text
 
 from stn_export.cli.children import heeding
-from stn_export.cli.locales import ensure_utf8
 from stn_export.cli.options import PARSERS, Parser, names, parse, path_or_none, stage
 from stn_export.cli.progress_bar import Progress, duration
 from stn_export.cli.tables import OUTPUT, console, markdown, markdown_table, table, visible
@@ -36,6 +35,30 @@ from stn_export.errors import (
     UserError,
     require_choice,
 )
+
+# Text is UTF-8 whatever the locale says: files name their encoding, and paths are read as their bytes say.
+
+
+SCRIPT = "stn-export"  # the console script
+
+
+def ensure_utf8() -> None:
+    """Start this command anew in Python's UTF-8 mode where the locale is ASCII; elsewhere do nothing.
+
+    Under ``LC_ALL=C PYTHONUTF8=0`` Python cannot hand a path with an é to C++ libraries, nor write it into a file.
+    """
+    if sys.getfilesystemencoding() != "ascii" or "utf8" in sys._xoptions or not _is_own_process():
+        return
+    command = [sys.executable, "-X", "utf8=1", *sys.orig_argv[1:]]
+    os.execve(sys.executable, command, os.environ | {"PYTHONUTF8": "1"})  # children are told as well
+
+
+def _is_own_process() -> bool:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m; a script has none
+    return (spec.name if spec else SCRIPT if Path(sys.argv[0]).name == SCRIPT else "").startswith(
+        ("stn_export", SCRIPT)
+    )
+
 
 __all__ = [
     "OUTPUT",
@@ -61,7 +84,7 @@ COMMANDS = {
     "bench": ("bench.__main__", "time every file on every backend"),
     "report": ("report.__main__", "write report.html and report.md of a run"),
     "predict": ("predict.__main__", "classify pictures, or see what a network gives for them"),
-    "runtimes": ("runtimes.__main__", "install other runtimes, each into an environment of its own"),
+    "runtimes": ("runners.external.__main__", "install other runtimes, each into an environment of its own"),
     "play": ("play.__main__", "turn a picture by hand, and see what the networks make of it, in a browser"),
     "doctor": ("doctor", "say what is installed and which runners are at hand"),
 }

@@ -6,13 +6,20 @@ file was made from stands in the manifest and inside the file; a row that a netw
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stn_export import cli
-from stn_export.answer.card import close
-from stn_export.artifacts.alone import alone
-from stn_export.artifacts.manifest import (
+from stn_export.cli import NONE
+from stn_export.config import DEFAULT_RUN
+from stn_export.errors import UserError, require_choice
+from stn_export.export import triton, writing
+from stn_export.export.destinations import DESTINATIONS, Choice, choose
+from stn_export.export.rows import EXPORTS, ExportSpec, Source, with_variants
+from stn_export.export.writing import unavailable, write
+from stn_export.onnx_graph.saturation import saturation_of
+from stn_export.results.card import close
+from stn_export.run.manifest import (
     CHECKPOINT,
     MODEL_CARD,
     PROGRAM,
@@ -21,15 +28,80 @@ from stn_export.artifacts.manifest import (
     network_directories,
     trust_run,
 )
-from stn_export.config import DEFAULT_RUN
-from stn_export.errors import UserError, require_choice
-from stn_export.export import matrix, modelcard, triton
-from stn_export.export.rows import EXPORTS, ExportSpec, with_variants
-from stn_export.export.source import Source
-from stn_export.export.writing import write
-from stn_export.graphs.saturation import saturation_of
-from stn_export.runtimes.destinations import DESTINATIONS, Choice, choose
-from stn_export.runtimes.environments import OWN, asked_for, runtimes_here
+from stn_export.run.schemas import Current, read_verified
+from stn_export.run.store import alone
+from stn_export.runners.external.environments import OWN, asked_for, runtimes_here
+
+# The export matrix as a table: what is there, proved, how large, and what cannot be had here.
+
+
+KIND = ("artifact", "format", "lowering", "precision", "input")
+COLUMNS = (*KIND, "exported", "verified", "KiB", "nodes", "CUDA graph", "note")
+DROP = ("CUDA graph", "nodes", "input", "format", "lowering", "precision", "KiB", "note")
+
+
+def matrix_rows(source: Source, run: Path) -> Iterator[tuple[str, ...]]:
+    """The program of a network, then one row for each of its exports, whether it has been written or not."""
+    verdicts, content = read_verdicts(run), source.directory.read()
+    yield _row(source, (PROGRAM, source.parent.format, NONE, "fp32", "float"), source.parent, verdicts, "")
+    for spec in source.rows:
+        kind = spec.name, spec.format, spec.lowering or NONE, spec.precision, spec.contract
+        on_request = "" if spec.default else f"on request: --only {spec.name}"
+        note = "refused" if content.refused.get(spec.name) or unavailable(spec) else on_request
+        yield _row(source, kind, content.artifacts.get(spec.name), verdicts, note)
+
+
+def refusals(source: Source) -> Iterator[str]:
+    """A line for each export that a network cannot have, or not here, and why."""
+    refused = source.directory.read().refused
+    for spec in source.rows:
+        if why := refused.get(spec.name) or unavailable(spec):
+            yield f"{source.directory.name}/{spec.name}: refused: {why}"
+
+
+def _row(
+    source: Source, kind: tuple[str, ...], artifact: Artifact | None, verdicts: dict[str, str], note: str
+) -> tuple[str, ...]:
+    name, *others = kind
+    verified = verdicts.get(artifact.sha256, NONE) if artifact else NONE
+    exported = _exported(artifact, source.parent)
+    return f"{source.directory.name}/{name}", *others, exported, verified, *sizes(artifact), cuda_graph(artifact), note
+
+
+def read_verdicts(run: Path) -> dict[str, str]:
+    """``yes`` or ``FAILED`` by the sha256 of what ``verify`` looked at on today's examples; one failure is enough."""
+    verdicts: dict[str, str] = {}
+    verified = read_verified(run)
+    for check in filter(Current.of(network_directories(run)).holds, verified.checks if verified else ()):
+        if not check.passed or check.sha256 not in verdicts:
+            verdicts[check.sha256] = "yes" if check.passed else "FAILED"
+    return verdicts
+
+
+def _exported(artifact: Artifact | None, program: Artifact) -> str:
+    if artifact is None:
+        return NONE
+    return "yes" if artifact is program or artifact.parent_sha256 == program.sha256 else "stale"
+
+
+def cuda_graph(artifact: Artifact | None) -> str:
+    """Whether ONNX Runtime could capture the file as a CUDA graph; torch formats are captured by PyTorch, or not."""
+    found = artifact.details.get("cuda") if artifact else None
+    if not found:
+        return NONE
+    return ("yes" if found["graph"] else "no") + (" (predicted)" if found["predicted"] else "")
+
+
+def sizes(artifact: Artifact | None) -> tuple[str, str]:
+    """KiB and node count for a table."""
+    if artifact is None:
+        return NONE, NONE
+    operators = artifact.details.get("operators")
+    nodes = sum(operators.values()) if operators else 0
+    before = artifact.details.get("nodes_before", nodes)
+    text = f"{before} → {nodes}" if before != nodes else str(nodes or NONE)
+    return f"{artifact.details['bytes'] / 1024:.0f}", text
+
 
 Found = dict[str, Artifact | str]  # by row, what is listed of it or why there is none
 
@@ -67,10 +139,10 @@ def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tup
         kind = f"{source.directory.name}/{spec.name}", spec.format
         if isinstance(each, str):
             source.directory.forget(spec.name)
-            lines.append((*kind, *[matrix.NONE] * 3, f"refused: {each}"))
+            lines.append((*kind, *[NONE] * 3, f"refused: {each}"))
         else:
             state = "up to date" if fresh else f"exported in {each.details['seconds']} s"
-            lines.append((*kind, str(each.opset or matrix.NONE), *matrix.sizes(each), state))
+            lines.append((*kind, str(each.opset or NONE), *sizes(each), state))
     return found, lines
 
 
@@ -98,9 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _list(run: Path) -> None:
     sources = [Source(directory) for directory in network_directories(run)]
-    rows = [row for each in sources for row in matrix.rows(each, run)]
-    cli.table(f"Export matrix of {run}", matrix.COLUMNS, rows, matrix.DROP)
-    for line in [line for source in sources for line in matrix.refusals(source)]:
+    rows = [row for each in sources for row in matrix_rows(each, run)]
+    cli.table(f"Export matrix of {run}", COLUMNS, rows, DROP)
+    for line in [line for source in sources for line in refusals(source)]:
         cli.say(line)
 
 
@@ -127,7 +199,7 @@ def _export(run: Path, options: Namespace) -> None:
     _check(outcomes, names, chosen)
     for choice in choices:
         cli.say(f"{choice.destination}: {choice.what}, {choice.sizes}: {choice.why}")
-    if modelcard.write_model_card(run):
+    if writing.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:
         cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from stn_export.graphs.points import SITES
-from stn_export.program.capture import samples_pictures
-from stn_export.program.nodes import operand
+from stn_export.onnx_graph.points import SITES
+from stn_export.program.capture import operand, samples_pictures
+from stn_export.program.passes import sharing_copy
 from stn_export.program.program import Program
 from stn_export.program.sites import POINTS, find_sites
-from stn_export.program.surgery import sharing_copy
 
 DOMAIN, OPERATOR = "stn_export", "Mark"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line
-from stn_export.graphs.placement import cpu_session
+from stn_export.onnx_graph.placement import cpu_session
 from stn_export.program.specs import BATCH, Contract, by
 from stn_export.program.state import Batch, Copies, answer, told, trial
 

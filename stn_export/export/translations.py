@@ -1,9 +1,4 @@
-"""Operators that PyTorch's exporter lacks or writes wrongly, for ``custom_translation_table``.
-
-Each function takes what the operator takes, symbolic tensors of the graph being built among it, and returns what it
-gives. Sources: ``torch/onnx`` and onnxscript's torchlib for what is wrapped; G. Golub, C. Van Loan, "Matrix
-Computations", section 3.4 (elimination with partial pivoting).
-"""
+"""Translations of operators into ONNX that PyTorch lacks or writes wrongly, for ``custom_translation_table``."""
 
 from collections.abc import Callable
 from typing import Any

@@ -14,15 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
-from stn_export.artifacts.files import json_bytes, read_json, sweep, write_if_changed
-from stn_export.artifacts.manifest import (
-    REPOSITORY_FILE,
-    REPOSITORY_SCHEMA,
-    Artifact,
-    network_directories,
-)
 from stn_export.errors import UserError
 from stn_export.program.specs import TensorSpec
+from stn_export.run.manifest import REPOSITORY_FILE, REPOSITORY_SCHEMA, Artifact, network_directories
+from stn_export.run.store import json_bytes, read_json, sweep, write_if_changed
 
 MAX_BATCH, PREFERRED_BATCHES = 64, (16, 64)  # requests are gathered up to so many examples
 MAX_DELAY_US = 1000  # how long one waits for others

@@ -1,4 +1,4 @@
-"""The bytes of every row of the export matrix, and what is to be said of them."""
+"""Write every row of the export matrix, what is to be said of it, and ``MODEL_CARD.md``."""
 
 import json
 import re
@@ -6,29 +6,35 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jinja2
+import markupsafe
 import onnx
 import torch
 
-from stn_export.artifacts.environment import describe, use_own_compile_cache
-from stn_export.artifacts.files import sha256_of, write_atomically
-from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
+from stn_export.cli import NONE
 from stn_export.errors import UserError, one_line
-from stn_export.export.int8 import to_int8
-from stn_export.export.onnx_export import export_default, to_onnx
-from stn_export.export.optimise import optimise
-from stn_export.export.rows import ExportSpec
-from stn_export.export.source import Source
-from stn_export.graphs.deployment import audit
-from stn_export.graphs.graph import initialiser_bytes
-from stn_export.graphs.portability import portability
+from stn_export.export.finish import optimise
+from stn_export.export.onnx import export_default, to_onnx
+from stn_export.export.precision import to_int8
+from stn_export.export.rows import ExportSpec, Source
 from stn_export.native.build import HERE, built, no_compiler
 from stn_export.native.source import write_source
-from stn_export.program.torch_files import to_aotinductor, to_torchscript
-from stn_export.runtimes.child import RefusedError, converted
-from stn_export.runtimes.environments import OWN, by_name, why_not
+from stn_export.onnx_graph.calls import calls_of
+from stn_export.onnx_graph.deployment import audit
+from stn_export.onnx_graph.model import initialiser_bytes
+from stn_export.onnx_graph.portability import portability
+from stn_export.program.formats import to_aotinductor, to_torchscript
+from stn_export.program.specs import TensorSpec, by
+from stn_export.results.card import in_markdown, top
+from stn_export.results.contents import held
+from stn_export.run.environment import describe, use_own_compile_cache
+from stn_export.run.manifest import DEFAULT_EXPORT, MODEL_CARD, PROGRAM, Artifact, NetworkDirectory
+from stn_export.run.store import sha256_of, write_atomically, write_if_changed
+from stn_export.runners.external.environments import OWN, by_name, why_not
+from stn_export.runners.external.process import RefusedError, converted
 
 DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
 
@@ -185,3 +191,70 @@ def _lacking(spec: ExportSpec, error: ImportError) -> UserError:
     package = (error.name or "").partition(".")[0]
     hint = f"pip install --upgrade {package}" if package else "pip install --upgrade stn-export"
     return UserError(f"{spec.name} cannot be written here: {one_line(error)}", hint)
+
+
+# ``MODEL_CARD.md``: what a run's networks are, how far they can be trusted, and every file of them.
+
+
+TEMPLATE = "MODEL_CARD.md.j2"
+SHORT_HASH = 12
+
+
+def write_model_card(run: Path) -> bool:
+    """Write ``<run>/MODEL_CARD.md`` where its content changes, and say whether it did.
+
+    Raises:
+        UserError: where the run has no networks, or one of its artifacts is missing, edited or stale.
+    """
+    loader = jinja2.PackageLoader("stn_export", "resources")
+    environment = jinja2.Environment(loader=loader, finalize=in_markdown, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"sizes": by, "raw": markupsafe.Markup}
+    text = environment.get_template(TEMPLATE).render(card_facts(run))
+    return write_if_changed(run / MODEL_CARD, text.encode())
+
+
+def card_facts(run: Path) -> dict:
+    """What the template shows: networks, their files, trainings where there are any, and how to call the files."""
+    content = held(run)
+    directories = content.directories
+    exported = [directory for directory in directories if directory.read().rows]
+    entries = [entry for directory in exported for entry in directory.expected()]
+    return {
+        "card": top(content),
+        "networks": [_network(directory) for directory in directories],
+        "files": [_file(*entry) for entry in entries],
+        "trainings": content.trainings,
+        "calls": list(calls_of(exported)),
+    }
+
+
+def _network(directory: NetworkDirectory) -> dict:
+    facts, contract = directory.facts, directory.listed(PROGRAM).contract
+    tensors = [
+        (side, spec.name, contract_text([spec])) for side in ("inputs", "outputs") for spec in getattr(contract, side)
+    ]
+    return {"name": directory.name, "facts": facts, "tensors": tensors}
+
+
+def _file(artifact: Artifact, path: Path) -> dict:
+    return {
+        "path": f"{artifact.network}/{artifact.file}",
+        "format": artifact.format,
+        "lowering": artifact.lowering or NONE,
+        "precision": artifact.precision,
+        "opset": artifact.opset or NONE,
+        "contract": contract_text(artifact.contract.inputs),
+        "bytes": path.stat().st_size,
+        "sha256": artifact.sha256[:SHORT_HASH],
+    }
+
+
+def contract_text(specs: Sequence[TensorSpec]) -> str:
+    """Inputs or outputs for a person: ``N×3×32×32 float32, (x / 255 - 0.5) / 0.5``; with their names if several."""
+    return "; ".join(f"{spec.name} " * (len(specs) > 1) + _meaning(spec) for spec in specs)
+
+
+def _meaning(spec: TensorSpec) -> str:
+    if spec.pixels is not None:
+        return f"{spec.text}, {spec.pixels}"
+    return f"{spec.text}, bytes as they are" if spec.dtype == "uint8" and spec.is_picture else spec.text

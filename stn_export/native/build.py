@@ -10,11 +10,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from stn_export.artifacts.environment import cpu_facts
-from stn_export.artifacts.files import private_folder
 from stn_export.cli import children
 from stn_export.errors import UserError
 from stn_export.limits import LIMITS
+from stn_export.run.environment import cpu_facts
+from stn_export.run.store import private_folder
 
 ERROR = re.compile(r"\berror\b|undefined reference")  # a compiler's warnings come first
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from stn_export.errors import UserError
-from stn_export.program.capture import location
-from stn_export.program.nodes import operator_of
+from stn_export.program.capture import location, operator_of
 from stn_export.program.program import Program
 
 Shape = tuple[int, ...]

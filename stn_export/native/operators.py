@@ -12,8 +12,7 @@ from torch.fx.node import Argument
 from stn_export.native.convolution import convolution, pair
 from stn_export.native.graph import Shape, arguments, axes_of, name_of, refusal
 from stn_export.native.writer import Value, Writer, contiguous, loops, scalar
-from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES
-from stn_export.program.nodes import operand, operator_of
+from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, operand, operator_of
 
 POINTWISE = {  # the names are those of PyTorch's arguments
     "abs": "fabsf({self})",

@@ -15,7 +15,7 @@ from stn_export.native.build import HERE, TARGETS, flags_of
 from stn_export.native.graph import name_of, one_example, refusal
 from stn_export.native.operators import OPERATORS, VIEWS
 from stn_export.native.writer import Step, Value, Writer, planned, scalar
-from stn_export.program.nodes import operand, outputs_of
+from stn_export.program.capture import operand, outputs_of
 from stn_export.program.program import Program
 from stn_export.program.specs import TensorSpec
 

@@ -26,10 +26,14 @@ from PIL import Image
 from torch import Tensor
 
 from stn_export import cli
-from stn_export.artifacts.environment import cache_directory
-from stn_export.artifacts.examples import picture_of
-from stn_export.artifacts.files import own_folder, sha256_of, sweep, write_atomically
-from stn_export.artifacts.manifest import (
+from stn_export.cli import children
+from stn_export.config import DEFAULT_RUN
+from stn_export.errors import UserError
+from stn_export.onnx_graph.points import point_values, with_outputs
+from stn_export.program.specs import Pixels
+from stn_export.run.environment import cache_directory
+from stn_export.run.examples import picture_of
+from stn_export.run.manifest import (
     LOWERINGS,
     PLAIN,
     PROGRAM,
@@ -38,11 +42,7 @@ from stn_export.artifacts.manifest import (
     NetworkDirectory,
     network_directories,
 )
-from stn_export.cli import children
-from stn_export.config import DEFAULT_RUN
-from stn_export.errors import UserError
-from stn_export.graphs.points import point_values, with_outputs
-from stn_export.program.specs import Pixels
+from stn_export.run.store import own_folder, sha256_of, sweep, write_atomically
 
 RUNTIME = "onnxruntime-web@1.30.0"
 FILES = {  # of it, with their sha256

@@ -4,22 +4,175 @@ A picture of any size or mode becomes what the artifact's manifest asks for, and
 on the CPU. Of a classifier the likeliest classes are shown, of any other network figures of each output.
 """
 
+import io
 import sys
+import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from stn_export import cli
-from stn_export.artifacts.files import write_out
-from stn_export.artifacts.manifest import MANIFEST, PROGRAM_FILE, Artifact, NetworkDirectory, network_directories
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError
 from stn_export.limits import require
-from stn_export.predict.outputs import archive, described, likeliest, probabilities, shown
-from stn_export.predict.pictures import Feeder, feeder_of
-from stn_export.program.specs import Arrays, by
+from stn_export.program.program import Program
+from stn_export.program.specs import Arrays, Batch, Contract, Pixels, by
+from stn_export.run.examples import Examples, picture_of, read_picture
+from stn_export.run.manifest import MANIFEST, PROGRAM_FILE, Artifact, NetworkDirectory, network_directories
+from stn_export.run.store import write_out
 from stn_export.runners import RUNNERS, RunnerSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# Picture files as the input that a network takes.
+
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """What a network is fed: ``pictures`` (uint8 N×C×H×W) as its input ``name``, others as in the first example."""
+
+    name: str
+    pictures: Tensor
+    examples: Examples
+
+    @property
+    def others(self) -> list[str]:
+        """The inputs that do not come from the pictures."""
+        return [name for name in self.examples.inputs if name != self.name]
+
+    def rows(self, chosen: Tensor) -> Batch:
+        """A batch of some of the pictures."""
+        return self.examples.rows(torch.zeros_like(chosen)) | {self.name: self.pictures[chosen]}
+
+    def parts(self, contract: Contract, chosen: Sequence[int] | None = None) -> list[tuple[int, Batch]]:
+        """Batches of all or some pictures, filled up where the contract fixes their size, with the number in each.
+
+        Where an input or output has no batch, pictures go one by one.
+        """
+        picture = next(spec for spec in contract.inputs if spec.name == self.name)
+        own = picture.shape[0]
+        wanted = contract.batch if picture.batched else own if isinstance(own, int) else None
+        single = not all(spec.batched for spec in (picture, *contract.outputs))
+        parts = torch.tensor(chosen or range(len(self.pictures))).split(1 if single else wanted or BATCH)
+        return [(len(part), self.rows(part[torch.arange(wanted or len(part)) % len(part)])) for part in parts]
+
+
+def feeder_of(contract: Contract, examples: Examples, paths: Sequence[Path]) -> tuple[Feeder, dict[Path, str]]:
+    """The pictures of ``paths`` as an artifact's input, and why some of them are not among them.
+
+    Raises:
+        UserError: where it takes no pictures, or no file is one.
+    """
+    spec, (channels, height, width) = picture_of(contract, examples)
+    pictures: list[Tensor] = []
+    unread: dict[Path, str] = {}
+    for path in paths:
+        try:
+            pictures.append(read_picture(path, channels, height, width))
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            unread[path] = error.message
+    if not pictures:
+        raise UserError(f"none of {len(paths)} files can be read: {next(iter(unread.values()))}", "name pictures")
+    return Feeder(spec.name, torch.stack(pictures), examples), unread
+
+
+# What came out of a network, for a person or a script: classes, figures, a file, and pictures of what a site
+# sees.
+
+
+TOP = 3
+SUMS_TO_ONE = 0.02  # how far probabilities of a reduced precision may be from it
+
+
+def probabilities(outputs: Arrays, classes: Sequence[str]) -> np.ndarray | None:
+    """Probabilities, a row a picture, in the first output that has a number for each class; None where none has.
+
+    What sums to one is taken as it is; softmax makes probabilities of the rest, also of their logarithms.
+    """
+    for values in outputs.values():
+        rows = values.reshape(len(values), -1)
+        if classes and rows.shape[1] == len(classes) and rows.dtype.kind == "f":
+            rows = rows.astype(np.float64)
+            if rows.min() >= 0 and (abs(rows.sum(1) - 1) < SUMS_TO_ONE).all():
+                return rows
+            powers = np.exp(rows - rows.max(1, keepdims=True))
+            return powers / powers.sum(1, keepdims=True)
+    return None
+
+
+def likeliest(row: np.ndarray, classes: Sequence[str]) -> list[dict]:
+    """The ``TOP`` classes of a picture with their probabilities (0 to 1), the likeliest first."""
+    order = np.argsort(-row, kind="stable")[:TOP]
+    return [{"class": classes[index], "probability": float(row[index])} for index in order]
+
+
+def described(values: np.ndarray) -> dict:
+    """One picture's output in figures, JSON-ready."""
+    figures = {name: float(getattr(values, name)()) if values.size else None for name in ("min", "mean", "max")}
+    return {"shape": list(values.shape), "dtype": str(values.dtype)} | figures
+
+
+def archive(outputs: Arrays) -> bytes:
+    """An ``.npz`` file; unlike ``numpy.savez`` this takes any name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, values in outputs.items():
+            with packed.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def shown(program: Program, feeder: Feeder, titles: Sequence[str]) -> bytes:
+    """A PNG with a row a picture: it under its title, beside the warped image of each site."""
+    from matplotlib.figure import Figure  # an extra
+
+    figure = Figure(figsize=(2.3 * (1 + len(program.sites)), 2.5 * len(titles)), layout="constrained", dpi=160)
+    rows = figure.subplots(len(titles), 1 + len(program.sites), squeeze=False)
+    pixels = next(spec.pixels for spec in program.contract.inputs if spec.name == feeder.name)
+    for index, (row, title) in enumerate(zip(rows, titles, strict=True)):
+        picture = feeder.pictures[index]
+        [(_, batch)] = feeder.parts(program.contract, [index])
+        points = program.points(program.values(batch))
+        _draw(row[0], picture, title)
+        for axes, site in zip(row[1:], program.sites, strict=True):
+            warped, label = points[site.point("warped")], site.where if len(program.sites) > 1 else "warped"
+            _draw(axes, seen(warped, len(batch[feeder.name]), len(picture), pixels), label)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def seen(warped: Tensor, batch: int, channels: int, pixels: Pixels | None) -> Tensor:
+    """A site's warped image of the first of ``batch`` pictures as uint8 C×H×W.
+
+    Where it is no picture of so many ``channels`` normalised by ``pixels``, it is the mean over channels, the least in
+    black and the most in white.
+    """
+    one = warped[: max(1, len(warped) // batch)].flatten(0, -3)
+    if len(one) == channels and pixels is not None:
+        return pixels.denormalise(one)
+    mean = one.float().mean(0, keepdim=True)
+    return (255 * (mean - mean.min()) / (mean.max() - mean.min()).clamp_min(1e-12)).to(torch.uint8)
+
+
+def _draw(axes: "Axes", picture: Tensor, title: str) -> None:
+    axes.imshow(picture.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="none")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_title(cli.visible(title), fontsize=9, parse_math=False)  # a pair of $ is no formula
+
 
 NAME_SHOWN = 20  # characters of a file's name that fit above its picture
 

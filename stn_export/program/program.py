@@ -29,13 +29,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from stn_export.errors import UserError, one_line
 from stn_export.limits import archive
 from stn_export.program.capture import capture, named_shape, symbols_of
-from stn_export.program.memory import PROBE_BYTES, bounded, live_bytes
-from stn_export.program.origin import allowed, module_from
-from stn_export.program.packages import import_packages, packages_of
-from stn_export.program.parts import Step, Values, parts_of
-from stn_export.program.sites import POINTS, TAPS, Site, find_sites
+from stn_export.program.origin import allowed, import_packages, module_from, packages_of
+from stn_export.program.passes import (
+    PROBE_BYTES,
+    bare,
+    bounded,
+    default_dtype,
+    in_float64,
+    live_bytes,
+    on_device,
+    overwrites,
+    without_samplers,
+)
+from stn_export.program.sites import POINTS, TAPS, Site, Step, Values, find_sites, parts_of
 from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_name
-from stn_export.program.surgery import bare, default_dtype, in_float64, on_device, overwrites, without_samplers
 
 CONTRACT_FILE = "contract.json"
 FORMAT, OLDER = "archive_format", "version"  # members of a .pt2 file of today, and of one whose weights are a pickle
@@ -314,7 +321,7 @@ def _spec_of(name: str, value: Tensor, symbols: Mapping[str, str]) -> TensorSpec
 
 
 class Exact:
-    """A program in float64, which is taken for the truth."""
+    """A program in float64, which is taken for the reference."""
 
     def __init__(self, program: Program) -> None:
         self.program, self.module = program, in_float64(program.module)

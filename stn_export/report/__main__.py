@@ -5,31 +5,144 @@ called stale, one that is not there is called missing. With ``--history`` it dra
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
 import markupsafe
 
 from stn_export import cli
-from stn_export.answer import card as answer
-from stn_export.answer.card import in_html, in_markdown
-from stn_export.answer.held import held
-from stn_export.artifacts.alone import alone
-from stn_export.artifacts.files import own_folder, write_atomically, write_json
-from stn_export.artifacts.manifest import PROGRAM, REPORT_SCHEMA, network_directories
 from stn_export.config import DEFAULT_RUN
-from stn_export.graphs.calls import calls_of
-from stn_export.report.bench import add_benchmarks
-from stn_export.report.content import Report
+from stn_export.onnx_graph.calls import calls_of
+from stn_export.report.costs import add_benchmarks, costs, deploys
 from stn_export.report.drawing import DARK, PRINTED, library
 from stn_export.report.history import history
-from stn_export.report.learned import add_learned, read_points
-from stn_export.report.networks import add_networks
-from stn_export.report.page import Page
+from stn_export.report.page import NONE, Block, Cell, Code, Page, Picture, Report, Section, Table, Text, number, share
 from stn_export.report.parity import add_differing, add_parity, add_portability, artifacts_of
-from stn_export.report.sections import sections
-from stn_export.report.training import add_training
+from stn_export.report.training_sections import (
+    add_learned,
+    add_networks,
+    add_training,
+    environment,
+    learned,
+    networks,
+    read_points,
+    trained,
+)
+from stn_export.results import card as answer
+from stn_export.results.card import in_html, in_markdown
+from stn_export.results.choice import REFUSING
+from stn_export.results.contents import held
+from stn_export.results.text import by_reason, passed_words, times, verdict_words
+from stn_export.run.manifest import PROGRAM, REPORT_SCHEMA, network_directories
+from stn_export.run.store import alone, own_folder, write_atomically, write_json
+
+# The report's sections, from what to deploy to how it was trained; each gives its blocks, or none.
+
+
+def sections(report: Report) -> list[Section]:
+    """Those that have anything to say, in their order."""
+    made = (
+        Section("beside", "Side by side", list(beside(report))),
+        Section("deploy", "What to deploy", list(deploys(report))),
+        Section("costs", "What it costs", list(costs(report))),
+        Section("equal", "Is it equal", list(equal(report))),
+        Section("runs", "Where it runs", list(runs(report))),
+        Section("call", "How to call it", [Code(each.title, each.fence, each.text) for each in report.calls]),
+        Section("learned", "What was learned", list(learned(report))),
+        Section("trained", "How it was trained", list(trained(report))),
+        Section("networks", "The networks", list(networks(report))),
+        Section("environment", "Environment", list(environment(report))),
+    )
+    return [section for section in made if section.blocks]
+
+
+def beside(report: Report) -> Iterable[Block]:
+    """The cards of several runs, a column each."""
+    if len(report.cards) > 1:
+        words = list(dict.fromkeys(word for card in report.cards.values() for word in card))
+        rows = [[word, *(card.get(word, NONE) for card in report.cards.values())] for word in words]
+        yield Table("Cards", ("", *report.cards), rows, heading=False)
+
+
+def equal(report: Report) -> Iterable[Block]:
+    """Every check, and where the backends differ most."""
+    if report.parity:
+        yield Text(
+            f"{passed_words(sum(row.check.passed for row in report.parity), len(report.parity))} "
+            "against the same network in float64."
+        )
+        yield parity_table(report)
+        for line in by_reason(report.unavailable):
+            yield Text(f"Not run: {line}.", "note")
+    yield from report.pictures("errors")
+    for known in report.sites:
+        if len(known.places) > 1:
+            rows = [
+                [row.lowering, row.runner, *(number(row.errors.get(place), ".1e") for place in known.places)]
+                for row in known.rows
+            ]
+            yield Table(f"{known.network}: sites, lowerings and runners", ("lowering", "runner", *known.places), rows)
+    for name, sentence in report.differing.items():
+        yield Text(sentence)
+        if name in report.figures:
+            yield Picture(name, report.figures[name], sentence)
+
+
+def parity_table(report: Report) -> Table:
+    """Worst errors; of reduced precision no multiple of eager's, which would mean nothing."""
+    grids = any(row.grid is not None for row in report.parity)
+    checks = [row.check for row in report.parity]
+    agreed = any(check.agreement is not None for check in checks)
+    known = any(check.accuracy is not None for check in checks)
+    reduced = any(check.precision != "fp32" for check in checks)
+    columns = [
+        "artifact",
+        "runner",
+        *["grid, px"] * grids,
+        *["mean grid error, px"] * (grids and reduced),
+        "outputs",
+        "× eager",
+    ]
+    columns += [*["agreement"] * agreed, *["accuracy"] * known, "verdict"]
+    rows = []
+    for row in report.parity:
+        check = row.check
+        full = check.precision == "fp32"
+        words = verdict_words(check.precision, check.passed)
+        rows.append(
+            [f"{check.network}/{check.artifact}", check.runner]
+            + [number(row.grid, ".1e")] * grids
+            + [NONE if full else number(row.pixels.mean, ".4f")] * (grids and reduced)
+            + [number(row.output, ".1e"), times(check.multiple if full else None)]
+            + [share(check.agreement)] * agreed
+            + [share(check.accuracy)] * known
+            + [Cell(words, "good" if check.passed else "bad", check.failure)]
+        )
+    note = (
+        f"Worst errors over every challenge{', every site' * grids} and every output; × eager is the worst of them in "
+        "units of float32 eager's own, left out where less precision makes it meaningless."
+    )
+    return Table("Parity with PyTorch", columns, rows, note)
+
+
+def runs(report: Report) -> Iterable[Block]:
+    """Every lowering in every runtime, and why not."""
+    if not report.portability:
+        return
+    runtimes = next(iter(report.portability.values()))
+    rows: list[list[str | Cell]] = [
+        [runtime, *(_runs(*verdicts[runtime]) for verdicts in report.portability.values())] for runtime in runtimes
+    ]
+    yield Table("Every float32 lowering in every runtime", ("runtime", *report.portability), rows, heading=False)
+    for lowering, verdicts in report.portability.items():
+        for runtime, (verdict, why) in verdicts.items():
+            if verdict in REFUSING:
+                yield Text(f"{lowering} in {runtime}: {verdict}. {why}", "note")
+
+
+def _runs(verdict: str, why: str) -> Cell:
+    return Cell(verdict, "bad" if verdict in REFUSING else "good", why)
 
 
 def collect(run: Path, beside: Sequence[Path] = ()) -> Report:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, NamedTuple
 
-from stn_export.artifacts.manifest import OTHER, PLAIN, SUBJECT
-from stn_export.comparison.disturbance import legend
-from stn_export.program.parts import PARTS
+from stn_export.program.sites import PARTS
+from stn_export.results.choice import legend
+from stn_export.run.manifest import OTHER, PLAIN, SUBJECT
 
 
 class Interval(NamedTuple):
-    """A figure with the ends of its interval, and its marks; see ``comparison.disturbance``."""
+    """A figure with the ends of its interval, and its marks; see ``results.choice``."""
 
     middle: float
     low: float

@@ -1,15 +1,12 @@
-"""The charts of training and of what was learned, as Vega-Lite; see ``charts``.
-
-Accuracies are in [0, 1] and drawn in percent; differences are in points.
-"""
+"""The charts of training and of what was learned, as Vega-Lite, with affine maps taken apart."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from stn_export.artifacts.manifest import SUBJECT
-from stn_export.artifacts.training import Comparison, Mean
-from stn_export.comparison.words import percent
 from stn_export.report.charts import (
     DASHES,
     INK,
@@ -28,7 +25,81 @@ from stn_export.report.charts import (
     tips,
     toggled,
 )
-from stn_export.report.thetas import Frame
+from stn_export.results.text import percent
+from stn_export.run.manifest import SUBJECT
+from stn_export.run.schemas import Mean, ModelComparison
+
+# Affine maps taken apart: how far a transformer turns, scales, shears and shifts what it looks at.
+
+
+CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Affine:
+    """N maps by their parts, each a tensor of N: degrees, factors, the shear's factor, pixels."""
+
+    rotation: Tensor
+    scale_x: Tensor
+    scale_y: Tensor
+    shear: Tensor
+    shift_x: Tensor
+    shift_y: Tensor
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """The parts by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A sampled image, H×W pixels, and how a site's coordinates lie over it."""
+
+    height: int
+    width: int
+    align_corners: bool = False
+
+    @property
+    def half(self) -> Tensor:
+        """Pixels in one unit of x and of y."""
+        return torch.tensor([self.width - self.align_corners, self.height - self.align_corners]).double() / 2
+
+    @property
+    def edge(self) -> Tensor:
+        """The coordinates x and y of the right and the lower edge."""
+        return torch.tensor([self.width, self.height]).double() / 2 / self.half
+
+    def pixels(self, coordinates: Tensor) -> Tensor:
+        """Coordinates (..., 2), x before y, as pixels from the image's upper left edge."""
+        return (coordinates + self.edge) * self.half
+
+    def windows(self, theta: Tensor) -> Tensor:
+        """The corners of what each map looks at, in pixels from the image's upper left edge: N×4×2, x before y."""
+        corners = torch.tensor([(*corner, 1.0) for corner in CORNERS], dtype=theta.dtype)
+        return self.pixels(corners @ theta.transpose(1, 2))
+
+    def decompose(self, theta: Tensor) -> Affine:
+        """The parts of theta, which in pixels is rotation · [[1, shear], [0, 1]] · diag(scale_x, scale_y).
+
+        The rotation is in (-180, 180] degrees and ``scale_x`` is never negative; where the map mirrors, ``scale_y`` is.
+        A map that flattens the image to a line has no finite shear.
+
+        Source: S. W. Thomas, "Decomposing a Matrix into Simple Transformations", Graphics Gems II, 1991, in two
+        dimensions: Gram and Schmidt's procedure on the columns.
+        """
+        (a, b, right), (c, d, lower) = (row.unbind(1) for row in theta.unbind(1))
+        across, down = self.half
+        b, c = b * across / down, c * down / across
+        scale_x, determinant = torch.hypot(a, c), a * d - b * c
+        return Affine(
+            rotation=torch.atan2(c, a).rad2deg(),
+            scale_x=scale_x,
+            scale_y=determinant / scale_x,
+            shear=(a * b + c * d) / determinant,
+            shift_x=right * across,
+            shift_y=lower * down,
+        )
+
 
 BINS = 40
 MIDDLE = (0.005, 0.995)  # quantiles: what a histogram shows, lest one example flatten it
@@ -43,11 +114,11 @@ PANELS = {  # part: what it is called, and in which unit
 }
 
 
-def _looks(one: Comparison) -> dict[str, Look]:
+def _looks(one: ModelComparison) -> dict[str, Look]:
     return looks((name, found.label, found.role) for name, found in one.models.items())
 
 
-def accuracy_curves(runs: Sequence[Comparison]) -> Chart:
+def accuracy_curves(runs: Sequence[ModelComparison]) -> Chart:
     """Test accuracy after each epoch: by run and network the mean, with a band from the worst to the best seed."""
     rows, colours = [], {}
     if runs[0].reference:
@@ -114,7 +185,7 @@ def _mean_row(found: Mean, factor: float, unit: str) -> dict:
     return ends | {"told": f"{factor * found.mean:.2f}{unit}", "interval": interval}
 
 
-def seed_accuracies(runs: Sequence[Comparison]) -> Chart:
+def seed_accuracies(runs: Sequence[ModelComparison]) -> Chart:
     """Every seed's accuracy by run and network, the mean and its interval."""
     rows, colours = [], {}
     for one in runs:
@@ -128,7 +199,7 @@ def seed_accuracies(runs: Sequence[Comparison]) -> Chart:
     return _seeds("Test accuracy, seed by seed", rows, colours, "test accuracy, %")
 
 
-def differences(runs: Sequence[Comparison]) -> Chart:
+def differences(runs: Sequence[ModelComparison]) -> Chart:
     """How many points the transformer is ahead, by run and other network: each seed, the mean and its interval."""
     rows, colours = [], {}
     for one in runs:

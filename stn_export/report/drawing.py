@@ -1,18 +1,19 @@
-"""Charts rendered without a browser, and what makes them interactive in one: both come out of ``vl-convert``.
-
-Of the charting libraries that can be inlined Vega-Lite was taken: one description gives an SVG that prints, with no
-script at all, and the same chart with tooltips. Its 0.9 MB are more than uPlot's 50 KB and Chart.js's 205 KB, which
-draw on a canvas only (a bitmap in print, nothing for a screen reader), and than Observable Plot's 490 KB with D3, which
-nothing renders outside a browser, so that each chart would have to be written twice.
-"""
+"""Charts rendered without a browser by ``vl-convert``, and rows of pictures that matplotlib lays out as pixels."""
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
-from stn_export.artifacts.environment import cache_directory
-from stn_export.artifacts.files import write_atomically
+import matplotlib
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from stn_export import cli
 from stn_export.report.charts import Chart
+from stn_export.run.environment import cache_directory
+from stn_export.run.store import write_atomically
 
 PRINTED = {  # the page's colours on paper and in a PNG; Okabe and Ito's where a thing is told by its colour
     "ink": "#111827",
@@ -99,3 +100,25 @@ def library() -> str:
         bundle = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # its stub leaves the default out
         write_atomically(path, bundle.encode())
     return path.read_text(encoding="utf-8")
+
+
+# Rows of pictures, which matplotlib lays out as pixels.
+
+
+CAPTIONS: Any = {"font.size": 10, "figure.constrained_layout.use": True, "text.parse_math": False}
+
+
+@matplotlib.rc_context(CAPTIONS)
+def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
+    """Pictures (uint8 N×C×H×W, grey or RGB, N the same for all) in rows by name, titles over the first."""
+    count = max(map(len, rows.values()))
+    figure = Figure(figsize=(0.75 * max(count, 2), 0.25 + 0.75 * len(rows) + 0.35 * bool(titles)))
+    for (name, pictures), panels in zip(rows.items(), figure.subplots(len(rows), count, squeeze=False), strict=True):
+        for axes, picture in zip(panels, pictures, strict=True):
+            axes.imshow(picture.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="none")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        panels[0].set_ylabel(cli.visible(name))
+    for axes, title in zip(figure.axes, titles, strict=False):
+        axes.set_title("\n".join(map(cli.visible, title.split("\n"))), loc="center", fontsize=7.5)
+    return figure

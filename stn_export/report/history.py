@@ -6,14 +6,14 @@ Ratios of contests are drawn, not times: both sides took turns, which leaves out
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from stn_export.artifacts.records import timings
-from stn_export.artifacts.schemas import read_bench
-from stn_export.comparison.disturbance import Marks, legend, paired_ratio
-from stn_export.comparison.words import significant, span
 from stn_export.errors import UserError
 from stn_export.report.charts import LEGEND, RUNNERS, SHAPES, Chart, chart, measure, nominal, scale, tips
-from stn_export.report.charts_bench import short_name
+from stn_export.report.charts_costs import short_name
 from stn_export.report.page import Page, Picture, Section, Table
+from stn_export.results.choice import Marks, legend, paired_ratio
+from stn_export.results.text import significant, span
+from stn_export.run.records import timings
+from stn_export.run.schemas import read_bench
 
 BATCH = 1
 CONTEST = "eager"

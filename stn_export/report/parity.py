@@ -5,15 +5,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stn_export.artifacts.current import Current
-from stn_export.artifacts.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory
-from stn_export.artifacts.records import Check, GridPixels, NetworkEntry, Number, PointEntry
-from stn_export.artifacts.schemas import read_verified
 from stn_export.cli import visible
-from stn_export.comparison.compare import KINDS, worst_by_kind
-from stn_export.comparison.fastest import Portability
-from stn_export.report import charts_bench, figures
-from stn_export.report.content import ParityRow, Report, SiteRow, SiteTable
+from stn_export.report import charts_costs, drawing
+from stn_export.report.page import ParityRow, Report, SiteRow, SiteTable
+from stn_export.results.choice import Portability
+from stn_export.results.tolerances import KINDS, worst_by_kind
+from stn_export.run.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory
+from stn_export.run.records import Check, GridPixels, NetworkEntry, Number, PointEntry
+from stn_export.run.schemas import Current, read_verified
 
 MOST_DIFFERENT = 10
 MOST_SITES = 4  # that are drawn of a network
@@ -49,7 +48,7 @@ def add_parity(report: Report, run: Path, artifacts: Artifacts, current: Current
         own = networks[probed[0].network].points
         probed = [check for check in probed if check.network == probed[0].network]
         eager = worst_by_kind({name: point.eager_error for name, point in own.items()}, own)
-        drawn = charts_bench.error_strips(errors_by_kind(probed, own), eager)
+        drawn = charts_costs.error_strips(errors_by_kind(probed, own), eager)
         report.figures |= {f"errors-{kind}": chart for kind, chart in drawn.items()}
 
 
@@ -168,7 +167,7 @@ def add_differing(report: Report, directory: NetworkDirectory, points: Mapping |
         )
         if points and "pictures" in points:
             drawn = differing_pictures(points["pictures"], rows, directory.facts.classes)
-            report.figures |= {name: figures.picture_rows(*drawn)} if drawn[1] else {}
+            report.figures |= {name: drawing.picture_rows(*drawn)} if drawn[1] else {}
 
 
 def most_different(checks: Checks) -> list[tuple[int, float, str, Check]]:

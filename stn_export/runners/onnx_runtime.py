@@ -12,8 +12,8 @@ import onnxruntime
 import torch
 from onnxruntime import OrtValue
 
-from stn_export.graphs.inputs import runs_of
-from stn_export.graphs.points import point_values, weights_of, with_input, with_outputs
+from stn_export.onnx_graph.inputs import runs_of
+from stn_export.onnx_graph.points import point_values, weights_of, with_input, with_outputs
 from stn_export.program.specs import Arrays, TensorSpec
 from stn_export.runners.base import Runner, Step, shapes_of
 

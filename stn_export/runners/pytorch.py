@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from stn_export.artifacts.environment import use_own_compile_cache
-from stn_export.artifacts.provenance import was_written_here
 from stn_export.errors import UserError, one_line
+from stn_export.program.formats import load_torchscript
 from stn_export.program.program import Program, load_program
 from stn_export.program.specs import Arrays, Contract, numbers_of
-from stn_export.program.torch_files import load_torchscript
+from stn_export.run.environment import use_own_compile_cache
+from stn_export.run.provenance import was_written_here
 from stn_export.runners.base import Runner, Step, shapes_of
-from stn_export.runtimes import RefusedError
+from stn_export.runners.external import RefusedError
 
 GRAPH_WARM_UPS = 3  # calls on a side stream before capture, as PyTorch's own example makes them
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from stn_export.artifacts.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.native.build import no_compiler
 from stn_export.program.specs import BATCH, Contract
+from stn_export.run.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.runners.base import Runner
-from stn_export.runners.elsewhere import Elsewhere
+from stn_export.runners.external import RUNTIMES, Runtime
+from stn_export.runners.external.environments import by_name, why_not
+from stn_export.runners.external.runner import Elsewhere
 from stn_export.runners.native import Native
 from stn_export.runners.onnx_runtime import (
     OnnxRuntime,
@@ -24,7 +26,7 @@ from stn_export.runners.onnx_runtime import (
     OnnxRuntimeStream,
     TensorRt,
 )
-from stn_export.runners.open_vino import OpenVino
+from stn_export.runners.openvino import OpenVino
 from stn_export.runners.pytorch import (
     AotInductor,
     Captured,
@@ -35,8 +37,6 @@ from stn_export.runners.pytorch import (
     EagerAutograd,
     TorchScript,
 )
-from stn_export.runtimes import RUNTIMES, Runtime
-from stn_export.runtimes.environments import by_name, why_not
 
 
 def no_gpu() -> str:

@@ -17,27 +17,17 @@ from pathlib import Path
 import torch
 
 from stn_export import cli
-from stn_export.answer.card import close
-from stn_export.artifacts.alone import alone
-from stn_export.artifacts.environment import describe, resolve_device
-from stn_export.artifacts.files import load_tensors, serialise, sha256_of, write_atomically
-from stn_export.artifacts.manifest import CHECKPOINT, CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
 from stn_export.errors import UserError, one_line
-from stn_export.train.board import Board
-from stn_export.train.captured import CapturedSteps
-from stn_export.train.cells import Cell, grid, refuse
-from stn_export.train.checkpoint import save_checkpoint
+from stn_export.results.card import close
+from stn_export.run.environment import describe, resolve_device
+from stn_export.run.manifest import CHECKPOINT, CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
+from stn_export.run.store import alone, load_tensors, serialise, sha256_of, write_atomically
+from stn_export.train.cuda_graph import CapturedSteps
 from stn_export.train.data import Dataset, load_dataset
-from stn_export.train.distributed import World, joined
-from stn_export.train.entering import CONTRACT, cost, enter_trained
-from stn_export.train.gain import Group, read_training
-from stn_export.train.interrupts import Interrupts
-from stn_export.train.plan import Plan, measured_weights
-from stn_export.train.recipes import (
-    ALIGN_CORNERS,
-    DATASETS,
-)
-from stn_export.train.results import write_trainings
+from stn_export.train.handover import CONTRACT, cost, enter_trained, save_checkpoint
+from stn_export.train.outcomes import Group, read_training, write_trainings
+from stn_export.train.recipes import ALIGN_CORNERS, DATASETS
+from stn_export.train.sweep import Board, Cell, Interrupts, Plan, World, grid, joined, measured_weights, refuse
 from stn_export.train.trainer import Trainer, advance, run_epoch
 
 FIRST_STEP = "the first step is done"

@@ -5,7 +5,7 @@ Images are NCHW, uint8 or float32 normalised as ``(x / 255 - MEAN) / STD``.
 
 from dataclasses import dataclass, replace
 
-from stn_export.artifacts.manifest import OTHER, PLAIN, SUBJECT, Role
+from stn_export.run.manifest import OTHER, PLAIN, SUBJECT, Role
 
 IMAGE_SHAPE = (3, 32, 32)
 MEAN = 0.5

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn_export.errors import CheckFailedError
-from stn_export.train.augmentation import flip_and_crop, random_affine
-from stn_export.train.data import Dataset, Split, normalise
+from stn_export.train.data import Dataset, Split, flip_and_crop, normalise, random_affine
 from stn_export.train.networks import build_model
 from stn_export.train.optimizers import build_optimizer, learning_rate_share, set_learning_rates
 from stn_export.train.recipes import DATASETS, Recipe

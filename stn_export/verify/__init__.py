@@ -1,1 +1,1 @@
-"""What the stage ``verify`` is made of: an artifact against the truth, and files against each other."""
+"""What the stage ``verify`` is made of: an artifact against the reference, and files against each other."""

@@ -2,11 +2,12 @@
 
 Two files, or a run and ``--against`` another, are compared with each other instead; see ``versus``.
 
-Every artifact goes through every runner that is available here. The truth is the captured network in float64; eager
+Every artifact goes through every runner that is available here. The reference is the captured network in float64; eager
 PyTorch in float32 is measured beside it, so that "as accurate as PyTorch" is a number. ``checks`` says what is
 compared; this module chooses, shows and writes ``verify.json`` and ``points.pt``.
 """
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +21,13 @@ from msgspec.structs import replace
 from rich.text import Text
 
 from stn_export import cli
-from stn_export.answer.card import close
-from stn_export.artifacts.alone import alone
-from stn_export.artifacts.environment import describe, using_threads
-from stn_export.artifacts.files import fingerprint, serialise, write_atomically, write_json
-from stn_export.artifacts.manifest import (
+from stn_export.config import DEFAULT_RUN
+from stn_export.errors import CheckFailedError, UserError
+from stn_export.results.card import close
+from stn_export.results.text import passed_words, times, verdict_words
+from stn_export.results.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, worst_by_kind
+from stn_export.run.environment import describe, using_threads
+from stn_export.run.manifest import (
     POINTS_FILE,
     PROGRAM,
     VERIFY_FILE,
@@ -34,22 +37,56 @@ from stn_export.artifacts.manifest import (
     network_directories,
     trust_run,
 )
-from stn_export.artifacts.points import SCHEMA as POINTS_SCHEMA
-from stn_export.artifacts.points import Points
-from stn_export.artifacts.records import Check, NetworkEntry, Verified
-from stn_export.comparison.compare import worst_by_kind
-from stn_export.comparison.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES
-from stn_export.comparison.words import passed_words, times, verdict_words
-from stn_export.config import DEFAULT_RUN
-from stn_export.errors import CheckFailedError, UserError
+from stn_export.run.records import Check, NetworkEntry, Verified
+from stn_export.run.schemas import SCHEMA as POINTS_SCHEMA
+from stn_export.run.schemas import Points
+from stn_export.run.store import alone, fingerprint, serialise, write_atomically, write_json
 from stn_export.runners import RUNNERS, RunnerSpec
-from stn_export.runtimes import RefusedError
-from stn_export.runtimes.environments import asked_for, runtimes_here
-from stn_export.verify import points_file, versus
+from stn_export.runners.external import RefusedError
+from stn_export.runners.external.environments import asked_for, runtimes_here
+from stn_export.verify import file_comparison, points_file
 from stn_export.verify.bounds import Asked
 from stn_export.verify.checks import check_artifact, unchecked
-from stn_export.verify.journal import Journal
-from stn_export.verify.truth import Truth, truth_of
+from stn_export.verify.oracle import Reference, reference_of
+
+# Checks as they are made, so that a verification that was interrupted goes on where it stood.
+
+
+JOURNAL = ".checks.jsonl"
+
+
+class Journal:
+    """Lines of ``key`` and check in a run directory; those of another ``key`` (another network, examples, machine) and
+    half a line at its end are as if they were not there. Of one that begins ``again`` nothing is left.
+    """
+
+    def __init__(self, run: Path, key: str, again: bool = False) -> None:
+        self.path, self.key = run / JOURNAL, key
+        if again:
+            self.close()
+        self.checks: dict[tuple[str, ...], Check] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
+            try:
+                found = json.loads(line)  # with NaN, which strict JSON has not
+                check = msgspec.convert(found["check"], Check)
+            except (ValueError, KeyError, TypeError):
+                continue
+            if found["key"] == key:
+                self.checks[check.network, check.artifact, check.sha256, check.runner] = check
+
+    def of(self, artifact: Artifact, runner: str) -> Check | None:
+        """What was found before."""
+        return self.checks.get((artifact.network, artifact.name, artifact.sha256, runner))
+
+    def add(self, check: Check) -> None:
+        """Keep one."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": self.key, "check": msgspec.to_builtins(check)}) + "\n")
+
+    def close(self) -> None:
+        """All are kept elsewhere now."""
+        self.path.unlink(missing_ok=True)
+
 
 Job = tuple[Artifact, Path, RunnerSpec]
 SMALL = 10**8  # multiply-adds of an example, below which waking other threads costs more than they do
@@ -85,7 +122,7 @@ def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> 
 
 @dataclass(frozen=True)
 class Verification:
-    """A network of a run, the checks of its artifacts so far, and the truth that they were held against.
+    """A network of a run, the checks of its artifacts so far, and the reference that they were held against.
 
     ``refused`` is why another runtime does not take an artifact, by both.
     """
@@ -97,9 +134,9 @@ class Verification:
     refused: dict[str, str] = field(default_factory=dict)
 
     @cached_property
-    def truth(self) -> Truth:
+    def reference(self) -> Reference:
         """Made when it is first asked for: it takes long."""
-        return truth_of(self.directory.program(), self.directory.examples())
+        return reference_of(self.directory.program(), self.directory.examples())
 
     def run(self, seconds: float = 0, journal: Journal | None = None) -> Iterator[Check]:
         """Check one artifact after the other; each that passes is searched for worse inputs over ``seconds``.
@@ -124,23 +161,25 @@ class Verification:
                 yield known
 
     def _check(self, artifact: Artifact, path: Path, spec: RunnerSpec, seconds: float) -> Check:
-        check = check_artifact(artifact, path, spec, self.truth)
+        check = check_artifact(artifact, path, spec, self.reference)
         if not seconds:
             return check
         from stn_export.verify.search import with_search  # an extra
 
-        return with_search(check, artifact, path, spec, self.truth, seconds)
+        return with_search(check, artifact, path, spec, self.reference, seconds)
 
     def entry(self) -> NetworkEntry:
         """Return what ``verify.json`` says of the network."""
-        truth = self.truth
-        points = {name: point.entry() for name, point in truth.points.items()}
-        labels = truth.examples.labels is not None
-        return NetworkEntry(examples=len(truth.examples), labels=labels, notes=tuple(truth.notes), points=points)
+        reference = self.reference
+        points = {name: point.entry() for name, point in reference.points.items()}
+        labels = reference.examples.labels is not None
+        return NetworkEntry(
+            examples=len(reference.examples), labels=labels, notes=tuple(reference.notes), points=points
+        )
 
     def points(self) -> Points | None:
         """For ``points.pt``; None where the network samples nowhere."""
-        return points_file.points_of(self.truth, self.checks, self.directory.listed(PROGRAM).sha256)
+        return points_file.points_of(self.reference, self.checks, self.directory.listed(PROGRAM).sha256)
 
 
 def planned(run: Path, only: Sequence[str]) -> list[Verification]:
@@ -228,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only or options.fail_fast or options.again:
             raise UserError("--only, --fail-fast and --again are for checks against PyTorch", "leave them out")
         asked = Asked(options.precision, options.atol, options.rtol)
-        versus.versus(options.files, options.run, options.against, options.inputs, options.trust, asked)
+        file_comparison.versus(options.files, options.run, options.against, options.inputs, options.trust, asked)
         return
     if any(each is not None for each in (options.precision, options.atol, options.rtol)):
         raise UserError("--precision, --atol and --rtol are for two files or two runs", "leave them out")

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stn_export.comparison.compare import distance
-from stn_export.comparison.tolerances import ANY, OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound
 from stn_export.errors import require_choice
 from stn_export.program.specs import Arrays
+from stn_export.results.tolerances import ANY, OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound, distance
 
 ROUNDING = 2.0**-22  # inputs are moved by so much of themselves: float32 keeps 24 bits
 DRAWS = 2

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from stn_export.artifacts.examples import Examples
 from stn_export.program.specs import Batch, Contract, TensorSpec
+from stn_export.run.examples import Examples
 
 BATCHES = (1, 2, 3, 7, 64, 257)
 NOISE_BATCHES = (1, 64)

@@ -1,34 +1,215 @@
-"""One artifact through one runner against the truth: every challenge, every point, and all examples.
-
-The truth is the network in float64. An artifact passes where each point stays within its precision's tolerance, its
-worst error is no large multiple of float32 eager's own, and its predictions are PyTorch's.
-"""
+"""Check an artifact through a runner against the float64 reference: every challenge, point, and all examples."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 from msgspec.structs import replace
 
-from stn_export.artifacts.manifest import Artifact
-from stn_export.artifacts.records import Check, Comparison, finite
-from stn_export.comparison.compare import NOTHING, compare
-from stn_export.comparison.tolerances import COUNT, GRID, THETA, TOLERANCES, Bound, Tolerance, beyond
 from stn_export.errors import UserError, one_line
-from stn_export.graphs.saturation import saturation_of
-from stn_export.program.specs import Arrays
+from stn_export.onnx_graph.saturation import saturation_of
+from stn_export.program.specs import Arrays, Batch, Contract, TensorSpec
+from stn_export.results.tolerances import (
+    COUNT,
+    GRID,
+    NOTHING,
+    THETA,
+    TOLERANCES,
+    Bound,
+    Tolerance,
+    beyond,
+    compare,
+    distance,
+    same_places,
+    unlike_where_not_finite,
+)
+from stn_export.run.manifest import Artifact
+from stn_export.run.records import Check, Comparison, GridPixels, finite
 from stn_export.runners import Runner, RunnerSpec
-from stn_export.runtimes import RefusedError
-from stn_export.verify.challenges import FAR, rows_of, size_of
+from stn_export.runners.external import RefusedError
+from stn_export.verify.challenges import FAR, filled, rows_of, size_of
 from stn_export.verify.diagnosis import diagnose
-from stn_export.verify.feeding import Call, feed, takes, uncut
-from stn_export.verify.over import OverExamples, over_examples
+from stn_export.verify.oracle import Challenge, Reference, check_weights, parts_of, predictions, share_of
 from stn_export.verify.points import Point, in_pixels
-from stn_export.verify.truth import Challenge, Truth
-from stn_export.verify.weights import check_weights
+
+# A runner fed with batches of any size, whatever its own.
+
+
+Call = Callable[[Arrays], Arrays | None]
+
+
+def uncut(batch: Batch, contract: Contract, reference: Reference) -> set[str]:
+    """The outputs and points that an artifact of another batch size cannot be compared at."""
+    if contract.batch in (None, size_of(batch, contract)):
+        return set()
+    return {name for name, rows in reference.rows.items() if not rows}
+
+
+def takes(contract: Contract, batch: Batch) -> bool:
+    """Whether an artifact can be fed with a batch, in parts if need be: it may fix sizes that are open else."""
+    arrays = contract.arrays(batch)
+    return all(
+        spec.fits((_length(spec, contract, array), *array.shape[1:]))
+        for spec, array in ((spec, arrays[spec.name]) for spec in contract.inputs if spec.shape)
+    )
+
+
+def _length(spec: TensorSpec, contract: Contract, array: np.ndarray) -> int:
+    """How many examples an artifact would be fed with at once."""
+    own = spec.shape[0]
+    return own if spec.batched and contract.batch and isinstance(own, int) else len(array)
+
+
+@overload
+def feed(
+    call: Callable[[Arrays], Arrays], batch: Batch, contract: Contract, rows: Mapping[str, int]
+) -> Arrays: ...  # where every call gives something
+
+
+@overload
+def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) -> Arrays | None: ...
+
+
+def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) -> Arrays | None:
+    """What ``call`` gives for a batch; in filled-up batches where the artifact's own is fixed.
+
+    Args:
+        call: of a runner.
+        batch: of any size.
+        contract: the artifact's.
+        rows: how many of each value's first dimension are one example's; what is none's own is not given in parts.
+    """
+    size, fixed = size_of(batch, contract), contract.batch
+    if fixed in (None, size):
+        return call(contract.arrays(batch))
+    parts = []
+    for chosen, count in filled(size, fixed):
+        if (found := call(contract.arrays(rows_of(batch, contract, chosen)))) is None:
+            return None
+        parts.append({name: found[name][: rows[name] * count] for name in found if rows.get(name)})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+# An artifact over all examples: predictions, grids in pixels, the examples that differ most.
+
+
+MOST_DIFFERENT = 10
+
+
+@dataclass(frozen=True)
+class OverExamples:
+    """An artifact over all examples.
+
+    ``whole`` is how many of each output's whole numbers are right, and of how many, ``rms`` the root mean squared error
+    of each other output against its root mean square; ``broken`` names what is not finite; ``left_out`` is what could
+    not be compared.
+    """
+
+    agreement: float
+    accuracy: float
+    grid_pixels: dict[str, GridPixels]
+    differing: tuple[tuple[int, float, str], ...]
+    whole: dict[str, tuple[int, int]]
+    rms: dict[str, float]
+    broken: str
+    left_out: set[str]
+
+
+def over_examples(runner: Runner, reference: Reference) -> OverExamples:
+    """Agreement, accuracy, the grids' errors in pixels, and the examples that differ most."""
+    tally = _Tally(reference)
+    for (batch, count), true in zip(parts_of(reference.examples, reference.program), reference.parts, strict=True):
+        actual = in_pixels(feed(runner.points, batch, runner.contract, reference.rows), reference.units)
+        shown = {name: actual[name][: len(true[name])] for name in true if name in actual}
+        for name, value in _without_unclear(shown, true, batch, reference).items():
+            tally.add(reference.points[name], value, true[name], count)
+    batch, _ = next(parts_of(reference.examples, reference.program))
+    return tally.result(uncut(batch, runner.contract, reference) & {spec.name for spec in reference.contract.outputs})
+
+
+def _without_unclear(shown: Arrays, true: Arrays, batch: Batch, reference: Reference) -> Arrays:
+    """The same with the reference where float32 eager itself is finite and float64 is not, or the other way round."""
+    odd = [name for name, value in shown.items() if unlike_where_not_finite(value, true[name])]
+    if not odd:
+        return shown
+    eager = reference.eager(batch)
+    clear = {name: same_places(eager[name][: len(true[name])], true[name]) for name in odd}
+    return shown | {name: np.where(clear[name], shown[name], true[name]) for name in odd}
+
+
+class _Tally:
+    """What is added up over the examples, by point."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        self.sums: dict[str, np.ndarray] = {}  # of errors, of what they are measured in, and the worst
+        self.strayed: dict[str, list[np.ndarray]] = {}  # by output, the worst error of each example
+        self.classes: list[np.ndarray] = []
+        self.broken = ""
+
+    def add(self, point: Point, actual: np.ndarray, true: np.ndarray, count: int) -> None:
+        """A part of ``count`` examples; whole arrays where a point is not one example's own."""
+        if unlike := unlike_where_not_finite(actual, true):
+            self.broken = self.broken or f"{point.name} over the examples: {unlike}"
+        if point.kind == GRID:
+            pixels = np.linalg.norm(distance(actual, true), axis=-1)
+            self._sum(point.name, pixels.sum(), pixels.size, pixels.max())
+        elif point.kind == THETA:
+            return
+        elif point.kind == COUNT:
+            self._sum(point.name, (actual == true).sum(), true.size, 0.0)
+        else:
+            error = distance(actual, true)
+            self._sum(point.name, np.square(error).sum(), np.square(true[np.isfinite(true)]).sum(), error.max())
+            if point.rows:
+                self.strayed.setdefault(point.name, []).append(error.reshape(count, -1).max(axis=1))
+        if point.name == self.reference.scored:
+            self.classes.append(predictions(actual))
+
+    def _sum(self, name: str, error: float, whole: float, worst: float) -> None:
+        before = self.sums.get(name, np.zeros(3))
+        self.sums[name] = np.array([before[0] + error, before[1] + whole, max(before[2], worst)])
+
+    def result(self, left_out: set[str]) -> OverExamples:
+        """All of it."""
+        points, sums = self.reference.points, self.sums
+        shares = {name: float(error / max(whole, 1e-300)) for name, (error, whole, _) in sums.items()}
+        grids = {
+            site.name: (shares[name], sums[name][2])
+            for name in sums
+            if points[name].kind == GRID and (site := points[name].site) is not None
+        }
+        outputs = [name for name in sums if points[name].kind not in (GRID, COUNT)]
+        classes = np.concatenate(self.classes) if self.classes else None
+        return OverExamples(
+            agreement=share_of(classes, self.reference.predicted),
+            accuracy=share_of(classes, self.reference.examples.labels),
+            grid_pixels={
+                site: GridPixels(mean=mean, worst=float(worst)) for site, (mean, worst) in sorted(grids.items())
+            },
+            differing=self._differing(),
+            whole={name: (int(sums[name][0]), int(sums[name][1])) for name in sums if points[name].kind == COUNT},
+            rms={name: shares[name] ** 0.5 for name in outputs if name != self.reference.scored},
+            broken=self.broken,
+            left_out=left_out,
+        )
+
+    def _differing(self) -> tuple[tuple[int, float, str], ...]:
+        """The examples whose worst output, in units of its magnitude, strays furthest."""
+        if not self.strayed:
+            return ()
+        names = sorted(self.strayed, key=list(self.reference.points).index)
+        errors = np.stack([np.concatenate(self.strayed[name]) for name in names])
+        relative = errors / np.array([[self.reference.points[name].rounding] for name in names])
+        worst = relative.argmax(axis=0)
+        furthest = np.argsort(-relative.max(axis=0))[:MOST_DIFFERENT]
+        return tuple((int(i), float(errors[worst[i], i]), names[worst[i]]) for i in furthest)
+
 
 REPEATS = 10
 NEIGHBOURS = 7
@@ -55,7 +236,7 @@ def unchecked(artifact: Artifact, runner: str, precision: str, failure: str) -> 
     )
 
 
-def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Truth) -> Check:
+def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, reference: Reference) -> Check:
     """Run one artifact through one runner; whatever it raises is a failed check, never a missing one.
 
     Raises:
@@ -64,7 +245,7 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
     precision = spec.tolerance_of(artifact.precision)
     blank = unchecked(artifact, spec.name, precision, NOTHING)
     try:
-        check = _check(blank, spec.open(path, spec.verified_as(artifact.contract)), truth)
+        check = _check(blank, spec.open(path, spec.verified_as(artifact.contract)), reference)
         if check.failure or (artifact.format, artifact.precision) != ("onnx", "int8"):
             return check
         return replace(check, failure=saturation_of(path))
@@ -74,35 +255,35 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, truth: Trut
         return replace(blank, failure=one_line(problem))
 
 
-def _check(blank: Check, runner: Runner, truth: Truth) -> Check:
+def _check(blank: Check, runner: Runner, reference: Reference) -> Check:
     tolerance = TOLERANCES[blank.precision]
     tolerance = tolerance.in_order if runner.sums_in_order else tolerance
     comparisons: dict[str, dict[str, Comparison]] = {}
-    failures = [check_weights(runner.weights(), *truth.weights)] if blank.precision == "fp32" else []
+    failures = [check_weights(runner.weights(), *reference.weights)] if blank.precision == "fp32" else []
     unforced: list[str] = []
     magnified = () if math.isinf(tolerance.multiple) else FAR  # ONNX Runtime normalises them with sums in order
-    for name, challenge, actual in answers(runner, truth):
+    for name, challenge, actual in answers(runner, reference):
         if actual is None:
             unforced.append(name)
             continue
         drawn = name in magnified
         comparisons[name] = compare_points(
-            runner, actual, challenge, truth, tolerance.in_order if drawn else tolerance, far=drawn
+            runner, actual, challenge, reference, tolerance.in_order if drawn else tolerance, far=drawn
         )
-        if not any(failures) and (failure := first_failure(comparisons[name], actual, challenge, truth)):
+        if not any(failures) and (failure := first_failure(comparisons[name], actual, challenge, reference)):
             failures.append(f"{name}: {failure}")  # of the others nobody hears: finding their causes takes long
     errors = worst_errors(comparisons)
     usual = worst_errors({name: compared for name, compared in comparisons.items() if name not in magnified})
-    multiple = max((_multiple(truth.points[name], error) for name, error in usual.items()), default=float("nan"))
-    over = over_examples(runner, truth)
-    deterministic, dependent = check_repeats(runner, truth, tolerance)
-    nothing = _uncompared(comparisons, over, truth) if any(comparisons.values()) else blank.failure
+    multiple = max((_multiple(reference.points[name], error) for name, error in usual.items()), default=float("nan"))
+    over = over_examples(runner, reference)
+    deterministic, dependent = check_repeats(runner, reference, tolerance)
+    nothing = _uncompared(comparisons, over, reference) if any(comparisons.values()) else blank.failure
     failures += [
         nothing,
-        _forcing(unforced, comparisons, truth),
+        _forcing(unforced, comparisons, reference),
         dependent,
-        check_refusals(runner, truth),
-        judge(multiple, over, truth, tolerance),
+        check_refusals(runner, reference),
+        judge(multiple, over, reference, tolerance),
     ]
     return replace(
         blank,
@@ -126,52 +307,52 @@ def _multiple(point: Point, error: float) -> float:
     return 0.0 if point.kind == COUNT else error / max(point.eager_error, point.rounding)
 
 
-def _uncompared(comparisons: Mapping[str, Mapping[str, Comparison]], over: OverExamples, truth: Truth) -> str:
+def _uncompared(comparisons: Mapping[str, Mapping[str, Comparison]], over: OverExamples, reference: Reference) -> str:
     """Say which output no challenge could compare; one that a fixed batch cannot cut is noted instead."""
     seen = {point for results in comparisons.values() for point in results} | over.left_out
-    lost = [spec.name for spec in truth.contract.outputs if spec.name not in seen]
+    lost = [spec.name for spec in reference.contract.outputs if spec.name not in seen]
     return f"{', '.join(lost)}: nothing was compared, it is empty or not finite in PyTorch itself" if lost else ""
 
 
-def _forcing(unforced: Sequence[str], comparisons: Mapping[str, Mapping[str, Comparison]], truth: Truth) -> str:
+def _forcing(unforced: Sequence[str], comparisons: Mapping[str, Mapping[str, Comparison]], reference: Reference) -> str:
     """Say which theta was not forced though the artifact shows it, or shows the grid that stands for it."""
     shown = {point for results in comparisons.values() for point in results}
     for name in unforced:
-        forced = truth.challenges[name].forced
+        forced = reference.challenges[name].forced
         if forced is None:
             continue
         site, _ = forced
-        grid = {site.point(GRID)} if truth.program.acts_through_grid(site) else set()
+        grid = {site.point(GRID)} if reference.program.acts_through_grid(site) else set()
         if shown & ({site.point(THETA)} | grid):
             return f"{name}: theta was not forced, though the file shows where"
     return ""
 
 
-def answers(runner: Runner, truth: Truth) -> Iterator[tuple[str, Challenge, Arrays | None]]:
+def answers(runner: Runner, reference: Reference) -> Iterator[tuple[str, Challenge, Arrays | None]]:
     """Put every challenge to a runner that its sizes take; None where it cannot force a theta. Grids are in pixels."""
-    for name, challenge in truth.challenges.items():
+    for name, challenge in reference.challenges.items():
         if not takes(runner.contract, challenge.batch):
             continue
         call: Call = runner.points
         if challenge.forced:
             site, theta = challenge.forced
             grid = challenge.true[site.point(GRID)] / challenge.units[site.point(GRID)]
-            alone = truth.program.acts_through_grid(site)
+            alone = reference.program.acts_through_grid(site)
             call = partial(runner.forced_points, site=site.name, theta=theta.numpy(), grid=grid[0] if alone else None)
-        actual = feed(call, challenge.batch, runner.contract, truth.rows)
+        actual = feed(call, challenge.batch, runner.contract, reference.rows)
         yield name, challenge, None if actual is None else in_pixels(actual, challenge.units)
 
 
 def compare_points(
-    runner: Runner, actual: Arrays, challenge: Challenge, truth: Truth, tolerance: Tolerance, far: bool = False
+    runner: Runner, actual: Arrays, challenge: Challenge, reference: Reference, tolerance: Tolerance, far: bool = False
 ) -> dict[str, Comparison]:
     """Compare every point that the artifact shows, in the network's order; outputs must be among them.
 
     With ``far`` the challenge is far from the data, see ``Tolerance.far``.
     """
-    left_out = uncut(challenge.batch, runner.contract, truth)
+    left_out = uncut(challenge.batch, runner.contract, reference)
     results = {}
-    for name, point in truth.points.items():
+    for name, point in reference.points.items():
         if name in challenge.true and name not in left_out and (name in actual or point.site is None):
             strayed = max(point.eager_error, challenge.eager_errors.get(name, 0.0))
             bound = tolerance.far(point.kind, point.scale, strayed) if far else point.bound(tolerance)
@@ -188,12 +369,14 @@ def _compare(actual: np.ndarray | None, challenge: Challenge, point: Point, boun
     return compare(challenge.clear(point.name, actual), true, bound, strays)
 
 
-def first_failure(results: Mapping[str, Comparison], actual: Arrays, challenge: Challenge, truth: Truth) -> str:
+def first_failure(results: Mapping[str, Comparison], actual: Arrays, challenge: Challenge, reference: Reference) -> str:
     """The first point that differs and what was probably done wrong there; empty where none does."""
     for name, result in results.items():
         if not result:
-            cause = diagnose(truth.points[name], actual[name], challenge, truth.program) if name in actual else ""
-            return f"first wrong at {truth.called(name)}: {result.reason}" + (f"; {cause}" if cause else "")
+            cause = (
+                diagnose(reference.points[name], actual[name], challenge, reference.program) if name in actual else ""
+            )
+            return f"first wrong at {reference.called(name)}: {result.reason}" + (f"; {cause}" if cause else "")
     return ""
 
 
@@ -207,14 +390,14 @@ def worst_errors(comparisons: Mapping[str, Mapping[str, Comparison]]) -> dict[st
     return errors
 
 
-def check_repeats(runner: Runner, truth: Truth, tolerance: Tolerance) -> tuple[bool, str]:
+def check_repeats(runner: Runner, reference: Reference, tolerance: Tolerance) -> tuple[bool, str]:
     """Whether ten runs are identical, and what is wrong where an example's output depends on its neighbours."""
-    contract = truth.contract
-    batch = truth.examples.take(contract.batch or NEIGHBOURS)
+    contract = reference.contract
+    batch = reference.examples.take(contract.batch or NEIGHBOURS)
     size = size_of(batch, contract)
 
     def infer(*chosen: int) -> Arrays:
-        return feed(runner.infer, rows_of(batch, contract, torch.tensor(chosen)), runner.contract, truth.rows)
+        return feed(runner.infer, rows_of(batch, contract, torch.tensor(chosen)), runner.contract, reference.rows)
 
     straight = range(size)
     first = infer(*straight)
@@ -222,7 +405,7 @@ def check_repeats(runner: Runner, truth: Truth, tolerance: Tolerance) -> tuple[b
     deterministic = all(same_numbers(first[name], again[name]) for again in repeats for name in first)
     for order in (straight[::-1], (0,)):
         for name, values in infer(*order).items():
-            point = truth.points.get(name)
+            point = reference.points.get(name)
             if point is None or not point.rows:
                 continue
             wanted = np.concatenate([first[name][point.rows * row : point.rows * (row + 1)] for row in order])
@@ -239,9 +422,9 @@ def same_numbers(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
-def check_refusals(runner: Runner, truth: Truth) -> str:
+def check_refusals(runner: Runner, reference: Reference) -> str:
     """What is wrong where an input that is not finite is answered; whole numbers are always finite."""
-    feeds = runner.contract.arrays(truth.examples.take(runner.contract.batch or 1))
+    feeds = runner.contract.arrays(reference.examples.take(runner.contract.batch or 1))
     for spec in runner.contract.inputs:
         for value in (float("nan"), float("inf")) if spec.is_float else ():
             try:
@@ -252,17 +435,17 @@ def check_refusals(runner: Runner, truth: Truth) -> str:
     return ""
 
 
-def judge(multiple: float, over: OverExamples, truth: Truth, tolerance: Tolerance) -> str:
+def judge(multiple: float, over: OverExamples, reference: Reference, tolerance: Tolerance) -> str:
     """What is wrong with the worst error and over all examples, or an empty string."""
     if not multiple <= tolerance.multiple:
         return f"the worst error is {multiple:.1f} times float32 eager's own, more than {tolerance.multiple:g} times"
     if over.broken:
         return over.broken
-    count = len(truth.examples)
+    count = len(reference.examples)
     if beyond(count * (1 - over.agreement), 1 - tolerance.agreement, count):
         return f"{over.agreement:.2%} of the examples are classified as in float32, less than {tolerance.agreement:.2%}"
-    if beyond(count * (truth.accuracy - over.accuracy), tolerance.accuracy_loss, count):
-        loss = 100 * (truth.accuracy - over.accuracy)
+    if beyond(count * (reference.accuracy - over.accuracy), tolerance.accuracy_loss, count):
+        loss = 100 * (reference.accuracy - over.accuracy)
         return f"accuracy falls by {loss:.2f} points, more than {100 * tolerance.accuracy_loss:g}"
     for name, (right, whole) in over.whole.items():
         if beyond(whole - right, 1 - tolerance.agreement, whole):

@@ -13,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_export.comparison.compare import distance
-from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, RESAMPLED, THETA, WARPED
 from stn_export.program.program import Program
 from stn_export.program.sites import MODES, PADDINGS, Site
 from stn_export.program.specs import TensorSpec
-from stn_export.verify.kinds import resizes
-from stn_export.verify.points import Point, in_pixels, sampled_images
-from stn_export.verify.truth import Challenge
+from stn_export.results.tolerances import COUNT, GRID, OUTPUT, RESAMPLED, THETA, WARPED, distance
+from stn_export.verify.oracle import Challenge
+from stn_export.verify.points import Point, in_pixels, resizes, sampled_images
 
 CLOSE = {
     THETA: 1e-3,
@@ -252,7 +250,7 @@ def _usual_of_values(scene: Scene) -> Iterator[str]:
 
 
 def _explains(result: Callable[[], np.ndarray], actual: np.ndarray, true: np.ndarray, close: float) -> bool:
-    """Whether a mistake's result is close to what was found, and far closer than the truth is."""
+    """Whether a mistake's result is close to what was found, and far closer than the reference is."""
     try:
         expected = result()
     except (RuntimeError, ValueError, KeyError):  # a network may refuse what is not its usual input

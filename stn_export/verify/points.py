@@ -1,24 +1,82 @@
-"""What artifacts are compared at: theta, grid and warped image of every site, then the outputs.
+"""What artifacts are compared at: theta, grid and warped image of every site, then the outputs, each with its kind."""
 
-Grids are in pixels of the image that the site samples, x and y scaled apart.
-"""
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Node
 
-from stn_export.artifacts.examples import Examples
-from stn_export.artifacts.records import PointEntry
-from stn_export.comparison.compare import distance
-from stn_export.comparison.tolerances import COUNT, GRID, OUTPUT, RESAMPLED, THETA, WARPED, Bound, Tolerance
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
-from stn_export.program.specs import Arrays, whole
+from stn_export.program.specs import Arrays, TensorSpec, whole
+from stn_export.results.tolerances import COUNT, GRID, OUTPUT, RESAMPLED, THETA, WARPED, Bound, Tolerance, distance
+from stn_export.run.examples import Examples
+from stn_export.run.records import PointEntry
 from stn_export.verify.challenges import rows_of, size_of
-from stn_export.verify.kinds import OutputKind, output_kinds
+
+# What an output is, by the captured graph: which tolerance it has follows from the operators behind it.
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """The column of ``TOLERANCES`` that bounds an output; ``side`` is the longest size of the images resized for it."""
+
+    kind: str
+    side: int = 0
+
+
+def output_kinds(program: Program) -> dict[str, OutputKind]:
+    """Tell warped and resized images from all other outputs, by name."""
+    results = next(iter(reversed(program.module.graph.nodes))).args[0]
+    specs = program.contract.outputs
+    return {spec.name: _kind(spec, node, program) for spec, node in zip(specs, results, strict=True)}
+
+
+def _kind(spec: TensorSpec, node: Node, program: Program) -> OutputKind:
+    if not spec.is_float:
+        return OutputKind(COUNT)
+    behind = list(_behind(node))
+    samplers = {site.warped for site in program.sites}
+    if _is_image(spec) and any(each.name in samplers for each in behind):
+        return OutputKind(WARPED)
+    resized = [each for each in behind if resizes(each)]
+    if resized and any(size != 1 for size in spec.shape[2:]):
+        return OutputKind(RESAMPLED, max(size for each in resized for size in (*_sizes(each), 1)))
+    return OutputKind(OUTPUT)
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    """Whether both height and width are more than 1: a vector of four dimensions is no image."""
+    return spec.is_picture and 1 not in spec.shape[2:]
+
+
+def resizes(node: Node) -> bool:
+    """Whether a node blends neighbouring pixels by fractions of a pixel; the nearest pixel is taken as it is."""
+    name = node.target._schema.name.partition("::")[2] if isinstance(node.target, OpOverload) else ""
+    return name.lstrip("_").startswith("upsample_") and "nearest" not in name
+
+
+def _behind(node: object) -> Iterator[Node]:
+    """The nodes that a value is computed from, itself first."""
+    seen: set[Node] = set()
+    waiting = [node] if isinstance(node, Node) else []
+    while waiting:
+        if (each := waiting.pop()) not in seen:
+            seen.add(each)
+            waiting += each.all_input_nodes
+            yield each
+
+
+def _sizes(node: Node) -> Iterator[int]:
+    """The sizes of a resized image before and after, as far as they are fixed."""
+    for each in (node, *node.all_input_nodes):
+        value = each.meta.get("val")
+        if isinstance(value, Tensor):
+            yield from (size for size in value.shape[2:] if isinstance(size, int))
+
 
 TRIED = 3  # examples that say which rows of a point belong to which example
 SAME = 1e-9  # in float64, of the largest magnitude
@@ -54,7 +112,7 @@ class Point:
     side: int = 0
 
     def bound(self, tolerance: Tolerance) -> Bound:
-        """How far an artifact may lie from the truth here."""
+        """How far an artifact may lie from the reference here."""
         return tolerance.at(self.kind, self.scale, self.eager_error)
 
     def error(self, actual: np.ndarray, true: np.ndarray) -> float:

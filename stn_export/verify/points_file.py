@@ -1,4 +1,4 @@
-"""What goes into ``points.pt``, see ``artifacts.points``."""
+"""What goes into ``points.pt``, see ``run.schemas``."""
 
 import math
 from collections.abc import Iterable
@@ -7,34 +7,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stn_export.artifacts.points import Pictures, Points, SitePoints
-from stn_export.artifacts.records import Check
-from stn_export.comparison.tolerances import GRID, THETA, WARPED
 from stn_export.program.sites import Site
 from stn_export.program.specs import Pixels, TensorSpec
+from stn_export.results.tolerances import GRID, THETA, WARPED
+from stn_export.run.records import Check
+from stn_export.run.schemas import Pictures, Points, SitePoints
 from stn_export.verify.challenges import filled, range_of
+from stn_export.verify.oracle import Reference
 from stn_export.verify.points import sampled_images
-from stn_export.verify.truth import Truth
 
 FIRST = 10
 MOST_DIFFERENT = 10  # in float32, and in less
 
 
-def points_of(truth: Truth, checks: Iterable[Check], sha256: str) -> Points | None:
+def points_of(reference: Reference, checks: Iterable[Check], sha256: str) -> Points | None:
     """What is kept of one network; None where it samples nowhere.
 
     Args:
-        truth: of the network.
+        reference: of the network.
         checks: of its artifacts.
         sha256: of the program.
     """
-    sites = [site for site in truth.program.sites if truth.points[site.point(GRID)].rows]
+    sites = [site for site in reference.program.sites if reference.points[site.point(GRID)].rows]
     if not sites:
         return None
-    kept: Points = {"program": sha256, "examples": len(truth.examples), "sites": _sites(truth, sites)}
-    shown = [site for site in sites if truth.points[site.point(WARPED)].rows]
-    if truth.contract.picture and shown:
-        kept["pictures"] = _pictures(truth, truth.contract.picture, shown, chosen(len(truth.examples), checks))
+    kept: Points = {"program": sha256, "examples": len(reference.examples), "sites": _sites(reference, sites)}
+    shown = [site for site in sites if reference.points[site.point(WARPED)].rows]
+    if reference.contract.picture and shown:
+        kept["pictures"] = _pictures(
+            reference, reference.contract.picture, shown, chosen(len(reference.examples), checks)
+        )
     return kept
 
 
@@ -50,16 +52,19 @@ def chosen(count: int, checks: Iterable[Check]) -> list[int]:
     return list(dict.fromkeys(indices))
 
 
-def _sites(truth: Truth, sites: list[Site]) -> dict[str, SitePoints]:
-    batch = truth.examples.take(truth.contract.batch or 1)
-    images = sampled_images(truth.program, truth.program.values(batch), {})
+def _sites(reference: Reference, sites: list[Site]) -> dict[str, SitePoints]:
+    batch = reference.examples.take(reference.contract.batch or 1)
+    images = sampled_images(reference.program, reference.program.values(batch), {})
     kept: dict[str, SitePoints] = {}
     for site in sites:
-        size, theta = images[site.name].shape[-2:], truth.points.get(site.point(THETA))
-        rows, edge = truth.points[site.point(GRID)].rows, np.array([size[1], size[0]]) / 2  # from the middle, in pixels
+        size, theta = images[site.name].shape[-2:], reference.points.get(site.point(THETA))
+        rows, edge = (
+            reference.points[site.point(GRID)].rows,
+            np.array([size[1], size[0]]) / 2,
+        )  # from the middle, in pixels
         outside = [
             (np.abs(part[site.point(GRID)]) > edge).any(-1).reshape(len(part[site.point(GRID)]) // rows, -1).mean(1)
-            for part in truth.parts
+            for part in reference.parts
         ]
         kept[site.name] = {
             "outside": torch.from_numpy(np.concatenate(outside)).float(),
@@ -67,22 +72,22 @@ def _sites(truth: Truth, sites: list[Site]) -> dict[str, SitePoints]:
             "align_corners": site.align_corners,
         }
         if theta and theta.rows == 1:
-            thetas = np.concatenate([part[theta.name] for part in truth.parts])
+            thetas = np.concatenate([part[theta.name] for part in reference.parts])
             kept[site.name]["theta"] = torch.from_numpy(thetas).float()
     return kept
 
 
-def _pictures(truth: Truth, spec: TensorSpec, sites: list[Site], indices: list[int]) -> Pictures:
+def _pictures(reference: Reference, spec: TensorSpec, sites: list[Site], indices: list[int]) -> Pictures:
     """The input's pictures and what each site makes of them, as bytes."""
-    examples, fixed = truth.examples, truth.contract.batch
+    examples, fixed = reference.examples, reference.contract.batch
     pictures = examples.inputs[spec.name][indices]
     warped: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     for rows, count in filled(len(indices), fixed or len(indices)):
         batch = examples.rows(torch.tensor(indices)[rows])
-        points = truth.program.points(truth.program.values(batch))
+        points = reference.program.points(reference.program.values(batch))
         for site in sites:
             value = points[site.point(WARPED)]
-            each = value.reshape(len(value) // truth.rows[site.point(WARPED)], -1, *value.shape[-2:])
+            each = value.reshape(len(value) // reference.rows[site.point(WARPED)], -1, *value.shape[-2:])
             warped[site.name].append(each[:count])  # the channels of all its rows
     kept: Pictures = {
         "of": spec.name,

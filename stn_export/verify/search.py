@@ -1,20 +1,17 @@
-"""A bounded search for inputs that an artifact gets wrong, beyond the fixed challenges.
-
-Hypothesis draws small batches of structured pictures for the first input that takes them, other inputs come from the
-examples; where there is none, examples are blended with noise. It climbs towards a larger error and shrinks what fails.
-A batch is a few numbers, so the smallest one that fails can be said in words.
-"""
+"""A bounded search for inputs that an artifact gets wrong, told as pictures that can be drawn again."""
 
 import math
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, Verbosity, find, settings, target
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -22,19 +19,148 @@ from hypothesis.errors import NoSuchExample
 from msgspec.structs import replace
 from torch import Tensor
 
-from stn_export.artifacts.manifest import Artifact
-from stn_export.artifacts.records import Check, Comparison
-from stn_export.comparison.compare import compare
-from stn_export.comparison.tolerances import COUNT, TOLERANCES, Tolerance
 from stn_export.errors import one_line
 from stn_export.program.specs import Arrays, Batch
+from stn_export.results.tolerances import COUNT, TOLERANCES, Tolerance, compare
+from stn_export.run.manifest import Artifact
+from stn_export.run.records import Check, Comparison
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.verify.challenges import range_of
-from stn_export.verify.checks import compare_points, first_failure
-from stn_export.verify.feeding import feed
-from stn_export.verify.pictures import STRIPES, Changed, Edge, Noisy, Picture, Sparse, Stripes
+from stn_export.verify.checks import compare_points, feed, first_failure
+from stn_export.verify.oracle import Challenge, Reference
 from stn_export.verify.points import Point, in_pixels
-from stn_export.verify.truth import Challenge, Truth
+
+# Structured images told by a few numbers each, which put into words say how to draw them again.
+
+
+STRIPES = ("rows", "columns", "a checkerboard")
+Colour = tuple[int, ...]  # a level of 255 for each channel
+
+
+class Picture(Protocol):
+    """One image, told by its parameters; ``str`` puts them into words."""
+
+    def draw(self, images: Tensor) -> Tensor:
+        """uint8 C×H×W; ``images`` are the examples to start from, uint8 N×C×H×W."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """An example cut, mirrored, stretched about grey and made brighter, in this order."""
+
+    index: int
+    margin: int  # pixels cut off every side before it is enlarged again
+    mirrored: bool
+    contrast: int  # per cent more
+    brightness: int  # steps of 255
+
+    def draw(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        rows, columns = (slice(self.margin, size - self.margin) for size in (height, width))
+        image = F.interpolate(images[self.index, None, :, rows, columns].float(), (height, width))[0]
+        image = image.flip(-1) if self.mirrored else image
+        return _bytes((image - 127.5) * (1 + self.contrast / 100) + 127.5 + self.brightness)
+
+    def __str__(self) -> str:
+        changes = {
+            f"without its outer {self.margin} px": self.margin,
+            "mirrored": self.mirrored,
+            f"contrast {self.contrast:+d} %": self.contrast,
+            f"brightness {self.brightness:+d}": self.brightness,
+        }
+        return ", ".join([f"example {self.index}", *(words for words, made in changes.items() if made)])
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """An example blended with uniform noise; where no input is a picture, all its floating inputs."""
+
+    index: int
+    share: int  # per cent of noise
+    seed: int
+
+    def draw(self, images: Tensor) -> Tensor:
+        noise = torch.randint(256, images.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+        return _bytes(images[self.index] * (1 - self.share / 100) + noise * (self.share / 100))
+
+    def blend(self, row: Mapping[str, Tensor], ranges: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
+        """The example's inputs; ``ranges`` are those of the floating ones, which the noise has too."""
+        random, blended = torch.Generator().manual_seed(self.seed), dict(row)
+        for name, (low, high) in ranges.items():
+            noise = low + (high - low) * torch.rand(row[name].shape, generator=random)
+            blended[name] = row[name] * (1 - self.share / 100) + noise.to(row[name].dtype) * (self.share / 100)
+        return blended
+
+    def __str__(self) -> str:
+        return f"example {self.index} under {self.share} % noise (seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """Stripes of one width, or the squares of a checkerboard."""
+
+    kind: str  # one of STRIPES
+    width: int
+    colours: tuple[Colour, Colour]
+
+    def draw(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        y, x = torch.arange(height)[:, None] // self.width, torch.arange(width) // self.width
+        second = {"rows": y + 0 * x, "columns": x + 0 * y, "a checkerboard": x + y}[self.kind] % 2
+        return torch.where(second.bool(), _flat(self.colours[1]), _flat(self.colours[0]))
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.width} px in {_name(self.colours[0])} and {_name(self.colours[1])}"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Two flat halves, side by side or one over the other."""
+
+    upright: bool
+    at: int  # where the second begins, in pixels
+    colours: tuple[Colour, Colour]
+
+    def draw(self, images: Tensor) -> Tensor:
+        image = _flat(self.colours[0]).expand(images.shape[1:]).clone()
+        (image[:, :, self.at :] if self.upright else image[:, self.at :])[:] = _flat(self.colours[1])
+        return image
+
+    def __str__(self) -> str:
+        if self.colours[0] == self.colours[1]:
+            return f"flat {_name(self.colours[0])}"
+        axis = "column" if self.upright else "row"
+        return f"{_name(self.colours[0])} up to {axis} {self.at}, from there {_name(self.colours[1])}"
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Black but for a few pixels."""
+
+    pixels: tuple[tuple[int, int, Colour], ...]  # y, x, colour
+
+    def draw(self, images: Tensor) -> Tensor:
+        image = torch.zeros(images.shape[1:], dtype=torch.uint8)
+        for y, x, colour in self.pixels:
+            image[:, y, x] = torch.tensor(colour, dtype=torch.uint8)
+        return image
+
+    def __str__(self) -> str:
+        pixels = [f"{_name(colour)} at row {y}, column {x}" for y, x, colour in self.pixels]
+        return f"black but for {', '.join(pixels)}"
+
+
+def _bytes(image: Tensor) -> Tensor:
+    return image.round().clamp(0, 255).to(torch.uint8)
+
+
+def _flat(colour: Colour) -> Tensor:
+    return torch.tensor(colour, dtype=torch.uint8)[:, None, None]
+
+
+def _name(colour: Colour) -> str:
+    return f"grey {colour[0]}" if len(set(colour)) == 1 else f"{'RGB' if len(colour) == 3 else 'levels'} {colour}"
+
 
 MOST_IMAGES = 4
 MOST_PIXELS = 8
@@ -116,8 +242,8 @@ class _Canvas:
 class _Drawer:
     """Makes batches for a program of what is drawn."""
 
-    def __init__(self, truth: Truth) -> None:
-        self.contract, self.examples = truth.contract, truth.examples
+    def __init__(self, reference: Reference) -> None:
+        self.contract, self.examples = reference.contract, reference.examples
         pictures = (spec for spec in self.contract.inputs if spec.is_picture and spec.is_float and spec.batched)
         floating = [spec.name for spec in self.contract.inputs if spec.is_float and spec.batched]
         self.ranges = {name: range_of(self.examples.inputs[name]) for name in floating}
@@ -158,9 +284,9 @@ class _Drawer:
 class _Hunt:
     """One artifact in one runner under search: what was tried, and the clock."""
 
-    def __init__(self, runner: Runner, truth: Truth, tolerance: Tolerance, seconds: float) -> None:
-        self.runner, self.truth, self.tolerance = runner, truth, tolerance
-        self.drawer = _Drawer(truth)
+    def __init__(self, runner: Runner, reference: Reference, tolerance: Tolerance, seconds: float) -> None:
+        self.runner, self.reference, self.tolerance = runner, reference, tolerance
+        self.drawer = _Drawer(reference)
         self.end = time.monotonic() + seconds
         self.tried: dict[Items, tuple[float, bool]] = {}  # the excess, and whether the batch fails
 
@@ -183,7 +309,7 @@ class _Hunt:
             results, actual, challenge = self.compare(batch)
         except Exception:  # whatever a runner raises is a failure, named by ``explain``
             return INFINITE, True
-        outputs = [point for name, point in self.truth.points.items() if point.site is None and name in results]
+        outputs = [point for name, point in self.reference.points.items() if point.site is None and name in results]
         if any(point.name not in actual for point in outputs):
             return INFINITE, True
         usual = [point for point in outputs if point.kind != COUNT]
@@ -197,15 +323,19 @@ class _Hunt:
         return INFINITE if excess is None else excess
 
     def compare(self, batch: Items) -> tuple[dict[str, Comparison], Arrays, Challenge]:
-        challenge = self.truth.challenge(self.drawer.batch(batch))
+        challenge = self.reference.challenge(self.drawer.batch(batch))
         actual = in_pixels(
-            feed(self.runner.points, challenge.batch, self.runner.contract, self.truth.rows), challenge.units
+            feed(self.runner.points, challenge.batch, self.runner.contract, self.reference.rows), challenge.units
         )
-        return compare_points(self.runner, actual, challenge, self.truth, self.tolerance, far=True), actual, challenge
+        return (
+            compare_points(self.runner, actual, challenge, self.reference, self.tolerance, far=True),
+            actual,
+            challenge,
+        )
 
     def explain(self, batch: Items) -> str:
         try:
-            return first_failure(*self.compare(batch), self.truth) or "it fails only now and then"
+            return first_failure(*self.compare(batch), self.reference) or "it fails only now and then"
         except Exception as problem:
             return one_line(problem)
 
@@ -218,7 +348,7 @@ class _Hunt:
 
 def search(
     runner: Runner,
-    truth: Truth,
+    reference: Reference,
     tolerance: Tolerance,
     seconds: float,
     seed: int = SEED,
@@ -228,13 +358,13 @@ def search(
 
     Args:
         runner: of the artifact.
-        truth: of the program that the artifact was made from.
+        reference: of the program that the artifact was made from.
         seconds: how long to search; what is found late is shrunk as far as time allows.
         seed: the same seed tries the same batches in the same order.
         examples: how many to draw at most, in rounds of 100.
     """
-    hunt = _Hunt(runner, truth, tolerance, seconds)
-    strategy = batches(len(truth.examples), hunt.drawer.size)
+    hunt = _Hunt(runner, reference, tolerance, seconds)
+    strategy = batches(len(reference.examples), hunt.drawer.size)
     with _no_traces():
         for number in range(0, examples, ROUND):
             if hunt.late:
@@ -257,10 +387,12 @@ def _no_traces() -> Iterator[None]:
             set_hypothesis_home_dir(None)
 
 
-def with_search(check: Check, artifact: Artifact, path: Path, spec: RunnerSpec, truth: Truth, seconds: float) -> Check:
+def with_search(
+    check: Check, artifact: Artifact, path: Path, spec: RunnerSpec, reference: Reference, seconds: float
+) -> Check:
     """A check that passed with what a search of ``seconds`` came to; what it finds makes the check fail."""
     if check.failure:
         return check
     runner = spec.open(path, spec.verified_as(artifact.contract))
-    result = search(runner, truth, TOLERANCES[check.precision], seconds)
+    result = search(runner, reference, TOLERANCES[check.precision], seconds)
     return replace(check, failure=result.failure, search=asdict(result) | {"seconds": seconds, "seed": SEED})

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from stn_export.bench import methodology
-from stn_export.bench.method import METHOD
+from stn_export.bench import timing
+from stn_export.results.statistics import METHOD
 from tests.rehearsal.device import Device
 from tests.rehearsal.surface import rehearsed
 
@@ -14,6 +14,6 @@ from tests.rehearsal.surface import rehearsed
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     """All of the test sees a GPU; contests load either side once."""
-    monkeypatch.setattr(methodology, "METHOD", replace(METHOD, loads=1))
+    monkeypatch.setattr(timing, "METHOD", replace(METHOD, loads=1))
     with rehearsed() as device:
         yield device

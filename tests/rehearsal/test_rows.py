@@ -15,26 +15,25 @@ import torch
 
 from benchmarks.tools import gpu_results
 from stn_export import cli
-from stn_export.artifacts.manifest import PROGRAM, NetworkDirectory, network_directories
-from stn_export.artifacts.schemas import read_bench
-from stn_export.bench import fresh, methodology
+from stn_export.bench import startup_worker, timing
 from stn_export.bench.cases import Case, cases
-from stn_export.bench.grids import GRIDS, Pick
-from stn_export.bench.machine import Watch
-from stn_export.bench.memory import Memory
+from stn_export.bench.machine import Memory, Watch
+from stn_export.bench.plan import GRIDS, Pick
 from stn_export.bench.targets import Target, find_targets
+from stn_export.run.manifest import PROGRAM, NetworkDirectory, network_directories
+from stn_export.run.schemas import read_bench
 from stn_export.runners import RUNNERS, RunnerSpec
 from stn_export.runners import pytorch as pytorch_runners
 from stn_export.runners.base import EventClock
 from stn_export.runners.onnx_runtime import OnnxRuntimeGraph
 from stn_export.train import optimizers
-from stn_export.train.captured import CapturedSteps
+from stn_export.train.cuda_graph import CapturedSteps
 from stn_export.train.data import Dataset
 from stn_export.train.recipes import RECIPES
 from stn_export.train.trainer import Settings, Trainer, advance
 from stn_export.verify import __main__ as verify
 from stn_export.verify.checks import check_artifact
-from stn_export.verify.truth import Truth, truth_of
+from stn_export.verify.oracle import Reference, reference_of
 from tests.contenders import Benchmark
 from tests.rehearsal.clocks import BrokenRuleError, Stream
 from tests.rehearsal.device import Device
@@ -70,12 +69,12 @@ def target_of(targets: Sequence[Target], network: str, spec: RunnerSpec) -> Targ
 
 
 @pytest.fixture(scope="module")
-def truth(trained_run: Path) -> Truth:
+def reference(trained_run: Path) -> Reference:
     """What the transformer is held against."""
     directory = NetworkDirectory(trained_run / "stn")
     all_ = directory.examples()
     few = replace(all_, inputs={name: each[:16] for name, each in all_.inputs.items()}, labels=all_.labels[:16])
-    return truth_of(directory.program(), few)
+    return reference_of(directory.program(), few)
 
 
 @pytest.mark.parametrize("name", swept(SPECS, *QUICK))
@@ -84,7 +83,7 @@ def test_a_row_runs_in_order_and_gives_what_eager_gives(name: str, targets: list
     target = target_of(targets, "stn", SPECS[name])
     for regime in ("device", "request"):
         benchmark = Benchmark()
-        methodology.time_case(benchmark, Case(target, target.artifact.contract.batch or 2), TINY, regime=regime)
+        timing.time_case(benchmark, Case(target, target.artifact.contract.batch or 2), TINY, regime=regime)
         row = benchmark.extra_info
         assert row["p50"] > 0
         assert row["clock"] == ("events on the stream" if regime == "device" and SPECS[name].on_events else "wall")
@@ -94,9 +93,9 @@ def test_a_row_runs_in_order_and_gives_what_eager_gives(name: str, targets: list
 
 
 @pytest.mark.parametrize("name", swept(SPECS, *QUICK))
-def test_a_row_is_verified(name: str, targets: list[Target], truth: Truth, device: Device):
+def test_a_row_is_verified(name: str, targets: list[Target], reference: Reference, device: Device):
     target = target_of(targets, "stn", SPECS[name])
-    check = check_artifact(target.artifact, target.path, SPECS[name], truth)
+    check = check_artifact(target.artifact, target.path, SPECS[name], reference)
     assert not check.failure
 
 
@@ -112,7 +111,7 @@ def test_contests_are_held_on_one_clock(name: str, targets: list[Target], device
     ]
     for other in others:
         benchmark = Benchmark()
-        methodology.contest("any", benchmark, Case(ours, 1, other), TINY)
+        timing.contest("any", benchmark, Case(ours, 1, other), TINY)
         row, events = benchmark.extra_info, spec.on_events and other.runner.on_events
         assert row["clock"] == ("events on the stream" if events else "wall")
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
@@ -130,7 +129,7 @@ def test_a_fresh_process_makes_the_context_before_it_loads(targets: list[Target]
     [feeds] = target.feeds(1)
     np.savez(tmp_path / "feeds.npz", *feeds.values())
     contract, path = target.artifact.contract.as_dict(), str(tmp_path / "feeds.npz")
-    found = fresh.main(str(target.path), "cudagraph-cuda", contract, path, 1)
+    found = startup_worker.main(str(target.path), "cudagraph-cuda", contract, path, 1)
     assert found["device_bytes"] > 4 * target.network.program.parameters
 
 

@@ -1,0 +1,41 @@
+"""A fresh process that loads an artifact and gives its first answer; ``startup`` starts it.
+
+Nothing but the standard library is imported before the clock runs.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+TIMES = ("import_seconds", "load_seconds", "first_seconds")
+
+
+def main(path: str, runner: str, contract: dict, inputs: str, threads: int) -> dict:
+    """Load ``path`` in ``runner``, run the inputs in an ``.npz`` file once, and say how long each took."""
+    times = [time.perf_counter()]
+    import numpy as np
+    import torch
+
+    from stn_export.bench.machine import Memory
+    from stn_export.program.specs import Contract
+    from stn_export.runners import RUNNERS
+
+    torch.set_num_threads(threads)
+    spec, fed = next(spec for spec in RUNNERS if spec.name == runner), Contract.from_dict(contract)
+    with np.load(inputs) as arrays:  # by number: a name may be anything
+        feeds = {each.name: arrays[f"arr_{index}"] for index, each in enumerate(fed.inputs)}
+    if spec.device == "cuda":
+        torch.zeros(1, device="cuda")  # makes the context, which is nobody's loading
+    times.append(time.perf_counter())
+    with Memory(spec.device) as memory:
+        opened = spec.open(Path(path), fed)
+        times.append(time.perf_counter())
+        opened.infer(feeds)
+        times.append(time.perf_counter())
+    seconds = {name: end - start for name, start, end in zip(TIMES, times, times[1:], strict=False)}
+    return seconds | memory.of(opened) | {"threads": opened.threads, "options": opened.options}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(**json.loads(sys.argv[1]))))

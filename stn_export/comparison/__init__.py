@@ -1,1 +1,0 @@
-"""Comparing numbers: tolerances, element-wise comparison, means with intervals."""

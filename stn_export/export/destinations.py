@@ -1,0 +1,78 @@
+"""Which file to ship where, from the kept table of trials (``make runtimes``), and why.
+
+A destination that could not be tried gets what its rules ask for, and the answer says that it is a rule.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from stn_export.errors import UserError, require_choice
+from stn_export.run.manifest import LOWERINGS
+from stn_export.runners.external.environments import OWN, RUNTIMES
+
+PLACES = (Path(__file__).parents[2] / "benchmarks", Path(__file__).parents[1] / "suites")  # a checkout, or installed
+KEPT = next((place for place in PLACES if place.is_dir()), PLACES[0]) / "results" / "runtimes.json"
+EQUAL, WITHIN, WRONG, REFUSES = "equal", "within bounds", "WRONG", "refuses"
+TRIED = tuple(runtime.name for runtime in RUNTIMES)
+OPEN_BATCH = tuple(runtime.name for runtime in RUNTIMES if runtime.open_sizes)
+RULES = {
+    "onnxruntime-cpu": ("folded", "fewest kernels; ONNX Runtime is what every file is verified in"),
+    "onnxruntime-cuda": ("folded", "fewest kernels, all of them on the GPU; AffineGrid would run on the CPU"),
+    "tensorrt": ("matmul", "below opset 20, where its parser samples with nearest in silence (NVIDIA/TensorRT#4646)"),
+}
+DESTINATIONS = (*TRIED, *RULES)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A lowering, or none for a format of its own, and a batch (None where open) for a destination, and why."""
+
+    destination: str
+    lowering: str | None
+    batch: int | None
+    why: str
+
+    @property
+    def what(self) -> str:
+        """The lowering, for a person."""
+        return self.lowering or "its own format"
+
+    @property
+    def sizes(self) -> str:
+        """The batch, for a person."""
+        return f"a batch of {self.batch}" if self.batch else "an open batch"
+
+
+def choose(destination: str, path: Path | None = None) -> Choice:
+    """The first of ``LOWERINGS`` that was equal in the destination, at fp32, or else within its bounds.
+
+    Raises:
+        UserError: for an unknown destination, no table, or none that was either.
+    """
+    require_choice("destination", destination, list(DESTINATIONS))
+    if destination in RULES:
+        lowering, why = RULES[destination]
+        return Choice(destination, lowering, None, f"rule, not tried here: {why}")
+    path = path or KEPT
+    if not path.is_file():
+        raise UserError(f"there is no table {path}", "make runtimes")
+    if choice := chosen(destination, json.loads(path.read_text(encoding="utf-8"))):
+        return choice
+    raise UserError(f"no lowering was equal in {destination}", f"see {path}")
+
+
+def chosen(destination: str, table: Mapping) -> Choice | None:
+    """What a table of trials says of one of those that it was made of; None where nothing was equal there."""
+    names = {f"{lowering or destination}-fp32": lowering for lowering in ((None,) if destination in OWN else LOWERINGS)}
+    rows = [row for row in table["rows"] if row["runtime"] == destination and row["file"] in names]
+    cells = {row["lowering"]: row for row in rows}
+    for verdict, lowering in product((EQUAL, WITHIN), names.values()):
+        if lowering in cells and cells[lowering]["verdict"] == verdict:
+            others = [f"{name} {row['verdict']}" for name, row in cells.items() if row["verdict"] != verdict]
+            why = f"{verdict} ({cells[lowering]['detail']:.0e}) in {destination} {table['runtimes'][destination]}"
+            why += f"; there {', '.join(others)}" if others else ""
+            return Choice(destination, lowering, None if destination in OPEN_BATCH else 1, why)
+    return None

@@ -1,0 +1,385 @@
+"""A network to ONNX through a chosen lowering; ``export_onnx`` for any module, ``to_onnx`` for a captured one."""
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+import torch
+from onnx.shape_inference import infer_shapes
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.onnx import ONNXProgram
+
+from stn_export.errors import UserError, one_line, require_choice
+from stn_export.export.finish import distinct, name_ends, plain, require_distinct
+from stn_export.export.lowerings import LOWERINGS, Lowering
+from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
+from stn_export.export.registry import read_once
+from stn_export.export.running import Found, own_structure, run_against
+from stn_export.onnx_graph.model import without_weights
+from stn_export.onnx_graph.points import SITES
+from stn_export.program.capture import (
+    AFFINE_GRIDS,
+    GRID_SAMPLES,
+    NAMES,
+    VOLUMES,
+    Captured,
+    Shape,
+    capture,
+    file_names,
+    location,
+)
+from stn_export.program.program import Program, contract_of
+from stn_export.program.specs import BATCH, Contract, call_of, output_names
+
+DEFORMED = 19  # the first ONNX opset with DeformConv
+SIZES = {2: "H", 3: "W"}  # of N×C×H×W
+
+
+def export_onnx(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    lowering: str = "matmul",
+    opset: int | None = None,
+    dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    verify: bool = True,
+) -> onnx.ModelProto:
+    """Export a module, checked by ``onnx.checker``; where it samples stands in the file's metadata (``sites``).
+
+    The file is run in ONNX Runtime on the example and on one other batch, and compared with copies of the module. What
+    the module cannot keep open is fixed as it is in the example, with a ``UserWarning`` that says so.
+
+    Args:
+        module: in evaluation mode.
+        example_inputs: what to call it with, by position or by name: tensors, dictionaries and lists of them, and what
+            the file is to hold fixed: None, numbers, words. A batch of at least 2 where that is to be open.
+        example_kwargs: what to call it with by name besides.
+        lowering: how the two operators are written, a key of ``lowering.LOWERINGS``.
+        opset: the ONNX operator set; by default the lowering's own, at least 20 for volumes and float64.
+        dynamic_batch: whether the first dimension is left open, of every input that has as many as the first one.
+        dynamic_size: whether height and width of every 4-D input are left open too.
+        dynamic_shapes: what is open, as ``torch.export.export`` takes it, instead of the two above.
+        input_names: instead of the names of ``forward``'s parameters; of tensors only.
+        output_names: instead of the keys of what ``forward`` gives, else ``output``, or ``output0`` and so on.
+        verify: whether to run the file, which takes one call of ONNX Runtime and of the module for each batch.
+
+    Raises:
+        UserError: for an unknown lowering, an opset it cannot have, an example batch of 1, a module that
+            ``torch.export`` cannot capture or ONNX cannot hold, or a file that answers otherwise than the module.
+    """
+    _checked_opset(lowering, opset)
+    if isinstance(example_inputs, Mapping):
+        given: tuple[Any, ...] = ()
+        example_kwargs = {**example_inputs, **(example_kwargs or {})}
+    else:
+        given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    options = Options(lowering, opset, dynamic_batch, dynamic_size, dynamic_shapes, input_names, output_names)
+    made = _written(module, given, example_kwargs, options)
+    if verify:
+        made = _run(module, given, example_kwargs, options, made)
+    kind = type(module).__name__
+    for sentence in made.notes:
+        warnings.warn(sentence if sentence.startswith(kind) else f"{kind}: {sentence}", stacklevel=2)
+    return made.model
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``export_onnx`` is asked for beside the module and its example."""
+
+    lowering: str
+    opset: int | None
+    dynamic_batch: bool
+    dynamic_size: bool
+    dynamic_shapes: Any
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file, what it takes and gives, the example's tensors, and what is to be told of it."""
+
+    model: onnx.ModelProto
+    contract: Contract
+    tensors: tuple[Tensor, ...]
+    notes: tuple[str, ...]
+
+
+def _written(module: nn.Module, given: tuple, keywords: Mapping[str, Any] | None, options: Options) -> Written:
+    call = call_of(own_structure(module), given, keywords)
+    dims = None if options.dynamic_shapes is None else call.dims(options.dynamic_shapes)
+    shapes = (
+        _shapes(call.tensors, options.dynamic_batch, options.dynamic_size)
+        if dims is None
+        else _open(call.tensors, dims)
+    )
+    captured = capture(call.module, call.tensors, shapes, dims)
+    closed = _closed(call.names, shapes, captured)
+    notes = tuple(f"{name} {size}: {captured.problem}".rstrip(": ") for name, size in closed)
+    inputs = list(options.input_names or distinct(call.names))
+    outputs = list(options.output_names or distinct(output_names(captured.exported), inputs))
+    _require_names(captured.exported, inputs, outputs)
+    contract = contract_of(captured.exported, captured.shapes, inputs, outputs)
+    model = to_onnx(marked_program(Program(captured.exported, contract)), options.lowering, options.opset)
+    return Written(model, contract, call.tensors, notes)
+
+
+def _require_names(exported: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Refuse names that are too many, too few or given twice."""
+    signature = exported.graph_signature
+    for side, names, nodes in (("inputs", inputs, signature.user_inputs), ("outputs", outputs, signature.user_outputs)):
+        if len(names) != len(nodes):
+            raise UserError(f"{len(names)} {side} are named, there are {len(nodes)}", f"name all {side}, in order")
+    require_distinct(inputs, outputs)
+
+
+def _run(
+    module: nn.Module, given: tuple, keywords: Mapping[str, Any] | None, options: Options, made: Written
+) -> Written:
+    """The file once it was run; with its batch fixed where only another one is answered wrongly.
+
+    Raises:
+        UserError: where it answers the example otherwise than the module does.
+    """
+    found = run_against(module, (given, dict(keywords or {})), made.tensors, made.model, made.contract)
+    made = replace(made, notes=(*made.notes, *found.notes))
+    if not found.reason:
+        return made
+    opened = any(size == BATCH for spec in made.contract.inputs for size in spec.shape)
+    if found.other and opened and options.dynamic_shapes is None:
+        fixed = _run(module, given, keywords, replace(options, dynamic_batch=False),
+                     _written(module, given, keywords, replace(options, dynamic_batch=False)))  # fmt: skip
+        return replace(fixed, notes=(*fixed.notes, f"its batch is fixed: at another one {found.reason}"))
+    kind = type(module).__name__
+    raise UserError(f"{kind} in ONNX answers otherwise than in PyTorch: {found.reason}", _remedy(found, options))
+
+
+def _remedy(found: Found, options: Options) -> str:
+    if found.other:
+        return "leave less open with dynamic_shapes, or compute without what the example decides"
+    return "PyTorch's exporter writes an operator of it wrongly: compute it otherwise; verify=False gives the file"
+
+
+def _shapes(tensors: Sequence[Tensor], batch: bool, size: bool) -> list[Shape]:
+    """Every input's shape with what is to be open; the first dimension of the first input that has one is the batch."""
+    count = next((len(tensor) for tensor in tensors if tensor.ndim), 1)
+    return [
+        tuple(
+            BATCH if axis == 0 and batch and each == count
+            else SIZES[axis] if size and tensor.ndim == 4 and axis in SIZES else each
+            for axis, each in enumerate(tensor.shape)
+        )
+        for tensor in tensors
+    ]  # fmt: skip
+
+
+def _open(tensors: Sequence[Tensor], dims: Sequence[Mapping[int, Any]]) -> list[Shape]:
+    """Every input's shape with the names of what PyTorch's ``dynamic_shapes`` leave open; ``N`` is the batch."""
+    ours = {name: short for short, name in NAMES.items()}
+    shapes: list[Shape] = []
+    for index, (tensor, open_axes) in enumerate(zip(tensors, dims, strict=True)):
+        names = {
+            axis: getattr(dim, "__name__", f"size{index}_{axis}" if axis else BATCH) for axis, dim in open_axes.items()
+        }
+        named = {axis: ours.get(name, name) for axis, name in names.items()}
+        shapes.append(tuple(named.get(axis % tensor.ndim, size) for axis, size in enumerate(tensor.shape)))
+    return shapes
+
+
+def _closed(names: Sequence[str], shapes: Sequence[Shape], captured: Captured) -> Iterator[tuple[str, str]]:
+    """What was to be open and is not, or not wholly: which, and how far."""
+    for name, shape, kept in zip(names, shapes, captured.shapes, strict=True):
+        for wanted, size in zip(shape, kept, strict=True):
+            if isinstance(wanted, str) and isinstance(size, int):
+                yield f"{NAMES.get(wanted, wanted)} of {name}", f"is fixed at {size}"
+    yield from ((NAMES.get(name, name), f"is at most {most}") for name, most in captured.limits.items())
+
+
+def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.ModelProto:
+    """A program with marks (``marks.marked_program``) as ONNX; inputs, outputs and open sizes named by its contract.
+
+    Raises:
+        UserError: for an unknown lowering, or an opset or open sizes that it cannot have.
+    """
+    opset, rule = _checked_opset(lowering, opset, least_opset(program)), LOWERINGS[lowering]
+    affine = any(node.target in AFFINE_GRIDS for node in program.exported.graph.nodes)
+    if program.contract.open_sizes and affine and rule.affine_grid is None:
+        raise UserError(
+            f"lowering {lowering} cannot leave height and width open", "choose matmul, affinegrid or gather"
+        )
+    with _quietly(), _exporters_errors(program):
+        exported = torch.onnx.export(
+            program.exported,
+            program.values(program.contract.random(sizes=program.sizes)),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            dynamic_shapes=file_names([spec.shape for spec in program.contract.inputs]),
+            custom_translation_table=rule.translations | TRANSLATIONS,
+        )
+        graph = _made(exported)
+        found = take_marks(graph.model)
+        notes = rule.rewrite(graph.model) if rule.rewrite else {}
+        plain(graph.model)
+        name_ends(graph.model, *_names(program.contract))
+        notes |= {"lowering": lowering} | site_notes(graph.model, found)
+        model = graph.model_proto
+        strip_traces(model)
+        onnx.helper.set_model_props(model, notes)
+        onnx.checker.check_model(model)
+        infer_shapes(without_weights(model), check_type=True, strict_mode=True)
+    return model
+
+
+def _made(exported: ONNXProgram | None) -> ONNXProgram:
+    """What PyTorch's exporter gives where it is told of no file.
+
+    Raises:
+        RuntimeError: where it gives nothing.
+    """
+    if exported is None:
+        raise RuntimeError("torch.onnx.export gave no model")
+    return exported
+
+
+@contextmanager
+def _exporters_errors(program: Program) -> Iterator[None]:
+    """Say in one line what PyTorch's exporter, or ONNX's checker of what it wrote, raises in many.
+
+    Raises:
+        UserError: instead of anything but itself.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the exporter raises whatever its translations do
+        reasons = list(_reasons(error))
+        if refused := next((each for each in reasons if isinstance(each, UserError)), None):
+            raise UserError(refused.message, refused.hint) from error
+        text = _plain_text(reasons[-1])
+        if missing := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'", text):
+            operator = missing[1]
+            raise UserError(
+                f"ONNX has no translation of {operator}{_where(program, operator)}",
+                "compute it otherwise, or leave it to what comes before or after the file",
+            ) from error
+        node = next((found[1] for each in reasons if (found := re.search(r"translating node %(\w+)", str(each)))), "")
+        where = _where(program, node)
+        raise UserError(f"PyTorch's exporter fails{where}: {text}", "compute that part otherwise") from error
+
+
+def _reasons(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it came from, the root last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _plain_text(error: BaseException) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", one_line(error))
+
+
+def _where(program: Program, name: str) -> str:
+    """`` at module (file:line)`` of the first node of this name or operator; empty where none is found."""
+
+    name = name.rpartition(".")[2].strip("_")
+
+    def is_it(node: Node) -> bool:
+        operator = getattr(node.target, "__name__", "").split(".")[0].strip("_")
+        return bool(name) and (node.name == name or operator == name)
+
+    node = next((each for each in program.exported.graph.nodes if each.op == "call_function" and is_it(each)), None)
+    return f" at {location(node)}" if node is not None else ""
+
+
+def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
+    """What ``torch.onnx.export`` gives for the module when it is told nothing: an opset of its own, one batch size.
+
+    The contract's names are the only thing that it is told; they cost no time. The sites are found by the order of the
+    samplers.
+    """
+    with _quietly():
+        exported = torch.onnx.export(
+            program.module,
+            contract.values(contract.random()),
+            dynamo=True,
+            verbose=False,
+        )
+    graph = _made(exported)
+    name_ends(graph.model, *_names(contract))
+    model = graph.model_proto
+    strip_traces(model)
+    samplers = [node for node in model.graph.node if node.op_type == "GridSample"]
+    if samplers and len(samplers) == len(program.sites):
+        sites = [{"image": n.input[0], "grid": n.input[1], "warped": n.output[0]} for n in samplers]
+        onnx.helper.set_model_props(model, {SITES: json.dumps(sites)})
+    return model
+
+
+def _names(contract: Contract) -> tuple[list[str], list[str]]:
+    return [spec.name for spec in contract.inputs], [spec.name for spec in contract.outputs]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    logger = logging.getLogger("onnxscript")  # says what it did not fold
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), read_once():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter's own making
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # likewise, torch 2.11
+        warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used")  # two inputs share one
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _checked_opset(lowering: str, opset: int | None, least: int = 0) -> int:
+    rule: Lowering = LOWERINGS[require_choice("lowering", lowering, list(LOWERINGS))]
+    lowest, highest = max(rule.opsets[0], least), max(rule.opsets[-1], least)
+    opset = opset or max(rule.default_opset, least)
+    if least and opset < least:
+        lacks = "has no DeformConv" if least == DEFORMED else "samples no volumes and no float64"
+        raise UserError(f"opset {opset} {lacks}", f"choose an opset from {least}")
+    if not lowest <= opset <= highest:
+        raise UserError(
+            f"lowering {lowering} cannot be written at opset {opset}", f"choose an opset from {lowest} to {highest}"
+        )
+    return opset
+
+
+def least_opset(program: Program) -> int:
+    """The first opset that has the program's operators: ``VOLUMES`` for samplers of volumes and of float64.
+
+    ``DEFORMED`` for deformable convolutions; 0 where any opset will do.
+    """
+    nodes = program.exported.graph.nodes
+    images = [node.args[0].meta["val"] for node in nodes if node.target in GRID_SAMPLES]
+    if any(image.ndim == 5 or image.dtype == torch.float64 for image in images):
+        return VOLUMES
+    return DEFORMED if any(str(node.target).startswith("torchvision.deform_conv2d") for node in nodes) else 0
+
+
+def strip_traces(model: onnx.ModelProto) -> None:
+    """Drop the exporter's per-node notes, which hold file paths of this machine and outweigh the graph."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""

@@ -1,0 +1,409 @@
+"""Make concrete inputs for anyone's ONNX file: given shapes and arrays are kept, open sizes are found by running it.
+
+Sizes are searched because nothing in a file says them: a speech network may need 512 samples, a detector 640 pixels.
+Each try that fails says where in the graph and often which number was expected there; those numbers are tried next.
+"""
+
+import ctypes
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, TypeProto, helper
+
+from stn_export.errors import UserError
+from stn_export.limits import require
+from stn_export.onnx_graph.model import Shape, as_array, inputs_of, walk
+from stn_export.onnx_graph.placement import REFUSALS, reason_of
+from stn_export.onnx_graph.records import Tried
+
+Value = np.ndarray | list[np.ndarray]
+Feeds = dict[str, Value]
+Outputs = dict[str, np.ndarray]
+Run = Callable[[Feeds], Outputs | str]  # the outputs, or why there are none
+
+LENGTHS = (16, 1, 512, 128, 1024, 16000, 2, 4, 64, 256, 3, 80)  # of open axes that are no side of a picture
+SIDES = (64, 224, 256, 640, 32, 28, 512, 1024)  # of pictures, in pixels
+CHANNELS = (1, 3, 4)  # what the fixed last axis of a picture in NHWC holds
+TRIES = 80
+SECONDS = 3.0  # after which no other sizes are tried
+LARGEST = 2**17  # a size that is read from a message
+SAMPLE_RATE = 16000  # in hertz, where an input is called a rate
+RANKS = (2, 4, 3, 1, 0)  # of inputs that do not say theirs
+PACKED = {"int4": 2, "uint4": 2, "int2": 4, "uint2": 4}  # in a byte
+BITS = ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", *PACKED)  # unknown to NumPy
+OPENVINO = {"bf16": TensorProto.BFLOAT16, "f8e4m3": TensorProto.FLOAT8E4M3FN, "f8e5m2": TensorProto.FLOAT8E5M2}
+UNCASTABLE = (TensorProto.UNDEFINED, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An input as a file declares it: an open size is a name, equal names are one size; ``kind`` is what holds it."""
+
+    name: str
+    kind: str  # tensor or sequence
+    dtype: int
+    dims: tuple[int | str, ...]
+    ranked: bool = True
+
+    @property
+    def sides(self) -> range:
+        """The axes that are sides of a picture or a volume: behind the channels, or before them in NHWC."""
+        if len(self.dims) < 4:
+            return range(0)
+        last, second = self.dims[-1] in CHANNELS, self.dims[1] in CHANNELS
+        return range(1, len(self.dims) - 1) if last and not second else range(2, len(self.dims))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user says of the inputs, shapes and arrays by name; and the ``length`` that a search begins with."""
+
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    length: int = LENGTHS[0]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Concrete inputs: ``draw`` makes them, ``sizes`` says their shapes, ``origin`` where those come from.
+
+    ``problem`` says why the file could not be run on them and is empty where it was; such a file counts as not tried.
+    """
+
+    declared: tuple[Declared, ...]
+    chosen: Mapping[str, int]
+    given: Mapping[str, np.ndarray] = field(default_factory=dict)
+    origin: str = "declared"
+    problem: str = ""
+
+    @property
+    def batches(self) -> list[str]:
+        """The open sizes that are first axes."""
+        return [each.dims[0] for each in self.declared if each.dims and isinstance(each.dims[0], str)]
+
+    @property
+    def sizes(self) -> dict[str, Shape]:
+        """The shape of every input; of a sequence that of its parts."""
+        return self.at()
+
+    def at(self, batch: int | None = None) -> dict[str, Shape]:
+        """The shapes with another batch."""
+        sizes = dict(self.chosen) | dict.fromkeys(self.batches if batch else (), batch or 0)
+        found = {each.name: tuple(_size(dim, sizes) for dim in each.dims) for each in self.declared}
+        return found | {name: array.shape for name, array in self.given.items()}
+
+    def draw(self, seed: int = 0, batch: int | None = None, scale: float = 1.0) -> Feeds:
+        """Draw the inputs: floats from -scale to scale, whole numbers 0 and 1, lengths as they are, or what was given.
+
+        Raises:
+            UserError: for an input that no array can hold, or one that is too large.
+        """
+        generator, shapes = np.random.default_rng(seed), self.at(batch)
+        longest = max((n for name, n in self.chosen.items() if name not in self.batches), default=1)
+        drawn: Feeds = {}
+        for each in self.declared:
+            require("tensors", prod(shapes[each.name]), f"input {each.name}")
+            one = _drawn(each, shapes[each.name], generator, scale, longest)
+            drawn[each.name] = one if each.kind == "tensor" else [one, one.copy()]
+        return drawn | dict(self.given)
+
+    @property
+    def tried(self) -> Tried:
+        """The same as a record."""
+        return Tried(self.sizes, self.origin, self.problem)
+
+    def __str__(self) -> str:
+        return str(self.tried)
+
+
+def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
+    return sizes[dim] if isinstance(dim, str) else dim
+
+
+def _drawn(each: Declared, shape: Shape, generator: np.random.Generator, scale: float, longest: int) -> np.ndarray:
+    """Draw one array."""
+    if each.dtype == TensorProto.STRING:
+        return np.array([f"{n % 10}" for n in range(prod(shape))], object).reshape(shape)
+    if each.dtype in UNCASTABLE:
+        raise UserError(f"input {each.name} holds what this cannot draw", "give it with --inputs FILE.npz")
+    dtype = helper.tensor_dtype_to_np_dtype(each.dtype)
+    if dtype.kind in "iu" and dtype.itemsize >= 4:
+        if re.search(r"len(gth)?s?\b|_len", each.name.lower()):
+            return np.full(shape, longest, dtype)
+        if re.fullmatch(r"sr|.*rate", each.name.lower()):
+            return np.full(shape, SAMPLE_RATE, dtype)
+    whole = dtype.kind in "iub" or np.dtype(dtype).name.startswith(("int", "uint"))
+    return (generator.integers(0, 2, shape) if whole else generator.uniform(-scale, scale, shape)).astype(dtype)
+
+
+def declared_inputs(model: onnx.ModelProto) -> tuple[Declared, ...]:
+    """Say what a caller has to feed.
+
+    Raises:
+        UserError: for an input that is neither a tensor nor a sequence of tensors.
+    """
+    return tuple(_declared(value) for value in inputs_of(model.graph))
+
+
+def _declared(value: onnx.ValueInfoProto) -> Declared:
+    held, kind = value.type, "tensor"
+    if held.WhichOneof("value") == "optional_type":
+        held = held.optional_type.elem_type
+    if held.WhichOneof("value") == "sequence_type":
+        held, kind = held.sequence_type.elem_type, "sequence"
+    if held.WhichOneof("value") != "tensor_type":
+        raise UserError(f"input {value.name} is no tensor", "such a file cannot be run here")
+    return Declared(value.name, kind, held.tensor_type.elem_type, *_dims(value.name, held))
+
+
+def _dims(name: str, held: TypeProto) -> tuple[tuple[int | str, ...], bool]:
+    """The sizes, open ones as names, and whether the file says how many there are."""
+    dims = held.tensor_type.shape.dim
+    open_names = [dim.dim_param or f"{name}.{axis}" for axis, dim in enumerate(dims)]
+    sizes = [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else open_names[axis]
+        for axis, dim in enumerate(dims)
+    ]
+    return tuple(sizes), held.tensor_type.HasField("shape")
+
+
+def settled(declared: Sequence[Declared], asked: Asked) -> Inputs:
+    """Keep what was asked for, and give every other open size its first candidate.
+
+    Raises:
+        UserError: where what was asked for is not what the file declares.
+    """
+    shapes = dict(asked.shapes) | {name: array.shape for name, array in asked.arrays.items()}
+    by_name, fixed = {each.name: each for each in declared}, dict[str, int]()
+    for name, shape in shapes.items():
+        if name not in by_name:
+            raise UserError(f"there is no input {name}", f"the inputs are {', '.join(by_name) or 'none'}")
+        each = by_name[name] = _at_rank(by_name[name], len(shape))
+        if len(each.dims) != len(shape):
+            raise UserError(f"input {name} has {len(each.dims)} sizes, not {len(shape)}", f"it is {_words(each)}")
+        for dim, size in zip(each.dims, shape, strict=True):
+            if size != (dim if isinstance(dim, int) else fixed.setdefault(dim, size)):
+                raise UserError(f"input {name} cannot be {shape}", f"it is {_words(each)}, and equal names are equal")
+    for name, array in asked.arrays.items():
+        dtype = helper.tensor_dtype_to_np_dtype(by_name[name].dtype)
+        if array.dtype != dtype and by_name[name].dtype != TensorProto.STRING:
+            raise UserError(f"input {name} is {array.dtype}, and the file takes {dtype}", "save it as that")
+    rows = tuple(by_name.values())
+    first = {name: asked.length if sizes == LENGTHS else sizes[0] for name, sizes in _candidates(rows).items()}
+    chosen = first | fixed
+    origin = "given" if shapes else "declared"
+    return Inputs(rows, chosen, dict(asked.arrays), origin if set(chosen) <= set(fixed) else "chosen")
+
+
+def _at_rank(each: Declared, rank: int) -> Declared:
+    """The same, of a rank, where the file does not say its own."""
+    return each if each.ranked else replace(each, dims=tuple(f"{each.name}.{axis}" for axis in range(rank)))
+
+
+def _words(each: Declared) -> str:
+    return "×".join(map(str, each.dims)) or "a scalar"
+
+
+def _candidates(declared: Sequence[Declared]) -> dict[str, tuple[int, ...]]:
+    """What each open size may be, the likeliest first; a batch goes before a side."""
+    found: dict[str, tuple[int, ...]] = {}
+    for each in declared:
+        if each.dims and isinstance(each.dims[0], str):
+            found[each.dims[0]] = (1, 2)
+    for each in declared:
+        for axis, dim in enumerate(each.dims):
+            channels = len(each.dims) > 3 and axis == 1
+            sizes = SIDES if axis in each.sides else (3, 1, 4) if channels else LENGTHS
+            if isinstance(dim, str):
+                found.setdefault(dim, sizes)
+    return found
+
+
+def concrete_inputs(model: onnx.ModelProto, run: Run, asked: Asked = Asked()) -> Inputs:
+    """Find inputs that a file runs on.
+
+    Args:
+        model: as ``graph.flat`` gives it: how far a run came is told by the names of its nodes.
+        run: runs it.
+        asked: what the user says.
+
+    Returns:
+        The inputs; where nothing ran, the first that were tried, with the problem.
+
+    Raises:
+        UserError: where what was asked for is not what the file declares.
+    """
+    order = {node.name: index for index, node in enumerate(walk(model.graph))}
+    declared, first = declared_inputs(model), None
+    for rank in RANKS if any(not each.ranked for each in declared) else RANKS[:1]:
+        inputs = settled([each if each.name in asked.shapes else _at_rank(each, rank) for each in declared], asked)
+        found = _searched(inputs, run, asked, order)
+        if not found.problem:
+            return found
+        first = first or found
+    assert first  # there is a rank
+    return first
+
+
+def _searched(inputs: Inputs, run: Run, asked: Asked, order: Mapping[str, int]) -> Inputs:
+    """Try sizes until a run gives something; what runs and gives nothing will do where nothing else does."""
+    end, first, empty = time.monotonic() + SECONDS, replace(inputs, problem="it was not run"), None
+    search = _Search(inputs, {name for name in inputs.chosen if not _is_fixed(name, inputs, asked)}, order)
+    for count, attempt in enumerate(search):
+        found = _attempt(run, attempt)
+        if not isinstance(found, str):
+            told = attempt if attempt.chosen == inputs.chosen else replace(attempt, origin="found by running it")
+            if any(each.size for each in found.values()):
+                return told
+            empty = empty or told
+        elif count == 0:
+            first = replace(attempt, problem=found)
+        search.learn(attempt, found if isinstance(found, str) else "")
+        if count + 1 >= TRIES or time.monotonic() > end:
+            break
+    return empty or first
+
+
+def _is_fixed(name: str, inputs: Inputs, asked: Asked) -> bool:
+    """Whether an open size follows from a shape or an array that was given."""
+    return any(name in each.dims for each in inputs.declared if each.name in {*asked.shapes, *asked.arrays})
+
+
+def _attempt(run: Run, inputs: Inputs) -> Outputs | str:
+    try:
+        return run(inputs.draw())
+    except UserError as error:
+        return error.message
+
+
+class _Search:
+    """The sizes to try: ladders of usual ones, then numbers that a message named, from where a run came furthest."""
+
+    def __init__(self, inputs: Inputs, free: set[str], order: Mapping[str, int]) -> None:
+        self.inputs, self.free, self.order = inputs, sorted(free), order
+        self.candidates = _candidates(inputs.declared)
+        self.best, self.furthest, self.numbers = inputs, -1, list[int]()
+        self.seen: list[Mapping[str, int]] = []
+
+    def __iter__(self) -> Iterator[Inputs]:
+        yield from self._new(self.inputs.chosen)
+        while True:
+            before = len(self.seen)
+            for name in self.free:
+                for size in tuple(self.numbers):
+                    yield from self._new(dict(self.best.chosen) | {name: size})
+            if len(self.seen) == before:
+                break
+        for ladder in (LENGTHS, SIDES):
+            names = [name for name in self.free if self.candidates[name] == ladder]
+            for size in ladder if names else ():
+                yield from self._new(dict(self.inputs.chosen) | dict.fromkeys(names, size))
+        lengths = [name for name in self.free if self.candidates[name] == LENGTHS]
+        for name in lengths if len(lengths) > 1 else ():  # the others may be batches by another name
+            for size in LENGTHS:
+                yield from self._new(dict(self.inputs.chosen) | dict.fromkeys(lengths, 1) | {name: size})
+        for name in self.free:
+            for size in (*self.candidates[name], *self.numbers):
+                yield from self._new(dict(self.best.chosen) | {name: size})
+
+    def _new(self, chosen: Mapping[str, int]) -> Iterator[Inputs]:
+        if chosen not in self.seen:
+            self.seen.append(chosen)
+            yield replace(self.inputs, chosen=dict(chosen))
+
+    def learn(self, attempt: Inputs, message: str) -> None:
+        """Keep what came furthest, and the numbers that its message names."""
+        place = max((self.order.get(name, 0) for name in re.findall(r"Name:'([^']*)'", message)), default=0)
+        if message and place > self.furthest:
+            named = (int(word) for word in re.findall(r"(?<![\w.])\d+(?![\w.])", message))
+            self.numbers = [each for each in dict.fromkeys(named) if 1 < each <= LARGEST]
+            self.best, self.furthest = attempt, place
+
+
+def session_run(session: onnxruntime.InferenceSession) -> Run:
+    """Run a session as a search and a trial do: every output as an array, or ONNX Runtime's message."""
+    names = [each.name for each in session.get_outputs()]
+    session_outputs = runs_of(session)
+
+    def run(feeds: Feeds) -> Outputs | str:
+        try:
+            found = session_outputs(names, feeds)
+        except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # by what its binding cannot hand over
+            return reason_of(error)
+        return {name: as_array(value) for name, value in zip(names, found, strict=True) if value is not None}
+
+    return run
+
+
+def runs_of(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
+    """What runs a session as its own ``run`` does, with types too that NumPy has only from ml_dtypes."""
+    given, got = (any(map(_has_bits, values)) for values in (session.get_inputs(), session.get_outputs()))
+    return partial(_read_by_bits, session) if got else partial(_fed_by_bits, session) if given else session.run
+
+
+def _has_bits(value: onnxruntime.NodeArg) -> bool:
+    return value.type.removeprefix("tensor(").removesuffix(")") in BITS
+
+
+def _fed_by_bits(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value]) -> list[Any]:
+    return session.run(names, {name: _handed_over(value) for name, value in feeds.items()})
+
+
+def _read_by_bits(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Value]) -> list[Any]:
+    handed = ((name, _handed_over(value)) for name, value in feeds.items())
+    values = {
+        name: value if isinstance(value, onnxruntime.OrtValue) else onnxruntime.OrtValue.ortvalue_from_numpy(value)
+        for name, value in handed
+    }
+    return [_read(each) for each in session.run_with_ort_values(names, values)]
+
+
+def _handed_over(value: Value) -> Value | onnxruntime.OrtValue:
+    """A value as ONNX Runtime takes it: types that NumPy has only from ml_dtypes go by their bits."""
+    if isinstance(value, list) or value.dtype.isbuiltin == 1:
+        return value
+    bits = value.view({1: np.uint8, 2: np.uint16}[value.dtype.itemsize])
+    if (numbers := PACKED.get(value.dtype.name)) is not None:
+        bits = _packed(bits, numbers)
+    kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
+
+
+def _packed(values: np.ndarray, numbers: int) -> np.ndarray:
+    """So many numbers a byte, the first in its lowest bits, at the head of an array of the same shape as before."""
+    bits = 8 // numbers
+    rows = np.zeros((-(-values.size // numbers), numbers), np.uint8)
+    rows.reshape(-1)[: values.size] = values.reshape(-1) & (2**bits - 1)
+    found = np.zeros(values.shape, np.uint8)
+    found.reshape(-1)[: len(rows)] = (rows << (bits * np.arange(numbers, dtype=np.uint8))).sum(1)
+    return found
+
+
+def of_openvino(result: np.ndarray, kind: str) -> np.ndarray:
+    """An output of OpenVINO, which hands over types that NumPy lacks as others of as many bits.
+
+    Args:
+        result: what it handed over.
+        kind: the element type, as OpenVINO calls it.
+    """
+    return result.view(helper.tensor_dtype_to_np_dtype(OPENVINO[kind])) if kind in OPENVINO else result
+
+
+def _read(value: onnxruntime.OrtValue) -> np.ndarray:
+    """An output as an array; of a type with less than a byte the packed bytes."""
+    kind = value.data_type().removeprefix("tensor(").removesuffix(")")
+    if kind not in BITS:
+        return value.numpy()
+    shape, dtype = tuple(value.shape()), helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind.upper()))
+    if kind in PACKED:
+        return np.frombuffer(ctypes.string_at(value.data_ptr(), -(-prod(shape) // PACKED[kind])), np.uint8)
+    content = ctypes.string_at(value.data_ptr(), prod(shape) * dtype.itemsize)
+    return np.frombuffer(content, dtype).reshape(shape)

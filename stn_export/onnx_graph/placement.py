@@ -1,0 +1,387 @@
+"""Where ONNX Runtime runs each node: read from a session where possible, else predicted from the kernel table."""
+
+import ctypes
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx import NodeProto, TensorProto, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+from stn_export.cli import children
+from stn_export.errors import UserError
+from stn_export.onnx_graph.model import (
+    ALIAS,
+    HALVES,
+    UNKNOWN,
+    TensorInfo,
+    constants,
+    inputs_of,
+    large_initialisers,
+    opset_of,
+    since_version,
+    used_names,
+    without_weights,
+)
+from stn_export.onnx_graph.records import CPU, CUDA, PROVIDERS
+from stn_export.run.store import read_json, write_out
+
+CONTRIBUTED = "com.microsoft"
+SCHEMA = "stn_export/kernels/2"
+KERNELS = Path(__file__).parent.parent / "resources" / "cuda_kernels.json"
+UNBOUNDED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One registration: versions of the operator, and the element types allowed for each type constraint."""
+
+    since: int
+    until: int | None
+    types: dict[str, list[str]]
+
+    def serves(self, version: int) -> bool:
+        """Whether it runs this version of the operator."""
+        return self.since == version or (self.until is not None and self.since < version <= self.until)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What one ONNX Runtime registers for the ONNX domain: its CUDA kernels by operator, and the CPU's operators.
+
+    ``contributed`` are the operators of com.microsoft that its CUDA provider has, by what ``source`` says.
+    """
+
+    release: str
+    cuda: dict[str, list[Kernel]]
+    cpu: frozenset[str]
+    contributed: frozenset[str]
+    source: str
+
+
+@cache
+def kernels() -> Kernels:
+    """The table of ``resources/cuda_kernels.json``."""
+    content = read_json(KERNELS, SCHEMA)
+    cuda = {name: [Kernel(*row) for row in rows] for name, rows in content["operators"].items()}
+    others = content["contributed"]
+    cpu = frozenset(content["cpu_operators"])
+    return Kernels(content["onnxruntime"], cuda, cpu, frozenset(others["operators"]), others["source"])
+
+
+def write_kernels(path: Path) -> int:
+    """Write the table from the installed ONNX Runtime; returns the number of operators.
+
+    Raises:
+        UserError: where this ONNX Runtime does not list its kernels, or its CUDA provider does not load.
+    """
+    rows: dict[str, list[list]] = {}
+    cpu: set[str] = set()
+    contributed: set[str] = set()
+    for provider, domain, name, since, until, constraints in _registrations():
+        if provider == CPU or domain:
+            (contributed if provider == CUDA else cpu if not domain else set()).add(name)
+            continue
+        types = {each: sorted(map(_element, allowed)) for each, allowed in constraints.items()}
+        _merge(rows.setdefault(name, []), [since, None if until == UNBOUNDED else until, types])
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sorted(rows[name], key=str))}" for name in sorted(rows))
+    head = {"schema": SCHEMA, "onnxruntime": onnxruntime.__version__, "cpu_operators": sorted(cpu)}
+    source = f"what ONNX Runtime {onnxruntime.__version__} registers"
+    head |= {"contributed": {"source": source, "operators": sorted(contributed)}}
+    write_out(path, f'{json.dumps(head)[:-1]}, "operators": {{\n{lines}\n}}}}\n'.encode())
+    return len(rows)
+
+
+_LIST = f"""
+import json
+try:
+    import torch  # whose wheels bring the CUDA libraries that the provider needs
+except ImportError:
+    pass
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
+rows = [each for each in get_all_opkernel_def() if each.provider in ({CPU!r}, {CUDA!r})]
+rows = [each for each in rows if each.domain in ("", {CONTRIBUTED!r})]
+facts = [(each.provider, each.domain, each.op_name, *each.version_range, dict(each.type_constraints)) for each in rows]
+print(json.dumps(facts))
+"""
+
+
+def _registrations() -> list[tuple[str, str, str, int, int, dict[str, list[str]]]]:
+    """What both providers register; asked in a process of its own, which a provider that cannot load may crash."""
+    asked = children.run([sys.executable, "-P", "-c", _LIST])
+    lines = asked.stdout.splitlines()
+    found = json.loads(lines[-1]) if asked.returncode == 0 and lines else []
+    if CUDA not in {row[0] for row in found}:
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} does not list its CUDA kernels here",
+            "write the table where the libraries of all its providers load: an NVIDIA driver, CUDA, TensorRT",
+        )
+    return found
+
+
+def _element(name: str) -> str:
+    return name.removeprefix("tensor(").removesuffix(")") if name.startswith("tensor(") else name
+
+
+def _merge(rows: list[list], new: list) -> None:
+    """Add a registration, joined with one that differs from it in one type constraint only."""
+    for row in rows:
+        differing = [name for name in new[2] if row[2].get(name) != new[2][name]]
+        if row[:2] == new[:2] and row[2].keys() == new[2].keys() and len(differing) <= 1:
+            for name in differing:
+                row[2][name] = sorted({*row[2][name], *new[2][name]})
+            return
+    rows.append(new)
+
+
+def lacks_kernel(node: NodeProto, opset: int, infos: dict[str, TensorInfo]) -> str:
+    """Why the CUDA provider of ``kernels().release`` cannot run a node, or "" where it can."""
+    if node.domain == CONTRIBUTED:
+        known = node.op_type in kernels().contributed
+        return "" if known else f"no CUDA kernel of {node.op_type} in {kernels().source}"
+    if node.domain not in ("", ALIAS):
+        return f"the table has no kernels of domain {node.domain}"
+    table = kernels().cuda
+    version = since_version(node, opset)
+    served = [kernel for kernel in table.get(node.op_type, []) if kernel.serves(version)]
+    if node.op_type not in table:
+        return f"no CUDA kernel of {node.op_type}"
+    if not served:
+        return f"no CUDA kernel of {node.op_type} {version}"
+    if not any(_accepts(kernel, node, opset, infos) for kernel in served):
+        types = ", ".join(_type_name(infos.get(name, UNKNOWN)) for name in node.input if name)
+        return f"no CUDA kernel of {node.op_type} {version} for {types}"
+    return ""
+
+
+def _type_name(info: TensorInfo) -> str:
+    name = TensorProto.DataType.Name(info.dtype).lower()
+    return {"undefined": "an unknown type", "string": "string"}.get(name, name)
+
+
+def _accepts(kernel: Kernel, node: NodeProto, opset: int, infos: dict[str, TensorInfo]) -> bool:
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    for names, formals in ((node.input, schema.inputs), (node.output, schema.outputs)):
+        for index, name in enumerate(names):
+            formal = formals[min(index, len(formals) - 1)]
+            allowed = kernel.types.get(formal.type_str) or kernel.types.get(formal.name)
+            dtype = infos.get(name, UNKNOWN).dtype
+            if allowed and dtype and _type_name(TensorInfo(dtype, None)) not in allowed:
+                return False
+    return True
+
+
+# Where ONNX Runtime runs each node: read from a session where that is possible, else predicted for CUDA.
+
+
+RECORD = "session.record_ep_graph_assignment_info"
+SOURCE = r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(cc|cpp|h):\d+ "  # of a message: what says nothing to a user
+SMALL = 100  # elements of a constant that ONNX Runtime would rather read on the CPU
+
+FOLDED = "depends on no input: folded when the session is made"
+
+REFUSALS = (
+    ort.Fail,
+    ort.InvalidArgument,
+    ort.InvalidGraph,
+    ort.InvalidProtobuf,
+    ort.NotImplemented,
+    ort.RuntimeException,
+)
+
+# What the CUDA kernels take from and leave in CPU memory, by index; source: InputMemoryType and OutputMemoryType in
+# onnxruntime/core/providers/cuda.
+_AXES = ("Squeeze", "Unsqueeze", "Split", "Tile", "Expand", "TopK", "CumSum", "Reshape", "Upsample", "Trilu", "OneHot")
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+CPU_INPUTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(_AXES, (1,)),
+    **{f"Reduce{name}": (1,) for name in _REDUCTIONS},
+    **dict.fromkeys(("Slice", "Pad", "Resize"), (1, 2, 3, 4)),
+    **dict.fromkeys(("Clip", "Dropout"), (1, 2)),
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "If": (0,),
+    "Loop": (0, 1),
+}
+CPU_OUTPUTS = ("Shape", "Size")
+CONTROL_FLOW = ("If", "Loop", "Scan")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one node runs, and why."""
+
+    provider: str
+    reason: str
+
+
+def free_nodes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> dict[str, str]:
+    """Nodes that compute nothing from the data of an input, by name, and why: constants and sizes of tensors.
+
+    Shape and Size are such nodes, and whatever depends on nothing but them and constants and stays small.
+    """
+    fixed = set(constants(model.graph))
+    sizes: set[str] = set()
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        needed = {name for name in node.input if name}
+        if node.op_type in CONTROL_FLOW:
+            continue
+        if needed <= fixed and not node.op_type.startswith("Random"):
+            found[node.name] = FOLDED
+            fixed.update(node.output)
+        elif node.op_type in CPU_OUTPUTS or (needed <= fixed | sizes and _small(node, infos)):
+            found[node.name] = "computes a shape"
+            sizes.update(node.output)
+    return found
+
+
+def _small(node: NodeProto, infos: dict[str, TensorInfo]) -> bool:
+    found = [infos.get(name, UNKNOWN) for name in node.output if name]
+    return all((0 if each.elements is None else each.elements) <= SMALL for each in found) and all(
+        each.elements is not None or each.dtype in (TensorProto.INT64, TensorProto.INT32) for each in found
+    )
+
+
+def predict_cuda(model: onnx.ModelProto, infos: dict[str, TensorInfo], free: dict[str, str]) -> dict[str, Placed]:
+    """Where each node of a ``graph.flat`` model would run with the CUDA provider, bodies of control flow aside.
+
+    Args:
+        model: every node of it has a name.
+        infos: of its tensors, as ``infer`` gives them.
+        free: its ``free_nodes``.
+    """
+    harmless = {name for name in constants(model.graph) if (infos[name].elements or 0) <= SMALL}
+    harmless |= {each.name for each in inputs_of(model.graph)}
+    on_cpu: set[str] = set()  # tensors in CPU memory that a chain of CPU nodes has reached, starting at Shape and Size
+    placed = {}
+    for node in model.graph.node:
+        place = placed[node.name] = _predict(node, opset_of(model, node.domain), infos, free, on_cpu, harmless)
+        if free.get(node.name) == FOLDED:
+            harmless.update(name for name in node.output if (infos.get(name, UNKNOWN).elements or 0) <= SMALL)
+        elif node.op_type in CPU_OUTPUTS or (place.provider == CPU and on_cpu.intersection(node.input)):
+            on_cpu.update(node.output)
+    return placed
+
+
+def _predict(
+    node: NodeProto,
+    opset: int,
+    infos: dict[str, TensorInfo],
+    free: dict[str, str],
+    on_cpu: set[str],
+    harmless: set[str],
+) -> Placed:
+    if free.get(node.name) == FOLDED:
+        return Placed(CPU, FOLDED)
+    if missing := lacks_kernel(node, opset, infos):
+        expanded = _is_function(node, opset) and node.op_type not in kernels().cpu
+        return Placed(CUDA, "ONNX Runtime expands it into other operators") if expanded else Placed(CPU, missing)
+    if _prefers_cpu(node, on_cpu, harmless, infos):
+        there = ", ".join(name for name in node.input if name in on_cpu)
+        return Placed(CPU, free.get(node.name) or f"its inputs are on the CPU: {there}")
+    return Placed(CUDA, "has a CUDA kernel")
+
+
+def _is_function(node: NodeProto, opset: int) -> bool:
+    if not onnx.defs.has(node.op_type, opset, node.domain):
+        return False
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    return schema.has_function or schema.has_context_dependent_function  # type: ignore[attr-defined]  # not in its stub
+
+
+def _prefers_cpu(node: NodeProto, on_cpu: set[str], harmless: set[str], infos: dict[str, TensorInfo]) -> bool:
+    """ONNX Runtime's rule: an input is a CPU tensor, and none is half precision, on the GPU or read on the CPU."""
+    if not any(name in on_cpu for name in node.input):
+        return False
+    for index, name in enumerate(node.input):
+        if name and infos.get(name, UNKNOWN).dtype in HALVES:
+            return False
+        if name in harmless or not name:
+            continue
+        if name not in on_cpu or index in CPU_INPUTS.get(node.op_type, ()):
+            return False
+    return True
+
+
+def reason_of(error: Exception) -> str:
+    """Return what ONNX Runtime raised in one line, without where in its source."""
+    return " ".join(re.sub(SOURCE, "", str(error)).split())
+
+
+def cuda_works() -> bool:
+    """Whether a session can really run on a GPU here."""
+    if CUDA not in onnxruntime.get_available_providers():
+        return False
+    try:  # the driver itself, as PyTorch takes seconds to import
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def cpu_session(model: onnx.ModelProto | Path, **settings: object) -> onnxruntime.InferenceSession:
+    """Open a session on the CPU as ONNX Runtime does by itself, but for these attributes of ``SessionOptions``."""
+    options = onnxruntime.SessionOptions()
+    for name, value in settings.items():
+        setattr(options, name, value)
+    content = model if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=[CPU])
+
+
+def open_session(
+    model: onnx.ModelProto, provider: str, entries: Mapping[str, object] | None = None
+) -> onnxruntime.InferenceSession:
+    """A session that runs the graph as the file has it, without optimisations, and records placement where it can.
+
+    Args:
+        model: any.
+        provider: ``cpu`` or ``cuda``.
+        entries: further attributes of ``onnxruntime.SessionOptions``.
+
+    Raises:
+        UserError: where ONNX Runtime refuses the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # what it refuses is raised; what it warns of is what this module says
+    options.add_session_config_entry(RECORD, "1")
+    for key, value in (entries or {}).items():
+        setattr(options, key, value)
+    large, used = {each.name: each for each in large_initialisers(model)}, used_names(model.graph)
+    weights = {name: numpy_helper.to_array(each) for name, each in large.items() if name in used}
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(each) for each in weights.values()]
+    options.add_external_initializers(list(weights), values)  # in the bytes of the model they would lie thrice
+    small = without_weights(model)
+    for held in (small.graph.initializer, small.graph.input):  # what nothing reads is refused: it lies nowhere
+        for each in [each for each in held if each.name in large and each.name not in used]:
+            held.remove(each)
+    content = small.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=[PROVIDERS[provider]])
+    except REFUSALS as error:
+        reason = reason_of(error)
+        raise UserError(f"ONNX Runtime cannot load the model: {reason}", "check it with onnx.checker") from error
+
+
+def read_placement(model: onnx.ModelProto, provider: str) -> dict[str, str] | None:
+    """Each node's provider, from a session; None where this ONNX Runtime does not tell or lacks the provider here.
+
+    Raises:
+        UserError: where ONNX Runtime refuses the model.
+    """
+    if provider == "cuda" and not cuda_works():
+        return None
+    session = open_session(model, provider)
+    if not hasattr(session, "get_provider_graph_assignment_info") or session.get_providers()[0] != PROVIDERS[provider]:
+        return None
+    parts = session.get_provider_graph_assignment_info()
+    return {node.name: part.ep_name for part in parts for node in part.get_nodes()}

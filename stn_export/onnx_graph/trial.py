@@ -1,0 +1,237 @@
+"""Run anyone's ONNX file in ONNX Runtime on the CPU, and note what that shows: one step, which has a limit of time."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from stn_export.cli.apart import BeyondLimitError, CrashedError, forked
+from stn_export.errors import UserError
+from stn_export.limits import LIMITS
+from stn_export.onnx_graph.costs import Runs, macs
+from stn_export.onnx_graph.inputs import (
+    LENGTHS,
+    Asked,
+    Inputs,
+    Outputs,
+    Run,
+    concrete_inputs,
+    declared_inputs,
+    session_run,
+    settled,
+)
+from stn_export.onnx_graph.model import Shape, TensorInfo, all_constants, infer, walk
+from stn_export.onnx_graph.placement import open_session
+from stn_export.onnx_graph.records import Tried
+
+Result = TypeVar("Result")
+Step = Callable[[Callable[[], Result]], Result]  # runs a piece of work, where foreign data may not run here
+ASKED = Asked()
+DRAWS = ((1, 1.0), (2, 2.0), (3, 100.0))  # seed and scale: floats that are whole numbers inside differ by more than 1
+ANOTHER_BATCH = 3
+LONGER = (LENGTHS[0], 16000)  # what a search begins with, and begins with again after a crash
+SOON = 0.6  # of the limit: further runs begin no later
+KERNEL = "_kernel_time"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What running a file showed.
+
+    ``loads`` says whether ONNX Runtime takes the file at all, ``outputs`` are those of a first run, or why there are
+    none. ``steady`` is whether a second run gives the same, ``constant`` are outputs of floats that no input changes,
+    ``batch`` says why another batch does not run and is empty where it does. ``runs`` are the shapes seen in a run.
+    """
+
+    inputs: Inputs
+    outputs: Outputs | str
+    loads: bool = True
+    steady: bool = True
+    constant: tuple[str, ...] = ()
+    batch: str = ""
+    runs: Runs = field(default_factory=dict)
+
+    @property
+    def tried(self) -> Tried:
+        """The inputs as a record."""
+        return replace(self.inputs.tried, loads=self.loads)
+
+
+def here(work: Callable[[], Result]) -> Result:
+    """Do a step in this process: for files of our own."""
+    return work()
+
+
+def within_limits(work: Callable[[], Result]) -> Result:
+    """Do a step in a fork of this process, within the limit of a trial.
+
+    Raises:
+        BeyondLimitError: where it takes longer, or crashes.
+    """
+    return forked(work, LIMITS["trial"].value)
+
+
+def try_model(model: onnx.ModelProto, asked: Asked = ASKED, step: Step = here) -> Trial:
+    """Run a model, as ``graph.flat`` gives it, on inputs that are found for it.
+
+    Raises:
+        UserError: where what was asked for is not what the file declares.
+    """
+    try:
+        declared = settled(declared_inputs(model), asked)
+    except UserError:
+        if asked.shapes or asked.arrays:
+            raise
+        return Trial(Inputs((), {}), "it takes what cannot be made here")
+    why = ""
+    for length in LONGER if declared.origin == "chosen" else LONGER[:1]:
+        try:
+            return step(partial(_trial, model, replace(asked, length=length), declared))
+        except BeyondLimitError as error:
+            why = why or error.message
+            if not isinstance(error, CrashedError):  # some files crash ONNX Runtime where they are given too little
+                break
+    return Trial(replace(declared, problem=why), why)
+
+
+def _trial(model: onnx.ModelProto, asked: Asked, declared: Inputs) -> Trial:
+    end = time.monotonic() + SOON * LIMITS["trial"].value
+    try:
+        session = open_session(model, "cpu")
+    except UserError as error:
+        return Trial(replace(declared, problem=error.message), error.message, loads=False)
+    run = session_run(session)
+    inputs = concrete_inputs(model, run, asked)
+    if inputs.problem:
+        return Trial(inputs, inputs.problem)
+    begun = time.monotonic()
+    outputs = run(inputs.draw())
+    took = time.monotonic() - begun
+    if isinstance(outputs, str):  # a second time it does not run
+        return Trial(inputs, outputs)
+    further = _Further(run, inputs, outputs, end - took)
+    runs = _profiled(model, inputs) if _is_unknown(model, inputs.sizes) and further.in_time else {}
+    steady = further.steady()
+    return Trial(inputs, outputs, True, steady, further.constant() if steady else (), further.batch(), runs)
+
+
+@dataclass(frozen=True)
+class _Further:
+    """Further runs of a file, as long as there is time."""
+
+    run: Run
+    inputs: Inputs
+    outputs: Outputs
+    end: float
+
+    @property
+    def in_time(self) -> bool:
+        """Whether another run is over in time, if it takes as long as the first."""
+        return time.monotonic() < self.end
+
+    def steady(self) -> bool:
+        """Whether the same inputs give the same again."""
+        again = self.run(self.inputs.draw()) if self.in_time else self.outputs
+        return not isinstance(again, str) and all(same(again[name], each) for name, each in self.outputs.items())
+
+    def constant(self) -> tuple[str, ...]:
+        """The outputs that other inputs leave as they are: none where inputs are given, or outputs empty or NaN."""
+        if self.inputs.given or not self.inputs.declared:
+            return ()
+        left = [
+            name for name, each in self.outputs.items() if each.size and _is_float(each) and not np.isnan(each).all()
+        ]
+        tried = 0
+        for seed, scale in DRAWS:
+            other = self.run(self.inputs.draw(seed, scale=scale)) if left and self.in_time else "not run"
+            if not isinstance(other, str):
+                tried += 1
+                left = [name for name in left if same(other[name], self.outputs[name])]
+        return tuple(left) if tried > 1 else ()
+
+    def batch(self) -> str:
+        """Why another batch does not run; empty where it does, or where there is none to choose."""
+        ones = [self.inputs.chosen[name] == 1 for name in self.inputs.batches]
+        if not ones or not all(ones) or self.inputs.given or self.inputs.origin == "given" or not self.in_time:
+            return ""
+        found = self.run(self.inputs.draw(batch=ANOTHER_BATCH))
+        return found if isinstance(found, str) else ""
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return np.issubdtype(array.dtype, np.floating)
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two outputs hold the same, NaN where NaN is."""
+    return one.shape == other.shape and np.array_equal(one, other, equal_nan=_is_float(one) and _is_float(other))
+
+
+def _is_unknown(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
+    """Whether inference alone leaves multiply-adds, or shapes, open."""
+    infos = infer(model, shapes)
+    names = (name for node in model.graph.node for name in node.output if name)
+    return any(macs(node, infos) is None for node in model.graph.node) or any(
+        name not in infos or infos[name].shape is None for name in names
+    )
+
+
+def _profiled(model: onnx.ModelProto, inputs: Inputs) -> Runs:
+    """The shapes of every node's tensors each time that it ran, by ONNX Runtime's own profile."""
+    with tempfile.TemporaryDirectory() as folder:
+        entries = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
+        session = open_session(model, "cpu", entries)
+        session_run(session)(inputs.draw())
+        content = Path(session.end_profiling()).read_bytes()
+    nodes, runs = {node.name: node for node in walk(model.graph)}, dict[str, list[dict[str, TensorInfo]]]()
+    tensors = all_constants(model.graph)
+    fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in tensors.items()}
+    for name, event in kernels(json.loads(content)):
+        node = nodes.get(name)
+        if node is not None:
+            shapes = (event["args"]["input_type_shape"], event["args"]["output_type_shape"])
+            pairs = zip((node.input, node.output), shapes, strict=True)
+            seen = [_tensors(names, rows, fixed) for names, rows in pairs]
+            runs.setdefault(name, []).append(seen[0] | seen[1])
+    return runs
+
+
+def kernels(events: Sequence[dict]) -> Iterator[tuple[str, dict]]:
+    """List the runs of nodes in one of ONNX Runtime's profiles: a node's name, and all that is said of the run."""
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
+            yield event["name"].removesuffix(KERNEL), event
+
+
+def _tensors(
+    names: Sequence[str], rows: Sequence[Mapping[str, list[int]]], fixed: Mapping[str, TensorInfo]
+) -> dict[str, TensorInfo]:
+    """The tensors of one run of a node: a profile leaves out what is no tensor, and a body's outer constants."""
+    given = [name for name in names if name]
+    found = {name: fixed[name] for name in given if name in fixed}
+    if len(given) != len(rows):
+        given = [name for name in given if name not in fixed]
+    if len(given) != len(rows):
+        return found
+    for name, row in zip(given, rows, strict=True):
+        for kind, shape in row.items():
+            found[name] = TensorInfo(getattr(TensorProto, kind.upper(), TensorProto.UNDEFINED), tuple(shape))
+    return found
+
+
+def observed(infos: Mapping[str, TensorInfo], model: onnx.ModelProto, runs: Runs) -> dict[str, TensorInfo]:
+    """What inference knows of the main graph's tensors, and where it knows no shape what a run showed."""
+    seen = {name: each for node in model.graph.node for run in runs.get(node.name, ()) for name, each in run.items()}
+    lacking = {name: each for name, each in seen.items() if name not in infos or infos[name].shape is None}
+    return dict(infos) | {
+        name: TensorInfo(infos[name].dtype or each.dtype if name in infos else each.dtype, each.shape)
+        for name, each in lacking.items()
+    }

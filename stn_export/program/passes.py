@@ -1,0 +1,257 @@
+"""Passes over captured graphs: dead code taken out, float64, another device, no samplers, bounded memory."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from operator import is_not
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
+
+from stn_export.errors import UserError
+from stn_export.program.capture import operand, operator_of, samples_pictures
+
+CHECKS = (  # nodes that compute nothing
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+    torch.ops.aten.sym_constrain_range.default,
+)
+NOTHING = (
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.feature_dropout.default,
+    torch.ops.aten.alias.default,
+    torch.ops.aten.detach.default,  # no gradients are asked for
+    torch.ops.aten.detach_.default,
+)
+
+
+def bare(module: GraphModule) -> GraphModule:
+    """The graph without what computes nothing in evaluation mode, and with new values instead of changed ones."""
+    _out_of_place(module)
+    _keep_what_is_given(module)
+    for node in list(module.graph.nodes):
+        if node.target in CHECKS or (node.op == "call_module" and not node.users):
+            module.graph.erase_node(node)
+        elif node.target in NOTHING:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module.eval().requires_grad_(False)
+
+
+def _out_of_place(module: GraphModule) -> None:
+    """Make ``relu_`` and its like ``relu``, unless a view of the value is about.
+
+    A value that is changed later would be shown changed, and what changes a value is never found to be of no use.
+    """
+    order = {node: index for index, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
+        plain = _plain_operator(node)
+        if plain is None or any(_is_view(each) for each in (node.args[0], *node.args[0].users)):
+            continue
+        with module.graph.inserting_before(node):
+            made = module.graph.call_function(plain, node.args, node.kwargs)
+        made.meta, order[made] = dict(node.meta), order[node]
+        changed = node.args[0]
+        changed.replace_all_uses_with(made, delete_user_cb=lambda user, at=order[node]: order[user] > at)
+        node.replace_all_uses_with(made)
+        module.graph.erase_node(node)
+
+
+def _keep_what_is_given(module: GraphModule) -> None:
+    """Let what still writes in place write into copies of inputs, parameters and buffers: no call changes those."""
+    first = next((node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr")), None)
+    written = {root: None for node in module.graph.nodes if _writes(node) and (root := _root(node.args[0]))}
+    for root in written:
+        with module.graph.inserting_before(first):
+            made = module.graph.call_function(torch.ops.aten.clone.default, (root,))
+        made.meta = {"val": root.meta["val"]} if "val" in root.meta else {}
+        root.replace_all_uses_with(made, delete_user_cb=partial(is_not, made))
+
+
+def _writes(node: Node) -> bool:
+    """Whether an operator changes its first argument."""
+    first = node.target._schema.arguments[:1] if isinstance(node.target, OpOverload) else ()
+    return any(each.alias_info is not None and each.alias_info.is_write for each in first)
+
+
+def _root(node: object) -> Node | None:
+    """The input, parameter or buffer whose memory a value is seen in; None where it has its own."""
+    while isinstance(node, Node) and node.op == "call_function" and (_is_view(node) or _writes(node)):
+        node = node.args[0]
+    return node if isinstance(node, Node) and node.op in ("placeholder", "get_attr") else None
+
+
+def _plain_operator(node: Node) -> OpOverload | None:
+    """The operator that gives what this one writes into its first argument, if there is one of the same type."""
+    target = node.target
+    if not isinstance(target, OpOverload) or not target._schema.name.endswith("_") or not target._schema.is_mutable:
+        return None
+    packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::")[:-1], None)
+    plain = getattr(packet, target._overloadname, None)
+    types = {each.meta["val"].dtype for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.Tensor)}
+    fits = plain is not None and len(types) == 1 and not any(each.alias_info for each in plain._schema.returns)
+    return plain if fits else None
+
+
+def overwrites(module: GraphModule) -> bool:
+    """Whether the graph writes into a value that it holds already, which may be an input or a recorded point."""
+    targets = (node.target for node in module.graph.nodes)
+    return any(isinstance(target, OpOverload) and target._schema.is_mutable for target in targets)
+
+
+def _is_view(node: Node) -> bool:
+    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else ()
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
+
+
+def sharing_copy(module: GraphModule) -> GraphModule:
+    """A copy of the graph that holds the same tensors: weights may be large."""
+    return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
+
+
+def in_float64(module: GraphModule) -> GraphModule:
+    """A copy that computes in float64, also where the graph itself names float32."""
+    wide = copy.deepcopy(module).double()
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    for node in wide.graph.nodes:
+        rewrite(node, lambda value: torch.float64 if value in narrow else value)
+    wide.recompile()
+    return wide
+
+
+def forget_unused(module: GraphModule) -> None:
+    """Drop the parameters and buffers that the graph does not read."""
+    used = {node.target for node in module.graph.find_nodes(op="get_attr")}
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, _ in tensors:
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
+    module.recompile()
+
+
+def rewrite(node: Node, change: Callable[[Any], Any]) -> None:
+    """Change values among a node's arguments, however deep."""
+    node.args, node.kwargs = map_aggregate(node.args, change), map_aggregate(node.kwargs, change)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let PyTorch make floats of this type meanwhile, where none is named."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def resized(module: GraphModule, sampler: Node) -> Node:
+    """The sampler's image, bilinearly resized to what it would have given where that has another size."""
+    image, wanted = operand(sampler), sampler.meta["val"].shape[-2:]
+    if image.meta["val"].shape[-2:] == wanted:
+        return image
+    with module.graph.inserting_before(sampler):
+        sizes = [size if isinstance(size, int) else _size_of_input(module, size) for size in wanted]
+        resize = module.graph.call_function(torch.ops.aten.upsample_bilinear2d.vec, (image, sizes, False, None))
+    resize.meta["val"] = sampler.meta["val"]
+    return resize
+
+
+def _size_of_input(module: GraphModule, wanted: torch.SymInt) -> Node:
+    """An open size as a node that reads it off an input."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        for axis, size in enumerate(node.meta["val"].shape):
+            if str(size) == str(wanted):
+                return module.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
+    raise UserError(f"a sampler gives pictures of an open size, {wanted}, that no input has", "give one with --plain")
+
+
+def on_device(module: GraphModule, device: torch.device) -> GraphModule:
+    """The same module moved there for good, together with the devices that its graph names."""
+    for node in module.graph.nodes:
+        rewrite(node, lambda value: device if isinstance(value, torch.device) else value)
+    module.recompile()
+    return module.to(device)
+
+
+def without_samplers(module: GraphModule) -> GraphModule:
+    """A copy in which every sampled image goes on as it was, resized where the warped one has another size."""
+    module = sharing_copy(module)
+    for node in list(module.graph.nodes):
+        if samples_pictures(node):
+            node.replace_all_uses_with(resized(module, node))
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    forget_unused(module)
+    return module
+
+
+# How much memory a run of a captured graph takes, and convolutions whose workspace is bounded.
+
+
+PROBE_BYTES = 2**29  # of values that live at once in a float64 run that may choose its batch
+WINDOW_BYTES = 2**26  # of a convolution's windows at once; one example's are the least
+CONVOLUTIONS = tuple(
+    getattr(getattr(torch.ops.aten, name), overload)
+    for name in ("conv1d", "conv2d", "conv3d")
+    for overload in ("default", "padding")
+)
+
+
+class Meter(Interpreter):
+    """Runs a graph and notes how many bytes of values live at once, weights left out."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.peak = 0
+
+    def run_node(self, node: Node) -> Any:
+        result = bounded(self, node)
+        held = [value for each, value in self.env.items() if each.op != "get_attr"]
+        leaves = tree_leaves([held, result if node.op != "get_attr" else None])
+        storages = [each.untyped_storage() for each in leaves if isinstance(each, Tensor)]
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        self.peak = max(self.peak, sum(sizes.values()) + self._windows(node))
+        return result
+
+    def _windows(self, node: Node) -> int:
+        """The bytes of a convolution's windows."""
+        if node.target not in CONVOLUTIONS:
+            return 0
+        image, weight = self.fetch_args_kwargs_from_env(node)[0][:2]
+        return min(len(image) * _window_bytes(image, weight), max(WINDOW_BYTES, _window_bytes(image, weight)))
+
+
+def live_bytes(module: GraphModule, values: Sequence[Tensor]) -> int:
+    """The most bytes of values that live at once while a graph runs on these inputs, and a convolution's windows."""
+    meter = Meter(module)
+    with torch.no_grad():
+        meter.run(*values)
+    return meter.peak
+
+
+def bounded(interpreter: Interpreter, node: Node) -> Any:
+    """What a node gives; a float64 convolution of many examples a few at a time, which changes no value of it."""
+    if node.op != "call_function" or node.target not in CONVOLUTIONS:
+        return Interpreter.run_node(interpreter, node)
+    (image, weight, *others), keywords = interpreter.fetch_args_kwargs_from_env(node)
+    count = max(1, WINDOW_BYTES // _window_bytes(image, weight))
+    if image.dtype != torch.float64 or image.device.type != "cpu" or count >= len(image):
+        return Interpreter.run_node(interpreter, node)
+    convolution = operator_of(node)
+    return torch.cat([convolution(part, weight, *others, **keywords) for part in image.split(count)])
+
+
+def _window_bytes(image: Tensor, weight: Tensor) -> int:
+    """Of all windows of one example, one around each pixel, with every channel that is looked at."""
+    return max(1, weight[0].numel() * image[0, 0].numel() * image.element_size())

@@ -1,0 +1,422 @@
+"""The sections that say which file to deploy and what everything costs, from ``bench.json``."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+from stn_export.report import charts, charts_costs
+from stn_export.report.charts import DEVICES, Bar, Curves, Interval
+from stn_export.report.charts_costs import short_name
+from stn_export.report.page import NONE, Block, Cell, Report, Table, Text
+from stn_export.results.card import Answer, overhead_text, rate, seconds_of, speedup_text, speedup_words
+from stn_export.results.choice import (
+    LEGEND,
+    STEPS,
+    Marks,
+    Proved,
+    Rows,
+    baseline_words,
+    headline,
+    is_baseline,
+    legend,
+    others,
+    program,
+    steps,
+)
+from stn_export.results.contents import Held
+from stn_export.results.text import row_name, significant, span
+from stn_export.run.manifest import PLAIN, SUBJECT, NetworkDirectory
+from stn_export.run.records import Timing, known
+
+SINGLE = (*STEPS, "request", "start-up")  # what the table of one example shows
+AGAINST = {  # by contest
+    "eager": "eager",
+    "default": "default export",
+    "lowering": "exporter's lowering",
+    "pytorch": "request",
+}
+
+
+def add_benchmarks(report: Report, content: Held) -> None:
+    """The charts and tables that ``bench.json`` gives."""
+    if content.outdated:
+        report.warnings.append("The timings are of an older format and not shown: run 'make bench' again.")
+        return
+    if not content.environment:
+        report.warnings.append("Nothing has been benchmarked yet: run 'make bench'.")
+        return
+    report.environment = dict(content.environment)
+    if not all(content.is_current(row) for row in content.rows if not is_baseline(row)):
+        report.warnings.append("The timings are stale: they were taken of other files or examples. Run 'make bench'.")
+    report.timings, report.shipped = list(content.rows), Answer(content).by_device
+    report.marks = Marks(report.timings)
+    report.bench = tables(report.timings, placements(content.directories))
+    for device in sorted({row.device for row in content.rows}):
+        proved = {program(row): content.proved[program(row)] for row in content.verified_rows}
+        add_charts(report, [row for row in content.rows if row.device == device], device, proved)
+
+
+def placements(directories: Iterable[NetworkDirectory]) -> dict[str, dict]:
+    """What ``export`` found of each ONNX file in ONNX Runtime's CUDA provider, by the file's sha256."""
+    listed = (artifact for directory in directories for artifact in directory.artifacts.values())
+    return {artifact.sha256: artifact.details["cuda"] for artifact in listed if "cuda" in artifact.details}
+
+
+def tables(rows: Rows, placed: Mapping[str, dict]) -> dict[str, dict]:
+    """The tables: ``costs`` (against the plain network), ``against`` (other baselines) and ``single`` (one example).
+
+    Each has its ``columns``, and ``lines`` that hold what names them and ``cells``: a row by column.
+    """
+    costs = pivot((row for row in rows if row.contest == "overhead"), _batch)
+    for line in costs["lines"]:
+        line["placement"] = placed.get(line["sha256"])
+    return {
+        "costs": costs | dict(zip(("ours", "other"), contestants(rows), strict=True)),
+        "against": pivot((row for row in rows if row.contest in AGAINST), _against),
+        "single": pivot((row for row in rows if row.batch == 1 and row.regime in SINGLE), _timing),
+    }
+
+
+def _batch(row: Timing) -> str:
+    return f"batch {row.batch:,}"
+
+
+def _against(row: Timing) -> str:
+    way = f", {baseline_words(row)}" if row.contest == "pytorch" else ""
+    return f"{AGAINST[known(row.contest)]}{way}, {_batch(row)}"
+
+
+def _timing(row: Timing) -> str:
+    """The regime of a row; whether inputs come from memory counts for a bound step."""
+    if row.regime not in STEPS:
+        return row.regime
+    return "cold" if row.inputs.startswith("cold") else "device"
+
+
+def pivot(rows: Iterable[Timing], column: Callable[[Timing], str]) -> dict:
+    """One line for each program on each device, the subject's first, its rows beside each other as ``cells``."""
+    ordered = sorted(rows, key=lambda row: (row.contest or "", row.batch))
+    lines: dict[tuple, dict] = {}
+    for row in ordered:
+        names = {name: getattr(row, name) for name in ("device", "network", "role", "artifact", "runner", "sha256")}
+        lines.setdefault((row.device, *program(row)), names | {"cells": {}})["cells"][column(row)] = row
+    return {
+        "columns": list(dict.fromkeys(map(column, ordered))),
+        "lines": sorted(lines.values(), key=lambda line: (line["device"], line["role"] != SUBJECT)),
+    }
+
+
+def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
+    """A device's charts, each where there is something to draw."""
+    timed, points, marks = steps(rows), pareto_points(rows, proved, device), Marks(rows)
+    seen = charts.looks((row.network, row.label, row.role) for row in rows)
+    ratios, bars, per = overheads(rows, device, marks), breakdowns(rows, device), "examples a second"
+    drawn = {
+        "latency": (
+            timed,
+            lambda: charts_costs.curves(latency(timed, marks), seen, device, "Latency", "ms a batch", "ms"),
+        ),
+        "throughput": (
+            timed,
+            lambda: charts_costs.curves(throughput(timed, marks), seen, device, "Throughput", per, per),
+        ),
+        "overhead": (ratios, lambda: charts_costs.ratios(ratios, contestants(rows), device)),
+        "pareto": (points, lambda: charts_costs.pareto(points, front(points), seen, device)),
+        "breakdown": (bars, lambda: charts_costs.breakdown(bars, device)),
+    }
+    report.figures |= {f"{name}-{device}": draw() for name, (content, draw) in drawn.items() if content}
+
+
+def contestants(rows: Rows) -> tuple[str, str]:
+    """The labels of the subject and of the plain network that it is set against, where it was."""
+    labels = ((row.label, known(row.baseline_label)) for row in rows if row.contest == "overhead")
+    return next(labels, ("", ""))
+
+
+def fastest(rows: Rows, seconds: Callable[[Rows], float]) -> dict[tuple[str, str], Rows]:
+    """By runner and network: the rows of the artifact with fewest ``seconds`` of those timed at the most batches."""
+    artifacts: dict[tuple[str, str], dict[str, Rows]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        artifacts[row.runner, row.network][row.artifact].append(row)
+    return {
+        key: min(each.values(), key=lambda rows: (-len({row.batch for row in rows}), seconds(rows)))
+        for key, each in artifacts.items()
+    }
+
+
+def latency(timed: Rows, marks: Marks) -> Curves:
+    """Milliseconds a batch, of each runner's artifact that is fastest at its smallest batch."""
+    best = fastest(timed, lambda rows: min((row.batch, row.median.middle) for row in rows)[1])
+
+    def interval(row: Timing) -> Interval:
+        middle, low, high = (1e3 * seconds for seconds in row.median)
+        return Interval(middle, low, high, marks.of(row))
+
+    return _curves(best, interval)
+
+
+def throughput(timed: Rows, marks: Marks) -> Curves:
+    """Examples a second, of each runner's artifact that reaches the most."""
+    best = fastest(timed, lambda rows: min(row.median.middle / row.batch for row in rows))
+
+    def interval(row: Timing) -> Interval:
+        middle, high, low = (row.batch / seconds for seconds in row.median)
+        return Interval(middle, low, high, marks.of(row))
+
+    return _curves(best, interval)
+
+
+def _curves(best: Mapping[tuple[str, str], Rows], interval: Callable[[Timing], Interval]) -> Curves:
+    return {
+        (runner, rows[0].artifact, network): {row.batch: interval(row) for row in rows}
+        for (runner, network), rows in best.items()
+    }
+
+
+def overheads(rows: Rows, device: str, marks: Marks) -> dict[str, dict[int, Interval]]:
+    """The subject over the plain network by backend and batch, of each runner's fastest at the smallest batch."""
+    found = [row for row in rows if row.contest == "overhead"]
+    shown = _outer(row.batch for row in found)
+    best = fastest(found, lambda rows: min((row.batch, known(row.seconds)) for row in rows)[1])
+    return {
+        short_name(runner, lines[0].artifact, device): {
+            row.batch: Interval(*row.paired, marks.of(row)) for row in lines if row.batch in shown
+        }
+        for (runner, _), lines in best.items()
+    }
+
+
+def _outer(batches: Iterable[int]) -> set[int]:
+    """The smallest and the largest."""
+    ordered = sorted(set(batches))
+    return {*ordered[:1], *ordered[-1:]}
+
+
+def pareto_points(rows: Rows, proved: Proved, device: str) -> list[dict]:
+    """List latency at batch 1 and accuracy of every program that is timed and verified today, where it has one."""
+    marks = Marks(rows)
+    return [
+        {
+            "name": f"{row.network} {short_name(row.runner, row.artifact, device)}",
+            "network": row.network,
+            "milliseconds": 1e3 * row.median.middle,
+            "interval": span(1e3 * row.median.low, 1e3 * row.median.high),
+            "marks": marks.of(row),
+            "accuracy": proved[program(row)],
+        }
+        for row in steps(rows)
+        if row.batch == 1 and proved.get(program(row)) is not None
+    ]
+
+
+def front(points: list[dict]) -> list[dict]:
+    """The points that no other beats or equals in both latency and accuracy, the fastest first."""
+    best: list[dict] = []
+    for point in sorted(points, key=lambda point: (point["milliseconds"], -point["accuracy"])):
+        if not best or point["accuracy"] > best[-1]["accuracy"]:
+            best.append(point)
+    return best
+
+
+def breakdowns(rows: Rows, device: str) -> list[Bar]:
+    """Milliseconds by part and batch: each runner's fastest of the subject, above the plain network of its kind."""
+    found = [row for row in rows if row.regime == "breakdown"]
+    shown = _outer(row.batch for row in found)
+    best = fastest(found, lambda rows: min((row.batch, sum(known(row.breakdown).values())) for row in rows)[1])
+    bars: list[Bar] = []
+    for (runner, _), lines in best.items():
+        if lines[0].role != SUBJECT:
+            continue
+        parts = _parts(lines, shown)
+        whole = {batch: sum(each.values()) for batch, each in parts.items()}
+        plain = [row for row in found if row.role == PLAIN and kind(row) == kind(lines[0])]
+        bars.append((f"{lines[0].network} {short_name(runner, lines[0].artifact, device)}", parts, whole))
+        if plain:
+            name = f"{plain[0].label} in {short_name(runner, '', device)}"
+            bars.append((name.rstrip(), _parts(plain, shown), whole))
+    return bars
+
+
+def _parts(rows: Rows, shown: set[int]) -> dict[int, dict[str, float]]:
+    return {
+        row.batch: {part: 1e3 * seconds for part, seconds in known(row.breakdown).items()}
+        for row in rows
+        if row.batch in shown
+    }
+
+
+def kind(row: Timing) -> tuple[str, str, str]:
+    """What two networks share where they may be set against each other."""
+    return row.runner, row.precision, row.input
+
+
+# The sections that say which file to deploy and what the transformer costs.
+
+
+VERDICTS = {"faster": "good", "slower": "bad"}
+MARKS = f"{legend(*LEGEND)}."
+CHARTS = "each runner's best artifact of those timed at the most batches, with 95 % intervals"
+
+
+def deploys(report: Report) -> Iterable[Block]:
+    """Show which file to deploy by device, for one example and for many, and what it was chosen from."""
+    rows = [
+        [
+            DEVICES[device].removeprefix("the "),
+            purpose,
+            row_name(choice.row),
+            *_offer(report, device, purpose, choice.row),
+            ", ".join(map(row_name, others(choice))) or "nothing",
+        ]
+        for device, chosen in report.shipped.items()
+        for purpose, choice in (("latency", chosen.quick), ("throughput", chosen.most))
+    ]
+    if rows:
+        columns = (
+            "on the",
+            "for",
+            "deploy",
+            "batch",
+            "performance",
+            "speed-up over",
+            "not measurably faster than",
+        )
+        yield Table(
+            "What to deploy",
+            columns,
+            rows,
+            "Among files that are not measurably different the most portable one is deployed. Brackets hold 95 % "
+            f"confidence intervals. {MARKS}",
+            heading=False,
+        )
+    yield from report.pictures("pareto", "latency", "throughput")
+
+
+def _offer(report: Report, device: str, purpose: str, row: Timing) -> list[str]:
+    rows = [each for each in report.timings if each.device == device]
+    shown = headline(rows, row)
+    does = (seconds_of if purpose == "latency" else rate)(shown, report.marks.of(shown))
+    return [f"{row.batch:,}", does, speedup_words(rows, shown, report.marks).removeprefix("speed-up over ") or NONE]
+
+
+def costs(report: Report) -> Iterable[Block]:
+    """The subject against the plain network, where the time goes, what others give, and getting ready."""
+    yield from report.pictures("overhead", "breakdown")
+    tables = report.bench
+    if not tables:
+        return
+    if tables["costs"]["lines"]:
+        yield overhead_table(report)
+    if tables["against"]["lines"]:
+        columns = tables["against"]["columns"]
+        rows = [
+            [
+                f"{line['network']}/{line['artifact']}",
+                line["runner"],
+                *(against(line["cells"].get(each), report.marks) for each in columns),
+            ]
+            for line in tables["against"]["lines"]
+        ]
+        note = "How many times as fast: 2 × is half the time. “Same”: within 3 % for sure; “cannot tell”: 1 and more. "
+        note += MARKS
+        yield Table("Against what people get without this project", ("artifact", "runner", *columns), rows, note)
+    if tables["single"]["lines"]:
+        yield single_table(report)
+        yield Text(f"Charts show {CHARTS}. {MARKS}", "note")
+
+
+def overhead_table(report: Report) -> Table:
+    """Ratios by batch, and where CUDA would run the nodes."""
+    known = report.bench["costs"]
+    rows = [
+        [
+            line["artifact"],
+            line["runner"],
+            *(interval(line["cells"].get(each), report.marks) for each in known["columns"]),
+            *list(placement(line["placement"])),
+        ]
+        for line in known["lines"]
+    ]
+    columns = ("artifact", "runner", *known["columns"], "nodes on GPU / CPU", "CUDA graph")
+    note = (
+        f"Time of the {known['ours']} by that of the {known['other']}, which took turns in blocks in random order. "
+        f"{MARKS} On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
+    )
+    return Table(f"The {known['ours']} against the {known['other']}", columns, rows, note)
+
+
+def interval(row: Timing | None, marks: Marks) -> str:
+    """Show a paired comparison's overhead, or a dash."""
+    return NONE if row is None else overhead_text(row, marks.of(row))
+
+
+def against(row: Timing | None, marks: Marks) -> str | Cell:
+    """Show a paired comparison's speed-up and its verdict, or a dash."""
+    if row is None:
+        return NONE
+    return Cell(f"{speedup_text(row, marks.of(row))} {row.verdict}", VERDICTS.get(row.verdict or "", ""))
+
+
+def placement(found: Mapping | None) -> tuple[str, str | Cell]:
+    """Nodes on either, and whether a CUDA graph holds them."""
+    if not found:
+        return NONE, NONE
+    word = f"{'yes' if found['graph'] else 'no'} ({'predicted' if found['predicted'] else 'asked'})"
+    return f"{found['on_cuda']} / {found['on_cpu']}", Cell(word, title=found["reason"])
+
+
+def single_table(report: Report) -> Table:
+    """One example, and getting ready for it."""
+    known = report.bench["single"]
+    columns = ["artifact", "runner", "p50, ms", "95 %", "p90", "p99", "cold", "request", "load", "first answer"]
+    columns += ["file, KiB", "host, MiB", "GPU, MiB"]
+    rows = []
+    for line in known["lines"]:
+        row, cold, request, start = map(line["cells"].get, ("device", "cold", "request", "start-up"))
+        sized = row or request or start
+        ends = span(1e3 * row.median.low, 1e3 * row.median.high) if row else NONE
+        rows.append(
+            [
+                f"{line['network']}/{line['artifact']}",
+                line["runner"],
+                milliseconds(row.p50) + report.marks.of(row) if row else NONE,
+                ends,
+            ]
+            + [milliseconds(each) for each in ((row.p90, row.p99) if row else (None, None))]
+            + [ranged(each) + report.marks.of(each) if each else NONE for each in (cold, request)]
+            + [milliseconds(each) for each in ((start.load_seconds, start.first_seconds) if start else (None, None))]
+            + [
+                size(sized.file_bytes if sized else None, 2**10),
+                # of a fresh process: what was freed before shows in no other row
+                size(start.host_bytes if start else None, 2**20),
+                size(sized.device_bytes if sized else None, 2**20),
+            ]
+        )
+    shown = [index for index in range(len(columns)) if index < 2 or any(row[index] != NONE for row in rows)]
+    note = (
+        "One example, its inputs in place, in milliseconds; cold: out of the cache; request: host array in, host array "
+        f"out; load and first answer: a fresh process. p99 only from 662 samples on. {MARKS} Host: peak growth of a "
+        "fresh process's memory while it loads and answers once; GPU: that of the row."
+    )
+    return Table(
+        "One example, and getting ready for it",
+        [columns[index] for index in shown],
+        [[row[index] for index in shown] for row in rows],
+        note,
+    )
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Three figures of a time in ms, or a dash."""
+    return NONE if seconds is None else significant(1e3 * seconds)
+
+
+def ranged(row: Timing) -> str:
+    """Three figures of a row's median in ms and its 95 % interval, or a dash."""
+    if row.p50 is None:
+        return NONE
+    return f"{milliseconds(row.p50)} ({span(1e3 * row.median.low, 1e3 * row.median.high)})"
+
+
+def size(count: float | None, unit: int) -> str:
+    """Bytes in units of ``unit`` bytes, or a dash."""
+    return NONE if count is None else f"{count / unit:,.{1 if count < 100 * unit else 0}f}"

@@ -1,0 +1,311 @@
+"""The sections of what was learned, how it was trained, the networks and the environment."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stn_export.report import charts_training, drawing
+from stn_export.report.charts_training import Frame
+from stn_export.report.page import NONE, Block, Cell, Picture, Report, Table, Text, minus, number, signed
+from stn_export.report.parity import MOST_SITES, rows_of
+from stn_export.results.text import percent
+from stn_export.run.manifest import PLAIN, PROGRAM, TRAINING_FILE, NetworkDirectory
+from stn_export.run.schemas import ModelComparison, Points, read_points_file, read_trainings
+
+# The part of the report that says what the networks are: what goes in and out, where they sample.
+
+
+def add_networks(report: Report, directories: Iterable[NetworkDirectory]) -> None:
+    """An entry each network, the subject first."""
+    report.networks = [network(directory) for directory in directories]
+    report.subject = report.networks[0]["label"]
+    report.plain = next((each["label"] for each in report.networks if each["role"] == PLAIN), "")
+
+
+def network(directory: NetworkDirectory) -> dict:
+    """What the manifest says of one network, JSON-ready."""
+    content, known = directory.read(), directory.facts
+    program = content.artifacts.get(PROGRAM)
+    specs = {side: getattr(program.contract, side) if program else () for side in ("inputs", "outputs")}
+    facts = ("label", "role", "note", "parameters", "multiply_adds")
+    return {
+        "name": directory.name,
+        **{name: getattr(known, name) for name in facts},
+        "examples": known.examples.get("source", ""),
+        **{side: [f"{spec.name}: {spec.text}" for spec in found] for side, found in specs.items()},
+        "sites": [site_row(site) for site in known.sites],
+        "refused": content.refused,
+    }
+
+
+def site_row(site: Mapping) -> dict:
+    """A site as ``Facts`` keeps it, with its sizes in words: height×width of the image, and of the grid."""
+    sizes = ("×".join(map(str, site[shape][-2:])) for shape in ("image_shape", "warped_shape"))
+    shown = ("name", "where", "kind", "source", "mode", "padding_mode", "align_corners", "grid_align_corners")
+    return {name: site[name] for name in shown} | dict(zip(("image", "grid"), sizes, strict=True))
+
+
+# The part of the report that says what was trained and whether the transformer helps: ``training.json``.
+
+
+def numbered(name: str, index: int) -> str:
+    """A figure's name; the first of its kind has no number."""
+    return name if index == 0 else f"{name}-{index + 1}"
+
+
+def add_training(report: Report, runs: Sequence[Path]) -> None:
+    """What was trained in the report's own run, which comes first, and in those beside it, where anything was.
+
+    Raises:
+        UserError: where what a run says of it cannot be read.
+    """
+    every: list[ModelComparison] = []
+    for index, run in enumerate(runs):
+        if not (run / TRAINING_FILE).exists():  # its networks came in trained
+            continue
+        found = read_trainings(run)
+        report.warnings += found.caveats
+        report.figures[numbered("accuracy", index)] = charts_training.accuracy_curves(found.runs)
+        every += found.runs
+    report.training = [row for one in every for row in training_rows(one)]
+    add_gains(report, [one for one in every if one.differences])
+
+
+def training_rows(one: ModelComparison) -> list[dict]:
+    """A row each network: what it is, how it was trained, and its accuracy over the seeds."""
+    facts = {name: getattr(one, name) for name in ("title", "dataset", "recipe", "epochs", "precision", "measure")}
+    return [facts | asdict(found) | {"network": name} for name, found in one.models.items()]
+
+
+def add_gains(report: Report, those: Sequence[ModelComparison]) -> None:
+    """The figures, the table and the sentences of what the transformer is worth, where there is a comparison."""
+    if not those:
+        return
+    pairs = [(one, name, found) for one in those for name, found in one.differences.items()]
+    report.gains = [asdict(found) | {"title": one.title, "network": name} for one, name, found in pairs]
+    for one in those:
+        verdicts = [f"against the {found.label} {found.sentence}" for found in one.differences.values()]
+        report.verdicts.append(f"{one.title}: {'; '.join(verdicts)}.")
+    if max(row["count"] for row in report.gains) > 1:  # else there is no spread to draw
+        report.figures["gain"] = charts_training.seed_accuracies(those)
+        report.figures["gain-differences"] = charts_training.differences(those)
+
+
+def learned(report: Report) -> Iterable[Block]:
+    """What the samplers look at."""
+    for one in report.learned:
+        about = f"{one['title']}, over {one['examples']:,} examples"
+        rows = [
+            [part["label"], *(minus(f"{part[key]:.2f}") for key in ("mean", "deviation", "low", "median", "high"))]
+            for part in one["parts"].values()
+        ]
+        if "warped" in one:
+            yield Picture(
+                one["warped"],
+                report.figures[one["warped"]],
+                f"{one['title']}: examples above what the site makes of them",
+            )
+        for name in one.get("charts", ()):
+            yield Picture(name, report.figures[name])
+        yield Table(about, ("theta" if "charts" in one else "grid", "mean", "sd", "5 %", "median", "95 %"), rows)
+    for line in report.unshown:
+        yield Text(f"Not drawn: {line}.", "note")
+    if any("charts" in one for one in report.learned):
+        yield Text(
+            "Theta maps output to input coordinates, so these are the parts, in pixels of the sampled image, of the "
+            "window of it that fills the output: a scale below 1 is a smaller window, in which all looks larger; a "
+            "positive rotation turns it clockwise and what is seen anticlockwise; a shift moves it right or down.",
+            "note",
+        )
+
+
+def trained(report: Report) -> Iterable[Block]:
+    """Whether the transformer helps, and the trainings."""
+    for sentence in report.verdicts:
+        yield Text(sentence)
+    if report.gains:
+        rows = [
+            [
+                row["title"],
+                row["label"],
+                str(row["count"]),
+                signed(row["mean"]),
+                number(row["deviation"], ".2f"),
+                NONE if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}",
+                row["finding"],
+            ]
+            for row in report.gains
+        ]
+        columns = ("trained on", "against the", "seeds", "gain, points", "sd", "95 % interval", "that is")
+        note = "Differences between models trained with the same seed, and so on the same batches in the same order."
+        yield Table("Does the transformer help?", columns, rows, note)
+    yield from report.pictures("gain", "accuracy")
+    if report.training:
+        facts = (
+            "trained on",
+            "model",
+            "parameters",
+            "multiply-adds",
+            "seeds",
+            "time a seed",
+            "test accuracy",
+            "sd",
+            "95 % interval",
+        )
+        rows = [
+            [
+                row["title"],
+                row["label"],
+                f"{row['parameters']:,}",
+                f"{row['multiply_adds']:,}",
+                Cell(str(row["count"]), title=", ".join(row["seeds"])),
+                f"{row['median_seconds']:.0f} s, {row['device']}",
+                percent(row["mean"]),
+                NONE if row["deviation"] is None else f"{100 * row['deviation']:.2f}",
+                NONE if row["low"] is None else minus(f"{100 * row['low']:.2f} to {100 * row['high']:.2f} %"),
+            ]
+            for row in report.training
+        ]
+        measures = " or ".join(dict.fromkeys(row["measure"] for row in report.training))
+        yield Table(
+            "Trainings",
+            facts,
+            rows,
+            f"Test accuracy: {measures}; over several seeds their mean, its deviation and Student's interval.",
+        )
+
+
+def networks(report: Report) -> Iterable[Block]:
+    """What goes in and out, and where they sample."""
+    rows = [
+        [
+            one["name"],
+            one["label"],
+            one["role"],
+            f"{one['parameters']:,}",
+            f"{one['multiply_adds']:,}",
+            "; ".join(one["inputs"]),
+            "; ".join(one["outputs"]),
+            one["examples"],
+        ]
+        for one in report.networks
+    ]
+    columns = ("network", "what it is", "role", "parameters", "multiply-adds", "inputs", "outputs", "tried on")
+    yield Table("Inputs and outputs", columns, rows, "Multiply-adds are those of one example, samplers included.")
+    rows = [
+        [
+            one["name"],
+            *(str(site[key]) for key in ("name", "where", "kind", "source", "mode", "padding_mode", "align_corners")),
+            f"{site['image']} → {site['grid']}",
+        ]
+        for one in report.networks
+        for site in one["sites"]
+    ]
+    if rows:
+        yield Table(
+            "Where they sample",
+            ("network", "site", "where", "kind", "from", "mode", "padding", "align_corners", "image → grid"),
+            rows,
+        )
+    for one in report.networks:
+        for row, reason in one["refused"].items():
+            yield Text(f"{one['name']} has no {row}: {reason}", "note")
+
+
+def environment(report: Report) -> Iterable[Block]:
+    """Where it was measured."""
+    facts = {key: value for key, value in report.environment.items() if not isinstance(value, Mapping)}
+    rows = [
+        [key.replace("_", " "), _plain(value)]
+        for key, value in (facts | report.environment.get("versions", {})).items()
+    ]
+    yield Table("Environment", ("what", "here"), rows, heading=False)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none known"
+    return "none" if value is None else str(value)
+
+
+# The part of the report that says what the sites of a run's networks look at: what ``points.pt`` holds.
+
+
+PICTURES = 10
+OUTLINES = 40
+LABELS = {
+    "rotation": "rotation, degrees",
+    "scale_x": "scale x",
+    "scale_y": "scale y",
+    "shear": "shear",
+    "shift_x": "shift x, pixels",
+    "shift_y": "shift y, pixels",
+    "outside": "output grid outside the image, %",
+}
+
+
+def read_points(report: Report, run: Path, directories: Sequence[NetworkDirectory]) -> dict[str, Points]:
+    """What verification kept of the points of each network whose program is today's; others are warned of.
+
+    Raises:
+        UserError: where the file is not one of ours.
+    """
+    content = read_points_file(run)
+    programs = {each.name: each.listed(PROGRAM).sha256 for each in directories}
+    known = {name: each for name, each in content.items() if programs.get(name) == each["program"]}
+    others = [f"{run.name}/{name}" for name in content if name not in known]
+    report.warnings += [f"The points of {name} are of another program. Run 'make verify'." for name in others]
+    return known
+
+
+def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, prefix: str = "") -> None:
+    """A network's first sites: examples above what the site made of them, and theta over all examples.
+
+    Args:
+        report: what is added to.
+        directory: the network.
+        points: what ``points.pt`` holds of it.
+        prefix: of the titles, where the network is of another run.
+    """
+    facts = directory.facts
+    where = {site["name"]: site["where"] for site in facts.sites}
+    for count, (name, site) in enumerate(points["sites"].items()):
+        if count == MOST_SITES:
+            report.unshown.append(f"{prefix}{facts.label}: {', '.join(list(points['sites'])[count:])}")
+            break
+        title = prefix + facts.label + (f", {name} in {where[name]}" if len(where) > 1 else "")
+        index = len(report.learned)
+        entry = {"title": title, "network": directory.name, "site": name, "examples": points["examples"]}
+        if name in points.get("pictures", {}).get("warped", {}):
+            entry["warped"] = numbered("warped", index)
+            rows = rows_of(points["pictures"], slice(PICTURES), [name])
+            report.figures[entry["warped"]] = drawing.picture_rows(rows)
+        values = {"outside": 100 * site["outside"].double()}
+        if "theta" in site:
+            height, width = site["image_size"]
+            theta, frame = site["theta"].double(), Frame(height, width, site["align_corners"])
+            values = frame.decompose(theta).as_dict() | values
+            shown = {part: each.numpy() for part, each in values.items()}
+            outlines = frame.windows(theta[:OUTLINES]).numpy()
+            drawn = {
+                numbered("theta", index): charts_training.theta_histograms(shown, f"What theta is: {title}"),
+                numbered("windows", index): charts_training.windows(outlines, frame, f"Where it looks: {title}"),
+            }
+            report.figures |= drawn
+            entry["charts"] = list(drawn)
+        entry["parts"] = {
+            part: spread(known) | {"label": LABELS[part]}
+            for part, each in values.items()
+            if len(known := each[each.isfinite()])  # a map that flattens the image has no finite shear
+        }
+        report.learned.append(entry)
+
+
+def spread(values: Tensor) -> dict[str, float]:
+    """Mean, standard deviation and what nine tenths of N values lie between."""
+    low, median, high = values.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)).tolist()
+    deviation = values.std(correction=min(1, len(values) - 1))
+    return {"mean": values.mean().item(), "deviation": deviation.item(), "low": low, "median": median, "high": high}

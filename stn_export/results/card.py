@@ -1,0 +1,325 @@
+"""The card: which file to deploy, how fast and how accurate it is, how far that can be trusted, and all caveats.
+
+Every stage prints its part of it; the whole card opens the report and the model card.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from stn_export import cli
+from stn_export.results.caveats import caveats
+from stn_export.results.choice import (
+    Choice,
+    Marks,
+    Shipped,
+    baseline_words,
+    contest_of,
+    disturbance,
+    headline,
+    others,
+    over_moments,
+    paired_ratio,
+    program,
+    pytorch_contests,
+    shipped,
+    speedup_contest,
+)
+from stn_export.results.contents import Held, held
+from stn_export.results.text import by_reason, listed, percent, row_name, significant, span, speed_ratio, times
+from stn_export.run.manifest import LOWERINGS, MODEL_CARD, PLAIN, PROGRAM
+from stn_export.run.records import Timing
+from stn_export.run.store import write_if_changed
+
+BLOCK = re.compile(r"<!-- card -->.*?<!-- /card -->", re.DOTALL)
+INCONCLUSIVE = "cannot tell"  # a verdict of ``bench``
+Line = tuple[str, str]  # a word, and what is to be said of it
+
+
+def seconds_of(row: Timing, marks: str = "") -> str:
+    """Return the milliseconds per example of a row at batch 1, with their interval, and what they include."""
+    middle, low, high = (1e3 * seconds for seconds in row.median)
+    interval = span(low, high)
+    return f"{significant(middle)} ms per example ({interval}){marks}{included(row)}"
+
+
+def rate(row: Timing, marks: str = "") -> str:
+    """Return the examples per second of a row, with their interval, and what they include."""
+    middle, high, low = (row.batch / seconds for seconds in row.median)
+    return f"{significant(middle)} examples/s ({span(low, high)}){marks}{included(row)}"
+
+
+def included(row: Timing) -> str:
+    """Say whether a time is of a whole request, or of a call whose inputs were in place."""
+    return ", host array to host array" if row.regime == "request" else ", inputs in place"
+
+
+def speedup_words(rows: Sequence[Timing], row: Timing, marks: Marks) -> str:
+    """State the speed-up over the fastest way to run it in PyTorch that was timed, and name all of these."""
+    contest = speedup_contest(rows, row)
+    if contest is None:
+        return ""
+    ratio = speed_ratio(over_moments(contest, rows).inverse) + marks.of(contest) + inconclusive(contest)
+    several = [baseline_words(each) for each in pytorch_contests(rows, row)]
+    among = f", the fastest of {', '.join(several)}" if len(several) > 1 else ""
+    place = ", both with inputs in place" if row.regime == "request" and not contest.by_host else ""
+    return f"speed-up over {baseline_words(contest)} {ratio}{place}{among}"
+
+
+def overhead_text(contest: Timing, marks: str = "") -> str:
+    """Return our time over the baseline's, with its interval."""
+    return speed_ratio(paired_ratio(contest)) + marks
+
+
+def speedup_text(contest: Timing, marks: str = "") -> str:
+    """Return the baseline's time over ours, with its interval."""
+    return speed_ratio(paired_ratio(contest).inverse) + marks
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The lines of a run's card."""
+
+    held: Held
+
+    @cached_property
+    def by_device(self) -> dict[str, Shipped]:
+        """The files to deploy by device, the fastest device first; only what is verified today is among them."""
+        rows, found = self.held.verified_rows, {}
+        for device in sorted({row.device for row in rows}):
+            ours = [row for row in rows if row.device == device]
+            if chosen := shipped(ours, self.held.proved, self.held.portability):
+                found[device] = chosen
+        return dict(sorted(found.items(), key=lambda pair: pair[1].quick.row.median.middle))
+
+    @property
+    def deployed(self) -> Shipped | None:
+        """What to deploy, on the fastest device."""
+        return next(iter(self.by_device.values()), None)
+
+    @cached_property
+    def marks(self) -> Marks:
+        """The marks of the run's figures."""
+        return Marks(self.held.rows)
+
+    def deploy(self) -> str:
+        """Name the file to deploy and its runner."""
+        if self.deployed is None:
+            return ""
+        row = self.deployed.quick.row
+        files = {(each.network, each.name): each.file for each in self.held.artifacts}
+        return f"{row.network}/{files[row.network, row.artifact]} (runner {row.runner})"
+
+    def latency(self) -> str:
+        """State the latency, and the speed-up over eager PyTorch."""
+        if self.deployed is None:
+            return ""
+        row = headline(self.held.rows, self.deployed.quick.row)
+        return seconds_of(row, self.marks.of(row)) + self._speedup(row)
+
+    def throughput(self) -> str:
+        """State the throughput, of which file, and the speed-up over eager PyTorch."""
+        if self.deployed is None:
+            return ""
+        row, quick = headline(self.held.rows, self.deployed.most.row), self.deployed.quick.row
+        by = "" if program(row) == program(quick) else f" by {row_name(row)}"
+        return f"{rate(row, self.marks.of(row))}, at batch {row.batch:,}{by}{self._speedup(row)}"
+
+    def _speedup(self, row: Timing) -> str:
+        said = speedup_words(self.held.rows, row, self.marks)
+        return said and f"; {said}"
+
+    def overhead(self) -> str:
+        """State the latency of the subject divided by that of the plain network."""
+        plain = [each.facts.label for each in self.held.directories if each.facts.role == PLAIN]
+        if self.deployed is None or not plain:
+            return ""
+        row = self.deployed.quick.row
+        contest = contest_of(self.held.rows, "overhead", row)
+        if contest is None:
+            return f"not measured against the {plain[0]} in {row.runner}"
+        said = overhead_text(contest, self.marks.of(contest))
+        label = contest.baseline_label
+        return f"{said} the latency of the {label} at batch {contest.batch:,}{inconclusive(contest)}"
+
+    def accuracy(self) -> str:
+        """State the accuracy of the deployed file, of eager PyTorch and of the plain network.
+
+        Before anything is checked, training's own sentence stands here.
+        """
+        proved = reversed(list(self.held.proved.items()))  # the first runner's counts
+        found = {(network, name): value for (network, name, _), value in proved if value is not None}
+        own = {network: value for (network, artifact), value in found.items() if artifact == PROGRAM}
+        roles = {each.name: each.facts for each in self.held.directories}
+        subject = self.held.directories[0].name
+        if subject not in own:
+            return self.held.trainings[0].sentence.removeprefix("Test accuracy: ") if self.held.trainings else ""
+        deployed = program(self.deployed.quick.row) if self.deployed else (subject, PROGRAM, "")
+        of_its_runner = self.held.proved.get(deployed)
+        shown, value = deployed[1], own[subject] if of_its_runner is None else of_its_runner
+        beside = [] if shown == PROGRAM else [f"eager PyTorch {percent(own[subject])}"]
+        beside += [f"{roles[name].label} {percent(each)}" for name, each in own.items() if roles[name].role == PLAIN]
+        return percent(value) + (f" ({', '.join(beside)})" if beside else "")
+
+    def verified(self) -> str:
+        """State how many checks passed, and the largest error of the float32 files among them."""
+        checks = self.held.checks
+        if not checks:
+            return ""
+        full = [check.multiple for check in checks if check.passed and check.precision == "fp32"]
+        multiples = [multiple for multiple in full if multiple is not None]
+        worst = f"; largest float32 error {times(max(multiples))} × that of eager PyTorch" if multiples else ""
+        passed = sum(check.passed for check in checks)
+        return f"{passed} of {len(checks)} checks against the float64 reference passed{worst}"
+
+    def confidence(self) -> str:
+        """State what the deployed file is measurably faster than, or why nobody can tell, and on which machine."""
+        if self.deployed is None:
+            return ""
+        row = self.deployed.quick.row
+        found = disturbance(each for each in self.held.rows if each.device == row.device)
+        if found.prevails:
+            return f"no: {found.prevailing} were disturbed by other work; {self._machine(row)}"
+        return f"{self._rivals(self.deployed.quick)}; {self._machine(row)}"
+
+    def _rivals(self, choice: Choice) -> str:
+        if tied := others(choice):
+            names = listed(list(map(row_name, tied)))
+            return f"not measurably faster than {names}; the most portable of them is deployed"
+        if choice.single:
+            return "the only verified file that was timed"
+        return "measurably faster than every other verified file"
+
+    def _machine(self, row: Timing) -> str:
+        environment = self.held.environment
+        machine = environment["gpu" if row.device == "cuda" else "cpu"]
+        sets = environment.get("instruction_sets", []) if row.device == "cpu" else []
+        tf32 = f", TF32 {'on' if row.tf32 else 'off'}" if row.device == "cuda" else ""
+        known = f" ({', '.join(sets)})" if sets else ""
+        return f"on {machine}{known}, {row.threads} thread{'s' * (row.threads != 1)}{tf32}"
+
+    def caveat(self) -> list[str]:
+        """Collect every caveat, the worst first."""
+        return caveats(self.held, self.deployed)
+
+    def files(self) -> str:
+        """What was exported."""
+        exports = self.held.exports
+        if not exports:
+            return ""
+        size = sum(each.details.get("bytes", 0) for each in exports) / 2**20
+        return f"{len(exports)} files of {len({each.network for each in exports})} networks, {size:.1f} MiB"
+
+    def runs(self) -> str:
+        """Where the first float32 lowering runs."""
+        found = self.held.portability
+        lowering = next((name for name in (*LOWERINGS, *found) if name in found), None)
+        if lowering is None:
+            return ""
+        verdicts: dict[str, list[str]] = {}
+        for runtime, (verdict, _) in found[lowering].items():
+            verdicts.setdefault(verdict, []).append(runtime)
+        return f"{lowering} " + "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
+
+    def refused(self) -> str:
+        """What could not be exported."""
+        refused = {each.name: each.read().refused for each in self.held.directories}
+        named = {f"{network}/{row}": why for network, rows in refused.items() for row, why in rows.items()}
+        return "; ".join(by_reason(named, "row"))
+
+    def left_out(self) -> str:
+        """What no check could run in."""
+        if (verified := self.held.verified) is None:
+            return ""
+        told = [f"{len(verified.refused)} times another runtime refuses a file"] if verified.refused else []
+        return "; ".join([*by_reason(verified.unavailable), *told])
+
+    def next(self) -> str:
+        """What to do next, where not all stages have run."""
+        missing = (("export", self.held.exports), ("verify", self.held.checks), ("bench", self.held.rows))
+        stage = next((name for name, there in missing if not there), "")
+        return f"stn-export {stage} --run {self.held.run}" if stage else ""
+
+
+WHOLE = (
+    *("deploy", "latency", "throughput", "overhead", "accuracy"),
+    *("verified", "confidence", "caveat", "next"),
+)
+STAGES = {
+    "train": ("accuracy", "next"),
+    "adopt": ("next",),
+    "export": ("files", "refused", "runs", "next"),
+    "verify": ("verified", "accuracy", "left_out", "caveat", "next"),
+    "bench": ("deploy", "latency", "throughput", "overhead", "confidence", "caveat"),
+}
+
+
+def inconclusive(contest: Timing) -> str:
+    """Say so where a paired comparison does not tell which side is faster."""
+    return ", inconclusive" if contest.verdict == INCONCLUSIVE else ""
+
+
+def card(content: Held, stage: str | None = None) -> list[Line]:
+    """Write the lines of a stage's card, or of the whole one; a part with several sentences has a line for each."""
+    answer = Answer(content)
+    lines: list[Line] = []
+    for part in STAGES[stage] if stage else WHOLE:
+        said = getattr(answer, part)()
+        sentences = [said] if isinstance(said, str) else said
+        lines += [(part.replace("_", " "), sentence) for sentence in sentences if sentence]
+    return lines
+
+
+def by_word(lines: Sequence[Line]) -> dict[str, str]:
+    """Join the sentences of each word of a card."""
+    found: dict[str, list[str]] = {}
+    for word, sentence in lines:
+        found.setdefault(word, []).append(sentence)
+    return {word: "; ".join(sentences) for word, sentences in found.items()}
+
+
+KEPT = ("network", "artifact", "runner", "sha256", "batch", "regime", "p50", "p50_low", "p50_high")
+
+
+def figures(content: Held) -> dict:
+    """Return the answer for a script: by device the file, the runner, and seconds with their interval."""
+    return {
+        device: {
+            name: {key: getattr(headline(content.rows, row), key) for key in KEPT}
+            for name, row in (("latency", chosen.quick.row), ("throughput", chosen.most.row))
+        }
+        for device, chosen in Answer(content).by_device.items()
+    }
+
+
+def in_markdown(value: object) -> object:
+    """What a template's expression gives, as Markdown shows it, unless it is Markdown already (``|raw``)."""
+    return cli.markdown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def in_html(value: object) -> object:
+    """The same for HTML, which Jinja escapes by itself."""
+    return cli.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """For the report and the model card."""
+    rows = "\n".join(f"| **{word}** | {cli.markdown(text)} |" for word, text in lines)
+    return f"<!-- card -->\n| | |\n|---|---|\n{rows}\n<!-- /card -->"
+
+
+def top(content: Held) -> str:
+    """What the model card opens with, which says nothing of where the run lies."""
+    return markdown([line for line in card(content) if line[0] != "next"])
+
+
+def close(run: Path, stage: str | None = None) -> None:
+    """End a stage: print its card, and put the whole one on top of the model card where there is one."""
+    content = held(run)
+    path = run / MODEL_CARD
+    if path.exists():
+        whole = top(content)
+        write_if_changed(path, BLOCK.sub(lambda _: whole, path.read_text(encoding="utf-8"), count=1).encode())
+    cli.card(card(content, stage))

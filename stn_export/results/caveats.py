@@ -1,0 +1,169 @@
+"""Caveats: what limits the trust in a run's results, one sentence each, the worst first."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from textwrap import shorten
+
+from stn_export.results.choice import (
+    CONTRADICTED,
+    DISTURBED,
+    Marks,
+    Shipped,
+    disturbance,
+    is_baseline,
+    program,
+    quoted,
+    steps,
+)
+from stn_export.results.contents import Held
+from stn_export.results.text import counted, listed, row_name, speed_ratio
+from stn_export.run.manifest import SUBJECT
+from stn_export.run.records import Check, Timing
+
+LONGEST = 160  # characters of the reason why a check failed
+FINDINGS = ("loss", "no measurable gain")  # of training, the worse one first
+
+Deployed = Shipped | None
+Caveat = Callable[[Held, Deployed], Iterator[str]]
+
+
+def failed(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name every check that failed, and by how much."""
+    checks = [check for check in content.checks if not check.passed]
+    if checks:
+        reasons = [
+            f"{check.network}/{check.artifact} on {check.runner}: {shorten(check.failure, LONGEST)}" for check in checks
+        ]
+        yield f"failed, never deployed: {counted(len(checks), 'check')}: {listed(reasons, '; ')}"
+
+
+def stale(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name the files that were checked or timed before they changed."""
+    timed = [row for row in content.rows if not is_baseline(row)]
+    found: dict[str, Sequence[Check | Timing]] = {"verify": content.checks, "bench": timed}
+    old = {stage: [name for name in map(content.current.changed, rows) if name] for stage, rows in found.items()}
+    stages = [stage for stage, files in old.items() if files]
+    if stages:
+        names = dict.fromkeys(name for files in old.values() for name in files)
+        commands = " and ".join(f"`stn-export {stage}`" for stage in stages)
+        yield f"stale: {listed(list(names))} changed since {' and '.join(stages)} ran; run {commands} again"
+
+
+def impossible(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name the figures that break a law, so that at least one of them was made wrongly."""
+    if broken := content.broken_laws:
+        yield f"figures that cannot be right, do not rely on them: {listed(list(map(str, broken)), '; ')}"
+
+
+def unverified(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name the files that no check has seen."""
+    exported = {artifact.network for artifact in content.exports}
+    files = [f"{each.network}/{each.name}" for each in content.artifacts if each.network in exported]
+    checked = {f"{check.network}/{check.artifact}" for check in content.checks}
+    if left := [name for name in files if name not in checked]:
+        yield f"not verified, never deployed: {listed(left)}"
+
+
+def faster(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name what is faster than the deployed file, but which no check verifies."""
+    if deployed is None:
+        return
+    checked = {program(check) for check in content.checks}  # those that failed or are stale are named above
+    fastest = deployed.quick.fastest
+    rows = [
+        row
+        for row in steps(content.rows)
+        if (row.batch, row.role, row.device) == (1, SUBJECT, fastest.device)
+        and program(row) not in checked
+        and row.median.middle < fastest.median.middle
+    ]
+    if rows:
+        yield f"faster, but nothing verifies it: {listed(list(map(row_name, rows)))}"
+
+
+def disturbed(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Say how much was timed while other work took the processor."""
+    if found := disturbance(content.rows):
+        yield f"disturbed by other work: {found.text} (their figures are marked {DISTURBED})"
+
+
+def contradicted(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Quote each speed-up or overhead of the card that the files' separate timings contradict, and count the others."""
+    marks = Marks(content.rows)
+    shown = list(quoted(content.rows, deployed)) if deployed else []
+    for name, contest in shown:
+        if found := marks.contradiction(contest):
+            pair = (found.paired, found.separate)
+            paired, separate = (each.inverse if contest.contest in ("eager", "pytorch") else each for each in pair)
+            cause = "measured while disturbed" if found.disturbed else "the machine changed between them"
+            yield (
+                f"{name} at batch {contest.batch:,}: the paired comparison says {speed_ratio(paired)}, separate "
+                f"timings {speed_ratio(separate)} (both marked {CONTRADICTED}): {cause}, run `stn-export bench --again`"
+            )
+    others = [row for row in marks.contradicted if all(row is not contest for _, contest in shown)]
+    if others:
+        names = listed([f"{row.contest} of {row_name(row)}, batch {row.batch:,}" for row in others])
+        yield (
+            f"{counted(len(others), 'paired comparison')} in the report against separate timings (marked "
+            f"{CONTRADICTED}): {names}; run `stn-export bench --again`"
+        )
+
+
+def gain(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Say where the transformer loses or gains nothing that can be measured, and where one seed cannot tell."""
+    differences = list(content.trainings[0].differences.values()) if content.trainings else []
+    for finding in FINDINGS:
+        for each in differences:
+            if each.finding == finding:
+                yield f"against the {each.label} {each.sentence}"
+    if any(each.count == 1 for each in differences):
+        yield "trained with one seed, so the accuracy gain has no confidence interval"
+
+
+def unlabelled(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name the networks whose examples have no labels."""
+    networks = content.verified.networks if content.verified else {}
+    if names := [name for name, network in networks.items() if not network.labels]:
+        yield f"no labels: the accuracy of {listed(names)} is not known"
+
+
+def not_timed(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name the rows that the time budget left out."""
+    if rows := list(map(_row_text, content.not_timed)):
+        count = counted(len(rows), "row")
+        yield f"not timed, the budget was spent: {count} ({listed(rows)}); run `stn-export bench` again"
+
+
+def one_machine(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Say that timings hold for the machine they were taken on."""
+    if content.rows:
+        yield "timed on one machine: another processor may rank the files differently"
+
+
+CAVEATS: tuple[Caveat, ...] = (
+    failed,
+    impossible,
+    stale,
+    unverified,
+    faster,
+    disturbed,
+    contradicted,
+    gain,
+    unlabelled,
+    not_timed,
+    one_machine,
+)
+
+
+def caveats(content: Held, deployed: Deployed) -> list[str]:
+    """Collect every caveat that applies, the worst first, each on one line."""
+    return [" ".join(sentence.split()) for caveat in CAVEATS for sentence in caveat(content, deployed)]
+
+
+def _row_text(row: str | Mapping) -> str:
+    """Name a row that was not timed; ``bench`` knows it by its test, ``test_latency.py::test_latency[stn-...]``."""
+    if isinstance(row, str):
+        return row.rpartition("::")[2].removeprefix("test_")
+    if {"network", "artifact", "runner"} <= row.keys():
+        batch = f", batch {row['batch']:,}" if "batch" in row else ""
+        return f"{row['network']}/{row['artifact']} in {row['runner']}{batch}"
+    return str(row.get("name") or row.get("fullname") or "a row without a name")

@@ -1,0 +1,398 @@
+"""Which file to deploy on a device: the one rule, the one time of a file, and what disturbed or contradicts it."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import comb
+from typing import NamedTuple
+
+from stn_export.results.statistics import drift
+from stn_export.results.text import counted
+from stn_export.run.manifest import SUBJECT
+from stn_export.run.records import Check, Timing, known
+
+# The one rule by which every report names the fastest row: of verified programs, the most portable of a tie.
+
+
+PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the one that most programs read first; all others last
+REFUSING = ("refused", "runs, WRONG")  # verdicts of portability
+STEPS = ("device", "offline")  # regimes of a bound step
+
+Rows = list[Timing]
+Portability = Mapping[str, Mapping]  # verdicts by lowering and runtime
+Program = tuple[str, str, str]
+Proved = Mapping[Program, float | None]  # accuracy, where there are labels, by what ``program`` gives
+
+
+def program(row: Timing | Check) -> Program:
+    """What rows of one program share: network, artifact and runner."""
+    return row.network, row.artifact, row.runner
+
+
+def proved_by(checks: Iterable[Check], is_current: Callable[[Check], bool]) -> dict[Program, float | None]:
+    """Return the programs that passed every check that is current.
+
+    A program that also failed is not among them.
+    """
+    checked = list(filter(is_current, checks))
+    failed = {program(check) for check in checked if not check.passed}
+    return {program(check): check.accuracy for check in checked if program(check) not in failed}
+
+
+def portability_of(artifacts: Iterable) -> dict[str, Mapping]:
+    """What the manifests say of each lowering, by its float32 file."""
+    known = (each for each in artifacts if each.precision == "fp32" and "portability" in each.details)
+    found: dict[str, Mapping] = {}
+    for artifact in known:
+        found.setdefault(artifact.lowering, artifact.details["portability"])
+    return found
+
+
+def steps(rows: Iterable[Timing]) -> Rows:
+    """One row for each program and batch: hot inputs before cold ones, device time before offline."""
+    timed = [row for row in rows if row.regime in STEPS and row.p50 is not None]
+    timed.sort(key=lambda row: (row.inputs.startswith("cold"), STEPS.index(row.regime)), reverse=True)
+    chosen = {(*program(row), row.batch): row for row in timed}
+    return sorted(chosen.values(), key=lambda row: row.batch)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The row to deploy, the fastest one, and those that are not measurably slower than the fastest.
+
+    ``single`` where there was no other row to choose from.
+    """
+
+    row: Timing
+    fastest: Timing
+    tied: tuple[Timing, ...]
+    single: bool = False
+
+
+def choose(rows: Rows, portability: Portability) -> Choice:
+    """The row with the least time an example; among those that cannot be told from it, the most portable file."""
+    fastest = min(rows, key=lambda row: row.median.middle / row.batch)
+    pairs = max(1, comb(len(rows), 2))  # each of them could have come out as the fastest
+    tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row, pairs))
+    chosen = min((fastest, *tied), key=lambda row: _portable(row, portability))
+    return Choice(chosen, fastest, tied, len(rows) == 1)
+
+
+def choices(rows: Rows, portability: Portability) -> tuple[Choice, Choice] | None:
+    """What to ship for one example, and what for many; ``rows`` of proved programs, a row each and batch.
+
+    Returns:
+        None where nothing was timed for one example.
+    """
+    single = [row for row in rows if row.batch == 1]
+    return (choose(single, portability), choose(_best_batches(rows), portability)) if single else None
+
+
+def told_apart(fast: Timing, slow: Timing, pairs: int = 1) -> bool:
+    """Say whether one row is measurably faster than another, of ``pairs`` that are looked at together.
+
+    Rows are timed one after the other: their intervals must lie further apart than the drift between moments of a
+    machine explains.
+    """
+    return slow.median.low / slow.batch > drift(pairs) * fast.median.high / fast.batch
+
+
+def _best_batches(rows: Rows) -> Rows:
+    """Each program at the batch where it takes the least time an example."""
+    best: dict[Program, Timing] = {}
+    for row in sorted(rows, key=lambda row: -row.median.middle / row.batch):
+        best[program(row)] = row
+    return list(best.values())
+
+
+def _portable(row: Timing, portability: Portability) -> tuple:
+    """Sorts by format, then float32 first, then by how many runtimes refuse the lowering, then by size."""
+    refusing = sum(verdict in REFUSING for verdict, _ in portability.get(row.lowering or "", {}).values())
+    form = PORTABLE.index(row.format) if row.format in PORTABLE else len(PORTABLE)
+    return form, row.precision != "fp32", refusing, known(row.file_bytes)
+
+
+# Which figures were taken while other work disturbed the machine, and which ones contradict each other.
+
+
+DISTURBED, CONTRADICTED = "†", "‡"
+LEGEND = {
+    DISTURBED: "taken while other work disturbed the machine",
+    CONTRADICTED: "paired comparison and separate timings disagree by more than their intervals allow",
+}
+
+
+class Ratio(NamedTuple):
+    """A ratio of two times with its 95 % confidence interval."""
+
+    middle: float
+    low: float
+    high: float
+
+    @property
+    def inverse(self) -> "Ratio":
+        """Return the other time over ours."""
+        return Ratio(1 / self.middle, 1 / self.high, 1 / self.low)
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """The ratio of a paired comparison and the ratio of the two files' separate timings, which cannot both be right."""
+
+    paired: Ratio
+    separate: Ratio
+    disturbed: bool  # whether other work was seen during any of the three measurements
+
+
+def disagree(paired: Ratio, separate: Ratio) -> bool:
+    """Say whether the intervals lie further apart than the drift between two moments of a machine explains."""
+    return paired.low > drift() * separate.high or separate.low > drift() * paired.high
+
+
+def was_disturbed(row: Timing) -> bool:
+    """Say whether other work was seen during a timing, or during any block of a paired comparison."""
+    return bool(row.disturbed) or (row.disturbed_blocks or 0) > 0
+
+
+def paired_ratio(row: Timing) -> Ratio:
+    """Return what a paired comparison found: our time over the baseline's."""
+    return Ratio(*row.paired)
+
+
+def separate_ratio(ours: Timing, baseline: Timing) -> Ratio:
+    """Return the ratio of two separate timings' medians, its ends from the ends of both intervals."""
+    own, other = ours.median, baseline.median
+    return Ratio(own.middle / other.middle, own.low / other.high, own.high / other.low)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marks that the figures of one benchmark file carry wherever they are shown."""
+
+    rows: Sequence[Timing]
+
+    def of(self, row: Timing) -> str:
+        """Return the marks of a row's figures; empty for a figure that can be trusted."""
+        if row.contest:
+            contradicted = self.contradiction(row) is not None
+        else:
+            contradicted = _separate(row) and (_name(row), row.batch) in self._contradicted
+        return DISTURBED * was_disturbed(row) + CONTRADICTED * contradicted
+
+    def contradiction(self, contest: Timing) -> Contradiction | None:
+        """Return how a paired comparison contradicts the separate timings of its two files, if it does.
+
+        Only timings of the same kind are compared: inputs in place and in the cache, read from the same clock.
+        """
+        ours, baseline = map(self._timed.get, _sides(contest))
+        if ours is None or baseline is None or contest.ratio is None:
+            return None
+        if contest.by_host or len({row.clock for row in (contest, ours, baseline)}) > 1:
+            return None
+        paired, separate = paired_ratio(contest), separate_ratio(ours, baseline)
+        if not disagree(paired, separate):
+            return None
+        return Contradiction(paired, separate, any(map(was_disturbed, (contest, ours, baseline))))
+
+    @cached_property
+    def contradicted(self) -> list[Timing]:
+        """The paired comparisons that contradict separate timings."""
+        return [row for row in self.rows if row.contest and self.contradiction(row)]
+
+    @cached_property
+    def _timed(self) -> dict[tuple[str, int], Timing]:
+        return {(_name(row), row.batch): row for row in steps(filter(_separate, self.rows))}
+
+    @cached_property
+    def _contradicted(self) -> set[tuple[str, int]]:
+        return {side for row in self.contradicted for side in _sides(row)}
+
+
+def _separate(row: Timing) -> bool:
+    """Say whether a row times what paired comparisons time: the step alone, its inputs in the cache."""
+    return row.regime in STEPS and not row.inputs.startswith("cold")
+
+
+def _name(row: Timing) -> str:
+    """Return a program's name as paired comparisons name their baseline."""
+    return f"{row.network}-{row.runner}-{row.artifact}"
+
+
+def _sides(contest: Timing) -> tuple[tuple[str, int], tuple[str, int]]:
+    return (_name(contest), contest.batch), (known(contest.baseline), contest.batch)
+
+
+def legend(*texts: str) -> str:
+    """Explain the marks that occur in these texts; empty where there are none."""
+    found = [mark for mark in LEGEND if any(mark in text for text in texts)]
+    return "; ".join(f"{mark} {LEGEND[mark]}" for mark in found)
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """How many timings, and how many blocks of paired comparisons, were disturbed."""
+
+    timings: int
+    disturbed_timings: int
+    blocks: int
+    disturbed_blocks: int
+
+    def __bool__(self) -> bool:
+        return self.disturbed_timings > 0 or self.disturbed_blocks > 0
+
+    @property
+    def prevails(self) -> bool:
+        """Whether most timings or most blocks were disturbed."""
+        return bool(self._shares(0.5))
+
+    @property
+    def text(self) -> str:
+        """Every share of what was disturbed: "3 of 40 timings and 12 of 800 blocks"."""
+        return " and ".join(self._shares(0))
+
+    @property
+    def prevailing(self) -> str:
+        """The same, only those of which most were disturbed."""
+        return " and ".join(self._shares(0.5))
+
+    def _shares(self, above: float) -> list[str]:
+        counts = (
+            (self.disturbed_timings, self.timings, "timings"),
+            (self.disturbed_blocks, self.blocks, "blocks"),
+        )
+        return [f"{part:,} of {whole:,} {unit}" for part, whole, unit in counts if part > above * whole]
+
+
+def disturbance(rows: Iterable[Timing]) -> Disturbance:
+    """Count the disturbed timings and blocks of rows."""
+    listed = list(rows)
+    timings = [row.disturbed for row in listed if row.disturbed is not None]
+    blocks, disturbed = sum(row.blocks or 0 for row in listed), sum(row.disturbed_blocks or 0 for row in listed)
+    return Disturbance(len(timings), sum(timings), blocks, disturbed)
+
+
+BASELINES = ("eager-autograd", "onnxruntime-default")  # runners: what people get without this project
+CONTESTS = ("eager", "overhead", "default", "lowering")  # whose time counts first
+SIDE = ("network", "artifact", "runner")
+MOMENTS = ("contest", "batch", "by_host")  # what paired comparisons share whose times are set beside each other
+PYTORCH = {  # by the baseline's runner
+    "eager-cpu": "eager PyTorch",
+    "eager-channels-last-cpu": "eager PyTorch in channels_last",
+    "compiled-cpu": "torch.compile",
+}
+
+
+def is_baseline(row: Timing) -> bool:
+    """Whether a row is of what people get without this project; its file is no artifact of the run."""
+    return row.runner.startswith(BASELINES)
+
+
+def others(choice: Choice) -> list[Timing]:
+    """List the rows that are not measurably slower than the one to deploy."""
+    return [row for row in (choice.fastest, *choice.tied) if row is not choice.row]
+
+
+def baseline_words(contest: Timing) -> str:
+    """Name the side of PyTorch's that a paired comparison was with."""
+    if contest.contest != "pytorch":
+        return "eager PyTorch"
+    runner = known(contest.baseline_runner)
+    return f"{PYTORCH.get(runner, runner)} on {counted(known(contest.baseline_threads), 'thread')}"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The rows to deploy on one device: for one example (``quick``) and for many (``most``)."""
+
+    quick: Choice
+    most: Choice
+
+
+def shipped(rows: Iterable[Timing], proved: Proved, portability: Portability) -> Shipped | None:
+    """Choose the rows to deploy from a device's rows; None where no verified file was timed at batch 1."""
+    ours = [row for row in steps(rows) if row.role == SUBJECT and program(row) in proved and not is_baseline(row)]
+    chosen = choices(ours, portability)
+    return Shipped(*chosen) if chosen else None
+
+
+def contest_of(rows: Iterable[Timing], name: str, row: Timing) -> Timing | None:
+    """The program's contest at the batch nearest to the row's, by factor; at the larger of two that are as near."""
+    found = [other for other in rows if other.contest == name and program(other) == program(row)]
+    return min(found, key=lambda other: (abs(math.log(other.batch / row.batch)), -other.batch), default=None)
+
+
+def eager_contest(rows: Iterable[Timing], row: Timing) -> Timing | None:
+    """Return the row's paired comparison with eager PyTorch at the very same batch."""
+    contest = contest_of(rows, "eager", row)
+    return contest if contest and contest.batch == row.batch else None
+
+
+def headline(rows: Iterable[Timing], row: Timing) -> Timing:
+    """Return the row whose time is quoted: of a request, from host array to host array, where one was timed."""
+    found = [other for other in rows if other.regime == "request" and other.p50 is not None]
+    same = [other for other in found if (*program(other), other.batch) == (*program(row), row.batch)]
+    return same[0] if same else row
+
+
+def pytorch_contests(rows: Iterable[Timing], row: Timing) -> list[Timing]:
+    """List the row's paired comparisons with PyTorch as its users run it, the fastest of these first."""
+    timed = [other for other in rows if other.contest == "pytorch" and other.ratio is not None]
+    found = [other for other in timed if (*program(other), other.batch) == (*program(row), row.batch)]
+    return sorted(found, key=lambda other: -other.paired.middle)
+
+
+def speedup_contest(rows: Sequence[Timing], row: Timing) -> Timing | None:
+    """Return the paired comparison whose speed-up is quoted: with PyTorch at its fastest, else with eager PyTorch."""
+    return next(iter(pytorch_contests(rows, row)), None) or eager_contest(rows, row)
+
+
+def over_moments(contest: Timing, rows: Iterable[Timing]) -> Ratio:
+    """Return a paired comparison's ratio, its interval stretched over what the other comparisons of the run showed.
+
+    The same two files took other times in these; any two of their times belong to the answer as well.
+    """
+
+    def alike(other: Timing, *names: str) -> bool:
+        return other.ratio is not None and all(
+            getattr(other, name) == getattr(contest, name) for name in (*names, *MOMENTS)
+        )
+
+    listed = list(rows)
+    own, base = known(contest.seconds), known(contest.baseline_seconds)
+    ours = [known(other.seconds) / own for other in listed if alike(other, *SIDE)]
+    theirs = [known(other.baseline_seconds) / base for other in listed if alike(other, "baseline")]
+    least, most = min([1.0, *ours]) / max([1.0, *theirs]), max([1.0, *ours]) / min([1.0, *theirs])
+    middle, low, high = paired_ratio(contest)
+    return Ratio(middle, min(low, middle * least), max(high, middle * most))
+
+
+def quoted(rows: Sequence[Timing], deployed: Shipped) -> Iterator[tuple[str, Timing]]:
+    """Yield each paired comparison that the card quotes, and what the card calls it."""
+    quick, most = deployed.quick.row, deployed.most.row
+    for row in (quick, most) if quick is not most else (quick,):
+        if contest := speedup_contest(rows, row):
+            yield f"speed-up over {baseline_words(contest)}", contest
+    if contest := contest_of(rows, "overhead", quick):
+        yield "overhead", contest
+
+
+def time_of(row: Timing, rows: Rows) -> float:
+    """Return the one time of a program at a batch, in seconds, wherever it is shown."""
+    source = time_source(row, rows)
+    return known(source.seconds) if source.p50 is None else source.p50
+
+
+def time_source(row: Timing, rows: Rows) -> Timing:
+    """Find the row whose time is shown for a program at a batch: its separate timing, else its first paired comparison.
+
+    Two rows of one file are two moments of a machine, and their medians differ.
+    """
+    same = [other for other in rows if (*program(other), other.batch) == (*program(row), row.batch)]
+    if row.contest and row.by_host:  # of requests
+        return headline(same, row)
+    if timed := steps(same):
+        return timed[0]
+    whole = [other for other in same if other.seconds is not None]  # of one that failed there is no time
+    contests = [other for name in CONTESTS for other in whole if other.contest == name]
+    return contests[0] if contests else row

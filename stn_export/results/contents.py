@@ -1,0 +1,122 @@
+"""What a run directory holds, as far as a card, the report and the model card need it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from stn_export.results.choice import Portability, Proved, portability_of, program, proved_by
+from stn_export.results.laws import Broken, broken_by_accuracies, broken_by_checks, broken_by_rows
+from stn_export.run.manifest import (
+    BENCH_FILE,
+    CHECKPOINT,
+    PROGRAM,
+    TRAINING_FILE,
+    TWIN_NOTE,
+    Artifact,
+    NetworkDirectory,
+    network_directories,
+)
+from stn_export.run.records import FACTS, Check, Timing, Verified, timings
+from stn_export.run.schemas import Current, ModelComparison, read_bench, read_trainings, read_verified
+
+
+@dataclass(frozen=True)
+class Held:
+    """Networks, trainings, checks and timings of a run; what is not there is empty."""
+
+    run: Path
+    directories: Sequence[NetworkDirectory]
+    trainings: Sequence[ModelComparison] = ()
+    verified: Verified | None = None
+    rows: Sequence[Timing] = ()
+    environment: Mapping = field(default_factory=dict)
+    outdated: bool = False  # timings of an older format, which are left out
+    not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
+
+    def is_current(self, row: Timing | Check) -> bool:
+        """Say whether a check or a timing is of files and examples as they are today."""
+        return self.current.holds(row)
+
+    @property
+    def verified_rows(self) -> list[Timing]:
+        """Timings of files as they are today, of programs that passed every check; see ``proved``."""
+        proved = self.proved
+        return [row for row in self.rows if program(row) in proved and self.is_current(row)]
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """Programs and exports."""
+        listed = [artifact for directory in self.directories for artifact in directory.artifacts.values()]
+        return [artifact for artifact in listed if artifact.name != CHECKPOINT]
+
+    @property
+    def exports(self) -> list[Artifact]:
+        """What was made from programs."""
+        return [artifact for artifact in self.artifacts if artifact.name != PROGRAM]
+
+    @cached_property
+    def current(self) -> Current:
+        """What results must be of to count."""
+        return Current.of(self.directories)
+
+    @property
+    def checks(self) -> Sequence[Check]:
+        """Of ``verify.json``."""
+        return self.verified.checks if self.verified else ()
+
+    @property
+    def proved(self) -> Proved:
+        """Accuracy by program, of what is proved of today's files; a network that was never trained has none."""
+        untrained = {each.name for each in self.directories if each.facts.note == TWIN_NOTE}
+        proved = proved_by(self.checks, self.current.holds)
+        return {name: None if name[0] in untrained else accuracy for name, accuracy in proved.items()}
+
+    @property
+    def trained_accuracies(self) -> dict[str, float]:
+        """Test accuracy of each network as training left it, of the seed whose network this is."""
+        found: dict[str, float] = {}
+        models = self.trainings[0].models if self.trainings else {}
+        for directory in self.directories:
+            checkpoint = directory.artifacts.get(CHECKPOINT)
+            trained = models.get(directory.name)
+            if checkpoint is None or trained is None:
+                continue
+            seed = str(checkpoint.settings.get("seed"))
+            if seed in trained.seeds:
+                best = checkpoint.settings.get("keep") == "best"
+                found[directory.name] = trained.seeds[seed] if best else trained.accuracies[seed][-1]
+        return found
+
+    @property
+    def broken_laws(self) -> list[Broken]:
+        """What figures of this run cannot be right, each in a sentence."""
+        current = [check for check in self.checks if self.is_current(check)]
+        found = [*broken_by_rows(self.rows), *broken_by_checks(current)]
+        return [*found, *broken_by_accuracies(self.trained_accuracies, current)]
+
+    @property
+    def portability(self) -> Portability:
+        """Every float32 lowering of the subject by runtime: a verdict, and why."""
+        return portability_of(each for each in self.directories[0].artifacts.values() if each.lowering)
+
+
+def held(run: Path) -> Held:
+    """Read what there is.
+
+    Raises:
+        UserError: where there is no run, or a file of it cannot be read.
+    """
+    directories = network_directories(run)
+    bench = read_bench(run / BENCH_FILE) if (run / BENCH_FILE).exists() else None
+    outdated = bench is not None and not all(row["extra_info"].keys() >= FACTS for row in bench["benchmarks"])
+    return Held(
+        run,
+        directories,
+        trainings=read_trainings(run).runs if (run / TRAINING_FILE).exists() else (),
+        verified=read_verified(run),
+        rows=timings(bench) if bench and not outdated else (),
+        environment=bench["machine_info"]["stn_export"] if bench else {},
+        outdated=outdated,
+        not_timed=(bench or {}).get("not_timed") or (),
+    )

@@ -1,0 +1,189 @@
+"""What figures must obey, whoever made them: checked where results are kept, read and shown, and by tests.
+
+Each law takes what files hold (timings of ``bench.json``, checks of ``verify.json``)
+and yields what breaks it. None of them uses the code that made the figures.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from stn_export.errors import UserError
+from stn_export.results.choice import CONTRADICTED, Marks
+from stn_export.results.text import counted, listed, percent, row_name
+from stn_export.run.records import Check, Timing, known, timings
+
+EQUAL = 1e-6  # figures of one source are the same up to this share
+SAME_ACCURACY = 1e-3  # training and verification compute in other batches: so large a share may be told otherwise
+NOISE = 1.25  # medians of two times and the middle of their ratios, block by block, lie closer than this
+PROGRAM = "program"  # the artifact that is the network itself
+AGAIN = "run 'make bench' again; if it stays so, the figures are made wrongly: please report it"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A law that a figure breaks, and the figure in words."""
+
+    law: str
+    figure: str
+
+    def __str__(self) -> str:
+        return f"{self.figure}: {self.law}"
+
+
+def intervals_hold(row: Timing) -> Iterator[Broken]:
+    """A median lies in its interval."""
+    given = {"p50": row.median} if row.p50 is not None else {}
+    given |= {"ratio": row.paired} if row.ratio is not None else {}
+    for name, (middle, low, high) in given.items():
+        if not low * (1 - EQUAL) <= middle <= high * (1 + EQUAL):
+            said = f"{name} {middle:.4g} of {_named(row)} against {low:.4g} to {high:.4g}"
+            yield Broken("a median lies in its interval", said)
+
+
+def percentiles_rise(row: Timing) -> Iterator[Broken]:
+    """No percentile is below a smaller one."""
+    percentiles = [seconds for seconds in (row.p50, row.p90, row.p99) if seconds is not None]
+    if any(later < earlier for earlier, later in pairwise(percentiles)):
+        told = ", ".join(f"{seconds:.4g}" for seconds in percentiles)
+        yield Broken("percentiles rise", f"percentiles {told} of {_named(row)}")
+
+
+def rate_is_of_the_median(row: Timing) -> Iterator[Broken]:
+    """Examples a second are those of the median call."""
+    rate = row.examples_per_second
+    if rate is not None and row.p50 is not None and _differ(rate * row.p50, row.batch):
+        said = f"{rate:.6g} examples/s of {_named(row)}, whose median is {row.p50:.4g} s"
+        yield Broken("a rate is that of the median", said)
+
+
+def parts_add_up(row: Timing, call_seconds: float | None = None) -> Iterator[Broken]:
+    """The parts of a profile, and its nodes, add up to the profiled call.
+
+    Args:
+        row: of any kind.
+        call_seconds: the call's, where it is known beside the row.
+    """
+    if row.breakdown is None:
+        return
+    parts = sum(row.breakdown.values())
+    nodes = [sum(node[-1] for node in row.nodes)] if row.nodes else []
+    for whole in [*nodes, *([] if call_seconds is None else [call_seconds])]:
+        if _differ(parts, whole):
+            said = f"parts of {parts:.4g} s of {_named(row)} against {whole:.4g} s of the call"
+            yield Broken("the parts of a profile add up to the call", said)
+
+
+def ratio_is_of_the_seconds(row: Timing) -> Iterator[Broken]:
+    """A paired comparison's ratio is that of its two times, as far as blocks of one moment resemble each other."""
+    if row.ratio is None:
+        return
+    of_times, paired = known(row.seconds) / known(row.baseline_seconds), row.paired
+    if not paired.low / NOISE <= of_times <= paired.high * NOISE:
+        said = f"ratio {paired.middle:.4g} of {_named(row)} against {of_times:.4g}"
+        yield Broken("a ratio is that of its two times", said)
+
+
+def contradictions_are_marked(rows: Sequence[Timing]) -> Iterator[Broken]:
+    """Where a paired comparison and separate timings disagree, all three figures are marked."""
+    marks = Marks(rows)
+    for contest in marks.contradicted:
+        names = {(f"{contest.network}-{contest.runner}-{contest.artifact}"), contest.baseline}
+        sides = [row for row in rows if row.p50 is not None and row.batch == contest.batch and _side(row) in names]
+        hot = [row for row in sides if row.regime in ("device", "offline") and not row.inputs.startswith("cold")]
+        for row in (contest, *hot):
+            if CONTRADICTED not in marks.of(row):
+                yield Broken("what is contradicted is marked", f"the time of {_named(row)}")
+
+
+def no_peak_is_beaten(row: Timing, work: Mapping[str, Mapping], peak: Mapping | None) -> Iterator[Broken]:
+    """Nothing does more floating-point operations a second than its device can.
+
+    Only where both are known: the operations that were really done, which ``native_flops`` counts of our own C, and the
+    rate of the device, by loops of fused multiply-adds (``widths``) or as its maker states it. What a product of
+    matrices reached is no peak.
+    """
+    counted = work.get(row.network, {}).get(str(row.batch), {})
+    if peak is None or row.p50 is None or row.format != "native" or "native_flops" not in counted:
+        return
+    is_peak = peak.get("widths") or not peak["source"].startswith("measured")
+    rate = peak["flops"].get(row.precision) if is_peak else None
+    if rate is not None and counted["native_flops"] / row.p50 > rate * (1 + EQUAL):
+        said = f"{counted['native_flops'] / row.p50:.4g} FLOP/s of {_named(row)} where the peak is {rate:.4g}"
+        yield Broken("no peak is beaten", said)
+
+
+LAWS_OF_A_ROW = (intervals_hold, percentiles_rise, rate_is_of_the_median, parts_add_up, ratio_is_of_the_seconds)
+
+
+def broken_by_rows(rows: Sequence[Timing]) -> list[Broken]:
+    """List what breaks a law among the rows of a benchmark file."""
+    found = [broken for row in rows for law in LAWS_OF_A_ROW for broken in law(row)]
+    return [*found, *contradictions_are_marked(rows)]
+
+
+def broken_by_file(content: Mapping) -> list[Broken]:
+    """List what breaks a law in a benchmark file, with what pytest-benchmark knows of its rows."""
+    rows = timings(content)
+    found = broken_by_rows(rows)
+    for row, entry in zip(rows, content["benchmarks"], strict=True):
+        found += parts_add_up(row, entry["stats"]["median"])
+        found += no_peak_is_beaten(row, content.get("work", {}), content.get("peak"))
+    return list(dict.fromkeys(found))
+
+
+def require(content: Mapping, where: object) -> None:
+    """Refuse a benchmark file whose figures break a law.
+
+    Raises:
+        UserError: naming the first ones.
+    """
+    if found := broken_by_file(content):
+        raise UserError(f"{where} contradicts itself: {listed(list(map(str, found)), '; ')}", AGAIN)
+
+
+def broken_by_checks(checks: Sequence[Check]) -> Iterator[Broken]:
+    """Every theta that was forced in the network itself is forced in every artifact of it, or it is said why not."""
+    forced: dict[str, set[str]] = {}
+    for check in checks:
+        if check.artifact == PROGRAM:
+            forced.setdefault(check.network, set()).update(filter(_forces, check.comparisons))
+    for check in checks:
+        noted, compared = " ".join([*check.notes, check.failure]), check.comparisons
+        wanted = forced.get(check.network, set()) if check.passed and compared else set()
+        if missing := [name for name in sorted(wanted) if name not in compared and name not in noted]:
+            said = f"{counted(len(missing), 'theta')} ({listed(missing)}) of {check.network}/{row_name(check)}"
+            yield Broken("every forced theta is counted", said)
+
+
+def broken_by_accuracies(trained: Mapping[str, float], checks: Iterable[Check]) -> Iterator[Broken]:
+    """What training said of its last state is what verification finds of the network: both tell the same test images.
+
+    Args:
+        trained: test accuracy in [0, 1] by network.
+        checks: of today's files.
+    """
+    for check in checks:
+        said, found = trained.get(check.network), check.accuracy
+        own = check.artifact == PROGRAM and check.precision == "fp32"
+        if own and said is not None and found is not None and abs(said - found) > SAME_ACCURACY:
+            told = f"{percent(found)} of {check.network}/{row_name(check)} against {percent(said)} in training"
+            yield Broken("accuracy in training is that in verification", told)
+
+
+def _differ(one: float, other: float) -> bool:
+    return not math.isclose(one, other, rel_tol=EQUAL)
+
+
+def _forces(challenge: str) -> bool:
+    """Whether a test input forces a theta: ``theta upside down``, or ``site1/theta upside down``."""
+    return challenge.partition(" ")[0].rpartition("/")[2] == "theta"
+
+
+def _side(row: Timing) -> str:
+    return f"{row.network}-{row.runner}-{row.artifact}"
+
+
+def _named(row: Timing) -> str:
+    return f"{row.network}/{row_name(row)}, batch {row.batch} ({row.contest or row.regime})"

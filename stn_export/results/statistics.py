@@ -1,0 +1,266 @@
+"""Means over seeds, percentiles, intervals and verdicts; how the benchmarks measure. Pure functions of arrays."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from statistics import NormalDist
+from typing import TypedDict
+
+import numpy as np
+
+CONFIDENCE = 0.95
+BISECTIONS = 60  # of an angle: as close as a double can tell
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of ``count`` values, their standard deviation and the mean's 95 % interval (NaN for a single value)."""
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; False for a single value."""
+        return self.low > 0 or self.high < 0
+
+    def within(self, low: float, high: float) -> "Estimate":
+        """The same with its interval cut to what the quantity can be."""
+        return replace(self, low=max(self.low, low), high=min(self.high, high))  # NaN stays: it comes first
+
+    def as_dict(self) -> dict:
+        """JSON-ready."""
+        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, standard deviation (n - 1) and Student's 95 % interval of independent values.
+
+    Raises:
+        ValueError: for no values at all.
+    """
+    if not values:
+        raise ValueError("there is no mean of no values")
+    mean, count = statistics.fmean(values), len(values)
+    if count == 1:
+        return Estimate(mean, math.nan, math.nan, math.nan, 1)
+    deviation = statistics.stdev(values)
+    reach = student(CONFIDENCE, count - 1) * deviation / math.sqrt(count)
+    return Estimate(mean, deviation, mean - reach, mean + reach, count)
+
+
+@cache
+def student(confidence: float, freedom: int) -> float:
+    """What Student's t stays within, on either side, with this probability; ``freedom`` is 1 or more.
+
+    The probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4), which is bisected.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(BISECTIONS):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _share_within(angle, freedom) < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _share_within(angle: float, freedom: int) -> float:
+    """How much of Student's distribution lies between plus and minus ``sqrt(freedom) * tan(angle)``."""
+    odd = freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+# How far apart two moments of one machine lie: what separate timings of two files can tell, and what they cannot.
+
+
+RUN_SPREAD = 0.04  # standard deviation of one file's median between two moments of a machine, as a share
+
+
+@cache
+def drift(pairs: int = 1) -> float:
+    """Return the factor within which 95 % of ratios of two medians of equally fast files stay.
+
+    Where ``pairs`` ratios are looked at together, all of them stay within it in 95 % of cases (Bonferroni).
+    """
+    quantile = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / pairs)
+    return math.exp(quantile * math.sqrt(2) * RUN_SPREAD)
+
+
+# How the benchmarks measure: a frozen dataclass, like ``config``.
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the benchmarks measure, whatever they measure; times in seconds, shares and ratios as fractions of 1."""
+
+    seed: int = 0
+    confidence: float = 0.95
+    same: float = 0.03  # an interval inside 1 +- this says "same"
+    p99_samples: int = 662
+    stretches: int = 10  # groups of neighbouring calls whose medians make the interval of a row's median
+    most_correlation: float = 0.9
+    # warm-up: windows of half the grid's time, until two in a row agree
+    warm_windows: int = 20
+    warm_agreement: float = 0.02
+    # contests: two loads of one file differed by up to 3.5 % (OpenVINO, batch 1), so each side is loaded several times
+    overtime: float = 6.0  # the grid's own time times this is what slow calls may take; then there are fewer blocks
+    fewest_blocks: int = 10
+    patience: int = 3  # so many times the grid's blocks, while the interval spans more than "same"
+    loads: int = 5
+    load_seconds: float = 2.0  # what loads more slowly is loaded once
+    load_spread: float = 0.035
+    run_spread: float = RUN_SPREAD  # of rows that were not interleaved, between two runs, as a standard deviation
+    false_alarms: float = 0.01  # the chance of one in a comparison of two runs, all rows together
+    # a block is disturbed where the CPU was ours for less than this share of it, or the GPU was held back, or its
+    # clock moved by more than this
+    cpu_share: float = 0.9
+    clock_change: float = 0.05
+
+
+METHOD = Method()
+
+
+# The arithmetic of the benchmarks: percentiles, intervals, verdicts. Pure functions of arrays; nothing is timed
+# here.
+
+
+TO_NORMAL = 1.4826  # a normal distribution's standard deviation by its median absolute deviation
+OF_MEDIAN = math.sqrt(math.pi / 2)  # the standard error of a normal sample's median by that of its mean
+OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2)  # a normal distribution's standard deviation by its mean absolute deviation
+
+
+class Times(TypedDict):
+    """Single calls in seconds: percentiles, the interquartile range, and the 95 % interval of the median."""
+
+    n: int
+    p50: float
+    p90: float
+    p99: float | None
+    iqr: float
+    p50_low: float
+    p50_high: float
+
+
+def summarise(samples: np.ndarray) -> Times:
+    """Percentiles of single calls in seconds, their interquartile range, and the 95 % interval of their median.
+
+    ``p99`` is None under ``METHOD.p99_samples``: fewer leave its upper end to chance.
+    """
+    p25, p50, p75, p90, p99 = map(float, np.quantile(samples, (0.25, 0.5, 0.75, 0.9, 0.99)))
+    low, high = median_interval(samples)
+    return {
+        "n": len(samples),
+        "p50": p50,
+        "p90": p90,
+        "p99": p99 if len(samples) >= METHOD.p99_samples else None,
+        "iqr": p75 - p25,
+        "p50_low": low,
+        "p50_high": high,
+    }
+
+
+def median_interval(samples: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the median of calls, in the order in which they ran.
+
+    They are cut into ``METHOD.stretches`` stretches of neighbours, whose medians are few and hardly know of each other:
+    Student's interval of these (batch means: B. Schmeiser, "Batch size effects in the analysis of simulation output",
+    Operations Research 1982), stretched where they do resemble each other, about the median of all. In logarithms.
+    """
+    medians = _medians(np.array_split(np.log(samples), min(METHOD.stretches, len(samples))))
+    return _around(float(np.log(np.median(samples))), stretch(medians) * _reach(estimate(medians.tolist())))
+
+
+def ratio_interval(ratios: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a contest's ratio, whose middle (of logarithms) is the ratio itself.
+
+    Two loads of one file differ, by where their memory came to lie, for as long as they live. So the loads are what is
+    drawn anew: Student's interval of their medians holds their differences and what the noise of blocks adds to them,
+    and neither drift nor correlation of blocks can fool it, since every load meets them alike. With a single load
+    nothing sees how loads differ: five groups of neighbouring blocks stand for them, and ``METHOD.load_spread`` is
+    added.
+
+    Args:
+        ratios: one a block, in the order in which they ran.
+        loads: which load of the contenders ran in each block.
+    """
+    return _around(*_over_loads(ratios, loads))
+
+
+def load_interval(times: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the median time of one side of a paired comparison.
+
+    It reaches as far as ``ratio_interval`` of the same blocks does, and lies about the median of all.
+    """
+    return _around(float(np.log(np.median(times))), _over_loads(times, loads)[1])
+
+
+def _over_loads(values: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
+    """Return the mean of the loads' medians and how far its interval reaches on either side, both in logarithms."""
+    groups, unseen = by_load(np.log(values), loads), 0.0
+    if len(groups) == 1:
+        groups, unseen = np.array_split(groups[0], min(METHOD.loads, len(values))), METHOD.load_spread
+    found = estimate(_medians(groups).tolist())
+    return found.mean, _reach(found) + unseen
+
+
+def noise_reach(ratios: np.ndarray, loads: np.ndarray) -> float:
+    """Half of how wide a ratio's interval (of logarithms) is by the noise of blocks alone, loads being equal.
+
+    It says nothing of where the loads' medians lie, so that to go on until it is small does not bend the interval.
+    """
+    groups = by_load(np.log(ratios), loads)
+    noise = float(np.mean(np.abs(np.concatenate([group - np.median(group) for group in groups]))))
+    return student(CONFIDENCE, METHOD.loads - 1) * OF_MEDIAN * OF_MEAN_ABSOLUTE * noise / math.sqrt(len(ratios))
+
+
+def by_load(values: np.ndarray, loads: np.ndarray) -> list[np.ndarray]:
+    """The values of every load."""
+    return [values[loads == load] for load in np.unique(loads)]
+
+
+def scatter(values: np.ndarray) -> float:
+    """The standard deviation of normal values about their middle, by the median, so that a few others do not count."""
+    return TO_NORMAL * float(np.median(np.abs(values - np.median(values))))
+
+
+def _medians(groups: list[np.ndarray]) -> np.ndarray:
+    return np.array([np.median(group) for group in groups])
+
+
+def _reach(found: Estimate) -> float:
+    return 0.0 if found.count == 1 else found.high - found.mean
+
+
+def _around(centre: float, reach: float) -> tuple[float, float]:
+    return math.exp(centre - reach), math.exp(centre + reach)
+
+
+def stretch(values: np.ndarray) -> float:
+    """How much wider an interval of correlated values is than one of independent values, at least 1.
+
+    For a first-order process it is sqrt((1 + r) / (1 - r)); r is the correlation of neighbours' ranks (outliers count
+    no more than others), corrected for its bias towards minus in short series: M. G. Kendall, "Note on bias in the
+    estimation of autocorrelation", Biometrika 1954.
+    """
+    ranks = values.argsort().argsort() - (len(values) - 1) / 2
+    if len(values) < 3:
+        return 1.0
+    correlation = float(ranks[1:] @ ranks[:-1] / (ranks @ ranks))
+    correlation = min(max(correlation + (1 + 3 * correlation) / len(values), 0.0), METHOD.most_correlation)
+    return math.sqrt((1 + correlation) / (1 - correlation))
+
+
+def verdict(low: float, high: float) -> str:
+    """What the interval of a ratio says: same, faster, slower, cannot tell; below 1 is faster."""
+    if 1 - METHOD.same <= low and high <= 1 + METHOD.same:
+        return "same"
+    if high < 1:
+        return "faster"
+    return "slower" if low > 1 else "cannot tell"

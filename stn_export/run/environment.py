@@ -1,0 +1,149 @@
+"""What every result must carry: versions, machine, device, commit."""
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from stn_export import __version__
+from stn_export.cli import children
+from stn_export.errors import UserError, require_choice
+from stn_export.run.store import private_folder
+
+PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+DEVICES = ("auto", "cpu", "cuda")
+CPUINFO = Path("/proc/cpuinfo")
+INSTRUCTION_SETS = {  # by short name: Linux's flags of it, on x86 and aarch64; one alternative is enough
+    "AVX": ("avx",),
+    "AVX2": ("avx2",),
+    "FMA": ("fma",),
+    "AVX-512": ("avx512f avx512bw avx512cd avx512dq avx512vl",),  # what oneDNN and x86-64-v4 mean by it
+    "NEON": ("asimd",),
+    "dot product": ("asimddp",),
+    "I8MM": ("i8mm",),
+    "SVE": ("sve",),
+    "SVE2": ("sve2",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "FP16": ("avx512_fp16", "asimdhp"),
+    "BF16": ("avx512_bf16", "bf16"),
+    "AMX": ("amx_tile",),
+}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the installed packages that shape a result."""
+    found = {"python": platform.python_version(), "stn_export": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cache_directory() -> Path:
+    """Where what was fetched or takes long to make is kept for this user; it need not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stn_export"
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let PyTorch, and the runners that are opened meanwhile, use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def use_own_compile_cache() -> None:
+    """Let PyTorch compile into a cache of this very processor and version, unless the user names one.
+
+    Its own in /tmp outlives a move to another processor, whose instructions are not this one's.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    made_for = repr((cpu_name(), instruction_sets(), versions()["torch"], versions()["python"]))
+    folder = cache_directory() / "inductor" / hashlib.sha256(made_for.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder if writable else private_folder())
+
+
+@functools.cache
+def git_commit() -> str:
+    """The checked-out commit of this source tree, ``-dirty`` appended where files differ; else ``unknown``."""
+    root = Path(__file__).resolve().parent.parent.parent
+    if not (root / ".git").exists() or not (root / "pyproject.toml").exists():  # installed, in somebody's repository
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    try:
+        return children.run(command, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@functools.cache
+def cpu_facts() -> dict[str, str]:
+    """What the system says of its first processor, by field; nothing where it says nothing, as outside Linux."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = [line.partition(":") for line in text.strip().partition("\n\n")[0].splitlines()]
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def cpu_name() -> str:
+    """The processor's model name as the operating system gives it."""
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """The short names of the processor's instruction sets that make a difference to results and times."""
+    facts = cpu_facts()
+    flags = set(facts.get("flags", facts.get("Features", "")).split())
+    return [name for name, needed in INSTRUCTION_SETS.items() if any(set(each.split()) <= flags for each in needed)]
+
+
+def describe() -> dict[str, object]:
+    """The whole environment as JSON-ready values."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "instruction_sets": instruction_sets(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "git_commit": git_commit(),
+    }
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device; ``auto`` takes CUDA where there is one.
+
+    Raises:
+        UserError: for an unknown name, or ``cuda`` where PyTorch sees no GPU. It never falls back.
+    """
+    require_choice("device", name, DEVICES)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "DEVICE=cuda, but PyTorch sees no GPU here",
+            "use DEVICE=cpu, or DEVICE=auto to take what there is",
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,194 @@
+"""What a run's networks are tried on: a tensor file that travels with the run, and pictures made into one."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from stn_export.errors import UserError
+from stn_export.limits import LIMITS, regular, require
+from stn_export.program.specs import Batch, Contract, TensorSpec
+from stn_export.run.store import checked, load_tensors, serialise
+
+EXAMPLES_FILE = "examples.pt"
+SCHEMA = "stn_export/examples/1"
+
+Size = tuple[int, int, int]  # channels, height, width
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs by name.
+
+    Attributes:
+        inputs: those in ``batched`` hold one example a row, the others are the same for all.
+        batched: the names of those inputs.
+        labels: int64, one an example, or None.
+        classes: their names in label order, or none.
+        calibration: inputs that ranges for int8 are taken from; by default the examples themselves.
+        calibration_labels: int64, one a calibration input, or None; those of the examples where these calibrate.
+        source: where they are from, in words.
+    """
+
+    inputs: dict[str, Tensor]
+    batched: tuple[str, ...]
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    calibration: dict[str, Tensor] = field(default_factory=dict)
+    source: str = ""
+    calibration_labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse inputs of different lengths.
+
+        Raises:
+            UserError: naming them.
+        """
+        lengths = {name: len(self.inputs[name]) for name in self.batched}
+        if self.labels is not None:
+            lengths["labels"] = len(self.labels)
+        if len(set(lengths.values())) > 1 or not all(lengths.values()):
+            said = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise UserError(
+                f"examples differ in number, or there are none: {said}", "give as many of each, at least one"
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs[self.batched[0]]) if self.batched else 1
+
+    def rows(self, chosen: slice | Sequence[int] | Tensor) -> dict[str, Tensor]:
+        """Some of the examples."""
+        return {name: value[chosen] if name in self.batched else value for name, value in self.inputs.items()}
+
+    def take(self, count: int) -> Batch:
+        """The first ``count``; they come round again where there are fewer."""
+        return self.rows(torch.arange(count) % len(self))
+
+    @property
+    def calibrators(self) -> "Examples":
+        """Return what int8 is calibrated and judged on, as examples of their own."""
+        labels = self.calibration_labels if self.calibration else self.labels
+        return Examples(self.calibration or self.inputs, self.batched, labels, self.classes)
+
+    def to_bytes(self) -> bytes:
+        """As a file; equal examples give equal bytes."""
+        content = {name: value for name, value in vars(self).items() if value is not None}
+        return serialise(content | {"schema": SCHEMA})
+
+
+def load_examples(path: Path) -> Examples:
+    """Read what ``Examples.to_bytes`` wrote.
+
+    Raises:
+        UserError: where it is missing or anything else.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+        raise UserError(f"{path} holds no examples of stn_export", "run 'make train' or adopt again")
+    return checked(path, content, Examples)
+
+
+def scored_output(contract: Contract, examples: Examples) -> TensorSpec | None:
+    """The first output that has a number for each class, where the examples have labels."""
+    if examples.labels is None:
+        return None
+    known, least = len(examples.classes), int(examples.labels.max()) + 1
+    for spec in contract.outputs:
+        sizes = [size for size in spec.shape[1:] if size != 1]
+        if not (spec.batched and spec.is_float and len(sizes) == 1 and isinstance(sizes[0], int)):
+            continue
+        if sizes[0] == known if known else sizes[0] >= least:
+            return spec
+    return None
+
+
+def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Examples:
+    """Examples for a network that nobody brought any for, see ``Contract.random``; also where its batch is fixed."""
+    contract = Contract(tuple(spec.opened() for spec in contract.inputs), ())
+    batched = tuple(spec.name for spec in contract.inputs if spec.batched)
+    source = f"{count} random examples, seed {seed}: nobody brought any"
+    return Examples(contract.random(count, seed, sizes), batched, source=source)
+
+
+def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size]:
+    """The input that takes pictures and their size; what is open in it is as in the examples.
+
+    Raises:
+        UserError: where there is none, it does not say how bytes become numbers, or it is neither grey nor RGB.
+    """
+    spec = next((each for each in contract.inputs if each.is_picture and (each.pixels or not each.is_float)), None)
+    if spec is None:
+        said = "; ".join(f"{each.name}: {each.text}" for each in contract.inputs)
+        raise UserError(f"no input takes pictures ({said})", "adopt it again and say how its pictures are normalised")
+    known = examples.inputs[spec.name].shape
+    channels, height, width = (
+        size if isinstance(size, int) else known[axis] for axis, size in enumerate(spec.nchw[1:], start=1)
+    )
+    if channels not in (1, 3):
+        raise UserError(
+            f"input {spec.name} has {channels} channels", "pictures are grey (1) or RGB (3): run it in Python"
+        )
+    return spec, (channels, height, width)
+
+
+# Picture files as what a network takes: upright, on white, resized, in grey, RGB or RGBA.
+
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # decoded here; EPS would start Ghostscript
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
+
+
+def read_picture(path: Path, channels: int, height: int | None = None, width: int | None = None) -> Tensor:
+    """A picture of any format, size and mode as uint8 C×H×W.
+
+    The EXIF orientation is applied, what is transparent becomes white unless there is a channel for it, 16-bit greys
+    become 8-bit ones, and all are resized bilinearly with antialiasing, whatever their proportions.
+
+    Args:
+        path: the file.
+        channels: a key of ``MODES``.
+        height: in pixels, the picture's own without.
+        width: likewise.
+
+    Raises:
+        UserError: where there is no such file, it is no picture, too large, or its numbers have no stated range.
+    """
+    hint = "name a PNG, JPEG or other picture file"
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(regular(path, "picture", hint), formats=FORMATS) as image,
+        ):
+            require("pixels", image.width * image.height, str(path))
+            size = width or image.width, height or image.height
+            upright = ImageOps.exif_transpose(image)
+            shown = upright.convert("RGBA") if channels == 4 else on_white(upright, str(path))
+            pixels = np.array(shown.convert(MODES[channels]).resize(size, Image.Resampling.BILINEAR))
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has more than {LIMITS['pixels'].value} pixels", "resize it first") from error
+    except Exception as error:  # Pillow's and its codecs' own, by kind of damage
+        raise UserError(f"{path} is no {', '.join(FORMATS)} picture, or is damaged", hint) from error
+    return torch.from_numpy(pixels.reshape(size[1], size[0], channels)).permute(2, 0, 1)
+
+
+def on_white(image: Image.Image, said: str = "the picture") -> Image.Image:
+    """The picture in 8-bit grey or RGB, as a viewer would show it on white.
+
+    Raises:
+        UserError: where nobody says which of its numbers is white.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise UserError(f"{said} holds 32-bit numbers, and nothing says which is white", "convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit greys, which Pillow would clip at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,379 @@
+"""The run directory: networks and the artifacts made from each.
+
+``artifacts/<run>/<network>/manifest.json`` says what a network is and lists every file of it with its hash, the hash of
+what it was made from and the settings it was made with. A stage is up to date where all of them still hold. What a file
+means stands there, never in its name.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Final, Literal, TypedDict
+
+import msgspec
+from filelock import FileLock
+
+from stn_export.errors import UserError
+from stn_export.limits import regular
+from stn_export.program.program import Program, load_program
+from stn_export.program.sites import Site
+from stn_export.program.specs import Contract
+from stn_export.run import provenance
+from stn_export.run.examples import Examples, load_examples
+from stn_export.run.store import (
+    AGAIN,
+    PARTIAL,
+    checked,
+    fingerprint,
+    json_bytes,
+    latest,
+    private_folder,
+    read_json,
+    sha256_of,
+    write_atomically,
+)
+
+MANIFEST = "manifest.json"
+LOCK = ".manifest.lock"
+PROGRAM = "program"
+PROGRAM_FILE = "program.pt2"
+CHECKPOINT_FILE = "checkpoint.pt"
+STATE_FILE = "training.pt"
+HISTORY_FILE = "history.jsonl"
+TRAINING_FILE = "training.json"
+VERIFY_FILE = "verify.json"
+POINTS_FILE = "points.pt"
+BENCH_FILE = "bench.json"
+MODEL_CARD = "MODEL_CARD.md"
+REPOSITORY_FILE = "repository.json"
+PLACES_OF_EXAMPLES = (".", "..", "../..")  # seen from a manifest; the last of a seed beneath the run of the first one
+
+MANIFEST_SCHEMA = "stn_export/manifest/2"
+VERIFY_SCHEMA = "stn_export/verify/2"
+REPORT_SCHEMA = "stn_export/report/3"
+TRAINING_SCHEMA = "stn_export/training/2"
+REPOSITORY_SCHEMA = "stn_export/triton/1"
+
+Role = Literal["subject", "plain", "other"]
+SUBJECT: Final = "subject"
+PLAIN: Final = "plain"
+OTHER: Final = "other"
+TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
+CHECKPOINT = "checkpoint"
+LOWERINGS = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # what to deploy, the best first
+DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file and what it means.
+
+    ``settings`` is all that a rebuild depends on beside the parent's bytes; ``contract`` what goes in and comes out;
+    ``beside`` the sha256 of each further file that belongs to it, by name.
+    """
+
+    name: str
+    file: str
+    network: str
+    format: str
+    sha256: str
+    contract: Contract
+    parent_sha256: str | None = None
+    lowering: str | None = None
+    precision: str = "fp32"
+    opset: int | None = None
+    settings: dict = field(default_factory=dict)
+    details: dict = field(default_factory=dict)
+    environment: dict = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The sha256 of all its files by name, its own first."""
+        return {self.file: self.sha256} | self.beside
+
+
+Digest = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]  # of SHA-256, in hexadecimal; empty for none
+
+
+class ExamplesFile(TypedDict):
+    """What a network is tried on: the file, from its directory, and where they are from, in words."""
+
+    file: str
+    sha256: Digest
+    source: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a network is.
+
+    Attributes:
+        label: what people call it.
+        role: ``subject``, ``plain`` for the one that others are set against, ``other``.
+        note: a sentence on what it is.
+        sites: a row each, see ``program.sites.Site``.
+        parameters: how many numbers are trained.
+        multiply_adds: of one example.
+        examples: file beside the manifest, its sha256 and its source.
+        classes: names in label order; empty where it is no classifier.
+    """
+
+    label: str
+    role: Role = SUBJECT
+    note: str = ""
+    sites: tuple[dict, ...] = ()
+    parameters: int = 0
+    multiply_adds: int = 0
+    examples: ExamplesFile = field(default_factory=lambda: ExamplesFile(file="", sha256="", source=""))
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A manifest: the network, its artifacts by name, which rows ``export`` plans, and why it refuses others."""
+
+    facts: Facts | None = None
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    rows: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The same as it is written."""
+
+    network: Facts | None
+    artifacts: dict[str, Artifact]
+    rows: tuple[str, ...]
+    refused: dict[str, str]
+
+
+class NetworkDirectory:
+    """The artifacts of one network of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+
+    def read(self) -> _Content:
+        """What the manifest holds; nothing where there is none yet.
+
+        Raises:
+            UserError: where the manifest is not one of ours.
+        """
+        path = latest(self.path / MANIFEST)
+        if not path.exists():
+            return _Content()
+        said = read_json(path, MANIFEST_SCHEMA, _Written)
+        read = _Content(said.network, said.artifacts, said.rows, said.refused)
+        if read.facts:
+            for site in read.facts.sites:
+                checked(path, site, Site)
+            examples = Path(read.facts.examples["file"])
+            if examples.name.startswith(".") or str(examples.parent) not in PLACES_OF_EXAMPLES:
+                raise UserError(f"{path} is damaged: {str(examples)!r} is no name of examples in the run", AGAIN)
+        for artifact in read.artifacts.values():
+            if unsafe := [file for file in artifact.files if Path(file).name != file or file.startswith(".")]:
+                raise UserError(f"{path} is damaged: {unsafe[0]!r} is no name of a file beside it", AGAIN)
+        return read
+
+    def change(self, change: Callable[[_Content], _Content]) -> None:
+        """Read the manifest, change it and write it, while nobody else may.
+
+        Raises:
+            UserError: where the directory was deleted meanwhile; it is not made anew.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} was deleted", "run 'make train' or adopt again")
+        with FileLock(self.path / LOCK):
+            plain = asdict(change(self.read()))
+            plain["network"] = plain.pop("facts")
+            write_atomically(self.path / MANIFEST, json_bytes(MANIFEST_SCHEMA, plain))
+
+    @property
+    def facts(self) -> Facts:
+        """What the network is.
+
+        Raises:
+            UserError: where nobody has said so yet.
+        """
+        facts = self.read().facts
+        if facts is None:
+            raise UserError(f"{self.path} holds no network yet", "run 'make train' or adopt first")
+        return facts
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """What the manifest lists, by name."""
+        return self.read().artifacts
+
+    def describe(self, facts: Facts) -> None:
+        """Say what the network is; its directory may be new."""
+        self.path.mkdir(exist_ok=True)
+        self.change(lambda content: replace(content, facts=facts))
+
+    def describes(self, facts: Facts) -> bool:
+        """Whether the manifest says just this."""
+        found = self.read().facts
+        return found is not None and json.dumps(asdict(found)) == json.dumps(asdict(facts))
+
+    def plan(self, rows: tuple[str, ...], refused: dict[str, str]) -> None:
+        """Say which artifacts the network is to have, and why it cannot have others."""
+        self.change(lambda content: replace(content, rows=rows, refused=refused))
+
+    def add(self, artifact: Artifact) -> Artifact:
+        """List ``artifact``, which this process wrote, instead of any older one of its name."""
+        provenance.remember(artifact.files.values(), "written")
+        self.change(lambda content: replace(content, artifacts=content.artifacts | {artifact.name: artifact}))
+        return artifact
+
+    def forget(self, name: str) -> None:
+        """List ``name`` no longer; its file stays."""
+        self.change(
+            lambda content: replace(
+                content, artifacts={key: each for key, each in content.artifacts.items() if key != name}
+            )
+        )
+
+    def holds(self, name: str, parent_sha256: str | None, settings: dict) -> bool:
+        """Whether ``name`` is listed, made from this parent with these settings, and its file unchanged."""
+        artifact = self.artifacts.get(name)
+        return (
+            artifact is not None
+            and artifact.parent_sha256 == parent_sha256
+            and artifact.settings == json.loads(json.dumps(settings))
+            and all(latest(self.path / file).exists() for file in artifact.files)
+            and all(sha256_of(latest(self.path / file)) == digest for file, digest in artifact.files.items())
+        )
+
+    def listed(self, name: str) -> Artifact:
+        """One entry.
+
+        Raises:
+            UserError: where there is none of that name.
+        """
+        artifact = self.artifacts.get(name)
+        if artifact is None:
+            raise UserError(f"{self.path} holds no {name}", "run 'make train' or adopt first")
+        return artifact
+
+    def program(self) -> Program:
+        """The captured network itself, its bytes checked.
+
+        Raises:
+            UserError: where there is none, or it was edited.
+        """
+        artifact = self.listed(PROGRAM)
+        return load_program(self.open(artifact), artifact.contract, artifact.sha256 in provenance.known("written"))
+
+    def examples(self) -> Examples:
+        """What the network is tried on, its bytes checked.
+
+        Raises:
+            UserError: where the file is missing or was edited.
+        """
+        said = self.facts.examples
+        path, remedy = self.path / said["file"], "run 'make train' or adopt again"
+        return load_examples(copied(path, said["sha256"], private_folder() / said["sha256"], remedy))
+
+    def trust(self) -> None:
+        """Vouch for all that the manifest lists now, from whatever machine it comes; remembered for this user."""
+        listed = self.artifacts.values()
+        provenance.remember([digest for artifact in listed for digest in artifact.files.values()], "trusted")
+
+    def expected(self) -> list[tuple[Artifact, Path]]:
+        """The program, every artifact that ``export`` planned and all that was made on request, bytes checked.
+
+        Raises:
+            UserError: where one is missing, edited or stale, or nothing was exported yet.
+        """
+        content = self.read()
+        listed = {name: artifact for name, artifact in content.artifacts.items() if name != CHECKPOINT}
+        if not content.rows and not content.refused:
+            raise UserError(f"{self.path} holds no exports", "run 'make export' first")
+        if missing := [name for name in (PROGRAM, *content.rows) if name not in listed]:
+            raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")
+        return [(artifact, self.open(artifact)) for artifact in listed.values()]
+
+    def intact(self, artifact: Artifact, trusted: bool = False) -> Path:
+        """A copy of the artifact's files for this process alone, their bytes known to be those that the manifest lists.
+
+        What is hashed is what runs: whoever changes the run meanwhile changes nothing here. Every file of a run that is
+        loaded comes through here.
+
+        Raises:
+            UserError: where a file is missing, was edited, is of another format than listed, or runs code and is
+                neither this user's own nor ``trusted``.
+        """
+        provenance.require(self.path / artifact.file, artifact.format, artifact.files.values(), trusted)
+        stage = "train" if artifact.name in (CHECKPOINT, PROGRAM) else "export"
+        folder = private_folder() / fingerprint(map(str.encode, chain(*artifact.files.items())))
+        for file, digest in artifact.files.items():
+            copied(self.path / file, digest, folder, f"run 'make {stage}'")
+        provenance.require_kind(folder / artifact.file, artifact.format)
+        return folder / artifact.file
+
+    def open(self, artifact: Artifact) -> Path:
+        """The same for an artifact that must be today's.
+
+        Raises:
+            UserError: where the file is missing, was edited, or was made from something else than today's.
+        """
+        path = self.intact(artifact)
+        parent = {PROGRAM: CHECKPOINT, CHECKPOINT: ""}.get(artifact.name, PROGRAM)
+        listed = self.artifacts.get(parent)
+        if listed is not None and artifact.parent_sha256 != listed.sha256:
+            said = self.path / artifact.file
+            raise UserError(f"{said} is stale: it was made from another {parent}", "run 'make train export' again")
+        return path
+
+
+def copied(path: Path, sha256: str, folder: Path, remedy: str) -> Path:
+    """The copy of a file in ``folder``, where it keeps its name, hashed as it is read.
+
+    Raises:
+        UserError: where it is missing or its sha256 another.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is listed in the manifest but missing", f"{remedy} to write it again")
+    folder.mkdir(exist_ok=True)
+    target, made, digest = folder / path.name, folder / f".{path.name}{PARTIAL}", hashlib.sha256()
+    with regular(path, "archive").open("rb") as source, made.open("wb") as copy:
+        while part := source.read(2**20):
+            digest.update(part)
+            copy.write(part)
+    if digest.hexdigest() != sha256:
+        made.unlink()
+        said = f"{path} was changed after it was written (its sha256 differs)"
+        raise UserError(said, f"delete it, then {remedy} to write it again")
+    if not target.exists():  # an older copy may be mapped into memory
+        made.replace(target)
+    made.unlink(missing_ok=True)
+    return target
+
+
+def network_directories(run: Path) -> list[NetworkDirectory]:
+    """The networks of a run: the subject first, the plain one next, then the others by name.
+
+    Raises:
+        UserError: where the directory is missing or holds no network.
+    """
+    remedy = "run 'make train' or adopt first, or name another with --run"
+    if not run.is_dir():
+        raise UserError(f"there is no run at {run}", remedy)
+    found = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"*/{MANIFEST}"))]
+    found = [directory for directory in found if directory.read().facts]
+    if not found:
+        raise UserError(f"{run} holds no network", remedy)
+    order = (SUBJECT, PLAIN, OTHER)
+    return sorted(found, key=lambda directory: (order.index(directory.facts.role), directory.name))
+
+
+def trust_run(run: Path) -> None:
+    """Vouch for every network of a run, as ``--trust`` asks."""
+    for directory in network_directories(run):
+        directory.trust()

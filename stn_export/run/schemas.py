@@ -1,0 +1,387 @@
+"""The JSON and tensor files of a run beside its manifests: keys, how they are read, which results still count.
+
+What stands here is read by somebody; files may hold more. ``docs/formats.md`` is made from this module.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, NotRequired, TypedDict
+
+import msgspec
+from torch import Tensor
+
+from stn_export.errors import UserError
+from stn_export.limits import regular
+from stn_export.run.manifest import (
+    CHECKPOINT,
+    HISTORY_FILE,
+    POINTS_FILE,
+    TRAINING_FILE,
+    TRAINING_SCHEMA,
+    VERIFY_FILE,
+    VERIFY_SCHEMA,
+    NetworkDirectory,
+)
+from stn_export.run.records import FACTS, Check, Number, Timing, Verified
+from stn_export.run.store import AGAIN, checked, json_bytes, load_tensors, read_json
+
+
+class Row(TypedDict):
+    """``extra_info`` of a row of ``bench.json``, of any age: see ``records.Timing`` for what it has today."""
+
+    network: str
+    artifact: str
+    sha256: str
+    runner: str
+
+
+TOGETHER = {  # of a row that has the one: what it has too
+    "contest": (
+        *("baseline", "baseline_label", "baseline_artifact", "seconds", "baseline_seconds", "ratio", "ratio_low"),
+        *("ratio_high", "verdict", "blocks", "disturbed_blocks"),
+    ),
+    "p50": ("p50_low", "p50_high", "examples_per_second", "disturbed"),
+}
+
+
+class Stats(TypedDict):
+    """pytest-benchmark's own figures, in seconds."""
+
+    median: float
+
+
+class Timed(TypedDict):
+    """A row of ``bench.json``."""
+
+    extra_info: Row
+
+
+class TimedWhole(Timed):
+    """The same, known by its name."""
+
+    fullname: str
+    stats: Stats
+
+
+class Environment(TypedDict):
+    """Where something was timed."""
+
+    versions: dict[str, str]
+    cpu: str
+    gpu: str | None
+    instruction_sets: NotRequired[list[str]]
+    threads: NotRequired[int]
+
+
+class Machine(TypedDict):
+    """``machine_info``, where our own is."""
+
+    stn_export: Environment
+
+
+class _Bench(TypedDict):
+    machine_info: Machine
+    proved: NotRequired[list[tuple[str, str, str]]]
+    portability: NotRequired[dict[str, dict]]
+    peak: NotRequired[dict | None]
+
+
+class Bench(_Bench):
+    """``bench.json``, a file of pytest-benchmark, as far as an answer needs it."""
+
+    benchmarks: list[Timed]
+
+
+class Result(_Bench):
+    """The same with all that keeping and comparing need."""
+
+    benchmarks: list[TimedWhole]
+    datetime: str
+    work: dict[str, dict[str, dict]]
+    not_timed: NotRequired[dict[str, str]]
+
+
+class Epoch(TypedDict):
+    """A line of ``history.jsonl``; accuracies are in [0, 1]."""
+
+    epoch: int
+    train_loss: NotRequired[Number]
+    test_loss: NotRequired[Number]
+    test_accuracy: float
+    seconds: float
+    validation_accuracy: NotRequired[Number]
+
+
+def read_verified(run: Path) -> Verified | None:
+    """What ``verify`` found of a run; None where it has not looked at it.
+
+    Raises:
+        UserError: where the file is damaged.
+    """
+    path = run / VERIFY_FILE
+    if not path.exists():
+        return None
+    content = read_json(path, VERIFY_SCHEMA)
+    verified = checked(path, content, Verified)
+    for entry, check in zip(content["checks"], verified.checks, strict=True):
+        where = f"{check.network}/{check.artifact} in {check.runner}"
+        if entry.get("passed") is not check.passed:
+            raise UserError(f"{path} is damaged: whether {where} passed and its failure contradict each other", AGAIN)
+        network = verified.networks.get(check.network)
+        compared = [*check.errors, *(point for each in check.comparisons.values() for point in each)]
+        if unknown := [name for name in compared if network is None or name not in network.points]:
+            raise UserError(f"{path} is damaged: no network of it has a point {unknown[0]}", AGAIN)
+    return verified
+
+
+def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
+    """A benchmark file that our suites wrote; as a ``Result`` where it is to be compared or kept.
+
+    Raises:
+        UserError: where it is anything else.
+    """
+    try:
+        content: Bench | Result = read_json(path, kind=kind)
+        for index, row in enumerate(each["extra_info"] for each in content["benchmarks"]):
+            for name, others in TOGETHER.items():
+                if name in row and (missing := [other for other in others if other not in row]):
+                    raise UserError(f"row {index} has {name} and no {missing[0]}", AGAIN)
+            if row.keys() >= FACTS:
+                checked(path, row, Timing)
+        return dict(content)
+    except UserError as error:
+        reason = error.message.removeprefix(f"{path} is damaged: ")
+        hint = "run 'make bench' again, or name a file that it wrote"
+        raise UserError(f"{path} is not a benchmark file of stn_export: {reason}", hint) from error
+
+
+def read_history(folder: Path) -> tuple[Epoch, ...]:
+    """The epochs of a training.
+
+    Raises:
+        UserError: where it is damaged.
+    """
+    path = folder / HISTORY_FILE
+    try:
+        lines = regular(path, "json", AGAIN).read_text(encoding="utf-8").splitlines()
+        return tuple(checked(path, json.loads(line), Epoch) for line in lines)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}", AGAIN) from error
+
+
+# ``training.json``: what the trainings of a run gave, for whoever has neither their histories nor their data set.
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Of ``count`` seeds."""
+
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Trained(Mean):
+    """One network: what it is, and its test accuracy over the seeds.
+
+    Attributes:
+        role: its role in the manifest.
+        multiply_adds: of one image.
+        device: where it was trained, all of them with commas.
+        seconds: of all epochs, by seed.
+        median_seconds: of those.
+        seeds: the accuracy that stands for each seed, see ``Comparison.measure``.
+        accuracies: after each epoch, by seed.
+    """
+
+    label: str
+    role: str
+    parameters: int
+    multiply_adds: int
+    device: str
+    seconds: dict[str, float]
+    median_seconds: float
+    seeds: dict[str, float]
+    accuracies: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Difference(Mean):
+    """How many points the transformer is ahead of the network ``label``, by common seed, and what that says.
+
+    Attributes:
+        finding: ``gain``, ``loss``, ``no measurable gain`` or ``one seed only: no interval``.
+        sentence: the same with its figures, to follow on "against the <label>".
+    """
+
+    label: str
+    seeds: dict[str, float]
+    finding: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The published run: its accuracy after each epoch; ``settled`` is what compares with ours, where that does."""
+
+    accuracies: list[float]
+    settled: float | None
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Trainings that share all ``settings`` but model and seed.
+
+    Attributes:
+        title: data set and settings in a few words.
+        measure: which epochs' test accuracy stands for a training, in words.
+        sentence: the accuracy of every network.
+        models: in the order to show them.
+        differences: by the other network; empty where there is no transformer or no common seed.
+        reference: where it is of the same data set.
+        environments: where they were trained, each once.
+    """
+
+    run: str
+    title: str
+    dataset: str
+    recipe: str
+    epochs: int
+    precision: str
+    measure: str
+    sentence: str
+    models: dict[str, Trained]
+    differences: dict[str, Difference]
+    reference: Reference | None
+    settings: dict
+    environments: list[dict]
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """A run's comparisons, its own settings first, and what a reader has to know of them, in sentences."""
+
+    runs: list[ModelComparison]
+    caveats: list[str]
+
+    def to_bytes(self) -> bytes:
+        """As a file, each innermost list on a line of its own, as fifty accuracies are read best."""
+        content = json_bytes(TRAINING_SCHEMA, asdict(self))
+        return re.sub(rb"\[[^][{}]*\]", lambda found: re.sub(rb"\n\s*", b" ", found.group()), content)
+
+
+def read_trainings(run: Path) -> Trainings:
+    """What training wrote into a run.
+
+    Raises:
+        UserError: where there is none, or it is damaged.
+    """
+    path = run / TRAINING_FILE
+    if not run.is_dir():
+        raise UserError(f"there is no run at {run}", "run 'make train' first, or name another")
+    if not path.is_file():
+        raise UserError(f"no training in {run} is finished", "run 'make train' (again) to go on")
+    return read_json(path, TRAINING_SCHEMA, Trainings)
+
+
+# ``points.pt``: what the sites of a run's networks see, kept so that a report needs no network.
+
+
+SCHEMA = "stn_export/points/1"
+
+
+class SitePoints(TypedDict):
+    """A site over all examples: theta N×2×3 where there is one, the share N of its grid outside the image."""
+
+    theta: NotRequired[Tensor]
+    outside: Tensor
+    image_size: Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]  # height and width
+    align_corners: bool
+
+
+class Pictures(TypedDict):
+    """Some examples, and what each site made of them."""
+
+    of: str
+    indices: Tensor
+    input: Tensor
+    warped: dict[str, Tensor]
+    labels: NotRequired[Tensor]
+
+
+class Points(TypedDict):
+    """Of one network; ``program`` is its sha256."""
+
+    program: str
+    examples: int
+    sites: dict[str, SitePoints]
+    pictures: NotRequired[Pictures]
+
+
+class _File(TypedDict):
+    networks: dict[str, Points]
+
+
+def read_points_file(run: Path) -> dict[str, Points]:
+    """By network; nothing where ``verify`` has not been there.
+
+    Raises:
+        UserError: where the file is not one of ours.
+    """
+    path = run / POINTS_FILE
+    if not path.exists():
+        return {}
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not of schema {SCHEMA}", AGAIN)
+    return checked(path, content, _File)["networks"]
+
+
+# Which results still count: those of today's files, tried on today's examples.
+
+
+@dataclass(frozen=True)
+class Current:
+    """What a run holds today.
+
+    Attributes:
+        files: the sha256 of every program and export.
+        examples: the sha256 of what each network is tried on, labels included.
+    """
+
+    files: frozenset[str] = frozenset()
+    examples: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, directories: Iterable[NetworkDirectory]) -> "Current":
+        """Read it from the manifests."""
+        networks = list(directories)
+        artifacts = (artifact for network in networks for artifact in network.artifacts.values())
+        examples = {network.name: network.facts.examples["sha256"] for network in networks}
+        return cls(frozenset(each.sha256 for each in artifacts if each.name != CHECKPOINT), examples)
+
+    def holds(self, result: Check | Timing) -> bool:
+        """Say whether a check or a timing is of files and examples as they are today."""
+        return not self.changed(result)
+
+    def changed(self, result: Check | Timing) -> str:
+        """Name what has changed since a check or a timing was made; empty where nothing has.
+
+        Results of older versions do not say what examples they are of, which is no change.
+        """
+        name = f"{result.network}/{result.artifact}"
+        if result.sha256 not in self.files:
+            return name
+        baseline = result.baseline_sha256 if isinstance(result, Timing) else None
+        if baseline is not None and baseline not in self.files:
+            return f"{name}'s baseline"
+        tried_on = result.examples_sha256
+        return (
+            f"what {result.network} is tried on" if tried_on and tried_on != self.examples.get(result.network) else ""
+        )

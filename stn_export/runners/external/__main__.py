@@ -1,0 +1,32 @@
+"""The stage ``runtimes``: install other runtimes, each into an environment of its own, for ``verify`` and ``bench``.
+
+python -m stn_export.runners.external
+"""
+
+import sys
+from collections.abc import Sequence
+
+from stn_export import cli
+from stn_export.runners.external.environments import DEFAULT, RUNTIMES, asked_for, in_folder, runtimes_here
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Install what is missing, and say what there is.
+
+    Raises:
+        UserError: where nothing could be installed.
+    """
+    options = cli.parse("runtimes", arguments)
+    where = options.into or DEFAULT
+    where.mkdir(parents=True, exist_ok=True)
+    with in_folder(where):
+        reasons = {runtime: "" if runtime.version else runtime.install() for runtime in RUNTIMES}
+        rows = [(each.name, each.packages[0], each.version or cli.NONE, reasons[each]) for each in RUNTIMES]
+    cli.table(f"Runtimes in {where}", ("runtime", "package", "version", "why not"), rows, ("why not",))
+    with asked_for(where):
+        cli.card([("runtimes", f"{len(runtimes_here())} of {len(RUNTIMES)} at hand")])
+    cli.say(f"next: stn-export verify --runtimes {where}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

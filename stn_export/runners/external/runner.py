@@ -1,0 +1,65 @@
+"""The runner of runtimes that run in a process and an environment of their own."""
+
+from pathlib import Path
+
+from stn_export.program.specs import Arrays, Contract
+from stn_export.runners.base import Runner, Step, shapes_of
+from stn_export.runners.external import Child, Runtime
+from stn_export.runners.external.process import sized
+
+
+class Elsewhere(Runner[Arrays]):
+    """One file in one runtime, loaded anew for other sizes unless it takes them open.
+
+    Seconds are counted in its process, around the runtime's own call from host arrays to host arrays.
+
+    Raises:
+        RefusedError: where the runtime does not take the file, crashes over it, or is not done in time.
+    """
+
+    inputs_lie = "host arrays handed over in its own process"
+    in_process = False
+    sums_in_order = True
+
+    def __init__(self, path: Path, device: str, contract: Contract, tf32: bool = False, *, runtime: Runtime) -> None:
+        self.runtime, self.seconds = runtime, 0.0
+        self.child: Child | None = None
+        self.sizes: tuple[tuple[int, ...], ...] | None = None  # that the child was made for, None for any
+        super().__init__(path, device, contract, tf32)
+
+    def load(self, path: Path) -> None:
+        self.content = path.read_bytes()
+        self.options = {self.runtime.packages[0]: self.runtime.version}
+
+    def _placed(self, feeds: Arrays, batch: int | None = None) -> tuple[Child, int]:
+        """A child for these sizes, the one that is there if it can be, and the number of the batch; see ``place``."""
+        given = {spec.name: feeds[spec.name] for spec in self.contract.inputs}
+        as_it_is = self.runtime.open_sizes or self.runtime.format != "onnx"
+        sizes = None if as_it_is else shapes_of(given)
+        child = self.child
+        if child is None or self.sizes != sizes:
+            content = self.content if as_it_is else sized(self.content, given)
+            child = Child(self.runtime, content, self.outputs, self.threads)
+        number = child.place(given, batch)
+        self.child, self.sizes = child, sizes  # a bound step keeps its own
+        return child, number
+
+    def infer_impl(self, feeds: Arrays) -> Arrays:
+        child, batch = self._placed(feeds, 0)  # which is no bound step's
+        return child.run(batch)[1]
+
+    def bind_one(self, feeds: Arrays) -> Step[Arrays]:
+        child, batch = self._placed(feeds)
+
+        def run() -> Arrays:
+            seconds, found = child.run(batch, hot=True)
+            self.seconds += seconds
+            return found
+
+        return Step(run, lambda: self.seconds)
+
+    def request(self, *batches: Arrays) -> Step[Arrays]:
+        return self.bind(*batches)
+
+    def read(self, result: Arrays) -> Arrays:
+        return result

@@ -1,0 +1,128 @@
+"""What the stages behind training need of a network: its checkpoint, its program, and what it is tried on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stn_export import cli
+from stn_export.errors import UserError, one_line
+from stn_export.program.capture import capture
+from stn_export.program.origin import BUILT_IN, origin_of
+from stn_export.program.program import Program
+from stn_export.program.specs import BATCH, Contract, Pixels, TensorSpec
+from stn_export.run.examples import Examples
+from stn_export.run.manifest import CHECKPOINT, PROGRAM, PROGRAM_FILE
+from stn_export.run.network import enter, program_settings, write_examples
+from stn_export.run.store import all_or_none, latest, load_tensors, serialise, sha256_of, write_atomically
+from stn_export.train.data import Dataset, seen_in_training
+from stn_export.train.networks import build_model
+from stn_export.train.recipes import DATASETS, IMAGE_SHAPE, MEAN, MODELS, STD
+from stn_export.train.sweep import Cell
+
+# Checkpoints: weights and what is known of them, in one file that loads with ``weights_only=True``.
+
+
+SCHEMA = "stn_export/checkpoint/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model on the CPU in evaluation mode, with its ``meta``: model, dataset, classes, recipe, metrics."""
+
+    model: nn.Module
+    meta: dict
+
+
+def save_checkpoint(path: Path, model: nn.Module, meta: dict) -> None:
+    """Write weights and ``meta`` (JSON-ready, with at least ``model`` and ``classes``) atomically."""
+    # meta travels as text: a pickled dict's bytes depend on which of its strings are one object
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(path, serialise({"schema": SCHEMA, "meta": json.dumps(meta), "weights": weights}))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        UserError: where the file is missing, truncated, or no checkpoint of this package.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a checkpoint of stn_export", "name one that 'make train' wrote")
+    try:
+        meta = json.loads(content["meta"])
+        model = build_model(meta["model"])
+        model.load_state_dict(content["weights"])
+    except UserError:
+        raise
+    except RuntimeError as error:
+        raise UserError(f"{path} holds weights of another network than {meta['model']}", "train it again") from error
+    except Exception as error:  # of torch, json and the rest, by what is missing
+        raise UserError(f"{path} holds no network of this version: {one_line(error)}", "train it again") from error
+    return Checkpoint(model.eval().requires_grad_(False), meta)
+
+
+IMAGES = "images"
+CONTRACT = Contract(
+    (TensorSpec(IMAGES, "float32", (BATCH, *IMAGE_SHAPE), pixels=Pixels((MEAN,), (STD,))),),
+    (TensorSpec("log_probs", "float32", (BATCH, 10)),),
+)
+CALIBRATION_IMAGES = 512
+
+
+def captured(model: nn.Module, name: str) -> Program:
+    """The program of one of our networks, which is on the CPU and in evaluation mode."""
+    found = capture(model, (torch.zeros(2, *IMAGE_SHAPE),), [spec.shape for spec in CONTRACT.inputs])
+    return Program(found.exported, CONTRACT, origin_of(BUILT_IN, name=name))
+
+
+@cache
+def cost(name: str) -> int:
+    """Multiply-adds of one image, which the time to train a network goes by."""
+    return captured(build_model(name).eval(), name).multiply_adds()
+
+
+def examples_of(dataset: Dataset) -> Examples:
+    """The test images with their labels; int8 is calibrated on training images as training sees them."""
+    spec, dataset = DATASETS[dataset.name], dataset.to(torch.device("cpu"))
+    seen = seen_in_training(dataset, CALIBRATION_IMAGES)
+    parts = (dataset.test.images, dataset.test.labels, seen, dataset.train.labels[:CALIBRATION_IMAGES])
+    images, labels, seen, of_seen = (part.clone() for part in parts)  # a view would be written with all it looks into
+    return Examples({IMAGES: images}, (IMAGES,), labels, spec.classes, {IMAGES: seen}, spec.note, of_seen)
+
+
+def enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
+    """Write the examples and the programs of cells that have their checkpoints, where they are not there already."""
+    if not cells:
+        return
+    with all_or_none():
+        _enter_trained(cells, dataset)
+
+
+def _enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
+    examples = write_examples(cells[0].run, examples_of(dataset))
+    digest, said = sha256_of(latest(examples)), DATASETS[dataset.name]
+    for cell in cells:
+        directory, network = cell.directory, MODELS[cell.settings.model]
+        checkpoint = directory.listed(CHECKPOINT)
+        settings = program_settings(CONTRACT, origin_of(BUILT_IN, name=network.name))
+        if directory.holds(PROGRAM, checkpoint.sha256, settings) and directory.facts.examples["sha256"] == digest:
+            continue
+        program = captured(load_checkpoint(directory.open(checkpoint)).model, network.name)
+        enter(
+            directory,
+            program,
+            examples,
+            label=network.label,
+            role=network.role,
+            note=network.note,
+            source=said.note,
+            classes=said.classes,
+            parent_sha256=checkpoint.sha256,
+        )
+        cli.say(f"{cell}: wrote {directory.path / PROGRAM_FILE}")

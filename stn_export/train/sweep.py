@@ -1,0 +1,286 @@
+"""The sweep that a command line asks for: models by seeds, what is done, what is left, over several devices."""
+
+import os
+import signal
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from stn_export.config import ARTIFACTS
+from stn_export.errors import UserError, require_choice
+from stn_export.limits import require
+from stn_export.program.specs import Pixels
+from stn_export.run.manifest import CHECKPOINT, NetworkDirectory
+from stn_export.train.cuda_graph import CapturedSteps
+from stn_export.train.data import MEAN, STD, Dataset, normalise
+from stn_export.train.recipes import DATASETS, KEEP, MODELS, PRECISIONS, RECIPES, Recipe
+from stn_export.train.trainer import Settings, Trainer, advance
+
+# How much of a grid of trainings is done, and how long the rest takes.
+
+
+TRIAL_STEPS = 4
+
+
+class Plan:
+    """The work of these trainings; ``weights`` are by model."""
+
+    def __init__(
+        self,
+        trainers: Sequence[Trainer],
+        weights: Mapping[str, float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.weights, self.clock, self.started = weights, clock, clock()
+        self.total = sum(weights[t.settings.model] * t.settings.recipe.epochs * len(t.train) for t in trainers)
+        self.before = self.complete = sum(weights[t.settings.model] * _images_seen(t) for t in trainers)
+
+    def advance(self, model: str, images: int) -> float:
+        """Count images that ``model`` was trained on; returns what is complete."""
+        self.complete += self.weights[model] * images
+        return self.complete
+
+    def seconds_left(self) -> float:
+        """What the rest takes at the pace so far."""
+        return (self.clock() - self.started) * (self.total - self.complete) / max(self.complete - self.before, 1.0)
+
+    def eta(self) -> str:
+        """The same as hours, minutes and seconds."""
+        minutes, seconds = divmod(round(self.seconds_left()), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _images_seen(trainer: Trainer) -> int:
+    size = trainer.settings.recipe.batch_size
+    return trainer.epoch * len(trainer.train) + min(trainer.position * size, len(trainer.train))
+
+
+def measured_weights(settings: Sequence[Settings], dataset: Dataset, device: torch.device) -> dict[str, float]:
+    """What a step of each model takes, in units of the first one's; measured only where there are several."""
+    models = {item.model: item for item in settings}
+    if len(models) < 2:
+        return dict.fromkeys(models, 1.0)
+    seconds = {model: _step_seconds(Trainer(item, dataset, device)) for model, item in models.items()}
+    return {model: value / next(iter(seconds.values())) for model, value in seconds.items()}
+
+
+def _step_seconds(trainer: Trainer) -> float:
+    """The fastest of a few steps, captured where training captures them: interruptions only ever add."""
+    step_all = CapturedSteps([trainer]) if trainer.device.type == "cuda" else advance
+    trainer.begin_epoch()
+    trials = []
+    for position in range(min(TRIAL_STEPS, trainer.steps_per_epoch)):
+        started = time.perf_counter()
+        step_all([trainer])
+        trainer.losses[position].item()  # waits for the device
+        trials.append(time.perf_counter() - started)
+    return min(trials)
+
+
+# SIGINT and SIGTERM: at once outside of training, after the step within it.
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Turns both signals into KeyboardInterrupt; while ``deferred``, the first one is only ``requested``."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals in this block; only a process's main thread may."""
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let this block finish what it does and look at ``requested``; a second signal ends it at once."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._deferred or self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+# Training on more than one device or machine under ``torchrun``: a grid of models and seeds, shared out.
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together; without torchrun a single one."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, items: Sequence[Item], cost: Callable[[Item], int]) -> list[Item]:
+        """This rank's part of a grid: the dearest first, each to the rank that has least to do."""
+        if self.size == 1:
+            return list(items)
+        costs, loads = list(map(cost, items)), [0] * self.size
+        mine = []
+        for index in sorted(range(len(items)), key=lambda index: -costs[index]):
+            rank = loads.index(min(loads))
+            loads[rank] += costs[index]
+            mine += [index] * (rank == self.rank)
+        return [items[index] for index in sorted(mine)]
+
+    def wait(self) -> None:
+        """Until every rank has come this far."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The world that torchrun started this process in, each rank on a GPU of its own where ``device`` is CUDA."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid and where it goes: into ``run`` itself or a run of its seed's own beneath it."""
+
+    settings: Settings
+    directory: NetworkDirectory
+    run: Path
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether it was trained with these settings before and its checkpoint is as it was."""
+        return self.directory.holds(CHECKPOINT, None, self.settings.as_dict())
+
+    def __str__(self) -> str:
+        return f"{self.settings.model} seed {self.settings.seed}"
+
+
+def recipe_for(dataset: str, name: str | None, epochs: int | None) -> Recipe:
+    """The named recipe, or the data set's own, with its epochs replaced where given.
+
+    Raises:
+        UserError: for an unknown recipe or a count of epochs below 1.
+    """
+    name = name or DATASETS[require_choice("data set", dataset, list(DATASETS))].recipe
+    recipe = RECIPES[require_choice("recipe", name, list(RECIPES))]
+    if epochs is not None and epochs < 1:
+        raise UserError(f"EPOCHS={epochs} trains nothing", "give 1 or more")
+    return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+
+def run_of(options: Namespace) -> Path:
+    """The run directory that the command line means."""
+    return options.run or ARTIFACTS / options.dataset
+
+
+def refuse(options: Namespace, device: torch.device) -> None:
+    """Say before any work what cannot be trained with, as far as that does not depend on the data set.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    recipe = recipe_for(options.dataset, options.recipe, options.epochs)
+    require("epochs", recipe.epochs, "EPOCHS")
+    if not options.models:
+        raise UserError("no model is named", f"choose of: {', '.join(MODELS)}")
+    for model in options.models:
+        require_choice("model", model, list(MODELS))
+    if twice := [model for model in options.models if options.models.count(model) > 1]:
+        raise UserError(f"model {twice[0]} is named twice", "name each once")
+    require("seed", options.seed + options.seeds - 1, "SEED")
+    if require_choice("precision", options.precision, PRECISIONS) == "tf32" and device.type == "cpu":
+        raise UserError("tf32 is a GPU's way to multiply: a CPU has none", "use PRECISION=fp32 or bf16")
+    if require_choice("checkpoint to keep", options.keep, KEEP) == "best" and not options.validation:
+        raise UserError("the best epoch cannot be told without held-out images", "add --validation 5000")
+    if (run := run_of(options)).exists() and not run.is_dir():
+        raise UserError(f"{run} is a file, no run directory", "name another with --run")
+
+
+def grid(options: Namespace, dataset: Dataset) -> list[Cell]:
+    """Every model with every seed.
+
+    Raises:
+        UserError: for settings that cannot be trained with.
+    """
+    recipe = recipe_for(options.dataset, options.recipe, options.epochs)
+    if not 0 <= options.validation < len(dataset.train):
+        raise UserError(f"{options.validation} images cannot be held out of {len(dataset.train)}", "hold out fewer")
+    run = run_of(options)
+    fixed = (dataset.name, dataset.fingerprint, options.precision, options.validation, options.keep)
+    return [
+        Cell(
+            Settings(model, recipe, seed, *fixed),
+            NetworkDirectory(seed_directory(run, options.seed, seed) / model),
+            run,
+        )
+        for seed in range(options.seed, options.seed + options.seeds)
+        for model in options.models
+    ]
+
+
+def seed_directory(run: Path, first: int, seed: int) -> Path:
+    """Where a seed's models lie: the first one's in the run itself, any other's in a run of its own beneath it."""
+    return run if seed == first else run / f"seed-{seed}"
+
+
+# What a training gives, epoch by epoch, for TensorBoard; ``tensorboard`` is an extra.
+
+
+PICTURES = 16
+
+
+class Board:
+    """Losses, accuracies and seconds of every epoch, and test images beside what the transformer makes of them."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.open, self.folder = SummaryWriter, folder
+        self.writers: dict[str, SummaryWriter] = {}
+
+    def epoch(self, cell: Cell, trainer: Trainer) -> None:
+        """The epoch that the trainer has just tested; a training that goes on writes on."""
+        writer = self.writers.setdefault(str(cell), self.open(self.folder / str(cell).replace(" ", "-")))
+        row = trainer.history[-1]
+        for name in row.keys() - {"epoch"}:
+            writer.add_scalar(name, row[name], row["epoch"])
+        if transformer := getattr(trainer.model, "transformer", None):
+            images = trainer.test.images[:PICTURES]
+            with torch.no_grad():
+                warped = Pixels((MEAN,), (STD,)).denormalise(transformer(normalise(images)))
+            writer.add_images("warped", torch.cat([images, warped], dim=3), row["epoch"])
+        writer.flush()

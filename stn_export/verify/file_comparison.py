@@ -1,0 +1,468 @@
+"""Two artifacts, or two runs, against each other: ``python -m stn_export.verify A B`` and ``--against RUN``.
+
+Both sides get the same inputs: random ones by the shapes and types that they declare (floats of several ranges, whole
+numbers over all that runs), and examples where a manifest says which. Raw pictures go through each side's own contract.
+An element passes where ``|a - b|`` is no more than the looser precision's bound for each side (files that no manifest
+of the user's own lists count as fp32), in units of the largest ``|b|`` of its channel, see ``bounds``; whole numbers
+must be the same, equal places that are not finite are equal, and int8 is judged over the examples. What was compared
+nowhere is not comparable.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from stn_export import cli
+from stn_export.cli.apart import BeyondLimitError, apart
+from stn_export.config import DEFAULT_RUN
+from stn_export.errors import CheckFailedError, UserError, require_choice
+from stn_export.limits import LIMITS
+from stn_export.program.specs import Arrays, Batch, Contract
+from stn_export.results.text import passed_words
+from stn_export.results.tolerances import NOTHING, OUTPUT, TOLERANCES, compare_typed
+from stn_export.run.environment import describe
+from stn_export.run.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
+from stn_export.run.records import finite
+from stn_export.run.store import load_arrays_as_tensors
+from stn_export.verify.bounds import DRAWS, FURTHER, Allowance, Asked, allowance, movement, rounded
+from stn_export.verify.challenges import challenges
+from stn_export.verify.foreign_files import (
+    NEAR,
+    SPANS,
+    USABLE,
+    Side,
+    Span,
+    agreed,
+    common,
+    covering,
+    matched,
+    open_listed,
+    open_side,
+    paired,
+    random_batches,
+    span_of,
+    whole_inputs,
+)
+
+SCHEMA = "stn_export/versus/3"
+SOME = 64
+JUDGED = 1000  # examples, over which int8 is judged
+MOST_NUMBERS = 2**22  # in the outputs for one example: a whole number may be a size
+ASKED = Asked()
+COLUMNS = ("inputs", "output", "max abs", "allowed", "max rel", "agreement", "verdict")
+
+Listed = tuple[NetworkDirectory, Artifact]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output on one set of inputs, in two runs of one artifact; ``reason`` is empty where both sides agree.
+
+    ``note`` says why nothing was compared on these inputs; where that is so on all, it is the ``reason`` and the row
+    not ``comparable``. ``bound`` is the largest difference that was allowed.
+    """
+
+    output: str
+    inputs: str
+    max_abs: float | None = None
+    max_rel: float | None = None
+    agreement: float | None = None
+    reason: str = ""
+    rule: str = ""
+    artifact: str = ""
+    comparable: bool = True
+    note: str = ""
+    bound: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        if self.note:
+            return "not compared"
+        if not self.reason:
+            return "equal" if self.rule.startswith("fp32") else "within bounds"
+        return "DIFFERENT" if self.comparable else "not comparable"
+
+    def as_dict(self) -> dict:
+        """JSON-ready, with the verdict; ``passed`` is null where nothing was compared."""
+        return finite({"passed": None if self.note else not self.reason} | asdict(self))
+
+
+def compare_files(
+    left: Path, right: Path, given: Path | None = None, trust: bool = False, asked: Asked = ASKED
+) -> list[Row]:
+    """Compare two files, in a process of its own, on random inputs and, where a manifest says which, on examples.
+
+    Args:
+        left: the file whose outputs are judged; ONNX of any origin, TorchScript or ``.pt2``.
+        right: the file that it is judged by.
+        given: an ``.npz`` of inputs by name to compare on instead.
+        trust: see ``open_side``.
+        asked: bounds instead of those that follow from the manifests.
+
+    Raises:
+        UserError: where a file cannot be opened, or int8 has no examples.
+    """
+    place = f"{__name__}:compare_here"
+    try:
+        return apart(place, left, right, given, trust, asked, seconds=LIMITS["comparison"].value)
+    except BeyondLimitError as error:
+        raise UserError(f"comparing {left} with {right}: {error.message}", error.hint) from error
+
+
+def compare_here(left: Path, right: Path, given: Path | None, trust: bool, asked: Asked) -> list[Row]:
+    """Compare two files in this process, which somebody watches: some crash PyTorch, and others take for ever."""
+    sides = open_side(left, trust), open_side(right, trust)
+    precision = precision_of(*sides, asked)
+    examples = next((side.examples for side in sides if side.directory), None)
+    if examples is None and _judged(precision) and not asked.bound:
+        raise UserError(
+            "int8 is judged on examples, and no manifest says which", "compare files in their run directory"
+        )
+
+    def batches(inputs: Contract) -> dict[str, Batch]:
+        if given:
+            batch = load_arrays_as_tensors(given)
+            inputs.arrays(batch)  # all that it takes is there
+            return {given.name: batch}
+        found = dict(random_batches(inputs, SPANS if precision == "fp32" else SPANS[:NEAR]))
+        if examples and all(spec.name in examples.inputs for spec in inputs.inputs):
+            found |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision))}
+        return found
+
+    rows = compare_sides(*sides, batches, asked, ranges=not given)
+    told = "" if asked.precision or asked.bound else "; ".join(assumptions(sides))
+    return [replace(row, rule=f"{row.rule}; {told}") if told and row.rule else row for row in rows]
+
+
+def compare_sides(
+    left: Side,
+    right: Side,
+    batches: Callable[[Contract], Mapping[str, Batch]],
+    asked: Asked = ASKED,
+    ranges: bool = False,
+) -> list[Row]:
+    """Compare on ``batches`` of the inputs that both can take.
+
+    Where the programs are known to differ, every failure says so.
+
+    Args:
+        left: whose outputs are judged.
+        right: that they are judged by.
+        batches: made for the inputs that both take.
+        asked: bounds instead of those that follow from the manifests.
+        ranges: whether to try all whole numbers that both run on, too.
+    """
+    fed = agreed(left, right)
+    if isinstance(fed, str):
+        rows = [Row(output="", inputs="declared", reason=fed, comparable=False)]
+    else:
+        inputs = common(*(side.contract for side in fed))
+        tried = dict(batches(inputs))
+        found = list(_spans(inputs, fed)) if ranges else []
+        rows = [each for each in found if isinstance(each, Row)]
+        spans = dict(each for each in found if not isinstance(each, Row))
+        for spec in inputs.inputs:
+            if spec.name in spans:
+                tried |= dict(covering(spec, inputs, spans[spec.name]))
+        rows += [row for name, batch in tried.items() for row in compare_on(*fed, batch, name, asked)]
+        rows = settled(rows)
+    if not left.origin or not right.origin or left.origin == right.origin:
+        return rows
+    note = "; they come from different programs"
+    return [replace(row, reason=row.reason + note) if row.reason else row for row in rows]
+
+
+def settled(rows: Sequence[Row]) -> list[Row]:
+    """The rows of one pair of files; of outputs that were compared nowhere the notes become reasons."""
+    seen = {row.output for row in rows if not row.note and row.comparable}
+    return [
+        replace(row, reason=row.note, note="", comparable=False)
+        if row.note and (row.output not in seen if row.output else not seen)
+        else row
+        for row in rows
+    ]
+
+
+def _judged(precision: str) -> tuple[int, ...]:
+    return (JUDGED,) if math.isinf(TOLERANCES[precision].output.absolute) else ()
+
+
+def _spans(inputs: Contract, sides: tuple[Side, Side]) -> Iterator[Row | tuple[str, Span]]:
+    """The range of every input of whole numbers in which both files run, or a row where one runs further up."""
+    for spec in whole_inputs(inputs):
+        one, other = (span_of(spec, inputs, partial(_runs, side, sides)) for side in sides)
+        if one is None or other is None:
+            continue
+        if one.high != other.high:
+            reason = f"takes {spec.name} up to {one.high} instead of {other.high}"
+            yield Row(output="", inputs=f"{spec.name}, found by trying", reason=reason)
+        yield spec.name, Span(max(one.low, other.low), min(one.high, other.high))
+
+
+def _runs(side: Side, sides: tuple[Side, Side], batch: Batch) -> bool:
+    found = side.run(_named_for(side, sides, batch))
+    return not isinstance(found, str) and sum(each.size for each in found.values()) <= MOST_NUMBERS
+
+
+def _named_for(side: Side, sides: tuple[Side, Side], batch: Batch) -> Batch:
+    """A batch under the names of one side's inputs; batches are made under the left one's."""
+    if side is sides[0]:
+        return batch
+    return {other.name: batch[one.name] for one, other in paired(*(each.contract for each in sides))}
+
+
+def precision_of(left: Side, right: Side, asked: Asked = ASKED) -> str:
+    """What the user asked for, else the looser of what the manifests say; files that none of ours lists are fp32."""
+    if asked.precision:
+        return asked.precision
+    names = [require_choice("precision", side.precision, list(TOLERANCES)) for side in (left, right)]
+    return max(names, key=lambda name: TOLERANCES[name].output.absolute)
+
+
+def assumptions(sides: Sequence[Side]) -> Iterator[str]:
+    """What was assumed of a file that says something else of itself."""
+    for side in sides:
+        if side.artifact.precision != side.precision:
+            yield (
+                f"{side.path} is judged as {side.precision}: that it is {side.artifact.precision} it says itself only; "
+                f"say --precision {side.artifact.precision} if you know it"
+            )
+
+
+def compare_on(left: Side, right: Side, batch: Batch, inputs: str, asked: Asked = ASKED) -> Iterator[Row]:
+    """Run both on a batch and compare every output; where one side only runs, or gives others, that is a failure."""
+    sides = left, right
+    fed = [_named_for(side, sides, batch) for side in sides]
+    a, b = left.run(fed[0]), right.run(fed[1])
+    if isinstance(a, str) and isinstance(b, str):
+        yield Row(output="", inputs=inputs, note=f"neither runs, give others with --inputs FILE.npz: {b}")
+        return
+    if isinstance(a, str) or isinstance(b, str):
+        yield Row(output="", inputs=inputs, reason=a if isinstance(a, str) else str(b))
+        return
+    names = [[spec.name for spec in side.contract.outputs] for side in sides]
+    if len(names[0]) != len(names[1]):
+        yield Row(output="", inputs=inputs, reason=f"gives {', '.join(names[0])} instead of {', '.join(names[1])}")
+    precision, moved = precision_of(left, right, asked), _Moved(sides, fed)
+    for one, other in matched(*names):
+        if one in a and other in b:
+            kind = right.kinds.get(other) or left.kinds.get(one) or OUTPUT
+            allowed = allowance(b[other], kind, precision, asked)
+            name = one if one == other else f"{one} / {other}"
+            row = compare_output(a[one], b[other], precision, name, inputs, allowed)
+            if row.reason and row.comparable:
+                row = _again(row, a[one], b[other], precision, allowed, moved, (one, other))
+            yield row
+
+
+def _again(
+    row: Row,
+    a: np.ndarray,
+    b: np.ndarray,
+    precision: str,
+    allowed: Allowance,
+    moved: "_Moved",
+    names: tuple[str, str],
+) -> Row:
+    """A row that failed, with the room that roundings of the inputs make; no row where a file differs from itself."""
+    if moved.unsteady(names[1], b, allowed):
+        return Row(row.output, row.inputs, note="nothing was compared: b answers the same inputs otherwise each time")
+    if not allowed.movable or a.shape != b.shape:
+        return row
+    room = np.minimum(*moved.of(names, (a, b)))
+    wider = compare_output(a, b, precision, row.output, row.inputs, allowed.moved(room))
+    return row if wider.reason else wider
+
+
+class _Moved:
+    """Two sides run once more on a batch: as it is, and with its floats rounded otherwise. Only where rows fail."""
+
+    def __init__(self, sides: tuple[Side, Side], fed: Sequence[Batch]) -> None:
+        self.sides, self.fed = sides, fed
+
+    @cached_property
+    def repeated(self) -> Arrays | str:
+        """What the right side gives again."""
+        return self.sides[1].run(self.fed[1])
+
+    @cached_property
+    def drawn(self) -> list[list[tuple[Arrays, Arrays]]]:
+        """By side what it gives for inputs that are moved by a rounding, and by some."""
+        return [
+            [pair for seed in range(DRAWS) if (pair := self._pair(side, batch, seed))]
+            for side, batch in zip(self.sides, self.fed, strict=True)
+        ]
+
+    @staticmethod
+    def _pair(side: Side, batch: Batch, seed: int) -> tuple[Arrays, Arrays] | None:
+        near, far = (side.run(batch, partial(rounded, seed=seed, times=times)) for times in (1.0, FURTHER))
+        return None if isinstance(near, str) or isinstance(far, str) else (near, far)
+
+    def unsteady(self, name: str, values: np.ndarray, allowed: Allowance) -> bool:
+        """Whether an output is another one the second time."""
+        if isinstance(self.repeated, str):
+            return True
+        found = compare_typed(self.repeated[name], values, allowed.bound, allowed.room)
+        return not found and not found.reason.startswith(NOTHING)
+
+    def of(self, names: tuple[str, str], values: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+        """By side how far its output moves; a side without floats to move counts as the other one does."""
+        found = [
+            movement(value, [(near[name], far[name]) for near, far in drawn])
+            for name, value, drawn in zip(names, values, self.drawn, strict=True)
+        ]
+        floats = [any(spec.is_float for spec in side.contract.inputs) for side in self.sides]
+        return found if all(floats) else [found[floats.index(True)]] * 2 if any(floats) else [np.zeros(())] * 2
+
+
+def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str, allowed: Allowance) -> Row:
+    """One output ``a`` against ``b``, of the same name on the same inputs."""
+    result = compare_typed(a, b, allowed.bound, allowed.room)
+    if result.reason.startswith(NOTHING):
+        return Row(name, inputs, note=result.reason)
+    tolerance = TOLERANCES[precision]
+    reason, agreement = result.reason, result.agreement if a.ndim == 2 and a.shape[1] > 1 else None
+    if not reason and math.isinf(allowed.bound.absolute) and inputs == f"examples ×{JUDGED}":
+        if agreement is None:
+            wide = [each.astype(np.float64) for each in (a, b)]
+            off = float(np.sqrt(np.square(wide[0] - wide[1]).mean() / max(np.square(wide[1]).mean(), 1e-30)))
+            reason = "" if off <= 2 * tolerance.rms else f"{off:.2%} apart in root mean square"
+        elif agreement < tolerance.agreement:
+            reason = f"{agreement:.2%} of the predictions agree, less than {tolerance.agreement:.2%}"
+    max_abs, max_rel, agreed_on = (finite(value) for value in (result.max_abs, result.max_rel, agreement))
+    rule = rule_of(precision) if math.isinf(allowed.bound.absolute) else allowed.rule
+    return Row(name, inputs, max_abs, max_rel, agreed_on, reason, rule, bound=finite(allowed.most(b)))
+
+
+def rule_of(precision: str) -> str:
+    """In words, what outputs without a bound must keep to."""
+    return f"{precision}: {TOLERANCES[precision].agreement:.0%} of the predictions agree on examples ×{JUDGED}"
+
+
+def compare_runs(run: Path, other: Path, trust: bool = False, asked: Asked = ASKED) -> list[Row]:
+    """Compare every artifact of two runs, network by network, on ``run``'s examples.
+
+    Raises:
+        UserError: where either run is missing, or the examples cannot be had.
+    """
+    ours, theirs = _listed(run), _listed(other)
+    batches = {}
+    for directory in network_directories(run):
+        examples = directory.examples()
+        batches[directory.name] = challenges(directory.listed(PROGRAM).contract, examples)
+        batches[directory.name][f"examples ×{JUDGED}"] = examples.take(JUDGED)
+    rows, names = [], sorted(ours | theirs)
+    with cli.progress() as bar:
+        for name in bar.track(names, description="compare"):
+            missing = next((run for run, each in ((run, ours), (other, theirs)) if name not in each), None)
+            if missing:
+                found = [Row("", "", reason=f"{missing} has none")]
+            else:
+                found = _pair(ours[name], theirs[name], batches[ours[name][0].name], trust, asked)
+            rows += [replace(row, artifact=name) for row in found]
+    return rows
+
+
+def _listed(run: Path) -> dict[str, Listed]:
+    return {
+        f"{directory.name}/{artifact.name}": (directory, artifact)
+        for directory in network_directories(run)
+        for artifact in directory.artifacts.values()
+        if artifact.name != CHECKPOINT
+    }
+
+
+def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch], trust: bool, asked: Asked) -> list[Row]:
+    """One artifact of two runs; a file that cannot be used is a failure, and the others are still compared."""
+    try:
+        return compare_sides(open_listed(*ours, trust), open_listed(*theirs, trust), lambda _: batches, asked)
+    except UserError as error:
+        return [Row("", "", reason=error.message)]
+
+
+def versus(
+    files: Sequence[Path],
+    run: Path | None,
+    against: Path | None,
+    given: Path | None = None,
+    trust: bool = False,
+    asked: Asked = ASKED,
+) -> None:
+    """Compare two files, or a run against another, and print the table or JSON.
+
+    Raises:
+        UserError: for one file or more than two, for files and runs together, where one cannot be used, or where
+            nothing differs and something could not be compared.
+        CheckFailedError: where anything differs.
+    """
+    if files and (run or against):
+        raise UserError("two files and two runs cannot be compared at once", "leave out --run and --against")
+    if files and len(files) != 2:
+        raise UserError(f"{len(files)} file{'s' * (len(files) > 1)} cannot be compared", USABLE)
+    if files:
+        left, right = files
+        rows = compare_files(left, right, given, trust, asked)
+    elif against is not None:
+        left, right = run or DEFAULT_RUN, against
+        rows = compare_runs(left, right, trust, asked)
+    else:
+        raise UserError("there is nothing to compare", "name two files, or a run with --against")
+    sides = [str(left), str(right)]
+    failures = [row for row in rows if row.reason]
+    if cli.OUTPUT.form == "json":
+        content = {"passed": bool(rows) and not failures, "sides": sides, "rows": [row.as_dict() for row in rows]}
+        cli.print_json({"schema": SCHEMA} | content | {"environment": describe()})
+    else:
+        show(sides, rows)
+    compared = [row for row in rows if not row.note]
+    cli.card([("verified", passed_words(len(compared) - len(failures), len(compared)))])
+    judged = failures if files else rows
+    if judged and not any(row.comparable for row in judged):
+        lost = judged[0]
+        same = "name two files that declare the same inputs"
+        hint = same if lost.inputs == "declared" else "give inputs that both run on with --inputs FILE.npz"
+        raise UserError(f"not comparable: {': '.join(filter(None, (lost.output, lost.reason)))}", hint)
+    if failures or not rows:
+        told = [row for row in in_short(rows) if row.reason]
+        lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in told]
+        raise CheckFailedError(f"{len(failures)} of {len(compared)} comparisons", *lines)
+
+
+def in_short(rows: Sequence[Row]) -> Sequence[Row]:
+    """Every row of two files; of two runs the worst for each artifact."""
+    worst = {row.artifact: row for row in sorted(rows, key=lambda row: (bool(row.reason), row.max_abs or 0.0))}
+    return [worst[name] for name in sorted(worst)] if all(worst) else rows
+
+
+def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
+    """The table of ``in_short``, and below it what the outputs had to keep to."""
+    shown = in_short(rows)
+    first = ("artifact",) if any(row.artifact for row in rows) else ()
+    lines = [
+        (
+            *((row.artifact,) if first else ()),
+            row.inputs or cli.NONE,
+            row.output or cli.NONE,
+            cli.figure(row.max_abs, ".1e"),
+            cli.figure(row.bound, ".1e"),
+            cli.figure(row.max_rel, ".1e"),
+            cli.figure(row.agreement, ".2%"),
+            cli.styled(row.verdict, "red" if row.reason else "dim" if row.note else "green"),
+        )
+        for row in shown
+    ]
+    cli.table(
+        f"{sides[0]} (a) against {sides[1]} (b)",
+        (*first, *COLUMNS),
+        lines,
+        ("max rel", "agreement", "allowed", "inputs"),
+    )
+    for note in sorted({f"{row.inputs}: {row.note}" for row in rows if row.note}):
+        cli.say(note, "dim")
+    for rule in sorted({row.rule for row in rows if row.rule}):
+        cli.say(rule, "dim")

@@ -1,0 +1,295 @@
+"""The float64 reference that artifacts are compared with: a program in float64, by challenge and over all examples."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from stn_export.errors import UserError
+from stn_export.program.program import Program
+from stn_export.program.sites import Site
+from stn_export.program.specs import Arrays, Batch, Contract, numbers_of
+from stn_export.results.tolerances import COUNT, GRID, THETA, WARPED, Tolerance, same_places
+from stn_export.run.examples import Examples, scored_output
+from stn_export.verify.challenges import THETAS, challenges, filled, theta_of
+from stn_export.verify.points import Point, in_pixels, measured, points_of, units_of
+
+# Parameters that an artifact shows: in float32 they are the program's to the bit, or folded with what follows
+# them.
+
+
+FOLDED = 1e-6  # of the largest: a product of three is rounded
+BATCH_NORM = torch.ops.aten.batch_norm.default
+
+
+def weights_of(program: Program) -> Arrays:
+    """Parameters and buffers by name."""
+    return {name: numbers_of(tensor) for name, tensor in program.state().items()}
+
+
+def folded_weights(program: Program) -> Arrays:
+    """What weights and biases become where an exporter folds the batch normalisation behind them into them."""
+    state = {name: value.astype(np.float64) for name, value in weights_of(program).items()}
+    found = {}
+    for node in program.module.graph.find_nodes(op="call_function", target=BATCH_NORM):
+        layer, *parameters = node.args[:5]
+        names = [_name(each) for each in (*(*layer.args[1:3], None, None)[:2], *parameters)]
+        weight, bias, gain, shift, mean, variance = map(state.get, names)
+        if weight is None or mean is None or variance is None:
+            continue
+        factor = (1.0 if gain is None else gain) / np.sqrt(variance + node.args[7])
+        if len(weight) == len(factor):
+            found[names[0]] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+            offset = (0.0 if bias is None else bias) - mean
+            found[names[1]] = offset * factor + (0.0 if shift is None else shift)
+    return found
+
+
+def _name(value: object) -> str:
+    return str(value.target) if isinstance(value, Node) and value.op == "get_attr" else ""
+
+
+def check_weights(actual: Arrays, expected: Arrays, folded: Mapping[str, np.ndarray]) -> str:
+    """What is wrong with the parameters that an artifact shows, or an empty string."""
+    for name, array in expected.items():
+        found = actual.get(name, array)
+        if found.shape != array.shape:
+            return f"first wrong at weights: {name} has shape {found.shape} instead of {array.shape}"
+        product = folded.get(name, array)
+        close = name in folded and np.abs(found - product).max() <= FOLDED * np.abs(product).max()
+        if not close and not np.array_equal(found, array):
+            difference = np.abs(found.astype(np.float64) - array)
+            at = tuple(map(int, np.unravel_index(difference.argmax(), array.shape)))
+            return f"first wrong at weights: {name} is {difference[at]:.1e} off at {at}; usually other weights"
+    return ""
+
+
+PART = 1000  # examples at once
+PART_NUMBERS = 2**22  # or so many numbers in their inputs
+FORCED_EXAMPLES = 16
+TIES = 100  # times the usual error
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A batch, what float64 and float32 eager give for it, and the theta that is forced on a site, if one is.
+
+    ``units`` are the pixels in one unit of x and of y of each grid, ``whole`` what float32 eager gives where a point
+    holds whole numbers. ``unclear`` marks the elements of a point that are finite in one of float64 and float32 eager
+    only, or another infinity: nobody knows what is right there.
+    """
+
+    batch: Batch
+    true: Arrays
+    eager_errors: dict[str, float]
+    units: dict[str, np.ndarray]
+    whole: Arrays = field(default_factory=dict)
+    forced: tuple[Site, Tensor] | None = None
+    unclear: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def forcing(self) -> dict[str, Tensor]:
+        """As ``Program.points`` takes it."""
+        return {self.forced[0].point(THETA): self.forced[1]} if self.forced else {}
+
+    def clear(self, name: str, actual: np.ndarray) -> np.ndarray:
+        """What an artifact gives at a point, with the reference in the place of what is unclear."""
+        mask = self.unclear.get(name)
+        return actual if mask is None or mask.shape != actual.shape else np.where(mask, self.true[name], actual)
+
+    def strays(self, point: Point, tolerance: Tolerance) -> int:
+        """How many elements of a point may be anything."""
+        true = self.true[point.name]
+        if point.kind == COUNT:
+            return math.ceil(tolerance.own * np.count_nonzero(self.whole[point.name] != true))
+        return 0 if point.steady else math.ceil(tolerance.strays * true.size)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a program gives in float64, challenge by challenge and, in ``parts``, over all examples.
+
+    ``parts`` hold thetas, grids (float32) and outputs; ``predicted`` is what float32 eager says of every
+    example, where there are labels; ``notes`` say what was left out.
+    """
+
+    program: Program
+    examples: Examples
+    points: dict[str, Point]
+    challenges: dict[str, Challenge]
+    parts: tuple[Arrays, ...]
+    predicted: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> tuple[Arrays, Arrays]:
+        """The program's parameters, and what some of them become where an exporter folds them with others."""
+        return weights_of(self.program), folded_weights(self.program)
+
+    @property
+    def contract(self) -> Contract:
+        """The program's."""
+        return self.program.contract
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """By point, how many of its first dimension are one example's."""
+        return {name: point.rows for name, point in self.points.items()}
+
+    @property
+    def scored(self) -> str | None:
+        """The output that predicts labels."""
+        spec = scored_output(self.contract, self.examples)
+        return spec.name if spec else None
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Of float32 eager over the examples, in [0, 1]; NaN without labels."""
+        return share_of(self.predicted, self.examples.labels)
+
+    @property
+    def units(self) -> dict[str, np.ndarray]:
+        """The pixels in one unit of x and of y of every grid over the examples."""
+        return next(iter(self.challenges.values())).units if self.challenges else {}
+
+    def challenge(self, batch: Batch) -> Challenge:
+        """One more."""
+        return make_challenge(self.program, self.points, batch)
+
+    def eager(self, batch: Batch) -> Arrays:
+        """What float32 eager gives at every point, grids in pixels."""
+        points = self.program.points(self.program.values(batch))
+        return in_pixels({name: numbers_of(value) for name, value in points.items()}, self.units)
+
+    def called(self, point: str) -> str:
+        """A point's name for a person: without its site where there is one only."""
+        return point.removeprefix("site0/") if len(self.program.sites) == 1 else point
+
+
+def share_of(classes: np.ndarray | None, expected: np.ndarray | Tensor | None) -> float:
+    """How many are the same, in [0, 1]; NaN where there are none."""
+    return float("nan") if classes is None else float((classes == np.asarray(expected)).mean())
+
+
+def parts_of(examples: Examples, program: Program) -> Iterator[tuple[Batch, int]]:
+    """All examples in order, as many at once as may be, and how many of each batch count.
+
+    Where the program's batch is fixed, the last one is filled up.
+    """
+    contract, numbers = program.contract, sum(value.numel() for value in examples.take(1).values())
+    size = contract.batch or max(1, min(PART, PART_NUMBERS // numbers, program.most_examples))
+    for rows, count in filled(len(examples), size):
+        yield examples.rows(rows if contract.batch else rows[:count]), count
+
+
+def predictions(scores: np.ndarray) -> np.ndarray:
+    """The likeliest class of each row."""
+    return scores.reshape(len(scores), -1).argmax(1)
+
+
+def reference_of(program: Program, examples: Examples) -> Reference:
+    """Run a program in float64 and in float32 on the CPU.
+
+    Raises:
+        UserError: where it takes or gives bfloat16.
+    """
+    for spec in (*program.contract.inputs, *program.contract.outputs):
+        if spec.dtype == "bfloat16":
+            raise UserError(
+                f"{spec.name} is bfloat16, which NumPy cannot hold", "take and give float32, and cast inside the module"
+            )
+    points, notes = points_of(program, examples)
+    made, skipped = _challenges_of(program, points, examples)
+    skipped += _drop_ties(points, made)
+    usual = [challenge for name, challenge in made.items() if name.startswith("examples")]
+    for name, point in points.items():
+        errors = [each.eager_errors[name] for each in made.values() if name in each.eager_errors]
+        points[name] = measured(point, (each.true for each in usual), usual[0].units, errors)
+    parts, predicted = _over_examples(program, points, examples)
+    return Reference(program, examples, points, made, parts, predicted, (*notes, *skipped))
+
+
+def _challenges_of(
+    program: Program, points: Mapping[str, Point], examples: Examples
+) -> tuple[dict[str, Challenge], list[str]]:
+    """Every challenge that the program itself can take, and why others are left out."""
+    made, notes = {}, []
+    for name, batch in challenges(program.contract, examples, program.most_examples).items():
+        try:
+            made[name] = make_challenge(program, points, batch)
+        except Exception as error:  # what a network raises at a size that it cannot take is its own affair
+            if name.startswith("examples"):
+                raise
+            notes.append(f"{name}: the network itself cannot take it ({type(error).__name__})")
+    batch = examples.take(program.contract.batch or FORCED_EXAMPLES)
+    matrices = [site for site in program.sites if site.theta]
+    for site in matrices:
+        pixels = units_of(program, program.values(batch))[site.point(GRID)][0]
+        for name in THETAS:
+            label = f"theta {name}" if len(matrices) == 1 else f"{site.name}/theta {name}"
+            made[label] = make_challenge(program, points, batch, (site, theta_of(name, pixels)))
+    for name, challenge in made.items():
+        if lost := [point for point in points if point not in challenge.true]:
+            notes.append(f"{name}: {', '.join(lost)} not compared: empty, or not finite in PyTorch itself")
+        notes += [
+            f"{name}: {np.count_nonzero(mask)} of {mask.size} elements of {point} not compared: float32 loses them"
+            for point, mask in challenge.unclear.items()
+        ]
+    return made, notes
+
+
+def _drop_ties(points: Mapping[str, Point], made: Mapping[str, Challenge]) -> list[str]:
+    """Leave out points where float32 eager often takes another nearest pixel: between two, which is a rounding's."""
+    notes = []
+    for name in (name for name, point in points.items() if not point.steady):
+        errors = {label: each.eager_errors[name] for label, each in made.items() if name in each.eager_errors}
+        usual = max((error for label, error in errors.items() if label.startswith("examples")), default=0.0)
+        for label in (label for label, error in errors.items() if error > TIES * usual):
+            del made[label].true[name], made[label].eager_errors[name]
+            notes.append(f"{label}: {name} not compared: PyTorch's own nearest pixels depend on roundings")
+    return notes
+
+
+def make_challenge(
+    program: Program, points: Mapping[str, Point], batch: Batch, forced: tuple[Site, Tensor] | None = None
+) -> Challenge:
+    """Put a batch to a program in float64 and in float32; points without a finite element there are left out."""
+    values = program.values(batch)
+    blank = Challenge(batch, {}, {}, units_of(program, values), forced=forced)
+    true, eager = (
+        in_pixels({name: numbers_of(value) for name, value in run(values, blank.forcing).items()}, blank.units)
+        for run in (program.exact.points, program.points)
+    )
+    whole = {name: value for name, value in eager.items() if points[name].kind == COUNT}
+    true = {name: value for name, value in true.items() if (np.isfinite(value) & np.isfinite(eager[name])).any()}
+    unclear = {name: mask for name in true if (mask := ~same_places(eager[name], true[name])).any()}
+    blank = replace(blank, true=true, whole=whole, unclear=unclear)
+    eager = {name: blank.clear(name, eager[name]) for name in true}
+    errors = {name: points[name].error(eager[name], true[name]) for name in true if points[name].kind != COUNT}
+    return replace(blank, eager_errors=errors)
+
+
+def _over_examples(
+    program: Program, points: Mapping[str, Point], examples: Examples
+) -> tuple[tuple[Arrays, ...], np.ndarray | None]:
+    """Thetas, grids and outputs of all examples in float64, and what float32 eager predicts."""
+    scored, parts, predicted = scored_output(program.contract, examples), [], []
+    for batch, count in parts_of(examples, program):
+        values = program.values(batch)
+        exact, units = program.exact.points(values), units_of(program, values)
+        kept = {name: exact[name].numpy() for name, point in points.items() if not point.site or point.kind != WARPED}
+        parts.append({name: _kept(value, points[name].rows * count, units.get(name)) for name, value in kept.items()})
+        if scored:
+            predicted.append(predictions(numbers_of(program.run(values)[scored.name]))[:count])
+    return tuple(parts), np.concatenate(predicted) if predicted else None
+
+
+def _kept(value: np.ndarray, rows: int, unit: np.ndarray | None) -> np.ndarray:
+    """A value without what filled up its batch; a grid in pixels, as float32."""
+    value = value[: rows or None]
+    return value if unit is None else (value * unit).astype(np.float32)
