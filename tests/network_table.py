@@ -1,9 +1,10 @@
 """Try every network through ``export_onnx``, ``check`` and ``adopt``: ``python -m tests.network_table``.
 
 Each file is judged by a float64 run of a fresh module at another batch, written here and not in the package. Writes
-artifacts/networks.json as it goes; a network that is there for the same code is not tried again. Where all were tried
-and none is at fault, the table is kept in benchmarks/results/networks.json, from which ``make readme`` writes that of
-docs/networks.md. The exit code is 1 where a file called equal is wrong, one is lost, or a right one fails.
+artifacts/networks.json as it goes; a network that is there for the same commit, with ``--resume`` for any, is not tried
+again. Where all were tried and none is at fault, the table is kept in benchmarks/results/networks.json, from which
+``make readme`` writes that of docs/networks.md. The exit code is 1 where a file called equal is wrong, one is lost, or a
+right one fails.
 """
 
 import argparse
@@ -294,30 +295,38 @@ def line_of(network: Network) -> Line:
     return Line(network.name, network.source, *outcomes)
 
 
-def kept(stamp: dict[str, object]) -> list[dict]:
-    """The lines that were made with this code before."""
-    content = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
-    return content["networks"] if content.get("environment", {}).get("git_commit") == stamp["git_commit"] else []
+def kept(commit: str | None) -> list[dict]:
+    """The lines that were made before, with this commit or, without one, with any; what was at fault is left out."""
+    content = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {"networks": []}
+    return [line for line in content["networks"] if commit in (None, line["commit"]) and not at_fault(line)]
+
+
+def at_fault(line: dict) -> bool:
+    """Whether any way lost a network, or gave or took something wrong."""
+    return not {line[way]["verdict"] for way in WAYS} <= set(FINE)
 
 
 def main() -> int:
     """Try the networks that are not kept, write file and page, and say what is wrong."""
     parser = argparse.ArgumentParser(description="Try every network every way.")
     parser.add_argument("names", nargs="*", help="only these; writes nothing")
-    names = parser.parse_args().names
+    parser.add_argument("--resume", action="store_true", help="also from other commits, which each line names")
+    options = parser.parse_args()
+    commit = git_commit()
     environment = {"cpu": cpu_name(), "instruction_sets": instruction_sets(), "versions": versions()}
-    environment |= {"git_commit": git_commit()}
-    lines = [] if names else kept(environment)
+    lines = [] if options.names else kept(None if options.resume else commit)
     done = {line["name"] for line in lines}
-    for network in [each for each in networks() if (each.name in names if names else each.name not in done)]:
-        line = asdict(line_of(network))
+    for network in networks():
+        if network.name not in options.names if options.names else network.name in done:
+            continue
+        line = asdict(line_of(network)) | {"commit": commit}
         lines.append(line)
         print(json.dumps(line), file=sys.stderr, flush=True)
-        if not names:
+        if not options.names:
             write(KEPT, environment, lines)
-    verdicts = {line["name"]: [line[way]["verdict"] for way in WAYS] for line in lines}
-    bad = [name for name, found in verdicts.items() if not set(found) <= set(FINE)]
-    if not (names or bad or any(UNTRIED in found for found in verdicts.values())):
+    bad = [line["name"] for line in lines if at_fault(line)]
+    untried = [line for line in lines if UNTRIED in {line[way]["verdict"] for way in WAYS}]
+    if not (options.names or bad or untried):
         write(RESULTS, environment, lines)
     print(f"{len(lines)} networks, {len(bad)} at fault: {', '.join(bad) or 'none'}")
     return 1 if bad else 0

@@ -385,7 +385,7 @@ PACKAGED = {
     "undistorted": Packaged("kornia", lens_taken_out, pictures(3, 24, 32)),
     "spline of kornia": Packaged("kornia", spline, lambda n: (smooth(n, 3, 24, 32), values(n, 5, 2, scale=0.4))),
     "patches of kornia": Packaged("kornia", patches, frames),
-    "affnet": Packaged("kornia", affine_shapes, frames),
+    "affnet": Packaged("kornia", affine_shapes, frames, noise=0.1),  # with more, shapes of a thousand pixels
     "depth warp": Packaged("kornia", depth_warped, seen),
     "affine of kornia, 3-D": Packaged("kornia", warped_volume, turned_volume),
     "aliked's convolution": Packaged("kornia", aligned, pictures(3, 16, 20)),

@@ -34,9 +34,9 @@ def points_of(reference: Reference, checks: Iterable[Check], sha256: str) -> Poi
     kept: Points = {"program": sha256, "examples": len(reference.examples), "sites": _sites(reference, sites)}
     shown = [site for site in sites if reference.points[site.point(WARPED)].rows]
     if reference.contract.picture and shown:
-        kept["pictures"] = _pictures(
-            reference, reference.contract.picture, shown, chosen(len(reference.examples), checks)
-        )
+        pictures = _pictures(reference, reference.contract.picture, shown, chosen(len(reference.examples), checks))
+        if pictures["warped"]:
+            kept["pictures"] = pictures
     return kept
 
 
@@ -78,7 +78,7 @@ def _sites(reference: Reference, sites: list[Site]) -> dict[str, SitePoints]:
 
 
 def _pictures(reference: Reference, spec: TensorSpec, sites: list[Site], indices: list[int]) -> Pictures:
-    """The input's pictures and what each site makes of them, as bytes."""
+    """The input's pictures and what each site makes of them, as bytes; no site that samples other sizes each time."""
     examples, fixed = reference.examples, reference.contract.batch
     pictures = examples.inputs[spec.name][indices]
     warped: dict[str, list[Tensor]] = {site.name: [] for site in sites}
@@ -93,7 +93,11 @@ def _pictures(reference: Reference, spec: TensorSpec, sites: list[Site], indices
         "of": spec.name,
         "indices": torch.tensor(indices),
         "input": as_bytes(pictures, range_of(examples.inputs[spec.name])),
-        "warped": {name: _seen(torch.cat(parts), pictures.shape[1], spec.pixels) for name, parts in warped.items()},
+        "warped": {
+            name: _seen(torch.cat(parts), pictures.shape[1], spec.pixels)
+            for name, parts in warped.items()
+            if len({part.shape[1:] for part in parts}) == 1
+        },
     }
     if examples.labels is not None:
         kept["labels"] = examples.labels[indices]
