@@ -3,8 +3,8 @@
 Each file is judged by a float64 run of a fresh module at another batch, written here and not in the package. Writes
 artifacts/networks.json as it goes; a network that is there for the same commit, with ``--resume`` for any, is not tried
 again. Where all were tried and none is at fault, the table is kept in benchmarks/results/networks.json, from which
-``make readme`` writes that of docs/networks.md. The exit code is 1 where a file called equal is wrong, one is lost, or a
-right one fails.
+``make readme`` writes that of docs/networks.md. The exit code is 1 where a file called equal is wrong, one is lost, or
+a right one fails.
 """
 
 import argparse

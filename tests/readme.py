@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.tools.proof import COLUMNS, TRIALS, covered, table_row
 from benchmarks.tools.training_speed import pairs_ratio
 from stn_export import cli
 from stn_export.cli import LABEL, markdown_table
+from stn_export.cli.tables import Markdown
 from stn_export.errors import CheckFailedError
 from stn_export.export.lowerings import LOWERINGS as LOWERINGS_OF
 from stn_export.results.card import Answer
@@ -48,6 +50,13 @@ OF_LOWERINGS = {
     "decomposed": ("what the exporter gives by itself", "comparing: it is the baseline"),
 }
 LOWERINGS = ("matmul-fp32", "folded-fp32", "affinegrid-fp32")
+WAYS = {"export_onnx": "`export_onnx`", "check": "`check`", "adopt": "`adopt`, `export`, `verify`"}
+SOURCES = {  # of the networks that were tried; all others are packages
+    "zoo": "written as people write them",
+    "public": "rebuilt from public repositories and issues",
+    "kinds": "what exporters stumble over",
+    "state": "networks that keep something between calls",
+}
 REDUCED = {"torchscript-bf16": "torchscript-cpu"} | dict.fromkeys(
     ("folded-fp32", "folded-fp16", "matmul-int8"), "onnxruntime-cpu"
 )
@@ -392,6 +401,37 @@ def planted() -> list[str]:
     )
 
 
+def networks() -> list[str]:
+    """What became of every network that was tried: verdicts by source, then those that are not right in every way."""
+    content = kept("networks.json")
+    lines, versions = content["networks"], content["environment"]["versions"]
+    sources = dict.fromkeys(line["source"] for line in lines)
+    verdicts, names = [], []
+    for source in sources:
+        own = [line for line in lines if line["source"] == source]
+        tallies = (Counter(line[way]["verdict"] for line in own) for way in WAYS)
+        cells = (", ".join(f"{count} {verdict}" for verdict, count in tally.most_common()) for tally in tallies)
+        verdicts.append([SOURCES.get(source, source), len(own), *cells])
+        names += [*prose(f"{SOURCES.get(source, source)}: {', '.join(line['name'] for line in own)}."), ""]
+    alike: dict[tuple[str, str, str], list[str]] = {}  # ways of one network that ended in the same sentence
+    for line in lines:
+        for way, words in WAYS.items():
+            if line[way]["verdict"] != "right":
+                alike.setdefault((line["name"], line[way]["verdict"], line[way]["why"]), []).append(words)
+    others = [[name, Markdown("; ".join(ways)), verdict, why] for (name, verdict, why), ways in alike.items()]
+    return [
+        "",
+        *markdown_table(["from", "networks", *map(Markdown, WAYS.values())], verdicts),
+        *markdown_table(["network", "way", "verdict", "the sentence"], others),
+        *names,
+        *prose(
+            f"PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime-gpu']}, "
+            f"{content['environment']['cpu']}; commits {', '.join(dict.fromkeys(line['commit'] for line in lines))}."
+        ),
+        "",
+    ]
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "card": card,
     "measured": headline_machine,
@@ -410,6 +450,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "speed": speed,
     "reference": reference,
     "reduced precision": reduced,
+    "networks": networks,
     **survival.BLOCKS,
 }
 
