@@ -145,6 +145,17 @@ def test_samplers_of_volumes_are_no_sites_and_go_through(tmp_path: Path):
     assert (artifact.opset, artifact.details["portability"]["ONNX Runtime CPU"][0]) == (20, TESTED)
 
 
+def test_outputs_named_as_inputs_or_twice_get_names_of_their_own(tmp_path: Path):
+    class Named(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"x": x + 1, "a b": x * 3, "a_b": x * 2}
+
+    run = tmp_path / "named"
+    stn_export.adopt(Named().eval(), {"x": torch.rand(4, 3)}, run=run)
+    contract = NetworkDirectory(run / "named").program().contract
+    assert [spec.name for spec in contract.outputs] == ["x_output", "a_b", "a_b2"]
+
+
 def test_a_module_in_python_with_its_examples(tmp_path: Path):
     foreign = ZOO["TwoSteps"]
     images = foreign.values(6)[0]

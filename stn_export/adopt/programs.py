@@ -18,7 +18,7 @@ from stn_export.errors import UserError, one_line
 from stn_export.program.capture import OTHER_BATCHES, SMALLEST, Captured, Shape, capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.sites import MODES, PADDINGS, Site, not_looked_into
-from stn_export.program.specs import BATCH, Contract, TensorSpec
+from stn_export.program.specs import BATCH, Contract, TensorSpec, distinct
 from stn_export.program.state import Batch, Copies, alike, answer, copied, following, told, trial
 from stn_export.run.examples import Examples
 
@@ -149,11 +149,11 @@ def _closed(specs: Sequence[TensorSpec], found: Captured) -> list[str]:
 
 
 def _names(exported: ExportedProgram, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> list[str]:
-    found = output_names(exported)
-    names = list(outputs or found)
+    found, inputs = output_names(exported), [spec.name for spec in specs]
+    names = list(outputs or distinct(found, inputs))
     if len(names) != len(found):
         raise UserError(f"{len(names)} outputs are named, it gives {len(found)}: {', '.join(found)}", "name all")
-    if len({*names, *(spec.name for spec in specs)}) < len(names) + len(specs):
+    if len({*names, *inputs}) < len(names) + len(inputs):
         raise UserError(f"a name is given twice among {', '.join(names)} and the inputs", "name them with --output")
     return names
 

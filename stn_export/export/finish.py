@@ -1,8 +1,7 @@
 """What is done to a written ONNX file: operators most runtimes read, ONNX Runtime's optimiser, names of its ends."""
 
-import itertools
 import tempfile
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -12,6 +11,7 @@ from onnxruntime import GraphOptimizationLevel
 
 from stn_export.errors import UserError
 from stn_export.onnx_graph.placement import cpu_session
+from stn_export.program.specs import free_name
 
 
 def plain(model: onnx_ir.Model) -> None:
@@ -102,15 +102,6 @@ def require_distinct(inputs: Sequence[str], outputs: Sequence[str]) -> None:
         raise UserError(f"{twice!r} names two inputs or outputs", "give each a name of its own")
 
 
-def distinct(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
-    """The names, with something behind those that are there before or among ``others``."""
-    taken, found = set(others), []
-    for name in names:
-        found.append(_free(name if name not in others else f"{name}_output", taken))
-        taken.add(found[-1])
-    return found
-
-
 def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Name a graph's inputs and outputs; inner values that bear one of these names get another.
 
@@ -124,7 +115,7 @@ def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str
     taken = {value.name for value in values if value.name} | {*inputs, *outputs}
     for value in values:
         if value in ends or value.name in {*inputs, *outputs}:
-            value.name = _free(f"{value.name}_inner", taken)
+            value.name = free_name(f"{value.name}_inner", taken)
             taken.add(value.name)
     for value, name in (*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)):
         value.name = name
@@ -159,9 +150,3 @@ def _values(model: onnx_ir.Model) -> list[onnx_ir.Value]:
         for value in (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs))
     ]
     return list(dict.fromkeys(found))
-
-
-def _free(name: str, taken: Container[str]) -> str:
-    return next(
-        each for each in (name if count == 1 else f"{name}{count}" for count in itertools.count(1)) if each not in taken
-    )

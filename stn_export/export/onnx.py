@@ -18,7 +18,7 @@ from torch.fx import Node
 from torch.onnx import ONNXProgram
 
 from stn_export.errors import UserError, one_line, require_choice
-from stn_export.export.finish import distinct, name_ends, plain, require_distinct
+from stn_export.export.finish import name_ends, plain, require_distinct
 from stn_export.export.lowerings import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
 from stn_export.export.registry import read_once
@@ -37,7 +37,7 @@ from stn_export.program.capture import (
     location,
 )
 from stn_export.program.program import Program, contract_of
-from stn_export.program.specs import BATCH, Contract, call_of, output_names
+from stn_export.program.specs import BATCH, Contract, call_of, distinct, output_names
 
 DEFORMED = 19  # the first ONNX opset with DeformConv
 SIZES = {2: "H", 3: "W"}  # of N×C×H×W

@@ -2,8 +2,9 @@
 
 import copy
 import inspect
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import MethodType
 from typing import Any, Self
@@ -395,3 +396,19 @@ def output_names(exported: ExportedProgram) -> list[str]:
     paths = [path for path, _ in _pytree.tree_flatten_with_path(leaves)[0]]
     names = ["_".join(str(key) for key in _keys(path)) for path in paths]
     return [f"output{name}" if name[:1].isdecimal() else re.sub(r"\W", "_", name) for name in names]
+
+
+def distinct(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+    """The names, with something behind those that are there before or among ``others``."""
+    taken, found = set(others), []
+    for name in names:
+        found.append(free_name(name if name not in others else f"{name}_output", taken))
+        taken.add(found[-1])
+    return found
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """The name, with the first number behind it that makes it none of those that are taken."""
+    return next(
+        each for each in (name if count == 1 else f"{name}{count}" for count in itertools.count(1)) if each not in taken
+    )
