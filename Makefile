@@ -75,7 +75,7 @@ train: $(READY) ## train the spatial transformer and the plain CNN
 export: $(READY) ## write TorchScript and ONNX files
 	@$(STAGE).export --run "$$RUN"
 
-verify: $(READY) ## prove every file equal to PyTorch
+verify: $(READY) ## check every file against PyTorch in float64
 	@$(STAGE).verify --run "$$RUN"
 
 bench: $(READY) ## time every file on every backend

@@ -36,6 +36,20 @@ from stn_export.errors import (
     require_choice,
 )
 
+__all__ = [
+    "OUTPUT",
+    "console",
+    "duration",
+    "markdown",
+    "markdown_table",
+    "names",
+    "parse",
+    "path_or_none",
+    "stage",
+    "table",
+    "visible",
+]
+
 # Text is UTF-8 whatever the locale says: files name their encoding, and paths are read as their bytes say.
 
 
@@ -60,33 +74,19 @@ def _is_own_process() -> bool:
     )
 
 
-__all__ = [
-    "OUTPUT",
-    "console",
-    "duration",
-    "markdown",
-    "markdown_table",
-    "names",
-    "parse",
-    "path_or_none",
-    "stage",
-    "table",
-    "visible",
-]
-
 COMMANDS = {
-    "all": ("cli.everything", "train, export, verify, bench and report a run, and say what to ship"),
+    "all": ("cli.everything", "train, export, verify, bench and report one run, and show which file to deploy"),
     "train": ("train.__main__", "train spatial transformers and plain CNNs on the built-in data sets"),
-    "adopt": ("adopt.__main__", "bring anyone's network into a run, and say where it samples"),
+    "adopt": ("adopt.__main__", "add your own network to a run, and list its sampling sites"),
     "export": ("export.__main__", "write a run's networks in every format"),
-    "verify": ("verify.__main__", "prove every file equal to PyTorch, or compare two files of anyone's"),
-    "audit": ("audit.__main__", "say what runtimes make of an ONNX file"),
+    "verify": ("verify.__main__", "check every file against PyTorch in float64, or compare any two files"),
+    "audit": ("audit.__main__", "show where an ONNX file runs, what it costs and what may fail"),
     "bench": ("bench.__main__", "time every file on every backend"),
     "report": ("report.__main__", "write report.html and report.md of a run"),
     "predict": ("predict.__main__", "classify pictures, or see what a network gives for them"),
     "runtimes": ("runners.external.__main__", "install other runtimes, each into an environment of its own"),
-    "play": ("play.__main__", "turn a picture by hand, and see what the networks make of it, in a browser"),
-    "doctor": ("doctor", "say what is installed and which runners are at hand"),
+    "play": ("play.__main__", "serve a page on which a picture is turned by hand while the networks look at it"),
+    "doctor": ("doctor", "show what is installed and which backends can run here"),
 }
 EXTRAS = {  # packages that come with an extra only
     "torchvision": "train",

@@ -349,7 +349,7 @@ def play() -> Parser:
 
 def doctor() -> Parser:
     """Of ``doctor``."""
-    return stage("doctor", "Say what is installed, which runners are at hand and how to get the others.")
+    return stage("doctor", "Show what is installed, which backends can run here and how to get the others.")
 
 
 def everything() -> Parser:
