@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import re
 import subprocess
@@ -64,6 +65,11 @@ def test_a_bug_of_ours_is_a_traceback():
         cli.run(main)
 
 
+@pytest.mark.parametrize("stage", [stage for stage in cli.COMMANDS if stage != "all"])
+def test_every_stage_is_a_module_of_its_name(stage: str):
+    assert importlib.util.find_spec(f"stn_export.{stage}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "arguments", "code"),
@@ -90,7 +96,7 @@ def without_torch(arguments: list[str]) -> str:
 
 def test_stn_export_lists_every_command_at_once(capsys: pytest.CaptureFixture[str]):
     rooms = {path.parent.name for path in (REPOSITORY / "stn_export").glob("*/__main__.py")}
-    assert set(cli.COMMANDS) == rooms | {"all", "doctor", "runtimes"} == set(PARSERS)
+    assert set(cli.COMMANDS) == rooms | {"all", "doctor"} == set(PARSERS)
     for arguments in ([], ["--help"]):
         assert cli.start(arguments) == 0
         listed = capsys.readouterr().out

@@ -84,7 +84,7 @@ COMMANDS = {
     "bench": ("bench.__main__", "time every file on every backend"),
     "report": ("report.__main__", "write report.html and report.md of a run"),
     "predict": ("predict.__main__", "classify pictures, or see what a network gives for them"),
-    "runtimes": ("runners.external.__main__", "install other runtimes, each into an environment of its own"),
+    "runtimes": ("runtimes.__main__", "install other runtimes, each into an environment of its own"),
     "play": ("play.__main__", "serve a page on which a picture is turned by hand while the networks look at it"),
     "doctor": ("doctor", "show what is installed and which backends can run here"),
 }

@@ -1,6 +1,6 @@
 """The stage ``runtimes``: install other runtimes, each into an environment of its own, for ``verify`` and ``bench``.
 
-python -m stn_export.runners.external
+python -m stn_export.runtimes
 """
 
 import sys
