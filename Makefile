@@ -210,10 +210,11 @@ runtimes: $(READY) ## which lowering runs in which runtime: install those, verif
 	@$(STAGE).bench --run "$$RUN" --runtimes .runtimes --suites overhead
 	@$(TOOL).runtimes_page --run "$$RUN"
 
-lint: $(READY) ## types of most rooms, ruff (style and format), and imports that keep to the plan of the house
+lint: $(READY) ## types, ruff (style and format), imports that keep to the plan of the house, and its size
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	@$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo
+	@$(PYTHON) -m tests.house
 
 clean: ## remove every generated run
 	rm -rf artifacts/*/ .pytest_cache .ruff_cache
