@@ -51,7 +51,7 @@ def main() -> None:
     found = counts()
     for what, count in found.items():
         print(f"{count:>8g}  {what}" + (f", at most {LIMITS[what]}" if what in LIMITS else ""))
-    sys.exit(any(found[what] > limit for what, limit in LIMITS.items()))
+    sys.exit(1 if any(found[what] > limit for what, limit in LIMITS.items()) else 0)
 
 
 if __name__ == "__main__":
