@@ -1,6 +1,6 @@
 """How much is taken from what others made, and how much may be asked for: what is beyond is refused before it is read.
 
-``docs/limits.md`` shows this table.
+``docs/survival.md`` shows this table.
 """
 
 import functools

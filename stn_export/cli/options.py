@@ -182,7 +182,13 @@ def adopt() -> Parser:
     parser = with_lock(stage("adopt", "Capture anyone's network, say where it samples, and put it into a run."))
     parser.add_argument("what", help="file.py:callable, package.module:callable, or a .pt2 file")
     parser.add_argument("--weights", type=path_or_none, help=".pt, .pth or .safetensors")
-    parser.add_argument("--input", action="append", default=[], metavar="NAME=N,3,24,94", help="in forward's order")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=N,3,24,94",
+        help="a name that forward has, with its shape or an example",
+    )
     parser.add_argument("--output", action="append", default=[], metavar="NAME", help="in the order of what it gives")
     parser.add_argument("--examples", type=path_or_none, help=".npz, .pt, or a folder of pictures")
     parser.add_argument("--labels", type=path_or_none, help="lines of file name or index, and class number")
