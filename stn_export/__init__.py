@@ -1,4 +1,4 @@
-"""Train a spatial transformer, export it, prove the exports equal to PyTorch and measure what they cost."""
+"""Train a spatial transformer, export it, verify the exports against PyTorch and measure their overhead."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""``python -m stn_export STAGE ...``: the same as ``stn-export``."""
+"""Run ``python -m stn_export STAGE ...``, which is the same as ``stn-export STAGE ...``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The whole in one call: ``check(module, example_inputs)`` exports, proves, audits and times a module of any shape."""
+"""All stages in one call: ``check(module, example_inputs)`` exports, verifies, audits and times any module."""
 
 import html
 import json
@@ -42,16 +42,16 @@ RUNNERS = ("onnxruntime-cpu", "eager-cpu")
 
 @dataclass(frozen=True)
 class Result:
-    """What ``check`` found; prints as its card, and is falsy where a check failed.
+    """Outcome of ``check``: prints as its card, and is falsy where a check failed.
 
     Attributes:
-        card: a word and a sentence a line.
+        card: the printed summary, one (word, sentence) pair per line.
         model: the ONNX file that was checked.
-        checks: one each runner, as ``verify.json`` has them.
-        notes: what else a person must know, such as sizes that could not be kept dynamic, and what was not looked into.
+        checks: one per artifact and runner, in the form of ``verify.json``.
+        notes: further caveats, such as sizes that could not be kept dynamic, and operators that were not inspected.
         audit: see ``stn_export.audit``.
-        contest: the file against eager PyTorch; ``ratio`` below 1 is faster.
-        answer: figures of what to ship.
+        contest: paired comparison of the file with eager PyTorch; a ``ratio`` below 1 means that the file is faster.
+        answer: figures of the file to deploy.
     """
 
     card: list[Line]
@@ -64,7 +64,7 @@ class Result:
 
     @property
     def failures(self) -> list[str]:
-        """What failed, a sentence each."""
+        """One sentence per check that failed."""
         return [f"{check.artifact} on {check.runner}: {check.failure}" for check in self.checks if check.failure]
 
     def __bool__(self) -> bool:
@@ -76,7 +76,7 @@ class Result:
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        """The card for a notebook."""
+        """Format the card as an HTML table for a notebook."""
         rows = "".join(
             f"<tr><th style='text-align:left'>{html.escape(word)}</th>"
             f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
@@ -85,7 +85,7 @@ class Result:
         return f"<table>{rows}</table>"
 
     def to_dict(self) -> dict:
-        """JSON-ready: all but the model."""
+        """Return everything but the model, JSON-ready."""
         checks = [check.as_dict() for check in self.checks]
         content = {"passed": bool(self), "card": by_word(self.card), "checks": checks, "audit": self.audit}
         return content | {"contest": self.contest, "answer": self.answer, "notes": list(self.notes)}
@@ -103,18 +103,18 @@ def check(
     labels: Tensor | None = None,
     run: Path | str | None = None,
 ) -> Result:
-    """Export a module, prove the file equal to float64 at every sampler, audit it, and time it against eager PyTorch.
+    """Export a module, verify the file against float64 at every sampling site, audit it, and time it against eager.
 
     Args:
         module: in evaluation mode.
-        example_inputs: what to call it with, by position or by name, as ``export_onnx`` takes it: tensors, dictionaries
-            and lists of them, None, numbers and words; the first dimension is the batch, of at least 2 examples.
-        example_kwargs: what to call it with by name besides.
-        labels: one an example, where it is a classifier.
-        run: a directory to keep everything in; without one nothing is kept but the result.
+        example_inputs: arguments to call it with, by position or by name, as for ``export_onnx``: tensors, dictionaries
+            and lists of them, None, numbers and strings; the first dimension is the batch, of at least 2 examples.
+        example_kwargs: further arguments, by name.
+        labels: one per example, for a classifier.
+        run: directory to keep all files in; without one, only the result is kept.
 
     Raises:
-        UserError: where the module is in training mode, or cannot be captured or exported; it says what to do.
+        UserError: where the module is in training mode, or cannot be captured or exported; its hint says what to do.
     """
     given = Given.of(example_inputs, example_kwargs)
     before = OUTPUT.brief
@@ -152,7 +152,7 @@ def _checked(run: Path, notes: tuple[str, ...]) -> Result:
 
 
 def _exported(source: Source) -> str:
-    """Write the first of ``ROWS`` that there can be."""
+    """Export the first of ``ROWS`` that the network supports, and return its name."""
     refused: dict[str, str] = {}
     for spec in [spec for name in ROWS for spec in source.rows if spec.name == name]:
         written = export(source, [spec])[0][spec.name]
@@ -166,7 +166,7 @@ def _exported(source: Source) -> str:
 
 
 def _verified(run: Path, artifact: str) -> Sequence[Check]:
-    """Check the file and eager PyTorch, and keep what came of it."""
+    """Check the file and eager PyTorch against the float64 reference, write ``verify.json`` and return the checks."""
     networks = verify.planned(run, [artifact, f"{artifact.partition('/')[0]}/program"])
     for network in networks:
         network.jobs[:] = [job for job in network.jobs if job[2].name in RUNNERS]
@@ -177,7 +177,10 @@ def _verified(run: Path, artifact: str) -> Sequence[Check]:
 
 
 def _timed(run: Path, name: str) -> dict:
-    """One contest against eager PyTorch, kept as ``bench.json`` keeps it, its own times as the file's."""
+    """Time the file against eager PyTorch in one paired comparison, write ``bench.json`` and return the comparison.
+
+    The block medians of both sides are written too, as timings of their own.
+    """
     grid = GRIDS["quick"]
     with using_threads(grid.threads):
         targets = find_targets(run, "cpu")
@@ -200,7 +203,7 @@ def _timed(run: Path, name: str) -> dict:
 
 
 def _row(target: Target, batch: int, medians: Sequence[float], loads: np.ndarray) -> dict:
-    """State the time of one side of a paired comparison; ``loads`` names the load that ran in each block."""
+    """Return the timing of one side of a paired comparison; ``loads`` gives the load that ran in each block."""
     times = np.array(medians)
     p50, (low, high) = float(np.median(times)), load_interval(times, loads)
     ends = {"p50": p50, "p50_low": low, "p50_high": high, "examples_per_second": batch / p50}
@@ -208,15 +211,18 @@ def _row(target: Target, batch: int, medians: Sequence[float], loads: np.ndarray
 
 
 def compare(one: Path | str, other: Path | str, trust: bool = False) -> list[Row]:
-    """Two files of any origin on the same inputs, a row an output and batch; ``reason`` is empty where they agree.
+    """Compare the outputs of two files on the same inputs.
+
+    Returns:
+        One row per output and batch; ``reason`` is empty where the two agree.
 
     Args:
         one: the file whose outputs are judged.
-        other: the file that it is judged by.
-        trust: whether to load PyTorch's own formats where no manifest of yours lists them: such files run code.
+        other: the file that it is compared with.
+        trust: whether to load PyTorch's own formats that no manifest of this user's lists: such files can run code.
 
     Raises:
-        UserError: where either cannot be opened or is not trusted, or they cannot be compared.
+        UserError: where a file cannot be opened or is not trusted, or the two cannot be compared.
     """
     rows = compare_files(Path(one), Path(other), trust=trust)
     if rows and not any(row.comparable for row in rows):

@@ -1,4 +1,4 @@
-"""A package that is also the function of its name, so that ``stn_export.adopt`` is both a stage and what it does."""
+"""Make a package callable, so that ``stn_export.adopt`` is both a stage and a function."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def callable_package(package: str, place: str) -> None:
-    """Make a package callable: calls go to ``module:function``, imported only then, as it takes PyTorch along."""
+    """Make a package callable: calls go to ``module:function``, imported at the first call as it imports PyTorch."""
 
     class Callable(ModuleType):
         def __call__(self, *arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The defaults that all commands share. Nothing here does any I/O."""
+"""Defaults that all commands share; importing this does no I/O."""
 
 from pathlib import Path
 

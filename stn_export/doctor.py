@@ -1,4 +1,4 @@
-"""What is installed, which runners are at hand and how to get the others: ``stn-export doctor``."""
+"""``stn-export doctor``: list what is installed, which runners are available and how to install the others."""
 
 import os
 import platform
@@ -23,12 +23,12 @@ REMEDIES = (  # by a word of the reason why a runner is not at hand
 
 
 def remedy(reason: str) -> str:
-    """What to do about a reason; a dash where there is none, or nothing is known."""
+    """Return how to install what a reason names as missing; a dash where there is no reason, or no known remedy."""
     return next((told for word, told in REMEDIES if word in reason), cli.NONE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print three tables; nothing is changed."""
+    """Print tables of the machine, the packages and the runners; change nothing."""
     cli.parse("doctor", arguments)
     environment: dict[str, Any] = describe()
     facts = {

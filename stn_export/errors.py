@@ -1,4 +1,4 @@
-"""What a user can get wrong, and the exit codes that say so."""
+"""Errors that a user can mend, and the exit codes of commands."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,10 @@ REASON = 400  # characters of one that are kept
 
 
 def one_line(error: BaseException) -> str:
-    """An exception in one line: its kind, and the first line of what it says, going on where that ends in a colon."""
+    """Format an exception as one line: its type and the first line of its message, at most ``REASON`` characters.
+
+    Where that line ends in a colon, the next one follows.
+    """
     said = ""
     for line in filter(None, map(str.strip, str(error).splitlines())):
         said = f"{said} {line}".strip()
@@ -24,9 +27,9 @@ def one_line(error: BaseException) -> str:
 
 
 class UserError(Exception):
-    """Something the user must change: one line saying what is wrong, one saying what to do.
+    """An error that the user can mend: one line says what is wrong, one what to do.
 
-    Every stage turns it into exit code 2; a traceback is reserved for bugs of this package.
+    Every stage turns it into exit code 2; tracebacks are for bugs of this package only.
     """
 
     def __init__(self, message: str, hint: str) -> None:
@@ -39,12 +42,12 @@ class UserError(Exception):
 
 @contextmanager
 def others_code(message: str, hint: str) -> Iterator[None]:
-    """Say what other people's code raised as an error of the user's: ``sys.exit`` too, which would end us in silence.
+    """Turn whatever third-party code raises in this block into a ``UserError``, ``sys.exit`` included.
 
-    An interrupt stays one, and so does an error of the user's.
+    KeyboardInterrupt and UserError pass unchanged.
 
     Raises:
-        UserError: the message, and behind it what was raised, in one line.
+        UserError: ``message``, followed by the exception in one line.
     """
     try:
         yield
@@ -55,10 +58,10 @@ def others_code(message: str, hint: str) -> Iterator[None]:
 
 
 class CheckFailedError(Exception):
-    """A check that ran to its end and came out red (exit code 1): a mismatch, a diverged training.
+    """A check ran to its end and failed (exit code 1), such as a mismatch or a diverged training.
 
     Args:
-        lines: what was wrong, one line each.
+        lines: what failed, one line each.
     """
 
     def __init__(self, *lines: str) -> None:

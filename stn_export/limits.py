@@ -1,4 +1,4 @@
-"""How much is taken from what others made, and how much may be asked for: what is beyond is refused before it is read.
+"""Limits on untrusted files and on requested amounts, checked before a file is read or work begins.
 
 ``docs/survival.md`` shows this table.
 """
@@ -15,7 +15,7 @@ from stn_export.errors import UserError
 
 @dataclass(frozen=True)
 class Limit:
-    """The largest ``value``, in ``unit``, of ``what``."""
+    """An upper limit: ``value`` in ``unit``; ``what`` names the thing that is limited."""
 
     value: int
     unit: str
@@ -51,10 +51,10 @@ LIMITS = {
 
 
 def require(name: str, value: int, said: str) -> int:
-    """``value``, once it is no more than the limit ``name``; ``said`` names what has it.
+    """Return ``value`` if it is within the limit ``name``; ``said`` names the thing for the message.
 
     Raises:
-        UserError: where it is more.
+        UserError: where it is larger.
     """
     limit = LIMITS[name]
     if value > limit.value:
@@ -65,10 +65,10 @@ def require(name: str, value: int, said: str) -> int:
 
 
 def regular(path: Path, kind: str, hint: str = "name another file") -> Path:
-    """``path``, once it is known to be an ordinary file of no more than a ``kind`` of file may have; nothing is read.
+    """Return ``path`` if it is an ordinary file within the size limit ``kind``; its content is not read.
 
     Raises:
-        UserError: where it is missing, a directory, a pipe or a device, too large, or cannot be looked at.
+        UserError: where it is missing, a directory, a pipe or a device, too large, or cannot be accessed.
     """
     try:
         found = path.stat()
@@ -89,16 +89,16 @@ def regular(path: Path, kind: str, hint: str = "name another file") -> Path:
 
 @functools.cache
 def _kernel_devices() -> frozenset[int]:
-    """The devices of file systems that hold no files, but what the kernel says."""
+    """Return the device numbers of /proc and /sys, whose files the kernel makes up."""
     places = (Path("/proc"), Path("/sys"))
     return frozenset(place.stat().st_dev for place in places if place.is_mount())
 
 
 def archive(path: Path, hint: str = "name another file") -> Path:
-    """``path``, once it is known to be an ordinary file that, if it is an archive, unpacks to no more than is allowed.
+    """Return ``path`` if it is an ordinary file that, where it is a ZIP archive, unpacks to no more than allowed.
 
     Raises:
-        UserError: where it is not.
+        UserError: where it is not, or the archive is damaged.
     """
     regular(path, "archive", hint)
     if zipfile.is_zipfile(path):

@@ -1,6 +1,6 @@
-"""What every command line shares: the console, error lines and exit codes, and the command ``stn-export``.
+"""Console output, error messages, exit codes, and the command ``stn-export``.
 
-On a terminal there are progress bars and boxed tables; into a pipe go plain lines. Nothing here takes long to import.
+A terminal shows progress bars and boxed tables, a pipe gets plain lines. Nothing here takes long to import.
 """
 
 import errno
@@ -57,7 +57,7 @@ SCRIPT = "stn-export"  # the console script
 
 
 def ensure_utf8() -> None:
-    """Start this command anew in Python's UTF-8 mode where the locale is ASCII; elsewhere do nothing.
+    """Restart this command in Python's UTF-8 mode where the locale's encoding is ASCII; otherwise do nothing.
 
     Under ``LC_ALL=C PYTHONUTF8=0`` Python cannot hand a path with an é to C++ libraries, nor write it into a file.
     """
@@ -119,23 +119,23 @@ LABEL = 11  # characters of a card's first column
 
 
 def say(message: str, style: str = "", target: Console | None = None) -> None:
-    """Print a line as it stands; to standard error where what is printed is for a program."""
+    """Print one line, on standard error where tables are for a program; nothing with ``--brief``."""
     if not OUTPUT.brief:
         (target or _aside()).print(Text(visible(message), style))
 
 
 def styled(text: str, style: str) -> Text:
-    """A table's cell in colour."""
+    """Return a table cell in colour."""
     return Text(visible(text), style)
 
 
 def _aside() -> Console:
-    """Where everything goes that is no table."""
+    """Return the console for everything but tables: standard error unless tables are for people."""
     return console(stderr=OUTPUT.form != "table")
 
 
 def card(lines: Sequence[tuple[str, str]]) -> None:
-    """Close a stage with its card: one word and one sentence per line, wrapped below itself on a terminal."""
+    """Print a stage's closing summary: one word and one sentence per line, wrapped in its column on a terminal."""
     target = _aside()
     for word, sentence in lines:
         text = visible(sentence)
@@ -146,13 +146,13 @@ def card(lines: Sequence[tuple[str, str]]) -> None:
 
 
 def progress(*columns: str, word: str = "", unit: str = "", still: bool = False) -> Progress:
-    """Make a progress bar with the time left; into a pipe it says plain lines, each ten seconds.
+    """Make a progress bar that shows the time left; a pipe gets a plain line every ten seconds instead.
 
     Args:
         columns: rich formats shown behind the bar.
         word: what a plain line begins with, by default the task's description.
         unit: what is counted.
-        still: whether nothing may run beside the work, and what it prints is caught.
+        still: whether no thread may run beside the work, and the work's own output is being captured.
     """
     target, duplicate = _aside(), None
     if still:
@@ -165,17 +165,17 @@ def progress(*columns: str, word: str = "", unit: str = "", still: bool = False)
 
 
 def figure(value: float | None, form: str) -> str:
-    """A number for a table; a dash where there is none."""
+    """Format a number for a table; a dash for None and NaN."""
     return NONE if value is None or math.isnan(value) else format(value, form)
 
 
 def print_json(content: object) -> None:
-    """Print ``content`` for a script to read."""
+    """Print ``content`` as JSON on standard output."""
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
-    """Call a stage's ``main`` and turn what it raises into an exit code and lines on standard error."""
+    """Call a stage's ``main`` and turn its exceptions into an exit code and lines on standard error."""
     if arguments is None:
         ensure_utf8()
     _ready()
@@ -205,7 +205,10 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
 
 
 def as_user_error(error: Exception) -> UserError | None:
-    """What a user can do something about: also a missing extra, a full disk or memory, and what may not be read."""
+    """Return an exception as an error that the user can mend; None where it is a bug.
+
+    Beside ``UserError``: a missing extra, a full disk or memory, an inaccessible file, a name that is not UTF-8.
+    """
     if isinstance(error, UserError):
         return error
     if isinstance(error, ModuleNotFoundError) and (package := str(error.name).partition(".")[0]) in EXTRAS:
@@ -231,7 +234,7 @@ def _told(word: str, *lines: object, style: str = "bold red") -> None:
 
 
 class _Stream:
-    """A stream that takes any text, and on which nothing is said any more once whoever reads it has left, as head does.
+    """A stream that accepts any text, and that silently discards it once its reader has gone, as ``head`` does.
 
     A stage goes on to its end, and its exit code says how it went.
     """
@@ -244,13 +247,13 @@ class _Stream:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """As ever."""
+        """Write, or discard where the reader has gone."""
         with self._unheard():
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """As ever."""
+        """Flush, or do nothing where the reader has gone."""
         with self._unheard():
             self.stream.flush()
 
@@ -263,7 +266,7 @@ class _Stream:
 
 
 def _ready() -> None:
-    """Streams that are there, and that break nothing."""
+    """Replace standard output and error by streams that exist and accept any text."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # as long as this lives
@@ -272,7 +275,7 @@ def _ready() -> None:
 
 
 def start(arguments: Sequence[str] | None = None) -> int:
-    """``stn-export STAGE ...`` is ``python -m stn_export.STAGE ...``; only that stage is imported.
+    """Run ``stn-export STAGE ...``, which is ``python -m stn_export.STAGE ...``; only that stage is imported.
 
     Returns:
         The exit code.
@@ -302,7 +305,7 @@ def start(arguments: Sequence[str] | None = None) -> int:
 
 
 def completion_for(shell: str) -> str:
-    """A script that completes every command and option without starting Python."""
+    """Return a shell script that completes every command and option without starting Python."""
     import shtab
 
     root = Parser("stn-export", add_help=False)

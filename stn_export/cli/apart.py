@@ -1,8 +1,8 @@
-"""Run a function on foreign data in a process of its own, within limits of time and memory.
+"""Run a function on untrusted data in a process of its own, within limits of time and memory.
 
-A server, started once and ended with this process, imports what the function needs and forks for every call: a crash,
-a hang or a flood of memory ends the fork and nothing else. ``forked`` does the same from inside such a fork, for the
-single steps of a longer piece of work. On macOS the limit of memory is not kept: its kernel does not know it.
+A server, started once and ended with this process, imports the function's module and forks for every call: a crash,
+a hang or an excess of memory ends that fork and nothing else. ``forked`` does the same from inside such a fork, for
+single steps of a longer task. macOS does not enforce the memory limit: its kernel does not support it.
 """
 
 import atexit
@@ -30,15 +30,15 @@ HEADER = 8  # bytes that say how long a message is
 
 
 class BeyondLimitError(UserError):
-    """Work on foreign data that took more than its limits, or crashed."""
+    """Work on untrusted data exceeded its limits or crashed."""
 
 
 class CrashedError(BeyondLimitError):
-    """Work on foreign data that crashed."""
+    """Work on untrusted data crashed."""
 
 
 class _Server:
-    """A process that forks for every call; one at a time."""
+    """A process that forks for every call, one call at a time."""
 
     def __init__(self) -> None:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -67,15 +67,15 @@ _servers: dict[int, _Server] = {}  # by the process that started it: a fork need
 
 
 def apart(place: str, *arguments: Any, seconds: float) -> Any:
-    """Call ``module:function`` in a process of its own.
+    """Call ``module:function`` in a process of its own, and return its result.
 
     Args:
-        place: where the function is; what it takes and gives is pickled.
-        arguments: what it takes.
-        seconds: how long it may take.
+        place: ``module:function``; its arguments and result must be picklable.
+        arguments: of the function.
+        seconds: time limit.
 
     Raises:
-        BeyondLimitError: where it takes longer, or more memory than the limit, or crashes.
+        BeyondLimitError: where it exceeds the limit of time or memory, or crashes.
     """
     server = _servers.get(os.getpid())
     if server is None or server.process.poll() is not None:
@@ -91,10 +91,10 @@ def apart(place: str, *arguments: Any, seconds: float) -> Any:
 
 
 def forked(function: Callable[[], Result], seconds: float) -> Result:
-    """Call a function in a fork of this process, which has no other threads at work.
+    """Call a function in a fork of this process and return its result; no other threads may be running.
 
     Raises:
-        BeyondLimitError: where it takes longer, or crashes.
+        BeyondLimitError: where it takes longer than ``seconds``, or crashes.
     """
     receiving, sending = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_tell, args=(sending, function))
@@ -125,7 +125,7 @@ def _tell(pipe: Any, function: Callable[[], Any]) -> None:
 
 
 def _outcome(function: Callable[[], Any]) -> bytes:
-    """Pickle whether it raised, and what it gave or raised."""
+    """Pickle whether the function raised, and its result or exception."""
     try:
         return pickle.dumps((False, function()))
     except MemoryError:
@@ -145,7 +145,7 @@ def _error(error: Exception) -> bytes:
 
 
 def limit_memory() -> None:
-    """Hold this process, and what it forks, to the limit of memory: of what it writes to, mapped files aside."""
+    """Limit the memory that this process and its forks may write to; memory-mapped files do not count."""
     most = LIMITS["memory"].value
     held = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if held == resource.RLIM_INFINITY or held > most:
@@ -179,7 +179,7 @@ def _whole(stream: IO[Any], size: int) -> bytes:
 
 
 def serve() -> None:
-    """Fork for every call that standard input asks for, until it ends."""
+    """Answer every call on standard input in a fork of its own, until the stream ends."""
     asked, answered = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     while True:

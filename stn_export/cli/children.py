@@ -1,4 +1,4 @@
-"""The one place that starts other processes: none of them outlives the process that asked for it."""
+"""Start other processes; none of them outlives the process that started it. Nothing else in this package does so."""
 
 import errno
 import os
@@ -23,12 +23,12 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 def module(name: str, *arguments: Word) -> list[Word]:
-    """Build the command that runs a Python module apart; files that lie where it is started are not imported."""
+    """Build the command that runs a Python module; ``-P`` keeps the current directory off the import path."""
     return [sys.executable, "-P", "-m", name, *arguments]
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Copy this process's environment, with ``variables``, so that Python imports this same package there too."""
+    """Copy this process's environment, updated by ``variables``, with this same package importable."""
     found = os.environ | dict(variables or {})
     installed = [*site.getsitepackages(), site.getusersitepackages()]
     if ROOT not in [Path(each).resolve() for each in installed]:  # a clone, which may be used where it lies
@@ -44,14 +44,14 @@ def start(
     env: Mapping[str, str] | None = None,
     **options: Any,
 ) -> subprocess.Popen:
-    """Start a command that ends with this process.
+    """Start a command that is ended with this process.
 
     Args:
-        command: its words; the first is looked up in PATH.
-        end: the signal that it gets when the thread that called this ends.
-        group: whether it is out of the reach of the terminal's own signals, in a session of its own.
-        env: its whole environment, by default this process's.
-        options: further ones of ``subprocess.Popen``.
+        command: program and arguments; the program is looked up in PATH.
+        end: the signal sent to it when the calling thread ends.
+        group: whether it runs in a session of its own, which the terminal's signals do not reach.
+        env: its complete environment; by default this process's.
+        options: further options of ``subprocess.Popen``.
 
     Raises:
         OSError: where there is no such command.
@@ -66,12 +66,12 @@ def start(
 def run(
     command: Sequence[Word], *, check: bool = False, timeout: float | None = None, **options: Any
 ) -> subprocess.CompletedProcess:
-    """Run a command to its end and return what it printed, as UTF-8 text.
+    """Run a command to its end and return its output, decoded as UTF-8.
 
     Raises:
         OSError: where there is no such command.
         subprocess.CalledProcessError: with ``check`` where its exit code is not 0.
-        subprocess.TimeoutExpired: after ``timeout`` seconds, which end it.
+        subprocess.TimeoutExpired: after ``timeout`` seconds; the command is killed.
     """
     piped: dict[str, Any] = {
         "stdout": subprocess.PIPE,
@@ -92,10 +92,10 @@ def run(
 
 
 def follow(command: Sequence[Word], env: Mapping[str, str] | None = None) -> int:
-    """Run a stage and hand on to it what is to end or to stop this process; it says itself what it keeps.
+    """Run a stage, and forward to it the signals that would end or stop this process.
 
     Returns:
-        Its exit code; 128 and the number of a signal that ended it.
+        Its exit code; 128 plus the number of the signal that ended it.
     """
     process = start(command, end=signal.SIGTERM, group=True, env=env)
     try:
@@ -124,9 +124,9 @@ def _handed_on(process: subprocess.Popen) -> Iterator[None]:
 
 @contextmanager
 def handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
-    """Handle signals in this block, but for those that whoever started this process had it ignore, as nohup does.
+    """Handle signals in this block, except those that this process was started to ignore, as under nohup.
 
-    Only a process's main thread may; elsewhere this does nothing.
+    Does nothing outside the main thread, where Python allows no handlers.
     """
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in handlers if main}
@@ -141,12 +141,12 @@ def handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Take a signal for Ctrl-C."""
+    """Raise KeyboardInterrupt: a signal handler."""
     raise KeyboardInterrupt
 
 
 @contextmanager
 def heeding() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end this block as Ctrl-C does: what was made is kept, and nothing is left half done."""
+    """Let SIGTERM and SIGHUP end this block as Ctrl-C does, so that files are kept or removed in an orderly way."""
     with handled({signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}):
         yield

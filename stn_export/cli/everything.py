@@ -1,8 +1,8 @@
-"""``stn-export all``: the stages one after the other over one run, each in a process of its own.
+"""``stn-export all``: run all stages of a run in turn, each in a process of its own.
 
-A check that failed does not end the chain: what is red is marked, never shipped and named at the end. The exit code is
-that of the worst stage, in this order: 0, all is well; 1, a check failed. Any other one ends the chain and is its own:
-2, something must be changed first; 70, a bug of ours; 130, interrupted; above 128, ended by a signal.
+A failed check does not end the chain: what failed is marked, never recommended, and named at the end. The exit code is
+0 if all is well and 1 if a check failed. Any other exit code of a stage ends the chain and is returned: 2, the user
+must change something first; 70, a bug of this package; 130, interrupted; above 128, ended by a signal.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run all stages.
 
     Raises:
-        CheckFailedError: at the end, naming every stage in which a check failed, and what failed.
+        CheckFailedError: at the end, naming every stage in which a check failed, and its failures.
         SystemExit: with the exit code of a stage that could not run to its end.
     """
     options, of_training = PARSERS["all"]().parse_known_args(arguments)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def chain(stages: Mapping[str, Sequence[str]]) -> list[str]:
-    """Run stages by name and options, and return what failed in them, a line or more a stage.
+    """Run stages, given as name and options, and return a text per stage that failed a check, of one or more lines.
 
     Raises:
         SystemExit: with the exit code of a stage that could not run to its end.
@@ -71,7 +71,7 @@ def chain(stages: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def perform(stage: str, options: Sequence[str]) -> tuple[int, str]:
-    """Run a stage in a process of its own; its exit code, and what failed in it as it says itself."""
+    """Run a stage in a process of its own; return its exit code and its own account of what failed."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "failed.txt"
         command = children.module(PACKAGE, stage, *options)
@@ -80,5 +80,5 @@ def perform(stage: str, options: Sequence[str]) -> tuple[int, str]:
 
 
 def adopted(run: Path) -> bool:
-    """Whether the run holds networks that were not trained here."""
+    """Return whether the run contains networks that were not trained by ``train``."""
     return any(run.glob("*/program.pt2")) and not any(run.glob("*/checkpoint.pt"))

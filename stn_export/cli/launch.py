@@ -1,8 +1,8 @@
-"""A script that becomes another command, which then ends with the process that started it.
+"""Script that becomes another command, which is then ended with the process that started it.
 
-``python -I -S launch.py SIGNAL PARENT GROUP COMMAND ...``; GROUP is 1 where it leads a process group of its own, which
-ends with it. On Linux only: other systems know no signal at a parent's death. Nothing but the standard library is
-imported, and as little of it as will do.
+``python -I -S launch.py SIGNAL PARENT GROUP COMMAND ...``; GROUP is 1 where the command leads a process group of its
+own, which is ended with it. Works on Linux only: other systems send no signal at a parent's death. Imports only the
+standard library, and as little of it as possible.
 """
 
 import ctypes
@@ -15,15 +15,15 @@ PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>; it outlives execve
 
 
 def end_with_parent(number: int) -> None:
-    """Let the kernel send this process a signal when the thread that started it ends."""
+    """Have the kernel send this process signal ``number`` when the thread that started it ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def end_group_with(leader: int) -> None:
-    """Leave a process behind that ends all others of this process group once its leader has ended.
+    """Leave a process behind that kills the rest of this process group once its leader has ended.
 
-    It is nobody's child, so that no command waits for it, and holds no file open, so that pipes end with the leader.
+    It is nobody's child, so no command waits for it, and it holds no file open, so pipes end with the leader.
     """
     if not hasattr(os, "pidfd_open"):
         return
@@ -43,7 +43,7 @@ def end_group_with(leader: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Become the command, unless the parent is gone already."""
+    """Become the command, unless the parent has ended already."""
     number, parent, group, *command = arguments
     if group == "1":  # a shell's background jobs ignore SIGINT, and so would all that they start
         signal.signal(signal.SIGINT, signal.SIG_DFL)

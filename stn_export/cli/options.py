@@ -1,4 +1,4 @@
-"""The command lines of the stages, a function each; nothing here takes long to import, so that ``--help`` does not."""
+"""Command-line parsers, one function per stage; quick to import, so that ``--help`` is quick."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -16,19 +16,19 @@ UNITS = {"s": 1, "m": 60, "h": 3600}  # in seconds
 
 
 def path(text: str) -> Path:
-    """An argument type: a path, which holds no NUL."""
+    """Convert an argument to a path, which may not contain a NUL."""
     if "\0" in text:
         raise argparse.ArgumentTypeError("a path cannot hold a NUL")
     return Path(text)
 
 
 def path_or_none(text: str) -> Path | None:
-    """An argument type: a path, or None for the empty string that Make passes for an unset variable."""
+    """Convert an argument to a path; None for the empty string that Make passes for an unset variable."""
     return path(text) if text else None
 
 
 def int_or_none(text: str) -> int | None:
-    """An argument type: an integer, or None for the empty string."""
+    """Convert an argument to an integer; None for the empty string."""
     try:
         return int(text) if text else None
     except ValueError:
@@ -36,7 +36,7 @@ def int_or_none(text: str) -> int | None:
 
 
 def number(limit: str, least: int = 0) -> Callable[[str], int]:
-    """An argument type: a whole number from ``least`` to one of ``LIMITS``."""
+    """Make an argument type: a whole number from ``least`` to the limit ``limit`` in ``LIMITS``."""
 
     def whole(text: str) -> int:
         if (value := int(text)) < least:
@@ -47,12 +47,12 @@ def number(limit: str, least: int = 0) -> Callable[[str], int]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """An argument type: names with commas between them."""
+    """Split an argument at its commas into names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """An argument type: ``NAME=1,16000``, or ``NAME=`` for a scalar."""
+    """Convert ``NAME=1,16000`` to a name and sizes; ``NAME=`` is a scalar."""
     name, _, sizes = text.rpartition("=")
     found = tuple(int(size) for size in sizes.replace("x", ",").split(",") if size.strip())
     if not name or min(found, default=0) < 0:
@@ -61,12 +61,12 @@ def shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def tolerance(text: str) -> float:
-    """An argument type: a difference that is no less than nothing, and finite."""
+    """Convert an argument to a tolerance: finite and not negative."""
     return seconds(text)
 
 
 def seconds(text: str) -> float:
-    """An argument type: a time that is no less than nothing, and finite."""
+    """Convert an argument to seconds: finite and not negative."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise ValueError
@@ -74,7 +74,7 @@ def seconds(text: str) -> float:
 
 
 def time(text: str) -> float | None:
-    """An argument type: a time such as 90s, 3m or 1h in seconds, or None for the empty string."""
+    """Convert a time such as 90s, 3m or 1h to seconds, above zero; None for the empty string."""
     if not text:
         return None
     value = seconds(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else seconds(text)
@@ -84,7 +84,7 @@ def time(text: str) -> float | None:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults where there are such."""
+    """A help formatter that shows only defaults that are strings, numbers or paths."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown = isinstance(action.default, str | int | float | Path) and not isinstance(action.default, bool)
@@ -92,22 +92,23 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors look like every other error of ours; what it reads says how this process prints."""
+    """A parser that raises its errors as ``UserError``, and applies ``--format`` and ``--brief`` to this process."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise a parsing error as a ``UserError``."""
         raise UserError(message, f"see {self.prog} --help")
 
     def parse_known_args(  # type: ignore[override]  # typeshed has an overload for every kind of namespace
         self, args: Any = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As ever."""
+        """Parse the known options, and set how this process prints."""
         options, others = super().parse_known_args(args, namespace)
         OUTPUT.form, OUTPUT.brief = options.format, options.brief
         return options, others
 
 
 def stage(module: str, description: str) -> Parser:
-    """The parser of a stage, or of a dotted module that Python runs, with what all of them take."""
+    """Make the parser of a stage, or of a module such as ``package.tool``, with the options that all share."""
     command = f"python -m {module}" if "." in module else f"stn-export {module}"
     parser = Parser(command, description=description, formatter_class=_Help)
     parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="of what is printed")
@@ -117,7 +118,7 @@ def stage(module: str, description: str) -> Parser:
 
 
 def with_lock(parser: Parser) -> Parser:
-    """Of a stage that changes its run directory."""
+    """Add ``--no-wait``, for stages that change a run."""
     parser.add_argument(
         "--no-wait", dest="wait", action="store_false", help="stop where another stage is changing the run"
     )
@@ -125,7 +126,7 @@ def with_lock(parser: Parser) -> Parser:
 
 
 def with_runtimes(parser: Parser) -> Parser:
-    """Of a stage that can run files in the runtimes of others."""
+    """Add ``--runtimes``, for stages that can run files in external runtimes."""
     parser.add_argument(
         "--runtimes", type=path_or_none, metavar="DIR", help="also in the runtimes that were installed there"
     )
@@ -133,13 +134,13 @@ def with_runtimes(parser: Parser) -> Parser:
 
 
 def with_again(parser: Parser, kept: str) -> Parser:
-    """Of a stage that keeps what it makes as it makes it, and goes on there."""
+    """Add ``--again``, for stages that resume from stored results; ``kept`` completes the help text."""
     parser.add_argument("--again", action="store_true", help=f"start anew; without it {kept} again")
     return parser
 
 
 def with_trust(parser: Parser) -> Parser:
-    """Of a stage that loads files which can run code."""
+    """Add ``--trust``, for stages that load files which can run code."""
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -149,13 +150,13 @@ def with_trust(parser: Parser) -> Parser:
 
 
 def with_run(parser: Parser) -> Parser:
-    """The run directory, which nearly every stage takes."""
+    """Add ``--run``, which nearly every stage accepts."""
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
     return parser
 
 
 def train() -> Parser:
-    """Of ``train``."""
+    """Make the parser of ``train``."""
     parser = with_lock(stage("train", "Train a grid of models and seeds."))
     parser.add_argument("--dataset", default="digits", help="one of: digits, cifar10, cifar10-affine")
     parser.add_argument("--data", type=path_or_none, help="directory that holds CIFAR-10")
@@ -178,7 +179,7 @@ def train() -> Parser:
 
 
 def adopt() -> Parser:
-    """Of ``adopt``."""
+    """Make the parser of ``adopt``."""
     parser = with_lock(stage("adopt", "Capture anyone's network, say where it samples, and put it into a run."))
     parser.add_argument("what", help="file.py:callable, package.module:callable, or a .pt2 file")
     parser.add_argument("--weights", type=path_or_none, help=".pt, .pth or .safetensors")
@@ -204,7 +205,7 @@ def adopt() -> Parser:
 
 
 def export() -> Parser:
-    """Of ``export``."""
+    """Make the parser of ``export``."""
     parser = with_run(
         stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor, C, ExecuTorch, LiteRT.")
     )
@@ -230,7 +231,7 @@ def export() -> Parser:
 
 
 def verify() -> Parser:
-    """Of ``verify``."""
+    """Make the parser of ``verify``."""
     parser = with_run(stage("verify", "Prove that every artifact of a run gives what PyTorch gives."))
     parser = with_runtimes(with_lock(parser))
     parser.add_argument(
@@ -262,7 +263,7 @@ def verify() -> Parser:
 
 
 def audit() -> Parser:
-    """Of ``audit``."""
+    """Make the parser of ``audit``."""
     parser = stage("audit", "Say where the nodes of an ONNX file run, what they cost, and what to mind.")
     parser.add_argument("model", type=path_or_none, nargs="?", help="an ONNX file")
     parser.add_argument("--provider", nargs="+", choices=["cpu", "cuda"], default=["cpu", "cuda"], help="where to")
@@ -280,7 +281,7 @@ def audit() -> Parser:
 
 
 def bench() -> Parser:
-    """Of ``bench``."""
+    """Make the parser of ``bench``."""
     parser = stage(
         "bench",
         "Time every artifact of a run on every backend, or an ONNX file of any origin, or two in turns. Of a run, "
@@ -307,7 +308,7 @@ def bench() -> Parser:
 
 
 def report() -> Parser:
-    """Of ``report``."""
+    """Make the parser of ``report``."""
     parser = with_lock(with_run(stage("report", "Write a run's report.")))
     parser.add_argument("--beside", type=path, nargs="+", default=(), metavar="RUN", help="runs shown side by side")
     parser.add_argument(
@@ -317,7 +318,7 @@ def report() -> Parser:
 
 
 def predict() -> Parser:
-    """Of ``predict``."""
+    """Make the parser of ``predict``."""
     parser = with_trust(stage("predict", "Run pictures through an artifact of a run."))
     parser.add_argument("pictures", nargs="+", type=path, metavar="IMAGE", help="a picture file of any size and mode")
     parser.add_argument(
@@ -335,14 +336,14 @@ def predict() -> Parser:
 
 
 def runtimes() -> Parser:
-    """Of ``runtimes``."""
+    """Make the parser of ``runtimes``."""
     parser = stage("runtimes", "Install other runtimes, each into an environment of its own, for verify and bench.")
     parser.add_argument("--into", type=path_or_none, metavar="DIR", help="their folder; by default .runtimes")
     return parser
 
 
 def play() -> Parser:
-    """Of ``play``."""
+    """Make the parser of ``play``."""
     parser = with_run(stage("play", "Turn a picture by hand in a browser and see what the networks make of it."))
     parser.add_argument("--output", type=path_or_none, metavar="DIR", help="the page's folder; by default RUN/play")
     parser.add_argument("--port", type=number("port"), default=0, help="on the loopback; 0 is any that is free")
@@ -354,12 +355,12 @@ def play() -> Parser:
 
 
 def doctor() -> Parser:
-    """Of ``doctor``."""
+    """Make the parser of ``doctor``."""
     return stage("doctor", "Show what is installed, which backends can run here and how to get the others.")
 
 
 def everything() -> Parser:
-    """Of ``all``."""
+    """Make the parser of ``all``."""
     parser = with_run(
         stage(
             "all", "Train (unless the run holds an adopted network), export, verify, bench, report; options of train."
@@ -389,9 +390,9 @@ PARSERS: dict[str, Callable[[], Parser]] = {
 
 
 def parse(name: str, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What a stage's command line asks for.
+    """Parse a stage's command line.
 
     Raises:
-        UserError: where it cannot be understood.
+        UserError: where it is invalid.
     """
     return PARSERS[name]().parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What long work shows while it goes on: a bar on a terminal, into a pipe a plain line each ten seconds."""
+"""Progress of long work: a bar on a terminal, a plain line every ten seconds in a pipe."""
 
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
@@ -15,7 +15,7 @@ EACH = 10.0  # seconds between two lines
 
 
 def duration(seconds: float) -> str:
-    """Say a time in words: ``40 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    """Format a time for people: ``40 s``, ``3 min 20 s``, ``2 h 5 min``."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"
@@ -25,15 +25,15 @@ def duration(seconds: float) -> str:
 
 
 class Progress(Bar):
-    """A progress bar that is never silent.
+    """A progress bar on a terminal; elsewhere a plain line every ``EACH`` seconds.
 
-    A line is said by a thread that sleeps in between: it wakes once in ten seconds, which no median of timed calls
-    sees. The bar of a ``still`` one is drawn only when it is told of progress, by no thread.
+    The plain lines come from a thread that sleeps in between: it wakes once in ten seconds, too rarely to shift the
+    median of timed calls. With ``still`` a terminal's bar is redrawn only when progress is reported, by no thread.
 
     Args:
-        console: where to.
+        console: where to print.
         columns: rich formats shown behind the bar.
-        word: what a plain line begins with, by default the first task's description.
+        word: first word of a plain line, by default the first task's description.
         unit: what is counted.
         still: whether nothing may run beside the work.
     """
@@ -60,18 +60,18 @@ class Progress(Bar):
         self._ended, self._thread = Event(), None if shown else Thread(target=self._say_lines, daemon=True)
 
     def start(self) -> None:
-        """Begin to show what is done."""
+        """Start showing progress."""
         super().start()
         if self._thread:
             self._thread.start()
 
     def add_task(self, *arguments: Any, **options: Any) -> TaskID:
-        """Begin to count, from what is ``completed``."""
+        """Add a task; what is already ``completed`` does not count for the pace."""
         self.before = options.get("completed", 0)
         return super().add_task(*arguments, **options)
 
     def stop(self) -> None:
-        """Show nothing any more."""
+        """Stop showing progress, and end the thread."""
         super().stop()
         self._ended.set()
         if self._thread and self._thread.is_alive():
@@ -80,7 +80,7 @@ class Progress(Bar):
             self.duplicate.close()
 
     def line(self) -> str:
-        """Say what is done and about what is left: ``bench: 6 of 14 rows, about 2 min left``."""
+        """Format progress and an estimate of the rest: ``bench: 6 of 14 rows, about 2 min left``."""
         task = self.tasks[0]
         word, unit = self.word or task.description, f" {self.unit}" if self.unit else ""
         counted = f"{word}: {task.completed:,.0f} of {task.total:,.0f}{unit}"
@@ -88,7 +88,7 @@ class Progress(Bar):
         return counted if left is None else f"{counted}, about {duration(left)} left"
 
     def left(self) -> float | None:
-        """Estimate the seconds left by the pace so far; None before there is any."""
+        """Estimate the seconds left from the pace so far, at most ``most()``; before any progress return ``most()``."""
         task = self.tasks[0]
         done = task.completed - self.before
         if not done or task.elapsed is None or task.total is None:

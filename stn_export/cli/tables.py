@@ -1,7 +1,7 @@
-"""Tables: complete in a pipe, and on a terminal as wide as it is: columns go in the order that the table states.
+"""Print tables: all columns in a pipe, on a terminal those that fit.
 
-What is printed is of one form a process: a table for people, or JSON, Markdown and CSV for what reads it next; then
-everything that is no table goes to standard error.
+A process prints in one format: a table for people, or JSON, Markdown or CSV for a program. In the latter cases
+everything that is not a table goes to standard error.
 """
 
 import csv
@@ -34,7 +34,7 @@ NUMBER = re.compile(r"[-+−±≤]?\d|–?$")
 
 @dataclass
 class Output:
-    """How this process prints; ``brief`` leaves out all but cards, ``tables`` counts those in CSV."""
+    """How this process prints: ``brief`` leaves out everything but cards, ``tables`` counts the CSV tables so far."""
 
     form: str = "table"
     brief: bool = False
@@ -46,27 +46,27 @@ Cell = str | Text  # a word as it stands, or one in colour
 
 
 def visible(text: object) -> str:
-    """Spell out what would move a terminal's cursor, begin a line, turn one round, or not be seen: one line of text."""
+    """Escape control and invisible characters, line breaks and changes of direction, so that text stays one line."""
     return UNSEEN.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode(), str(text))
 
 
 def by(shape: Iterable[object]) -> str:
-    """Write sizes for a person: ``N×3×32×32``."""
+    """Format a shape for people: ``N×3×32×32``."""
     return "×".join(map(str, shape)) or "scalar"
 
 
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
-    """Write for a person how bytes of pictures become an input: ``(x / 255 - 0.5) / 0.5``."""
+    """Format the conversion of image bytes to input values: ``(x / 255 - 0.5) / 0.5``."""
     figures = (", ".join(f"{value:g}" for value in values) for values in (mean, std))
     return "(x / 255 - {}) / {}".format(*(f"({each})" if "," in each else each for each in figures))
 
 
 class Markdown(str):
-    """Text of this project's own that is Markdown already; in a table only its columns' bars are escaped."""
+    """Trusted text that is already Markdown; in a table only ``|`` is escaped."""
 
 
 def markdown(text: object) -> str:
-    """Escape text for Markdown, in a table too: no HTML, link, picture or formula, no other column, one line."""
+    """Escape text for Markdown: one line without HTML, links, images or formulas, safe inside a table cell."""
     if isinstance(text, Markdown):
         return text.replace("|", r"\|")
     marked = MARKS.sub(lambda found: f"\\{found.group()}", visible(text))
@@ -74,20 +74,20 @@ def markdown(text: object) -> str:
 
 
 def csv_cell(text: object) -> str:
-    """Escape text for CSV: what a spreadsheet would take for a formula begins with an apostrophe."""
+    """Escape text for CSV: an apostrophe precedes what a spreadsheet would read as a formula."""
     shown = visible(text)
     return f"'{shown}" if FORMULA.match(shown) else shown
 
 
 def markdown_table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a table, an empty one behind it."""
+    """Return the lines of a Markdown table, an empty line last."""
     lines = [columns, ["---"] * len(columns), *rows]
     return [f"| {' | '.join(map(markdown, line))} |" for line in lines] + [""]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they stand; ``drop`` are the columns that a narrow terminal goes without, the first ones first."""
+    """A table; ``drop`` lists the columns that a narrow terminal leaves out, the first ones first."""
 
     title: str
     columns: Sequence[str]
@@ -95,22 +95,22 @@ class Table:
     drop: Sequence[str] = ()
 
     def plain(self) -> list[list[str]]:
-        """The cells as they read."""
+        """Return the cells as escaped text."""
         return [[visible(cell) for cell in row] for row in self.rows]
 
     def widths(self) -> dict[str, int]:
-        """What each column takes."""
+        """Return the width of each column in full, in characters."""
         cells = [self.columns, *self.plain()]
         return {column: max(cell_len(row[index]) for row in cells) for index, column in enumerate(self.columns)}
 
     def least(self) -> dict[str, int]:
-        """What each column must have: numbers stand in a line, words may be folded."""
+        """Return the least width of each column: full for numbers, which are never folded, else at most ``FOLDED``."""
         plain = self.plain()
         numbers = {column: all(NUMBER.match(row[index]) for row in plain) for index, column in enumerate(self.columns)}
         return {column: width if numbers[column] else min(width, FOLDED) for column, width in self.widths().items()}
 
     def shown(self, width: int) -> list[str]:
-        """The columns that there is room for, or all but ``drop`` where there is none."""
+        """Return the columns that fit into ``width``, or all but ``drop`` where even those do not fit."""
         least = self.least()
         for column in self.drop:
             if sum(least.values()) + GAP * len(least) <= width:
@@ -119,7 +119,7 @@ class Table:
         return list(least)
 
     def drawn(self, width: int, boxed: bool) -> Drawn:
-        """For rich; numbers to the right, and what is too wide in several lines."""
+        """Build the table for rich: numbers right-aligned, long text folded over several lines."""
         drawn = Drawn(
             title=Text(visible(self.title)),
             title_justify="left",
@@ -147,19 +147,19 @@ def _shown(cell: Cell) -> Text:
 
 
 def as_json(table: Table) -> str:
-    """A line: the title and a row of cells by column."""
+    """Format a table as one line of JSON: the title, and rows as objects by column."""
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.plain()]
     return json.dumps({"title": table.title.strip(), "rows": rows}, ensure_ascii=False) + "\n"
 
 
 def as_markdown(table: Table) -> str:
-    """With its title above."""
+    """Format a table as Markdown, its title above."""
     lines = markdown_table(table.columns, table.plain())
     return "\n".join(["", f"**{markdown(table.title.strip())}**", "", *lines])
 
 
 def as_csv(table: Table) -> str:
-    """A header and lines."""
+    """Format a table as CSV: a header, then the rows."""
     text = io.StringIO()
     lines = [table.columns, *table.plain()]
     csv.writer(text, lineterminator="\n").writerows([csv_cell(cell) for cell in line] for line in lines)
@@ -170,14 +170,14 @@ WRITERS = {"json": as_json, "markdown": as_markdown, "csv": as_csv}
 
 
 def console(stderr: bool = False) -> Console:
-    """A console on standard output, or on standard error; endless and plain where it is no terminal."""
+    """Make a console on standard output or standard error; plain and of unlimited width where it is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else ENDLESS
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], drop: Sequence[str] = ()) -> None:
-    """Print a table in this process's form; ``drop`` are the columns that a narrow terminal goes without."""
+    """Print a table in this process's format; ``drop`` lists the columns that a narrow terminal leaves out."""
     made = Table(title, columns, rows, drop)
     if OUTPUT.form != "table":
         if OUTPUT.form == "csv":  # which has no titles
@@ -189,7 +189,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], dr
 
 
 def draw(made: Table, target: Console) -> None:
-    """Print a table on a console, and which columns had no room."""
+    """Print a table on a console, and name the columns that did not fit."""
     with target.capture() as drawn:
         target.print(made.drawn(target.width, target.is_terminal))
     lines = drawn.get().splitlines()

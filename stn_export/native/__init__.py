@@ -1,1 +1,1 @@
-"""A captured program as one self-contained C source: no runtime, no allocation, one function."""
+"""Write a captured program as self-contained C source: no runtime, no allocation, one function."""

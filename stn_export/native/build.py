@@ -1,4 +1,4 @@
-"""The library that the system's C compiler makes of a written source, for this machine or for others."""
+"""Compile generated C with the system's compiler, for this machine or for another target."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ TARGETS = {  # the compiler's flags and what the processor must have
 
 
 def compiler() -> list[str]:
-    """The command that compiles C, ``$CC`` or ``cc``; empty where there is none."""
+    """Return the command of the C compiler, ``$CC`` or ``cc``; empty where there is none."""
     try:
         command = shlex.split(os.environ.get("CC", "cc"))
     except ValueError:  # a quote that is left open
@@ -37,7 +37,7 @@ def compiler() -> list[str]:
 
 
 def no_compiler() -> str:
-    """Why no C can be compiled here, or an empty string."""
+    """Return why no C can be compiled here; empty where it can."""
     if compiler():
         return ""
     if named := os.environ.get("CC"):
@@ -46,12 +46,12 @@ def no_compiler() -> str:
 
 
 def flags_of(target: str) -> list[str]:
-    """What the compiler is told for a target."""
+    """Return the compiler flags of a target."""
     return [flag for flag in (*FLAGS, TARGETS[target][0]) if flag]
 
 
 def build(source: Path, library: Path, flags: Sequence[str] = ("-shared", "-fPIC")) -> None:
-    """Compile a written ``.c``, its header and weights beside it, with further ``flags``, for the target it names.
+    """Compile a generated ``.c``, its header and weights beside it, for the target that it names.
 
     Raises:
         UserError: where there is no compiler, or it fails.
@@ -69,7 +69,7 @@ def _named(command: str) -> str:
 
 
 def _why_it_fails(command: Sequence[str]) -> str:
-    """Run a compiler within the limit of time; its first error, or an empty string where it succeeds."""
+    """Run a compiler within the time limit; return its first error, or an empty string where it succeeds."""
     seconds, untranslated = LIMITS["compiling"].value, os.environ | {"LC_ALL": "C"}
     try:
         done = children.run(command, env=untranslated, group=True, timeout=seconds, stdin=subprocess.DEVNULL)
@@ -82,7 +82,7 @@ def _why_it_fails(command: Sequence[str]) -> str:
 
 
 def target_of(source: Path) -> str:
-    """The target that a source names in its first lines.
+    """Read the target that a source names in its first lines.
 
     Raises:
         UserError: where it names none.
@@ -95,9 +95,10 @@ def target_of(source: Path) -> str:
 
 
 def built(source: Path) -> Path:
-    """The library of a written ``.c``, compiled beside it at first use, in a temporary directory where that cannot be.
+    """Return the shared library of a generated ``.c``, compiled beside it at first use.
 
-    Its name holds a digest of what it is made of and for, so that no other one is taken for it.
+    Where that folder cannot be written, it is compiled in a temporary one. Its name holds a digest of source, compiler,
+    flags and processor, so that no other library is taken for it.
 
     Raises:
         UserError: where this processor cannot run it, or as ``build`` does.
@@ -115,7 +116,7 @@ def built(source: Path) -> Path:
 
 
 def _processor() -> str:
-    """What the system says that the processor is and can."""
+    """Return the processor's architecture, model and instruction sets as the system states them."""
     facts = cpu_facts()
     return "\n".join([platform.machine(), *(facts.get(name, "") for name in ("model name", "flags", "Features"))])
 

@@ -1,4 +1,4 @@
-"""Convolutions in C: what is done in one go with them, by which way, and how their weights lie."""
+"""Write convolutions in C: what is fused with them, which algorithm computes them, how their weights are laid out."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BLOCKS = range(8, 3, -1)  # output channels at once
 
 @dataclass
 class Layer:
-    """The sizes of ``convolution`` in ``kernels.c``, with the same names."""
+    """The fields of ``convolution`` in ``kernels.c``, with the same names."""
 
     channels: int
     height: int
@@ -41,13 +41,13 @@ class Layer:
 
     @property
     def span(self) -> int:
-        """Rows from the kernel's first to its last."""
+        """The distance in rows from the kernel's first row to its last."""
         return (self.kernel_height - 1) * self.dilation_height
 
     def in_strips(self, row: int, extra: int) -> int:
-        """Choose output rows so that their columns, ``row`` floats a row and ``extra`` rows more, stay in the cache.
+        """Choose the output rows of a strip so that its columns stay in the cache, and return the number of strips.
 
-        Returns how many strips that makes.
+        Columns take ``row`` floats per output row, for ``extra`` rows beyond those of the strip.
         """
         step = 1 + self.pooled
         rows = min(self.out_height, max(step, (CACHED // row - extra) // step * step))
@@ -56,16 +56,16 @@ class Layer:
         return -(-self.out_height // self.strip)
 
     def cost(self, positions: int, kernel_columns: int) -> int:
-        """Vector operations of so many positions."""
+        """Estimate the vector operations for this many output positions."""
         blocks = self.groups * -(-self.out_channels // self.groups // self.block)
         products = self.channels // self.groups * kernel_columns * self.kernel_height
         return -(-positions // 16) * products * blocks * self.block
 
 
 class Way(NamedTuple):
-    """One of the ways: vector operations, its function, rows of a strip, floats of scratch and the weights by part.
+    """An algorithm: its vector operations, C function, rows per strip, floats of scratch, and weights by part.
 
-    ``per_row`` is how many multiply-adds a row of one output channel takes for each input channel and kernel row.
+    ``per_row`` is how many multiply-adds one row of one output channel takes per input channel and kernel row.
     """
 
     cost: int
@@ -77,7 +77,7 @@ class Way(NamedTuple):
 
 
 def convolution(w: Writer, node: Node) -> None:
-    """With the batch norm, pooling of 2×2 and clamp behind it where nothing else reads what lies between."""
+    """Write a convolution, fused with a batch norm, 2×2 max pooling and clamp where nothing else reads between."""
     args = arguments(node)
     x, weight = w.value(args.input), w.data(args.weight, node)
     bias = weight.new_zeros(len(weight)) if args.bias is None else w.data(args.bias, node)
@@ -111,7 +111,7 @@ def _halves(pool: Node) -> bool:
 
 
 def pair(value: int | list[int]) -> list[int]:
-    """Height's and width's."""
+    """Return one value for height and one for width."""
     values = value if isinstance(value, list) else [value]
     return values * 2 if len(values) == 1 else values
 
@@ -124,17 +124,17 @@ def _padding(args: SimpleNamespace, weight: Tensor) -> list[int]:
 
 
 def _block(channels: int) -> int:
-    """How many output channels are summed at once: a divisor where there is one."""
+    """Return how many output channels are summed at once: a divisor of all where possible."""
     return next((size for size in BLOCKS if channels % size == 0), -(-channels // -(-channels // BLOCKS[0])))
 
 
 def _room(count: int) -> int:
-    """As in ``kernels.c``, with slack."""
+    """Return the floats of a buffer as in ``kernels.c``, slack included."""
     return -(-(count + 16) // 16) * 16
 
 
 def _plain(layer: Layer, weight: Tensor) -> Way:
-    """As it is written; the kernel's rows share columns unless they are more than a row apart."""
+    """Lay out the direct algorithm; the kernel's rows share columns if the vertical stride is 1."""
     shared = layer.stride_height == 1
     planes = layer.channels * layer.kernel_width * (1 if shared else layer.kernel_height)
     strips = layer.in_strips(planes * layer.out_width, layer.span if shared else 0)
@@ -149,7 +149,7 @@ def _plain(layer: Layer, weight: Tensor) -> Way:
 
 
 def _fast(layer: Layer, weight: Tensor) -> Way | None:
-    """Three products of half the columns."""
+    """Lay out the fast algorithm, three products of half the columns; None where it does not apply."""
     if (layer.stride_height, layer.stride_width, layer.dilation_width) != (1, 1, 1) or layer.kernel_width < 3:
         return None
     half, longer, shorter = -(-layer.out_width // 2), -(-layer.kernel_width // 2), layer.kernel_width // 2
@@ -168,7 +168,7 @@ def _fast(layer: Layer, weight: Tensor) -> Way | None:
 
 
 def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bounds: tuple[float, float]) -> str:
-    """A function of input, output and scratch."""
+    """Write the C function of a layer, from input, output and scratch, and return its name."""
     names = [w.constant(f"{node.name}_{name}", _laid(part, layer)) for name, part in way.parts.items()]
     names.append(w.constant(f"{node.name}_bias", bias))
     given = [f".{name} = {size}" for name, size in vars(layer).items()]
@@ -188,9 +188,10 @@ def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bound
 
 
 def _laid(weight: Tensor, layer: Layer) -> Tensor:
-    """Output channels × channels × columns × rows as ``sums`` reads them.
+    """Lay weights out as ``sums`` reads them.
 
-    Group, block, channel, column and row, and the block's output channels side by side.
+    From output channels × channels × columns × rows to group, block, channel, column and row, the output channels of a
+    block side by side.
     """
     grouped = weight.unflatten(0, (layer.groups, -1))
     missing = grouped.new_zeros(layer.groups, -grouped.shape[1] % layer.block, *weight.shape[1:])

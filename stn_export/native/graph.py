@@ -1,4 +1,4 @@
-"""A program seen from one example of a batch: sizes are numbers, and what no input decides is computed beforehand."""
+"""View a program at one example of a batch: sizes are numbers, and what depends on no input is computed in advance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SHAPES_ONLY = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", 
 
 @dataclass(frozen=True)
 class Example:
-    """``shapes`` of all tensors at a batch of 1, ``constants``, and which tensors differ from example to example."""
+    """The graph at batch 1: ``shapes`` of tensors, ``constants``, and ``batched`` tensors that differ per example."""
 
     nodes: tuple[Node, ...]
     shapes: Mapping[Node, Shape]
@@ -27,24 +27,24 @@ class Example:
 
 
 def refusal(node: Node, why: str) -> UserError:
-    """That a node cannot be written as C, with its operator and its line of the module."""
+    """Make the error for a node that cannot be written in C, with its operator and its line of the module."""
     return UserError(
         f"{node.target} at {location(node)} {why}", "use another format, or change that line of the module"
     )
 
 
 def name_of(node: Node) -> str:
-    """An operator's name, the same for what works in place."""
+    """Return an operator's name, without the underscore of in-place operators."""
     if isinstance(node.target, str):
         raise TypeError(f"{node.op} {node.target} calls no operator")
     return getattr(node.target, "overloadpacket", node.target).__name__.rstrip("_")
 
 
 def one_example(program: Program) -> Example:
-    """What a program computes for an example.
+    """View a program at batch 1.
 
     Raises:
-        UserError: where sizes other than the batch are open, or examples of a batch are not independent.
+        UserError: where the batch is static, other sizes are dynamic, or examples depend on each other.
     """
     if program.contract.batch is not None or program.contract.open_sizes:
         raise UserError("C is written for an open batch and fixed sizes", "capture it with N as its only open size")
@@ -72,7 +72,7 @@ def one_example(program: Program) -> Example:
 
 
 def _shape(node: Node) -> Shape:
-    """A tensor's sizes at a batch of 1; the batch may only be a factor of the first."""
+    """Return a tensor's sizes at batch 1; only the first size may depend on the batch, as a multiple of it."""
     for axis, size in enumerate(node.meta["val"].shape):
         if _symbols(size) and (axis or integer(size, 6) != 6 * integer(size)):
             raise refusal(node, "moves the batch or mixes its examples")
@@ -80,12 +80,12 @@ def _shape(node: Node) -> Shape:
 
 
 def integer(size: int | torch.SymInt, batch: int = 1) -> int:
-    """A size at a batch."""
+    """Return a size at a batch."""
     return size if isinstance(size, int) else int(size.node.expr.subs(dict.fromkeys(_symbols(size), batch)))
 
 
 def _symbols(size: int | torch.SymInt) -> set:
-    """What stands open in a size."""
+    """Return the symbols in a size."""
     return set() if isinstance(size, int) else size.node.expr.free_symbols
 
 
@@ -97,6 +97,7 @@ class _Recorder(Interpreter):
             self.run(*program.values(program.contract.random(batch)))
 
     def run_node(self, node: Node) -> object:
+        """Run a node and record its tensor."""
         result = super().run_node(node)
         if isinstance(result, Tensor):
             self.found[node] = result
@@ -104,7 +105,7 @@ class _Recorder(Interpreter):
 
 
 def _constants(program: Program, fixed: list[Node]) -> dict[Node, Tensor]:
-    """What does not depend on the inputs' values, and on their number only by repetition."""
+    """Compute the tensors that no input value affects, and the batch only by repetition."""
     one, three = (_Recorder(program, batch).found for batch in (1, 3))
     for node in fixed:
         same = one[node].shape == three[node].shape
@@ -114,7 +115,7 @@ def _constants(program: Program, fixed: list[Node]) -> dict[Node, Tensor]:
 
 
 def arguments(node: Node) -> SimpleNamespace:
-    """An operator's arguments by name, with sizes as numbers at a batch of 1."""
+    """Return an operator's arguments by name, sizes as numbers at batch 1."""
     schema = operator_of(node)._schema.arguments
     given = dict(zip([each.name for each in schema], node.args, strict=False)) | node.kwargs
     return SimpleNamespace(**{each.name: _plain(given.get(each.name, each.default_value)) for each in schema})
@@ -128,7 +129,7 @@ def _plain(value: object) -> object:
 
 
 def axes_of(example: Example, node: Node, source: Node, dims: int | list[int] | None) -> list[int]:
-    """Dimensions counted from the front, all of them where none is given; the batch's is refused."""
+    """Return dimensions counted from the front, by default all; reject the batch's."""
     rank = len(example.shapes[source])
     given = dims if isinstance(dims, list) else [] if dims is None else [dims]
     axes = [dim % rank for dim in given] or list(range(rank))

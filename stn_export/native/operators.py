@@ -1,4 +1,4 @@
-"""How each operator is written in C: one function for each, and the table of them."""
+"""Write each operator in C: one function per operator, and the table of them."""
 
 import math
 from collections.abc import Callable
@@ -59,7 +59,7 @@ POINTWISE = {  # the names are those of PyTorch's arguments
 
 
 def pointwise(w: Writer, node: Node) -> None:
-    """An expression of values at the same place, broadcast."""
+    """Write an elementwise expression, its operands broadcast."""
     given = vars(arguments(node))
     if given.get("rounding_mode") or given.get("approximate", "none") != "none":
         raise refusal(node, "rounds or approximates in a way that is not written in C")
@@ -77,7 +77,7 @@ def _number(name: str, value: object) -> str:
 
 
 def expression(w: Writer, node: Node, text: str, tensors: dict[str, Value]) -> None:
-    """Write ``text`` for every element; ``tensors`` are what its names stand for."""
+    """Write the C expression ``text`` for every element; ``tensors`` are the values of its names."""
     float_only(node, torch.bool)
     out = w.new(node)
     strides = [contiguous(out.shape), *(broadcast(each.shape, out.shape) for each in tensors.values())]
@@ -90,18 +90,18 @@ def expression(w: Writer, node: Node, text: str, tensors: dict[str, Value]) -> N
 
 
 def float_only(node: Node, *others: torch.dtype) -> None:
-    """Refuse results of other types."""
+    """Reject results of types other than float32 and ``others``."""
     if node.meta["val"].dtype not in (torch.float32, *others):
         raise refusal(node, f"gives {node.meta['val'].dtype}; float32 alone is written in C")
 
 
 def broadcast(shape: Shape, wanted: Shape) -> Shape:
-    """The strides by which a tensor is read as if it had another shape."""
+    """Return the strides that read a tensor as if it had another shape."""
     return torch.empty(shape, device="meta").expand(wanted).stride()
 
 
 def per_channel(w: Writer, node: Node, text: str, **constants: Tensor) -> None:
-    """An expression of a tensor and constants of each channel."""
+    """Write an expression of a tensor and constants per channel."""
     x = w.value(operand(node))
     shape = (len(next(iter(constants.values()))), *[1] * (len(x.shape) - 2))
     values = {name: Value(w.constant(f"{node.name}_{name}", data), shape) for name, data in constants.items()}
@@ -109,18 +109,18 @@ def per_channel(w: Writer, node: Node, text: str, **constants: Tensor) -> None:
 
 
 def prelu(w: Writer, node: Node) -> None:
-    """A slope for each channel."""
+    """Write a leaky ReLU with one slope per channel."""
     per_channel(w, node, "self < 0 ? self * slope : self", slope=w.data(operand(node, 1), node))
 
 
 def batch_norm(w: Writer, node: Node) -> None:
-    """A scale and a shift for each channel, where no convolution took them in."""
+    """Write a batch norm that no convolution absorbed: a scale and a shift per channel."""
     scale, shift = w.normalisation(node)
     per_channel(w, node, "self * scale + shift", scale=scale, shift=shift)
 
 
 def view(w: Writer, node: Node) -> None:
-    """Another look at the same numbers: no work where they lie without gaps, else a copy."""
+    """Write a view: no code where its elements are contiguous, else a copy."""
     source = node
     picks: list[Argument] = []
     while name_of(source) == "getitem":
@@ -147,13 +147,13 @@ def view(w: Writer, node: Node) -> None:
 
 
 def copied(out: Value, part: Tensor, x: Value, shape: Shape) -> list[str]:
-    """``x``, taken for ``shape``, into the part of ``out`` that a view of a whole tensor is."""
+    """Copy ``x``, read as ``shape``, into the part of ``out`` that ``part`` views."""
     to, strides = out.at(part.storage_offset()), [part.stride(), contiguous(shape)]
     return loops(shape, strides, lambda at: [f"({to})[{at[0]}] = ({x.text})[{at[1]}];"])
 
 
 def joined(w: Writer, node: Node) -> None:
-    """Tensors behind each other along a dimension, or along a new one."""
+    """Concatenate tensors along a dimension, or stack them along a new one."""
     args, out, lines, begin = arguments(node), w.new(node), [], 0
     axis, values = args.dim % len(out.shape), [w.value(each) for each in args.tensors]
     if axis == 0 and node in w.example.batched:
@@ -166,7 +166,7 @@ def joined(w: Writer, node: Node) -> None:
 
 
 def padding(w: Writer, node: Node) -> None:
-    """A constant around a tensor."""
+    """Pad a tensor with a constant."""
     args, x = arguments(node), w.value(operand(node))
     if getattr(args, "mode", "constant") != "constant" or min(args.pad) < 0 or len(args.pad) > 2 * len(x.shape) - 2:
         raise refusal(node, "pads in a way that is not written in C")
@@ -179,7 +179,7 @@ def padding(w: Writer, node: Node) -> None:
 
 
 def tiled(w: Writer, name: str, weight: Tensor, bias: Tensor | None) -> str:
-    """A matrix, outputs × inputs, as ``matrix_vector`` takes it: the names of weights and bias, inputs and outputs."""
+    """Lay out a matrix (outputs × inputs) for ``matrix_vector``; return the arguments: names, inputs, outputs."""
     outputs, inputs = weight.shape
     laid = weight.new_zeros(-(-outputs // 16) * 16, inputs + 1)
     laid[:outputs, :inputs] = weight
@@ -190,7 +190,7 @@ def tiled(w: Writer, name: str, weight: Tensor, bias: Tensor | None) -> str:
 
 
 def linear(w: Writer, node: Node) -> None:
-    """Rows by a constant matrix, clamped where only that follows."""
+    """Multiply rows by a constant matrix, fused with a clamp where nothing else reads the result."""
     args = arguments(node)
     weight, x = w.data(args.weight, node), w.value(args.input)
     matrix = tiled(w, node.name, weight, None if args.bias is None else w.data(args.bias, node))
@@ -202,7 +202,7 @@ def linear(w: Writer, node: Node) -> None:
 
 
 def matmul(w: Writer, node: Node) -> None:
-    """Matrices by matrices, broadcast over what stands before their last two dimensions."""
+    """Multiply matrices, broadcast over all but their last two dimensions."""
     left, right, out = w.value(operand(node)), w.value(operand(node, 1)), w.new(node)
     inner, across = left.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
     rows = left.shape[-2] if len(left.shape) > 1 else 1
@@ -217,7 +217,7 @@ def matmul(w: Writer, node: Node) -> None:
 
 
 def gru_cell(w: Writer, node: Node) -> None:
-    """A gated recurrent unit."""
+    """Write a gated recurrent unit for one row per example."""
     args, names = arguments(node), []
     x, state, out = w.value(args.input), w.value(args.hx), w.new(node)
     for name, weight, bias in (("input", args.w_ih, args.b_ih), ("state", args.w_hh, args.b_hh)):
@@ -236,7 +236,7 @@ def gru_cell(w: Writer, node: Node) -> None:
 
 
 def max_pool(w: Writer, node: Node) -> None:
-    """The largest of each window."""
+    """Take the maximum of each window."""
     args, x, out = arguments(node), w.value(operand(node)), w.new(node)
     if pair(args.dilation) != [1, 1]:
         raise refusal(node, "has gaps in its windows, which is not written in C")
@@ -247,7 +247,7 @@ def max_pool(w: Writer, node: Node) -> None:
 
 
 def resampled(w: Writer, node: Node) -> None:
-    """Averages of windows and resized images: linear along height and along width, so two constant matrices."""
+    """Write average pooling or resizing as two constant matrices, as it is linear along height and along width."""
     x, out, operator = w.value(operand(node)), w.new(node), operator_of(node)
     (height, width), (out_height, out_width) = x.shape[-2:], out.shape[-2:]
     given, first = vars(arguments(node)), operator._schema.arguments[0].name
@@ -271,7 +271,7 @@ def resampled(w: Writer, node: Node) -> None:
 
 
 def reduced(begin: str, more: str, end: str, w: Writer, node: Node) -> None:
-    """Over some dimensions: ``begin``, then ``more`` for every value, then ``end``."""
+    """Reduce over dimensions: start at ``begin``, apply ``more`` to every value, return ``end``."""
     args, x = arguments(node), w.value(operand(node))
     if name_of(node) != "argmax":
         float_only(node)
@@ -292,7 +292,7 @@ def reduced(begin: str, more: str, end: str, w: Writer, node: Node) -> None:
 
 
 def softmax(logarithm: int, w: Writer, node: Node) -> None:
-    """Over one dimension."""
+    """Write a softmax, or its logarithm, over one dimension."""
     x, args = w.value(operand(node)), arguments(node)
     float_only(node)
     axis = axes_of(w.example, node, operand(node), args.dim)[0]
@@ -301,7 +301,7 @@ def softmax(logarithm: int, w: Writer, node: Node) -> None:
 
 
 def affine_grid(w: Writer, node: Node) -> None:
-    """Written out only where something other than a sampler reads it."""
+    """Write an affine grid, only where something other than a sampler reads it."""
     if all(user.target in GRID_SAMPLES and user.args[0] is not node for user in node.users):
         return
     theta, out = w.value(operand(node)), w.new(node)
@@ -312,7 +312,7 @@ def affine_grid(w: Writer, node: Node) -> None:
 
 
 def grid_sample(w: Writer, node: Node) -> None:
-    """At the points of an affine grid, computed from theta on the fly, or at those of any other grid."""
+    """Sample at an affine grid that is computed from theta on the fly, or at any other grid."""
     image, grid, mode, padding_mode, corners = vars(arguments(node)).values()
     x, affine, out = w.value(image), grid.target in AFFINE_GRIDS, w.new(node)
     where = w.value(grid.args[0] if affine else grid)

@@ -1,4 +1,4 @@
-"""A captured program as one C11 source with its header."""
+"""Assemble a captured program as C11 source with its header."""
 
 import hashlib
 import re
@@ -43,7 +43,7 @@ __asm__(WEIGHTS_SECTION "\\n.balign 64\\n{name}_weights:\\n.incbin \\"" WEIGHTS 
 
 @dataclass(frozen=True)
 class Source:
-    """The content of ``name``.c, ``name``.h and, where the weights are many, ``name``.bin."""
+    """The content of ``name``.c, ``name``.h and, for many weights, ``name``.bin."""
 
     name: str
     c: str
@@ -51,7 +51,7 @@ class Source:
     weights: bytes
 
     def write(self, path: Path) -> None:
-        """Write the .c to a path, and the others beside it under the same name."""
+        """Write the .c to a path, the other files beside it with the same stem."""
         path.write_text(self.c.replace(f'"{self.name}.', f'"{path.stem}.'), encoding="utf-8")
         path.with_suffix(".h").write_text(self.h, encoding="utf-8")
         if self.weights:
@@ -59,17 +59,17 @@ class Source:
 
 
 def write_source(program: Program, name: str, target: str = HERE, said: str = "") -> Source:
-    """Write a program down as C.
+    """Generate the C source of a program.
 
     Args:
-        program: captured with an open batch.
-        name: what files and functions are called.
+        program: captured with a dynamic batch.
+        name: of files and functions.
         target: one of ``TARGETS``.
-        said: a line on what it was made from.
+        said: a line on what it was generated from.
 
     Raises:
-        UserError: where an operator is not among those that are written, or examples of a batch are not independent;
-            it names the operator and its line of the module.
+        UserError: where an operator is not supported, or examples of a batch depend on each other; it names the
+            operator and its line of the module.
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise UserError(f"{name!r} is no name in C", "use letters, digits and underscores")
@@ -79,7 +79,7 @@ def write_source(program: Program, name: str, target: str = HERE, said: str = ""
 
 
 def multiply_adds_saved(program: Program) -> int:
-    """Count the multiply-adds of one example that the written C does without, of those that the network states.
+    """Count the multiply-adds of one example that the C code saves over those stated by the network.
 
     Raises:
         UserError: where the network cannot be written as C.
@@ -88,7 +88,7 @@ def multiply_adds_saved(program: Program) -> int:
 
 
 def _written(program: Program) -> "tuple[Writer, list[_Array]]":
-    """Write every operator of a program down, and list its inputs and outputs."""
+    """Write every operator of a program, and list its inputs and outputs."""
     contract, w = program.contract, Writer(one_example(program))
     nodes, result = w.example.nodes[:-1], w.example.nodes[-1]
     placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -114,7 +114,7 @@ def _operate(w: Writer, node: Node) -> None:
 
 @dataclass(frozen=True)
 class _Array:
-    """An input or output in C: ``inside`` is its name in ``network``, where kernels have names too."""
+    """An input or output in C; ``inside`` is its name in ``network``, where kernel names are taken."""
 
     spec: TensorSpec
     kind: str
@@ -124,7 +124,7 @@ class _Array:
 
     @property
     def moved(self) -> str:
-        """Its part of example i."""
+        """The C expression for its part of example i."""
         return f"{self.word} + i * {self.count}" if self.spec.batched else self.word
 
 
@@ -137,7 +137,7 @@ def _array(spec: TensorSpec, side: str, count: int) -> _Array:
 
 
 def _read(w: Writer, node: Node, spec: TensorSpec) -> _Array:
-    """An input, copied to where vectors may be read beyond its end."""
+    """Write the copy of an input to a buffer that vectors may read beyond its end."""
     x = w.new(node)
     array = _array(spec, "in", x.count)
     line = f"for (int i = 0; i < {x.count}; i++) {x.text}[i] = (float){array.inside}[i];"
@@ -153,7 +153,7 @@ def _give(w: Writer, value: Value, spec: TensorSpec) -> _Array:
 
 
 def _assembled(name: str, w: Writer, arrays: Sequence[_Array], said: dict[str, str]) -> Source:
-    """The texts of all files."""
+    """Fill the templates of all files."""
     places, floats = planned(w.steps, {root: value.count for root, value in w.buffers.items()})
     count = sum(data.size for data in w.constants.values())
     binary, weights = _binary(name, w.constants) if count > INSIDE else (b"", _tables(w.constants))
@@ -205,7 +205,7 @@ def _step(step: Step, place: int | None) -> str:
 
 
 def _tables(constants: dict[str, np.ndarray]) -> str:
-    """Numbers as arrays."""
+    """Format constants as C arrays."""
     parts = []
     for name, data in constants.items():
         texts = [scalar(number) for number in data]
@@ -215,7 +215,7 @@ def _tables(constants: dict[str, np.ndarray]) -> str:
 
 
 def _binary(name: str, constants: dict[str, np.ndarray]) -> tuple[bytes, str]:
-    """Numbers as a file, and where each array begins in it."""
+    """Return constants as the content of a file, and the C definitions of where each begins."""
     chunks, lines, begin = [], [BINARY.format(name=name)], 0
     for word, data in constants.items():
         lines.append(f"#define {word} ({name}_weights + {begin})")
@@ -225,7 +225,7 @@ def _binary(name: str, constants: dict[str, np.ndarray]) -> tuple[bytes, str]:
 
 
 def _kernels(text: str) -> str:
-    """What the text needs of the kernels' source, in its order."""
+    """Return the parts of ``kernels.c`` that the text calls, in their order."""
     chunks = (FOLDER / "kernels.c").read_text(encoding="utf-8").strip().split("\n\n")
     names = [re.search(r"^INLINE .*?(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
     named = [(name and rf"\b{name[1]}\(", chunk) for name, chunk in zip(names, chunks, strict=True)]

@@ -1,4 +1,4 @@
-"""What a C source is put together from: values in one block of memory, constants, functions and the steps of a run."""
+"""Collect what C source is assembled from: values in one block of memory, constants, functions and steps."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ CLAMPS = {  # by operator, what a value is clamped to
 
 @dataclass(frozen=True)
 class Value:
-    """One example's tensor in C: ``text`` points to its first number, ``root`` names the buffer that it lies in."""
+    """One example's tensor in C: ``text`` points to its first element, ``root`` names its buffer."""
 
     text: str
     shape: Shape
@@ -30,17 +30,17 @@ class Value:
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     def at(self, place: int | torch.SymInt | str) -> str:
-        """A pointer to what lies so many numbers behind."""
+        """Return a pointer to the element at this offset."""
         return self.text if str(place) == "0" else f"{self.text} + {place}"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A few lines of the run, the buffers that they touch and the floats of scratch that they need."""
+    """A few lines of the run, the buffers they touch and the floats of scratch they need."""
 
     comment: str
     lines: tuple[str, ...]
@@ -50,7 +50,7 @@ class Step:
 
 @dataclass
 class Writer:
-    """Collects what operators write; ``values`` are tensors by node, ``absorbed`` nodes that another one does."""
+    """Collects what operators write: ``values`` by node, ``absorbed`` nodes that were fused into another."""
 
     example: Example
     values: dict[Node, Value] = field(default_factory=dict)
@@ -62,41 +62,41 @@ class Writer:
     multiply_adds_saved: int = 0  # of those that the network's convolutions state, for one example
 
     def value(self, node: Node) -> Value:
-        """The tensor that a node gives; a constant is written down at its first use."""
+        """Return a node's tensor; a constant is written at its first use."""
         if node not in self.values:
             data = self.example.constants[node]
             self.values[node] = Value(self.constant(node.name, data), tuple(data.shape))
         return self.values[node]
 
     def constant(self, name: str, data: Tensor) -> str:
-        """Write numbers down and give the name that they bear."""
+        """Add constant values, and return their name in C."""
         self.constants[f"c_{name}"] = data.detach().float().numpy().ravel()
         return f"c_{name}"
 
     def data(self, node: Node, user: Node) -> Tensor:
-        """Weights, in float64."""
+        """Return constant weights in float64; reject those that depend on inputs."""
         if node not in self.example.constants:
             raise refusal(user, "has weights that are computed from inputs")
         return self.example.constants[node].double()
 
     def new(self, node: Node) -> Value:
-        """Room for what a node gives."""
+        """Allocate a buffer for a node's result."""
         value = Value(f"x_{node.name}", self.example.shapes[node], f"x_{node.name}")
         self.values[node] = self.buffers[value.root] = value
         return value
 
     def step(self, what: Node | str, lines: Sequence[str], values: Sequence[Value], scratch: int = 0) -> None:
-        """What is done; ``values`` are read or written, and ``scratch`` in the lines points to scratch."""
+        """Add lines to the run; ``values`` are read or written, and ``scratch`` in the lines points to scratch."""
         comment = what if isinstance(what, str) else f"{name_of(what)} at {location(what)}"
         self.steps.append(Step(comment, tuple(lines), frozenset(each.root for each in values) - {""}, scratch))
 
     def follower(self, node: Node, *names: str) -> Node | None:
-        """The only reader of a node, where it is one of these operators."""
+        """Return a node's only reader if it is one of these operators, else None."""
         reader = next(iter(node.users))
         return reader if len(node.users) == 1 and reader.op == "call_function" and name_of(reader) in names else None
 
     def clamped(self, node: Node) -> tuple[Node, float, float]:
-        """The clamp that alone reads a node, with its bounds, or the node itself without any."""
+        """Absorb a clamp that alone reads a node, and return it with its bounds; else the node, unbounded."""
         reader = self.follower(node, *CLAMPS)
         if reader is None:
             return node, -math.inf, math.inf
@@ -104,7 +104,7 @@ class Writer:
         return reader, *CLAMPS[name_of(reader)](arguments(reader))
 
     def normalisation(self, node: Node) -> tuple[Tensor, Tensor]:
-        """A batch norm as scale and shift of each channel, in float64."""
+        """Return a batch norm as scale and shift per channel, in float64."""
         args = arguments(node)
         if args.training or args.running_mean is None:
             raise refusal(node, "normalises by the batch itself")
@@ -114,7 +114,7 @@ class Writer:
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a tensor without gaps."""
+    """Return the strides of a contiguous tensor."""
     return torch.empty(tuple(shape), device="meta").stride()
 
 
@@ -124,7 +124,7 @@ def loops(
     body: Callable[[list[str]], list[str]],
     names: str = "ijklmnop",
 ) -> list[str]:
-    """Nested loops over ``shape``; ``body`` is given the index into each tensor, whose strides are ``strides``."""
+    """Write nested loops over ``shape``; ``body`` gets the index into each tensor, whose ``strides`` are given."""
     dims: list[tuple[int, tuple[int, ...]]] = []
     for size, *steps in zip(shape, *strides, strict=True):
         if dims and all(outer == step * size for outer, step in zip(dims[-1][1], steps, strict=True)):
@@ -146,7 +146,7 @@ def loops(
 
 
 def scalar(number: float) -> str:
-    """A number as C writes it."""
+    """Format a number as a C literal."""
     if not math.isfinite(number):
         return "NAN" if math.isnan(number) else "INFINITY" if number > 0 else "-INFINITY"
     text = str(np.float32(number))
@@ -154,9 +154,12 @@ def scalar(number: float) -> str:
 
 
 def planned(steps: Sequence[Step], sizes: dict[str, int]) -> tuple[dict[str, int], int]:
-    """Where each buffer begins and the floats of all; those that are not needed at the same time share room.
+    """Place the buffers in one block, those never needed at the same time on top of each other.
 
-    A step's scratch is the buffer ``scratch<index>``.
+    A step's scratch is the buffer ``scratch<index>``, and is added to ``sizes``.
+
+    Returns:
+        Where each buffer begins, and the size of the block, both in floats.
     """
     lives: dict[str, list[int]] = {}
     for index, step in enumerate(steps):

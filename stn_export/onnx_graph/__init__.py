@@ -1,1 +1,1 @@
-"""What the stage ``audit`` is made of: ONNX files read, placed on a provider and linted, whoever wrote them."""
+"""Building blocks of ``audit``: read, place and lint any ONNX file."""

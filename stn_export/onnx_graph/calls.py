@@ -1,4 +1,4 @@
-"""How the files of a run are called: a snippet for each format and kind of input, in four languages for ONNX."""
+"""Write how a run's files are called: a snippet per format and kind of input, in four languages for ONNX."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FENCES = {"c++": "cpp", "js": "js"}  # where Markdown calls a language otherwise
 
 @dataclass(frozen=True)
 class HowToCall:
-    """A snippet: the file that it calls, from the run directory, others that are called alike, language, text."""
+    """A snippet: the file that it calls, seen from the run, other files called alike, language, text."""
 
     file: str
     others: tuple[str, ...]
@@ -25,18 +25,18 @@ class HowToCall:
 
     @property
     def title(self) -> str:
-        """What stands above it."""
+        """The heading of the snippet."""
         more = f"; {', '.join(self.others)} likewise" if self.others else ""
         return f"{self.file}, in {self.language.capitalize() if self.language != 'js' else 'JavaScript'}{more}"
 
     @property
     def fence(self) -> str:
-        """Its language as Markdown calls it."""
+        """Its language as Markdown's code fences name it."""
         return FENCES.get(self.language, self.language)
 
 
 def calls_of(directories: Iterable[NetworkDirectory]) -> Iterator[HowToCall]:
-    """Write how every file of a run is called; files of one format that take the same share a snippet.
+    """Yield a snippet for each group of a run's files of one format and with the same inputs.
 
     The first ONNX file is called in every language, others in Python: ``audit --snippet`` writes the rest.
     """
@@ -73,14 +73,14 @@ def _calls(directory: NetworkDirectory, artifacts: list[Artifact], languages: li
 
 
 def described(spec: TensorSpec) -> Described:
-    """An input or output of a run as a file declares it."""
+    """Return an input or output of a run in the form of a file's declarations."""
     pixels = spec.pixels if spec.dtype == "float32" else None
     figures = (pixels.mean, pixels.std) if pixels else ((), ())
     return Described(spec.name, spec.dtype, spec.shape, *figures)
 
 
 def _sizes(directory: NetworkDirectory, artifact: Artifact) -> dict[str, tuple[int, ...]]:
-    """What each input is fed: one example, or as many as are fixed; other open sizes are those of the run's example."""
+    """Return the shape of each input: batch 1 unless static, other dynamic sizes as in the run's examples."""
     contract = artifact.contract
     if contract.open_sizes:
         batch = directory.examples().take(contract.batch or 1)

@@ -1,4 +1,4 @@
-"""What an ONNX file declares of itself: inputs and outputs, operator sets, producer, size and operators.
+"""Read what an ONNX file declares: inputs and outputs, operator sets, producer, size and operators.
 
 Everything is read from the file; nothing is run.
 """
@@ -35,7 +35,7 @@ class _Contract(msgspec.Struct):
 
 
 def contract_of(file: OnnxFile, path: Path | None = None) -> FileContract:
-    """Read what a model declares; ``path`` says where its file lies, for its size."""
+    """Read what a model declares; ``path`` is its file, for the size."""
     model, graph = file.model, file.model.graph
     pixels, external = _pixels(model), set(file.external)
     operators = Counter(_operator(node) for node in _nodes(model))
@@ -65,7 +65,7 @@ def _operator(node: onnx.NodeProto) -> str:
 
 
 def _weights(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """The initialisers of the graph and of the bodies in it, what sparse ones hold, and the tensors of Constants."""
+    """Yield the initialisers of all graphs, the values of sparse ones, and the tensors of Constant nodes."""
     graphs = [model.graph, *chain.from_iterable(map(bodies_of, (model.graph, *model.functions)))]
     yield from chain.from_iterable(graph.initializer for graph in graphs)
     yield from (each.values for graph in graphs for each in graph.sparse_initializer)
@@ -91,7 +91,7 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
 
 
 def _dtype(element: int) -> str:
-    """NumPy's name of an ONNX element type, ``unknown`` for a number that is none."""
+    """Return the NumPy name of an ONNX element type, ``unknown`` for an invalid one."""
     if element == TensorProto.STRING:
         return "string"
     try:
@@ -101,7 +101,7 @@ def _dtype(element: int) -> str:
 
 
 def _pixels(model: onnx.ModelProto) -> dict[str, _Pixels]:
-    """How a file of this package says that its pictures are normalised, by input; nothing of any other file."""
+    """Return the image normalisation by input that a file of this package states; empty for any other file."""
     text = next((each.value for each in model.metadata_props if each.key == "contract"), "{}")
     try:
         said = msgspec.json.decode(text, type=_Contract)
@@ -111,7 +111,7 @@ def _pixels(model: onnx.ModelProto) -> dict[str, _Pixels]:
 
 
 def _fits(pixels: _Pixels, declared: Described) -> bool:
-    """Whether a normalisation is one for that input: a figure or one a channel, and none that divides by zero."""
+    """Return whether a normalisation fits an input: one value or one per channel, no division by zero."""
     channels = declared.shape[1] if declared.shape is not None and len(declared.shape) == 4 else 0
     counts = {len(pixels.mean), len(pixels.std)} <= {1, channels}
     return counts and declared.dtype == "float32" and all(map(math.isfinite, pixels.mean)) and all(pixels.std)

@@ -1,11 +1,11 @@
-"""Multiply-adds of a node, by its operator's definition and the shapes of its tensors.
+"""Multiply-adds of a node, from its operator's definition and the shapes of its tensors.
 
 Counted are Conv, ConvTranspose, DeformConv (with four taps for each value that it samples), Gemm, MatMul, Einsum, their
 quantised, fused and few-bit kin, the products of LSTM, GRU, RNN and attention, linear models; GridSample counts its
 taps for each output value (4 for bilinear in 2-D, 16 for cubic, 0 for nearest), AffineGrid one row of theta for each
 coordinate, BatchNormalization one for each value. Bodies of If, Loop and Scan count as often as they ran. All other
-operators of ONNX itself count as none; of other domains only those in ``NONE``. What else there is, is not known: its
-cost is None, and a sum with it is a lower bound.
+operators of ONNX itself count as none; of other domains only those in ``NONE``. The cost of any other operator is
+unknown: it is None, and a sum with it is a lower bound.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,34 +22,38 @@ MICROSOFT, ML = "com.microsoft", "ai.onnx.ml"
 
 
 class _UnknownError(Exception):
-    """A shape that a cost hangs on is not known."""
+    """A shape that a cost depends on is unknown."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A node with the shapes of its tensors."""
+    """A node and the shapes of its tensors."""
 
     node: NodeProto
     infos: Infos
 
     def has(self, index: int) -> bool:
-        """Whether it is given this input."""
+        """Return whether the node has this input."""
         return index < len(self.node.input) and bool(self.node.input[index])
 
     def input(self, index: int) -> Shape:
-        """The shape of an input.
+        """Return the shape of an input.
 
         Raises:
-            _UnknownError: where it is not known.
+            _UnknownError: where it is unknown.
         """
         return self._shape(self.node.input[index] if index < len(self.node.input) else "")
 
     def output(self, index: int = 0) -> Shape:
-        """The shape of an output; the same."""
+        """Return the shape of an output.
+
+        Raises:
+            _UnknownError: where it is unknown.
+        """
         return self._shape(self.node.output[index] if index < len(self.node.output) else "")
 
     def get(self, name: str, default: int = 0) -> int:
-        """An attribute that is a whole number."""
+        """Return an integer attribute."""
         return int(attribute(self.node, name, default))
 
     def _shape(self, name: str) -> Shape:
@@ -124,7 +128,7 @@ def _attention(seen: Seen) -> int:
 
 
 def _packed_attention(seen: Seen) -> int:
-    """Of com.microsoft: the projection of all three, then the two products."""
+    """Count com.microsoft's Attention: the projection of queries, keys and values, then the two products."""
     if seen.has(4):
         raise _UnknownError("past")
     batch, rows, width = seen.input(0)
@@ -208,12 +212,12 @@ NONE = {
 
 
 def macs(node: NodeProto, infos: Infos, runs: Runs | None = None) -> int | None:
-    """Multiply-adds of a node; None where they are not known.
+    """Return the multiply-adds of a node; None where they are unknown.
 
     Args:
-        node: of a graph that ``graph.flat`` gave.
-        infos: of the tensors that it reads and gives.
-        runs: for every node that ran, those of control flow's bodies too, the shapes of its tensors each time.
+        node: of a ``model.flat`` graph.
+        infos: of the tensors that it reads and writes.
+        runs: for every node that ran, also inside control flow, the shapes of its tensors each time.
     """
     bodies = [inner for each in node.attribute if each.type == AttributeProto.GRAPH for inner in walk(each.g)]
     if bodies:
@@ -224,12 +228,12 @@ def macs(node: NodeProto, infos: Infos, runs: Runs | None = None) -> int | None:
 
 
 def _free(node: NodeProto) -> bool:
-    """Whether an operator counts as none, whatever its shapes."""
+    """Return whether an operator costs nothing, whatever its shapes."""
     return (node.domain, node.op_type) not in COSTS
 
 
 def _in_runs(nodes: Iterable[NodeProto], infos: Infos, runs: Runs) -> int | None:
-    """The sum over every time that nodes ran."""
+    """Return the sum over every run of the nodes; None where one is unknown."""
     costs = [_once(node, {**infos, **seen}) for node in nodes for seen in runs.get(node.name, ())]
     return None if None in costs else sum(cost or 0 for cost in costs)
 

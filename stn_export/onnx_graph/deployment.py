@@ -1,6 +1,6 @@
-"""One ONNX file on one provider: where every node runs, what is copied, and what it costs at batch 1.
+"""Audit one ONNX file on one provider: where every node runs, what is copied, and the cost at batch 1.
 
-On the CPU, and on CUDA where there is a GPU, ONNX Runtime itself says where it put each node; else CUDA is predicted
+On the CPU, and on CUDA where there is a GPU, ONNX Runtime itself reports the placement; otherwise CUDA is predicted
 from the kernels that its provider registers. ``costs`` states what counts as a multiply-add.
 """
 
@@ -38,10 +38,10 @@ from stn_export.onnx_graph.trial import Step, here
 
 
 def audit(model: onnx.ModelProto, provider: str) -> Audit:
-    """Place every node of a model whose weights are loaded, and count what it costs at batch 1.
+    """Place every node of a model and count its cost at batch 1.
 
     Args:
-        model: any ONNX model; local functions are inlined first, and nodes without a name get one.
+        model: any ONNX model with its weights loaded; local functions are inlined, and unnamed nodes get names.
         provider: ``cpu`` or ``cuda``.
 
     Raises:
@@ -56,14 +56,14 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
 def placement_of(
     model: onnx.ModelProto, provider: str, infos: dict[str, TensorInfo], runs: Runs | None = None, step: Step = here
 ) -> Audit:
-    """The same of a ``graph.flat`` model, the types and shapes of whose tensors are known.
+    """Audit a ``model.flat`` model whose tensors' types and shapes are known.
 
     Args:
-        model: every node of it has a name.
+        model: each of its nodes has a unique name.
         provider: ``cpu`` or ``cuda``.
         infos: of its tensors.
-        runs: the shapes that were seen in a run.
-        step: does a piece of work that loads it.
+        runs: shapes that were recorded in a run.
+        step: calls the function that loads the model.
     """
     free, refusal = free_nodes(model, infos), ""
     try:
@@ -132,7 +132,7 @@ def _node(
 
 
 def _crossings(model: onnx.ModelProto, placed: dict[str, Placed], free: dict[str, str]) -> list[Copy]:
-    """Tensors wanted where they do not lie, as ONNX Runtime inserts copies; an input wanted on both goes up once."""
+    """Return the tensors that ONNX Runtime copies between devices; an input needed on both is uploaded once."""
     lies: dict[str, str] = {}
     wanted: dict[str, set[str]] = {}
     for node in model.graph.node:
@@ -149,7 +149,7 @@ def _crossings(model: onnx.ModelProto, placed: dict[str, Placed], free: dict[str
 
 
 def _obstacle(nodes: Sequence[NodePlacement], fallen: Sequence[NodePlacement], copies: Sequence[Copy]) -> str:
-    """Why a CUDA graph cannot be captured; "" where it can."""
+    """Return why no CUDA graph can be captured; empty where one can."""
     if control := [node.name for node in nodes if node.op_type in CONTROL_FLOW]:
         return f"control flow: {', '.join(control)}"
     if fallen:

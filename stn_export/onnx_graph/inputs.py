@@ -1,7 +1,7 @@
-"""Make concrete inputs for anyone's ONNX file: given shapes and arrays are kept, open sizes are found by running it.
+"""Make concrete inputs for any ONNX file: given shapes and arrays are kept, dynamic sizes are found by running it.
 
-Sizes are searched because nothing in a file says them: a speech network may need 512 samples, a detector 640 pixels.
-Each try that fails says where in the graph and often which number was expected there; those numbers are tried next.
+Sizes are searched because the file does not state them: a speech network may need 512 samples, a detector 640 pixels.
+A failed run names a node and often a number that was expected there; those numbers are tried next.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ UNCASTABLE = (TensorProto.UNDEFINED, TensorProto.COMPLEX64, TensorProto.COMPLEX1
 
 @dataclass(frozen=True)
 class Declared:
-    """An input as a file declares it: an open size is a name, equal names are one size; ``kind`` is what holds it."""
+    """An input as a file declares it: a dynamic size is a name, equal names are one size; tensor or sequence."""
 
     name: str
     kind: str  # tensor or sequence
@@ -55,7 +55,7 @@ class Declared:
 
     @property
     def sides(self) -> range:
-        """The axes that are sides of a picture or a volume: behind the channels, or before them in NHWC."""
+        """The axes that are sides of an image or a volume: after the channels, or before them in NHWC."""
         if len(self.dims) < 4:
             return range(0)
         last, second = self.dims[-1] in CHANNELS, self.dims[1] in CHANNELS
@@ -64,7 +64,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user says of the inputs, shapes and arrays by name; and the ``length`` that a search begins with."""
+    """Shapes and arrays by input that the user asks for, and the ``length`` that a search begins with."""
 
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -73,9 +73,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Concrete inputs: ``draw`` makes them, ``sizes`` says their shapes, ``origin`` where those come from.
+    """Concrete inputs: ``draw`` makes them, ``sizes`` are their shapes, ``origin`` says where those come from.
 
-    ``problem`` says why the file could not be run on them and is empty where it was; such a file counts as not tried.
+    ``problem`` says why the file did not run on them and is empty where it did; otherwise the file counts as not tried.
     """
 
     declared: tuple[Declared, ...]
@@ -86,22 +86,22 @@ class Inputs:
 
     @property
     def batches(self) -> list[str]:
-        """The open sizes that are first axes."""
+        """The dynamic sizes that are first axes."""
         return [each.dims[0] for each in self.declared if each.dims and isinstance(each.dims[0], str)]
 
     @property
     def sizes(self) -> dict[str, Shape]:
-        """The shape of every input; of a sequence that of its parts."""
+        """The shape of every input; for a sequence, the shape of its parts."""
         return self.at()
 
     def at(self, batch: int | None = None) -> dict[str, Shape]:
-        """The shapes with another batch."""
+        """Return the shapes, with another batch if given."""
         sizes = dict(self.chosen) | dict.fromkeys(self.batches if batch else (), batch or 0)
         found = {each.name: tuple(_size(dim, sizes) for dim in each.dims) for each in self.declared}
         return found | {name: array.shape for name, array in self.given.items()}
 
     def draw(self, seed: int = 0, batch: int | None = None, scale: float = 1.0) -> Feeds:
-        """Draw the inputs: floats from -scale to scale, whole numbers 0 and 1, lengths as they are, or what was given.
+        """Draw the inputs: floats from -scale to scale, integers 0 and 1, lengths the longest size; or those given.
 
         Raises:
             UserError: for an input that no array can hold, or one that is too large.
@@ -117,7 +117,7 @@ class Inputs:
 
     @property
     def tried(self) -> Tried:
-        """The same as a record."""
+        """The shapes, their origin and the problem as a record."""
         return Tried(self.sizes, self.origin, self.problem)
 
     def __str__(self) -> str:
@@ -129,7 +129,7 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
 
 
 def _drawn(each: Declared, shape: Shape, generator: np.random.Generator, scale: float, longest: int) -> np.ndarray:
-    """Draw one array."""
+    """Draw one array; inputs named as a length or a sample rate get plausible values."""
     if each.dtype == TensorProto.STRING:
         return np.array([f"{n % 10}" for n in range(prod(shape))], object).reshape(shape)
     if each.dtype in UNCASTABLE:
@@ -145,7 +145,7 @@ def _drawn(each: Declared, shape: Shape, generator: np.random.Generator, scale: 
 
 
 def declared_inputs(model: onnx.ModelProto) -> tuple[Declared, ...]:
-    """Say what a caller has to feed.
+    """Return the inputs that a caller has to feed.
 
     Raises:
         UserError: for an input that is neither a tensor nor a sequence of tensors.
@@ -165,7 +165,7 @@ def _declared(value: onnx.ValueInfoProto) -> Declared:
 
 
 def _dims(name: str, held: TypeProto) -> tuple[tuple[int | str, ...], bool]:
-    """The sizes, open ones as names, and whether the file says how many there are."""
+    """Return the sizes, dynamic ones as names, and whether the file states the rank."""
     dims = held.tensor_type.shape.dim
     open_names = [dim.dim_param or f"{name}.{axis}" for axis, dim in enumerate(dims)]
     sizes = [
@@ -176,10 +176,10 @@ def _dims(name: str, held: TypeProto) -> tuple[tuple[int | str, ...], bool]:
 
 
 def settled(declared: Sequence[Declared], asked: Asked) -> Inputs:
-    """Keep what was asked for, and give every other open size its first candidate.
+    """Keep the sizes that were asked for, and give every other dynamic size its first candidate.
 
     Raises:
-        UserError: where what was asked for is not what the file declares.
+        UserError: where what was asked for contradicts the file.
     """
     shapes = dict(asked.shapes) | {name: array.shape for name, array in asked.arrays.items()}
     by_name, fixed = {each.name: each for each in declared}, dict[str, int]()
@@ -204,7 +204,7 @@ def settled(declared: Sequence[Declared], asked: Asked) -> Inputs:
 
 
 def _at_rank(each: Declared, rank: int) -> Declared:
-    """The same, of a rank, where the file does not say its own."""
+    """Return the input with a rank, where the file does not state one."""
     return each if each.ranked else replace(each, dims=tuple(f"{each.name}.{axis}" for axis in range(rank)))
 
 
@@ -213,7 +213,7 @@ def _words(each: Declared) -> str:
 
 
 def _candidates(declared: Sequence[Declared]) -> dict[str, tuple[int, ...]]:
-    """What each open size may be, the likeliest first; a batch goes before a side."""
+    """Return candidates for each dynamic size, the likeliest first; a first axis counts as a batch."""
     found: dict[str, tuple[int, ...]] = {}
     for each in declared:
         if each.dims and isinstance(each.dims[0], str):
@@ -231,15 +231,15 @@ def concrete_inputs(model: onnx.ModelProto, run: Run, asked: Asked = Asked()) ->
     """Find inputs that a file runs on.
 
     Args:
-        model: as ``graph.flat`` gives it: how far a run came is told by the names of its nodes.
-        run: runs it.
-        asked: what the user says.
+        model: as ``model.flat`` returns it: node names show how far a run came.
+        run: runs the model on inputs.
+        asked: shapes and arrays that the user asks for.
 
     Returns:
         The inputs; where nothing ran, the first that were tried, with the problem.
 
     Raises:
-        UserError: where what was asked for is not what the file declares.
+        UserError: where what was asked for contradicts the file.
     """
     order = {node.name: index for index, node in enumerate(walk(model.graph))}
     declared, first = declared_inputs(model), None
@@ -254,7 +254,7 @@ def concrete_inputs(model: onnx.ModelProto, run: Run, asked: Asked = Asked()) ->
 
 
 def _searched(inputs: Inputs, run: Run, asked: Asked, order: Mapping[str, int]) -> Inputs:
-    """Try sizes until a run gives something; what runs and gives nothing will do where nothing else does."""
+    """Try sizes until a run gives output; a run with empty outputs is the fallback."""
     end, first, empty = time.monotonic() + SECONDS, replace(inputs, problem="it was not run"), None
     search = _Search(inputs, {name for name in inputs.chosen if not _is_fixed(name, inputs, asked)}, order)
     for count, attempt in enumerate(search):
@@ -273,7 +273,7 @@ def _searched(inputs: Inputs, run: Run, asked: Asked, order: Mapping[str, int]) 
 
 
 def _is_fixed(name: str, inputs: Inputs, asked: Asked) -> bool:
-    """Whether an open size follows from a shape or an array that was given."""
+    """Return whether a dynamic size follows from a given shape or array."""
     return any(name in each.dims for each in inputs.declared if each.name in {*asked.shapes, *asked.arrays})
 
 
@@ -285,7 +285,7 @@ def _attempt(run: Run, inputs: Inputs) -> Outputs | str:
 
 
 class _Search:
-    """The sizes to try: ladders of usual ones, then numbers that a message named, from where a run came furthest."""
+    """The sizes to try: numbers that an error named, then ladders of common sizes, from the run that came furthest."""
 
     def __init__(self, inputs: Inputs, free: set[str], order: Mapping[str, int]) -> None:
         self.inputs, self.free, self.order = inputs, sorted(free), order
@@ -320,7 +320,7 @@ class _Search:
             yield replace(self.inputs, chosen=dict(chosen))
 
     def learn(self, attempt: Inputs, message: str) -> None:
-        """Keep what came furthest, and the numbers that its message names."""
+        """Remember the attempt that came furthest, and the numbers in its error."""
         place = max((self.order.get(name, 0) for name in re.findall(r"Name:'([^']*)'", message)), default=0)
         if message and place > self.furthest:
             named = (int(word) for word in re.findall(r"(?<![\w.])\d+(?![\w.])", message))
@@ -329,7 +329,7 @@ class _Search:
 
 
 def session_run(session: onnxruntime.InferenceSession) -> Run:
-    """Run a session as a search and a trial do: every output as an array, or ONNX Runtime's message."""
+    """Return a function that runs a session: every output as an array, or ONNX Runtime's message."""
     names = [each.name for each in session.get_outputs()]
     session_outputs = runs_of(session)
 
@@ -344,7 +344,7 @@ def session_run(session: onnxruntime.InferenceSession) -> Run:
 
 
 def runs_of(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
-    """What runs a session as its own ``run`` does, with types too that NumPy has only from ml_dtypes."""
+    """Return a function that runs a session as its own ``run`` does, also with types that only ml_dtypes provides."""
     given, got = (any(map(_has_bits, values)) for values in (session.get_inputs(), session.get_outputs()))
     return partial(_read_by_bits, session) if got else partial(_fed_by_bits, session) if given else session.run
 
@@ -367,7 +367,7 @@ def _read_by_bits(session: onnxruntime.InferenceSession, names: Sequence[str], f
 
 
 def _handed_over(value: Value) -> Value | onnxruntime.OrtValue:
-    """A value as ONNX Runtime takes it: types that NumPy has only from ml_dtypes go by their bits."""
+    """Convert a value for ONNX Runtime: types that only ml_dtypes provides are passed as raw bits."""
     if isinstance(value, list) or value.dtype.isbuiltin == 1:
         return value
     bits = value.view({1: np.uint8, 2: np.uint16}[value.dtype.itemsize])
@@ -378,7 +378,7 @@ def _handed_over(value: Value) -> Value | onnxruntime.OrtValue:
 
 
 def _packed(values: np.ndarray, numbers: int) -> np.ndarray:
-    """So many numbers a byte, the first in its lowest bits, at the head of an array of the same shape as before."""
+    """Pack several numbers per byte, the first in the lowest bits, at the head of an array of the same shape."""
     bits = 8 // numbers
     rows = np.zeros((-(-values.size // numbers), numbers), np.uint8)
     rows.reshape(-1)[: values.size] = values.reshape(-1) & (2**bits - 1)
@@ -388,17 +388,17 @@ def _packed(values: np.ndarray, numbers: int) -> np.ndarray:
 
 
 def of_openvino(result: np.ndarray, kind: str) -> np.ndarray:
-    """An output of OpenVINO, which hands over types that NumPy lacks as others of as many bits.
+    """Convert an output of OpenVINO, which returns types that NumPy lacks as others of the same width.
 
     Args:
-        result: what it handed over.
+        result: the array that it returned.
         kind: the element type, as OpenVINO calls it.
     """
     return result.view(helper.tensor_dtype_to_np_dtype(OPENVINO[kind])) if kind in OPENVINO else result
 
 
 def _read(value: onnxruntime.OrtValue) -> np.ndarray:
-    """An output as an array; of a type with less than a byte the packed bytes."""
+    """Convert an output to an array; for types of less than a byte, the packed bytes."""
     kind = value.data_type().removeprefix("tensor(").removesuffix(")")
     if kind not in BITS:
         return value.numpy()

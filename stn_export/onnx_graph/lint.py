@@ -1,4 +1,4 @@
-"""What makes an ONNX file with a spatial transformer fail, slow down or lie elsewhere: the table ``RULES``.
+"""Lint an ONNX file for what makes it fail, slow down or give wrong results in some runtime: the table ``RULES``.
 
 A rule looks at the file and, for some, at what runs of it in ONNX Runtime on the CPU showed. It reports ``Finding``s;
 none of them is an error by itself.
@@ -39,13 +39,13 @@ Found = Iterator[tuple[str, str]]  # (node or tensor, detail)
 
 
 class Subject:
-    """A model to lint and what several rules want to know of it, worked out once.
+    """A model to lint, and facts that several rules need, computed once.
 
     Args:
         model: any ONNX model. Where its external data is not loaded, nothing is run.
-        external: initialisers that lay outside the file before they were loaded.
-        asked: what a user says of its inputs.
-        step: does a piece of work that runs it.
+        external: initialisers that were outside the file before they were loaded.
+        asked: shapes and arrays of its inputs that a user asks for.
+        step: calls a function that runs the model.
     """
 
     def __init__(
@@ -61,31 +61,31 @@ class Subject:
 
     @cached_property
     def trial(self) -> Trial:
-        """What running it showed."""
+        """The outcome of running the model."""
         if not self.loaded:
             return Trial(settled(declared_inputs(self.model), self.asked), "its external data is not loaded")
         return try_model(self.model, self.asked, self.step)
 
     @cached_property
     def infos(self) -> dict[str, TensorInfo]:
-        """Types and shapes at the sizes that it is tried at."""
+        """Types and shapes of its tensors at the sizes that it was tried at."""
         return observed(infer(self.model, self.trial.inputs.sizes), self.model, self.trial.runs)
 
     def nodes(self, *operators: str) -> list[NodeProto]:
-        """The nodes of these operators, or all of them, control flow's bodies included."""
+        """Return the nodes of these operators, or all nodes, including those inside control flow."""
         return [node for node in walk(self.model.graph) if not operators or node.op_type in operators]
 
     def info(self, node: NodeProto, index: int) -> TensorInfo:
-        """What is known of a node's input."""
+        """Return what is known of a node's input."""
         return self.infos.get(node.input[index], UNKNOWN) if index < len(node.input) else UNKNOWN
 
     def rank(self, node: NodeProto) -> int:
-        """How many dimensions a node's first input has; 0 where unknown."""
+        """Return the rank of a node's first input; 0 where unknown."""
         return len(self.info(node, 0).shape or ())
 
 
 def _nodes(*operators: str, since: int = 0, where: Callable[[Subject, NodeProto], str] | None = None) -> Callable:
-    """A check that finds these operators from opset ``since`` on, where ``where`` gives a detail."""
+    """Make a check that reports these operators from opset ``since`` on, where ``where`` returns a detail."""
 
     def check(subject: Subject) -> Found:
         for node in subject.nodes(*operators) if subject.opset >= since else ():
@@ -114,7 +114,7 @@ def _odd_mode(subject: Subject, node: NodeProto) -> str:
 
 
 def _frozen_batch(subject: Subject) -> Found:
-    """An input's first dimension is taken for a batch where all outputs have it, scalars aside."""
+    """Report inputs with a static batch: a first dimension that all outputs share, scalars aside."""
     given = [value.type.tensor_type.shape.dim for value in subject.model.graph.output]
     firsts = {dims[0].dim_value for dims in given if dims}
     for value in inputs_of(subject.model.graph):
@@ -187,7 +187,7 @@ def _saturating(subject: Subject) -> Found:
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of the table; ``summary`` says what goes wrong and how that is known."""
+    """One lint rule; ``summary`` says what goes wrong, with the source."""
 
     id: str
     summary: str
@@ -281,11 +281,11 @@ RULES = (
 
 
 def lint(model: onnx.ModelProto, external: Sequence[str] = ()) -> list[Finding]:
-    """What ``RULES`` find in a model, in their order.
+    """Return what ``RULES`` find in a model, in their order.
 
     Args:
         model: any ONNX model. Where its external data is not loaded, nothing is run.
-        external: initialisers that lay outside the file before they were loaded.
+        external: initialisers that were outside the file before they were loaded.
 
     Raises:
         UserError: where the graph's types contradict each other.
@@ -294,7 +294,7 @@ def lint(model: onnx.ModelProto, external: Sequence[str] = ()) -> list[Finding]:
 
 
 def findings(subject: Subject) -> list[Finding]:
-    """``lint`` of a model that something is known of already."""
+    """Lint a model that may have been examined already."""
     return [
         Finding(rule.id, where, detail, rule.summary, rule.remedy)
         for rule in RULES

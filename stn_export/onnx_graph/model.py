@@ -1,4 +1,4 @@
-"""Read any ONNX file and say what is in it: types, shapes and bytes of its tensors for given sizes of its inputs."""
+"""Read any ONNX file, and find types, shapes and bytes of its tensors for given sizes of its inputs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ LINEAR, CUBIC = ("linear", "bilinear"), ("cubic", "bicubic")  # from opset 20 on
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A model and the names of those of its initialisers whose bytes lie in files beside it."""
+    """A model, and the names of its initialisers that are stored in other files."""
 
     model: onnx.ModelProto
     external: tuple[str, ...] = ()
@@ -35,12 +35,12 @@ class TensorInfo:
 
     @property
     def elements(self) -> int | None:
-        """How many elements; None where the shape is unknown."""
+        """The number of elements; None where the shape is unknown."""
         return None if self.shape is None else prod(self.shape)
 
     @property
     def nbytes(self) -> int | None:
-        """How many bytes; None where the shape or the type is unknown, or has no fixed size."""
+        """The number of bytes; None where the shape or type is unknown, or the type has no fixed size."""
         if self.elements is None or self.dtype in (TensorProto.UNDEFINED, TensorProto.STRING):
             return None
         return self.elements * helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
@@ -84,7 +84,7 @@ def read_model(path: Path) -> OnnxFile:
 
 
 def _require_bounded(graph: onnx.GraphProto, said: str) -> None:
-    """Refuse a graph that would take too long, or too much memory, before anything is made of it.
+    """Reject a graph that would take too much time or memory, before it is processed.
 
     Raises:
         UserError: naming the limit.
@@ -108,7 +108,7 @@ def _require_bounded(graph: onnx.GraphProto, said: str) -> None:
 
 
 def _require_whole(graph: onnx.GraphProto, said: str) -> None:
-    """Refuse tensors whose bytes are not as many as their shapes say.
+    """Reject tensors whose bytes do not match their shapes.
 
     Raises:
         UserError: naming one.
@@ -120,7 +120,7 @@ def _require_whole(graph: onnx.GraphProto, said: str) -> None:
 
 
 def _is_whole(tensor: TensorProto) -> bool:
-    """Whether a tensor's bytes are as many as its shape and type say; what lies elsewhere is not looked at."""
+    """Return whether a tensor's bytes match its shape and type; external data is not checked."""
     if tensor.data_location == TensorProto.EXTERNAL:
         return min(tensor.dims, default=0) >= 0
     try:
@@ -130,7 +130,7 @@ def _is_whole(tensor: TensorProto) -> bool:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """An output as one array: of a sequence or a map all values, one behind the other."""
+    """Return an output as one array: the values of a sequence or map are concatenated."""
     if isinstance(value, np.ndarray):
         return value
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [np.asarray(value)]
@@ -138,29 +138,29 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
-    """The version that the model imports of an operator set; 0 where it imports none."""
+    """Return the version of an operator set that the model imports; 0 where it imports none."""
     aliases = ("", ALIAS) if domain in ("", ALIAS) else (domain,)
     return max((each.version for each in model.opset_import if each.domain in aliases), default=0)
 
 
 def since_version(node: NodeProto, opset: int) -> int:
-    """The version of the operator itself that ``opset`` means; 0 where onnx does not know it."""
+    """Return the operator version that ``opset`` refers to; 0 where onnx does not know the operator."""
     if not onnx.defs.has(node.op_type, opset, node.domain):
         return 0
     return onnx.defs.get_schema(node.op_type, opset, node.domain).since_version
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy to be changed."""
+    """Copy a model."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     return result
 
 
 def flat(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with local functions inlined, a name of its own on every node, and ONNX's own domain spelt "".
+    """Return the model with local functions inlined, every node named uniquely, and ONNX's own domain spelt "".
 
-    Itself where it is so already, else a copy.
+    The model itself where nothing changes, else a copy.
     """
     if model.functions:
         model = inline_local_functions(model)
@@ -180,17 +180,17 @@ def flat(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def used_names(graph: onnx.GraphProto) -> set[str]:
-    """What nodes read, those of control flow's bodies too, and what the graph gives."""
+    """Return what nodes read, also inside control flow, and the graph's outputs."""
     return {name for node in walk(graph) for name in node.input} | {each.name for each in graph.output}
 
 
 def large_initialisers(model: onnx.ModelProto) -> list[TensorProto]:
-    """Weights: what shapes and types never hang on, of types that NumPy knows by itself."""
+    """Return the weights: large initialisers of NumPy's types, on which no shape or type depends."""
     return [each for each in model.graph.initializer if each.ByteSize() > LARGE and each.data_type in WEIGHTS]
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A small copy whose large initialisers are said to lie elsewhere; types and shapes can be inferred from it."""
+    """Copy a model with its large initialisers marked as external, small enough for type and shape inference."""
     graph, large = model.graph, {each.name for each in large_initialisers(model)}
     initialisers = [_elsewhere(each) if each.name in large else each for each in graph.initializer]
     return helper.make_model(
@@ -217,7 +217,7 @@ def _elsewhere(tensor: TensorProto) -> TensorProto:
 
 
 def walk(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[NodeProto]:
-    """Every node, those in the bodies of control flow too."""
+    """Yield every node, also inside control flow."""
     for node in graph.node:
         yield node
         for body in _bodies(node):
@@ -225,13 +225,13 @@ def walk(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[NodeProto]:
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph, and the bodies of control flow inside it."""
+    """Yield the graph, and the bodies of control flow inside it."""
     yield graph
     yield from bodies_of(graph)
 
 
 def bodies_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
-    """The bodies of control flow inside a graph or a local function."""
+    """Yield the bodies of control flow inside a graph or a local function."""
     for node in graph.node:
         for body in _bodies(node):
             yield from graphs_of(body)
@@ -247,7 +247,7 @@ _BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """An attribute's value, strings decoded."""
+    """Return an attribute's value, strings decoded, or the default."""
     for each in node.attribute:
         if each.name == name:
             value = helper.get_attribute_value(each)
@@ -256,7 +256,7 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    """The initialisers, and the tensors of Constant nodes."""
+    """Return the initialisers, and the tensors of Constant nodes, by name."""
     found = {each.name: each for each in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and isinstance(value := attribute(node, "value", None), TensorProto):
@@ -265,12 +265,12 @@ def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
 
 
 def all_constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    """The same with those of the bodies of control flow."""
+    """Return the constants of the graph and of all control flow inside it, by name."""
     return {name: each for inner in graphs_of(graph) for name, each in constants(inner).items()}
 
 
 def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """What a caller has to feed: the graph's inputs that are no initialisers."""
+    """Return the inputs that a caller has to feed: those that are not initialisers."""
     initialised = {each.name for each in graph.initializer}
     return [each for each in graph.input if each.name not in initialised]
 
@@ -280,7 +280,7 @@ def infer(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> 
 
     Args:
         model: any.
-        shapes: of its inputs, by name; those that are not named stay as they are declared.
+        shapes: of its inputs, by name; others stay as declared.
 
     Raises:
         UserError: where the graph's types contradict each other.
@@ -318,13 +318,13 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
 
 
 def initialiser_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of all initialisers and Constant nodes."""
+    """Return the bytes of all initialisers and Constant nodes of the main graph."""
     each = constants(model.graph).values()
     return sum(TensorInfo(tensor.data_type, tuple(tensor.dims)).nbytes or 0 for tensor in each)
 
 
 def activation_bytes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> int:
-    """Bytes of every node's outputs, none of them reused, so an upper bound of what a run holds."""
+    """Return the bytes of all nodes' outputs, without reuse: an upper bound on what a run needs."""
     nodes = (node for node in model.graph.node if node.op_type != "Constant")
     return sum(infos.get(name, UNKNOWN).nbytes or 0 for node in nodes for name in node.output)
 

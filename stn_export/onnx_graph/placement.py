@@ -1,4 +1,4 @@
-"""Where ONNX Runtime runs each node: read from a session where possible, else predicted from the kernel table."""
+"""Find where ONNX Runtime runs each node: read from a session where possible, else predicted from a kernel table."""
 
 import ctypes
 import json
@@ -40,22 +40,22 @@ UNBOUNDED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Kernel:
-    """One registration: versions of the operator, and the element types allowed for each type constraint."""
+    """One registered kernel: versions of the operator, and the element types allowed per type constraint."""
 
     since: int
     until: int | None
     types: dict[str, list[str]]
 
     def serves(self, version: int) -> bool:
-        """Whether it runs this version of the operator."""
+        """Return whether it runs this version of the operator."""
         return self.since == version or (self.until is not None and self.since < version <= self.until)
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What one ONNX Runtime registers for the ONNX domain: its CUDA kernels by operator, and the CPU's operators.
+    """What one ONNX Runtime release registers for the ONNX domain: CUDA kernels by operator, the CPU's operators.
 
-    ``contributed`` are the operators of com.microsoft that its CUDA provider has, by what ``source`` says.
+    ``contributed`` are the operators of com.microsoft that its CUDA provider has, according to ``source``.
     """
 
     release: str
@@ -67,7 +67,7 @@ class Kernels:
 
 @cache
 def kernels() -> Kernels:
-    """The table of ``resources/cuda_kernels.json``."""
+    """Load the table ``resources/cuda_kernels.json``."""
     content = read_json(KERNELS, SCHEMA)
     cuda = {name: [Kernel(*row) for row in rows] for name, rows in content["operators"].items()}
     others = content["contributed"]
@@ -76,10 +76,10 @@ def kernels() -> Kernels:
 
 
 def write_kernels(path: Path) -> int:
-    """Write the table from the installed ONNX Runtime; returns the number of operators.
+    """Write the kernel table of the installed ONNX Runtime, and return the number of operators.
 
     Raises:
-        UserError: where this ONNX Runtime does not list its kernels, or its CUDA provider does not load.
+        UserError: where this ONNX Runtime does not list its CUDA kernels, or its provider does not load.
     """
     rows: dict[str, list[list]] = {}
     cpu: set[str] = set()
@@ -113,7 +113,7 @@ print(json.dumps(facts))
 
 
 def _registrations() -> list[tuple[str, str, str, int, int, dict[str, list[str]]]]:
-    """What both providers register; asked in a process of its own, which a provider that cannot load may crash."""
+    """List the kernels of both providers, in a child process, as a provider that cannot load may crash."""
     asked = children.run([sys.executable, "-P", "-c", _LIST])
     lines = asked.stdout.splitlines()
     found = json.loads(lines[-1]) if asked.returncode == 0 and lines else []
@@ -130,7 +130,7 @@ def _element(name: str) -> str:
 
 
 def _merge(rows: list[list], new: list) -> None:
-    """Add a registration, joined with one that differs from it in one type constraint only."""
+    """Add a registration; merge it into one that differs in one type constraint only."""
     for row in rows:
         differing = [name for name in new[2] if row[2].get(name) != new[2][name]]
         if row[:2] == new[:2] and row[2].keys() == new[2].keys() and len(differing) <= 1:
@@ -141,7 +141,7 @@ def _merge(rows: list[list], new: list) -> None:
 
 
 def lacks_kernel(node: NodeProto, opset: int, infos: dict[str, TensorInfo]) -> str:
-    """Why the CUDA provider of ``kernels().release`` cannot run a node, or "" where it can."""
+    """Return why the CUDA provider of ``kernels().release`` cannot run a node; "" where it can."""
     if node.domain == CONTRIBUTED:
         known = node.op_type in kernels().contributed
         return "" if known else f"no CUDA kernel of {node.op_type} in {kernels().source}"
@@ -215,16 +215,16 @@ CONTROL_FLOW = ("If", "Loop", "Scan")
 
 @dataclass(frozen=True)
 class Placed:
-    """Where one node runs, and why."""
+    """The provider that runs one node, and why."""
 
     provider: str
     reason: str
 
 
 def free_nodes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> dict[str, str]:
-    """Nodes that compute nothing from the data of an input, by name, and why: constants and sizes of tensors.
+    """Return the nodes that compute nothing from the data of an input, and why: constants and shapes.
 
-    Shape and Size are such nodes, and whatever depends on nothing but them and constants and stays small.
+    These are Shape and Size, and whatever depends only on them and on constants and stays small.
     """
     fixed = set(constants(model.graph))
     sizes: set[str] = set()
@@ -250,11 +250,11 @@ def _small(node: NodeProto, infos: dict[str, TensorInfo]) -> bool:
 
 
 def predict_cuda(model: onnx.ModelProto, infos: dict[str, TensorInfo], free: dict[str, str]) -> dict[str, Placed]:
-    """Where each node of a ``graph.flat`` model would run with the CUDA provider, bodies of control flow aside.
+    """Predict where each node of a ``model.flat`` model runs with the CUDA provider, control flow bodies left out.
 
     Args:
-        model: every node of it has a name.
-        infos: of its tensors, as ``infer`` gives them.
+        model: each of its nodes has a unique name.
+        infos: of its tensors, from ``infer``.
         free: its ``free_nodes``.
     """
     harmless = {name for name in constants(model.graph) if (infos[name].elements or 0) <= SMALL}
@@ -297,7 +297,7 @@ def _is_function(node: NodeProto, opset: int) -> bool:
 
 
 def _prefers_cpu(node: NodeProto, on_cpu: set[str], harmless: set[str], infos: dict[str, TensorInfo]) -> bool:
-    """ONNX Runtime's rule: an input is a CPU tensor, and none is half precision, on the GPU or read on the CPU."""
+    """Apply ONNX Runtime's rule: an input is on the CPU, and none is half precision, on the GPU or read on the CPU."""
     if not any(name in on_cpu for name in node.input):
         return False
     for index, name in enumerate(node.input):
@@ -311,12 +311,12 @@ def _prefers_cpu(node: NodeProto, on_cpu: set[str], harmless: set[str], infos: d
 
 
 def reason_of(error: Exception) -> str:
-    """Return what ONNX Runtime raised in one line, without where in its source."""
+    """Format an exception of ONNX Runtime as one line, without the location in its source."""
     return " ".join(re.sub(SOURCE, "", str(error)).split())
 
 
 def cuda_works() -> bool:
-    """Whether a session can really run on a GPU here."""
+    """Return whether a session can run on a GPU of this machine."""
     if CUDA not in onnxruntime.get_available_providers():
         return False
     try:  # the driver itself, as PyTorch takes seconds to import
@@ -328,7 +328,7 @@ def cuda_works() -> bool:
 
 
 def cpu_session(model: onnx.ModelProto | Path, **settings: object) -> onnxruntime.InferenceSession:
-    """Open a session on the CPU as ONNX Runtime does by itself, but for these attributes of ``SessionOptions``."""
+    """Open a session on the CPU with default options, except these attributes of ``SessionOptions``."""
     options = onnxruntime.SessionOptions()
     for name, value in settings.items():
         setattr(options, name, value)
@@ -339,7 +339,7 @@ def cpu_session(model: onnx.ModelProto | Path, **settings: object) -> onnxruntim
 def open_session(
     model: onnx.ModelProto, provider: str, entries: Mapping[str, object] | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session that runs the graph as the file has it, without optimisations, and records placement where it can.
+    """Open a session that runs the graph unoptimised on one thread, and records placement where it can.
 
     Args:
         model: any.
@@ -373,7 +373,7 @@ def open_session(
 
 
 def read_placement(model: onnx.ModelProto, provider: str) -> dict[str, str] | None:
-    """Each node's provider, from a session; None where this ONNX Runtime does not tell or lacks the provider here.
+    """Read each node's provider from a session; None where ONNX Runtime does not report it, or lacks the provider.
 
     Raises:
         UserError: where ONNX Runtime refuses the model.

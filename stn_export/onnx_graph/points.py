@@ -1,6 +1,6 @@
-"""The points of sampling sites inside an ONNX file: theta, grid and warped image, as far as the file shows them.
+"""The points of sampling sites inside an ONNX file: theta, grid and warped image, as far as the file has them.
 
-A file of ours says in its metadata which of its values they are; a lowering may leave some of them out.
+A file of this package states in its metadata which values they are; a lowering may remove some of them.
 """
 
 import json
@@ -15,7 +15,7 @@ SITES = "sites"  # the key in a file's metadata: a list of values by point, one 
 
 
 def site_values(model: onnx.ModelProto) -> list[dict[str, str]]:
-    """By site the values that are its image, theta, grid and warped image; nothing for other people's files."""
+    """Return by site the values of its image, theta, grid and warped image; empty for files of other tools."""
     found = {prop.key: prop.value for prop in model.metadata_props}.get(SITES)
     made = {name for node in model.graph.node for name in node.output} | {each.name for each in model.graph.input}
     try:
@@ -26,13 +26,13 @@ def site_values(model: onnx.ModelProto) -> list[dict[str, str]]:
 
 
 def point_values(model: onnx.ModelProto) -> dict[str, str]:
-    """The values that are points by the point's name (``site0/theta``), in the network's order; no outputs."""
+    """Return the values by point (``site0/theta``), in the network's order; outputs are not among them."""
     sites = enumerate(site_values(model))
     return {f"site{index}/{point}": site[point] for index, site in sites for point in POINTS if point in site}
 
 
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """A copy of the model that also gives these values."""
+    """Copy the model with these values as additional outputs."""
     copy = copied(model)
     known = {each.name for each in (*copy.graph.output, *copy.graph.input)}
     for name in dict.fromkeys(names):
@@ -42,7 +42,7 @@ def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 
 def with_input(model: onnx.ModelProto, name: str, dtype: np.dtype) -> onnx.ModelProto:
-    """A copy of the model in which a value of this type is fed instead of computed."""
+    """Copy the model with a value turned into an input of this type."""
     copy = copied(model)
     for node in copy.graph.node:
         for index, output in enumerate(node.output):
@@ -55,18 +55,18 @@ def with_input(model: onnx.ModelProto, name: str, dtype: np.dtype) -> onnx.Model
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """The graph's initialisers by name, as ``state_dict`` calls them: without the name of a wrapper around it all."""
+    """Return the graph's initialisers by their names in ``state_dict``, without the prefix of a wrapper."""
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     return {name.removeprefix("model."): array for name, array in arrays.items()}
 
 
 def steps_of(model: onnx.ModelProto) -> list[Step]:
-    """The graph's nodes as ``program.sites`` takes them; names must be given and unique."""
+    """Return the graph's nodes in the form of ``program.sites``; their names must be unique."""
     return [Step(node.name, list(filter(None, node.input)), list(node.output)) for node in model.graph.node]
 
 
 def part_values(model: onnx.ModelProto) -> list[Values]:
-    """The sites as ``program.sites`` takes them; those that do not show their grid and warped image are left out."""
+    """Return the sites in the form of ``program.sites``; sites without image, grid or warped image are left out."""
     return [
         Values(site["image"], site["grid"], site["warped"], site.get("theta", ""))
         for site in site_values(model)

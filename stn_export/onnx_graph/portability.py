@@ -1,8 +1,8 @@
-"""Which runtimes take an ONNX file: tried where the runtime is installed here, else told by rules and operator lists.
+"""Find which runtimes can run an ONNX file: tried where installed, else judged by rules and operator lists.
 
-A trial runs what ONNX Runtime on the CPU ran, on the same inputs, and compares every output with it, within a share of
-the largest value in it, or of 1, that hangs on the least exact type in the file (``APART``). What could not be run is
-not tried, and what no rule and no list speaks of is unknown: neither is refused.
+A trial runs the file on the inputs that ONNX Runtime on the CPU ran, and compares every output with it, within a share
+of the largest value in it, or of 1, that depends on the least exact type in the file (``APART``). What could not be run
+is not tried, and what no rule and no list covers is unknown: neither is refused.
 """
 
 import importlib.util
@@ -69,12 +69,11 @@ def _openvino(subject: Subject) -> Outputs:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One row: lint rules that rule it out, those that only slow it down, and how to try it, if it can be tried.
+    """A runtime: lint rules that rule it out, rules that only slow it down, and how to try it, if possible.
 
-    ``samples`` and ``products`` are the most sampled values and multiply-adds that it is tried with: one that takes
-    them one by one takes minutes.
-    ``kept`` is its name in the table of ``make runtimes``, where it was tried there. ``alone`` is one that no other
-    runtime helps out: it takes operators that are on its list.
+    ``samples`` and ``products`` are the most sampled values and multiply-adds that it is tried with, for a runtime that
+    is slow at them. ``kept`` is its name in the table of ``make runtimes``, where it was tried there. ``alone`` is set
+    where no other runtime takes over operators that it lacks: then its operator list decides.
     """
 
     name: str
@@ -101,7 +100,7 @@ RUNTIMES = (
 
 @dataclass(frozen=True)
 class Operators:
-    """The operators that a runtime has and lacks, by what ``source`` says; those of other domains with their domain."""
+    """The operators that a runtime has and lacks, according to ``source``; those of other domains with their domain."""
 
     source: str
     has: frozenset[str]
@@ -110,18 +109,18 @@ class Operators:
 
 @cache
 def operators(runtime: str) -> Operators:
-    """Read a runtime's list from ``resources/operators.json``."""
+    """Load a runtime's list from ``resources/operators.json``."""
     content: dict = read_json(OPERATORS, "stn_export/operators/1")["runtimes"][runtime]
     return Operators(content["source"], frozenset(content["has"]), frozenset(content["lacks"]))
 
 
 def portability(model: onnx.ModelProto) -> dict[str, Verdict]:
-    """A verdict for each runtime on any ONNX model whose weights are loaded: see ``TESTED`` and so on, and why."""
+    """Return each runtime's verdict (``TESTED`` and so on), and why, on an ONNX model with its weights loaded."""
     return verdicts(Subject(model))
 
 
 def verdicts(subject: Subject, against: list[Finding] | None = None) -> dict[str, Verdict]:
-    """``portability`` of a model that something is known of already."""
+    """Return the verdicts on a model that may have been examined already."""
     found = findings(subject) if against is None else against
     return {runtime.name: _verdict(runtime, subject, found) for runtime in RUNTIMES}
 
@@ -136,12 +135,12 @@ def _verdict(runtime: Runtime, subject: Subject, against: list[Finding]) -> Verd
 
 
 def said(reason: str) -> str:
-    """What a runtime says for itself, with one full stop."""
+    """Quote a runtime's own message, with one full stop."""
     return f"It says: {reason.rstrip('.')}."
 
 
 def _too_many(runtime: Runtime, subject: Subject) -> str:
-    """Why a runtime would take too long to be tried; empty where it would not."""
+    """Return why a trial would take too long; empty where it would not."""
     sampled = _sampled(subject)
     products = sum(macs(node, subject.infos, subject.trial.runs) or 0 for node in subject.model.graph.node)
     if sampled <= runtime.samples and products <= runtime.products:
@@ -163,7 +162,7 @@ def _on_cpu(subject: Subject) -> Verdict:
 
 
 def ruled(runtime: Runtime, subject: Subject, against: list[Finding]) -> Verdict:
-    """What the rules and lists say of a runtime that is not tried here."""
+    """Return the verdict of rules and lists on a runtime that is not tried here."""
     if runtime.name == "ONNX Runtime CUDA":
         return _on_cuda(subject)
     if found := [each for each in against if each.rule in runtime.refuses]:
@@ -177,7 +176,7 @@ def ruled(runtime: Runtime, subject: Subject, against: list[Finding]) -> Verdict
 
 
 def _listed(runtime: Runtime, subject: Subject) -> Verdict:
-    """What a runtime's list of operators says."""
+    """Return the verdict of a runtime's operator list."""
     listed = operators(runtime.name)
     used = {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in subject.nodes()}
     if lacking := sorted(used & listed.lacks):
@@ -188,7 +187,7 @@ def _listed(runtime: Runtime, subject: Subject) -> Verdict:
 
 
 def _sampled(subject: Subject) -> int:
-    """How many values the samplers give in a trial, each of which a deformable convolution samples for every tap."""
+    """Count the values that samplers compute in a trial; a deformable convolution samples once per tap."""
     nodes = [node for node in subject.model.graph.node if node.op_type in ("GridSample", "DeformConv")]
     taps = {node.name: subject.info(node, 1).shape or () for node in nodes if node.op_type == "DeformConv"}
     shapes = ((node, subject.infos[node.output[0]].shape) for node in nodes if node.output[0] in subject.infos)
@@ -228,7 +227,7 @@ def _in_a_row(arrays: Sequence[np.ndarray], flat: bool) -> list[np.ndarray]:
 
 
 def least_exact(subject: Subject) -> str:
-    """The least exact type that a file computes in, as ``APART`` names it."""
+    """Return the least exact type that a file computes in, as a key of ``APART``."""
     types = {each.dtype for each in subject.infos.values()}
     if any(mark in node.op_type for node in subject.nodes() for mark in BYTES):
         return "int8"
@@ -236,9 +235,10 @@ def least_exact(subject: Subject) -> str:
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference over the largest magnitude, or over 1 where all are smaller; infinite for other shapes.
+    """Return the largest difference over the largest magnitude, or over 1 where that is larger.
 
-    Equal values differ by nothing, NaN and infinities too; text that is another differs infinitely.
+    It is infinite for other shapes, for different text, and where unequal values are not finite. Equal values, NaN and
+    infinities differ by 0.
     """
     if actual.shape != expected.shape:
         return float("inf")

@@ -1,4 +1,4 @@
-"""What an audit finds, as records: light to import, so that the process that prints them need not load onnx."""
+"""The records of an audit; light to import, so that the process that prints them need not load onnx."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,11 +19,11 @@ class Described:
     """One input or output as the file declares it.
 
     Attributes:
-        name: by which it is fed or read.
-        dtype: as NumPy calls it, ``string``, or what it is instead of a tensor: ``sequence``, ``map``, ``optional``.
-        shape: sizes, names of open ones, ``?`` for those without a name; None where not even their number is known.
-        mean: of a picture that is given as bytes, ``(x / 255 - mean) / std``, each one figure or one a channel.
-        std: likewise; both are empty where the file does not say that it takes normalised pictures.
+        name: of the input or output.
+        dtype: NumPy's name, ``string``, or what it is instead of a tensor: ``sequence``, ``map``, ``optional``.
+        shape: sizes, dynamic ones as names, ``?`` for those without a name; None where even the rank is unknown.
+        mean: of images given as bytes, ``(x / 255 - mean) / std``, each one value or one per channel.
+        std: likewise; both are empty where the file states no normalisation.
     """
 
     name: str
@@ -34,17 +34,17 @@ class Described:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether it is one array."""
+        """Whether it is a single tensor."""
         return self.dtype not in NO_TENSORS.values()
 
     @property
     def sizes(self) -> str:
-        """For a person: ``N×3×32×32``."""
+        """The shape for people: ``N×3×32×32``."""
         return "any shape" if self.shape is None else by(self.shape)
 
     @property
     def text(self) -> str:
-        """For a person: ``images: N×3×32×32 float32, (x / 255 - 0.5) / 0.5``."""
+        """The declaration for people: ``images: N×3×32×32 float32, (x / 255 - 0.5) / 0.5``."""
         normalised = f", {normalisation(self.mean, self.std)}" if self.mean else ""
         return f"{self.name}: {f'{self.sizes} ' * self.is_tensor}{self.dtype}{normalised}"
 
@@ -54,13 +54,13 @@ class FileContract:
     """What a file declares.
 
     Attributes:
-        inputs: what a caller has to feed, in order.
-        outputs: what it gives, in order.
+        inputs: those a caller has to feed, in order.
+        outputs: in order.
         opsets: the version of each operator set, by its domain; ``ai.onnx`` is the standard one.
         ir_version: of the file format.
         producer: who wrote it, as the file says.
-        parameters: numbers in its weights; whole numbers of 64 bits, which are sizes and indices, are left out.
-        nodes: how many, those in the bodies of control flow and local functions too.
+        parameters: values in its weights, without 64-bit integers, booleans and strings, which are no weights.
+        nodes: how many, also inside control flow and local functions.
         operators: how many nodes each operator has, the most frequent first; other domains' with their domain.
         functions: how many local functions it defines.
         bytes: of the file; None for a model in memory.
@@ -80,11 +80,11 @@ class FileContract:
     external_bytes: int = 0
 
     def as_dict(self) -> dict:
-        """JSON-ready."""
+        """Return the contract JSON-ready."""
         return asdict(self)
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """What ``audit`` opens with: a word and a sentence a line."""
+        """Yield the opening lines of ``audit``, as word and sentence."""
         sets = ", ".join(f"{domain} {version}" for domain, version in self.opsets.items())
         size = "" if self.bytes is None else f"{self.bytes:,} bytes"
         beside = f" and {self.external_bytes:,} bytes of weights beside it" if self.external_bytes else ""
@@ -101,10 +101,10 @@ class FileContract:
 
 @dataclass(frozen=True)
 class NodePlacement:
-    """One node: the operator set it is of, where it runs and why, its multiply-adds.
+    """One node: operator and operator set, where it runs and why, its multiply-adds.
 
-    A node is ``compute`` unless it yields a constant or works out a shape: those ONNX Runtime keeps on the CPU by
-    design, at no cost to the images. ``macs`` is None where they are not known.
+    A node is ``compute`` unless it yields a constant or computes a shape: ONNX Runtime keeps those on the CPU by
+    design, at no cost to the images. ``macs`` is None where they are unknown.
     """
 
     name: str
@@ -119,7 +119,7 @@ class NodePlacement:
 
 @dataclass(frozen=True)
 class Copy:
-    """A tensor that changes from CPU to GPU memory or back in the middle of the graph."""
+    """A tensor copied between CPU and GPU memory in the middle of the graph."""
 
     tensor: str
     source: str
@@ -128,10 +128,11 @@ class Copy:
 
 @dataclass(frozen=True)
 class Audit:
-    """One file on one provider. ``predicted`` unless ONNX Runtime itself placed the nodes; ``source`` says by what.
+    """The audit of one file on one provider.
 
+    ``predicted`` is set unless ONNX Runtime itself placed the nodes; ``source`` says what the placement is based on.
     ``copies`` leave out shapes, constants, and the ordinary upload of an input and download of an output. Activation
-    bytes are the sum over all nodes, an upper bound. Where ``uncounted`` nodes are named, ``macs`` is a lower bound.
+    bytes are the sum over all nodes, an upper bound. Where nodes are ``uncounted``, ``macs`` is a lower bound.
     """
 
     provider: str
@@ -147,22 +148,22 @@ class Audit:
 
     @property
     def fallbacks(self) -> tuple[NodePlacement, ...]:
-        """Compute nodes that run on the CPU although another provider was asked for."""
+        """Compute nodes that fall back to the CPU although another provider was asked for."""
         return tuple(node for node in self.nodes if node.compute and node.provider == CPU != PROVIDERS[self.provider])
 
     @property
     def uncounted(self) -> tuple[str, ...]:
-        """The nodes whose multiply-adds are not known."""
+        """The nodes whose multiply-adds are unknown."""
         return tuple(node.name for node in self.nodes if node.macs is None)
 
     def as_dict(self) -> dict:
-        """Everything, for JSON; ``fallbacks`` are the names of the nodes."""
+        """Return the audit JSON-ready; ``fallbacks`` are names of nodes."""
         return asdict(self) | {"fallbacks": [node.name for node in self.fallbacks], "uncounted": list(self.uncounted)}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a rule found: its id, the node or tensor, what is there, why that matters, and what to do."""
+    """A finding of a lint rule: its id, the node or tensor, what was found, why it matters, and what to do."""
 
     rule: str
     where: str
@@ -173,9 +174,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Tried:
-    """The inputs that a file was tried on: their shapes, where those come from, and why it did not run, if so.
+    """The inputs that a file was tried on: shapes, their origin, and why it did not run, if so.
 
-    ``loads`` says whether ONNX Runtime takes the file at all: where it does not, other sizes are no help.
+    ``loads`` says whether ONNX Runtime loads the file at all: where it does not, other sizes are no help.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -185,7 +186,7 @@ class Tried:
 
     @property
     def line(self) -> tuple[str, str]:
-        """What ``audit`` says of it, a word and a sentence: what it ran on, or why it was not tried and what helps."""
+        """The line of ``audit``: what the file ran on, or why it was not tried and what helps."""
         if not self.problem:
             return "tried on", str(self)
         return "not tried", f"{self.problem}; {GIVE_SIZES}" if self.loads else self.problem
@@ -197,7 +198,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that an audit finds of a file."""
+    """All results of an audit."""
 
     model: str
     contract: FileContract
@@ -207,7 +208,7 @@ class Report:
     portability: dict[str, Verdict] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        """For JSON."""
+        """Return the report JSON-ready."""
         return {
             "model": self.model,
             "contract": self.contract.as_dict(),

@@ -1,7 +1,7 @@
-"""Find layers whose products of bytes can leave 16 bits on x86 processors without VNNI: a property of the file.
+"""Find layers whose products of bytes can exceed 16 bits on x86 processors without VNNI: a property of the file.
 
-There ``vpmaddubsw`` multiplies activations (bytes from 0 to 255) by weights (bytes from -128 to 127), adds two such
-products that lie side by side, and saturates a sum that leaves 16 bits. Sources: Intel's description of it; ONNX
+There ``vpmaddubsw`` multiplies activations (bytes from 0 to 255) by weights (bytes from -128 to 127), adds two
+neighbouring products, and saturates a sum that exceeds 16 bits. Sources: Intel's description of it; ONNX
 Runtime, ``onnxruntime/core/mlas/lib/x86_64/QgemmU8X8KernelAvx2.S``. Signed activations are no way out: its kernels add
 128 to them and go on as above. Products of two unsigned bytes are exact, since kernels for them widen both first.
 """
@@ -44,7 +44,7 @@ PASSING = ("Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Tra
 
 @dataclass(frozen=True)
 class SaturatingLayer:
-    """A layer that can saturate: its node, the largest magnitude of its weights and of a sum of two products."""
+    """A layer that can saturate: its node, and the largest magnitudes of its weights and of a sum of two products."""
 
     node: str
     largest: int
@@ -56,17 +56,17 @@ class SaturatingLayer:
 
 @dataclass(frozen=True)
 class _Weights:
-    """The bytes that a layer multiplies by; ``as_stored`` where nothing has moved them on the way to the layer."""
+    """The int8 weights of a layer; ``as_stored`` where no node rearranges them on the way."""
 
     name: str
     as_stored: bool = True
 
 
 def saturating_layers(model: onnx.ModelProto) -> list[SaturatingLayer]:
-    """Find the layers where some input makes the sum of two products of bytes leave 16 bits.
+    """Find the layers where some input makes the sum of two products of bytes exceed 16 bits.
 
-    Any two weights of one output count as neighbours, because each kernel has an order of its own. Weights that the
-    graph computes count as full-range ones; weights that lie in a file that was not loaded are left out.
+    Any two weights of one output count as neighbours, because each kernel has an order of its own. Computed weights
+    count as full-range ones; weights in a file that was not loaded are left out.
     """
     graph = _Graph(model)
     found = (graph.judge(node, weights) for node in graph.nodes for weights in graph.weights_of(node))
@@ -74,13 +74,13 @@ def saturating_layers(model: onnx.ModelProto) -> list[SaturatingLayer]:
 
 
 def saturation_of(path: Path) -> str:
-    """Say in one line which layers of a file saturate; empty where none does."""
+    """Describe in one line which layers of a file saturate; empty where none does."""
     layers = saturating_layers(onnx.load(path))
     return saturates(layers) if layers else ""
 
 
 def saturates(layers: Sequence[SaturatingLayer]) -> str:
-    """Say in one line which layers saturate and where."""
+    """Describe in one line which layers saturate, and by how much the first."""
     names = [layer.node for layer in layers[:NAMED]]
     more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
     return f"saturates on x86 without VNNI: {', '.join(names)}{more} ({layers[0]})"
@@ -95,7 +95,7 @@ def extreme_pairs(rows: np.ndarray) -> tuple[int, int]:
 
 
 class _Graph:
-    """A model's nodes, those in the bodies of control flow included, and where its values come from."""
+    """A model's nodes, also inside control flow, and the producers of its values."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(walk(model.graph))
@@ -104,7 +104,7 @@ class _Graph:
         self.inputs = {each.name: each.type.tensor_type.elem_type for each in inputs_of(model.graph)}
 
     def weights_of(self, node: NodeProto) -> Iterator[_Weights]:
-        """The int8 values that a node multiplies bytes by; nothing where it computes in floating point."""
+        """Yield the int8 weights that a node multiplies bytes by; none where it computes in floating point."""
         for index in BYTE_LAYERS.get(node.op_type, ()):
             if self._type(_input(node, index)) == INT8:
                 yield _Weights(_input(node, index))
@@ -115,7 +115,7 @@ class _Graph:
                 yield weights
 
     def judge(self, node: NodeProto, weights: _Weights) -> SaturatingLayer | None:
-        """The layer where its weights are too large together, else None."""
+        """Return the layer where two of its products can exceed 16 bits, else None."""
         source = self._constant(weights.name)
         if source is not None and source.data_location == TensorProto.EXTERNAL:
             return None
@@ -127,7 +127,7 @@ class _Graph:
         return SaturatingLayer(node.name or node.op_type, largest, max(-lowest, highest))
 
     def _rows(self, node: NodeProto, weights: _Weights, source: TensorProto) -> np.ndarray:
-        """The weights as outputs × terms of a sum; one row of all where it is not known which belong together."""
+        """Return the weights as outputs × terms of a sum; as one row where it is unknown which belong together."""
         values = numpy_helper.to_array(source)
         if weights.name not in self.tensors:
             values = self._quantised(self.producers[weights.name], values)
@@ -138,7 +138,7 @@ class _Graph:
         return np.moveaxis(values, -2, -1).reshape(-1, values.shape[-2])
 
     def _quantised(self, node: NodeProto, values: np.ndarray) -> np.ndarray:
-        """What QuantizeLinear makes of constants; full-range values where its scale is computed or has blocks."""
+        """Apply QuantizeLinear to constants; full-range values where its scale is computed or has blocks."""
         parts = [self.tensors.get(name) for name in node.input[1:3] if name]
         if None in parts or attribute(node, "block_size", 0):
             return np.full_like(values, -128, dtype=np.int8)
@@ -151,7 +151,7 @@ class _Graph:
         return np.clip(np.rint(values / scale.reshape(shape)) + zero, -128, 127).astype(np.int8)
 
     def _dequantised(self, value: str) -> _Weights | None:
-        """The bytes that a floating value is, moved about at most; None where it is computed otherwise."""
+        """Return the bytes that a float value is dequantised from, perhaps rearranged; None where it is computed."""
         start = self._start(value)
         node = self.producers.get(start)
         if node is None or node.op_type != "DequantizeLinear":
@@ -159,7 +159,7 @@ class _Graph:
         return _Weights(_input(node, 0), start == value)
 
     def _start(self, value: str) -> str:
-        """The value that this one is, before it was moved about."""
+        """Return the value that this one was rearranged from."""
         seen: set[str] = set()  # a damaged graph may go round in circles
         while (node := self.producers.get(value)) is not None and node.op_type in PASSING and value not in seen:
             seen.add(value)
@@ -167,14 +167,14 @@ class _Graph:
         return value
 
     def _constant(self, value: str) -> TensorProto | None:
-        """The tensor that a value of bytes is, or is quantised from; None where it is computed."""
+        """Return the tensor that a value of bytes is, or is quantised from; None where it is computed."""
         node = self.producers.get(value)
         if value not in self.tensors and node is not None and node.op_type == "QuantizeLinear":
             value = node.input[0]
         return self.tensors.get(value)
 
     def _type(self, value: str) -> int:
-        """The type of a value of bytes; undefined where that is not known."""
+        """Return the type of a value of bytes; undefined where it is unknown."""
         value = self._start(value)
         if value in self.tensors:
             return self.tensors[value].data_type
@@ -189,5 +189,5 @@ class _Graph:
 
 
 def _input(node: NodeProto, index: int) -> str:
-    """The name of a node's input; empty where it has none there."""
+    """Return the name of a node's input; empty where it has none there."""
     return node.input[index] if index < len(node.input) else ""

@@ -1,6 +1,6 @@
-"""Ten lines that call a file from Python, C++, Rust or JavaScript: its own names, sizes, normalisation; zeros for data.
+"""Write a short program that calls a file from Python, C++, Rust or JavaScript, on zeros, with its names and sizes.
 
-``LANGUAGES`` has a template a language for ONNX files, ``PYTHON`` says how Python loads files of other formats.
+``LANGUAGES`` has one template per language for ONNX files, ``PYTHON`` says how Python loads files of other formats.
 """
 
 import keyword
@@ -36,7 +36,7 @@ TYPES = {"python": PY, "c++": CPP, "rust": RUST, "js": JS}  # by language, how i
 
 @dataclass(frozen=True)
 class Call:
-    """What a snippet is written of: the file as it is opened, what goes in and comes out, and the sizes that go in."""
+    """The facts for a snippet: the path of the file, inputs, outputs, and the shapes of the inputs."""
 
     file: str
     inputs: tuple[Described, ...]
@@ -45,7 +45,7 @@ class Call:
 
     @cached_property
     def variables(self) -> dict[str, str]:
-        """An identifier of all four languages for every name, none of them twice."""
+        """An identifier for every name, valid in all four languages and unique."""
         found, taken = {}, set(TAKEN)
         for each in (*self.inputs, *self.outputs):
             word = re.sub(r"\W", "_", each.name, flags=re.ASCII).strip("_")
@@ -57,17 +57,17 @@ class Call:
         return found
 
     def named(self, specs: Sequence[Described], language: str) -> list["Named"]:
-        """Inputs or outputs as a template of that language names them."""
+        """Return inputs or outputs in the form of that language's template."""
         return [Named(each, self.variables[each.name], self.sizes.get(each.name, ()), language) for each in specs]
 
 
 def _names(word: str) -> set[str]:
-    """An identifier, and those that are made of it."""
+    """Return an identifier, and those that templates derive from it."""
     return {word, *(f"{word}_{part}" for part in ("bytes", "mean", "std", "shape", "count"))}
 
 
 class Named:
-    """An input or output in a language: its identifier, its name as a string literal, type, sizes, normalisation."""
+    """An input or output in a language: identifier, name as a string literal, type, sizes, normalisation."""
 
     def __init__(self, spec: Described, name: str, sizes: tuple[int, ...], language: str) -> None:
         self.name, self.text, self.sizes = name, QUOTES[language](spec.name), sizes
@@ -80,15 +80,15 @@ class Named:
 
 
 def snippet(language: str, call: Call, kind: str = "onnx") -> str:
-    """Write the lines that call a file.
+    """Write the program that calls a file.
 
     Args:
-        language: one of ``LANGUAGES``; only Python for files that are no ONNX.
-        call: what is called.
+        language: one of ``LANGUAGES``; only Python for files other than ONNX.
+        call: the file, its inputs and outputs.
         kind: the file's format.
 
     Raises:
-        UserError: for an input that is no tensor, or of a type that the language's runtime does not take.
+        UserError: for an input that is no tensor, or of a type that the language's runtime does not support.
     """
     for each in call.inputs:
         if each.dtype not in TYPES[language]:
@@ -105,7 +105,7 @@ def snippet(language: str, call: Call, kind: str = "onnx") -> str:
 
 
 def _filled(template: str, quoted: Callable[[str], str] = str, **content: object) -> str:
-    """Fill one of the resources; what is filled in stands in «», as the languages have braces of their own."""
+    """Render a template of the resources; its variables stand in «», as the languages use braces themselves."""
     import jinja2  # which takes long, and few commands write snippets
 
     loader = jinja2.PackageLoader("stn_export", "resources")
@@ -126,7 +126,7 @@ def _floats(values: Sequence[float], suffix: str = "") -> str:
 
 
 def quoted(text: str, unicode: str = "\\u{:04x}") -> str:
-    """Write text as a string literal; what is not seen, or acts on what surrounds it, is spelt out."""
+    """Format text as a string literal, with invisible characters escaped."""
 
     def spelt(found: re.Match[str]) -> str:
         code = ord(found.group())
@@ -137,21 +137,21 @@ def quoted(text: str, unicode: str = "\\u{:04x}") -> str:
 
 
 def _braced(text: str) -> str:
-    """The same where code points stand in braces: Rust and JavaScript."""
+    """Format text as a string literal of Rust or JavaScript, which write code points in braces."""
     return quoted(text, "\\u{{{:x}}}")
 
 
 def _cpp_text(text: str) -> str:
-    """The same where a hexadecimal escape would swallow the digits behind it."""
+    """Format text as a string literal of C++, where a hexadecimal escape would swallow the digits behind it."""
     return re.sub(r"\\x([0-7][0-9a-f])", lambda found: f"\\{int(found[1], 16):03o}", quoted(text, "\\U{:08x}"))
 
 
 def c_program(header: str, file: str) -> str:
-    """The C program that calls a network written as C once, on zeros, from what its header declares.
+    """Write a C program that calls a network generated as C once, on zeros, from its header's declarations.
 
     Args:
-        header: its text.
-        file: its name.
+        header: the text of the header.
+        file: the name of the header.
     """
     declared = re.search(r"^int (\w+)_run\((.*)\);", header, re.MULTILINE)
     assert declared is not None  # the header is of this package

@@ -1,4 +1,4 @@
-"""Run anyone's ONNX file in ONNX Runtime on the CPU, and note what that shows: one step, which has a limit of time."""
+"""Run any ONNX file in ONNX Runtime on the CPU within a time limit, and record what that shows."""
 
 import json
 import tempfile
@@ -44,11 +44,11 @@ KERNEL = "_kernel_time"
 
 @dataclass(frozen=True)
 class Trial:
-    """What running a file showed.
+    """The outcome of running a file.
 
-    ``loads`` says whether ONNX Runtime takes the file at all, ``outputs`` are those of a first run, or why there are
-    none. ``steady`` is whether a second run gives the same, ``constant`` are outputs of floats that no input changes,
-    ``batch`` says why another batch does not run and is empty where it does. ``runs`` are the shapes seen in a run.
+    ``loads`` says whether ONNX Runtime loads the file at all; ``outputs`` are those of a first run, or why there are
+    none; ``steady`` says whether a second run gives the same; ``constant`` names float outputs that no input changes;
+    ``batch`` says why another batch does not run and is empty where it does; ``runs`` are the shapes recorded in a run.
     """
 
     inputs: Inputs
@@ -66,24 +66,24 @@ class Trial:
 
 
 def here(work: Callable[[], Result]) -> Result:
-    """Do a step in this process: for files of our own."""
+    """Call a function in this process: for this package's own files."""
     return work()
 
 
 def within_limits(work: Callable[[], Result]) -> Result:
-    """Do a step in a fork of this process, within the limit of a trial.
+    """Call a function in a fork of this process, within the time limit of a trial.
 
     Raises:
-        BeyondLimitError: where it takes longer, or crashes.
+        BeyondLimitError: where it exceeds the limit or crashes.
     """
     return forked(work, LIMITS["trial"].value)
 
 
 def try_model(model: onnx.ModelProto, asked: Asked = ASKED, step: Step = here) -> Trial:
-    """Run a model, as ``graph.flat`` gives it, on inputs that are found for it.
+    """Run a ``model.flat`` model on inputs that are found for it.
 
     Raises:
-        UserError: where what was asked for is not what the file declares.
+        UserError: where what was asked for contradicts the file.
     """
     try:
         declared = settled(declared_inputs(model), asked)
@@ -125,7 +125,7 @@ def _trial(model: onnx.ModelProto, asked: Asked, declared: Inputs) -> Trial:
 
 @dataclass(frozen=True)
 class _Further:
-    """Further runs of a file, as long as there is time."""
+    """Further runs of a file, as time allows."""
 
     run: Run
     inputs: Inputs
@@ -134,16 +134,16 @@ class _Further:
 
     @property
     def in_time(self) -> bool:
-        """Whether another run is over in time, if it takes as long as the first."""
+        """Whether another run would end in time, if it takes as long as the first."""
         return time.monotonic() < self.end
 
     def steady(self) -> bool:
-        """Whether the same inputs give the same again."""
+        """Return whether the same inputs give the same outputs again."""
         again = self.run(self.inputs.draw()) if self.in_time else self.outputs
         return not isinstance(again, str) and all(same(again[name], each) for name, each in self.outputs.items())
 
     def constant(self) -> tuple[str, ...]:
-        """The outputs that other inputs leave as they are: none where inputs are given, or outputs empty or NaN."""
+        """Return the float outputs that other inputs leave unchanged, empty and NaN ones aside."""
         if self.inputs.given or not self.inputs.declared:
             return ()
         left = [
@@ -158,7 +158,7 @@ class _Further:
         return tuple(left) if tried > 1 else ()
 
     def batch(self) -> str:
-        """Why another batch does not run; empty where it does, or where there is none to choose."""
+        """Return why another batch does not run; empty where it does, or where the batch cannot be chosen."""
         ones = [self.inputs.chosen[name] == 1 for name in self.inputs.batches]
         if not ones or not all(ones) or self.inputs.given or self.inputs.origin == "given" or not self.in_time:
             return ""
@@ -171,12 +171,12 @@ def _is_float(array: np.ndarray) -> bool:
 
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two outputs hold the same, NaN where NaN is."""
+    """Return whether two outputs are equal, NaN counting as equal to NaN."""
     return one.shape == other.shape and np.array_equal(one, other, equal_nan=_is_float(one) and _is_float(other))
 
 
 def _is_unknown(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
-    """Whether inference alone leaves multiply-adds, or shapes, open."""
+    """Return whether inference alone leaves multiply-adds or shapes unknown."""
     infos = infer(model, shapes)
     names = (name for node in model.graph.node for name in node.output if name)
     return any(macs(node, infos) is None for node in model.graph.node) or any(
@@ -185,7 +185,7 @@ def _is_unknown(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
 
 
 def _profiled(model: onnx.ModelProto, inputs: Inputs) -> Runs:
-    """The shapes of every node's tensors each time that it ran, by ONNX Runtime's own profile."""
+    """Return the shapes of every node's tensors each time that it ran, from ONNX Runtime's own profile."""
     with tempfile.TemporaryDirectory() as folder:
         entries = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
         session = open_session(model, "cpu", entries)
@@ -205,7 +205,7 @@ def _profiled(model: onnx.ModelProto, inputs: Inputs) -> Runs:
 
 
 def kernels(events: Sequence[dict]) -> Iterator[tuple[str, dict]]:
-    """List the runs of nodes in one of ONNX Runtime's profiles: a node's name, and all that is said of the run."""
+    """Yield the runs of nodes in a profile of ONNX Runtime: a node's name, and its event."""
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
             yield event["name"].removesuffix(KERNEL), event
@@ -214,7 +214,7 @@ def kernels(events: Sequence[dict]) -> Iterator[tuple[str, dict]]:
 def _tensors(
     names: Sequence[str], rows: Sequence[Mapping[str, list[int]]], fixed: Mapping[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
-    """The tensors of one run of a node: a profile leaves out what is no tensor, and a body's outer constants."""
+    """Match the tensors of one run of a node; a profile leaves out non-tensors, and a body's outer constants."""
     given = [name for name in names if name]
     found = {name: fixed[name] for name in given if name in fixed}
     if len(given) != len(rows):
@@ -228,7 +228,7 @@ def _tensors(
 
 
 def observed(infos: Mapping[str, TensorInfo], model: onnx.ModelProto, runs: Runs) -> dict[str, TensorInfo]:
-    """What inference knows of the main graph's tensors, and where it knows no shape what a run showed."""
+    """Merge the types and shapes of inference with those seen in a run, where inference knows no shape."""
     seen = {name: each for node in model.graph.node for run in runs.get(node.name, ()) for name, each in run.items()}
     lacking = {name: each for name, each in seen.items() if name not in infos or infos[name].shape is None}
     return dict(infos) | {

@@ -1,4 +1,4 @@
-"""A captured network: its named inputs and outputs, the places where it samples, and what can be asked of it there.
+"""A captured network: its named inputs and outputs, its sampling sites, and ways to run and inspect it.
 
 Nothing else in this package knows how a network is made.
 """

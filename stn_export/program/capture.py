@@ -1,4 +1,4 @@
-"""``torch.export`` of modules, with open dimensions where they are asked for and can be kept."""
+"""Capture modules with ``torch.export``, keeping dimensions dynamic where that is asked for and possible."""
 
 import copy
 import functools
@@ -32,7 +32,7 @@ from stn_export.program.specs import BATCH, by
 
 
 def operand(node: Node, index: int = 0) -> Node:
-    """Return the node that gives an operator's argument ``index``.
+    """Return the node that computes argument ``index`` of an operator.
 
     Raises:
         TypeError: where that argument is a constant.
@@ -44,7 +44,7 @@ def operand(node: Node, index: int = 0) -> Node:
 
 
 def number(node: Node, index: int) -> int:
-    """Return an operator's argument ``index``, which is written into the graph as a whole number.
+    """Return argument ``index`` of an operator, which the graph states as an integer.
 
     Raises:
         TypeError: where it is anything else.
@@ -56,10 +56,10 @@ def number(node: Node, index: int) -> int:
 
 
 def outputs_of(result: Node) -> tuple[Node, ...]:
-    """Return the nodes that a graph's last one hands out, in order.
+    """Return the nodes that a graph's output node returns, in order.
 
     Raises:
-        TypeError: where the graph hands out a constant, or no tuple.
+        TypeError: where the graph returns a constant, or no tuple.
     """
     given = result.args[0]
     nodes = tuple(each for each in given if isinstance(each, Node)) if isinstance(given, tuple | list) else ()
@@ -69,10 +69,10 @@ def outputs_of(result: Node) -> tuple[Node, ...]:
 
 
 def operator_of(node: Node) -> OpOverload:
-    """Return the operator that a node calls.
+    """Return the PyTorch operator that a node calls.
 
     Raises:
-        TypeError: where it calls none of PyTorch's.
+        TypeError: where the node calls no operator of PyTorch.
     """
     if not isinstance(node.target, OpOverload):
         raise TypeError(f"{node.target} of {node.name} is no operator of PyTorch's")
@@ -103,7 +103,7 @@ CAUSES = (  # of what ``torch.export`` says, and what to do about it
 
 @torch.library.custom_op("stn_export::affine_grid", mutates_args=())
 def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """``F.affine_grid`` as one opaque operator: PyTorch's own makes constants of height and width when captured."""
+    """Compute ``F.affine_grid`` as one opaque operator: PyTorch's own freezes height and width when captured."""
     return torch.ops.aten.affine_grid_generator.default(theta, size, align_corners)
 
 
@@ -117,7 +117,7 @@ GRID_SAMPLES = (torch.ops.aten.grid_sampler.default, torch.ops.aten.grid_sampler
 
 
 def samples_pictures(node: Node) -> bool:
-    """Whether a node is a sampler of images; one of volumes goes as PyTorch's exporter has it."""
+    """Return whether a node samples images; samplers of volumes are left to PyTorch's exporter."""
     return node.target in GRID_SAMPLES and operand(node).meta["val"].ndim == 4
 
 
@@ -131,10 +131,10 @@ def _opaque_affine_grid() -> Iterator[None]:
 
 
 class _ChunksAsSlices(TorchFunctionMode):
-    """Parts of an open size as slices, where it is known to divide: their sizes are then known to be equal.
+    """Replace ``chunk`` and ``split`` of a dynamic size by equal slices, where the size is known to divide.
 
-    ``chunk`` rounds the size of a part up, which no other size is ever found equal to, and the exporter loses how many
-    parts a ``split`` of open size has.
+    ``chunk`` rounds the size of a part up, to an expression that no other size is ever found equal to, and the exporter
+    loses the number of parts of a dynamic ``split``.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -166,10 +166,10 @@ def _slices(tensor: Tensor, part: int | torch.SymInt, count: int, dim: int) -> S
 
 @dataclass(frozen=True)
 class Captured:
-    """A captured module, and the shapes that its inputs have there: what could not be kept open is a number.
+    """A captured module and the shapes of its inputs; a size that could not be kept dynamic is a number.
 
-    ``problem`` is what ``torch.export`` said to the named open dimensions, where it did not take them; ``limits`` the
-    largest that an open size may be, where the module limits it.
+    ``problem`` is the message of ``torch.export`` where it refused the named dynamic dimensions; ``limits`` holds the
+    largest value of a dynamic size where the module limits it.
     """
 
     exported: ExportedProgram
@@ -184,13 +184,13 @@ def capture(
     """Capture a module in evaluation mode with one example of its inputs.
 
     Args:
-        module: its forward takes the inputs by position.
-        inputs: an example; of an open dimension 2 or more.
-        shapes: of each input; one name is one size wherever it stands.
-        dims: PyTorch's own of each input, by axis, for what is open in ``shapes``; nothing else is tried then.
+        module: takes the inputs by position.
+        inputs: an example; each dynamic dimension must be 2 or more.
+        shapes: one per input; dimensions of one name have the same size.
+        dims: PyTorch's dynamic dimensions per input, by axis, for the named sizes in ``shapes``; the only attempt then.
 
     Raises:
-        UserError: where the module is in training mode, an example is too small, or the module cannot be captured.
+        UserError: where the module is in training mode, an example does not fit, or the module cannot be captured.
     """
     if live := [name or type(module).__name__ for name, part in module.named_modules() if part.training]:
         raise UserError(f"{live[0]} is in training mode", "call module.eval() first: a live Dropout would be exported")
@@ -221,7 +221,7 @@ def capture(
 
 
 def _hint(said: str, dynamic: bool) -> str:
-    """What to do about what ``torch.export`` said; dynamic sizes are named only where there are some."""
+    """Return the hint for an error of ``torch.export``; hints on dynamic sizes only where there are some."""
     hints = (hint for pattern, hint in CAUSES if (dynamic or hint is not FEWER) and re.search(pattern, said))
     return next(hints, "see what torch.export.export says to it")
 
@@ -245,17 +245,17 @@ def _check_sizes(inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> None:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A module to capture, and what is to be open of each of its inputs, as ``torch.export`` takes it."""
+    """One attempt at capture: a module, and the dynamic dimensions of each input in the form of ``torch.export``."""
 
     module: nn.Module
     dims: Sequence[Mapping[int, Any]]
 
 
 def _attempts(module: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> Iterator[Attempt]:
-    """Named dimensions first, then whatever the module can keep open, then its batch fixed.
+    """Yield the attempts at capture: named dimensions, then whatever the module can keep dynamic, then a static batch.
 
-    Sizes that share a name are said to be equal before anything is computed: PyTorch would find that out only where
-    they meet, and not at all where the inputs are joined to one batch and taken apart again.
+    Sizes that share a name are declared equal before anything is computed: PyTorch would find that out only where they
+    meet, and not at all where the inputs are concatenated to one batch and split again.
     """
     joined = _with_equal_sizes(module, shapes)
     yield Attempt(joined, _dynamic(shapes, Dim))
@@ -274,7 +274,7 @@ def _attempts(module: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[Shap
 
 
 def _with_equal_sizes(module: nn.Module, shapes: Sequence[Shape]) -> nn.Module:
-    """The module, sharing everything, with a forward that first says which sizes are one; itself where none are two."""
+    """Return the module with a forward that first declares sizes of one name equal; itself where no name recurs."""
     places: dict[str, list[tuple[int, int]]] = {}
     for index, shape in enumerate(shapes):
         for axis, name in enumerate(shape):
@@ -297,7 +297,7 @@ def _with_equal_sizes(module: nn.Module, shapes: Sequence[Shape]) -> nn.Module:
 
 
 def _refuted(captured: Captured, shapes: Sequence[Shape], inputs: Sequence[Tensor]) -> str:
-    """Why a capture's open batch is none, or nothing: it is to be one symbol and to run at other numbers."""
+    """Return why a capture's batch is not dynamic; empty if it is one symbol and runs at other batches."""
     pairs = [
         pair for shape, kept in zip(shapes, captured.shapes, strict=True) for pair in zip(shape, kept, strict=True)
     ]
@@ -312,7 +312,7 @@ def _refuted(captured: Captured, shapes: Sequence[Shape], inputs: Sequence[Tenso
 
 
 def _problem_at(captured: Captured, inputs: Sequence[Tensor], count: int) -> str:
-    """What a captured graph raises at another batch; computed without values where they decide nothing."""
+    """Run a captured graph at another batch on fake tensors, and return its error; empty where values decide shapes."""
     module = captured.exported.module(check_guards=False)
     module = copy.deepcopy(module, {id(each): each for each in module.parameters()})  # it may write into its buffers
     sizes = [
@@ -331,7 +331,7 @@ def _problem_at(captured: Captured, inputs: Sequence[Tensor], count: int) -> str
 
 
 def _dynamic(shapes: Sequence[Shape], make: Callable[..., Any]) -> tuple[dict[int, Any], ...]:
-    """Which dimensions stay open, as ``torch.export`` takes it."""
+    """Return the dynamic dimensions of each input in the form of ``torch.export``."""
     names = dict.fromkeys(name for shape in shapes for name in shape if isinstance(name, str))
     dims = {name: make(NAMES.get(name, name), **({} if name == BATCH else {"min": SMALLEST})) for name in names}
     return tuple({axis: dims[name] for axis, name in enumerate(shape) if isinstance(name, str)} for shape in shapes)
@@ -364,14 +364,14 @@ def _named(size: int | torch.SymInt, wanted: int | str, names: dict[str, str]) -
 
 
 def _fixed(size: int | torch.SymInt) -> int | None:
-    """A size that is a number, also where a symbol was found to stand for one only."""
+    """Return a size that is a number, or a symbol found to be one; None for any other symbol."""
     return int(str(size)) if str(size).isdigit() else None
 
 
 def _own_memory(exported: ExportedProgram) -> None:
-    """Weights become tensors of their own, which no gradient is wanted of: the module's stay as they are.
+    """Replace the weights by tensors that need no gradient; the module's own stay as they are.
 
-    Windows into larger tensors are copied: a file would hold all of those. What is one tensor under two names stays so.
+    Views of larger tensors are copied, as a file would contain the whole of these. Shared tensors stay shared.
     """
     made: dict[int, Tensor] = {}
     for name, value in exported.state_dict.items():
@@ -383,7 +383,7 @@ def _own_memory(exported: ExportedProgram) -> None:
 
 
 def location(node: Node) -> str:
-    """The module that a node is from, and its line: ``transformer (networks.py:62)``."""
+    """Return the module and the source line that a node comes from: ``transformer (networks.py:62)``."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     module = stack[-1][0] if stack else ""
     frames = [
@@ -397,11 +397,11 @@ def location(node: Node) -> str:
 
 
 def symbols_of(exported: ExportedProgram, shapes: Sequence[Shape] | None = None) -> dict[str, str]:
-    """The names of the open sizes by the symbols that stand for them in the graph.
+    """Return the names of the dynamic sizes, by their symbols in the graph.
 
     Args:
-        exported: whose inputs have them.
-        shapes: of the inputs, with these names; by default ``N`` for the first of a shape, ``size1`` and so on else.
+        exported: the captured program.
+        shapes: of the inputs, with these names; by default ``N`` for a first axis, else ``size1`` and so on.
     """
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
     inputs = exported.graph_signature.user_inputs
@@ -416,7 +416,7 @@ def symbols_of(exported: ExportedProgram, shapes: Sequence[Shape] | None = None)
 
 
 def named_shape(sizes: torch.Size, symbols: Mapping[str, str]) -> tuple[int | str, ...]:
-    """Sizes of a value in the graph, with the names of open ones: ``("2*N", 8, 12)``."""
+    """Return a shape in the graph with its dynamic sizes named: ``("2*N", 8, 12)``."""
     return tuple(_with_names(size, symbols) for size in sizes)
 
 
@@ -428,7 +428,7 @@ def _with_names(size: int | torch.SymInt, symbols: Mapping[str, str]) -> int | s
 
 
 def file_names(shapes: Sequence[Shape]) -> tuple[dict[int, str], ...]:
-    """The names that open dimensions bear in a file, by axis, for each input."""
+    """Return the names of each input's dynamic dimensions in an exported file, by axis."""
     return tuple(
         {axis: NAMES.get(name, name) for axis, name in enumerate(shape) if isinstance(name, str)} for shape in shapes
     )

@@ -1,4 +1,4 @@
-"""PyTorch's own formats beside programs: TorchScript and AOTInductor packages."""
+"""PyTorch's file formats other than programs: TorchScript and AOTInductor packages."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def to_torchscript(module: GraphModule, metadata: dict) -> bytes:
 
 
 def _scriptable(module: GraphModule) -> GraphModule:
-    """A copy as TorchScript's compiler takes it; operators are PyTorch's own, and one output comes bare."""
+    """Return a copy that TorchScript compiles: PyTorch's own operators, and a single output without a tuple."""
     module = sharing_copy(module)
     for node in module.graph.nodes:
         if node.target is torch.ops.aten.sym_size.int:
@@ -66,13 +66,13 @@ def _scriptable(module: GraphModule) -> GraphModule:
 
 
 def load_torchscript(path: Path, device: str) -> nn.Module:
-    """The module at ``path``, on ``device``."""
+    """Load a TorchScript file onto ``device``."""
     with _without_deprecation():
         return torch.jit.load(path, map_location=device)
 
 
 def read_metadata(path: Path) -> dict:
-    """The metadata that ``to_torchscript`` added to a file; empty where it holds none."""
+    """Read the metadata that ``to_torchscript`` added to a file; empty where there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"extra/{METADATA}")]
@@ -82,7 +82,7 @@ def read_metadata(path: Path) -> dict:
 
 
 def to_aotinductor(program: Program, device: str) -> bytes:
-    """Compile a program for ``device`` as it is here: slow, needs a C++ compiler."""
+    """Compile a program for ``device`` of this machine; slow, and needs a C++ compiler."""
     exported = program.exported if device == "cpu" else move_to_device_pass(program.exported, device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "package.pt2"

@@ -1,4 +1,4 @@
-"""Where a network's own code comes from: the module made again, and the packages that register its operators."""
+"""Find a network's own code: rebuild its module, and import the packages that register its operators."""
 
 import hashlib
 import importlib
@@ -27,8 +27,8 @@ def resolve(text: str, root: Path | None = None) -> Callable[..., Any]:
     """Import the callable that ``file.py:name`` or ``package.module:name`` names.
 
     Args:
-        text: the name.
-        root: where packages are looked for behind all that is installed; by default the current directory.
+        text: the callable's name.
+        root: folder searched for packages after all that are installed; by default the current directory.
 
     Raises:
         UserError: where there is no such file, module or name.
@@ -47,7 +47,7 @@ def resolve(text: str, root: Path | None = None) -> Callable[..., Any]:
 
 
 def _look_in(folder: Path) -> None:
-    """Let imports find what lies beside a file, or where a command was started, behind all that is installed."""
+    """Append a folder to the import path, behind all that is installed."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
@@ -73,16 +73,16 @@ def _digest(path: Path) -> str:
 
 
 def allowed(origin: Mapping[str, Any], own: bool) -> dict:
-    """Empty the origin that a program file names, unless the file is the user's own or names our own networks."""
+    """Return a file's origin, emptied unless the file is the user's own or names this package's own networks."""
     return dict(origin) if own or origin.get("callable") == BUILT_IN else {}
 
 
 def origin_of(text: str, inputs: Sequence[str] = (), **arguments: Any) -> dict:
-    """JSON-ready: how to make the module again, and the bytes of the file that did it.
+    """Describe, JSON-ready, how to build the module again, with the sha256 of a source file.
 
     Args:
         text: see ``resolve``.
-        inputs: the names of the tensors that it is called with, where they are not forward's first ones.
+        inputs: names of the tensors that it is called with, where these are not forward's first parameters.
         arguments: of the callable.
     """
     place, named = text.rpartition(":")[0], {"inputs": list(inputs)} if inputs else {}
@@ -96,7 +96,7 @@ def origin_of(text: str, inputs: Sequence[str] = (), **arguments: Any) -> dict:
 
 
 def module_from(origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module | str:
-    """The module itself with these weights, in evaluation mode, or why there is none."""
+    """Rebuild the module with these weights, in evaluation mode; return the reason where that fails."""
     if not origin:
         return "its code was not given"
     place = origin["callable"].rpartition(":")[0]
@@ -124,7 +124,7 @@ MODULE = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
 def packages_of(exported: ExportedProgram) -> dict[str, str]:
-    """The modules that register a program's operators, by namespace; empty where nobody can tell which does."""
+    """Return the modules that register a program's operators, by namespace; empty names where unknown."""
     found: dict[str, str] = {}
     for graph in (each.graph for each in exported.graph_module.modules() if isinstance(each, torch.fx.GraphModule)):
         for node in graph.nodes:
@@ -134,14 +134,14 @@ def packages_of(exported: ExportedProgram) -> dict[str, str]:
 
 
 def _module_of(operator: OpOverload) -> str:
-    """The module whose import registers an operator, as far as it can be imported by its name elsewhere."""
+    """Return the importable module that registers an operator; empty where it is unknown."""
     made = custom_ops.OPDEFS.get(operator._schema.name)
     name = made._init_fn.__module__ if made is not None else _beside(operator._schema.name) or operator.namespace
     return name if name != "__main__" and _there(name) else ""
 
 
 def _beside(qualified: str) -> str:
-    """The module that holds what an operator does to shapes."""
+    """Return the loaded module whose file defines an operator's fake kernel; empty where there is none."""
     kernel = simple_registry.singleton.find(qualified).fake_impl.kernel
     file = kernel.source.rpartition(":")[0] if kernel is not None else ""
     modules = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
@@ -156,14 +156,14 @@ def _there(name: str) -> bool:
 
 
 def import_packages(packages: object, what: str) -> None:
-    """Import the modules that register what a file needs; one whose operators are there already is left alone.
+    """Import the modules that register a file's operators; namespaces already registered are skipped.
 
     Args:
-        packages: by namespace, as ``packages_of`` gives them; read from the file.
+        packages: modules by namespace, as ``packages_of`` returns them; read from the file, so untrusted.
         what: the file, for messages.
 
     Raises:
-        UserError: where one cannot be imported, or none is known.
+        UserError: where one cannot be imported, or is not known.
     """
     if not isinstance(packages, Mapping):
         return

@@ -1,4 +1,4 @@
-"""Passes over captured graphs: dead code taken out, float64, another device, no samplers, bounded memory."""
+"""Rewrite captured graphs: remove dead code, use float64, change the device, bypass samplers, bound memory."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ NOTHING = (
 
 
 def bare(module: GraphModule) -> GraphModule:
-    """The graph without what computes nothing in evaluation mode, and with new values instead of changed ones."""
+    """Remove what computes nothing in evaluation mode, and replace in-place operators where that is safe."""
     _out_of_place(module)
     _keep_what_is_given(module)
     for node in list(module.graph.nodes):
@@ -48,9 +48,9 @@ def bare(module: GraphModule) -> GraphModule:
 
 
 def _out_of_place(module: GraphModule) -> None:
-    """Make ``relu_`` and its like ``relu``, unless a view of the value is about.
+    """Replace in-place operators such as ``relu_`` by ``relu``, unless a view of the value exists.
 
-    A value that is changed later would be shown changed, and what changes a value is never found to be of no use.
+    An in-place operator would change a value that is recorded, and would never be removed as dead code.
     """
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     for node in list(module.graph.nodes):
@@ -67,7 +67,7 @@ def _out_of_place(module: GraphModule) -> None:
 
 
 def _keep_what_is_given(module: GraphModule) -> None:
-    """Let what still writes in place write into copies of inputs, parameters and buffers: no call changes those."""
+    """Let the remaining in-place operators write into copies, so that no call changes inputs, parameters or buffers."""
     first = next((node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr")), None)
     written = {root: None for node in module.graph.nodes if _writes(node) and (root := _root(node.args[0]))}
     for root in written:
@@ -78,20 +78,20 @@ def _keep_what_is_given(module: GraphModule) -> None:
 
 
 def _writes(node: Node) -> bool:
-    """Whether an operator changes its first argument."""
+    """Return whether an operator writes into its first argument."""
     first = node.target._schema.arguments[:1] if isinstance(node.target, OpOverload) else ()
     return any(each.alias_info is not None and each.alias_info.is_write for each in first)
 
 
 def _root(node: object) -> Node | None:
-    """The input, parameter or buffer whose memory a value is seen in; None where it has its own."""
+    """Return the input, parameter or buffer whose memory a value shares; None where it has its own."""
     while isinstance(node, Node) and node.op == "call_function" and (_is_view(node) or _writes(node)):
         node = node.args[0]
     return node if isinstance(node, Node) and node.op in ("placeholder", "get_attr") else None
 
 
 def _plain_operator(node: Node) -> OpOverload | None:
-    """The operator that gives what this one writes into its first argument, if there is one of the same type."""
+    """Return the out-of-place form of an in-place operator; None where there is none for these types."""
     target = node.target
     if not isinstance(target, OpOverload) or not target._schema.name.endswith("_") or not target._schema.is_mutable:
         return None
@@ -103,7 +103,7 @@ def _plain_operator(node: Node) -> OpOverload | None:
 
 
 def overwrites(module: GraphModule) -> bool:
-    """Whether the graph writes into a value that it holds already, which may be an input or a recorded point."""
+    """Return whether the graph writes in place, perhaps into an input or a recorded point."""
     targets = (node.target for node in module.graph.nodes)
     return any(isinstance(target, OpOverload) and target._schema.is_mutable for target in targets)
 
@@ -114,12 +114,12 @@ def _is_view(node: Node) -> bool:
 
 
 def sharing_copy(module: GraphModule) -> GraphModule:
-    """A copy of the graph that holds the same tensors: weights may be large."""
+    """Copy the graph but share its tensors, as weights may be large."""
     return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
 
 
 def in_float64(module: GraphModule) -> GraphModule:
-    """A copy that computes in float64, also where the graph itself names float32."""
+    """Copy the graph to compute in float64, also where it names a narrower float type."""
     wide = copy.deepcopy(module).double()
     narrow = (torch.float32, torch.float16, torch.bfloat16)
     for node in wide.graph.nodes:
@@ -129,7 +129,7 @@ def in_float64(module: GraphModule) -> GraphModule:
 
 
 def forget_unused(module: GraphModule) -> None:
-    """Drop the parameters and buffers that the graph does not read."""
+    """Remove the parameters and buffers that the graph does not read."""
     used = {node.target for node in module.graph.find_nodes(op="get_attr")}
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     for name, _ in tensors:
@@ -140,13 +140,13 @@ def forget_unused(module: GraphModule) -> None:
 
 
 def rewrite(node: Node, change: Callable[[Any], Any]) -> None:
-    """Change values among a node's arguments, however deep."""
+    """Apply ``change`` to every value in a node's arguments, nested ones included."""
     node.args, node.kwargs = map_aggregate(node.args, change), map_aggregate(node.kwargs, change)
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Let PyTorch make floats of this type meanwhile, where none is named."""
+    """Set PyTorch's default float type within this block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -156,7 +156,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def resized(module: GraphModule, sampler: Node) -> Node:
-    """The sampler's image, bilinearly resized to what it would have given where that has another size."""
+    """Return the sampler's image, resized bilinearly to the size of its output where the two differ."""
     image, wanted = operand(sampler), sampler.meta["val"].shape[-2:]
     if image.meta["val"].shape[-2:] == wanted:
         return image
@@ -168,7 +168,7 @@ def resized(module: GraphModule, sampler: Node) -> Node:
 
 
 def _size_of_input(module: GraphModule, wanted: torch.SymInt) -> Node:
-    """An open size as a node that reads it off an input."""
+    """Add a node that reads a dynamic size from an input."""
     for node in module.graph.find_nodes(op="placeholder"):
         for axis, size in enumerate(node.meta["val"].shape):
             if str(size) == str(wanted):
@@ -177,7 +177,7 @@ def _size_of_input(module: GraphModule, wanted: torch.SymInt) -> Node:
 
 
 def on_device(module: GraphModule, device: torch.device) -> GraphModule:
-    """The same module moved there for good, together with the devices that its graph names."""
+    """Move the module itself to a device, and the devices that its graph names."""
     for node in module.graph.nodes:
         rewrite(node, lambda value: device if isinstance(value, torch.device) else value)
     module.recompile()
@@ -185,7 +185,7 @@ def on_device(module: GraphModule, device: torch.device) -> GraphModule:
 
 
 def without_samplers(module: GraphModule) -> GraphModule:
-    """A copy in which every sampled image goes on as it was, resized where the warped one has another size."""
+    """Copy the graph with every sampler bypassed: its image is passed on, resized where the sizes differ."""
     module = sharing_copy(module)
     for node in list(module.graph.nodes):
         if samples_pictures(node):
@@ -209,13 +209,14 @@ CONVOLUTIONS = tuple(
 
 
 class Meter(Interpreter):
-    """Runs a graph and notes how many bytes of values live at once, weights left out."""
+    """An interpreter that records the peak of bytes of live values; weights do not count."""
 
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module)
         self.peak = 0
 
     def run_node(self, node: Node) -> Any:
+        """Run a node and update the peak."""
         result = bounded(self, node)
         held = [value for each, value in self.env.items() if each.op != "get_attr"]
         leaves = tree_leaves([held, result if node.op != "get_attr" else None])
@@ -225,7 +226,7 @@ class Meter(Interpreter):
         return result
 
     def _windows(self, node: Node) -> int:
-        """The bytes of a convolution's windows."""
+        """Return the bytes of a convolution's unfolded windows at once; 0 for other operators."""
         if node.target not in CONVOLUTIONS:
             return 0
         image, weight = self.fetch_args_kwargs_from_env(node)[0][:2]
@@ -233,7 +234,7 @@ class Meter(Interpreter):
 
 
 def live_bytes(module: GraphModule, values: Sequence[Tensor]) -> int:
-    """The most bytes of values that live at once while a graph runs on these inputs, and a convolution's windows."""
+    """Return the peak bytes of live values while a graph runs on these inputs, convolution windows included."""
     meter = Meter(module)
     with torch.no_grad():
         meter.run(*values)
@@ -241,7 +242,7 @@ def live_bytes(module: GraphModule, values: Sequence[Tensor]) -> int:
 
 
 def bounded(interpreter: Interpreter, node: Node) -> Any:
-    """What a node gives; a float64 convolution of many examples a few at a time, which changes no value of it."""
+    """Run a node; a float64 convolution on the CPU in parts of the batch, which changes no value."""
     if node.op != "call_function" or node.target not in CONVOLUTIONS:
         return Interpreter.run_node(interpreter, node)
     (image, weight, *others), keywords = interpreter.fetch_args_kwargs_from_env(node)
@@ -253,5 +254,5 @@ def bounded(interpreter: Interpreter, node: Node) -> Any:
 
 
 def _window_bytes(image: Tensor, weight: Tensor) -> int:
-    """Of all windows of one example, one around each pixel, with every channel that is looked at."""
+    """Return the bytes of all windows of one example, one per pixel, all channels of a group included."""
     return max(1, weight[0].numel() * image[0, 0].numel() * image.element_size())

@@ -1,7 +1,7 @@
-"""A captured network and what can be asked of it: run, look inside, force theta, in float64, without its samplers.
+"""A captured network: run it, read its points, override theta, compute in float64, bypass its samplers.
 
-Values at the points of a site bear its name: ``site0/theta`` (N×2×3), ``site0/grid`` (N×H×W×2, x before y, in [-1, 1]
-over the sampled image) and ``site0/warped`` (N×C×H×W).
+Points are named after their site: ``site0/theta`` (N×2×3), ``site0/grid`` (N×H×W×2, x before y, in [-1, 1] over the
+sampled image) and ``site0/warped`` (N×C×H×W).
 """
 
 import io
@@ -54,8 +54,8 @@ Points = dict[str, Tensor]
 class Program:
     """A captured network.
 
-    ``contract`` names and types its inputs and outputs; ``origin`` says where the module's own code is, see
-    ``program.origin``.
+    ``contract`` names and types its inputs and outputs; ``origin`` says how to import the module's own
+    code, see ``program.origin``.
     """
 
     exported: ExportedProgram
@@ -64,28 +64,28 @@ class Program:
 
     @cached_property
     def module(self) -> GraphModule:
-        """The network as one graph: tensors in by position, a tuple of tensors out; checks and dropout left out."""
+        """The network as one graph: tensors in by position, a tuple of tensors out; no checks, no dropout."""
         found = self.exported.module(check_guards=False)
         found.graph.set_codegen(CodeGen())  # no nested structures: they are flat in the graph already
         return bare(GraphModule(found, found.graph))
 
     def on(self, device: torch.device | str) -> GraphModule:
-        """``module`` moved there for good, together with the devices that its graph names."""
+        """Move ``module`` itself to a device, and the devices that its graph names."""
         return on_device(self.module, torch.device(device))
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """Where it samples."""
+        """The sampling sites, in the order in which they run."""
         return find_sites(self.module.graph, symbols_of(self.exported, [spec.shape for spec in self.contract.inputs]))
 
     @cached_property
     def exact(self) -> "Exact":
-        """The same network in float64."""
+        """The float64 reference of the network."""
         return Exact(self)
 
     @cached_property
     def most_examples(self) -> int:
-        """How many examples may be put to it in float64 at once, by what one takes."""
+        """The largest batch for a float64 run, from the memory that one example takes."""
         values = self.values(self.contract.random(1, sizes=self.sizes))
         with default_dtype(torch.float64):  # of what the graph makes without naming a type
             taken = live_bytes(self.exact.module, self.exact.wide(values)) // (self.contract.batch or 1)
@@ -93,23 +93,23 @@ class Program:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are trained; what is one tensor under two names counts once."""
+        """The number of trained values; a shared tensor counts once."""
         return sum({each.data_ptr(): each.numel() for each in self.exported.parameters()}.values())
 
     def own_module(self) -> nn.Module | str:
-        """The module that was captured, made anew from its own code with these weights, or why that cannot be."""
+        """Rebuild the captured module from its own code with these weights; return the reason where that fails."""
         return module_from(self.origin, self.state())
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name."""
+        """Return parameters and buffers by name."""
         return dict(self.exported.state_dict)
 
     def values(self, batch: Batch) -> tuple[Tensor, ...]:
-        """A batch as ``module`` takes it: bytes of pictures are normalised."""
+        """Convert a batch to the inputs of ``module``: image bytes are normalised."""
         return self.contract.values(batch)
 
     def run(self, values: Sequence[Tensor]) -> Points:
-        """The outputs by name."""
+        """Run the network and return its outputs by name."""
         values = [value.clone() for value in values] if overwrites(self.module) else values
         return self._named(self.module(*values))
 
@@ -121,13 +121,13 @@ class Program:
         kinds: Sequence[str] = POINTS,
         module: GraphModule | None = None,
     ) -> Points:
-        """The points of every site, in the network's order, then the outputs.
+        """Return the points of every site, in the network's order, then the outputs.
 
         Args:
             values: the inputs, as ``values`` gives them.
-            forced: by point (``site0/theta``), what stands there instead of what the network computes.
-            kinds: of points that are shown, also ``image``.
-            module: ``module`` by default, or a copy that computes otherwise.
+            forced: values by point (``site0/theta``) that replace those the network computes.
+            kinds: the points to return, of ``POINTS`` and ``image``.
+            module: by default ``module``; else a copy of it, such as one in float64.
         """
         forced, module = forced or {}, module or self.module
         shown, nodes = ({k: v for site in self.sites for k, v in site.nodes(each).items()} for each in (kinds, POINTS))
@@ -141,15 +141,15 @@ class Program:
 
     @cached_property
     def bypassed(self) -> Self:
-        """The same network with every sampler left out: its image goes on, resized where sizes differ."""
+        """The bypassed baseline: every sampler is left out, its image resized where sizes differ."""
         return self.recaptured(without_samplers(self.module))
 
     def recaptured(self, module: nn.Module, contract: Contract | None = None) -> Self:
-        """Another module in the place of this one, captured anew with the same open dimensions.
+        """Capture another module in place of this one, with the same dynamic dimensions.
 
         Args:
             module: takes the inputs by position.
-            contract: where inputs or outputs are others.
+            contract: where inputs or outputs differ from this one's.
         """
         contract = contract or self.contract
         example = contract.random(sizes=self.sizes)
@@ -157,7 +157,7 @@ class Program:
         return replace(self, exported=exported, contract=contract, origin={})
 
     def parts(self) -> dict[str, str]:
-        """Every node's part of the network, by its name in ``module.graph``; constants and inputs have none."""
+        """Return the part of the network that each node of ``module.graph`` belongs to; constants, inputs: none."""
         steps = [
             Step(node.name, [each.name for each in node.all_input_nodes], [node.name])
             for node in self.module.graph.nodes
@@ -168,21 +168,21 @@ class Program:
         return parts_of(steps, sites, [node.name for node in results])
 
     def acts_through_grid(self, site: Site) -> bool:
-        """Whether nothing but its grid is made from a site's theta, so that forcing the one is forcing the other."""
+        """Return whether a site's theta feeds only its grid, so that overriding the grid equals overriding theta."""
         theta = next(node for node in self.module.graph.nodes if node.name == site.theta)
         return len(theta.users) == 1
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Its open sizes beside the batch, as they were when it was captured."""
+        """The dynamic sizes other than the batch, as they were at capture."""
         given = [each for each in tree_leaves(self.exported.example_inputs) if isinstance(each, Tensor)]
         pairs = [pair for spec, each in zip(self.contract.inputs, given) for pair in zip(spec.shape, each.shape)]  # noqa: B905
         return {name: size for name, size in pairs if isinstance(name, str) and name != BATCH}
 
     def multiply_adds(self, values: Sequence[Tensor] | None = None) -> int:
-        """Of a call with these inputs, by default one example, in convolutions, matrix products and samplers.
+        """Count the multiply-adds of convolutions, matrix products and samplers in one call.
 
-        A bilinear value counts as 4.
+        Without ``values``, the call is one example. Each bilinear output value counts as 4.
         """
         values = self.values(self.contract.random(1, sizes=self.sizes)) if values is None else values
         with FlopCounterMode(display=False) as counter:
@@ -191,7 +191,7 @@ class Program:
         return counter.get_total_flops() // 2 + taps
 
     def to_bytes(self, metadata: dict) -> bytes:
-        """A ``.pt2`` file, its contract and ``metadata`` inside."""
+        """Return a ``.pt2`` file that contains the contract and ``metadata``."""
         buffer = io.BytesIO()
         said = metadata | {"contract": self.contract.as_dict(), "origin": self.origin}
         if packages := packages_of(self.exported):
@@ -201,7 +201,7 @@ class Program:
 
 
 def _answering_plainly(exported: ExportedProgram) -> ExportedProgram:
-    """A program that answers with a tuple where it did with a type that only its package can tell PyTorch of."""
+    """Return a program whose output is a tuple where its type would need its package to load."""
     entry, *others = exported.module_call_graph
     signature = entry.signature
     if signature is None or _of_python(signature.out_spec):
@@ -213,13 +213,13 @@ def _answering_plainly(exported: ExportedProgram) -> ExportedProgram:
 
 
 def _of_python(spec: TreeSpec) -> bool:
-    """Whether an answer's types are there in every process."""
+    """Return whether an output's containers are Python's own, which every process knows."""
     return spec.type in (None, tuple, list, dict) and all(map(_of_python, spec.children()))
 
 
 @contextmanager
 def _quiet_loading() -> Iterator[list[str]]:
-    """Without what PyTorch says as it loads, which is given back: why it fails stands there and nowhere else."""
+    """Collect, instead of print, the messages of PyTorch as it loads a file: only they say why loading fails."""
     said: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
@@ -237,14 +237,14 @@ def _quiet_loading() -> Iterator[list[str]]:
 
 
 def _said_inside(packed: zipfile.ZipFile) -> dict:
-    """What a program's file says of itself; empty where another wrote it."""
+    """Read the metadata of a program file; empty where another tool wrote it."""
     members = [name for name in packed.namelist() if name.endswith(f"extra/{CONTRACT_FILE}")]
     content = json.loads(packed.read(members[0])) if members else {}
     return content if isinstance(content, dict) else {}
 
 
 def _why_not(path: Path, error: Exception, said: Sequence[str]) -> UserError:
-    """What was wrong with a file, by what PyTorch raised and by what it said before."""
+    """Return the error for a file that PyTorch cannot load, from its exception and its messages."""
     if unknown := UNKNOWN_OPERATOR.search(" ".join(said)):
         return UserError(
             f"{path} needs the operator {unknown[1]}, which nothing here registers",
@@ -254,15 +254,15 @@ def _why_not(path: Path, error: Exception, said: Sequence[str]) -> UserError:
 
 
 def load_program(path: Path, contract: Contract | None = None, own: bool = False) -> Program:
-    """Read a ``.pt2`` file. This runs code where whoever wrote it wants that: load only what is trusted.
+    """Read a ``.pt2`` file. Loading runs whatever code its author put in: load trusted files only.
 
     Args:
         path: the file.
-        contract: of a file that ``Program.to_bytes`` did not write; by default the names are the graph's.
-        own: whether this user's own command wrote it, so that the callable that it names may be called.
+        contract: overrides the file's own; without either, names are those of the graph.
+        own: whether this user's own command wrote the file, so that the callable it names may be called.
 
     Raises:
-        UserError: where PyTorch cannot read it.
+        UserError: where PyTorch or this package cannot read it.
     """
     extra, said = {CONTRACT_FILE: ""}, []
     try:
@@ -292,13 +292,16 @@ def contract_of(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Contract:
-    """The contract of a captured program.
+    """Derive the contract of a captured program.
 
     Args:
-        exported: whose graph says types and sizes.
-        shapes: of the inputs, with the names of what is open; by default the graph's symbols, ``N`` for the first.
-        inputs: their names instead of those in the graph.
-        outputs: likewise.
+        exported: its graph gives types and sizes.
+        shapes: of the inputs, with names for dynamic sizes; by default see ``capture.symbols_of``.
+        inputs: names of the inputs; by default those in the graph.
+        outputs: names of the outputs; likewise.
+
+    Raises:
+        UserError: where an input or output is not a tensor.
     """
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
     signature = exported.graph_signature
@@ -321,7 +324,7 @@ def _spec_of(name: str, value: Tensor, symbols: Mapping[str, str]) -> TensorSpec
 
 
 class Exact:
-    """A program in float64, which is taken for the reference."""
+    """The float64 reference: a program computed in float64."""
 
     def __init__(self, program: Program) -> None:
         self.program, self.module = program, in_float64(program.module)
@@ -329,19 +332,19 @@ class Exact:
     def points(
         self, values: Sequence[Tensor], forced: Mapping[str, Tensor] | None = None, kinds: Sequence[str] = POINTS
     ) -> Points:
-        """``Program.points`` in float64; the inputs are those of the program."""
+        """Run ``Program.points`` in float64; the inputs are those of the program."""
         forced = {point: value.double() for point, value in (forced or {}).items()}
         wide = self.wide(values)
         with default_dtype(torch.float64):  # of what the graph makes without naming a type
             return self.program.points(wide, forced, kinds, self.module)
 
     def wide(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Inputs in float64."""
+        """Convert floating-point inputs to float64."""
         return [value.double() if value.is_floating_point() else value for value in values]
 
 
 class _Probe(Interpreter):
-    """Runs a graph and notes what the nodes named in ``kept`` give; ``forced`` stands in for some of them."""
+    """An interpreter that records the values of the nodes in ``kept``, and overrides those in ``forced``."""
 
     def __init__(self, module: GraphModule, kept: Iterable[str], forced: Mapping[str, Tensor]) -> None:
         super().__init__(module)
@@ -350,6 +353,7 @@ class _Probe(Interpreter):
         self.overwrites = overwrites(module)
 
     def run_node(self, node: Node) -> object:
+        """Run a node, override its value where asked, and record it."""
         result = bounded(self, node)
         if node.name in self.forced:
             forced = self.forced[node.name].to(result.dtype)

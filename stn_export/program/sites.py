@@ -1,4 +1,4 @@
-"""The places where a captured network samples, and which part of the network every other node belongs to."""
+"""Find a captured network's sampling sites, and the part of the network that each node belongs to."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,10 +32,10 @@ WEIGHTED = ("linear", "addmm", "conv2d", "conv1d", "gru_cell", "grid_sampler", "
 
 @dataclass(frozen=True)
 class Site:
-    """One sampler. ``image``, ``grid``, ``warped`` and ``theta`` are the names of graph nodes, ``theta`` may be empty.
+    """One sampler. ``image``, ``grid``, ``warped`` and ``theta`` are names of graph nodes; ``theta`` may be empty.
 
-    ``source`` says in words what theta, or else the grid, comes from, ``where`` in which module and line it samples;
-    ``grid_align_corners`` is the affine grid's own, None without one.
+    ``source`` describes what theta, or else the grid, is computed from; ``where`` names the module and line that
+    sample; ``grid_align_corners`` belongs to the affine grid and is None without one.
     """
 
     name: str
@@ -54,31 +54,31 @@ class Site:
 
     @property
     def kind(self) -> str:
-        """How the grid is made."""
+        """The operators of the site: an affine grid and its sampler, or a sampler with another grid."""
         return "affine_grid + grid_sample" if self.theta else "grid_sample, own grid"
 
     def point(self, name: str) -> str:
-        """The name of one of its points for everyone outside the graph: ``site0/theta``."""
+        """Return the public name of one of its points: ``site0/theta``."""
         return f"{self.name}/{name}"
 
     def nodes(self, kinds: Sequence[str] = POINTS) -> dict[str, str]:
-        """The graph's nodes by point; of theta only where there is one, and of ``image`` where it is asked for."""
+        """Return the graph's nodes by point; theta only where there is one."""
         return {self.point(kind): node for kind in kinds if (node := getattr(self, kind))}
 
     def as_dict(self) -> dict:
-        """JSON-ready."""
+        """Return the site JSON-ready, with its kind."""
         return asdict(self) | {"kind": self.kind}
 
 
 def find_sites(graph: Graph, symbols: Mapping[str, str]) -> tuple[Site, ...]:
-    """Every sampler of a captured graph, in the order in which they run; ``symbols`` names open sizes."""
+    """Find every sampler of a captured graph, in the order in which they run; ``symbols`` names dynamic sizes."""
     samplers = [node for node in graph.nodes if samples_pictures(node)]
     varying = _varying(graph)
     return tuple(_site(index, node, symbols, varying) for index, node in enumerate(samplers))
 
 
 def not_looked_into(graph: Graph) -> tuple[str, ...]:
-    """What else samples in a captured graph, a sentence each: its outputs are compared, nothing inside it is."""
+    """Describe each other operator that samples, one sentence each: only the network's outputs are compared for it."""
     found = []
     for node in graph.nodes:
         operator = str(node.target).split(".")[1] if str(node.target).startswith("torchvision.") else ""
@@ -111,7 +111,7 @@ def _site(index: int, node: Node, symbols: Mapping[str, str], varying: set[Node]
 
 
 def _origin(node: Node, varying: set[Node]) -> str:
-    """What gives a value, and the arithmetic behind that: ``linear of localisation.4, then tanh, mul, add``."""
+    """Describe what a value is computed from, and later arithmetic: ``linear of localisation.4, then tanh``."""
     behind: list[str] = []
     while node.op == "call_function" and _operator(node) not in WEIGHTED:
         if _operator(node) not in SHAPING:
@@ -135,7 +135,7 @@ def _operator(node: Node) -> str:
 
 
 def _varying(graph: Graph) -> set[Node]:
-    """What depends on an input's values, not only on its size."""
+    """Return the nodes that depend on an input's values, not just on its size."""
     found: set[Node] = set()
     for node in graph.nodes:
         size = isinstance(node.meta.get("val"), torch.SymInt)
@@ -151,7 +151,7 @@ PARTS = ("localisation", "grid", "sampler", "rest")
 
 
 class Step(NamedTuple):
-    """A node of any graph."""
+    """A node of any graph: its name, the values it reads and those it makes."""
 
     name: str
     reads: Sequence[str]
@@ -159,7 +159,7 @@ class Step(NamedTuple):
 
 
 class Values(NamedTuple):
-    """The values of a site; ``theta`` is empty where there is none or a lowering left none."""
+    """The values of a site; ``theta`` is empty where there is none, or a lowering removed it."""
 
     image: str
     grid: str
@@ -168,11 +168,11 @@ class Values(NamedTuple):
 
 
 def parts_of(steps: Iterable[Step], sites: Sequence[Values], outputs: Sequence[str]) -> dict[str, str]:
-    """Every node's part by its name.
+    """Return the part of the network that each node belongs to, by its name.
 
-    ``sampler`` is what lies between image and grid on one side and the warped image on the other, ``grid`` what lies
-    before a grid and behind its theta, ``localisation`` what only thetas need. What is needed for anything else, such
-    as a backbone that serves both, is ``rest``; that a value on the way to a grid is given out too does not count.
+    ``sampler`` lies between image and grid and the warped image, ``grid`` between theta and the grid; ``localisation``
+    is needed for theta only. What anything else needs, such as a shared backbone, is ``rest``; that a value on the way
+    to a grid is also an output of the network does not count as such a need.
     """
     graph = _Graph(steps)
     samplers = set().union(*(graph.behind([site.warped], {site.image, site.grid}) for site in sites))
@@ -196,7 +196,7 @@ class _Graph:
         self.maker = {value: step for step in self.steps.values() for value in step.makes}
 
     def behind(self, values: Iterable[str], stops: Iterable[str] = ()) -> set[str]:
-        """Every node that ``values`` are computed by, not looking behind ``stops``."""
+        """Return every node that ``values`` depend on, not looking past ``stops``."""
         stops, found = set(stops), set()
         waiting = list(values)
         while waiting:

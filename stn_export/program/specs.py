@@ -1,4 +1,4 @@
-"""What goes into a network and comes out of it: names, types, shapes, pictures as numbers, calls flattened."""
+"""Inputs and outputs of a network: names, types, shapes, image normalisation, and calls flattened to tensors."""
 
 import copy
 import inspect
@@ -28,23 +28,23 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Pixels:
-    """How uint8 pictures N×C×H×W become an input: ``(x / 255 - mean) / std``, each one figure or one a channel."""
+    """Normalisation of uint8 images N×C×H×W: ``(x / 255 - mean) / std``, each one value or one per channel."""
 
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 
     def tensors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and std, each 1×1×1 or C×1×1."""
+        """Return mean and std as tensors, each 1×1×1 or C×1×1."""
         mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
         return mean, std
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images N×C×H×W (or C×H×W) to float32."""
+        """Convert uint8 images N×C×H×W (or C×H×W) to normalised float32."""
         mean, std = self.tensors(images.device)
         return images.float().div_(255 * std).sub_(mean / std)
 
     def denormalise(self, images: Tensor) -> Tensor:
-        """Back to the nearest bytes."""
+        """Convert normalised images back to the nearest bytes."""
         mean, std = self.tensors(images.device)
         return (images * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
 
@@ -57,12 +57,12 @@ class TensorSpec:
     """One input or output.
 
     Attributes:
-        name: by which it is fed or read.
-        dtype: as NumPy calls it.
-        shape: sizes, and the names of those that are open; ``N`` is the batch.
+        name: of the input or output.
+        dtype: its NumPy name.
+        shape: sizes, dynamic ones as names; ``N`` is the batch.
         batched: whether its first dimension counts the examples of a batch.
-        pixels: of a float32 input that is a picture, how its bytes are normalised.
-        layout: ``NCHW``, or ``NHWC`` where pictures are fed with their channels last.
+        pixels: normalisation of image bytes, for an input of images.
+        layout: ``NCHW``, or ``NHWC`` where images have their channels last.
     """
 
     name: str
@@ -79,30 +79,30 @@ class TensorSpec:
 
     @property
     def is_picture(self) -> bool:
-        """Whether it has height and width: a floating-point tensor or bytes, N×C×H×W."""
+        """Whether it can be a batch of images: N×C×H×W, floating-point or bytes."""
         return len(self.shape) == 4 and (self.is_float or self.dtype == "uint8")
 
     @property
     def nchw(self) -> tuple[int | str, ...]:
-        """Its shape in a ``Batch``, where pictures have their channels first."""
+        """Its shape in a ``Batch``, where images have their channels first."""
         return self.shape if self.layout == "NCHW" else (self.shape[0], self.shape[3], *self.shape[1:3])
 
     @property
     def text(self) -> str:
-        """For a person: ``N×3×32×32 float32``."""
+        """Shape and type for people: ``N×3×32×32 float32``."""
         return f"{by(self.shape)} {self.dtype}"
 
     def fixed(self, sizes: Mapping[str, int]) -> Self:
-        """The same with some of its open sizes fixed, by their names."""
+        """Return the spec with dynamic sizes made static, by name."""
         shape = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in self.shape)
         return replace(self, shape=shape)
 
     def opened(self) -> Self:
-        """The same for any number of examples, where it holds one a row."""
+        """Return the spec with a dynamic batch, where the first dimension counts examples."""
         return replace(self, shape=(BATCH, *self.shape[1:])) if self.batched else self
 
     def array(self, values: Tensor) -> np.ndarray:
-        """What a runner is fed: ``values`` as this input takes them, bytes normalised where it takes no bytes."""
+        """Convert a tensor of a batch to the array that this input takes; normalise bytes where it takes floats."""
         if values.dtype == torch.uint8 and self.pixels is not None and self.is_float:
             values = self.pixels.normalise(values)
         if self.layout == "NHWC":
@@ -110,7 +110,7 @@ class TensorSpec:
         return values.cpu().contiguous().numpy().astype(self.dtype, copy=False)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape can be fed; sizes that share a name are not compared."""
+        """Return whether an array of this shape fits; sizes that share a name are not compared."""
         return len(shape) == len(self.shape) and all(
             size > 0 if isinstance(wanted, str) else size == wanted
             for size, wanted in zip(shape, self.shape, strict=True)
@@ -119,30 +119,30 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Contract:
-    """The inputs of an artifact, in order, and its outputs."""
+    """The inputs and outputs of an artifact, in order."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     @property
     def batch(self) -> int | None:
-        """How many examples a call takes; None where any number."""
+        """The static batch size; None where the batch is dynamic or there is none."""
         sizes = [spec.shape[0] for spec in self.inputs if spec.batched]
         return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
     @property
     def picture(self) -> TensorSpec | None:
-        """The first input that is a picture."""
+        """The first input that takes images; None where there is none."""
         return next((spec for spec in self.inputs if spec.is_picture), None)
 
     @property
     def open_sizes(self) -> tuple[str, ...]:
-        """The names of the dimensions that are open beside the batch."""
+        """The names of the dynamic dimensions other than the batch."""
         names = (size for spec in self.inputs for size in spec.shape if isinstance(size, str) and size != BATCH)
         return tuple(dict.fromkeys(names))
 
     def arrays(self, batch: Batch) -> Arrays:
-        """What a runner is fed for a batch.
+        """Convert a batch to the arrays that a runner is fed.
 
         Raises:
             UserError: where the batch lacks an input.
@@ -152,35 +152,35 @@ class Contract:
         return {spec.name: spec.array(batch[spec.name]) for spec in self.inputs}
 
     def values(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The same as a module takes it, in order."""
+        """Convert a batch to the tensors that a module takes, in order."""
         return tuple(torch.from_numpy(array) for array in self.arrays(batch).values())
 
     def random(self, batch: int = 2, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, Tensor]:
-        """Something to try a network with: floats uniform in [-1, 1], of pictures bytes, else zeros and ones.
+        """Draw a random batch: floats uniform in [-1, 1], bytes for images that take them, else zeros and ones.
 
         Args:
-            batch: how many examples, where that is open.
-            seed: the same one gives the same.
-            sizes: of other open dimensions, which are ``OPEN_SIZE`` unless given.
+            batch: number of examples, where the batch is dynamic.
+            seed: of the random generator.
+            sizes: of other dynamic dimensions; by default ``OPEN_SIZE``.
         """
         random = torch.Generator().manual_seed(seed)
         sizes = dict.fromkeys(self.open_sizes, OPEN_SIZE) | dict(sizes or {}) | {BATCH: batch}
         return {spec.name: _random(spec.fixed(sizes), random) for spec in self.inputs}
 
     def fixed(self, sizes: Mapping[str, int]) -> Self:
-        """The same with some of its open sizes fixed, by their names."""
+        """Return the contract with dynamic sizes made static, by name."""
         return replace(self, **{side: tuple(spec.fixed(sizes) for spec in getattr(self, side)) for side in SIDES})
 
     def as_dict(self) -> dict:
-        """JSON-ready."""
+        """Return the contract JSON-ready."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping) -> Self:
-        """What ``as_dict`` gave.
+        """Rebuild a contract from ``as_dict``.
 
         Raises:
-            UserError: for anything else.
+            UserError: where the content is no contract.
         """
         try:
             return msgspec.convert(content, cls)
@@ -189,10 +189,10 @@ class Contract:
 
 
 def whole(shape: Sequence[int | str]) -> tuple[int, ...]:
-    """Sizes of which none is open.
+    """Return the sizes of a static shape.
 
     Raises:
-        TypeError: where one is.
+        TypeError: where a size is dynamic.
     """
     sizes = tuple(size for size in shape if isinstance(size, int))
     if len(sizes) != len(shape):
@@ -210,13 +210,13 @@ def _random(spec: TensorSpec, random: torch.Generator) -> Tensor:
 
 
 def numbers_of(tensor: Tensor) -> np.ndarray:
-    """A tensor as an array on the CPU; bfloat16, which NumPy lacks, as float32."""
+    """Convert a tensor to an array on the CPU; bfloat16, which NumPy lacks, becomes float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """A tensor's type as NumPy calls it."""
+    """Return the NumPy name of a tensor's type."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -225,14 +225,14 @@ def dtype_name(tensor: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Given:
-    """What somebody calls a module with: arguments by position, keywords by name."""
+    """The arguments that a user calls a module with, by position and by name."""
 
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, inputs: Any, keywords: Mapping[str, Any] | None = None) -> Self:
-        """One tensor, several by position, or any by name in a mapping; ``keywords`` besides."""
+        """Collect arguments: one tensor, several by position, or any by name in a mapping; ``keywords`` are added."""
         if isinstance(inputs, Mapping):
             return cls((), {**inputs, **(keywords or {})})
         return cls((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), dict(keywords or {}))
@@ -240,9 +240,9 @@ class Given:
 
 @dataclass(frozen=True)
 class Call:
-    """A module that takes tensors only, by position; an example of them, their names, and where each comes from.
+    """A call of a module that takes tensors only, by position: example tensors, their names and origins.
 
-    ``keys`` leads to a tensor among the arguments: the parameter's name, then keys and indices of what holds it.
+    ``keys`` is the path of each tensor in the original arguments: the parameter's name, then keys and indices.
     """
 
     module: nn.Module
@@ -251,7 +251,7 @@ class Call:
     keys: tuple[tuple[Any, ...], ...]
 
     def dims(self, dynamic: Any) -> list[dict[int, Any]]:
-        """For each tensor what is open in it, by axis, from ``dynamic_shapes`` as ``torch.export`` takes them.
+        """Return each tensor's dynamic dimensions, by axis, from ``dynamic_shapes`` in the form of ``torch.export``.
 
         Raises:
             UserError: where they do not fit the arguments.
@@ -278,10 +278,10 @@ def _axes(dims: Any) -> dict[int, Any]:
 
 
 def call_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Call:
-    """A call of anything as one of tensors only; the module itself where it is one already.
+    """Turn a call with any arguments into one with tensors only; the module itself where it already is one.
 
     Args:
-        module: shares its parameters with the one that is given back.
+        module: shares its parameters with the returned one.
         arguments: of ``forward`` by position: tensors, dictionaries and lists of them, None, numbers.
         keywords: likewise by name.
 
@@ -314,10 +314,10 @@ def call_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, 
 def _bound(
     kind: str, signature: inspect.Signature, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> inspect.BoundArguments:
-    """The arguments by parameter; where ``forward`` takes any by position, those by name are taken in their order.
+    """Bind arguments to parameters; where no name is a parameter, named ones go to ``*args`` in their order.
 
     Raises:
-        UserError: where it does not take them; it lists what it takes.
+        UserError: where they do not fit; it lists the parameters.
     """
     parameters, kinds = signature.parameters.values(), inspect.Parameter
     names = [each.name for each in parameters if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
@@ -339,7 +339,7 @@ def _bound(
 
 
 def _in_order(signature: inspect.Signature, keys: Sequence[tuple[Any, ...]]) -> bool:
-    """Whether these are the first parameters, each a tensor, so that they can be given by position as they are."""
+    """Return whether the tensors are the first parameters, so that they can be passed by position as they are."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = [each.name for each in signature.parameters.values() if each.kind in kinds][: len(keys)]
     return [(name,) for name in first] == list(keys)
@@ -353,9 +353,10 @@ def _flat(
     places: Sequence[int],
     names: Sequence[str],
 ) -> Callable[..., Any]:
-    """A ``forward`` of tensors only for a shell of the module; it holds no module, so that copies of a shell are whole.
+    """Make a ``forward`` of tensors only for a copy of the module.
 
-    Within a call ``self.forward`` is the module's own.
+    It holds no reference to a module, so that copies of the copy are complete. Within a call ``self.forward`` is the
+    module's own.
     """
     own, method = module.forward, False
     if isinstance(own, MethodType) and own.__self__ is module:
@@ -388,7 +389,7 @@ def _keys(path: Sequence[object]) -> Iterator[Any]:
 
 
 def output_names(exported: ExportedProgram) -> list[str]:
-    """Names for outputs that nobody named: keys where the module gives a dictionary, else ``output0`` and so on."""
+    """Return names for unnamed outputs: keys where the module returns a dictionary, else ``output0`` and so on."""
     structure = exported.call_spec.out_spec
     if structure.is_leaf():
         return ["output"]
@@ -399,7 +400,7 @@ def output_names(exported: ExportedProgram) -> list[str]:
 
 
 def distinct(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
-    """The names, with something behind those that are there before or among ``others``."""
+    """Make names distinct from each other and from ``others``, by a suffix where needed."""
     taken, found = set(others), []
     for name in names:
         found.append(free_name(name if name not in others else f"{name}_output", taken))
@@ -408,7 +409,7 @@ def distinct(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
 
 
 def free_name(name: str, taken: Container[str]) -> str:
-    """The name, with the first number behind it that makes it none of those that are taken."""
+    """Return the name, with the first number appended that makes it unused."""
     return next(
         each for each in (name if count == 1 else f"{name}{count}" for count in itertools.count(1)) if each not in taken
     )

@@ -1,7 +1,7 @@
-"""What a module keeps between calls, found by running copies of it: the module itself and its inputs stay as they are.
+"""Find state that a module keeps between calls, by running copies: the module and its inputs stay as they are.
 
-``trial`` puts two batches to a copy in turn, compares what the copy holds then with what the module holds, and what it
-gives with what a fresh copy gives. ``mutations`` is the short form of it.
+``trial`` calls a copy with two batches, compares the copy's content with the module's, and its outputs with those of a
+fresh copy. ``mutations`` is the short form.
 """
 
 import copy
@@ -38,9 +38,9 @@ Item = tuple[str, str]  # a kind, and a dotted name
 
 @dataclass(frozen=True)
 class Mutation:
-    """Something that a call changes in a module: a ``kind`` (buffer, parameter, attribute) and its dotted name.
+    """Something that a call changes in a module: its ``kind`` (buffer, parameter, attribute) and dotted name.
 
-    ``where`` is the function and the line that do it; ``matters`` whether later answers were seen to depend on it.
+    ``where`` is the function and line that change it; ``matters`` whether later outputs were seen to depend on it.
     """
 
     kind: str
@@ -54,13 +54,13 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of two batches put to copies of a module.
+    """Result of calling copies of a module with two batches.
 
     Attributes:
         batches: arguments and keywords, the second made from the first unless it was given.
-        answers: the tensors that a copy gave for each.
+        answers: the tensors that a copy returned for each.
         mutations: what each call changes in the module.
-        steady: whether the first batch gave the same again.
+        steady: whether the first batch gave the same outputs again.
         note: why the module itself had to be run, and what was done about it; empty where copies were.
     """
 
@@ -74,7 +74,8 @@ class Trial:
 class Copies:
     """Copies of a module to run in its place.
 
-    A module that cannot be copied is run itself, and parameters, buffers and attributes are put back; ``note`` says so.
+    A module that cannot be copied is run itself, and its parameters, buffers and attributes are restored; ``note`` says
+    so.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -82,7 +83,7 @@ class Copies:
 
     @contextmanager
     def fresh(self) -> Iterator[nn.Module]:
-        """A copy as the module stands; the module itself where it cannot be copied, as it was once that is left."""
+        """Yield a new copy of the module; the module itself, restored afterwards, where it cannot be copied."""
         made = None if self.note else self._copied()
         if made is not None:
             yield made
@@ -105,14 +106,14 @@ class Copies:
 
 
 def deep_copy(module: nn.Module) -> nn.Module:
-    """A module of its own, tensors that were computed and lie in attributes, as old weight norms do, included."""
+    """Copy a module, computed tensors in attributes included, such as those of old weight norms."""
     held = (value for _, part in module.named_modules() for value in vars(part).values())
     leaves = (leaf for value in held for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor))
     return copy.deepcopy(module, {id(leaf): leaf.detach().clone() for leaf in leaves if not leaf.is_leaf})
 
 
 def copied(values: Any) -> Any:
-    """Arguments whose tensors and arrays are copies: what runs on them may write into them."""
+    """Copy the tensors and arrays in arguments, as code that runs on them may write into them."""
     return _pytree.tree_map(
         lambda each: (
             each.detach().clone() if isinstance(each, Tensor) else each.copy() if isinstance(each, np.ndarray) else each
@@ -122,7 +123,7 @@ def copied(values: Any) -> Any:
 
 
 def mutations(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> list[Mutation]:
-    """What a call changes in a module in evaluation mode, by name and line; neither it nor the arguments change.
+    """List what a call changes in a module in evaluation mode; neither it nor the arguments change.
 
     Raises:
         UserError: where the module does not take them.
@@ -131,10 +132,10 @@ def mutations(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str
 
 
 def told(module: nn.Module, found: Sequence[Mutation]) -> list[str]:
-    """A sentence for each change that no answer was seen to depend on.
+    """Return one sentence for each change that no output was seen to depend on.
 
     Raises:
-        UserError: where answers depend on calls before; it names what is kept, and the line that does it.
+        UserError: where outputs depend on earlier calls; it names the state, and the line that changes it.
     """
     name = type(module).__name__
     if any(each.matters for each in found):
@@ -146,12 +147,12 @@ def told(module: nn.Module, found: Sequence[Mutation]) -> list[str]:
 
 
 def trial(copies: Copies, first: Batch, second: Batch | None = None) -> Trial:
-    """Put two batches, and the first one again, to a copy of a module, and see what that changes in the copy.
+    """Call a copy of a module with two batches and the first one again, and find what that changes in the copy.
 
     Args:
         copies: of a module in evaluation mode.
         first: arguments and keywords.
-        second: likewise; by default the first one's examples in another order, darker.
+        second: likewise; by default the first one's examples in reverse order, scaled by ``SHADE``.
 
     Raises:
         UserError: where the module does not take them.
@@ -170,7 +171,7 @@ def trial(copies: Copies, first: Batch, second: Batch | None = None) -> Trial:
 
 
 def following(batch: Batch) -> Batch:
-    """Another batch that a network takes wherever it takes this one."""
+    """Make another batch that a network accepts wherever it accepts this one."""
     return _pytree.tree_map(lambda each: _other(each) if isinstance(each, Tensor) else each, batch)
 
 
@@ -184,7 +185,7 @@ def _other(value: Tensor) -> Tensor:
 
 
 def answer(module: nn.Module, batch: Batch, seed: int = 0) -> list[Tensor]:
-    """The tensors that a module gives for copies of arguments and keywords; random numbers stay the caller's.
+    """Return the tensors that a module returns for copies of the arguments; the caller's random state is kept.
 
     Raises:
         UserError: where it fails.
@@ -204,10 +205,10 @@ def answer(module: nn.Module, batch: Batch, seed: int = 0) -> list[Tensor]:
 
 
 def alike(first: Sequence[Tensor], second: Sequence[Tensor], relative: float = EXACT) -> bool:
-    """Whether two answers are the same but for roundings, value by value: a large one excuses no other.
+    """Return whether two outputs are the same up to rounding, value by value.
 
-    What is not finite must be so in both. A value may be off by a share of itself, and of what is usual along the axis
-    where that is least: of its own column, channel or row.
+    Non-finite values must be the same in both. A value may differ by a share of itself plus the mean magnitude along
+    the axis where that is least (its column, channel or row), so that a large value excuses no other.
     """
     return len(first) == len(second) and all(
         _close(one, other, relative) for one, other in zip(first, second, strict=True)
@@ -232,7 +233,7 @@ def _close(one: Tensor, other: Tensor, relative: float) -> bool:
 
 
 def _usual(size: Tensor) -> Tensor:
-    """The mean magnitude along each axis but the first, where that is least; of all where there is no other axis."""
+    """Return the mean magnitude along each axis but the first, where that is least; below two axes, the median."""
     if size.ndim < 2:
         return size.median() if size.ndim else size
     axes = range(1, size.ndim)
@@ -244,7 +245,7 @@ def _usual(size: Tensor) -> Tensor:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """The same bits of meaning: NaN equals NaN."""
+    """Return whether two tensors are equal, NaN counting as equal to NaN."""
     if torch.equal(one, other):
         return True
     if one.shape != other.shape or not (one.is_floating_point() or one.is_complex()):
@@ -253,7 +254,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _items(module: nn.Module) -> Iterator[tuple[Item, Any]]:
-    """Everything that a module and its parts hold, by kind and dotted name."""
+    """Yield everything that a module and its parts hold, by kind and dotted name."""
     for prefix, part in module.named_modules():
         dotted = f"{prefix}." if prefix else ""
         for kind, held in (("parameter", part._parameters), ("buffer", part._buffers)):
@@ -271,7 +272,7 @@ def _differences(before: Mapping[Item, Any], after: Mapping[Item, Any]) -> list[
 
 
 def _same(one: Any, other: Any, depth: int = 0, seen: set[tuple[int, int]] | None = None) -> bool:
-    """Whether two values, one a copy of the other, hold the same; what cannot be looked into counts as the same."""
+    """Return whether two values, one a copy of the other, are equal; what cannot be compared counts as equal."""
     seen = set() if seen is None else seen
     if one is other or (id(one), id(other)) in seen or depth > DEEPEST:
         return True
@@ -326,7 +327,7 @@ COMPARED: tuple[tuple[Any, Callable[..., bool]], ...] = (
 
 
 class _Kept:
-    """What a module holds, kept to be put back: tensors by value, attributes by copies where they can be copied."""
+    """A snapshot of a module to restore: tensors by value, attributes by copies where they can be copied."""
 
     def __init__(self, module: nn.Module) -> None:
         self.parts = [(part, {name: _safe_copy(value) for name, value in vars(part).items() if name not in INTERNAL},
@@ -344,6 +345,7 @@ class _Kept:
 
     @torch.no_grad()
     def put_back(self) -> None:
+        """Restore the module to the snapshot."""
         for (part, attributes, parameters, buffers), own in zip(self.parts, self.own, strict=True):
             part._parameters.clear()
             part._parameters.update(parameters)
@@ -366,7 +368,7 @@ def _safe_copy(value: Any) -> Any:
 
 
 def _not_by_copying(copies: Copies, changed: list[Item]) -> list[Item]:
-    """What a call changed, without what is another thing in every copy."""
+    """Filter out what differs in every fresh copy, and so was not changed by a call."""
     if not changed or copies.note:
         return changed
     with copies.fresh() as module:
@@ -375,7 +377,7 @@ def _not_by_copying(copies: Copies, changed: list[Item]) -> list[Item]:
 
 
 def _same_on_its_own(copies: Copies, batch: Batch, after: list[Tensor]) -> bool:
-    """Whether a fresh copy gives for a batch what another gave for it after others; a failure is another answer."""
+    """Return whether a fresh copy gives the outputs for a batch that one gave after others; False on failure."""
     with copies.fresh() as module:
         try:
             return alike(answer(module, batch, seed=1), after)
@@ -384,7 +386,7 @@ def _same_on_its_own(copies: Copies, batch: Batch, after: list[Tensor]) -> bool:
 
 
 def _lines(copies: Copies, changed: Sequence[Item], batches: Sequence[Batch]) -> dict[Item, str]:
-    """Where each of these items is changed first: a fresh copy is run again, watched line by line."""
+    """Find the line that first changes each item, by tracing a fresh copy line by line."""
     with copies.fresh() as module:
         watch = _Watch(module, changed)
         before = sys.gettrace()
@@ -401,7 +403,7 @@ def _lines(copies: Copies, changed: Sequence[Item], batches: Sequence[Batch]) ->
 
 
 class _Watch:
-    """Notes the line behind which an item of a module is another one."""
+    """A tracer that records the line after which an item of a module has changed."""
 
     def __init__(self, module: nn.Module, items: Sequence[Item]) -> None:
         parts = dict(module.named_modules())
@@ -412,19 +414,19 @@ class _Watch:
         self.last, self.lines = "", 0
 
     def call(self, frame: FrameType, event: str, argument: object) -> Any:
-        """Follow other people's functions only."""
+        """Trace the calls of third-party functions only, up to ``LINES`` lines."""
         file = frame.f_code.co_filename
         return None if file.startswith((TORCH, OURS, "<")) or self.lines > LINES else self.step
 
     def step(self, frame: FrameType, event: str, argument: object) -> Any:
-        """Look before each line what the one before it did."""
+        """Before each line, record what the one before it changed."""
         self.look()
         self.last = f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
         self.lines += 1
         return self.step
 
     def look(self) -> None:
-        """Note which items have changed since the line before."""
+        """Record which items have changed since the last line."""
         for item in [item for item in self.places if item not in self.found and self.last]:
             if self._print(item) != self.prints[item]:
                 self.found[item] = self.last
@@ -436,7 +438,7 @@ class _Watch:
 
 
 def _fingerprint(value: Any, depth: int = 0) -> object:
-    """Something small that changes when a value does."""
+    """Return a small value that changes when ``value`` does."""
     if isinstance(value, Tensor):
         total = float(value.detach().double().abs().sum()) if value.numel() <= SUMMED else 0.0  # .data has no version
         return id(value), value._version, repr(total)

@@ -1,1 +1,1 @@
-"""What a run amounts to: the one place that every stage's card, the report and the model card come from."""
+"""The answer of a run: the one source of every stage's card, the report and the model card."""

@@ -39,25 +39,25 @@ Line = tuple[str, str]  # a word, and what is to be said of it
 
 
 def seconds_of(row: Timing, marks: str = "") -> str:
-    """Return the milliseconds per example of a row at batch 1, with their interval, and what they include."""
+    """Format a row's milliseconds per example with their interval, and what the time includes."""
     middle, low, high = (1e3 * seconds for seconds in row.median)
     interval = span(low, high)
     return f"{significant(middle)} ms per example ({interval}){marks}{included(row)}"
 
 
 def rate(row: Timing, marks: str = "") -> str:
-    """Return the examples per second of a row, with their interval, and what they include."""
+    """Format a row's examples per second with their interval, and what the time includes."""
     middle, high, low = (row.batch / seconds for seconds in row.median)
     return f"{significant(middle)} examples/s ({span(low, high)}){marks}{included(row)}"
 
 
 def included(row: Timing) -> str:
-    """Say whether a time is of a whole request, or of a call whose inputs were in place."""
+    """Say whether a time includes copies from and to host arrays, or only a call with its inputs in place."""
     return ", host array to host array" if row.regime == "request" else ", inputs in place"
 
 
 def speedup_words(rows: Sequence[Timing], row: Timing, marks: Marks) -> str:
-    """State the speed-up over the fastest way to run it in PyTorch that was timed, and name all of these."""
+    """Format the speed-up over PyTorch run in the fastest way that was timed, and name all of these ways."""
     contest = speedup_contest(rows, row)
     if contest is None:
         return ""
@@ -69,24 +69,24 @@ def speedup_words(rows: Sequence[Timing], row: Timing, marks: Marks) -> str:
 
 
 def overhead_text(contest: Timing, marks: str = "") -> str:
-    """Return our time over the baseline's, with its interval."""
+    """Format the overhead of a paired comparison, time divided by the baseline's, with its interval."""
     return speed_ratio(paired_ratio(contest)) + marks
 
 
 def speedup_text(contest: Timing, marks: str = "") -> str:
-    """Return the baseline's time over ours, with its interval."""
+    """Format the speed-up of a paired comparison, the baseline's time divided by ours, with its interval."""
     return speed_ratio(paired_ratio(contest).inverse) + marks
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The lines of a run's card."""
+    """The lines of a run's card, one method per line; a line that does not apply is empty."""
 
     held: Held
 
     @cached_property
     def by_device(self) -> dict[str, Shipped]:
-        """The files to deploy by device, the fastest device first; only what is verified today is among them."""
+        """The files to deploy by device, the fastest device first; only files whose verification is not stale count."""
         rows, found = self.held.verified_rows, {}
         for device in sorted({row.device for row in rows}):
             ours = [row for row in rows if row.device == device]
@@ -96,12 +96,12 @@ class Answer:
 
     @property
     def deployed(self) -> Shipped | None:
-        """What to deploy, on the fastest device."""
+        """The files to deploy on the fastest device."""
         return next(iter(self.by_device.values()), None)
 
     @cached_property
     def marks(self) -> Marks:
-        """The marks of the run's figures."""
+        """The marks of disturbed and contradicted figures."""
         return Marks(self.held.rows)
 
     def deploy(self) -> str:
@@ -113,14 +113,14 @@ class Answer:
         return f"{row.network}/{files[row.network, row.artifact]} (runner {row.runner})"
 
     def latency(self) -> str:
-        """State the latency, and the speed-up over eager PyTorch."""
+        """State the latency, and the speed-up over PyTorch."""
         if self.deployed is None:
             return ""
         row = headline(self.held.rows, self.deployed.quick.row)
         return seconds_of(row, self.marks.of(row)) + self._speedup(row)
 
     def throughput(self) -> str:
-        """State the throughput, of which file, and the speed-up over eager PyTorch."""
+        """State the throughput, its file where that is another, and the speed-up over PyTorch."""
         if self.deployed is None:
             return ""
         row, quick = headline(self.held.rows, self.deployed.most.row), self.deployed.quick.row
@@ -132,7 +132,7 @@ class Answer:
         return said and f"; {said}"
 
     def overhead(self) -> str:
-        """State the latency of the subject divided by that of the plain network."""
+        """State the latency of the network under test divided by that of the baseline."""
         plain = [each.facts.label for each in self.held.directories if each.facts.role == PLAIN]
         if self.deployed is None or not plain:
             return ""
@@ -145,9 +145,9 @@ class Answer:
         return f"{said} the latency of the {label} at batch {contest.batch:,}{inconclusive(contest)}"
 
     def accuracy(self) -> str:
-        """State the accuracy of the deployed file, of eager PyTorch and of the plain network.
+        """State the accuracy of the deployed file, of eager PyTorch and of the baseline.
 
-        Before anything is checked, training's own sentence stands here.
+        Before verification, return training's own sentence.
         """
         proved = reversed(list(self.held.proved.items()))  # the first runner's counts
         found = {(network, name): value for (network, name, _), value in proved if value is not None}
@@ -175,7 +175,7 @@ class Answer:
         return f"{passed} of {len(checks)} checks against the float64 reference passed{worst}"
 
     def confidence(self) -> str:
-        """State what the deployed file is measurably faster than, or why nobody can tell, and on which machine."""
+        """State what the deployed file is measurably faster than, or why that is inconclusive, and on which machine."""
         if self.deployed is None:
             return ""
         row = self.deployed.quick.row
@@ -205,7 +205,7 @@ class Answer:
         return caveats(self.held, self.deployed)
 
     def files(self) -> str:
-        """What was exported."""
+        """Count the exported files and their size."""
         exports = self.held.exports
         if not exports:
             return ""
@@ -213,7 +213,7 @@ class Answer:
         return f"{len(exports)} files of {len({each.network for each in exports})} networks, {size:.1f} MiB"
 
     def runs(self) -> str:
-        """Where the first float32 lowering runs."""
+        """State in which runtimes the first float32 lowering runs."""
         found = self.held.portability
         lowering = next((name for name in (*LOWERINGS, *found) if name in found), None)
         if lowering is None:
@@ -224,20 +224,20 @@ class Answer:
         return f"{lowering} " + "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
 
     def refused(self) -> str:
-        """What could not be exported."""
+        """State what could not be exported, and why."""
         refused = {each.name: each.read().refused for each in self.held.directories}
         named = {f"{network}/{row}": why for network, rows in refused.items() for row, why in rows.items()}
         return "; ".join(by_reason(named, "row"))
 
     def left_out(self) -> str:
-        """What no check could run in."""
+        """State which runners could not check anything, and why."""
         if (verified := self.held.verified) is None:
             return ""
         told = [f"{len(verified.refused)} times another runtime refuses a file"] if verified.refused else []
         return "; ".join([*by_reason(verified.unavailable), *told])
 
     def next(self) -> str:
-        """What to do next, where not all stages have run."""
+        """Name the next stage to run; empty where all have run."""
         missing = (("export", self.held.exports), ("verify", self.held.checks), ("bench", self.held.rows))
         stage = next((name for name, there in missing if not there), "")
         return f"stn-export {stage} --run {self.held.run}" if stage else ""
@@ -257,12 +257,12 @@ STAGES = {
 
 
 def inconclusive(contest: Timing) -> str:
-    """Say so where a paired comparison does not tell which side is faster."""
+    """Return a suffix where a paired comparison is inconclusive."""
     return ", inconclusive" if contest.verdict == INCONCLUSIVE else ""
 
 
 def card(content: Held, stage: str | None = None) -> list[Line]:
-    """Write the lines of a stage's card, or of the whole one; a part with several sentences has a line for each."""
+    """Return the lines of a stage's card, or of the whole card; a part with several sentences has one line for each."""
     answer = Answer(content)
     lines: list[Line] = []
     for part in STAGES[stage] if stage else WHOLE:
@@ -273,7 +273,7 @@ def card(content: Held, stage: str | None = None) -> list[Line]:
 
 
 def by_word(lines: Sequence[Line]) -> dict[str, str]:
-    """Join the sentences of each word of a card."""
+    """Join the sentences that share a card's word."""
     found: dict[str, list[str]] = {}
     for word, sentence in lines:
         found.setdefault(word, []).append(sentence)
@@ -284,7 +284,7 @@ KEPT = ("network", "artifact", "runner", "sha256", "batch", "regime", "p50", "p5
 
 
 def figures(content: Held) -> dict:
-    """Return the answer for a script: by device the file, the runner, and seconds with their interval."""
+    """Return by device the file to deploy, its runner, and seconds with their interval, for a program to read."""
     return {
         device: {
             name: {key: getattr(headline(content.rows, row), key) for key in KEPT}
@@ -295,28 +295,28 @@ def figures(content: Held) -> dict:
 
 
 def in_markdown(value: object) -> object:
-    """What a template's expression gives, as Markdown shows it, unless it is Markdown already (``|raw``)."""
+    """Escape a template's value for Markdown, unless it is Markdown already (``|raw``)."""
     return cli.markdown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def in_html(value: object) -> object:
-    """The same for HTML, which Jinja escapes by itself."""
+    """Make a template's value visible text for HTML, which Jinja escapes itself."""
     return cli.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """For the report and the model card."""
+    """Format a card as a Markdown table, for the report and the model card."""
     rows = "\n".join(f"| **{word}** | {cli.markdown(text)} |" for word, text in lines)
     return f"<!-- card -->\n| | |\n|---|---|\n{rows}\n<!-- /card -->"
 
 
 def top(content: Held) -> str:
-    """What the model card opens with, which says nothing of where the run lies."""
+    """Format the whole card for the model card, without the next command, which names the run's path."""
     return markdown([line for line in card(content) if line[0] != "next"])
 
 
 def close(run: Path, stage: str | None = None) -> None:
-    """End a stage: print its card, and put the whole one on top of the model card where there is one."""
+    """Print a stage's card at its end, and update the card in the model card where there is one."""
     content = held(run)
     path = run / MODEL_CARD
     if path.exists():

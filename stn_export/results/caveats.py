@@ -1,4 +1,4 @@
-"""Caveats: what limits the trust in a run's results, one sentence each, the worst first."""
+"""Caveats: one sentence per limit on the trust in a run's results, the worst first."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from textwrap import shorten
@@ -27,7 +27,7 @@ Caveat = Callable[[Held, Deployed], Iterator[str]]
 
 
 def failed(content: Held, deployed: Deployed) -> Iterator[str]:
-    """Name every check that failed, and by how much."""
+    """Name every check that failed, and why."""
     checks = [check for check in content.checks if not check.passed]
     if checks:
         reasons = [
@@ -49,13 +49,13 @@ def stale(content: Held, deployed: Deployed) -> Iterator[str]:
 
 
 def impossible(content: Held, deployed: Deployed) -> Iterator[str]:
-    """Name the figures that break a law, so that at least one of them was made wrongly."""
+    """Name the figures that break a law, so that at least one of them is wrong."""
     if broken := content.broken_laws:
         yield f"figures that cannot be right, do not rely on them: {listed(list(map(str, broken)), '; ')}"
 
 
 def unverified(content: Held, deployed: Deployed) -> Iterator[str]:
-    """Name the files that no check has seen."""
+    """Name the files without any check."""
     exported = {artifact.network for artifact in content.exports}
     files = [f"{each.network}/{each.name}" for each in content.artifacts if each.network in exported]
     checked = {f"{check.network}/{check.artifact}" for check in content.checks}
@@ -64,7 +64,7 @@ def unverified(content: Held, deployed: Deployed) -> Iterator[str]:
 
 
 def faster(content: Held, deployed: Deployed) -> Iterator[str]:
-    """Name what is faster than the deployed file, but which no check verifies."""
+    """Name what was timed faster than the deployed file but has no check."""
     if deployed is None:
         return
     checked = {program(check) for check in content.checks}  # those that failed or are stale are named above
@@ -81,7 +81,7 @@ def faster(content: Held, deployed: Deployed) -> Iterator[str]:
 
 
 def disturbed(content: Held, deployed: Deployed) -> Iterator[str]:
-    """Say how much was timed while other work took the processor."""
+    """State how much was timed while other work took the processor."""
     if found := disturbance(content.rows):
         yield f"disturbed by other work: {found.text} (their figures are marked {DISTURBED})"
 
@@ -109,7 +109,7 @@ def contradicted(content: Held, deployed: Deployed) -> Iterator[str]:
 
 
 def gain(content: Held, deployed: Deployed) -> Iterator[str]:
-    """Say where the transformer loses or gains nothing that can be measured, and where one seed cannot tell."""
+    """State where the transformer loses or gains nothing measurable, and where one seed gives no interval."""
     differences = list(content.trainings[0].differences.values()) if content.trainings else []
     for finding in FINDINGS:
         for each in differences:
@@ -120,7 +120,7 @@ def gain(content: Held, deployed: Deployed) -> Iterator[str]:
 
 
 def unlabelled(content: Held, deployed: Deployed) -> Iterator[str]:
-    """Name the networks whose examples have no labels."""
+    """Name the networks whose examples have no labels, so that their accuracy is unknown."""
     networks = content.verified.networks if content.verified else {}
     if names := [name for name, network in networks.items() if not network.labels]:
         yield f"no labels: the accuracy of {listed(names)} is not known"
@@ -134,7 +134,7 @@ def not_timed(content: Held, deployed: Deployed) -> Iterator[str]:
 
 
 def one_machine(content: Held, deployed: Deployed) -> Iterator[str]:
-    """Say that timings hold for the machine they were taken on."""
+    """State that timings hold for the machine they were taken on."""
     if content.rows:
         yield "timed on one machine: another processor may rank the files differently"
 
@@ -160,7 +160,7 @@ def caveats(content: Held, deployed: Deployed) -> list[str]:
 
 
 def _row_text(row: str | Mapping) -> str:
-    """Name a row that was not timed; ``bench`` knows it by its test, ``test_latency.py::test_latency[stn-...]``."""
+    """Name a row that was not timed; ``bench`` may give its pytest name, ``test_latency.py::test_latency[stn-...]``."""
     if isinstance(row, str):
         return row.rpartition("::")[2].removeprefix("test_")
     if {"network", "artifact", "runner"} <= row.keys():

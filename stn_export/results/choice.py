@@ -1,4 +1,4 @@
-"""Which file to deploy on a device: the one rule, the one time of a file, and what disturbed or contradicts it."""
+"""Choose the file to deploy on a device, choose which time of a file is shown, and mark doubtful figures."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,14 +26,14 @@ Proved = Mapping[Program, float | None]  # accuracy, where there are labels, by 
 
 
 def program(row: Timing | Check) -> Program:
-    """What rows of one program share: network, artifact and runner."""
+    """Return the key of a program: network, artifact and runner."""
     return row.network, row.artifact, row.runner
 
 
 def proved_by(checks: Iterable[Check], is_current: Callable[[Check], bool]) -> dict[Program, float | None]:
-    """Return the programs that passed every check that is current.
+    """Return the accuracy of each program that passed every check that is current.
 
-    A program that also failed is not among them.
+    A program that also failed a current check is not among them.
     """
     checked = list(filter(is_current, checks))
     failed = {program(check) for check in checked if not check.passed}
@@ -41,7 +41,7 @@ def proved_by(checks: Iterable[Check], is_current: Callable[[Check], bool]) -> d
 
 
 def portability_of(artifacts: Iterable) -> dict[str, Mapping]:
-    """What the manifests say of each lowering, by its float32 file."""
+    """Return the portability of each lowering, as the manifest states it for the float32 file."""
     known = (each for each in artifacts if each.precision == "fp32" and "portability" in each.details)
     found: dict[str, Mapping] = {}
     for artifact in known:
@@ -50,7 +50,7 @@ def portability_of(artifacts: Iterable) -> dict[str, Mapping]:
 
 
 def steps(rows: Iterable[Timing]) -> Rows:
-    """One row for each program and batch: hot inputs before cold ones, device time before offline."""
+    """Pick one row per program and batch: hot inputs before cold ones, device time before offline."""
     timed = [row for row in rows if row.regime in STEPS and row.p50 is not None]
     timed.sort(key=lambda row: (row.inputs.startswith("cold"), STEPS.index(row.regime)), reverse=True)
     chosen = {(*program(row), row.batch): row for row in timed}
@@ -59,9 +59,9 @@ def steps(rows: Iterable[Timing]) -> Rows:
 
 @dataclass(frozen=True)
 class Choice:
-    """The row to deploy, the fastest one, and those that are not measurably slower than the fastest.
+    """The row to deploy, the fastest row, and those not measurably slower than the fastest.
 
-    ``single`` where there was no other row to choose from.
+    ``single`` is set where there was no other row to choose from.
     """
 
     row: Timing
@@ -71,7 +71,7 @@ class Choice:
 
 
 def choose(rows: Rows, portability: Portability) -> Choice:
-    """The row with the least time an example; among those that cannot be told from it, the most portable file."""
+    """Choose the most portable of the fastest row and those that are not measurably slower, per example."""
     fastest = min(rows, key=lambda row: row.median.middle / row.batch)
     pairs = max(1, comb(len(rows), 2))  # each of them could have come out as the fastest
     tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row, pairs))
@@ -80,26 +80,30 @@ def choose(rows: Rows, portability: Portability) -> Choice:
 
 
 def choices(rows: Rows, portability: Portability) -> tuple[Choice, Choice] | None:
-    """What to ship for one example, and what for many; ``rows`` of proved programs, a row each and batch.
+    """Choose the file for one example, and the file for many.
+
+    Args:
+        rows: one per verified program and batch.
+        portability: see ``portability_of``.
 
     Returns:
-        None where nothing was timed for one example.
+        None where nothing was timed at batch 1.
     """
     single = [row for row in rows if row.batch == 1]
     return (choose(single, portability), choose(_best_batches(rows), portability)) if single else None
 
 
 def told_apart(fast: Timing, slow: Timing, pairs: int = 1) -> bool:
-    """Say whether one row is measurably faster than another, of ``pairs`` that are looked at together.
+    """Return whether one row is measurably faster than another, as one of ``pairs`` that are compared together.
 
-    Rows are timed one after the other: their intervals must lie further apart than the drift between moments of a
-    machine explains.
+    Rows are timed one after the other, so their intervals must lie further apart than the drift between two moments of
+    a machine explains.
     """
     return slow.median.low / slow.batch > drift(pairs) * fast.median.high / fast.batch
 
 
 def _best_batches(rows: Rows) -> Rows:
-    """Each program at the batch where it takes the least time an example."""
+    """Pick the row of each program at the batch with the least time per example."""
     best: dict[Program, Timing] = {}
     for row in sorted(rows, key=lambda row: -row.median.middle / row.batch):
         best[program(row)] = row
@@ -107,7 +111,7 @@ def _best_batches(rows: Rows) -> Rows:
 
 
 def _portable(row: Timing, portability: Portability) -> tuple:
-    """Sorts by format, then float32 first, then by how many runtimes refuse the lowering, then by size."""
+    """Return a sort key: format, float32 first, number of runtimes that refuse the lowering, size."""
     refusing = sum(verdict in REFUSING for verdict, _ in portability.get(row.lowering or "", {}).values())
     form = PORTABLE.index(row.format) if row.format in PORTABLE else len(PORTABLE)
     return form, row.precision != "fp32", refusing, known(row.file_bytes)
@@ -132,13 +136,13 @@ class Ratio(NamedTuple):
 
     @property
     def inverse(self) -> "Ratio":
-        """Return the other time over ours."""
+        """The ratio inverted, its interval too."""
         return Ratio(1 / self.middle, 1 / self.high, 1 / self.low)
 
 
 @dataclass(frozen=True)
 class Contradiction:
-    """The ratio of a paired comparison and the ratio of the two files' separate timings, which cannot both be right."""
+    """The ratio of a paired comparison and that of the files' separate timings, which cannot both be right."""
 
     paired: Ratio
     separate: Ratio
@@ -146,34 +150,34 @@ class Contradiction:
 
 
 def disagree(paired: Ratio, separate: Ratio) -> bool:
-    """Say whether the intervals lie further apart than the drift between two moments of a machine explains."""
+    """Return whether two intervals lie further apart than the drift between two moments of a machine explains."""
     return paired.low > drift() * separate.high or separate.low > drift() * paired.high
 
 
 def was_disturbed(row: Timing) -> bool:
-    """Say whether other work was seen during a timing, or during any block of a paired comparison."""
+    """Return whether other work was seen during a timing, or during any block of a paired comparison."""
     return bool(row.disturbed) or (row.disturbed_blocks or 0) > 0
 
 
 def paired_ratio(row: Timing) -> Ratio:
-    """Return what a paired comparison found: our time over the baseline's."""
+    """Return the ratio of a paired comparison: time divided by the baseline's."""
     return Ratio(*row.paired)
 
 
 def separate_ratio(ours: Timing, baseline: Timing) -> Ratio:
-    """Return the ratio of two separate timings' medians, its ends from the ends of both intervals."""
+    """Return the ratio of the medians of two separate timings, its ends from the ends of both intervals."""
     own, other = ours.median, baseline.median
     return Ratio(own.middle / other.middle, own.low / other.high, own.high / other.low)
 
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks that the figures of one benchmark file carry wherever they are shown."""
+    """The marks for disturbed and contradicted figures of one benchmark file."""
 
     rows: Sequence[Timing]
 
     def of(self, row: Timing) -> str:
-        """Return the marks of a row's figures; empty for a figure that can be trusted."""
+        """Return the marks of a row's figures; empty where neither applies."""
         if row.contest:
             contradicted = self.contradiction(row) is not None
         else:
@@ -181,7 +185,7 @@ class Marks:
         return DISTURBED * was_disturbed(row) + CONTRADICTED * contradicted
 
     def contradiction(self, contest: Timing) -> Contradiction | None:
-        """Return how a paired comparison contradicts the separate timings of its two files, if it does.
+        """Return how a paired comparison contradicts the separate timings of its two files; None where it does not.
 
         Only timings of the same kind are compared: inputs in place and in the cache, read from the same clock.
         """
@@ -210,12 +214,12 @@ class Marks:
 
 
 def _separate(row: Timing) -> bool:
-    """Say whether a row times what paired comparisons time: the step alone, its inputs in the cache."""
+    """Return whether a row times what paired comparisons time: the step alone, its inputs in the cache."""
     return row.regime in STEPS and not row.inputs.startswith("cold")
 
 
 def _name(row: Timing) -> str:
-    """Return a program's name as paired comparisons name their baseline."""
+    """Return a program's name in the form that paired comparisons use for their baseline."""
     return f"{row.network}-{row.runner}-{row.artifact}"
 
 
@@ -224,14 +228,14 @@ def _sides(contest: Timing) -> tuple[tuple[str, int], tuple[str, int]]:
 
 
 def legend(*texts: str) -> str:
-    """Explain the marks that occur in these texts; empty where there are none."""
+    """Explain the marks that occur in these texts; empty where none does."""
     found = [mark for mark in LEGEND if any(mark in text for text in texts)]
     return "; ".join(f"{mark} {LEGEND[mark]}" for mark in found)
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """How many timings, and how many blocks of paired comparisons, were disturbed."""
+    """Counts of disturbed timings, and of disturbed blocks of paired comparisons."""
 
     timings: int
     disturbed_timings: int
@@ -248,12 +252,12 @@ class Disturbance:
 
     @property
     def text(self) -> str:
-        """Every share of what was disturbed: "3 of 40 timings and 12 of 800 blocks"."""
+        """The share of timings and of blocks that were disturbed: "3 of 40 timings and 12 of 800 blocks"."""
         return " and ".join(self._shares(0))
 
     @property
     def prevailing(self) -> str:
-        """The same, only those of which most were disturbed."""
+        """The same for those of which more than half were disturbed."""
         return " and ".join(self._shares(0.5))
 
     def _shares(self, above: float) -> list[str]:
@@ -284,17 +288,17 @@ PYTORCH = {  # by the baseline's runner
 
 
 def is_baseline(row: Timing) -> bool:
-    """Whether a row is of what people get without this project; its file is no artifact of the run."""
+    """Return whether a row is of a baseline without this package's exports, whose file is no artifact of the run."""
     return row.runner.startswith(BASELINES)
 
 
 def others(choice: Choice) -> list[Timing]:
-    """List the rows that are not measurably slower than the one to deploy."""
+    """Return the rows that are not measurably slower than the fastest, the chosen one left out."""
     return [row for row in (choice.fastest, *choice.tied) if row is not choice.row]
 
 
 def baseline_words(contest: Timing) -> str:
-    """Name the side of PyTorch's that a paired comparison was with."""
+    """Name the PyTorch side of a paired comparison."""
     if contest.contest != "pytorch":
         return "eager PyTorch"
     runner = known(contest.baseline_runner)
@@ -303,54 +307,54 @@ def baseline_words(contest: Timing) -> str:
 
 @dataclass(frozen=True)
 class Shipped:
-    """The rows to deploy on one device: for one example (``quick``) and for many (``most``)."""
+    """The choices on one device: for one example (``quick``) and for many (``most``)."""
 
     quick: Choice
     most: Choice
 
 
 def shipped(rows: Iterable[Timing], proved: Proved, portability: Portability) -> Shipped | None:
-    """Choose the rows to deploy from a device's rows; None where no verified file was timed at batch 1."""
+    """Choose what to deploy from a device's rows; None where no verified file was timed at batch 1."""
     ours = [row for row in steps(rows) if row.role == SUBJECT and program(row) in proved and not is_baseline(row)]
     chosen = choices(ours, portability)
     return Shipped(*chosen) if chosen else None
 
 
 def contest_of(rows: Iterable[Timing], name: str, row: Timing) -> Timing | None:
-    """The program's contest at the batch nearest to the row's, by factor; at the larger of two that are as near."""
+    """Return the program's paired comparison at the batch nearest by factor; of two as near, the larger batch."""
     found = [other for other in rows if other.contest == name and program(other) == program(row)]
     return min(found, key=lambda other: (abs(math.log(other.batch / row.batch)), -other.batch), default=None)
 
 
 def eager_contest(rows: Iterable[Timing], row: Timing) -> Timing | None:
-    """Return the row's paired comparison with eager PyTorch at the very same batch."""
+    """Return the row's paired comparison with eager PyTorch at the same batch; None where there is none."""
     contest = contest_of(rows, "eager", row)
     return contest if contest and contest.batch == row.batch else None
 
 
 def headline(rows: Iterable[Timing], row: Timing) -> Timing:
-    """Return the row whose time is quoted: of a request, from host array to host array, where one was timed."""
+    """Return the row whose time is quoted: a request, from host array to host array, where one was timed."""
     found = [other for other in rows if other.regime == "request" and other.p50 is not None]
     same = [other for other in found if (*program(other), other.batch) == (*program(row), row.batch)]
     return same[0] if same else row
 
 
 def pytorch_contests(rows: Iterable[Timing], row: Timing) -> list[Timing]:
-    """List the row's paired comparisons with PyTorch as its users run it, the fastest of these first."""
+    """Return the row's paired comparisons with PyTorch as users run it, the fastest of these first."""
     timed = [other for other in rows if other.contest == "pytorch" and other.ratio is not None]
     found = [other for other in timed if (*program(other), other.batch) == (*program(row), row.batch)]
     return sorted(found, key=lambda other: -other.paired.middle)
 
 
 def speedup_contest(rows: Sequence[Timing], row: Timing) -> Timing | None:
-    """Return the paired comparison whose speed-up is quoted: with PyTorch at its fastest, else with eager PyTorch."""
+    """Return the paired comparison whose speed-up is quoted: with PyTorch at its fastest, else with eager."""
     return next(iter(pytorch_contests(rows, row)), None) or eager_contest(rows, row)
 
 
 def over_moments(contest: Timing, rows: Iterable[Timing]) -> Ratio:
-    """Return a paired comparison's ratio, its interval stretched over what the other comparisons of the run showed.
+    """Return a paired comparison's ratio, its interval widened to what other comparisons of the run showed.
 
-    The same two files took other times in these; any two of their times belong to the answer as well.
+    The same two files took other times in those comparisons; the interval covers any pairing of these times.
     """
 
     def alike(other: Timing, *names: str) -> bool:
@@ -368,7 +372,7 @@ def over_moments(contest: Timing, rows: Iterable[Timing]) -> Ratio:
 
 
 def quoted(rows: Sequence[Timing], deployed: Shipped) -> Iterator[tuple[str, Timing]]:
-    """Yield each paired comparison that the card quotes, and what the card calls it."""
+    """Yield each paired comparison that the card quotes, after its name on the card."""
     quick, most = deployed.quick.row, deployed.most.row
     for row in (quick, most) if quick is not most else (quick,):
         if contest := speedup_contest(rows, row):
@@ -378,13 +382,13 @@ def quoted(rows: Sequence[Timing], deployed: Shipped) -> Iterator[tuple[str, Tim
 
 
 def time_of(row: Timing, rows: Rows) -> float:
-    """Return the one time of a program at a batch, in seconds, wherever it is shown."""
+    """Return the time shown for a program at a batch, in seconds, the same everywhere."""
     source = time_source(row, rows)
     return known(source.seconds) if source.p50 is None else source.p50
 
 
 def time_source(row: Timing, rows: Rows) -> Timing:
-    """Find the row whose time is shown for a program at a batch: its separate timing, else its first paired comparison.
+    """Return the row whose time is shown for a program at a batch: its separate timing, else a paired comparison.
 
     Two rows of one file are two moments of a machine, and their medians differ.
     """

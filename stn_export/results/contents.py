@@ -1,4 +1,4 @@
-"""What a run directory holds, as far as a card, the report and the model card need it."""
+"""Read from a run directory what a card, the report and the model card need."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from stn_export.run.schemas import Current, ModelComparison, read_bench, read_tr
 
 @dataclass(frozen=True)
 class Held:
-    """Networks, trainings, checks and timings of a run; what is not there is empty."""
+    """Networks, trainings, checks and timings of a run; what is missing is empty."""
 
     run: Path
     directories: Sequence[NetworkDirectory]
@@ -35,46 +35,46 @@ class Held:
     not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
 
     def is_current(self, row: Timing | Check) -> bool:
-        """Say whether a check or a timing is of files and examples as they are today."""
+        """Return whether a check or a timing is not stale."""
         return self.current.holds(row)
 
     @property
     def verified_rows(self) -> list[Timing]:
-        """Timings of files as they are today, of programs that passed every check; see ``proved``."""
+        """Timings that are not stale, of programs that passed every check; see ``proved``."""
         proved = self.proved
         return [row for row in self.rows if program(row) in proved and self.is_current(row)]
 
     @property
     def artifacts(self) -> list[Artifact]:
-        """Programs and exports."""
+        """All artifacts but checkpoints: programs and exports."""
         listed = [artifact for directory in self.directories for artifact in directory.artifacts.values()]
         return [artifact for artifact in listed if artifact.name != CHECKPOINT]
 
     @property
     def exports(self) -> list[Artifact]:
-        """What was made from programs."""
+        """All artifacts exported from programs."""
         return [artifact for artifact in self.artifacts if artifact.name != PROGRAM]
 
     @cached_property
     def current(self) -> Current:
-        """What results must be of to count."""
+        """Today's files and examples, against which results are stale or not."""
         return Current.of(self.directories)
 
     @property
     def checks(self) -> Sequence[Check]:
-        """Of ``verify.json``."""
+        """The checks of ``verify.json``."""
         return self.verified.checks if self.verified else ()
 
     @property
     def proved(self) -> Proved:
-        """Accuracy by program, of what is proved of today's files; a network that was never trained has none."""
+        """Accuracy by verified program; None for a network that was never trained."""
         untrained = {each.name for each in self.directories if each.facts.note == TWIN_NOTE}
         proved = proved_by(self.checks, self.current.holds)
         return {name: None if name[0] in untrained else accuracy for name, accuracy in proved.items()}
 
     @property
     def trained_accuracies(self) -> dict[str, float]:
-        """Test accuracy of each network as training left it, of the seed whose network this is."""
+        """Test accuracy of each network's checkpoint, as training recorded it."""
         found: dict[str, float] = {}
         models = self.trainings[0].models if self.trainings else {}
         for directory in self.directories:
@@ -90,22 +90,22 @@ class Held:
 
     @property
     def broken_laws(self) -> list[Broken]:
-        """What figures of this run cannot be right, each in a sentence."""
+        """The laws that figures of this run break."""
         current = [check for check in self.checks if self.is_current(check)]
         found = [*broken_by_rows(self.rows), *broken_by_checks(current)]
         return [*found, *broken_by_accuracies(self.trained_accuracies, current)]
 
     @property
     def portability(self) -> Portability:
-        """Every float32 lowering of the subject by runtime: a verdict, and why."""
+        """For each float32 lowering of the network under test, a verdict per runtime, and why."""
         return portability_of(each for each in self.directories[0].artifacts.values() if each.lowering)
 
 
 def held(run: Path) -> Held:
-    """Read what there is.
+    """Read a run.
 
     Raises:
-        UserError: where there is no run, or a file of it cannot be read.
+        UserError: where there is no run, or a file of it is damaged.
     """
     directories = network_directories(run)
     bench = read_bench(run / BENCH_FILE) if (run / BENCH_FILE).exists() else None

@@ -1,7 +1,7 @@
-"""What figures must obey, whoever made them: checked where results are kept, read and shown, and by tests.
+"""Laws that figures must obey, checked where results are stored, read and shown, and by tests.
 
 Each law takes what files hold (timings of ``bench.json``, checks of ``verify.json``)
-and yields what breaks it. None of them uses the code that made the figures.
+and yields its violations. None of them uses the code that made the figures.
 """
 
 import math
@@ -23,7 +23,7 @@ AGAIN = "run 'make bench' again; if it stays so, the figures are made wrongly: p
 
 @dataclass(frozen=True)
 class Broken:
-    """A law that a figure breaks, and the figure in words."""
+    """A violation: the law, and the figure in words."""
 
     law: str
     figure: str
@@ -33,7 +33,7 @@ class Broken:
 
 
 def intervals_hold(row: Timing) -> Iterator[Broken]:
-    """A median lies in its interval."""
+    """Check that a median or ratio lies in its interval."""
     given = {"p50": row.median} if row.p50 is not None else {}
     given |= {"ratio": row.paired} if row.ratio is not None else {}
     for name, (middle, low, high) in given.items():
@@ -43,7 +43,7 @@ def intervals_hold(row: Timing) -> Iterator[Broken]:
 
 
 def percentiles_rise(row: Timing) -> Iterator[Broken]:
-    """No percentile is below a smaller one."""
+    """Check that no percentile is below a smaller one."""
     percentiles = [seconds for seconds in (row.p50, row.p90, row.p99) if seconds is not None]
     if any(later < earlier for earlier, later in pairwise(percentiles)):
         told = ", ".join(f"{seconds:.4g}" for seconds in percentiles)
@@ -51,7 +51,7 @@ def percentiles_rise(row: Timing) -> Iterator[Broken]:
 
 
 def rate_is_of_the_median(row: Timing) -> Iterator[Broken]:
-    """Examples a second are those of the median call."""
+    """Check that examples per second are the batch divided by the median time."""
     rate = row.examples_per_second
     if rate is not None and row.p50 is not None and _differ(rate * row.p50, row.batch):
         said = f"{rate:.6g} examples/s of {_named(row)}, whose median is {row.p50:.4g} s"
@@ -59,11 +59,11 @@ def rate_is_of_the_median(row: Timing) -> Iterator[Broken]:
 
 
 def parts_add_up(row: Timing, call_seconds: float | None = None) -> Iterator[Broken]:
-    """The parts of a profile, and its nodes, add up to the profiled call.
+    """Check that the parts of a profile, and its nodes, add up to the profiled call.
 
     Args:
-        row: of any kind.
-        call_seconds: the call's, where it is known beside the row.
+        row: any.
+        call_seconds: of the call, where they are known apart from the row.
     """
     if row.breakdown is None:
         return
@@ -76,7 +76,7 @@ def parts_add_up(row: Timing, call_seconds: float | None = None) -> Iterator[Bro
 
 
 def ratio_is_of_the_seconds(row: Timing) -> Iterator[Broken]:
-    """A paired comparison's ratio is that of its two times, as far as blocks of one moment resemble each other."""
+    """Check that a paired comparison's interval, widened by ``NOISE``, holds the ratio of its two times."""
     if row.ratio is None:
         return
     of_times, paired = known(row.seconds) / known(row.baseline_seconds), row.paired
@@ -86,7 +86,7 @@ def ratio_is_of_the_seconds(row: Timing) -> Iterator[Broken]:
 
 
 def contradictions_are_marked(rows: Sequence[Timing]) -> Iterator[Broken]:
-    """Where a paired comparison and separate timings disagree, all three figures are marked."""
+    """Check that all three figures are marked where paired comparison and separate timings disagree."""
     marks = Marks(rows)
     for contest in marks.contradicted:
         names = {(f"{contest.network}-{contest.runner}-{contest.artifact}"), contest.baseline}
@@ -98,11 +98,11 @@ def contradictions_are_marked(rows: Sequence[Timing]) -> Iterator[Broken]:
 
 
 def no_peak_is_beaten(row: Timing, work: Mapping[str, Mapping], peak: Mapping | None) -> Iterator[Broken]:
-    """Nothing does more floating-point operations a second than its device can.
+    """Check that nothing exceeds the peak rate of floating-point operations of its device.
 
-    Only where both are known: the operations that were really done, which ``native_flops`` counts of our own C, and the
-    rate of the device, by loops of fused multiply-adds (``widths``) or as its maker states it. What a product of
-    matrices reached is no peak.
+    Checked only where both are known: the operations really done, which ``native_flops`` counts for generated C, and
+    the peak, measured by loops of fused multiply-adds (``widths``) or stated by the maker. A rate reached by matrix
+    products is no peak.
     """
     counted = work.get(row.network, {}).get(str(row.batch), {})
     if peak is None or row.p50 is None or row.format != "native" or "native_flops" not in counted:
@@ -118,13 +118,13 @@ LAWS_OF_A_ROW = (intervals_hold, percentiles_rise, rate_is_of_the_median, parts_
 
 
 def broken_by_rows(rows: Sequence[Timing]) -> list[Broken]:
-    """List what breaks a law among the rows of a benchmark file."""
+    """Return the violations among the rows of a benchmark file."""
     found = [broken for row in rows for law in LAWS_OF_A_ROW for broken in law(row)]
     return [*found, *contradictions_are_marked(rows)]
 
 
 def broken_by_file(content: Mapping) -> list[Broken]:
-    """List what breaks a law in a benchmark file, with what pytest-benchmark knows of its rows."""
+    """Return the violations in a benchmark file, with pytest-benchmark's own statistics of its rows."""
     rows = timings(content)
     found = broken_by_rows(rows)
     for row, entry in zip(rows, content["benchmarks"], strict=True):
@@ -134,7 +134,7 @@ def broken_by_file(content: Mapping) -> list[Broken]:
 
 
 def require(content: Mapping, where: object) -> None:
-    """Refuse a benchmark file whose figures break a law.
+    """Reject a benchmark file whose figures break a law.
 
     Raises:
         UserError: naming the first ones.
@@ -144,7 +144,7 @@ def require(content: Mapping, where: object) -> None:
 
 
 def broken_by_checks(checks: Sequence[Check]) -> Iterator[Broken]:
-    """Every theta that was forced in the network itself is forced in every artifact of it, or it is said why not."""
+    """Check that every artifact is tested with each theta override that its network was, or a note says why not."""
     forced: dict[str, set[str]] = {}
     for check in checks:
         if check.artifact == PROGRAM:
@@ -158,7 +158,7 @@ def broken_by_checks(checks: Sequence[Check]) -> Iterator[Broken]:
 
 
 def broken_by_accuracies(trained: Mapping[str, float], checks: Iterable[Check]) -> Iterator[Broken]:
-    """What training said of its last state is what verification finds of the network: both tell the same test images.
+    """Check that training and verification find the same test accuracy of a network.
 
     Args:
         trained: test accuracy in [0, 1] by network.
@@ -177,7 +177,7 @@ def _differ(one: float, other: float) -> bool:
 
 
 def _forces(challenge: str) -> bool:
-    """Whether a test input forces a theta: ``theta upside down``, or ``site1/theta upside down``."""
+    """Return whether a test input overrides theta: ``theta upside down``, or ``site1/theta upside down``."""
     return challenge.partition(" ")[0].rpartition("/")[2] == "theta"
 
 

@@ -1,4 +1,4 @@
-"""Means over seeds, percentiles, intervals and verdicts; how the benchmarks measure. Pure functions of arrays."""
+"""Statistics of the benchmarks and of seeds: means, percentiles, intervals, verdicts. Pure functions of arrays."""
 
 import math
 import statistics
@@ -16,7 +16,7 @@ BISECTIONS = 60  # of an angle: as close as a double can tell
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of ``count`` values, their standard deviation and the mean's 95 % interval (NaN for a single value)."""
+    """Mean of ``count`` values, with standard deviation and 95 % interval of the mean (NaN for a single value)."""
 
     mean: float
     deviation: float
@@ -30,16 +30,16 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
     def within(self, low: float, high: float) -> "Estimate":
-        """The same with its interval cut to what the quantity can be."""
+        """Return the estimate with its interval clipped to the range that the quantity can take."""
         return replace(self, low=max(self.low, low), high=min(self.high, high))  # NaN stays: it comes first
 
     def as_dict(self) -> dict:
-        """JSON-ready."""
+        """Return the estimate JSON-ready: NaN becomes None."""
         return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, standard deviation (n - 1) and Student's 95 % interval of independent values.
+    """Return mean, standard deviation (n - 1) and Student's 95 % interval of independent values.
 
     Raises:
         ValueError: for no values at all.
@@ -56,9 +56,9 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 @cache
 def student(confidence: float, freedom: int) -> float:
-    """What Student's t stays within, on either side, with this probability; ``freedom`` is 1 or more.
+    """Return the two-sided quantile of Student's t at this confidence; ``freedom`` is 1 or more.
 
-    The probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4), which is bisected.
+    The probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4), solved by bisection.
     """
     low, high = 0.0, math.pi / 2
     for _ in range(BISECTIONS):
@@ -68,7 +68,7 @@ def student(confidence: float, freedom: int) -> float:
 
 
 def _share_within(angle: float, freedom: int) -> float:
-    """How much of Student's distribution lies between plus and minus ``sqrt(freedom) * tan(angle)``."""
+    """Return the probability between plus and minus ``sqrt(freedom) * tan(angle)`` of Student's distribution."""
     odd = freedom % 2
     term, total = math.cos(angle) if odd else 1.0, 0.0
     for power in range(odd, freedom - 1, 2):
@@ -85,20 +85,20 @@ RUN_SPREAD = 0.04  # standard deviation of one file's median between two moments
 
 @cache
 def drift(pairs: int = 1) -> float:
-    """Return the factor within which 95 % of ratios of two medians of equally fast files stay.
+    """Return the factor within which 95 % of ratios of two medians of equally fast files lie.
 
-    Where ``pairs`` ratios are looked at together, all of them stay within it in 95 % of cases (Bonferroni).
+    Of ``pairs`` such ratios, all lie within it in 95 % of cases (Bonferroni).
     """
     quantile = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / pairs)
     return math.exp(quantile * math.sqrt(2) * RUN_SPREAD)
 
 
-# How the benchmarks measure: a frozen dataclass, like ``config``.
+# The parameters of the benchmarks' method.
 
 
 @dataclass(frozen=True)
 class Method:
-    """How the benchmarks measure, whatever they measure; times in seconds, shares and ratios as fractions of 1."""
+    """Parameters of the benchmarks; times in seconds, shares and ratios as fractions of 1."""
 
     seed: int = 0
     confidence: float = 0.95
@@ -137,7 +137,7 @@ OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2)  # a normal distribution's standard de
 
 
 class Times(TypedDict):
-    """Single calls in seconds: percentiles, the interquartile range, and the 95 % interval of the median."""
+    """Statistics of single calls in seconds: percentiles, interquartile range, 95 % interval of the median."""
 
     n: int
     p50: float
@@ -149,9 +149,9 @@ class Times(TypedDict):
 
 
 def summarise(samples: np.ndarray) -> Times:
-    """Percentiles of single calls in seconds, their interquartile range, and the 95 % interval of their median.
+    """Return percentiles of single calls in seconds, interquartile range, and 95 % interval of the median.
 
-    ``p99`` is None under ``METHOD.p99_samples``: fewer leave its upper end to chance.
+    ``p99`` is None below ``METHOD.p99_samples`` calls: fewer leave its upper end to chance.
     """
     p25, p50, p75, p90, p99 = map(float, np.quantile(samples, (0.25, 0.5, 0.75, 0.9, 0.99)))
     low, high = median_interval(samples)
@@ -167,28 +167,28 @@ def summarise(samples: np.ndarray) -> Times:
 
 
 def median_interval(samples: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the median of calls, in the order in which they ran.
+    """Return the 95 % interval of the median of calls, given in the order in which they ran.
 
-    They are cut into ``METHOD.stretches`` stretches of neighbours, whose medians are few and hardly know of each other:
-    Student's interval of these (batch means: B. Schmeiser, "Batch size effects in the analysis of simulation output",
-    Operations Research 1982), stretched where they do resemble each other, about the median of all. In logarithms.
+    The calls are cut into ``METHOD.stretches`` stretches of neighbours, whose medians are few and nearly independent.
+    The result is Student's interval of these (batch means: B. Schmeiser, "Batch size effects in the analysis of
+    simulation output", Operations Research 1982), widened by their correlation, about the median of all. Computed in
+    logarithms.
     """
     medians = _medians(np.array_split(np.log(samples), min(METHOD.stretches, len(samples))))
     return _around(float(np.log(np.median(samples))), stretch(medians) * _reach(estimate(medians.tolist())))
 
 
 def ratio_interval(ratios: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a contest's ratio, whose middle (of logarithms) is the ratio itself.
+    """Return the 95 % interval of a paired comparison's ratio; its centre (of logarithms) is the ratio itself.
 
-    Two loads of one file differ, by where their memory came to lie, for as long as they live. So the loads are what is
-    drawn anew: Student's interval of their medians holds their differences and what the noise of blocks adds to them,
-    and neither drift nor correlation of blocks can fool it, since every load meets them alike. With a single load
-    nothing sees how loads differ: five groups of neighbouring blocks stand for them, and ``METHOD.load_spread`` is
-    added.
+    Two loads of one file differ for as long as they live, by where their memory happens to lie. So loads are the
+    sampling unit: Student's interval of their medians covers both their differences and the noise of blocks, and
+    neither drift nor correlation of blocks biases it, since every load meets them alike. A single load shows no such
+    differences: five groups of neighbouring blocks take the place of loads, and ``METHOD.load_spread`` is added.
 
     Args:
-        ratios: one a block, in the order in which they ran.
-        loads: which load of the contenders ran in each block.
+        ratios: one per block, in the order in which they ran.
+        loads: which load of the two files ran in each block.
     """
     return _around(*_over_loads(ratios, loads))
 
@@ -196,13 +196,13 @@ def ratio_interval(ratios: np.ndarray, loads: np.ndarray) -> tuple[float, float]
 def load_interval(times: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of the median time of one side of a paired comparison.
 
-    It reaches as far as ``ratio_interval`` of the same blocks does, and lies about the median of all.
+    It is centred on the median of all blocks, and as wide as ``ratio_interval`` of these times.
     """
     return _around(float(np.log(np.median(times))), _over_loads(times, loads)[1])
 
 
 def _over_loads(values: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
-    """Return the mean of the loads' medians and how far its interval reaches on either side, both in logarithms."""
+    """Return the mean of the loads' medians and the half-width of its interval, both in logarithms."""
     groups, unseen = by_load(np.log(values), loads), 0.0
     if len(groups) == 1:
         groups, unseen = np.array_split(groups[0], min(METHOD.loads, len(values))), METHOD.load_spread
@@ -211,9 +211,9 @@ def _over_loads(values: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
 
 
 def noise_reach(ratios: np.ndarray, loads: np.ndarray) -> float:
-    """Half of how wide a ratio's interval (of logarithms) is by the noise of blocks alone, loads being equal.
+    """Return the half-width of a ratio's interval (in logarithms) by the noise of blocks alone, loads being equal.
 
-    It says nothing of where the loads' medians lie, so that to go on until it is small does not bend the interval.
+    It does not depend on where the loads' medians lie, so stopping once it is small does not bias the interval.
     """
     groups = by_load(np.log(ratios), loads)
     noise = float(np.mean(np.abs(np.concatenate([group - np.median(group) for group in groups]))))
@@ -221,12 +221,12 @@ def noise_reach(ratios: np.ndarray, loads: np.ndarray) -> float:
 
 
 def by_load(values: np.ndarray, loads: np.ndarray) -> list[np.ndarray]:
-    """The values of every load."""
+    """Split values by load."""
     return [values[loads == load] for load in np.unique(loads)]
 
 
 def scatter(values: np.ndarray) -> float:
-    """The standard deviation of normal values about their middle, by the median, so that a few others do not count."""
+    """Estimate the standard deviation of normal values from their median absolute deviation, robust to outliers."""
     return TO_NORMAL * float(np.median(np.abs(values - np.median(values))))
 
 
@@ -243,10 +243,10 @@ def _around(centre: float, reach: float) -> tuple[float, float]:
 
 
 def stretch(values: np.ndarray) -> float:
-    """How much wider an interval of correlated values is than one of independent values, at least 1.
+    """Return how much wider an interval of correlated values is than one of independent values, at least 1.
 
-    For a first-order process it is sqrt((1 + r) / (1 - r)); r is the correlation of neighbours' ranks (outliers count
-    no more than others), corrected for its bias towards minus in short series: M. G. Kendall, "Note on bias in the
+    For a first-order process it is sqrt((1 + r) / (1 - r)); r is the correlation of neighbours' ranks (so that outliers
+    count no more than others), corrected for its negative bias in short series: M. G. Kendall, "Note on bias in the
     estimation of autocorrelation", Biometrika 1954.
     """
     ranks = values.argsort().argsort() - (len(values) - 1) / 2
@@ -258,7 +258,7 @@ def stretch(values: np.ndarray) -> float:
 
 
 def verdict(low: float, high: float) -> str:
-    """What the interval of a ratio says: same, faster, slower, cannot tell; below 1 is faster."""
+    """Return the verdict on a ratio's interval; below 1 is faster."""
     if 1 - METHOD.same <= low and high <= 1 + METHOD.same:
         return "same"
     if high < 1:

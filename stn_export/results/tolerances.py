@@ -1,4 +1,4 @@
-"""How far an artifact may lie from the float64 reference, and the comparison of arrays. No I/O."""
+"""Bounds on the error of an artifact against the float64 reference, and the comparison of arrays. No I/O."""
 
 import math
 from collections import defaultdict
@@ -18,19 +18,19 @@ class Bound:
     relative: float = 0.0
 
     def at_least(self, absolute: float) -> "Bound":
-        """The same where ``absolute`` is less than its own, else with that."""
+        """Return the bound with its absolute part raised to at least ``absolute``."""
         return replace(self, absolute=max(self.absolute, absolute))
 
     def plus(self, absolute: float) -> "Bound":
-        """The same with so much more room everywhere."""
+        """Return the bound with ``absolute`` added to its absolute part."""
         return replace(self, absolute=self.absolute + absolute)
 
     def times(self, factor: float) -> "Bound":
-        """One that is wider by a factor."""
+        """Return the bound widened by a factor."""
         return Bound(factor * self.absolute, factor * self.relative)
 
     def at_scale(self, scale: float) -> "Bound":
-        """One whose absolute part was in units of ``scale``."""
+        """Return the bound with its absolute part converted from units of ``scale``."""
         return replace(self, absolute=scale * self.absolute)
 
 
@@ -43,21 +43,21 @@ RESAMPLED = "resampled"  # an output behind an operator that resizes
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an artifact must keep to, measured against float64.
+    """The bounds that an artifact must keep to, measured against float64.
 
     ``theta``, ``grid``, ``warped`` and ``output`` bound each element, the absolute part in units of a scale: of theta
     1, of a grid the sampled image's longer side in units of 32 pixels, of a warped image or an output its largest
-    magnitude over the examples. An output behind an operator that resizes (``resampled``) is bounded by a column of its
-    own, in units of its largest magnitude times its longer side in units of 32 pixels: the fractions between two pixels
-    are rounded where the pixels are counted, so that they lose more in larger images. Whole numbers and booleans
+    magnitude over the examples. An output behind an operator that resizes (``resampled``) has a bound of its own, in
+    units of its largest magnitude times its longer side in units of 32 pixels: the fractions between two pixels are
+    rounded where the pixels are counted, so that they lose more in larger images. Whole numbers and booleans
     (``count``) must be the same.
 
-    An error of up to ``own`` times the worst of eager PyTorch in float32 is never held against an artifact, because
-    some networks magnify roundings more than the bounds foresee; the worst error at any point may be ``multiple`` times
-    eager's. Behind a sampler that takes the nearest pixel, a share ``strays`` of the elements may be anything, because
-    a rounding takes another pixel. Over all examples at least ``agreement`` of the predictions, and of the whole
-    numbers, must be those of float32, the accuracy may fall by ``accuracy_loss``, and the root of the mean squared
-    error of an output that is no prediction may be ``rms`` of its root mean square. ``reason`` says why these figures.
+    An error of up to ``own`` times the largest of eager PyTorch in float32 always passes, because some networks magnify
+    roundings more than the bounds foresee; the largest error at any point may be ``multiple`` times eager's. Behind a
+    sampler that takes the nearest pixel, a share ``strays`` of the elements may be anything, because a rounding can
+    select another pixel. Over all examples at least ``agreement`` of the predictions, and of the whole numbers, must
+    equal those of float32, the accuracy may fall by ``accuracy_loss``, and the root of the mean squared error of an
+    output that is no prediction may be ``rms`` of its root mean square. ``reason`` says why these figures.
     """
 
     theta: Bound
@@ -75,37 +75,38 @@ class Tolerance:
     count: Bound = ANY
 
     def at(self, kind: str, scale: float = 1.0, eager_error: float = 0.0) -> Bound:
-        """The bound of a point where float32 eager strays from float64 by as much."""
+        """Return the bound of a point, given eager float32's own error there."""
         return getattr(self, kind).at_scale(scale).at_least(self.own * eager_error)
 
     def far(self, kind: str, scale: float, eager_error: float) -> Bound:
-        """The same far from the data: ``multiple`` times what float32 eager strays there is allowed on top.
+        """Bound for inputs far from the data: the usual bound plus ``multiple`` times eager float32's own error there.
 
-        There a network magnifies roundings: the bounds, made for the fixed challenges, would call every float32
-        implementation wrong. Reduced precisions have no multiple; theirs stay as they are.
+        There a network magnifies roundings: the bounds, made for the fixed test inputs, would fail every float32
+        implementation. Reduced precisions have no multiple; their bounds stay as they are.
         """
         bound = getattr(self, kind).at_scale(scale)
         return bound if math.isinf(self.multiple) else bound.plus(self.multiple * eager_error)
 
     def apart(self, kind: str, scale: float) -> Bound:
-        """How far two artifacts may lie apart, each on a side of its own, where nobody knows float32 eager's error."""
+        """Bound the difference of two artifacts, each with an error, where eager float32's own is unknown."""
         return getattr(self, kind).at_scale(scale).times(2 * (1 if math.isinf(self.multiple) else self.multiple))
 
     @property
     def in_order(self) -> "Tolerance":
-        """For sums in order or in few lanes, where eager sums in pairs: n equal values lose n roundings, not log n.
+        """Return the tolerance for sums in order or in few lanes, where eager sums in pairs.
 
-        Compilers sum so always; most runtimes do so in means and variances, which shows on pictures of one grey.
+        Such a sum of n equal values loses n roundings, not log n. Compilers always sum so; most runtimes do in means
+        and variances, which shows on images of one grey.
         """
         return replace(self, own=IN_ORDER, multiple=max(IN_ORDER, self.multiple))
 
     def as_dict(self) -> dict:
-        """JSON-ready: what knows no limit is None."""
+        """Return the tolerance JSON-ready: an infinite bound is None."""
         return finite(asdict(self))
 
 
 def beyond(wrong: float, share: float, count: int) -> bool:
-    """Whether more are wrong than this share of ``count``, rounded up: of few examples one may be."""
+    """Return whether more are wrong than this share of ``count``, rounded up: of few examples one may be wrong."""
     return wrong > math.ceil(share * count - 1e-9) + 1e-9
 
 
@@ -207,16 +208,16 @@ KINDS = (THETA, GRID, WARPED, OUTPUT)  # of points, whose errors are sizes
 def compare(
     actual: np.ndarray, expected: np.ndarray, tolerance: Bound, strays: int = 0, room: np.ndarray | float = 0.0
 ) -> Comparison:
-    """Compare two arrays element by element, and the index of the largest along the last axis.
+    """Compare two arrays element by element, and their argmax along the last axis.
 
-    Places that are not finite pass where both arrays hold the same there; all others are compared.
+    Non-finite elements pass where both arrays hold the same; all others are compared.
 
     Args:
         actual: what is judged.
-        expected: what it is judged by.
+        expected: what it is compared with.
         tolerance: the bound of every element.
-        strays: how many elements, those furthest beyond their bound, are taken for right.
-        room: what is added to the bound, element by element, in a shape that broadcasts to that of ``expected``.
+        strays: how many elements, those furthest beyond their bound, count as right.
+        room: added to the bound, element by element; broadcasts to the shape of ``expected``.
     """
     if actual.shape != expected.shape:
         return Comparison(f"shape {actual.shape} instead of {expected.shape}")
@@ -249,9 +250,9 @@ def compare(
 
 
 def distance(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Absolute differences in float64: 0 where both hold the same infinity or NaN, infinite where only one is finite.
+    """Return absolute differences in float64: 0 where both hold the same infinity or NaN, infinite where unlike.
 
-    Whole numbers that differ are 1 or more apart, also where float64 cannot tell them apart.
+    Whole numbers that differ are at least 1 apart, also where both round to the same float64.
     """
     if expected.dtype.kind in "iub":
         return np.maximum(np.abs(actual.astype(np.float64) - expected.astype(np.float64)), actual != expected)
@@ -268,7 +269,7 @@ def same_places(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def unlike_where_not_finite(actual: np.ndarray, expected: np.ndarray) -> str:
-    """Say how many elements are not finite in one array only, or other infinities; empty where none are."""
+    """Describe elements that are finite in one array only, or other infinities; empty where there are none."""
     unlike = ~same_places(actual, expected)
     lost = np.count_nonzero(unlike & ~np.isfinite(actual))
     if lost:
@@ -283,7 +284,7 @@ def _named(values: np.ndarray) -> str:
 
 
 def _in_units_of(difference: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """``difference / bound``: 0 where there is no difference, infinite where there is one and the bound is 0."""
+    """Return ``difference / bound``: 0 where there is no difference, infinite where there is one and the bound is 0."""
     bound = np.broadcast_to(bound, difference.shape)
     units = np.where(difference > 0, np.inf, 0.0)
     return np.divide(difference, bound, out=units, where=(bound > 0) & (difference > 0))
@@ -292,7 +293,7 @@ def _in_units_of(difference: np.ndarray, bound: np.ndarray) -> np.ndarray:
 def compare_typed(
     actual: np.ndarray, expected: np.ndarray, tolerance: Bound, room: np.ndarray | float = 0.0
 ) -> Comparison:
-    """``compare`` for arrays of any one type: floats within their tolerance, everything else the same."""
+    """Compare arrays of any one type: floats within their tolerance, everything else exactly."""
     if actual.dtype != expected.dtype:
         return Comparison(f"type {actual.dtype} instead of {expected.dtype}")
     if actual.dtype.kind in "fiub":
@@ -303,7 +304,7 @@ def compare_typed(
 
 
 def worst_by_kind(errors: Mapping[str, Number], points: Mapping[str, PointEntry]) -> dict[str, Number]:
-    """The largest of the errors by point of each kind, in the kinds' order; None where one is no number."""
+    """Return the largest error of each kind of point, in the kinds' order; None where one is no number."""
     found: dict[str, list] = defaultdict(list)
     for point, error in errors.items():
         found[points[point].kind].append(error)

@@ -1,1 +1,1 @@
-"""The run directory: networks, their artifacts, what they are tried on, and the machine that a result is from."""
+"""The run directory: networks, artifacts, examples, results, and the machine that a result comes from."""

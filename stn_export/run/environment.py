@@ -1,4 +1,4 @@
-"""What every result must carry: versions, machine, device, commit."""
+"""Facts that every result carries: versions, machine, device, commit."""
 
 import functools
 import hashlib
@@ -38,7 +38,7 @@ INSTRUCTION_SETS = {  # by short name: Linux's flags of it, on x86 and aarch64; 
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the installed packages that shape a result."""
+    """Return the versions of Python, this package and the installed packages that affect results."""
     found = {"python": platform.python_version(), "stn_export": __version__}
     for package in PACKAGES:
         try:
@@ -49,13 +49,13 @@ def versions() -> dict[str, str]:
 
 
 def cache_directory() -> Path:
-    """Where what was fetched or takes long to make is kept for this user; it need not be there yet."""
+    """Return this user's folder for downloads and slow builds; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stn_export"
 
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Let PyTorch, and the runners that are opened meanwhile, use so many threads."""
+    """Let PyTorch, and runners that are opened in this block, use ``count`` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -65,9 +65,9 @@ def using_threads(count: int) -> Iterator[None]:
 
 
 def use_own_compile_cache() -> None:
-    """Let PyTorch compile into a cache of this very processor and version, unless the user names one.
+    """Give ``torch.compile`` a cache for this processor and these versions, unless the user names one.
 
-    Its own in /tmp outlives a move to another processor, whose instructions are not this one's.
+    PyTorch's default in /tmp would be reused on another processor, which may lack instructions.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
@@ -83,7 +83,7 @@ def use_own_compile_cache() -> None:
 
 @functools.cache
 def git_commit() -> str:
-    """The checked-out commit of this source tree, ``-dirty`` appended where files differ; else ``unknown``."""
+    """Return this source tree's commit, with ``-dirty`` if files differ; ``unknown`` outside a checkout."""
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / ".git").exists() or not (root / "pyproject.toml").exists():  # installed, in somebody's repository
         return "unknown"
@@ -96,7 +96,7 @@ def git_commit() -> str:
 
 @functools.cache
 def cpu_facts() -> dict[str, str]:
-    """What the system says of its first processor, by field; nothing where it says nothing, as outside Linux."""
+    """Return the fields of the first processor in /proc/cpuinfo; empty where there is no such file."""
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -106,19 +106,19 @@ def cpu_facts() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's model name as the operating system gives it."""
+    """Return the processor's model name as the operating system states it."""
     return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def instruction_sets() -> list[str]:
-    """The short names of the processor's instruction sets that make a difference to results and times."""
+    """Return the short names of the processor's instruction sets that affect results and times."""
     facts = cpu_facts()
     flags = set(facts.get("flags", facts.get("Features", "")).split())
     return [name for name, needed in INSTRUCTION_SETS.items() if any(set(each.split()) <= flags for each in needed)]
 
 
 def describe() -> dict[str, object]:
-    """The whole environment as JSON-ready values."""
+    """Return the environment JSON-ready."""
     return {
         "versions": versions(),
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""What a run's networks are tried on: a tensor file that travels with the run, and pictures made into one."""
+"""Examples: the tensor file that a run's networks are tried on, and images made into tensors."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ class Examples:
     """Inputs by name.
 
     Attributes:
-        inputs: those in ``batched`` hold one example a row, the others are the same for all.
+        inputs: those in ``batched`` hold one example per row, the others are the same for all.
         batched: the names of those inputs.
-        labels: int64, one an example, or None.
+        labels: int64, one per example, or None.
         classes: their names in label order, or none.
-        calibration: inputs that ranges for int8 are taken from; by default the examples themselves.
-        calibration_labels: int64, one a calibration input, or None; those of the examples where these calibrate.
-        source: where they are from, in words.
+        calibration: inputs that int8 is calibrated on; by default the examples themselves.
+        calibration_labels: int64, one per calibration input, or None; unused where the examples calibrate.
+        source: where they come from, in words.
     """
 
     inputs: dict[str, Tensor]
@@ -44,7 +44,7 @@ class Examples:
     calibration_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse inputs of different lengths.
+        """Reject inputs of different lengths, and empty ones.
 
         Raises:
             UserError: naming them.
@@ -62,21 +62,21 @@ class Examples:
         return len(self.inputs[self.batched[0]]) if self.batched else 1
 
     def rows(self, chosen: slice | Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """Some of the examples."""
+        """Select some of the examples."""
         return {name: value[chosen] if name in self.batched else value for name, value in self.inputs.items()}
 
     def take(self, count: int) -> Batch:
-        """The first ``count``; they come round again where there are fewer."""
+        """Return the first ``count`` examples, repeated where there are fewer."""
         return self.rows(torch.arange(count) % len(self))
 
     @property
     def calibrators(self) -> "Examples":
-        """Return what int8 is calibrated and judged on, as examples of their own."""
+        """What int8 is calibrated and judged on, as examples."""
         labels = self.calibration_labels if self.calibration else self.labels
         return Examples(self.calibration or self.inputs, self.batched, labels, self.classes)
 
     def to_bytes(self) -> bytes:
-        """As a file; equal examples give equal bytes."""
+        """Serialise; equal examples give equal bytes."""
         content = {name: value for name, value in vars(self).items() if value is not None}
         return serialise(content | {"schema": SCHEMA})
 
@@ -85,7 +85,7 @@ def load_examples(path: Path) -> Examples:
     """Read what ``Examples.to_bytes`` wrote.
 
     Raises:
-        UserError: where it is missing or anything else.
+        UserError: where the file is missing or holds something else.
     """
     content = load_tensors(path)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
@@ -94,7 +94,7 @@ def load_examples(path: Path) -> Examples:
 
 
 def scored_output(contract: Contract, examples: Examples) -> TensorSpec | None:
-    """The first output that has a number for each class, where the examples have labels."""
+    """Return the first output with one value per class, where the examples have labels; else None."""
     if examples.labels is None:
         return None
     known, least = len(examples.classes), int(examples.labels.max()) + 1
@@ -108,7 +108,7 @@ def scored_output(contract: Contract, examples: Examples) -> TensorSpec | None:
 
 
 def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Examples:
-    """Examples for a network that nobody brought any for, see ``Contract.random``; also where its batch is fixed."""
+    """Draw examples for a network without any, see ``Contract.random``; a static batch is no limit."""
     contract = Contract(tuple(spec.opened() for spec in contract.inputs), ())
     batched = tuple(spec.name for spec in contract.inputs if spec.batched)
     source = f"{count} random examples, seed {seed}: nobody brought any"
@@ -116,10 +116,10 @@ def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mappin
 
 
 def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size]:
-    """The input that takes pictures and their size; what is open in it is as in the examples.
+    """Return the input that takes images, and their size; dynamic sizes are those of the examples.
 
     Raises:
-        UserError: where there is none, it does not say how bytes become numbers, or it is neither grey nor RGB.
+        UserError: where there is none with a known normalisation, or it is neither grey nor RGB.
     """
     spec = next((each for each in contract.inputs if each.is_picture and (each.pixels or not each.is_float)), None)
     if spec is None:
@@ -144,19 +144,19 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 
 
 def read_picture(path: Path, channels: int, height: int | None = None, width: int | None = None) -> Tensor:
-    """A picture of any format, size and mode as uint8 C×H×W.
+    """Read an image of any format, size and mode as uint8 C×H×W.
 
-    The EXIF orientation is applied, what is transparent becomes white unless there is a channel for it, 16-bit greys
-    become 8-bit ones, and all are resized bilinearly with antialiasing, whatever their proportions.
+    The EXIF orientation is applied, transparency becomes white unless there is a channel for it, 16-bit greys become
+    8-bit ones, and the image is resized bilinearly with antialiasing, without keeping its proportions.
 
     Args:
         path: the file.
         channels: a key of ``MODES``.
-        height: in pixels, the picture's own without.
+        height: in pixels; by default the image's own.
         width: likewise.
 
     Raises:
-        UserError: where there is no such file, it is no picture, too large, or its numbers have no stated range.
+        UserError: where there is no such file, it is no image, too large, or its values have no stated range.
     """
     hint = "name a PNG, JPEG or other picture file"
     try:
@@ -179,10 +179,10 @@ def read_picture(path: Path, channels: int, height: int | None = None, width: in
 
 
 def on_white(image: Image.Image, said: str = "the picture") -> Image.Image:
-    """The picture in 8-bit grey or RGB, as a viewer would show it on white.
+    """Convert an image to 8-bit grey or RGB, transparent parts on white.
 
     Raises:
-        UserError: where nobody says which of its numbers is white.
+        UserError: where the range of its values is not known.
     """
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise UserError(f"{said} holds 32-bit numbers, and nothing says which is white", "convert it to 8 or 16 bits")

@@ -1,8 +1,8 @@
-"""The run directory: networks and the artifacts made from each.
+"""The manifest of each network in a run: what the network is, and the artifacts made from it.
 
-``artifacts/<run>/<network>/manifest.json`` says what a network is and lists every file of it with its hash, the hash of
-what it was made from and the settings it was made with. A stage is up to date where all of them still hold. What a file
-means stands there, never in its name.
+``artifacts/<run>/<network>/manifest.json`` describes a network and lists every file of it with its hash, the hash of
+what it was made from and the settings it was made with. A stage is up to date where all of them are unchanged. The
+meaning of a file is stated there, never in its name.
 """
 
 import hashlib
@@ -69,9 +69,9 @@ DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export give
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file and what it means.
+    """One file of a network, and what it means.
 
-    ``settings`` is all that a rebuild depends on beside the parent's bytes; ``contract`` what goes in and comes out;
+    ``settings`` is everything that a rebuild depends on beside the parent's bytes; ``contract`` its inputs and outputs;
     ``beside`` the sha256 of each further file that belongs to it, by name.
     """
 
@@ -92,7 +92,7 @@ class Artifact:
 
     @property
     def files(self) -> dict[str, str]:
-        """The sha256 of all its files by name, its own first."""
+        """The sha256 of all its files by name, the main one first."""
         return {self.file: self.sha256} | self.beside
 
 
@@ -100,7 +100,7 @@ Digest = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]  # of SHA-256
 
 
 class ExamplesFile(TypedDict):
-    """What a network is tried on: the file, from its directory, and where they are from, in words."""
+    """The file of a network's examples: its path from the network's directory, and its source in words."""
 
     file: str
     sha256: Digest
@@ -109,14 +109,14 @@ class ExamplesFile(TypedDict):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a network is.
+    """Description of a network.
 
     Attributes:
-        label: what people call it.
-        role: ``subject``, ``plain`` for the one that others are set against, ``other``.
+        label: name for people.
+        role: ``subject`` for the network under test, ``plain`` for the baseline, ``other``.
         note: a sentence on what it is.
-        sites: a row each, see ``program.sites.Site``.
-        parameters: how many numbers are trained.
+        sites: one entry per sampling site, see ``program.sites.Site``.
+        parameters: number of trained values.
         multiply_adds: of one example.
         examples: file beside the manifest, its sha256 and its source.
         classes: names in label order; empty where it is no classifier.
@@ -134,7 +134,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class _Content:
-    """A manifest: the network, its artifacts by name, which rows ``export`` plans, and why it refuses others."""
+    """Content of a manifest: the network, artifacts by name, planned export variants, and why others are refused."""
 
     facts: Facts | None = None
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class _Content:
 
 @dataclass(frozen=True)
 class _Written:
-    """The same as it is written."""
+    """The same in the form of the JSON file."""
 
     network: Facts | None
     artifacts: dict[str, Artifact]
@@ -153,17 +153,17 @@ class _Written:
 
 
 class NetworkDirectory:
-    """The artifacts of one network of one run."""
+    """The directory of one network in a run, with its manifest and artifacts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
 
     def read(self) -> _Content:
-        """What the manifest holds; nothing where there is none yet.
+        """Read the manifest; empty content where there is none yet.
 
         Raises:
-            UserError: where the manifest is not one of ours.
+            UserError: where the manifest is damaged.
         """
         path = latest(self.path / MANIFEST)
         if not path.exists():
@@ -182,10 +182,10 @@ class NetworkDirectory:
         return read
 
     def change(self, change: Callable[[_Content], _Content]) -> None:
-        """Read the manifest, change it and write it, while nobody else may.
+        """Read the manifest, change it and write it, under its lock.
 
         Raises:
-            UserError: where the directory was deleted meanwhile; it is not made anew.
+            UserError: where the directory was deleted meanwhile; it is not created again.
         """
         if not self.path.is_dir():
             raise UserError(f"{self.path} was deleted", "run 'make train' or adopt again")
@@ -196,10 +196,10 @@ class NetworkDirectory:
 
     @property
     def facts(self) -> Facts:
-        """What the network is.
+        """The description of the network.
 
         Raises:
-            UserError: where nobody has said so yet.
+            UserError: where there is none yet.
         """
         facts = self.read().facts
         if facts is None:
@@ -208,31 +208,31 @@ class NetworkDirectory:
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
-        """What the manifest lists, by name."""
+        """The listed artifacts by name."""
         return self.read().artifacts
 
     def describe(self, facts: Facts) -> None:
-        """Say what the network is; its directory may be new."""
+        """Write the description of the network; its directory may be new."""
         self.path.mkdir(exist_ok=True)
         self.change(lambda content: replace(content, facts=facts))
 
     def describes(self, facts: Facts) -> bool:
-        """Whether the manifest says just this."""
+        """Return whether the manifest holds exactly this description."""
         found = self.read().facts
         return found is not None and json.dumps(asdict(found)) == json.dumps(asdict(facts))
 
     def plan(self, rows: tuple[str, ...], refused: dict[str, str]) -> None:
-        """Say which artifacts the network is to have, and why it cannot have others."""
+        """Write which export variants the network is to have, and why others are refused."""
         self.change(lambda content: replace(content, rows=rows, refused=refused))
 
     def add(self, artifact: Artifact) -> Artifact:
-        """List ``artifact``, which this process wrote, instead of any older one of its name."""
+        """List an artifact that this process wrote, replacing any older one of its name."""
         provenance.remember(artifact.files.values(), "written")
         self.change(lambda content: replace(content, artifacts=content.artifacts | {artifact.name: artifact}))
         return artifact
 
     def forget(self, name: str) -> None:
-        """List ``name`` no longer; its file stays."""
+        """Remove ``name`` from the list; its file stays."""
         self.change(
             lambda content: replace(
                 content, artifacts={key: each for key, each in content.artifacts.items() if key != name}
@@ -240,7 +240,7 @@ class NetworkDirectory:
         )
 
     def holds(self, name: str, parent_sha256: str | None, settings: dict) -> bool:
-        """Whether ``name`` is listed, made from this parent with these settings, and its file unchanged."""
+        """Return whether ``name`` is listed, made from this parent with these settings, and its files unchanged."""
         artifact = self.artifacts.get(name)
         return (
             artifact is not None
@@ -251,10 +251,10 @@ class NetworkDirectory:
         )
 
     def listed(self, name: str) -> Artifact:
-        """One entry.
+        """Return one listed artifact.
 
         Raises:
-            UserError: where there is none of that name.
+            UserError: where none of that name is listed.
         """
         artifact = self.artifacts.get(name)
         if artifact is None:
@@ -262,7 +262,7 @@ class NetworkDirectory:
         return artifact
 
     def program(self) -> Program:
-        """The captured network itself, its bytes checked.
+        """Load the captured network, its bytes checked.
 
         Raises:
             UserError: where there is none, or it was edited.
@@ -271,7 +271,7 @@ class NetworkDirectory:
         return load_program(self.open(artifact), artifact.contract, artifact.sha256 in provenance.known("written"))
 
     def examples(self) -> Examples:
-        """What the network is tried on, its bytes checked.
+        """Load the network's examples, their bytes checked.
 
         Raises:
             UserError: where the file is missing or was edited.
@@ -281,12 +281,12 @@ class NetworkDirectory:
         return load_examples(copied(path, said["sha256"], private_folder() / said["sha256"], remedy))
 
     def trust(self) -> None:
-        """Vouch for all that the manifest lists now, from whatever machine it comes; remembered for this user."""
+        """Trust all files that the manifest lists now, wherever they come from; remembered for this user."""
         listed = self.artifacts.values()
         provenance.remember([digest for artifact in listed for digest in artifact.files.values()], "trusted")
 
     def expected(self) -> list[tuple[Artifact, Path]]:
-        """The program, every artifact that ``export`` planned and all that was made on request, bytes checked.
+        """Return the program, every planned artifact and all that were made on request, their bytes checked.
 
         Raises:
             UserError: where one is missing, edited or stale, or nothing was exported yet.
@@ -300,10 +300,10 @@ class NetworkDirectory:
         return [(artifact, self.open(artifact)) for artifact in listed.values()]
 
     def intact(self, artifact: Artifact, trusted: bool = False) -> Path:
-        """A copy of the artifact's files for this process alone, their bytes known to be those that the manifest lists.
+        """Copy an artifact's files for this process alone, checking their bytes against the manifest.
 
-        What is hashed is what runs: whoever changes the run meanwhile changes nothing here. Every file of a run that is
-        loaded comes through here.
+        What is hashed is what runs, whatever happens to the run meanwhile. Every file of a run that is loaded comes
+        through here.
 
         Raises:
             UserError: where a file is missing, was edited, is of another format than listed, or runs code and is
@@ -318,10 +318,10 @@ class NetworkDirectory:
         return folder / artifact.file
 
     def open(self, artifact: Artifact) -> Path:
-        """The same for an artifact that must be today's.
+        """Return ``intact`` of an artifact that must not be stale.
 
         Raises:
-            UserError: where the file is missing, was edited, or was made from something else than today's.
+            UserError: as ``intact``, or where the artifact was made from another parent than the one listed now.
         """
         path = self.intact(artifact)
         parent = {PROGRAM: CHECKPOINT, CHECKPOINT: ""}.get(artifact.name, PROGRAM)
@@ -333,10 +333,10 @@ class NetworkDirectory:
 
 
 def copied(path: Path, sha256: str, folder: Path, remedy: str) -> Path:
-    """The copy of a file in ``folder``, where it keeps its name, hashed as it is read.
+    """Copy a file into ``folder`` under its name, hashing it as it is read, and return the copy.
 
     Raises:
-        UserError: where it is missing or its sha256 another.
+        UserError: where it is missing or its sha256 differs.
     """
     if not path.exists():
         raise UserError(f"{path} is listed in the manifest but missing", f"{remedy} to write it again")
@@ -357,7 +357,7 @@ def copied(path: Path, sha256: str, folder: Path, remedy: str) -> Path:
 
 
 def network_directories(run: Path) -> list[NetworkDirectory]:
-    """The networks of a run: the subject first, the plain one next, then the others by name.
+    """Return the networks of a run: the one under test, then the baseline, then the others by name.
 
     Raises:
         UserError: where the directory is missing or holds no network.
@@ -374,6 +374,6 @@ def network_directories(run: Path) -> list[NetworkDirectory]:
 
 
 def trust_run(run: Path) -> None:
-    """Vouch for every network of a run, as ``--trust`` asks."""
+    """Trust every network of a run, as ``--trust`` asks."""
     for directory in network_directories(run):
         directory.trust()

@@ -1,4 +1,4 @@
-"""Register a captured network in a run: its program, what it is tried on, and what it is."""
+"""Register a captured network in a run: program, examples, manifest entry."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from stn_export.run.store import all_or_none, fingerprint, latest, sha256_of, wr
 
 
 def write_examples(run: Path, examples: Examples) -> Path:
-    """Write what a run's networks are tried on, unless it is there already."""
+    """Write the examples of a run's networks, unless the file has them already."""
     path = run / EXAMPLES_FILE
     run.mkdir(parents=True, exist_ok=True)
     write_if_changed(path, examples.to_bytes())
@@ -33,18 +33,18 @@ def enter(
     classes: tuple[str, ...] = (),
     parent_sha256: str | None = None,
 ) -> Artifact:
-    """Put a captured network into a run; whatever was exported from an older program of it is stale from now on.
+    """Register a captured network in a run; artifacts exported from an older program become stale.
 
-    Where it is there already, nothing is written and its entry stays as it was.
+    Where it is registered already, nothing is written and its entry stays as it was.
 
     Args:
-        directory: where it goes.
+        directory: of the network.
         program: the network.
         examples: the file of ``write_examples``.
-        label: what people call it.
-        role: what it is to the others of its run.
+        label: name for people.
+        role: its role among the networks of its run.
         note: a sentence on what it is.
-        source: where the examples are from, in words.
+        source: where the examples come from, in words.
         classes: names in label order.
         parent_sha256: of the checkpoint that it was captured from.
     """
@@ -87,7 +87,7 @@ def enter(
 
 
 def program_settings(contract: Contract, origin: Mapping[str, Any]) -> dict:
-    """What a program depends on beside the module that it was captured from."""
+    """Return what a program depends on beside the module that it was captured from."""
     found = versions()
     stamp = fingerprint(f"{name}={found[name]}".encode() for name in ("torch", "stn_export"))[:16]
     return {"contract": contract.as_dict(), "origin": dict(origin), "versions": stamp}

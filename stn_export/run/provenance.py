@@ -1,8 +1,8 @@
-"""Decide which files may run code: those that this user's own commands wrote, or were told to trust.
+"""Decide which files may run code: those that this user's own commands wrote, or that the user trusted.
 
 PyTorch programs, TorchScript, AOTInductor packages and generated C run code as they are loaded. Their sha256 digests
 are kept in the user's state directory (``$XDG_STATE_HOME``, else ``~/.local/state``), never beside the files: whatever
-is unzipped, cloned or copied from another machine is somebody else's until ``--trust``.
+is unzipped, cloned or copied from another machine is untrusted until ``--trust``.
 """
 
 import os
@@ -27,13 +27,13 @@ Provenance = Literal["written", "trusted"]
 
 
 def store() -> Path:
-    """Locate the file of known digests, one ``sha256 provenance`` per line."""
+    """Return the path of the file of known digests, one ``sha256 provenance`` per line."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     return (state if state.is_absolute() else Path.home() / ".local" / "state") / "stn_export" / "digests"
 
 
 def remember(digests: Iterable[str], provenance: Provenance) -> None:
-    """Add sha256 digests to the store; says so where that cannot be, as later commands will ask for ``--trust``."""
+    """Add sha256 digests to the store; warn where that fails, as later commands will ask for ``--trust``."""
     path, lines = store(), "".join(f"{digest} {provenance}\n" for digest in digests)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -48,7 +48,7 @@ def remember(digests: Iterable[str], provenance: Provenance) -> None:
 
 
 def known(*provenances: Provenance) -> frozenset[str]:
-    """Read the digests of these provenances; none where the store is missing or others could have written it."""
+    """Read the digests of these provenances; none where the store is missing or another user could have written it."""
     path = store()
     try:
         facts = path.lstat()
@@ -68,23 +68,23 @@ def _writable_by_others(facts: os.stat_result) -> bool:
 
 
 def was_written_here(path: Path) -> bool:
-    """Whether one of this user's own commands wrote these bytes."""
+    """Return whether one of this user's own commands wrote a file's bytes."""
     return sha256_of(path) in known("written")
 
 
 def is_known(digests: Iterable[str]) -> bool:
-    """Whether all of these digests were written here or are trusted."""
+    """Return whether all of these digests were written here or are trusted."""
     return known("written", "trusted").issuperset(digests)
 
 
 def require(path: Path, kind: str, digests: Iterable[str], trust: bool = False) -> None:
-    """Refuse a file that runs code and that neither this user's commands wrote nor anybody vouched for.
+    """Reject a file that runs code unless this user's commands wrote it or it is trusted.
 
     Args:
         path: the file, for the message.
         kind: its format, as artifacts name it.
         digests: sha256 of its bytes and of those files that are loaded with it.
-        trust: whether it was vouched for on this very call.
+        trust: whether the caller trusts it.
 
     Raises:
         UserError: saying what loading it can do, and how to allow it.
@@ -98,7 +98,7 @@ def require(path: Path, kind: str, digests: Iterable[str], trust: bool = False) 
 
 
 def kind_of(path: Path) -> str | None:
-    """Read a file's format from its bytes: of PyTorch's formats which one; None for everything else."""
+    """Read from a file's bytes which of PyTorch's formats it has; None for any other."""
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as packed:
@@ -111,7 +111,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def require_kind(path: Path, kind: str) -> None:
-    """Refuse a file whose bytes are of another format than its name or its manifest says.
+    """Reject a file whose bytes are of another format than its name or its manifest says.
 
     Raises:
         UserError: naming both.

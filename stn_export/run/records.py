@@ -1,6 +1,6 @@
-"""What stages write about artifacts and later ones read back: records, whose fields are the keys of the JSON files.
+"""Records that stages write and later ones read; their fields are the keys of the JSON files.
 
-Files may hold more. A number that is not finite is ``null`` in a file and None when it is read back.
+Files may hold further keys. A number that is not finite is ``null`` in a file and None when read back.
 """
 
 import json
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 def finite(value: Any) -> Any:
-    """Return the same for strict JSON: None for every number in it that is not finite."""
+    """Replace every non-finite number by None, as strict JSON requires."""
     if isinstance(value, dict):
         return {name: finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -26,7 +26,7 @@ def finite(value: Any) -> Any:
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """How far values lie from what they are compared with; true where every element is within tolerance.
+    """Differences between values and what they are compared with; truthy where every element is within tolerance.
 
     ``max_abs`` and ``mean_abs`` are in the units of the arrays, ``max_rel`` is ``|actual - expected| / |expected|``,
     ``agreement`` the share of rows with the same argmax, ``worst`` the index of the element furthest beyond its
@@ -46,20 +46,20 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 class GridPixels(msgspec.Struct, frozen=True, kw_only=True):
-    """Mean and worst error of a site's grid over the examples, in pixels."""
+    """Mean and largest error of a site's grid over the examples, in pixels."""
 
     mean: Number
     worst: Number
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """What verification found of one artifact in one runner.
+    """Result of verifying one artifact in one runner.
 
-    ``comparisons`` are by test input and point; ``errors`` the worst by point (a grid in pixels), ``multiple`` the
-    worst in units of float32 eager's own, pictures of one grey left aside; ``grid_pixels`` by site; ``differing`` the
-    examples where an output strays furthest from float64, with by how much and which; ``notes`` what was left out;
-    ``search`` what a search for worse inputs came to, where one was asked for. ``failure`` is empty where the check
-    passed.
+    ``comparisons`` are by test input and point; ``errors`` the largest by point (a grid in pixels); ``multiple`` the
+    largest in units of eager float32's own error, images of one grey left out; ``grid_pixels`` by site; ``differing``
+    the examples whose outputs differ most from float64, with the difference and the output; ``notes`` what was left
+    out; ``search`` the result of a search for worse inputs, where one was asked for. ``failure`` is empty where the
+    check passed.
     """
 
     network: str
@@ -82,11 +82,11 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Whether the check passed."""
         return not self.failure
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the check as ``verify.json`` has it, with the verdict."""
+        """Return the check in the form of ``verify.json``, with the verdict."""
         return {"passed": self.passed} | finite(msgspec.to_builtins(self))
 
 
@@ -99,9 +99,9 @@ class Estimate(NamedTuple):
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``extra_info`` of a row of ``bench.json``: what was timed, and how. Times are in seconds, memory in bytes.
+    """A measurement, in the form of ``extra_info`` of a row of ``bench.json``. Times in seconds, memory in bytes.
 
-    A paired comparison (``contest``) has a ratio to its baseline with a 95 % interval. What a row has not is None.
+    A paired comparison (``contest``) has a ratio to its baseline with a 95 % interval. What a row lacks is None.
     """
 
     network: str
@@ -167,12 +167,12 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def median(self) -> Estimate:
-        """Seconds of a call."""
+        """Seconds per call."""
         return Estimate(known(self.p50), known(self.p50_low), known(self.p50_high))
 
     @property
     def paired(self) -> Estimate:
-        """Our time over the baseline's, of a paired comparison."""
+        """Time divided by the baseline's, of a paired comparison."""
         return Estimate(known(self.ratio), known(self.ratio_low), known(self.ratio_high))
 
 
@@ -184,7 +184,7 @@ def timings(content: Mapping[str, Any]) -> list[Timing]:
     """Return the rows of a benchmark file that ``read_bench`` has checked.
 
     Raises:
-        UserError: where it is of an older format, whose rows say less.
+        UserError: where it is of an older format, whose rows lack fields.
     """
     found = [row["extra_info"] for row in content["benchmarks"]]
     if lost := [name for row in found for name in sorted(FACTS - row.keys())]:
@@ -193,10 +193,10 @@ def timings(content: Mapping[str, Any]) -> list[Timing]:
 
 
 def timing(facts: Mapping[str, Any]) -> Timing:
-    """Return what a benchmark says of itself as its row will be read back.
+    """Convert the facts of a measurement to the record that its row will be read back as.
 
     Raises:
-        ValueError: where it says what no row has a place for, such as a misspelt key.
+        ValueError: for an unknown key, such as a misspelt one.
     """
     if unknown := sorted(facts.keys() - KEYS):
         raise ValueError(f"a timing has no field {unknown[0]}")
@@ -204,10 +204,10 @@ def timing(facts: Mapping[str, Any]) -> Timing:
 
 
 def known(value: Value | None) -> Value:
-    """Return what a row of this kind has.
+    """Return a field that rows of this kind must have.
 
     Raises:
-        ValueError: where it has none.
+        ValueError: where it is None.
     """
     if value is None:
         raise ValueError("the row has no such figure")
@@ -215,7 +215,7 @@ def known(value: Value | None) -> Value:
 
 
 class PointEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A point of a network: what it is, of which site, float32 eager's own error there, and its largest value."""
+    """A point of a network: its kind, its site, eager float32's own error there, and its largest magnitude."""
 
     kind: str
     site: str | None
@@ -224,7 +224,7 @@ class PointEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """What a network was checked on."""
+    """What a network was verified on: examples, labels, points."""
 
     examples: int
     labels: bool
@@ -233,7 +233,7 @@ class NetworkEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """``verify.json``; ``refused`` is why an external runtime does not take an artifact, by both."""
+    """Content of ``verify.json``; ``refused`` holds why an external runtime refuses an artifact, by both names."""
 
     passed: bool
     checks: tuple[Check, ...]

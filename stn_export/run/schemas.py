@@ -1,6 +1,6 @@
-"""The JSON and tensor files of a run beside its manifests: keys, how they are read, which results still count.
+"""The JSON and tensor files of a run beside its manifests: their keys, how to read them, which results are stale.
 
-What stands here is read by somebody; files may hold more. ``docs/formats.md`` is made from this module.
+Keys listed here are read somewhere; files may hold more. ``docs/formats.md`` is made from this module.
 """
 
 import json
@@ -30,7 +30,7 @@ from stn_export.run.store import AGAIN, checked, json_bytes, load_tensors, read_
 
 
 class Row(TypedDict):
-    """``extra_info`` of a row of ``bench.json``, of any age: see ``records.Timing`` for what it has today."""
+    """``extra_info`` of a row of ``bench.json``, of any version: see ``records.Timing`` for its fields today."""
 
     network: str
     artifact: str
@@ -48,7 +48,7 @@ TOGETHER = {  # of a row that has the one: what it has too
 
 
 class Stats(TypedDict):
-    """pytest-benchmark's own figures, in seconds."""
+    """Statistics by pytest-benchmark, in seconds."""
 
     median: float
 
@@ -60,14 +60,14 @@ class Timed(TypedDict):
 
 
 class TimedWhole(Timed):
-    """The same, known by its name."""
+    """A row of ``bench.json`` with its test's name and statistics."""
 
     fullname: str
     stats: Stats
 
 
 class Environment(TypedDict):
-    """Where something was timed."""
+    """The machine that something was timed on."""
 
     versions: dict[str, str]
     cpu: str
@@ -77,7 +77,7 @@ class Environment(TypedDict):
 
 
 class Machine(TypedDict):
-    """``machine_info``, where our own is."""
+    """``machine_info``; this package's own part of it."""
 
     stn_export: Environment
 
@@ -90,13 +90,13 @@ class _Bench(TypedDict):
 
 
 class Bench(_Bench):
-    """``bench.json``, a file of pytest-benchmark, as far as an answer needs it."""
+    """``bench.json``, a file of pytest-benchmark, as far as the card needs it."""
 
     benchmarks: list[Timed]
 
 
 class Result(_Bench):
-    """The same with all that keeping and comparing need."""
+    """``bench.json`` with all that storing and comparing results needs."""
 
     benchmarks: list[TimedWhole]
     datetime: str
@@ -116,7 +116,7 @@ class Epoch(TypedDict):
 
 
 def read_verified(run: Path) -> Verified | None:
-    """What ``verify`` found of a run; None where it has not looked at it.
+    """Read ``verify.json`` of a run; None where there is none yet.
 
     Raises:
         UserError: where the file is damaged.
@@ -138,10 +138,10 @@ def read_verified(run: Path) -> Verified | None:
 
 
 def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
-    """A benchmark file that our suites wrote; as a ``Result`` where it is to be compared or kept.
+    """Read a benchmark file of this package; as a ``Result`` where it is to be compared or stored.
 
     Raises:
-        UserError: where it is anything else.
+        UserError: where it is damaged, or another file.
     """
     try:
         content: Bench | Result = read_json(path, kind=kind)
@@ -159,7 +159,7 @@ def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
 
 
 def read_history(folder: Path) -> tuple[Epoch, ...]:
-    """The epochs of a training.
+    """Read the epochs of a training.
 
     Raises:
         UserError: where it is damaged.
@@ -177,7 +177,7 @@ def read_history(folder: Path) -> tuple[Epoch, ...]:
 
 @dataclass(frozen=True)
 class Mean:
-    """Of ``count`` seeds."""
+    """A mean over ``count`` seeds, with its standard deviation and 95 % interval."""
 
     mean: float
     deviation: float | None
@@ -188,15 +188,15 @@ class Mean:
 
 @dataclass(frozen=True)
 class Trained(Mean):
-    """One network: what it is, and its test accuracy over the seeds.
+    """A trained network, and its test accuracy over the seeds.
 
     Attributes:
         role: its role in the manifest.
         multiply_adds: of one image.
-        device: where it was trained, all of them with commas.
-        seconds: of all epochs, by seed.
-        median_seconds: of those.
-        seeds: the accuracy that stands for each seed, see ``Comparison.measure``.
+        device: the devices it was trained on, with commas.
+        seconds: of all epochs together, by seed.
+        median_seconds: median of those.
+        seeds: accuracy of each seed, see ``ModelComparison.measure``.
         accuracies: after each epoch, by seed.
     """
 
@@ -213,7 +213,7 @@ class Trained(Mean):
 
 @dataclass(frozen=True)
 class Difference(Mean):
-    """How many points the transformer is ahead of the network ``label``, by common seed, and what that says.
+    """Accuracy of the transformer minus that of the network ``label``, in percentage points, and the finding.
 
     Attributes:
         finding: ``gain``, ``loss``, ``no measurable gain`` or ``one seed only: no interval``.
@@ -228,7 +228,7 @@ class Difference(Mean):
 
 @dataclass(frozen=True)
 class Reference:
-    """The published run: its accuracy after each epoch; ``settled`` is what compares with ours, where that does."""
+    """The published run: accuracy after each epoch; ``settled`` is the figure to compare with, if any."""
 
     accuracies: list[float]
     settled: float | None
@@ -240,12 +240,12 @@ class ModelComparison:
 
     Attributes:
         title: data set and settings in a few words.
-        measure: which epochs' test accuracy stands for a training, in words.
+        measure: which epochs' test accuracy represents a training, in words.
         sentence: the accuracy of every network.
-        models: in the order to show them.
+        models: in display order.
         differences: by the other network; empty where there is no transformer or no common seed.
-        reference: where it is of the same data set.
-        environments: where they were trained, each once.
+        reference: where the data set is the same.
+        environments: machines they were trained on, without duplicates.
     """
 
     run: str
@@ -265,19 +265,19 @@ class ModelComparison:
 
 @dataclass(frozen=True)
 class Trainings:
-    """A run's comparisons, its own settings first, and what a reader has to know of them, in sentences."""
+    """A run's comparisons, that of its own settings first, and the caveats, one sentence each."""
 
     runs: list[ModelComparison]
     caveats: list[str]
 
     def to_bytes(self) -> bytes:
-        """As a file, each innermost list on a line of its own, as fifty accuracies are read best."""
+        """Serialise as JSON, each innermost list on one line for readability."""
         content = json_bytes(TRAINING_SCHEMA, asdict(self))
         return re.sub(rb"\[[^][{}]*\]", lambda found: re.sub(rb"\n\s*", b" ", found.group()), content)
 
 
 def read_trainings(run: Path) -> Trainings:
-    """What training wrote into a run.
+    """Read ``training.json`` of a run.
 
     Raises:
         UserError: where there is none, or it is damaged.
@@ -297,7 +297,7 @@ SCHEMA = "stn_export/points/1"
 
 
 class SitePoints(TypedDict):
-    """A site over all examples: theta N×2×3 where there is one, the share N of its grid outside the image."""
+    """A site's values over all examples: theta N×2×3 if there is one, the share of its grid outside the image (N)."""
 
     theta: NotRequired[Tensor]
     outside: Tensor
@@ -306,7 +306,7 @@ class SitePoints(TypedDict):
 
 
 class Pictures(TypedDict):
-    """Some examples, and what each site made of them."""
+    """Some examples, and each site's warped images of them."""
 
     of: str
     indices: Tensor
@@ -316,7 +316,7 @@ class Pictures(TypedDict):
 
 
 class Points(TypedDict):
-    """Of one network; ``program`` is its sha256."""
+    """Values of one network's sites; ``program`` is its sha256."""
 
     program: str
     examples: int
@@ -329,10 +329,10 @@ class _File(TypedDict):
 
 
 def read_points_file(run: Path) -> dict[str, Points]:
-    """By network; nothing where ``verify`` has not been there.
+    """Read ``points.pt`` by network; empty where ``verify`` has not run.
 
     Raises:
-        UserError: where the file is not one of ours.
+        UserError: where the file is of another schema, or damaged.
     """
     path = run / POINTS_FILE
     if not path.exists():
@@ -348,11 +348,11 @@ def read_points_file(run: Path) -> dict[str, Points]:
 
 @dataclass(frozen=True)
 class Current:
-    """What a run holds today.
+    """The files and examples of a run today, against which results are current or stale.
 
     Attributes:
         files: the sha256 of every program and export.
-        examples: the sha256 of what each network is tried on, labels included.
+        examples: the sha256 of each network's examples, labels included.
     """
 
     files: frozenset[str] = frozenset()
@@ -360,20 +360,20 @@ class Current:
 
     @classmethod
     def of(cls, directories: Iterable[NetworkDirectory]) -> "Current":
-        """Read it from the manifests."""
+        """Read them from the manifests."""
         networks = list(directories)
         artifacts = (artifact for network in networks for artifact in network.artifacts.values())
         examples = {network.name: network.facts.examples["sha256"] for network in networks}
         return cls(frozenset(each.sha256 for each in artifacts if each.name != CHECKPOINT), examples)
 
     def holds(self, result: Check | Timing) -> bool:
-        """Say whether a check or a timing is of files and examples as they are today."""
+        """Return whether a check or a timing is of today's files and examples."""
         return not self.changed(result)
 
     def changed(self, result: Check | Timing) -> str:
-        """Name what has changed since a check or a timing was made; empty where nothing has.
+        """Name what has changed since a check or a timing was made; empty where it is not stale.
 
-        Results of older versions do not say what examples they are of, which is no change.
+        Results of older versions do not record their examples; these count as unchanged.
         """
         name = f"{result.network}/{result.artifact}"
         if result.sha256 not in self.files:

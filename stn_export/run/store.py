@@ -1,4 +1,4 @@
-"""Files that are never half written, known by their bytes; JSON under a schema's name; one stage at a time in a run."""
+"""Write files whole or not at all, hash them, read JSON by schema, and lock a run for one stage at a time."""
 
 import glob
 import hashlib
@@ -39,13 +39,13 @@ Content = TypeVar("Content")
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:
-    """Hex digest of byte strings, each preceded by its length so that no two lists share one."""
+    """Return the hex sha256 of byte strings, each preceded by its length so that no two lists collide."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -58,9 +58,9 @@ _STAGED: ContextVar[dict[Path, Path] | None] = ContextVar("staged", default=None
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """Write several files as one change: all are on disk before the first takes its name, or none does.
+    """Write several files as one change: none takes its name before all are on disk.
 
-    Within it, what has been written is read through ``latest``; one inside another is part of it.
+    Within the block, read what has been written through ``latest``; a nested block is part of the outer one.
     """
     if _STAGED.get() is not None:
         yield
@@ -78,15 +78,15 @@ def all_or_none() -> Iterator[None]:
 
 
 def latest(path: Path) -> Path:
-    """Where the bytes of a file are that this change, see ``all_or_none``, has written, or that were there before."""
+    """Return where to read a file now: its new version within ``all_or_none``, else its path."""
     return (_STAGED.get() or {}).get(path, path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all: to a neighbour first, flushed to disk, then renamed over it.
+    """Write ``path`` whole or not at all: to a temporary file beside it, flushed to disk, then renamed.
 
     Raises:
-        OSError: where that cannot be; also where the directory is not there (any more), which is never made anew.
+        OSError: where writing fails, also because the directory is missing: it is never created.
     """
     temporary = None
     try:
@@ -112,14 +112,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _mode() -> int:
-    """What a new file's permissions are under this process's umask; ``mkstemp`` gives none to others."""
+    """Return the permissions of a new file under this process's umask, which ``mkstemp`` ignores."""
     mask = os.umask(0o077)  # the only way to ask for it
     os.umask(mask)
     return 0o666 & ~mask
 
 
 def write_out(path: Path, content: bytes) -> None:
-    """The same for a file that a person named, whose directories may be new; what a dead process left is cleaned up."""
+    """Write a file that a user named, creating its directories, and delete what dead processes left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name[:64])}.*{PARTIAL}"):
         owner = left.name.removesuffix(PARTIAL).split(".")[-2]
@@ -129,17 +129,17 @@ def write_out(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what interrupted writes of processes that have ended left in a directory and those in it."""
+    """Delete what interrupted writes of ended processes left in a directory and two levels below."""
     for path in (*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}"), *folder.glob(f"*/*/.*{PARTIAL}")):
         if (owner := OWNER.search(path.name)) and not _lives(int(owner[1])) and not path.is_symlink():
             path.unlink(missing_ok=True)
 
 
 def own_folder(path: Path) -> Path:
-    """Make a directory inside a run, or take it as it is.
+    """Create a directory inside a run, unless it exists.
 
     Raises:
-        UserError: where it is a link, through which something outside the run would be written.
+        UserError: where it is a symbolic link, which would lead out of the run.
     """
     if path.is_symlink():
         raise UserError(f"{path} is a link, and nothing is written through one", "delete it")
@@ -149,7 +149,7 @@ def own_folder(path: Path) -> Path:
 
 @cache
 def private_folder() -> Path:
-    """This process's temporary directory, locked while it lives; what dead ones left behind is deleted first."""
+    """Return this process's temporary directory, locked while it lives; delete those of dead processes."""
     prefix = "stn-export-"
     for left in filter(_is_ours, Path(tempfile.gettempdir()).glob(f"{prefix}*/{LOCK}")):
         with suppress(OSError, Timeout), FileLock(left, timeout=0):  # a dead process holds no lock
@@ -163,7 +163,7 @@ def private_folder() -> Path:
 
 
 def _is_ours(lock: Path) -> bool:
-    """Whether a lock is that of a private folder of this user's, no link to somewhere else."""
+    """Return whether a lock belongs to a private folder of this user, not reached through a link."""
     links = lock.is_symlink() or lock.parent.is_symlink()
     return not links and (not hasattr(os, "getuid") or lock.parent.stat().st_uid == os.getuid())
 
@@ -184,7 +184,7 @@ def _lives(process: int) -> bool:
 
 
 def write_if_changed(path: Path, content: bytes) -> bool:
-    """Write ``path`` atomically unless it holds these bytes already; says whether it was written."""
+    """Write ``path`` atomically unless it holds these bytes already; return whether it was written."""
     if latest(path).is_file() and latest(path).read_bytes() == content:
         return False
     write_atomically(path, content)
@@ -192,10 +192,10 @@ def write_if_changed(path: Path, content: bytes) -> bool:
 
 
 def filled(text: str, name: str, lines: Iterable[str]) -> str:
-    """A Markdown text with these lines between ``<!-- name -->`` and the next ``<!-- end -->``, each on a line alone.
+    """Return Markdown with these lines between ``<!-- name -->`` and the next ``<!-- end -->``.
 
     Raises:
-        ValueError: where the text has no such place, or several.
+        ValueError: where the text has no such marks, or several.
     """
     opening, closing = f"<!-- {name} -->\n", "<!-- end -->"
     if text.count(opening) != 1 or closing not in text.split(opening)[1]:
@@ -205,12 +205,12 @@ def filled(text: str, name: str, lines: Iterable[str]) -> str:
 
 
 def write_json(path: Path, schema: str, content: dict) -> None:
-    """Write ``content`` under its schema's name, atomically."""
+    """Write ``content`` as JSON with its schema's name, atomically."""
     write_atomically(path, json_bytes(schema, content))
 
 
 def json_bytes(schema: str, content: dict) -> bytes:
-    """``content`` under its schema's name, as ``read_json`` takes it."""
+    """Serialise ``content`` with its schema's name, as ``read_json`` reads it."""
     return (json.dumps({"schema": schema} | content, indent=1) + "\n").encode()
 
 
@@ -231,11 +231,11 @@ def read_json(path: Path, schema: str | None = None, kind: type[Any] = dict) -> 
 
     Args:
         path: the file.
-        schema: its name; None where it has none.
-        kind: a dataclass or ``TypedDict`` that says which keys there are and of which types.
+        schema: expected schema name; None where there is none.
+        kind: a dataclass or ``TypedDict`` that states the keys and their types.
 
     Raises:
-        UserError: where the file is no ordinary one, no JSON or of another schema; naming the key that does not fit.
+        UserError: where the file is not ordinary, not JSON or of another schema, or naming the key that does not fit.
     """
     try:
         content = json.loads(regular(path, "json", AGAIN).read_bytes())
@@ -249,7 +249,7 @@ def read_json(path: Path, schema: str | None = None, kind: type[Any] = dict) -> 
 
 
 def checked(path: Path, content: object, kind: type[Content]) -> Content:
-    """``content``, which ``path`` holds, as a ``kind``; of a ``TypedDict`` with all that it holds beside.
+    """Convert ``content``, read from ``path``, to ``kind``; for a ``TypedDict`` check it and keep further keys.
 
     Raises:
         UserError: naming the key that does not fit.
@@ -262,7 +262,7 @@ def checked(path: Path, content: object, kind: type[Content]) -> Content:
 
 
 def serialise(content: object) -> bytes:
-    """``torch.save`` into memory."""
+    """Return the bytes that ``torch.save`` writes."""
     import torch  # which takes seconds, and who reads ONNX files only need not have it
 
     buffer = io.BytesIO()
@@ -271,7 +271,7 @@ def serialise(content: object) -> bytes:
 
 
 def load_arrays(path: Path) -> "dict[str, np.ndarray]":
-    """Read the arrays of an ``.npz`` file by name; nothing in it is run.
+    """Read the arrays of an ``.npz`` file by name; never unpickles.
 
     Raises:
         UserError: where it is missing, damaged, or holds objects.
@@ -302,7 +302,7 @@ def load_arrays_as_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def load_tensors(path: Path) -> object:
-    """``torch.load`` without code execution, to the CPU; large files stay on disk until they are read.
+    """Load with ``torch.load`` onto the CPU, without running code; large files are memory-mapped.
 
     Raises:
         UserError: where the file is missing or PyTorch cannot read it.
@@ -325,17 +325,17 @@ MANIFEST, STATE = "manifest.json", "training.pt"
 
 @contextmanager
 def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
-    """Change a run directory while no other process does; the lock dies with its owner.
+    """Hold the run directory's lock for the length of a stage; it is released if the process dies.
 
-    What an interrupted write left there is cleaned up first.
+    Leftovers of interrupted writes are deleted first.
 
     Args:
-        run: the directory; one that is not there, or is no run, stays as it is, and the stage says so itself.
-        wait: for another stage to end, after a line that says which.
-        make: the directory, where it is not there.
+        run: the directory; one that is missing or no run is not locked, and the stage itself reports it.
+        wait: whether to wait for another stage, after a line that names it.
+        make: whether to create the directory.
 
     Raises:
-        UserError: naming who holds it, where this is not to wait, or where nothing can be written there.
+        UserError: naming the holder, where ``wait`` is false, or where nothing can be written there.
     """
     if make:
         run.mkdir(parents=True, exist_ok=True)
@@ -364,7 +364,7 @@ def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a directory holds a network, or trainings of one: nothing is written into any other."""
+    """Return whether a directory contains a network or a training; nothing is written into any other."""
     patterns = (f"{depth}/{name}" for depth in ("*", "*/*") for name in (MANIFEST, STATE))
     return any(any(path.glob(pattern)) for pattern in patterns)
 

@@ -1,7 +1,7 @@
-"""Ways to run an artifact on a device. Verification and the benchmarks use these very same runners.
+"""Runners run an artifact on a device; verification and the benchmarks use the same ones.
 
-A runner is one class and one row of ``RUNNERS``. Everything runs with as many threads as PyTorch is set to, unless its
-row says otherwise.
+A runner is one class and one row of ``RUNNERS``. Every runner uses as many threads as PyTorch is set to, unless its row
+says otherwise.
 """
 
 from stn_export.runners.base import Runner, Step

@@ -1,4 +1,4 @@
-"""What every runner can do, and the steps that are timed."""
+"""The interface of every runner, and the steps that are timed."""
 
 import time
 from abc import ABC, abstractmethod
@@ -21,21 +21,21 @@ Other = TypeVar("Other")
 
 @dataclass(frozen=True)
 class Step(Generic[Result]):
-    """Something to time: a call runs it, waits until it is done and returns its result.
+    """Something to time: calling it runs it, waits for it to finish and returns its result.
 
-    ``clock`` gives seconds, as ``time.perf_counter`` does; on a GPU it counts those between events on its stream.
+    ``clock`` returns seconds, as ``time.perf_counter`` does; on a GPU it sums those between events on a stream.
     """
 
     run: Callable[[], Result]
     clock: Callable[[], float] = time.perf_counter
 
     def __call__(self) -> Result:
-        """One run."""
+        """Run once."""
         return self.run()
 
 
 def in_turn(steps: Sequence[Step[Result]]) -> Step[Result]:
-    """One step that runs the given ones of one runner one after the other, a call each, round and round."""
+    """Combine steps of one runner into one that runs them in turn, one per call."""
     if len(steps) == 1:
         return steps[0]
     turn = cycle(steps)
@@ -43,14 +43,14 @@ def in_turn(steps: Sequence[Step[Result]]) -> Step[Result]:
 
 
 class EventClock:
-    """Seconds between two events on a CUDA stream, over all steps so far: its work, and its waiting for launches."""
+    """Sum of seconds between two events on a CUDA stream, over all steps: work, and waiting for launches."""
 
     def __init__(self, stream: "torch.cuda.Stream") -> None:
         self.stream, self.seconds = stream, 0.0
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def step(self, launch: Callable[[], Result]) -> Step[Result]:
-        """``launch``, which must only queue its work on the stream, as a step on this clock."""
+        """Make a step on this clock; ``launch`` must only queue its work on the stream."""
 
         def run() -> Result:
             self.start.record(self.stream)
@@ -63,18 +63,18 @@ class EventClock:
         return Step(run, self.read)
 
     def read(self) -> float:
-        """The seconds so far."""
+        """Return the seconds so far."""
         return self.seconds
 
 
 class Runner(ABC, Generic[Result]):
-    """One artifact loaded on one device (``cpu`` or ``cuda``), fed as its contract says.
+    """One artifact loaded on one device (``cpu`` or ``cuda``), fed according to its contract.
 
-    ``Result`` is what its bound steps give, wherever that lies, and ``read`` takes.
+    ``Result`` is what its bound steps return, on whatever device, and what ``read`` converts.
 
     Inputs and outputs are arrays by name. ``options`` are the settings pinned beside threads and TF32; ``threads`` how
-    many of the CPU's it may use; ``inputs_lie`` where ``bind`` puts its inputs; ``in_process`` whether it runs in this
-    process; ``sums_in_order`` whether long sums are added up one after the other, which loses more than eager does.
+    many CPU threads it may use; ``inputs_lie`` where ``bind`` puts its inputs; ``in_process`` whether it runs in this
+    process; ``sums_in_order`` whether long sums are added one by one, which loses more precision than eager does.
     """
 
     inputs_lie = "in place"
@@ -91,17 +91,17 @@ class Runner(ABC, Generic[Result]):
         self.load(path)
 
     def infer(self, feeds: Arrays) -> Arrays:
-        """The outputs for inputs that keep to the contract.
+        """Run on inputs that fit the contract, and return the outputs.
 
         Raises:
-            UserError: for other names, shapes or types, an empty batch, or numbers that are not finite: ONNX Runtime's
-                and OpenVINO's kernels lose a NaN on the way and would give a confident answer.
+            UserError: for missing inputs, other shapes or types, an empty batch, or non-finite values: the kernels of
+                ONNX Runtime and OpenVINO lose a NaN on the way and would return a confident answer.
         """
         self.check(feeds)
         return self.infer_impl(feeds)
 
     def check(self, feeds: Arrays) -> None:
-        """Refuse what ``infer`` refuses."""
+        """Reject inputs that ``infer`` rejects."""
         for spec in self.contract.inputs:
             array = feeds.get(spec.name)
             if array is None or array.dtype != np.dtype(spec.dtype) or not spec.fits(array.shape):
@@ -114,66 +114,66 @@ class Runner(ABC, Generic[Result]):
             raise UserError(f"inputs hold different numbers of examples: {sorted(sizes)}", "give as many of each")
 
     def points(self, feeds: Arrays) -> Arrays:
-        """What ``infer`` gives, and the points of the sites that led to it as far as the format shows them."""
+        """Return the outputs, and the points of the sites as far as the format exposes them."""
         return self.infer(feeds)
 
     def weights(self) -> Arrays:
-        """The parameters that can be read off the artifact, by their names in the program."""
+        """Return the parameters that can be read from the artifact, by their names in the program."""
         return {}
 
     def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
-        """``points`` with one site's theta replaced, where the format lets one do that; else None.
+        """Return ``points`` with one site's theta overridden; None where the format does not allow that.
 
         Args:
-            feeds: as ``infer`` takes them.
-            site: its name.
+            feeds: inputs by name, as for ``infer``.
+            site: its name, such as ``site0``.
             theta: 2×3, for every image.
-            grid: H×W×2, what theta gives there: for files whose theta is folded into the grid. None where theta acts
-                on more than the grid, so that a grid cannot stand for it.
+            grid: H×W×2, the grid of that theta, for files whose theta is folded into the grid. None where theta affects
+                more than the grid, so that a grid cannot replace it.
         """
         return None
 
     def bind(self, *batches: Arrays) -> Step[Result]:
-        """A step that runs batches of one size already in place on the device, in turn, and waits.
+        """Return a step that runs batches of one size, already in place on the device, in turn, and waits.
 
-        It keeps alive all that it needs, and returns what ``read`` takes.
+        It keeps alive all that it needs, and returns what ``read`` converts.
         """
         return in_turn([self.bind_one(feeds) for feeds in batches])
 
     def request(self, *batches: Arrays) -> Step[Arrays]:
-        """A step as a caller sees it: host arrays in, host arrays out, copies included; batches in turn."""
+        """Return a step as a caller sees it: host arrays in, host arrays out, copies included; batches in turn."""
         return in_turn([Step(partial(self.infer_impl, feeds)) for feeds in batches])
 
     def open_stream(self) -> "torch.cuda.Stream | None":
-        """The stream that steps are queued on, where it can be had."""
+        """Return the stream that steps are queued on; None where the runner does not expose one."""
         return None
 
     def wait(self) -> None:
-        """Let all that was queued on the stream be done."""
+        """Wait for all work that is queued on the stream."""
         if self.stream is not None:
             self.stream.synchronize()
 
     def step(self, launch: Callable[[], Other]) -> Step[Other]:
-        """``launch`` on the stream's clock; without one it must wait by itself."""
+        """Make a step on the stream's clock; without a stream, ``launch`` must wait by itself."""
         return self.events.step(launch) if self.events else Step(launch)
 
     @abstractmethod
     def load(self, path: Path) -> None:
-        """Read the artifact and make it ready to run."""
+        """Load the artifact and make it ready to run."""
 
     @abstractmethod
     def infer_impl(self, feeds: Arrays) -> Arrays:
-        """``infer`` after the checks."""
+        """Run ``infer`` without its checks."""
 
     @abstractmethod
     def bind_one(self, feeds: Arrays) -> Step[Result]:
-        """``bind`` for one batch."""
+        """Return the step of ``bind`` for one batch."""
 
     @abstractmethod
     def read(self, result: Result) -> Arrays:
-        """The outputs in what a bound step returned."""
+        """Convert the result of a bound step to outputs by name."""
 
 
 def shapes_of(feeds: Arrays) -> tuple[tuple[int, ...], ...]:
-    """What a compiled or captured call is made for."""
+    """Return the shapes that a compiled or captured call is specific to."""
     return tuple(array.shape for array in feeds.values())

@@ -1,4 +1,4 @@
-"""The runner of networks that were written as C: compiled by the system's compiler and called through ctypes."""
+"""The runner of networks generated as C: compiled by the system's compiler and called through ctypes."""
 
 import ctypes
 import re
@@ -18,9 +18,10 @@ SMALLEST = 8  # examples for which another thread is worth waking
 
 
 class Native(Runner[Arrays]):
-    """One function of a shared library; a batch is shared out among the threads."""
+    """One function of a shared library; a batch is divided among the threads."""
 
     def load(self, path: Path) -> None:
+        """Compile the source if needed, and load its function."""
         library = ctypes.CDLL(str(built(path)))
         found = re.search(r"^int (\w+)_run_in\(", path.read_text(encoding="utf-8"), re.MULTILINE)
         if found is None:
@@ -31,9 +32,11 @@ class Native(Runner[Arrays]):
         self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
+        """Run a batch once."""
         return self.bind_one(feeds).run()
 
     def bind_one(self, feeds: Arrays) -> Step[Arrays]:
+        """Bind a batch and output arrays; small batches run on fewer threads."""
         count = next(len(feeds[spec.name]) for spec in self.contract.inputs if spec.batched)
         given = [np.ascontiguousarray(feeds[spec.name]) for spec in self.contract.inputs]
         outputs = self.contract.outputs
@@ -53,7 +56,7 @@ class Native(Runner[Arrays]):
         return self.step(run)
 
     def _call(self, arrays: list[np.ndarray], begin: int, end: int) -> partial:
-        """The function on some examples, in memory of its own."""
+        """Bind the function to a slice of the examples, with memory of its own."""
         specs = (*self.contract.inputs, *self.contract.outputs)
         parts = [each[begin:end] if spec.batched else each for spec, each in zip(specs, arrays, strict=True)]
         pointers = [part.ctypes.data_as(ctypes.c_void_p) for part in parts]  # which keep the arrays
@@ -69,4 +72,5 @@ class Native(Runner[Arrays]):
         )
 
     def read(self, result: Arrays) -> Arrays:
+        """Copy the outputs, which the next run overwrites."""
         return {name: array.copy() for name, array in result.items()}

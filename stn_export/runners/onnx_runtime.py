@@ -1,4 +1,4 @@
-"""Runners that ONNX Runtime runs: on the CPU, on CUDA in several ways, by TensorRT, and as it comes."""
+"""Runners on ONNX Runtime: CPU, CUDA in several ways, TensorRT, and its defaults."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -25,11 +25,12 @@ Result = Mapping[str, OrtValue | np.ndarray]  # on the device, or on the host wh
 
 
 class OnnxRuntime(Runner[Result]):
-    """ONNX Runtime with the device's own provider; TF32, which it uses by itself, only where it is asked for."""
+    """ONNX Runtime with the device's own provider; TF32, its default on CUDA, only where it is asked for."""
 
     PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
     def load(self, path: Path) -> None:
+        """Open a session for the file."""
         self.path = path
         self.forcing: dict[str, onnxruntime.InferenceSession] = {}  # by the value that they take as an input
         self.session = self.open_session(path, self.provider_options())
@@ -37,13 +38,13 @@ class OnnxRuntime(Runner[Result]):
         self.run_options = not_waiting() if self.stream else None  # any options cost 30 µs a call
 
     def provider_options(self) -> dict[str, str]:
-        """What the provider is pinned to."""
+        """Return the settings that the provider is pinned to."""
         if self.device == "cpu":
             return {}
         return {"use_tf32": str(int(self.tf32)), "cudnn_conv_algo_search": "EXHAUSTIVE"}
 
     def open_session(self, model: Path | bytes, provider_options: dict[str, str]) -> onnxruntime.InferenceSession:
-        """A session on this device and no other."""
+        """Open a session on this device, without fallback to another."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -52,6 +53,7 @@ class OnnxRuntime(Runner[Result]):
     def _checked(
         self, model: Path | bytes, provider_options: dict[str, str], options: onnxruntime.SessionOptions | None
     ) -> onnxruntime.InferenceSession:
+        """Open a session, and raise where ONNX Runtime fell back to another provider."""
         provider = self.PROVIDERS[self.device]
         stream = {"user_compute_stream": str(self.stream.cuda_stream)} if self.stream else {}
         session = onnxruntime.InferenceSession(model, options, providers=[(provider, provider_options | stream)])
@@ -66,27 +68,30 @@ class OnnxRuntime(Runner[Result]):
 
     @cached_property
     def shown(self) -> dict[str, str]:
-        """The values that are points of sites, by point, then the outputs."""
+        """The graph's values that are points of sites, by point, then the outputs."""
         return point_values(self.model) | {name: name for name in self.outputs}
 
     @cached_property
     def probe_session(self) -> onnxruntime.InferenceSession:
-        """A session of a copy that gives all points."""
+        """A session of a copy of the model whose outputs include all points."""
         return self.open_probe(self.model)
 
     def open_probe(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-        """A session that ``run`` can be called on and that gives all points."""
+        """Open a session for ``run`` whose outputs include all points."""
         probed = with_outputs(model, list(self.shown.values()))
         return self.open_session(probed.SerializeToString(), self.provider_options())
 
     def weights(self) -> Arrays:
+        """Return the initialisers by their names in the program."""
         return weights_of(self.model)
 
     def points(self, feeds: Arrays) -> Arrays:
+        """Run a copy of the model whose outputs include all points."""
         self.check(feeds)
         return self._points_of(self.probe_session, feeds, self.shown)
 
     def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
+        """Run a copy of the model in which theta, or else the grid, is an input."""
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
             name = self.shown.get(point)
             if value is not None and name is not None:
@@ -107,18 +112,20 @@ class OnnxRuntime(Runner[Result]):
         return {point: found[point] if point in found else feeds[name] for point, name in shown.items()}
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
+        """Run the session on host arrays."""
         return dict(zip(self.outputs, self.run_session(self.outputs, feeds), strict=True))
 
     @cached_property
     def run_session(self) -> Callable[..., list]:
-        """What runs the session, with types too that its binding does not know."""
+        """A function that runs the session, also with types that its Python binding does not know."""
         return runs_of(self.session)
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
+        """Bind a batch on the device."""
         return self.step(self.place(feeds, self.run_options).run)
 
     def place(self, feeds: Arrays, run_options: onnxruntime.RunOptions | None) -> "Placed":
-        """A batch and room for its outputs on the device, bound to the session."""
+        """Copy a batch to the device, allocate its outputs there, and bind both to the session."""
         inputs = {name: OrtValue.ortvalue_from_numpy(array, self.device) for name, array in feeds.items()}
         room = {name: np.zeros_like(array) for name, array in self.infer_plainly(feeds).items()}
         outputs = {name: OrtValue.ortvalue_from_numpy(array, self.device) for name, array in room.items()}
@@ -130,10 +137,11 @@ class OnnxRuntime(Runner[Result]):
         return Placed(self.session, binding, inputs, outputs, run_options)
 
     def infer_plainly(self, feeds: Arrays) -> Arrays:
-        """The outputs by an ordinary run, whatever the session is made for."""
+        """Return the outputs of an ordinary run, even if the session captures CUDA graphs."""
         return self.infer_impl(feeds)
 
     def read(self, result: Result) -> Arrays:
+        """Copy outputs to host arrays."""
         return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in result.items()}
 
 
@@ -148,13 +156,13 @@ class Placed:
     run_options: onnxruntime.RunOptions | None
 
     def run(self) -> Result:
-        """The outputs, once they are computed; with ``not_waiting`` options they may be computed later."""
+        """Run and return the outputs; with ``not_waiting`` options they may be computed later."""
         self.session.run_with_iobinding(self.binding, self.run_options)
         return self.outputs
 
 
 def not_waiting(**entries: str) -> onnxruntime.RunOptions:
-    """Options of a run that only queues its work on the stream."""
+    """Return run options with which a run only queues its work on the stream."""
     options = onnxruntime.RunOptions()
     for key, value in ({"disable_synchronize_execution_providers": "1"} | entries).items():
         options.add_run_config_entry(key, value)
@@ -162,35 +170,40 @@ def not_waiting(**entries: str) -> onnxruntime.RunOptions:
 
 
 class OnnxRuntimeStream(OnnxRuntime):
-    """ONNX Runtime on a stream of ours, so that events can time it."""
+    """ONNX Runtime on a stream of this package, so that events can time it."""
 
     def open_stream(self) -> torch.cuda.Stream:
+        """Return a new stream."""
         return torch.cuda.Stream()
 
 
 class OnnxRuntimeGraph(OnnxRuntimeStream):
-    """The same in ONNX Runtime's own CUDA graph: one for each bound batch.
+    """ONNX Runtime with its own CUDA graphs, one for each bound batch.
 
-    ONNX Runtime before 1.27 waits for a replay by itself, and then the time until the host knows is counted too.
+    ONNX Runtime before 1.27 waits for a replay by itself; then the time until the host is notified counts too.
     """
 
     def load(self, path: Path) -> None:
+        """Open a session for the file, without captured graphs yet."""
         super().load(path)
         self.graphs = 0
         self.captured: dict[tuple, Placed] = {}
 
     def provider_options(self) -> dict[str, str]:
+        """Return the pinned settings, CUDA graphs enabled."""
         return super().provider_options() | {"enable_cuda_graph": "1"}
 
     def open_probe(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+        """Open a session without CUDA graphs whose outputs include all points."""
         probed = with_outputs(model, list(self.shown.values()))
         return self.open_session(probed.SerializeToString(), super().provider_options())
 
     def infer_plainly(self, feeds: Arrays) -> Arrays:
+        """Return the outputs of the session without CUDA graphs."""
         return {name: array for name, array in super().points(feeds).items() if name in self.outputs}
 
     def capture(self, feeds: Arrays) -> Placed:
-        """A batch whose run is recorded: afterwards it is replayed."""
+        """Bind a batch and capture its run; later runs replay it."""
         self.graphs += 1
         placed = self.place(feeds, not_waiting(gpu_graph_id=str(self.graphs)))
         for _ in range(GRAPH_WARM_UPS):
@@ -199,6 +212,7 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
         return placed
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
+        """Replay the graph that was captured for these shapes, capturing it first if needed."""
         key = shapes_of(feeds)
         if key not in self.captured:
             self.captured[key] = self.capture(feeds)
@@ -210,19 +224,22 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
         return self.read(placed.outputs)
 
     def points(self, feeds: Arrays) -> Arrays:
+        """Return the points of a session without CUDA graphs, and the outputs of the graph."""
         return super().points(feeds) | self.infer(feeds)
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
+        """Capture a graph for a batch, and return the step that replays it."""
         return self.step(self.capture(feeds).run)
 
 
 class TensorRt(OnnxRuntimeStream):
-    """TensorRT behind ONNX Runtime: one engine for all batches up to the largest; it uses TF32 by itself."""
+    """TensorRT as ONNX Runtime's provider: one engine for all batches up to the largest; TF32 is its default."""
 
     PROVIDERS = {"cuda": "TensorrtExecutionProvider"}
     PROFILE = {"min": 1, "opt": 64, "max": 8192}
 
     def provider_options(self) -> dict[str, str]:
+        """Return the smallest, typical and largest shapes of the engine, with its cache disabled."""
         shapes = {
             f"trt_profile_{bound}_shapes": ",".join(
                 f"{spec.name}:{_sizes(spec, batch)}" for spec in self.contract.inputs
@@ -237,20 +254,24 @@ def _sizes(spec: TensorSpec, batch: int) -> str:
 
 
 class OnnxRuntimeDefault(OnnxRuntime):
-    """ONNX Runtime as it comes: default session and provider options, images handed to ``run``."""
+    """ONNX Runtime with default session and provider options, host arrays passed to ``run``."""
 
     inputs_lie = "host arrays handed to session.run"
 
     def load(self, path: Path) -> None:
+        """Open a session for the file, with a thread for each core."""
         self.threads = len(os.sched_getaffinity(0))
         super().load(path)
         self.options = {"session": "default options: a thread for each core"}
 
     def provider_options(self) -> dict[str, str]:
+        """Return no settings."""
         return {}
 
     def open_session(self, model: Path | bytes, provider_options: dict[str, str]) -> onnxruntime.InferenceSession:
+        """Open a session with default options."""
         return self._checked(model, {}, None)
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
+        """Return a step that passes host arrays to ``run``."""
         return Step(partial(self.infer_impl, feeds))

@@ -1,4 +1,4 @@
-"""The runner that OpenVINO runs: an optional extra, imported only where it is used."""
+"""The runner on OpenVINO, an optional extra that is imported only where it is used."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,13 @@ Result = Mapping[str, np.ndarray]  # OpenVINO's own, in memory that its next cal
 
 
 class OpenVino(Runner[Result]):
-    """OpenVINO on the CPU, held to float32: by itself it computes in bfloat16 where the processor has it."""
+    """OpenVINO on the CPU in float32; its default is bfloat16 where the processor has it."""
 
     def load(self, path: Path) -> None:
         """Compile the file.
 
         Raises:
-            RefusedError: where OpenVINO cannot convert it, which is no mistake of the file's.
+            RefusedError: where OpenVINO cannot convert the file, although it is valid.
         """
         import openvino
 
@@ -38,16 +38,18 @@ class OpenVino(Runner[Result]):
         self.shares = any(port.element_type.get_type_name() in OPENVINO for port in compiled.inputs)
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
+        """Run a batch and copy the outputs."""
         results = self.inference.infer(feeds, share_inputs=self.shares)
         return self._typed({name: results[name].copy() for name in self.outputs})
 
     def _typed(self, outputs: Arrays) -> Arrays:
-        """The same, with the types that OpenVINO hands over as others."""
+        """Restore the types that OpenVINO returns as others."""
         if not self.kinds:
             return outputs
         return outputs | {name: of_openvino(outputs[name], self.kinds[name]) for name in outputs if name in self.kinds}
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
+        """Bind a batch as OpenVINO's tensors."""
         import openvino
 
         tensors = {
@@ -62,4 +64,5 @@ class OpenVino(Runner[Result]):
         return Step(run)
 
     def read(self, result: Result) -> Arrays:
+        """Copy the outputs, which the next run overwrites."""
         return self._typed({name: np.array(result[name]) for name in self.outputs})

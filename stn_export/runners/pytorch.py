@@ -1,4 +1,4 @@
-"""Runners that PyTorch runs: eager, compiled, in a CUDA graph, and its own file formats."""
+"""Runners on PyTorch: eager, compiled, as CUDA graphs, and its own file formats."""
 
 import logging
 from collections.abc import Callable
@@ -25,9 +25,9 @@ GRAPH_WARM_UPS = 3  # calls on a side stream before capture, as PyTorch's own ex
 
 
 class TorchRunner(Runner[object]):
-    """A module called by PyTorch in inference mode on the current stream; it takes its inputs by position.
+    """A module called by PyTorch in inference mode on the current stream, inputs by position.
 
-    TF32 and cuDNN's search are PyTorch's global settings: the last one opened pins them.
+    TF32 and cuDNN's search are global settings of PyTorch: the runner opened last sets them.
     """
 
     module: Callable[..., object]
@@ -44,31 +44,35 @@ class TorchRunner(Runner[object]):
             }
 
     def pin(self) -> None:
-        """TF32 as asked for; cuDNN picks its algorithms by rule, so that what is timed is what was verified."""
+        """Set TF32 as asked for; have cuDNN choose algorithms by rule, so that what is timed is what was verified."""
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.backends.cudnn.benchmark = False
 
     def open_stream(self) -> torch.cuda.Stream:
+        """Return the current stream."""
         return torch.cuda.current_stream()
 
     def place(self, feeds: Arrays) -> list[Tensor]:
-        """The inputs on the device, in the contract's order."""
+        """Copy inputs to the device, in the contract's order."""
         return [torch.from_numpy(feeds[spec.name]).to(self.device) for spec in self.contract.inputs]
 
     def forward(self, inputs: list[Tensor]) -> object:
-        """What the module gives for inputs on the device."""
+        """Call the module on inputs on the device."""
         with torch.inference_mode():
             return self.module(*inputs)
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
+        """Copy a batch to the device, call the module and copy the outputs back."""
         return self.read(self.forward(self.place(feeds)))
 
     def bind_one(self, feeds: Arrays) -> Step[object]:
+        """Copy a batch to the device, and return the step that calls the module on it."""
         inputs = self.place(feeds)
         return self.step(lambda: self.forward(inputs))
 
     def read(self, result: object) -> Arrays:
+        """Copy the tensors of a result to host arrays, by output name."""
         leaves = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         if len(leaves) != len(self.outputs):
             said = f"gives {len(leaves)} outputs instead of {len(self.outputs)}: {', '.join(self.outputs)}"
@@ -83,6 +87,7 @@ class OfProgram(TorchRunner):
     network: nn.Module
 
     def load(self, path: Path) -> None:
+        """Load the program and, where possible, rebuild the network from its own code."""
         self.program = load_program(path, self.contract, was_written_here(path))
         own = self.program.own_module()
         self.options = {"code": "the module's own" if not isinstance(own, str) else f"the captured graph: {own}"}
@@ -91,17 +96,20 @@ class OfProgram(TorchRunner):
 
 
 class Captured(TorchRunner):
-    """A ``torch.export`` file, run by PyTorch's interpreter of its graph, which can be looked into."""
+    """A ``torch.export`` file, run as its captured graph, whose points can be read."""
 
     def load(self, path: Path) -> None:
+        """Load the program's graph onto the device."""
         self.program = load_program(path, self.contract)
         self.module = self.program.on(self.device)
 
     def points(self, feeds: Arrays) -> Arrays:
+        """Run the graph and return points and outputs."""
         self.check(feeds)
         return _arrays(self.program.points(self.place(feeds)))
 
     def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
+        """Run the graph with theta, or else the grid, overridden."""
         known = {point for each in self.program.sites for point in each.nodes()}
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
             if point in known and value is not None:
@@ -115,29 +123,32 @@ def _arrays(points: dict[str, Tensor]) -> Arrays:
 
 
 class Eager(OfProgram):
-    """The network as it stands."""
+    """The network in eager PyTorch."""
 
 
 class EagerAutograd(OfProgram):
-    """The network as PyTorch runs it when nothing is said: recording gradients, TF32 in convolutions only."""
+    """The network as PyTorch runs it by default: recording gradients, TF32 in convolutions only."""
 
     def load(self, path: Path) -> None:
+        """Load the network with gradients enabled."""
         super().load(path)
         self.network.requires_grad_(True)
         self.options |= {"inference_mode": False}
 
     def pin(self) -> None:
+        """Keep TF32 out of matrix products, as PyTorch does by default."""
         super().pin()
         torch.backends.cuda.matmul.allow_tf32 = False
 
     def forward(self, inputs: list[Tensor]) -> object:
+        """Call the module with gradients recorded."""
         return self.module(*inputs)
 
 
 def own_code(module: Callable[..., object]) -> Callable[..., object]:
-    """A function that calls ``module`` and shares its code with no other.
+    """Return a function that calls ``module`` and shares its code object with no other.
 
-    ``torch.compile`` keeps what it compiles by code object, and looks through all of it at each call, up to a limit.
+    ``torch.compile`` caches what it compiles per code object, and searches that cache at each call, up to a limit.
     """
 
     def call(*inputs: Tensor) -> object:
@@ -147,7 +158,7 @@ def own_code(module: Callable[..., object]) -> Callable[..., object]:
 
 
 class _Settings(TypedDict):
-    """What ``torch.compile`` is told."""
+    """Arguments of ``torch.compile``."""
 
     backend: str
     mode: str
@@ -163,6 +174,7 @@ class Compiled(OfProgram):
     SETTINGS: _Settings = {"backend": "inductor", "mode": "default", "fullgraph": True, "dynamic": False}
 
     def load(self, path: Path) -> None:
+        """Load the network and wrap it in ``torch.compile``; compilation starts at the first call."""
         super().load(path)
         use_own_compile_cache()
         torch._inductor.config.compile_threads = 1  # no idle workers beside what is timed
@@ -172,10 +184,10 @@ class Compiled(OfProgram):
         self.options |= dict(self.SETTINGS)
 
     def forward(self, inputs: list[Tensor]) -> object:
-        """What the compiled module gives.
+        """Call the compiled module.
 
         Raises:
-            RefusedError: where ``torch.compile`` cannot compile the module's code, which is no mistake of the file's.
+            RefusedError: where ``torch.compile`` cannot compile the module's code, although the file is valid.
         """
         try:
             return super().forward(inputs)
@@ -185,7 +197,7 @@ class Compiled(OfProgram):
 
 @dataclass(frozen=True)
 class Graph:
-    """A CUDA graph, and what it reads and writes and holds nothing of: its buffers, and the module with its weights."""
+    """A CUDA graph, with the buffers and the module that it uses but does not keep alive."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
@@ -193,20 +205,21 @@ class Graph:
     module: Callable[..., object]
 
     def replay(self) -> object:
-        """Queue it on the current stream."""
+        """Queue the graph on the current stream."""
         self.graph.replay()
         return self.output
 
 
 class CudaGraph(OfProgram):
-    """The network captured once for each batch size, then replayed."""
+    """The network captured as a CUDA graph per batch size, then replayed."""
 
     def load(self, path: Path) -> None:
+        """Load the network, without captured graphs yet."""
         super().load(path)
         self.captured: dict[tuple, Graph] = {}
 
     def capture(self, inputs: list[Tensor]) -> Graph:
-        """A graph that reads ``inputs``."""
+        """Capture a graph that reads ``inputs``."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -219,6 +232,7 @@ class CudaGraph(OfProgram):
         return Graph(graph, inputs, output, self.module)
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
+        """Replay the graph that was captured for these shapes, capturing it first if needed."""
         key = shapes_of(feeds)
         if key not in self.captured:
             self.captured[key] = self.capture(self.place(feeds))
@@ -228,28 +242,31 @@ class CudaGraph(OfProgram):
         return self.read(captured.replay())
 
     def bind_one(self, feeds: Arrays) -> Step[object]:
+        """Capture a graph for a batch, and return the step that replays it."""
         return self.step(self.capture(self.place(feeds)).replay)
 
 
 class CompiledGraph(CudaGraph, Compiled):
-    """What ``torch.compile`` makes, captured: warming up compiles it."""
+    """The compiled network captured as a CUDA graph; the warm-up calls compile it."""
 
 
 class TorchScript(TorchRunner):
     """A TorchScript file."""
 
     def load(self, path: Path) -> None:
+        """Load the file onto the device."""
         self.module = load_torchscript(path, self.device)
 
 
 class AotInductor(TorchRunner):
-    """A package compiled ahead of time for this very device and processor."""
+    """A package compiled ahead of time for this device and processor."""
 
     sums_in_order = True
 
     def load(self, path: Path) -> None:
+        """Load the package."""
         self.module = torch._inductor.aoti_load_package(str(path))
 
     def place(self, feeds: Arrays) -> list[Tensor]:
-        """Copy inputs to the device in dense memory: compiled code reads them so, and asks for no strides."""
+        """Copy inputs to the device as contiguous tensors: compiled code ignores strides."""
         return [value.contiguous() for value in super().place(feeds)]

@@ -1,4 +1,4 @@
-"""Every runner as one row, and why a row cannot run here."""
+"""Every runner as one row, and the reasons why a runner is unavailable."""
 
 import ctypes.util
 import shutil
@@ -40,7 +40,7 @@ from stn_export.runners.pytorch import (
 
 
 def no_gpu() -> str:
-    """Why PyTorch has no GPU here, or an empty string; so with the functions below."""
+    """Return why PyTorch has no GPU here; empty where it has one."""
     return "" if torch.cuda.is_available() else "PyTorch sees no GPU here"
 
 
@@ -71,20 +71,20 @@ def _no_openvino() -> str:
 
 
 def _openvino(path: Path, device: str, contract: Contract, tf32: bool) -> Runner:
-    """In this process where it is installed, else in its own."""
+    """Open OpenVINO in this process where it is installed, else in a process of its own."""
     load = OpenVino if find_spec("openvino") else partial(Elsewhere, runtime=by_name("openvino"))
     return load(path, device, contract, tf32)
 
 
 @dataclass(frozen=True)
 class RunnerSpec:
-    """One row of the registry: which format it runs, where, and why it cannot run here ("" where it can).
+    """A runner: which format it runs, on which device, and why it is unavailable ("" where it is available).
 
-    ``lowering`` leaves out artifacts of any other; ``captures`` those that ONNX Runtime cannot capture as a CUDA graph.
-    With ``verify_batch`` it is verified in batches of that size only, filled up: it compiles anew for each size, which
-    is ``slow`` where it takes seconds or minutes. A ``foreign`` one may refuse a file, and is timed where it is proved
-    equal only; an ``approximate`` one computes float32 files less exactly.
-    ``bounds`` is the row of ``TOLERANCES`` for float32 files.
+    ``lowering`` restricts it to artifacts of that lowering; ``captures`` to those that ONNX Runtime can capture as a
+    CUDA graph. With ``verify_batch`` it is verified in batches of that size only, padded: it compiles anew for each
+    size, which is ``slow`` where it takes seconds or minutes. A ``foreign`` one may refuse a file, and is timed only
+    where it was verified; an ``approximate`` one computes float32 files less exactly. ``bounds`` is the row of
+    ``TOLERANCES`` for float32 files.
     """
 
     name: str
@@ -103,37 +103,37 @@ class RunnerSpec:
 
     @property
     def on_events(self) -> bool:
-        """Whether its steps are timed by events on a GPU's stream, not by the wall's clock."""
+        """Whether its steps are timed by events on a GPU's stream, not by wall-clock time."""
         return self.device == "cuda" and getattr(self.load, "open_stream", None) is not Runner.open_stream
 
     def open(self, path: Path, contract: Contract) -> Runner:
-        """The runner of the artifact at ``path``."""
+        """Open the artifact at ``path``."""
         return self.load(path, self.device, contract, self.tf32)
 
     def takes(self, artifact: Artifact) -> bool:
-        """Whether the artifact is one for this runner."""
+        """Return whether the runner can run the artifact."""
         lowered = self.lowering in (None, artifact.lowering)
         return self.format == artifact.format and lowered and not self.refuses(artifact)
 
     def refuses(self, artifact: Artifact) -> str:
-        """Why an artifact of the right format cannot run so, or an empty string."""
+        """Return why the runner cannot run an artifact of its format; empty where it can."""
         if self.captures and self.format == artifact.format and not artifact.details["cuda"]["graph"]:
             return "not all of it runs on the GPU: no CUDA graph"
         return ""
 
     def verified_as(self, contract: Contract) -> Contract:
-        """The contract that the runner is verified under."""
+        """Return the contract that the runner is verified under: a static batch if ``verify_batch`` is set."""
         return contract.fixed({BATCH: self.verify_batch}) if self.verify_batch else contract
 
     def tolerance_of(self, precision: str) -> str:
-        """The row of ``TOLERANCES`` for an artifact of this precision in this runner."""
+        """Return the key of ``TOLERANCES`` for an artifact of this precision in this runner."""
         if precision != "fp32":
             return precision
         return "tf32" if self.tf32 else "approximate" if self.approximate else self.bounds
 
 
 def _elsewhere(runtime: Runtime) -> RunnerSpec:
-    """The row of a runtime in a process of its own."""
+    """Make the row of an external runtime."""
     return RunnerSpec(
         f"{runtime.name}-cpu",
         runtime.format,

@@ -11,7 +11,7 @@ from stn_export.runners.external.environments import DEFAULT, RUNTIMES, asked_fo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Install what is missing, and say what there is.
+    """Install the external runtimes that are missing, and list all.
 
     Raises:
         UserError: where nothing could be installed.

@@ -1,6 +1,6 @@
-"""Runtimes that run in a process and an environment of their own: how these are made, and a child that serves one file.
+"""External runtimes, each in a process and an environment of its own.
 
-A runtime is one row of ``RUNTIMES`` and one function of ``serve``.
+A runtime is one row of ``RUNTIMES`` and one function of ``serve``, or ``serve.mjs`` for Node.js.
 """
 
 from stn_export.runners.external.environments import RUNTIMES, Runtime

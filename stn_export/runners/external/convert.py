@@ -1,6 +1,7 @@
-"""A captured program in a runtime's own format: ``python convert.py FORMAT PROGRAM.pt2 INPUTS.npz FILE``.
+"""Convert a captured program to a runtime's own format: ``python convert.py FORMAT PROGRAM.pt2 INPUTS.npz FILE``.
 
-Stands alone, like ``serve``: it runs in the environment of the runtime, which sees this one's PyTorch.
+Imports nothing of this package, like ``serve``: it runs in the runtime's environment, which also sees this one's
+PyTorch.
 """
 
 import sys
@@ -16,23 +17,23 @@ Inputs = tuple[Tensor, ...]
 
 
 class Flat(nn.Module):
-    """The program with its outputs in a row; in evaluation mode, which a captured graph cannot be asked for."""
+    """A program with its outputs as a flat tuple, marked as in evaluation mode, which a captured graph lacks."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module, self.training = module, False
 
     def train(self, mode: bool = True) -> "Flat":
-        """Nothing: what was captured cannot be changed."""
+        """Do nothing: a captured graph has no modes."""
         return self
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The tensors in what the program gives."""
+        """Return the tensors in the program's outputs."""
         return tuple(leaf for leaf in _pytree.tree_leaves(self.module(*inputs)) if isinstance(leaf, Tensor))
 
 
 def executorch(module: nn.Module, inputs: Inputs, out: Path) -> None:
-    """With what XNNPACK takes given to it."""
+    """Convert to ExecuTorch, with what XNNPACK supports delegated to it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -41,13 +42,14 @@ def executorch(module: nn.Module, inputs: Inputs, out: Path) -> None:
 
 
 def litert(module: nn.Module, inputs: Inputs, out: Path) -> None:
+    """Convert to LiteRT."""
     import litert_torch
 
     litert_torch.convert(module, inputs).export(str(out))
 
 
 def main(name: str, program: str, inputs: str, out: str) -> None:
-    """Write one file."""
+    """Convert one program and write the file."""
     converter: Callable[[nn.Module, Inputs, Path], None] = globals()[name]
     with np.load(inputs) as content:
         given = tuple(torch.from_numpy(content[key]) for key in content.files)

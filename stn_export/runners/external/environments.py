@@ -1,4 +1,4 @@
-"""Every runtime as one row, and the environment that it is installed in: a folder each below one folder of them all."""
+"""External runtimes, one row each, and their environments: one subfolder each of a common folder."""
 
 import json
 import os
@@ -21,22 +21,22 @@ LIMIT = 120  # seconds, of an installation and of an answer
 
 
 def folder() -> Path:
-    """Where the environments are."""
+    """Return the folder of all environments."""
     return Path(os.environ.get(VARIABLE) or DEFAULT).absolute()
 
 
 def runtimes_here() -> dict[str, str]:
-    """The runtimes that were asked for and are installed, with their versions."""
+    """Return the requested and installed runtimes with their versions; empty where none were requested."""
     return {each.name: each.version for each in RUNTIMES if each.version} if VARIABLE in os.environ else {}
 
 
 def by_name(name: str) -> "Runtime":
-    """The row of that name."""
+    """Return the runtime of that name."""
     return next(runtime for runtime in RUNTIMES if runtime.name == name)
 
 
 def why_not(runtime: "Runtime") -> str:
-    """Why it cannot run here, or an empty string."""
+    """Return why a runtime cannot run here; empty where it can."""
     if VARIABLE in os.environ and runtime.version:
         return ""
     return "not installed where --runtimes says" if VARIABLE in os.environ else "runs where --runtimes asks for it"
@@ -44,10 +44,10 @@ def why_not(runtime: "Runtime") -> str:
 
 @contextmanager
 def asked_for(where: Path | None) -> Iterator[None]:
-    """Inside, the runners of the runtimes that are installed in a folder run too; nothing changes where it is None.
+    """Let the runtimes installed in a folder run within this block; None changes nothing.
 
     Raises:
-        UserError: where there is none of them.
+        UserError: where the folder contains no runtime.
     """
     if where is None:
         yield
@@ -60,7 +60,7 @@ def asked_for(where: Path | None) -> Iterator[None]:
 
 @contextmanager
 def in_folder(where: Path) -> Iterator[None]:
-    """Inside, environments are those in a folder, whether there are any or not."""
+    """Use the environments in a folder within this block, whether there are any or not."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(where.absolute())
     try:
@@ -74,12 +74,12 @@ def in_folder(where: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One row: what is installed for it, exactly as pip takes it. What needs no torch is spared it.
+    """An external runtime: packages and options for pip; ``module`` must import for it to count as installed.
 
-    It reads files of one ``format``, which may be its own; a converter into that runs in its environment, which then is
-    ``beside`` this one and sees its PyTorch. ``open_sizes`` where one program serves all sizes; the others are given
-    files whose sizes are all known. One that is ``approximate`` computes float32 files less exactly than float32 by
-    itself. ``module`` is imported before it counts as installed.
+    An environment gets no torch unless the runtime needs it. ``format`` is what it reads, which may be its own; its
+    converter then runs in its environment, which is ``beside`` this one and sees its PyTorch. With ``open_sizes`` one
+    loaded file serves all sizes; other runtimes get files with static sizes. An ``approximate`` one computes float32
+    files less exactly than float32 by default.
     """
 
     name: str
@@ -98,37 +98,37 @@ class Runtime:
 
     @property
     def interpreter(self) -> Path:
-        """That of its environment."""
+        """The Python of its environment."""
         return self.home / "bin" / "python"
 
     @property
     def command(self) -> list[str | Path]:
-        """What serves a file in it; a job in JSON comes last."""
+        """The command that serves a file in it; a job in JSON is appended."""
         return [self.interpreter, HERE / "serve.py"]
 
     @property
     def version(self) -> str:
-        """Of its first package; empty where it is not installed, or could not be imported once it was."""
+        """The version of its first package; empty unless it is installed and could be imported."""
         return self.packaged_version if self.tried.is_file() else ""
 
     @property
     def packaged_version(self) -> str:
-        """What its first package says of itself."""
+        """The version in its first package's metadata; empty where there is none."""
         found = distributions(name=self.packages[0], path=list(map(str, self.site_packages)))
         return next((each.version for each in found), "")
 
     @property
     def tried(self) -> Path:
-        """A file that is written once it was installed and imported."""
+        """The file that marks it as installed and imported."""
         return self.home / "imported"
 
     @property
     def site_packages(self) -> list[Path]:
-        """Where its packages are, once it is made."""
+        """The folders of its packages, once it is installed."""
         return list(self.home.glob("lib/python*/site-packages"))
 
     def install(self) -> str:
-        """Make the environment, or say why there is none."""
+        """Install it; return why that failed, or an empty string."""
         try:
             for command in self.installing():
                 children.run(command, check=True, timeout=LIMIT, group=True)
@@ -144,7 +144,7 @@ class Runtime:
         return ""
 
     def installing(self) -> Iterator[list[str | Path]]:
-        """The commands that make it."""
+        """Yield the commands that install it."""
         yield [sys.executable, "-m", "venv", self.home]
         if self.beside:
             for packages in self.site_packages:
@@ -154,23 +154,26 @@ class Runtime:
 
 
 class InNode(Runtime):
-    """One that Node.js runs, exactly as npm takes it."""
+    """A runtime that Node.js runs; its packages are named for npm."""
 
     @property
     def script(self) -> Path:
-        """What Node.js imports of it."""
+        """The module that Node.js imports."""
         return self.home / "node_modules" / self.packages[0] / "dist" / self.module
 
     @property
     def command(self) -> list[str | Path]:
+        """The command that serves a file in Node.js; a job in JSON is appended."""
         return ["node", HERE / "serve.mjs", self.script]
 
     @property
     def packaged_version(self) -> str:
+        """The version in its package.json; empty where there is none."""
         file = self.script.parent.parent / "package.json"
         return json.loads(file.read_text(encoding="utf-8"))["version"] if file.is_file() else ""
 
     def installing(self) -> Iterator[list[str | Path]]:
+        """Yield the commands that install it with npm."""
         yield ["npm", "install", "--silent", "--prefix", self.home, *self.packages]
         yield ["node", "--input-type=module", "-e", f"await import({json.dumps(str(self.script))})"]
 

@@ -1,4 +1,4 @@
-"""One file in one external runtime, in a process of its own: it crashes, hangs and prints there."""
+"""Run one file in one external runtime, in a process of its own, where it may crash, hang and print."""
 
 import itertools
 import json
@@ -28,18 +28,18 @@ FOLDERS = re.compile(r"/(?:[^\s/:]+/)+")  # of the machine that tried it
 
 
 class RefusedError(Exception):
-    """A runtime does not take a file, or ends over it; the message says why."""
+    """A runtime refuses a file or crashes on it; the message says why."""
 
 
 class Child:
-    """A file that is loaded, and batches that it can be run on again and again.
+    """A child process that loads a file, and runs batches repeatedly.
 
     Args:
         runtime: an installed one.
         content: of the file.
         outputs: names, in the file's order.
-        threads: of the CPU's, where the runtime lets one say.
-        limit: seconds that it may take to load the file, and for a run.
+        threads: CPU threads, where the runtime lets one choose.
+        limit: seconds allowed for loading the file, and for a run.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Child:
         self.close = weakref.finalize(self, _close, self.process, (self.requests, self.replies), self.folder)
 
     def place(self, feeds: Arrays, batch: int | None = None) -> int:
-        """Hand a batch over, and load the file for its sizes if it is the first.
+        """Send a batch, and load the file for its sizes if it is the first.
 
         Args:
             feeds: by name, in the file's order.
-            batch: the number of one that it takes the place of, or 0; by default the next that is free.
+            batch: the number of a batch to replace, or 0; by default the next free number.
 
         Returns:
-            Its number.
+            The batch's number.
 
         Raises:
             RefusedError: as ``run`` does.
@@ -87,13 +87,13 @@ class Child:
         return batch
 
     def run(self, batch: int, hot: bool = False) -> tuple[float, Arrays]:
-        """Seconds that a run on a batch took, from arrays to arrays, and the outputs by name.
+        """Run a batch; return the seconds that took, from arrays to arrays, and the outputs by name.
 
-        A call that follows a message finds the caches cold: one of 0.1 ms took a fifth longer. ``hot`` ones follow
-        another call, if they are short.
+        A call right after a message finds cold caches: one of 0.1 ms took a fifth longer. ``hot`` calls follow an
+        untimed one, if they are short.
 
         Raises:
-            RefusedError: where the runtime fails, crashes or takes longer than the limit.
+            RefusedError: where the runtime fails, crashes or exceeds the time limit.
         """
         head, found = self._ask({"batch": batch, "place": False, "hot": hot}, {})
         return head["seconds"], found
@@ -130,15 +130,15 @@ def _close(process: subprocess.Popen, streams: Iterable[BinaryIO], folder: tempf
 
 
 def converted(runtime: Runtime, program: Path, inputs: Arrays) -> bytes:
-    """A captured program as a file of a runtime's own format.
+    """Convert a captured program to a runtime's own format, and return the file's content.
 
     Args:
         runtime: an installed one.
         program: a ``.pt2`` file.
-        inputs: of the sizes that it is to take, in the program's order.
+        inputs: of the sizes that the file is to accept, in the program's order.
 
     Raises:
-        RefusedError: where the program cannot be had so.
+        RefusedError: where the conversion fails.
     """
     with tempfile.TemporaryDirectory(dir=private_folder()) as folder:
         fed, out = Path(folder) / "inputs.npz", Path(folder) / "out"
@@ -160,7 +160,7 @@ def _ended(code: int, said: str) -> str:
 
 
 def reason(text: str) -> str:
-    """What an exception says in a line, and the line below that names its cause, without this machine's folders."""
+    """Shorten an error output to the exception and the line that names its cause, without this machine's folders."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
     told = lines[raised[-1] :] if raised else lines[-1:]
@@ -169,7 +169,7 @@ def reason(text: str) -> str:
 
 
 def sized(content: bytes, feeds: Arrays) -> bytes:
-    """An ONNX file whose open sizes are those of the arrays: most runtimes want sizes that are known."""
+    """Return an ONNX file with its dynamic sizes made static, from the arrays: most runtimes need that."""
     copy = onnx.load_from_string(content)
     known: dict[str, int] = {}
     for value in copy.graph.input:

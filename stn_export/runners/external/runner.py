@@ -1,4 +1,4 @@
-"""The runner of runtimes that run in a process and an environment of their own."""
+"""The runner of external runtimes, each in a process and an environment of its own."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from stn_export.runners.external.process import sized
 
 
 class Elsewhere(Runner[Arrays]):
-    """One file in one runtime, loaded anew for other sizes unless it takes them open.
+    """One file in one external runtime, loaded again for other sizes unless it accepts dynamic ones.
 
-    Seconds are counted in its process, around the runtime's own call from host arrays to host arrays.
+    Seconds are measured in its process, around the runtime's own call from host arrays to host arrays.
 
     Raises:
-        RefusedError: where the runtime does not take the file, crashes over it, or is not done in time.
+        RefusedError: where the runtime refuses the file, crashes on it, or exceeds the time limit.
     """
 
     inputs_lie = "host arrays handed over in its own process"
@@ -28,11 +28,12 @@ class Elsewhere(Runner[Arrays]):
         super().__init__(path, device, contract, tf32)
 
     def load(self, path: Path) -> None:
+        """Read the file; the child loads it with the first batch."""
         self.content = path.read_bytes()
         self.options = {self.runtime.packages[0]: self.runtime.version}
 
     def _placed(self, feeds: Arrays, batch: int | None = None) -> tuple[Child, int]:
-        """A child for these sizes, the one that is there if it can be, and the number of the batch; see ``place``."""
+        """Send a batch to a child for its sizes, the current one if it fits; return child and batch number."""
         given = {spec.name: feeds[spec.name] for spec in self.contract.inputs}
         as_it_is = self.runtime.open_sizes or self.runtime.format != "onnx"
         sizes = None if as_it_is else shapes_of(given)
@@ -45,10 +46,12 @@ class Elsewhere(Runner[Arrays]):
         return child, number
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
+        """Run a batch once, in the slot that no bound step uses."""
         child, batch = self._placed(feeds, 0)  # which is no bound step's
         return child.run(batch)[1]
 
     def bind_one(self, feeds: Arrays) -> Step[Arrays]:
+        """Send a batch, and return the step that runs it, on the child's own clock."""
         child, batch = self._placed(feeds)
 
         def run() -> Arrays:
@@ -59,7 +62,9 @@ class Elsewhere(Runner[Arrays]):
         return Step(run, lambda: self.seconds)
 
     def request(self, *batches: Arrays) -> Step[Arrays]:
+        """Return the bound steps, which run from host arrays to host arrays anyway."""
         return self.bind(*batches)
 
     def read(self, result: Arrays) -> Arrays:
+        """Return the outputs as they are."""
         return result

@@ -1,8 +1,8 @@
-"""One file in one runtime, in a process and an environment of its own: ``python serve.py JOB``, a JSON object.
+"""Serve one file in one runtime, in a process and an environment of its own: ``python serve.py JOB``, a JSON object.
 
-Stands alone: it imports NumPy and the runtime, and nothing of this package. A function a runtime loads the file, for
-inputs of these sizes, and gives a call from arrays to arrays. A message is a line of JSON, whose ``arrays`` say what
-comes behind it in bytes. Whatever a runtime raises is its refusal.
+Imports NumPy and the runtime, and nothing of this package. One function per runtime loads the file for inputs of given
+sizes, and returns a function from arrays to arrays. A message is a line of JSON, whose ``arrays`` describe the bytes
+that follow. An exception of the runtime is reported as its refusal.
 """
 
 import json
@@ -35,7 +35,7 @@ def receive(stream: BinaryIO) -> tuple[dict, Arrays]:
     """Read a message.
 
     Raises:
-        EOFError: where the other end is gone.
+        EOFError: where the other end has closed the stream.
     """
     line = stream.readline()
     if not line:
@@ -56,7 +56,7 @@ def _read(stream: BinaryIO, kind: np.dtype, shape: Sequence[int]) -> np.ndarray:
 
 
 def onnxruntime(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
-    """What the others are held against, where they are: tells what the way here costs."""
+    """Load with ONNX Runtime, as a control: it shows what running in a separate process costs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -66,6 +66,7 @@ def onnxruntime(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int)
 
 
 def openvino(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Load with OpenVINO, in float32."""
     import openvino
 
     core = openvino.Core()
@@ -80,6 +81,7 @@ def openvino(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) ->
 
 
 def tract(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Load with tract."""
     import tract
 
     model = tract.onnx().load(str(file))
@@ -92,6 +94,7 @@ def tract(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Ca
 
 
 def tvm(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Compile with Apache TVM."""
     import onnx
     import tvm
     from tvm import relax
@@ -109,6 +112,7 @@ def tvm(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call
 
 
 def iree(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Compile with IREE for this machine's CPU."""
     import iree.compiler as compiler
     import iree.runtime as runtime
 
@@ -132,6 +136,7 @@ def iree(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Cal
 
 
 def mnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Convert and load with MNN, in high precision."""
     import MNN.expr
     import MNN.nn
 
@@ -159,6 +164,7 @@ def mnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call
 
 
 def ncnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Convert with pnnx and load with ncnn, in float32; it runs one example per call."""
     import ncnn
 
     if any(len(value) != 1 for value in feeds.values()):
@@ -194,6 +200,7 @@ def _extracted(extractor: Any, name: str) -> np.ndarray:
 
 
 def opencv(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Load with OpenCV's DNN module."""
     import cv2
 
     cv2.setNumThreads(threads)
@@ -208,6 +215,7 @@ def opencv(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> C
 
 
 def executorch(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Load with ExecuTorch."""
     import torch
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
@@ -222,6 +230,7 @@ def executorch(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) 
 
 
 def litert(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Load with LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(str(file), num_threads=threads).get_signature_runner()
@@ -237,7 +246,7 @@ def litert(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> C
 
 
 def serve(load: Callable[[Arrays], Call], outputs: Sequence[str], requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer until nobody asks."""
+    """Answer requests until the stream ends."""
     call: Call | None = None
     placed: dict[int, Arrays] = {}
     seconds = 0.0
