@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-PUBLIC = {  # where they are, imported when they are asked for: they take PyTorch with them, which is slow to load
+PUBLIC = {  # module and function, imported at first use: they import PyTorch, which is slow
     "adopt": ("stn_export.adopt", ""),
     "audit": ("stn_export.audit", ""),
     "check": ("stn_export.api", "check"),

@@ -36,7 +36,7 @@ from stn_export.run.store import write_atomically, write_out
 from stn_export.verify import __main__ as verify
 from stn_export.verify.file_comparison import Row, compare_files
 
-ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first that the network can have is checked
+ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first one that the network supports is checked
 RUNNERS = ("onnxruntime-cpu", "eager-cpu")
 
 
@@ -130,7 +130,7 @@ def check(
 
 def _checked(run: Path, notes: tuple[str, ...]) -> Result:
     directory, *others = network_directories(run)
-    for other in others:  # what the samplers cost is not asked here
+    for other in others:  # the samplers' overhead is not measured here
         other.plan((PROGRAM,), {})
     source = Source(directory)
     name = _exported(source)
@@ -196,7 +196,7 @@ def _timed(run: Path, name: str) -> dict:
     loads = np.arange(len(turns.medians)) % len(turns.loads)
     rows = [contest, *(_row(each, batch, times, loads) | {"disturbed": disturbed} for each, times in sides)]
     for row in rows:
-        timing(row)  # which refuses what no row has a place for
+        timing(row)  # raises on unknown fields
     content = {"machine_info": {"stn_export": describe()}, "benchmarks": [{"extra_info": row} for row in rows]}
     write_atomically(run / BENCH_FILE, json.dumps(content).encode())
     return contest
@@ -213,13 +213,13 @@ def _row(target: Target, batch: int, medians: Sequence[float], loads: np.ndarray
 def compare(one: Path | str, other: Path | str, trust: bool = False) -> list[Row]:
     """Compare the outputs of two files on the same inputs.
 
-    Returns:
-        One row per output and batch; ``reason`` is empty where the two agree.
-
     Args:
         one: the file whose outputs are judged.
         other: the file that it is compared with.
         trust: whether to load PyTorch's own formats that no manifest of this user's lists: such files can run code.
+
+    Returns:
+        One row per output and batch; ``reason`` is empty where the two agree.
 
     Raises:
         UserError: where a file cannot be opened or is not trusted, or the two cannot be compared.

@@ -11,7 +11,7 @@ from stn_export.results.text import by_reason
 from stn_export.run.environment import describe
 from stn_export.runners import RUNNERS
 
-REMEDIES = (  # by a word of the reason why a runner is not at hand
+REMEDIES = (  # by a word of the reason why a runner is unavailable
     ("--runtimes", "stn-export runtimes, then --runtimes .runtimes"),
     ("openvino", "pip install '.[openvino]'"),
     ("compiler", "install a C++ compiler, such as Debian's g++"),

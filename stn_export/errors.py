@@ -6,11 +6,11 @@ from contextlib import contextmanager
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USER = 2
-EXIT_BUG = 70  # of a stage: what comes with a traceback
+EXIT_BUG = 70  # a stage raised something unexpected, printed with a traceback
 EXIT_INTERRUPTED = 130
 
 
-REASON = 400  # characters of one that are kept
+REASON = 400  # longest reason, in characters
 
 
 def one_line(error: BaseException) -> str:

@@ -74,7 +74,7 @@ def regular(path: Path, kind: str, hint: str = "name another file") -> Path:
         found = path.stat()
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}", hint) from error
-    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint) from error
     if not stat.S_ISREG(found.st_mode):
         kind_found = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device, no ordinary file"
@@ -109,6 +109,6 @@ def archive(path: Path, hint: str = "name another file") -> Path:
             raise UserError(f"{path} is a damaged archive: {error}", hint) from error
         require("members", len(members), str(path))
         unpacked = sum(each.file_size for each in members)
-        if unpacked > path.stat().st_size:  # whatever is stored as it is takes no more than the file
+        if unpacked > path.stat().st_size:  # uncompressed members take no more than the file
             require("unpacked", unpacked, f"{path} unpacked")
     return path

@@ -50,7 +50,7 @@ __all__ = [
     "visible",
 ]
 
-# Text is UTF-8 whatever the locale says: files name their encoding, and paths are read as their bytes say.
+# Text is UTF-8 whatever the locale: files are opened with an encoding, and paths keep their bytes.
 
 
 SCRIPT = "stn-export"  # the console script
@@ -64,7 +64,7 @@ def ensure_utf8() -> None:
     if sys.getfilesystemencoding() != "ascii" or "utf8" in sys._xoptions or not _is_own_process():
         return
     command = [sys.executable, "-X", "utf8=1", *sys.orig_argv[1:]]
-    os.execve(sys.executable, command, os.environ | {"PYTHONUTF8": "1"})  # children are told as well
+    os.execve(sys.executable, command, os.environ | {"PYTHONUTF8": "1"})  # for child processes too
 
 
 def _is_own_process() -> bool:
@@ -88,7 +88,7 @@ COMMANDS = {
     "play": ("play.__main__", "serve a page on which a picture is turned by hand while the networks look at it"),
     "doctor": ("doctor", "show what is installed and which backends can run here"),
 }
-EXTRAS = {  # packages that come with an extra only
+EXTRAS = {  # packages that only an extra installs
     "torchvision": "train",
     "pytest": "bench",
     "pytest_benchmark": "bench",
@@ -108,13 +108,13 @@ HINTS = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EMFILE: "allow more open files (ulimit -n)",
 }
-NO_MEMORY = re.compile(  # what loaders of libraries and PyTorch's allocators say
+NO_MEMORY = re.compile(  # messages of library loaders and PyTorch's allocators
     r"failed to map segment|can(no|')t allocate memory|not enough memory|out of memory|std::bad_alloc",
     re.IGNORECASE,
 )
 SHELLS = ("bash", "zsh", "tcsh")
 NONE = "–"
-TELL = "STN_EXPORT_FAILED"  # names a file that a stage says to what failed in it
+TELL = "STN_EXPORT_FAILED"  # names a file that a stage writes its failures to
 LABEL = 11  # characters of a card's first column
 
 
@@ -156,7 +156,7 @@ def progress(*columns: str, word: str = "", unit: str = "", still: bool = False)
     """
     target, duplicate = _aside(), None
     if still:
-        with suppress(OSError, ValueError):  # a stream that is no file
+        with suppress(OSError, ValueError):  # a stream without a file descriptor
             duplicate = os.fdopen(os.dup(target.file.fileno()), "w", encoding="utf-8", errors="backslashreplace")
             target.file = duplicate
     bar = Progress(target, columns, word, unit, still)
@@ -184,7 +184,7 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     try:
         with heeding():
             main(arguments)
-        sys.stdout.flush()  # a full disk is to be heard of here
+        sys.stdout.flush()  # raises here if the disk is full
     except CheckFailedError as error:
         _told("failed", *error.lines)
         if place := os.environ.get(TELL):
@@ -236,7 +236,7 @@ def _told(word: str, *lines: object, style: str = "bold red") -> None:
 class _Stream:
     """A stream that accepts any text, and that silently discards it once its reader has gone, as ``head`` does.
 
-    A stage goes on to its end, and its exit code says how it went.
+    The stage still runs to its end and returns its exit code.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
@@ -268,7 +268,7 @@ class _Stream:
 def _ready() -> None:
     """Replace standard output and error by streams that exist and accept any text."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # as long as this lives
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             setattr(sys, name, _Stream(stream))

@@ -26,7 +26,7 @@ from stn_export.errors import UserError
 from stn_export.limits import LIMITS
 
 Result = TypeVar("Result")
-HEADER = 8  # bytes that say how long a message is
+HEADER = 8  # bytes of a message's length
 
 
 class BeyondLimitError(UserError):
@@ -47,14 +47,14 @@ class _Server:
         self.lock = threading.Lock()
 
     def call(self, place: str, arguments: tuple[Any, ...], seconds: float) -> Any:
-        surroundings = str(Path.cwd()), dict(os.environ)  # those of the call, not of the server's start
+        surroundings = str(Path.cwd()), dict(os.environ)  # of this call, as the server may be older
         with self.lock:
             try:
                 assert self.process.stdin
                 assert self.process.stdout
                 _write(self.process.stdin, pickle.dumps((place, arguments, seconds, surroundings)))
                 return pickle.loads(_read(self.process.stdout))  # what this package's own fork wrote
-            except BaseException:  # an interrupt too: it is at work still
+            except BaseException:  # interrupts too: the server is still at work
                 self.end()
                 raise
 
@@ -63,7 +63,7 @@ class _Server:
             self.process.kill()
 
 
-_servers: dict[int, _Server] = {}  # by the process that started it: a fork needs its own
+_servers: dict[int, _Server] = {}  # by the process id of the owner: a fork needs its own
 
 
 def apart(place: str, *arguments: Any, seconds: float) -> Any:
@@ -138,7 +138,7 @@ def _outcome(function: Callable[[], Any]) -> bytes:
 def _error(error: Exception) -> bytes:
     try:
         content = pickle.dumps((True, error))
-        pickle.loads(content)  # some exceptions go in and do not come out
+        pickle.loads(content)  # some exceptions can be pickled but not unpickled
     except Exception:
         content = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
     return content
@@ -181,7 +181,7 @@ def _whole(stream: IO[Any], size: int) -> bytes:
 def serve() -> None:
     """Answer every call on standard input in a fork of its own, until the stream ends."""
     asked, answered = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print must not mix with answers
     while True:
         try:
             place, arguments, seconds, surroundings = pickle.loads(_read(asked))  # from the process that started it
@@ -199,6 +199,6 @@ def _answer(place: str, seconds: float, call: Callable[[], Any]) -> bytes:
 
 
 if __name__ == "__main__":
-    from stn_export.cli import apart as imported  # whose classes are those that the other side knows
+    from stn_export.cli import apart as imported  # not __main__, so that pickled classes are the other side's
 
     imported.serve()

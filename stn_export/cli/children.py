@@ -16,7 +16,7 @@ from typing import Any
 
 from stn_export.cli import launch
 
-ROOT = Path(__file__).resolve().parent.parent.parent  # where this package can be imported from
+ROOT = Path(__file__).resolve().parent.parent.parent  # the folder that this package is imported from
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Word = str | Path
 Handler = Callable[[int, FrameType | None], None]
@@ -31,7 +31,7 @@ def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Copy this process's environment, updated by ``variables``, with this same package importable."""
     found = os.environ | dict(variables or {})
     installed = [*site.getsitepackages(), site.getusersitepackages()]
-    if ROOT not in [Path(each).resolve() for each in installed]:  # a clone, which may be used where it lies
+    if ROOT not in [Path(each).resolve() for each in installed]:  # a clone that is not installed
         found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), found.get("PYTHONPATH", "")]))
     return found
 
@@ -116,7 +116,7 @@ def _handed_on(process: subprocess.Popen) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         process.send_signal(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        process.send_signal(signal.SIGCONT)  # this one goes on again
+        process.send_signal(signal.SIGCONT)  # after SIGCONT
 
     with handled(dict.fromkeys(ENDING, hand_on) | {signal.SIGTSTP: stop}):
         yield

@@ -17,10 +17,8 @@ from stn_export.config import ARTIFACTS, DEFAULT_RUN
 from stn_export.errors import EXIT_CHECK_FAILED, EXIT_OK, CheckFailedError
 
 PACKAGE = "stn_export"
-QUICK_BUDGET = (
-    90.0  # seconds that bench gets of the quick grid: train to verify and the report take the rest of minutes
-)
-FOUNDATION = "train"  # where it fails, the stages behind it would see an older network or none
+QUICK_BUDGET = 90.0  # seconds of bench on the quick grid; the other stages take a few minutes
+FOUNDATION = "train"  # if it fails, later stages would see an older network or none
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with the exit code of a stage that could not run to its end.
     """
     options, of_training = PARSERS["all"]().parse_known_args(arguments)
-    trained = PARSERS["train"]().parse_args(of_training)  # refused before anything is started
+    trained = PARSERS["train"]().parse_args(of_training)  # rejects wrong options before anything starts
     run = options.run or (ARTIFACTS / trained.dataset if of_training else DEFAULT_RUN)
-    trusted = ["--trust"] if options.trust else []  # remembered from the first stage on
+    trusted = ["--trust"] if options.trust else []  # later stages remember it
     place = ["--run", str(run), *([] if options.verbose else ["--brief"])]
     timing = ["--device", options.device, "--grid", options.grid]
     budget = options.budget or (QUICK_BUDGET if options.grid == "quick" else None)

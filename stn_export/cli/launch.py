@@ -28,7 +28,7 @@ def end_group_with(leader: int) -> None:
     if not hasattr(os, "pidfd_open"):
         return
     if between := os.fork():
-        os.waitpid(between, 0)  # else the command would have it as a dead child
+        os.waitpid(between, 0)  # else it would remain a zombie of the command
         return
     if os.fork():
         os._exit(0)

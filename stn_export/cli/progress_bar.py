@@ -54,9 +54,9 @@ class Progress(Bar):
             disable=not shown,
         )
         self.word, self.unit, self.still, self.each = word, unit, still, EACH
-        self.most: Callable[[], float | None] = lambda: None  # seconds that are left at most
-        self.before = 0.0  # what was done when this began
-        self.duplicate: IO[str] | None = None  # of a stream, opened for this bar alone
+        self.most: Callable[[], float | None] = lambda: None  # upper bound on the seconds left
+        self.before = 0.0  # how much was completed at the start
+        self.duplicate: IO[str] | None = None  # a stream opened for this bar alone
         self._ended, self._thread = Event(), None if shown else Thread(target=self._say_lines, daemon=True)
 
     def start(self) -> None:

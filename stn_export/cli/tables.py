@@ -20,15 +20,15 @@ from rich.text import Text
 
 FORMS = ("table", "json", "markdown", "csv")
 GAP = 2  # between columns
-NARROW = 40  # a terminal in which numbers may be folded too
-FOLDED = 28  # characters that a column of words keeps, if it has so many
-ENDLESS = 100_000  # columns of a pipe
-UNSEEN = re.compile(  # control and format characters, separators of lines, surrogates, fillers; tabs are seen
+NARROW = 40  # below this width numbers may be folded too
+FOLDED = 28  # least width of a text column, unless its text is shorter
+ENDLESS = 100_000  # width in a pipe
+UNSEEN = re.compile(  # control and format characters, line separators, surrogates, fillers; not tabs
     r"[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e"
     r"\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 MARKS = re.compile(r"[\\`*\[\]|$]")  # what Markdown reads as code, emphasis, a link, a column or a formula
-FORMULA = re.compile(r"[=+\-@\t\r](?![\d.,]+(e[+-]?\d+)?$)")  # how spreadsheets begin one, numbers aside
+FORMULA = re.compile(r"[=+\-@\t\r](?![\d.,]+(e[+-]?\d+)?$)")  # what starts a formula in a spreadsheet, except numbers
 NUMBER = re.compile(r"[-+−±≤]?\d|–?$")
 
 
@@ -42,7 +42,7 @@ class Output:
 
 
 OUTPUT = Output()
-Cell = str | Text  # a word as it stands, or one in colour
+Cell = str | Text  # plain text, or styled
 
 
 def visible(text: object) -> str:
@@ -180,7 +180,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], dr
     """Print a table in this process's format; ``drop`` lists the columns that a narrow terminal leaves out."""
     made = Table(title, columns, rows, drop)
     if OUTPUT.form != "table":
-        if OUTPUT.form == "csv":  # which has no titles
+        if OUTPUT.form == "csv":  # CSV has no titles
             sys.stdout.write("\n" * (OUTPUT.tables > 0))
             OUTPUT.tables += 1
         sys.stdout.write(WRITERS[OUTPUT.form](made))

@@ -16,10 +16,10 @@ from stn_export.limits import LIMITS
 from stn_export.run.environment import cpu_facts
 from stn_export.run.store import private_folder
 
-ERROR = re.compile(r"\berror\b|undefined reference")  # a compiler's warnings come first
+ERROR = re.compile(r"\berror\b|undefined reference")  # matches a compiler's first error, behind its warnings
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
 HERE = "native"  # the target that is this machine
-TARGETS = {  # the compiler's flags and what the processor must have
+TARGETS = {  # compiler flags, and the CPU flags that the processor must have
     HERE: ("-march=native", ()),
     "x86-64-v3": ("-march=x86-64-v3", ("avx2", "fma", "bmi2")),
     "x86-64-v4": ("-march=x86-64-v4", ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
@@ -31,7 +31,7 @@ def compiler() -> list[str]:
     """Return the command of the C compiler, ``$CC`` or ``cc``; empty where there is none."""
     try:
         command = shlex.split(os.environ.get("CC", "cc"))
-    except ValueError:  # a quote that is left open
+    except ValueError:  # an unclosed quote
         return []
     return command if command and shutil.which(command[0]) else []
 

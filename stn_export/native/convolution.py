@@ -12,8 +12,8 @@ from torch.fx import Node
 from stn_export.native.graph import arguments
 from stn_export.native.writer import Writer, contiguous, loops, scalar
 
-CACHED = 48 * 1024  # floats of columns that may lie in the second cache
-BLOCKS = range(8, 3, -1)  # output channels at once
+CACHED = 48 * 1024  # floats of columns that fit into the level-2 cache
+BLOCKS = range(8, 3, -1)  # sizes of a block of output channels, the preferred first
 
 
 @dataclass

@@ -13,7 +13,7 @@ from stn_export.program.capture import location, operator_of
 from stn_export.program.program import Program
 
 Shape = tuple[int, ...]
-SHAPES_ONLY = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")  # look at no values
+SHAPES_ONLY = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")  # read only shapes
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from stn_export.native.graph import Shape, arguments, axes_of, name_of, refusal
 from stn_export.native.writer import Value, Writer, contiguous, loops, scalar
 from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, operand, operator_of
 
-POINTWISE = {  # the names are those of PyTorch's arguments
+POINTWISE = {  # the names in braces are PyTorch's argument names
     "abs": "fabsf({self})",
     "add": "{self} + {other} * {alpha}",
     "clamp": "clamp({self}, {min}, {max})",

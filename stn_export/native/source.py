@@ -21,9 +21,9 @@ from stn_export.program.specs import TensorSpec
 
 ABI = 1
 FOLDER = Path(__file__).parent
-INSIDE = 1 << 18  # numbers that are written into the source; more lie in a .bin beside it
-ON_STACK = 1 << 20  # bytes of memory that are taken from the caller's stack
-LINE = 10  # numbers
+INSIDE = 1 << 18  # most weights that are written into the source; more go to a .bin beside it
+ON_STACK = 1 << 20  # most bytes of memory that are taken from the caller's stack
+LINE = 10  # per line
 TYPES = {"float32": "float", "uint8": "uint8_t", "int64": "int64_t", "int32": "int32_t", "bool": "uint8_t"}
 TAKEN = ("n", "i", "memory", "bytes", "aligned", "int", "char", "float", "double", "long", "short", "const", "default")
 BINARY = """\

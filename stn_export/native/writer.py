@@ -12,7 +12,7 @@ from torch.fx import Node
 from stn_export.native.graph import Example, Shape, arguments, name_of, refusal
 from stn_export.program.capture import location
 
-SLACK = 16  # floats behind every value: vectors are read and written whole
+SLACK = 16  # floats after every value, as whole vectors are read and written
 CLAMPS = {  # by operator, what a value is clamped to
     "relu": lambda _: (0, math.inf),
     "relu6": lambda _: (0, 6),
@@ -59,7 +59,7 @@ class Writer:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     functions: dict[str, str] = field(default_factory=dict)
     absorbed: set[Node] = field(default_factory=set)
-    multiply_adds_saved: int = 0  # of those that the network's convolutions state, for one example
+    multiply_adds_saved: int = 0  # fewer than the network's convolutions state, for one example
 
     def value(self, node: Node) -> Value:
         """Return a node's tensor; a constant is written at its first use."""
@@ -139,7 +139,7 @@ def loops(
         f"for (int {name} = 0; {name} < {size}; {name}++) {{" for name, (size, _) in zip(names, dims, strict=False)
     ]
     inside = body(places)
-    if not heads and len(inside) > 1:  # what is declared there is nobody else's
+    if not heads and len(inside) > 1:  # a scope of its own for what is declared there
         return ["{", *(f"    {line}" for line in inside), "}"]
     lines = ["    " * min(depth, len(dims)) + line for depth, line in enumerate([*heads, *inside])]
     return [*lines, *("    " * depth + "}" for depth in reversed(range(len(dims))))]

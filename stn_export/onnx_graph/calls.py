@@ -11,7 +11,7 @@ from stn_export.program.specs import BATCH, TensorSpec, whole
 from stn_export.run.manifest import CHECKPOINT, DEFAULT_EXPORT, Artifact, NetworkDirectory
 
 PYTHON_ONLY = ("python",)
-FENCES = {"c++": "cpp", "js": "js"}  # where Markdown calls a language otherwise
+FENCES = {"c++": "cpp", "js": "js"}  # where Markdown's name of a language differs
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _calls(directory: NetworkDirectory, artifacts: list[Artifact], languages: li
     for language in languages:
         try:
             yield HowToCall(file, more, language, snippet(language, call, first.format))
-        except UserError:  # a type that this language's runtime does not take
+        except UserError:  # a type that this language's runtime does not support
             continue
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from stn_export.onnx_graph.model import OnnxFile, attribute, bodies_of, inputs_of, walk
 from stn_export.onnx_graph.records import NO_TENSORS, Described, FileContract
 
-NO_WEIGHTS = (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)  # sizes, indices, masks and words
+NO_WEIGHTS = (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)  # sizes, indices, masks and strings
 UNKNOWN_SIZE = "?"
 
 

@@ -17,7 +17,7 @@ from onnx import AttributeProto, NodeProto
 from stn_export.onnx_graph.model import CUBIC, LINEAR, UNKNOWN, Shape, TensorInfo, attribute, walk
 
 Infos = Mapping[str, TensorInfo]
-Runs = Mapping[str, Sequence[Infos]]  # of a node the tensors of every time that it ran
+Runs = Mapping[str, Sequence[Infos]]  # by node, its tensors in every run
 MICROSOFT, ML = "com.microsoft", "ai.onnx.ml"
 
 
@@ -244,5 +244,5 @@ def _once(node: NodeProto, infos: Infos) -> int | None:
         return 0 if not node.domain or node.op_type in NONE.get(node.domain, ()) else None
     try:
         return max(0, cost(Seen(node, infos)))
-    except (_UnknownError, IndexError, ValueError, TypeError, ZeroDivisionError):  # a node that is not well formed
+    except (_UnknownError, IndexError, ValueError, TypeError, ZeroDivisionError):  # a malformed node
         return None

@@ -29,15 +29,15 @@ Feeds = dict[str, Value]
 Outputs = dict[str, np.ndarray]
 Run = Callable[[Feeds], Outputs | str]  # the outputs, or why there are none
 
-LENGTHS = (16, 1, 512, 128, 1024, 16000, 2, 4, 64, 256, 3, 80)  # of open axes that are no side of a picture
-SIDES = (64, 224, 256, 640, 32, 28, 512, 1024)  # of pictures, in pixels
-CHANNELS = (1, 3, 4)  # what the fixed last axis of a picture in NHWC holds
+LENGTHS = (16, 1, 512, 128, 1024, 16000, 2, 4, 64, 256, 3, 80)  # candidates for dynamic axes other than image sides
+SIDES = (64, 224, 256, 640, 32, 28, 512, 1024)  # candidates for image sides, in pixels
+CHANNELS = (1, 3, 4)  # static sizes of the last axis that mean channels, in NHWC
 TRIES = 80
-SECONDS = 3.0  # after which no other sizes are tried
-LARGEST = 2**17  # a size that is read from a message
-SAMPLE_RATE = 16000  # in hertz, where an input is called a rate
-RANKS = (2, 4, 3, 1, 0)  # of inputs that do not say theirs
-PACKED = {"int4": 2, "uint4": 2, "int2": 4, "uint2": 4}  # in a byte
+SECONDS = 3.0  # after this no further sizes are tried
+LARGEST = 2**17  # largest size that is read from an error
+SAMPLE_RATE = 16000  # in hertz, for an input that is named a rate
+RANKS = (2, 4, 3, 1, 0)  # to try, for inputs without a declared rank
+PACKED = {"int4": 2, "uint4": 2, "int2": 4, "uint2": 4}  # values per byte
 BITS = ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", *PACKED)  # unknown to NumPy
 OPENVINO = {"bf16": TensorProto.BFLOAT16, "f8e4m3": TensorProto.FLOAT8E4M3FN, "f8e5m2": TensorProto.FLOAT8E5M2}
 UNCASTABLE = (TensorProto.UNDEFINED, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
@@ -249,7 +249,7 @@ def concrete_inputs(model: onnx.ModelProto, run: Run, asked: Asked = Asked()) ->
         if not found.problem:
             return found
         first = first or found
-    assert first  # there is a rank
+    assert first  # RANKS is not empty
     return first
 
 
@@ -336,7 +336,7 @@ def session_run(session: onnxruntime.InferenceSession) -> Run:
     def run(feeds: Feeds) -> Outputs | str:
         try:
             found = session_outputs(names, feeds)
-        except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # by what its binding cannot hand over
+        except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # its binding cannot pass some values
             return reason_of(error)
         return {name: as_array(value) for name, value in zip(names, found, strict=True) if value is not None}
 

@@ -32,7 +32,7 @@ from stn_export.onnx_graph.saturation import REMEDY, saturating_layers
 from stn_export.onnx_graph.trial import ANOTHER_BATCH, ASKED, Step, Trial, here, observed, try_model
 
 METADATA = ("contract", "classes")
-OURS = {*METADATA, "program_sha256"}  # keys that a file of a run has some of; ``export_onnx`` knows none of them
+OURS = {*METADATA, "program_sha256"}  # metadata keys that mark a file of a run; ``export_onnx`` writes none of them
 
 
 Found = Iterator[tuple[str, str]]  # (node or tensor, detail)

@@ -70,12 +70,12 @@ def read_model(path: Path) -> OnnxFile:
     _require_bounded(model.graph, str(path))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_value < 0:  # some exporters' way to say that a size is open
+            if dim.dim_value < 0:  # some exporters mark a dynamic size so
                 dim.ClearField("dim_value")
     external = tuple(each.name for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:  # of its C++ parts, too
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:  # onnx's C++ raises RuntimeError
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} lacks its external data: {reason}", "put the data file beside it") from error
     if external:
@@ -125,7 +125,7 @@ def _is_whole(tensor: TensorProto) -> bool:
         return min(tensor.dims, default=0) >= 0
     try:
         return numpy_helper.to_array(tensor).shape == tuple(tensor.dims)
-    except (ValueError, TypeError, KeyError, OverflowError):  # NumPy's and onnx's, by what does not fit
+    except (ValueError, TypeError, KeyError, OverflowError):  # NumPy and onnx raise these, by what does not fit
         return False
 
 
@@ -290,10 +290,10 @@ def infer(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> 
         if value.name in (shapes or {}) and value.type.WhichOneof("value") == "tensor_type":
             _bind(value.type.tensor_type.shape, (shapes or {})[value.name])
     for value in (*bound.graph.value_info, *bound.graph.output) if shapes else ():
-        value.type.tensor_type.ClearField("shape")  # of other sizes, it may be
+        value.type.tensor_type.ClearField("shape")  # it may be for other sizes
     try:
         inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:  # what C++ raises beside it
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:  # raised by onnx's C++ code
         raise UserError(f"the graph's types contradict each other: {error}", "export the model again") from error
     return _infos(inferred.graph)
 

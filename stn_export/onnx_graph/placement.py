@@ -181,8 +181,8 @@ def _accepts(kernel: Kernel, node: NodeProto, opset: int, infos: dict[str, Tenso
 
 
 RECORD = "session.record_ep_graph_assignment_info"
-SOURCE = r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(cc|cpp|h):\d+ "  # of a message: what says nothing to a user
-SMALL = 100  # elements of a constant that ONNX Runtime would rather read on the CPU
+SOURCE = r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(cc|cpp|h):\d+ "  # in messages, of no use to a user
+SMALL = 100  # largest constant that ONNX Runtime prefers to read on the CPU
 
 FOLDED = "depends on no input: folded when the session is made"
 
@@ -195,7 +195,7 @@ REFUSALS = (
     ort.RuntimeException,
 )
 
-# What the CUDA kernels take from and leave in CPU memory, by index; source: InputMemoryType and OutputMemoryType in
+# Inputs and outputs that CUDA kernels keep in CPU memory, by index; source: InputMemoryType and OutputMemoryType in
 # onnxruntime/core/providers/cuda.
 _AXES = ("Squeeze", "Unsqueeze", "Split", "Tile", "Expand", "TopK", "CumSum", "Reshape", "Upsample", "Trilu", "OneHot")
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
@@ -352,16 +352,16 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # what it refuses is raised; what it warns of is what this module says
+    options.log_severity_level = 4  # errors are raised, and its warnings are what this module reports
     options.add_session_config_entry(RECORD, "1")
     for key, value in (entries or {}).items():
         setattr(options, key, value)
     large, used = {each.name: each for each in large_initialisers(model)}, used_names(model.graph)
     weights = {name: numpy_helper.to_array(each) for name, each in large.items() if name in used}
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(each) for each in weights.values()]
-    options.add_external_initializers(list(weights), values)  # in the bytes of the model they would lie thrice
+    options.add_external_initializers(list(weights), values)  # within the model's bytes they would take memory thrice
     small = without_weights(model)
-    for held in (small.graph.initializer, small.graph.input):  # what nothing reads is refused: it lies nowhere
+    for held in (small.graph.initializer, small.graph.input):  # unused ones are rejected, as their data is not passed
         for each in [each for each in held if each.name in large and each.name not in used]:
             held.remove(each)
     content = small.SerializeToString()

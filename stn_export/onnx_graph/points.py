@@ -11,7 +11,7 @@ import onnx
 from stn_export.onnx_graph.model import copied
 from stn_export.program.sites import POINTS, Step, Values
 
-SITES = "sites"  # the key in a file's metadata: a list of values by point, one a site
+SITES = "sites"  # metadata key: a list with the values of each site by point
 
 
 def site_values(model: onnx.ModelProto) -> list[dict[str, str]]:
@@ -22,7 +22,7 @@ def site_values(model: onnx.ModelProto) -> list[dict[str, str]]:
         sites = json.loads(found) if found else []
         return [{point: value for point, value in site.items() if value in made} for site in sites]
     except (ValueError, AttributeError, TypeError):
-        return []  # somebody else's key of that name
+        return []  # another tool's key of that name
 
 
 def point_values(model: onnx.ModelProto) -> dict[str, str]:
@@ -37,7 +37,7 @@ def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     known = {each.name for each in (*copy.graph.output, *copy.graph.input)}
     for name in dict.fromkeys(names):
         if name not in known:
-            copy.graph.output.append(onnx.ValueInfoProto(name=name))  # of the type that the graph gives it
+            copy.graph.output.append(onnx.ValueInfoProto(name=name))  # its type is inferred from the graph
     return copy
 
 

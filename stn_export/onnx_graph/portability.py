@@ -34,7 +34,7 @@ UNTRIED, UNSURE = "not tried", "unknown"
 NOTHING_AGAINST = "No rule speaks against it."
 OPERATORS = Path(__file__).parent.parent / "resources" / "operators.json"
 _HALF, _BRAIN = (TOLERANCES[name].output for name in ("fp16", "bf16"))
-APART = {  # by the least exact type: whole numbers of 8 bits may come out one step, 1/127, off in every layer
+APART = {  # by the least exact type: int8 values may be one step, 1/127, off in every layer
     "fp32": 1e-4,
     "fp16": _HALF.absolute + _HALF.relative,
     "bf16": _BRAIN.absolute + _BRAIN.relative,
@@ -59,7 +59,7 @@ def _openvino(subject: Subject) -> Outputs:
     compiled = core.compile_model(
         core.read_model(subject.model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    taken = {name for port in compiled.inputs for name in port.names}  # no input that nothing reads
+    taken = {name for port in compiled.inputs for name in port.names}  # without inputs that nothing reads
     results = compiled({name: value for name, value in subject.trial.inputs.draw().items() if name in taken})
     return {
         each.name: of_openvino(results[index], compiled.outputs[index].element_type.get_type_name())
@@ -202,7 +202,7 @@ def _tried(trial: Callable[[Subject], Outputs], subject: Subject) -> Verdict:
         actual = subject.step(partial(trial, subject))
     except BeyondLimitError as error:
         return UNTRIED, f"{error.message.capitalize()} on {inputs}."
-    except Exception as error:  # what a foreign runtime raises is its own affair
+    except Exception as error:  # an external runtime may raise anything
         return REFUSED, said(error.message if isinstance(error, UserError) else one_line(error))
     if isinstance(expected, str):
         return TESTED, f"On {inputs}; ONNX Runtime on the CPU does not, so that nothing was compared."
@@ -214,7 +214,7 @@ def _tried(trial: Callable[[Subject], Outputs], subject: Subject) -> Verdict:
 def _compared(actual: Outputs, expected: Outputs, subject: Subject) -> Verdict:
     allowed = APART[least_exact(subject)]
     shaped = {each.name for each in subject.model.graph.output if each.type.WhichOneof("value") not in NO_TENSORS}
-    flat = {name for name in expected if name not in shaped}  # what a sequence or an optional holds, in a row
+    flat = {name for name in expected if name not in shaped}  # outputs of sequences and optionals, flattened
     pairs = ((name, actual[name], expected[name]) for name in expected if name in actual)
     worst = max((difference(*_in_a_row(pair, name in flat)) for name, *pair in pairs), default=0.0)
     if not worst <= allowed:

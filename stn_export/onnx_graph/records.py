@@ -8,10 +8,10 @@ from stn_export.results.text import counted
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}
-Verdict = tuple[str, str]  # what a runtime makes of a file, and why
+Verdict = tuple[str, str]  # a runtime's verdict on a file, and why
 NO_TENSORS = {"sequence_type": "sequence", "map_type": "map", "optional_type": "optional", "opaque_type": "opaque"}
 GIVE_SIZES = "give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
-SHOWN = 20  # inputs, and outputs, that are printed
+SHOWN = 20  # most inputs, and outputs, that are printed
 
 
 @dataclass(frozen=True)

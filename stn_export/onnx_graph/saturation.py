@@ -18,15 +18,15 @@ from stn_export.onnx_graph.model import all_constants, attribute, inputs_of, wal
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1  # of 16 bits
 BYTE = 255  # the largest activation
-NAMED = 3  # layers that a message names
+NAMED = 3  # most layers that a message names
 REMEDY = (
     "quantise the weights to 7 bits (reduce_range=True); run a file that cannot be made anew with ONNX Runtime's "
     "session option session.x64quantprecision=1"
 )
 
 UINT8, INT8 = TensorProto.UINT8, TensorProto.INT8
-FLOAT_LAYERS = ("Conv", "Gemm", "MatMul")  # computed in bytes where activation and weights are dequantised ones
-BYTE_LAYERS = {  # computed in bytes always, and which inputs are weights; whatever their domain
+FLOAT_LAYERS = ("Conv", "Gemm", "MatMul")  # computed in bytes if activation and weights are dequantised
+BYTE_LAYERS = {  # always computed in bytes, in any domain; the indices of weight inputs
     "ConvInteger": (1,),
     "DynamicQuantizeLSTM": (1, 2),
     "DynamicQuantizeMatMul": (1,),
@@ -37,9 +37,9 @@ BYTE_LAYERS = {  # computed in bytes always, and which inputs are weights; whate
     "QLinearConv": (3,),
     "QLinearMatMul": (3,),
 }
-ZERO_POINTS = {"QuantizeLinear": 2, "QGemm": 8, "QLinearConv": 7, "QLinearMatMul": 7}  # which input has the output's
+ZERO_POINTS = {"QuantizeLinear": 2, "QGemm": 8, "QLinearConv": 7, "QLinearMatMul": 7}  # index of its zero point
 OUTPUTS_FIRST = ("Conv", "ConvInteger", "QLinearConv")  # the first axis of their weights counts the outputs
-PASSING = ("Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")  # no new values
+PASSING = ("Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")  # move values
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class _Graph:
 
     def _start(self, value: str) -> str:
         """Return the value that this one was rearranged from."""
-        seen: set[str] = set()  # a damaged graph may go round in circles
+        seen: set[str] = set()  # a damaged graph may contain a cycle
         while (node := self.producers.get(value)) is not None and node.op_type in PASSING and value not in seen:
             seen.add(value)
             value = _input(node, 0)

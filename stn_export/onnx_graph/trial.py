@@ -33,12 +33,12 @@ from stn_export.onnx_graph.placement import open_session
 from stn_export.onnx_graph.records import Tried
 
 Result = TypeVar("Result")
-Step = Callable[[Callable[[], Result]], Result]  # runs a piece of work, where foreign data may not run here
+Step = Callable[[Callable[[], Result]], Result]  # calls a function, perhaps in another process
 ASKED = Asked()
-DRAWS = ((1, 1.0), (2, 2.0), (3, 100.0))  # seed and scale: floats that are whole numbers inside differ by more than 1
+DRAWS = ((1, 1.0), (2, 2.0), (3, 100.0))  # seed, scale; 100 shows also in networks that truncate floats to integers
 ANOTHER_BATCH = 3
-LONGER = (LENGTHS[0], 16000)  # what a search begins with, and begins with again after a crash
-SOON = 0.6  # of the limit: further runs begin no later
+LONGER = (LENGTHS[0], 16000)  # first length of a search, and of a second search after a crash
+SOON = 0.6  # share of the limit after which no further run starts
 KERNEL = "_kernel_time"
 
 
@@ -97,7 +97,7 @@ def try_model(model: onnx.ModelProto, asked: Asked = ASKED, step: Step = here) -
             return step(partial(_trial, model, replace(asked, length=length), declared))
         except BeyondLimitError as error:
             why = why or error.message
-            if not isinstance(error, CrashedError):  # some files crash ONNX Runtime where they are given too little
+            if not isinstance(error, CrashedError):  # some files crash ONNX Runtime if an input is too short
                 break
     return Trial(replace(declared, problem=why), why)
 
@@ -115,7 +115,7 @@ def _trial(model: onnx.ModelProto, asked: Asked, declared: Inputs) -> Trial:
     begun = time.monotonic()
     outputs = run(inputs.draw())
     took = time.monotonic() - begun
-    if isinstance(outputs, str):  # a second time it does not run
+    if isinstance(outputs, str):  # it ran once, but not a second time
         return Trial(inputs, outputs)
     further = _Further(run, inputs, outputs, end - took)
     runs = _profiled(model, inputs) if _is_unknown(model, inputs.sizes) and further.in_time else {}

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from stn_export.errors import UserError, one_line
 from stn_export.program.specs import BATCH, by
 
-# What the nodes of a captured graph are given and give, in the types that such a graph promises.
+# Typed access to the arguments and results of a captured graph's nodes.
 
 
 def operand(node: Node, index: int = 0) -> Node:
@@ -79,14 +79,14 @@ def operator_of(node: Node) -> OpOverload:
     return node.target
 
 
-Shape = Sequence[int | str]  # sizes, and names of open dimensions
-NAMES = {BATCH: "batch", "H": "height", "W": "width"}  # what a file calls them
-SMALLEST = 2  # of an open size: 1 has rules of its own
-OTHER_BATCHES = (1, 3)  # at which a graph of an open batch has to run
+Shape = Sequence[int | str]  # sizes, and names of dynamic dimensions
+NAMES = {BATCH: "batch", "H": "height", "W": "width"}  # their names in exported files
+SMALLEST = 2  # least dynamic size: torch.export specialises on 0 and 1
+OTHER_BATCHES = (1, 3)  # batches that a graph with a dynamic batch must run at
 VALUES_DECIDE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-VOLUMES = 20  # the first ONNX opset that samples those, and float64
+VOLUMES = 20  # first ONNX opset whose GridSample takes volumes and float64
 FEWER = "shapes decide what forward does: leave fewer of them open"
-CAUSES = (  # of what ``torch.export`` says, and what to do about it
+CAUSES = (  # patterns in messages of ``torch.export``, and what to do
     (
         r"data-dependent|GuardOnData|Could not guard|\.item\(\)|_local_scalar_dense",
         "let no values decide: torch.where, torch.cond",
@@ -213,7 +213,7 @@ def capture(
             problem = problem or reason
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # of other people's code, sys.exit too, or what PyTorch raises for it
+        except BaseException as error:  # raised by the module's code, sys.exit too, or by PyTorch
             problem, cause = problem or " ".join(str(error).split())[:300], error
     said = f"{type(cause).__name__}: {cause}"
     hint = _hint(said, any(isinstance(size, str) for shape in shapes for size in shape))
@@ -339,9 +339,9 @@ def _dynamic(shapes: Sequence[Shape], make: Callable[..., Any]) -> tuple[dict[in
 
 def _checked(exported: ExportedProgram, shapes: Sequence[Shape], problem: str) -> Captured:
     for node in exported.graph.nodes:
-        node.meta.pop("from_node", None)  # holds addresses, and equal captures are to give equal files
+        node.meta.pop("from_node", None)  # contains addresses, and equal captures must give equal files
     found = {node.name: node.meta["val"].shape for node in exported.graph.nodes if node.op == "placeholder"}
-    names: dict[str, str] = {}  # by symbol: two of them may not share one
+    names: dict[str, str] = {}  # by symbol; two symbols must not share a name
     kept = tuple(
         tuple(_named(each, wanted, names) for each, wanted in zip(found[name], shape, strict=True))
         for name, shape in zip(exported.graph_signature.user_inputs, shapes, strict=True)

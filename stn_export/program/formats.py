@@ -27,7 +27,7 @@ def _without_deprecation() -> Iterator[None]:
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", message=r".*torch\.jit\.", category=category)
-        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")  # of FX's own classes
+        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")  # FX's classes
         yield
 
 
@@ -35,13 +35,13 @@ def to_torchscript(module: GraphModule, metadata: dict) -> bytes:
     """Compile a flat graph (``Program.module``), freeze it, and add ``metadata`` to the file.
 
     Raises:
-        UserError: where TorchScript's compiler does not take the graph.
+        UserError: where TorchScript's compiler rejects the graph.
     """
     buffer = io.BytesIO()
     with _without_deprecation():
         try:
             scripted = torch.jit.freeze(torch.jit.script(_scriptable(module)).eval())
-        except Exception as error:  # RuntimeError, NotSupportedError, ... by what it does not take
+        except Exception as error:  # RuntimeError, NotSupportedError and others
             said = f"torch.jit.script does not take the graph: {one_line(error)}"
             raise UserError(said, "use another format") from error
         torch.jit.save(scripted, buffer, _extra_files={METADATA: json.dumps(metadata)})

@@ -27,7 +27,7 @@ NOTHING = (
     torch.ops.aten.dropout.default,
     torch.ops.aten.feature_dropout.default,
     torch.ops.aten.alias.default,
-    torch.ops.aten.detach.default,  # no gradients are asked for
+    torch.ops.aten.detach.default,  # gradients are never needed
     torch.ops.aten.detach_.default,
 )
 
@@ -196,11 +196,11 @@ def without_samplers(module: GraphModule) -> GraphModule:
     return module
 
 
-# How much memory a run of a captured graph takes, and convolutions whose workspace is bounded.
+# Measure the memory of a run of a captured graph, and bound the workspace of its convolutions.
 
 
-PROBE_BYTES = 2**29  # of values that live at once in a float64 run that may choose its batch
-WINDOW_BYTES = 2**26  # of a convolution's windows at once; one example's are the least
+PROBE_BYTES = 2**29  # of live values in a float64 run that may choose its batch
+WINDOW_BYTES = 2**26  # of a convolution's windows at once, at least one example's
 CONVOLUTIONS = tuple(
     getattr(getattr(torch.ops.aten, name), overload)
     for name in ("conv1d", "conv2d", "conv3d")

@@ -45,7 +45,7 @@ from stn_export.program.sites import POINTS, TAPS, Site, Step, Values, find_site
 from stn_export.program.specs import BATCH, Batch, Contract, TensorSpec, dtype_name
 
 CONTRACT_FILE = "contract.json"
-FORMAT, OLDER = "archive_format", "version"  # members of a .pt2 file of today, and of one whose weights are a pickle
+FORMAT, OLDER = "archive_format", "version"  # members of a current .pt2 file, and of an old one with pickled weights
 UNKNOWN_OPERATOR = re.compile(r"failed to resolve torch\.ops\.([\w.]+) to an operator")
 Points = dict[str, Tensor]
 
@@ -66,7 +66,7 @@ class Program:
     def module(self) -> GraphModule:
         """The network as one graph: tensors in by position, a tuple of tensors out; no checks, no dropout."""
         found = self.exported.module(check_guards=False)
-        found.graph.set_codegen(CodeGen())  # no nested structures: they are flat in the graph already
+        found.graph.set_codegen(CodeGen())  # inputs and outputs are flat in the graph already
         return bare(GraphModule(found, found.graph))
 
     def on(self, device: torch.device | str) -> GraphModule:
@@ -87,7 +87,7 @@ class Program:
     def most_examples(self) -> int:
         """The largest batch for a float64 run, from the memory that one example takes."""
         values = self.values(self.contract.random(1, sizes=self.sizes))
-        with default_dtype(torch.float64):  # of what the graph makes without naming a type
+        with default_dtype(torch.float64):  # for tensors that the graph creates without a type
             taken = live_bytes(self.exact.module, self.exact.wide(values)) // (self.contract.batch or 1)
         return max(1, PROBE_BYTES // max(1, taken))
 
@@ -124,7 +124,7 @@ class Program:
         """Return the points of every site, in the network's order, then the outputs.
 
         Args:
-            values: the inputs, as ``values`` gives them.
+            values: the inputs, from ``Program.values``.
             forced: values by point (``site0/theta``) that replace those the network computes.
             kinds: the points to return, of ``POINTS`` and ``image``.
             module: by default ``module``; else a copy of it, such as one in float64.
@@ -268,7 +268,7 @@ def load_program(path: Path, contract: Contract | None = None, own: bool = False
     try:
         with zipfile.ZipFile(archive(path)) as packed:
             names, packages = packed.namelist(), _said_inside(packed).get("packages")
-        if FORMAT not in {name.partition("/")[2] for name in names} or OLDER in names:  # which PyTorch would unpickle
+        if FORMAT not in {name.partition("/")[2] for name in names} or OLDER in names:  # old ones would be unpickled
             raise ValueError("it is not of the format of torch 2.8 and later")
         import_packages(packages, str(path))
         with _quiet_loading() as said:
@@ -335,7 +335,7 @@ class Exact:
         """Run ``Program.points`` in float64; the inputs are those of the program."""
         forced = {point: value.double() for point, value in (forced or {}).items()}
         wide = self.wide(values)
-        with default_dtype(torch.float64):  # of what the graph makes without naming a type
+        with default_dtype(torch.float64):  # for tensors that the graph creates without a type
             return self.program.points(wide, forced, kinds, self.module)
 
     def wide(self, values: Sequence[Tensor]) -> list[Tensor]:

@@ -17,17 +17,17 @@ from stn_export.program.capture import (
     samples_pictures,
 )
 
-MODES = ("bilinear", "nearest", "bicubic")  # by PyTorch's numbers
+MODES = ("bilinear", "nearest", "bicubic")  # in the order of PyTorch's enumeration
 PADDINGS = ("zeros", "border", "reflection")
 TAPS = {"bilinear": 4, "nearest": 0, "bicubic": 16}  # multiply-adds of one sampled value
-UNSEEN = ("deform_conv2d", "roi_align", "ps_roi_align", "grid_sample of volumes")  # sample, and are no sites
+UNSEEN = ("deform_conv2d", "roi_align", "ps_roi_align", "grid_sample of volumes")  # sample, but are no sites
 POINTS = ("theta", "grid", "warped")  # in the network's order
 SHAPING = (
     "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "clone", "expand",
     "select", "slice", "split", "split_with_sizes", "getitem", "contiguous", "detach",
     "stack", "cat",
 )  # fmt: skip
-WEIGHTED = ("linear", "addmm", "conv2d", "conv1d", "gru_cell", "grid_sampler", "grid_sampler_2d")  # go no further
+WEIGHTED = ("linear", "addmm", "conv2d", "conv1d", "gru_cell", "grid_sampler", "grid_sampler_2d")  # ends of the search
 
 
 @dataclass(frozen=True)

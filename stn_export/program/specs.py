@@ -20,9 +20,9 @@ from stn_export.cli.tables import by, normalisation
 from stn_export.errors import UserError
 
 SIDES = ("inputs", "outputs")
-BATCH = "N"  # the name of the open batch in shapes
-OPEN_SIZE = 32  # what another open size is tried at where nobody says otherwise
-Batch = Mapping[str, Tensor]  # what a network is tried on, by input: pictures may be bytes that are not normalised yet
+BATCH = "N"  # the name of the dynamic batch in shapes
+OPEN_SIZE = 32  # default of another dynamic size
+Batch = Mapping[str, Tensor]  # by input; images may be bytes, not normalised yet
 Arrays = dict[str, np.ndarray]
 
 
@@ -220,7 +220,7 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-# What a module is called with, flattened: tensors in by position; None, numbers and whatever else stand fixed.
+# Calls flattened: tensors by position; None, numbers and all other arguments become constants.
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def call_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, 
         keywords: likewise by name.
 
     Raises:
-        UserError: where ``forward`` does not take them, or there is no tensor among them.
+        UserError: where ``forward`` does not accept them, or none is a tensor.
     """
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
@@ -361,7 +361,7 @@ def _flat(
     own, method = module.forward, False
     if isinstance(own, MethodType) and own.__self__ is module:
         own, method = own.__func__, True
-    inside: list[bool] = []  # one entry while a call goes on
+    inside: list[bool] = []  # one entry during a call
 
     def forward(self: nn.Module, *given: Any, **keywords: Any) -> Any:
         call = MethodType(own, self) if method else own

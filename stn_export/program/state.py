@@ -24,13 +24,13 @@ from stn_export.cli.tables import by
 from stn_export.errors import UserError, one_line, others_code
 
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}  # PyTorch's own attributes of a module
-SHADE = 0.75  # of the first batch's values in the second
-EXACT = 1e-5  # of a value: the same code gives the same but for roundings
-LINES = 200_000  # of other people's code that are watched for the one that changes something
+SHADE = 0.75  # the second batch is the first times this
+EXACT = 1e-5  # relative: the same code gives the same up to rounding
+LINES = 200_000  # of third-party code that are traced at most
 TORCH, OURS = f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent.parent}/"
 ATOMIC = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, type)
-SUMMED = 2**16  # numbers of a tensor that are added up at each line
-DEEPEST = 8  # containers and objects inside each other that are looked into
+SUMMED = 2**16  # largest tensor that is summed at each line
+DEEPEST = 8  # nesting of containers and objects that is compared
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]  # arguments and keywords of a call
 Item = tuple[str, str]  # a kind, and a dotted name
@@ -61,7 +61,7 @@ class Trial:
         answers: the tensors that a copy returned for each.
         mutations: what each call changes in the module.
         steady: whether the first batch gave the same outputs again.
-        note: why the module itself had to be run, and what was done about it; empty where copies were.
+        note: why the module itself had to be run, and what was done about it; empty where copies were run.
     """
 
     batches: tuple[Batch, Batch]
@@ -97,7 +97,7 @@ class Copies:
     def _copied(self) -> nn.Module | None:
         try:
             return deep_copy(self.module)
-        except Exception as error:  # of other people's code, by what it holds
+        except Exception as error:  # third-party code may raise anything
             self.note = (
                 f"{type(self.module).__name__} cannot be copied ({one_line(error)}): it was run itself, and its "
                 "parameters, buffers and attributes were put back"
@@ -126,7 +126,7 @@ def mutations(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str
     """List what a call changes in a module in evaluation mode; neither it nor the arguments change.
 
     Raises:
-        UserError: where the module does not take them.
+        UserError: where the module does not accept the arguments.
     """
     return list(trial(Copies(module), (tuple(arguments), dict(keywords or {}))).mutations)
 
@@ -155,7 +155,7 @@ def trial(copies: Copies, first: Batch, second: Batch | None = None) -> Trial:
         second: likewise; by default the first one's examples in reverse order, scaled by ``SHADE``.
 
     Raises:
-        UserError: where the module does not take them.
+        UserError: where the module does not accept the arguments.
     """
     second = second or following(first)
     with copies.fresh() as module:
@@ -188,7 +188,7 @@ def answer(module: nn.Module, batch: Batch, seed: int = 0) -> list[Tensor]:
     """Return the tensors that a module returns for copies of the arguments; the caller's random state is kept.
 
     Raises:
-        UserError: where it fails.
+        UserError: where the module raises.
     """
     arguments, keywords = copied(batch)
     given = [leaf for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
@@ -363,7 +363,7 @@ class _Kept:
 def _safe_copy(value: Any) -> Any:
     try:
         return copy.deepcopy(value)
-    except Exception:  # of other people's code: such a thing is kept as it is
+    except Exception:  # third-party code may raise anything: keep the object itself
         return value
 
 
@@ -394,7 +394,7 @@ def _lines(copies: Copies, changed: Sequence[Item], batches: Sequence[Batch]) ->
         try:
             for batch in batches:
                 answer(module, batch)
-        except UserError:  # it took them before: what was seen until now is what there is
+        except UserError:  # it ran before: use what was seen so far
             pass
         finally:
             sys.settrace(before)

@@ -34,8 +34,8 @@ from stn_export.run.records import Timing
 from stn_export.run.store import write_if_changed
 
 BLOCK = re.compile(r"<!-- card -->.*?<!-- /card -->", re.DOTALL)
-INCONCLUSIVE = "cannot tell"  # a verdict of ``bench``
-Line = tuple[str, str]  # a word, and what is to be said of it
+INCONCLUSIVE = "cannot tell"  # a verdict of paired comparisons
+Line = tuple[str, str]  # a word and a sentence
 
 
 def seconds_of(row: Timing, marks: str = "") -> str:
@@ -149,7 +149,7 @@ class Answer:
 
         Before verification, return training's own sentence.
         """
-        proved = reversed(list(self.held.proved.items()))  # the first runner's counts
+        proved = reversed(list(self.held.proved.items()))  # so that the first runner's accuracy wins
         found = {(network, name): value for (network, name, _), value in proved if value is not None}
         own = {network: value for (network, artifact), value in found.items() if artifact == PROGRAM}
         roles = {each.name: each.facts for each in self.held.directories}

@@ -19,8 +19,8 @@ from stn_export.results.text import counted, listed, row_name, speed_ratio
 from stn_export.run.manifest import SUBJECT
 from stn_export.run.records import Check, Timing
 
-LONGEST = 160  # characters of the reason why a check failed
-FINDINGS = ("loss", "no measurable gain")  # of training, the worse one first
+LONGEST = 160  # longest reason of a failed check, in characters
+FINDINGS = ("loss", "no measurable gain")  # findings of training, the worse one first
 
 Deployed = Shipped | None
 Caveat = Callable[[Held, Deployed], Iterator[str]]

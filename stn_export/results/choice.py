@@ -12,17 +12,17 @@ from stn_export.results.text import counted
 from stn_export.run.manifest import SUBJECT
 from stn_export.run.records import Check, Timing, known
 
-# The one rule by which every report names the fastest row: of verified programs, the most portable of a tie.
+# The rule for the file to deploy: of verified programs, the most portable of those that tie for the fastest.
 
 
-PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the one that most programs read first; all others last
+PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the most portable first; all others rank last
 REFUSING = ("refused", "runs, WRONG")  # verdicts of portability
-STEPS = ("device", "offline")  # regimes of a bound step
+STEPS = ("device", "offline")  # regimes that time the step alone
 
 Rows = list[Timing]
-Portability = Mapping[str, Mapping]  # verdicts by lowering and runtime
+Portability = Mapping[str, Mapping]  # verdict and reason by lowering and runtime
 Program = tuple[str, str, str]
-Proved = Mapping[Program, float | None]  # accuracy, where there are labels, by what ``program`` gives
+Proved = Mapping[Program, float | None]  # accuracy by program, None without labels
 
 
 def program(row: Timing | Check) -> Program:
@@ -73,7 +73,7 @@ class Choice:
 def choose(rows: Rows, portability: Portability) -> Choice:
     """Choose the most portable of the fastest row and those that are not measurably slower, per example."""
     fastest = min(rows, key=lambda row: row.median.middle / row.batch)
-    pairs = max(1, comb(len(rows), 2))  # each of them could have come out as the fastest
+    pairs = max(1, comb(len(rows), 2))  # any two rows could have been compared
     tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row, pairs))
     chosen = min((fastest, *tied), key=lambda row: _portable(row, portability))
     return Choice(chosen, fastest, tied, len(rows) == 1)
@@ -276,10 +276,10 @@ def disturbance(rows: Iterable[Timing]) -> Disturbance:
     return Disturbance(len(timings), sum(timings), blocks, disturbed)
 
 
-BASELINES = ("eager-autograd", "onnxruntime-default")  # runners: what people get without this project
-CONTESTS = ("eager", "overhead", "default", "lowering")  # whose time counts first
+BASELINES = ("eager-autograd", "onnxruntime-default")  # prefixes of runners that need no export of this package
+CONTESTS = ("eager", "overhead", "default", "lowering")  # whose time is preferred, in this order
 SIDE = ("network", "artifact", "runner")
-MOMENTS = ("contest", "batch", "by_host")  # what paired comparisons share whose times are set beside each other
+MOMENTS = ("contest", "batch", "by_host")  # comparisons with equal values here can be set side by side
 PYTORCH = {  # by the baseline's runner
     "eager-cpu": "eager PyTorch",
     "eager-channels-last-cpu": "eager PyTorch in channels_last",
@@ -397,6 +397,6 @@ def time_source(row: Timing, rows: Rows) -> Timing:
         return headline(same, row)
     if timed := steps(same):
         return timed[0]
-    whole = [other for other in same if other.seconds is not None]  # of one that failed there is no time
+    whole = [other for other in same if other.seconds is not None]  # a failed comparison has no time
     contests = [other for name in CONTESTS for other in whole if other.contest == name]
     return contests[0] if contests else row

@@ -31,7 +31,7 @@ class Held:
     verified: Verified | None = None
     rows: Sequence[Timing] = ()
     environment: Mapping = field(default_factory=dict)
-    outdated: bool = False  # timings of an older format, which are left out
+    outdated: bool = False  # whether timings were left out because their format is older
     not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
 
     def is_current(self, row: Timing | Check) -> bool:

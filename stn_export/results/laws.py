@@ -1,7 +1,7 @@
 """Laws that figures must obey, checked where results are stored, read and shown, and by tests.
 
-Each law takes what files hold (timings of ``bench.json``, checks of ``verify.json``)
-and yields its violations. None of them uses the code that made the figures.
+Each law reads timings of ``bench.json`` or checks of ``verify.json`` and yields its violations. None of them uses the
+code that made the figures.
 """
 
 import math
@@ -14,9 +14,9 @@ from stn_export.results.choice import CONTRADICTED, Marks
 from stn_export.results.text import counted, listed, percent, row_name
 from stn_export.run.records import Check, Timing, known, timings
 
-EQUAL = 1e-6  # figures of one source are the same up to this share
-SAME_ACCURACY = 1e-3  # training and verification compute in other batches: so large a share may be told otherwise
-NOISE = 1.25  # medians of two times and the middle of their ratios, block by block, lie closer than this
+EQUAL = 1e-6  # relative: figures of one source agree within it
+SAME_ACCURACY = 1e-3  # training and verification use other batches, so this share of predictions may differ
+NOISE = 1.25  # the ratio of two medians and the median of ratios per block agree within this factor
 PROGRAM = "program"  # the artifact that is the network itself
 AGAIN = "run 'make bench' again; if it stays so, the figures are made wrongly: please report it"
 

@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 
 CONFIDENCE = 0.95
-BISECTIONS = 60  # of an angle: as close as a double can tell
+BISECTIONS = 60  # of an angle, to double precision
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Estimate:
 
     def within(self, low: float, high: float) -> "Estimate":
         """Return the estimate with its interval clipped to the range that the quantity can take."""
-        return replace(self, low=max(self.low, low), high=min(self.high, high))  # NaN stays: it comes first
+        return replace(self, low=max(self.low, low), high=min(self.high, high))  # NaN stays, as it comes first
 
     def as_dict(self) -> dict:
         """Return the estimate JSON-ready: NaN becomes None."""
@@ -77,7 +77,7 @@ def _share_within(angle: float, freedom: int) -> float:
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
-# How far apart two moments of one machine lie: what separate timings of two files can tell, and what they cannot.
+# Drift between two moments of one machine, which limits what separate timings of two files can show.
 
 
 RUN_SPREAD = 0.04  # standard deviation of one file's median between two moments of a machine, as a share
@@ -102,22 +102,22 @@ class Method:
 
     seed: int = 0
     confidence: float = 0.95
-    same: float = 0.03  # an interval inside 1 +- this says "same"
+    same: float = 0.03  # an interval inside 1 ± this has the verdict "same"
     p99_samples: int = 662
     stretches: int = 10  # groups of neighbouring calls whose medians make the interval of a row's median
     most_correlation: float = 0.9
-    # warm-up: windows of half the grid's time, until two in a row agree
+    # warm-up: windows of half the plan's time, until two in a row agree
     warm_windows: int = 20
     warm_agreement: float = 0.02
-    # contests: two loads of one file differed by up to 3.5 % (OpenVINO, batch 1), so each side is loaded several times
-    overtime: float = 6.0  # the grid's own time times this is what slow calls may take; then there are fewer blocks
+    # paired comparisons: two loads of one file differed by up to 3.5 % (OpenVINO, batch 1), so each loads several times
+    overtime: float = 6.0  # slow calls may take the plan's time times this; beyond that there are fewer blocks
     fewest_blocks: int = 10
-    patience: int = 3  # so many times the grid's blocks, while the interval spans more than "same"
+    patience: int = 3  # up to this many times the plan's blocks, while the interval is wider than "same"
     loads: int = 5
-    load_seconds: float = 2.0  # what loads more slowly is loaded once
+    load_seconds: float = 2.0  # a file that loads more slowly is loaded once
     load_spread: float = 0.035
-    run_spread: float = RUN_SPREAD  # of rows that were not interleaved, between two runs, as a standard deviation
-    false_alarms: float = 0.01  # the chance of one in a comparison of two runs, all rows together
+    run_spread: float = RUN_SPREAD  # standard deviation between two runs, of timings that were not interleaved
+    false_alarms: float = 0.01  # probability of any false alarm in a comparison of two runs
     # a block is disturbed where the CPU was ours for less than this share of it, or the GPU was held back, or its
     # clock moved by more than this
     cpu_share: float = 0.9
@@ -131,9 +131,9 @@ METHOD = Method()
 # here.
 
 
-TO_NORMAL = 1.4826  # a normal distribution's standard deviation by its median absolute deviation
-OF_MEDIAN = math.sqrt(math.pi / 2)  # the standard error of a normal sample's median by that of its mean
-OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2)  # a normal distribution's standard deviation by its mean absolute deviation
+TO_NORMAL = 1.4826  # standard deviation / median absolute deviation of a normal distribution
+OF_MEDIAN = math.sqrt(math.pi / 2)  # standard error of the median / of the mean, for a normal sample
+OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2)  # standard deviation / mean absolute deviation of a normal distribution
 
 
 class Times(TypedDict):

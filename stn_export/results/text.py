@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from stn_export.cli import NONE
 from stn_export.run.records import Check, Timing
 
-DIGITS = (3, 4, 5)  # of an interval's ends, until they read differently
-NAMED = 3  # of what was left out, so many are named
+DIGITS = (3, 4, 5)  # significant digits of an interval's ends, until they differ
+NAMED = 3  # how many names a list shows
 
 
 def verdict_words(precision: str, passed: bool, agreement: float | None = None) -> str:

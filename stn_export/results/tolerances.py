@@ -35,7 +35,7 @@ class Bound:
 
 
 ANY = Bound(float("inf"))
-WHOLE = Bound(0.5)  # any difference of whole numbers is too large
+WHOLE = Bound(0.5)  # integers must be equal
 IN_ORDER = 16.0  # times eager's error: Inductor's mean of 16×16 equal pixels was 13 times as far off as eager's
 THETA, GRID, WARPED, OUTPUT, COUNT = ("theta", "grid", "warped", "output", "count")
 RESAMPLED = "resampled"  # an output behind an operator that resizes
@@ -185,7 +185,7 @@ TOLERANCES = {
     ),
 }
 
-# What every artifact must have gone through before a run is called verified; other runners come on top.
+# The runner that must have checked an artifact of each format before a run counts as verified.
 REQUIRED_RUNNERS = {
     "torchscript": "torchscript-cpu",
     "pt2": "eager-cpu",
@@ -202,7 +202,7 @@ REQUIRED_RUNNERS = {
 
 
 NOTHING = "nothing was compared"
-KINDS = (THETA, GRID, WARPED, OUTPUT)  # of points, whose errors are sizes
+KINDS = (THETA, GRID, WARPED, OUTPUT)  # of points with errors that are magnitudes
 
 
 def compare(
@@ -213,8 +213,8 @@ def compare(
     Non-finite elements pass where both arrays hold the same; all others are compared.
 
     Args:
-        actual: what is judged.
-        expected: what it is compared with.
+        actual: values to check.
+        expected: values to compare with.
         tolerance: the bound of every element.
         strays: how many elements, those furthest beyond their bound, count as right.
         room: added to the bound, element by element; broadcasts to the shape of ``expected``.

@@ -20,11 +20,11 @@ from stn_export.run.store import private_folder
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
 DEVICES = ("auto", "cpu", "cuda")
 CPUINFO = Path("/proc/cpuinfo")
-INSTRUCTION_SETS = {  # by short name: Linux's flags of it, on x86 and aarch64; one alternative is enough
+INSTRUCTION_SETS = {  # by short name: Linux's CPU flags on x86 and aarch64, any of the alternatives
     "AVX": ("avx",),
     "AVX2": ("avx2",),
     "FMA": ("fma",),
-    "AVX-512": ("avx512f avx512bw avx512cd avx512dq avx512vl",),  # what oneDNN and x86-64-v4 mean by it
+    "AVX-512": ("avx512f avx512bw avx512cd avx512dq avx512vl",),  # as in oneDNN and x86-64-v4
     "NEON": ("asimd",),
     "dot product": ("asimddp",),
     "I8MM": ("i8mm",),
@@ -85,7 +85,7 @@ def use_own_compile_cache() -> None:
 def git_commit() -> str:
     """Return this source tree's commit, with ``-dirty`` if files differ; ``unknown`` outside a checkout."""
     root = Path(__file__).resolve().parent.parent.parent
-    if not (root / ".git").exists() or not (root / "pyproject.toml").exists():  # installed, in somebody's repository
+    if not (root / ".git").exists() or not (root / "pyproject.toml").exists():  # installed below some other repository
         return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     try:

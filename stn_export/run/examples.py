@@ -136,7 +136,7 @@ def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size
     return spec, (channels, height, width)
 
 
-# Picture files as what a network takes: upright, on white, resized, in grey, RGB or RGBA.
+# Image files as network inputs: upright, on white, resized, in grey, RGB or RGBA.
 
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # decoded here; EPS would start Ghostscript
@@ -173,7 +173,7 @@ def read_picture(path: Path, channels: int, height: int | None = None, width: in
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has more than {LIMITS['pixels'].value} pixels", "resize it first") from error
-    except Exception as error:  # Pillow's and its codecs' own, by kind of damage
+    except Exception as error:  # Pillow and its codecs raise many types, by kind of damage
         raise UserError(f"{path} is no {', '.join(FORMATS)} picture, or is damaged", hint) from error
     return torch.from_numpy(pixels.reshape(size[1], size[0], channels)).permute(2, 0, 1)
 

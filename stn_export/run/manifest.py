@@ -49,7 +49,7 @@ POINTS_FILE = "points.pt"
 BENCH_FILE = "bench.json"
 MODEL_CARD = "MODEL_CARD.md"
 REPOSITORY_FILE = "repository.json"
-PLACES_OF_EXAMPLES = (".", "..", "../..")  # seen from a manifest; the last of a seed beneath the run of the first one
+PLACES_OF_EXAMPLES = (".", "..", "../..")  # relative to a manifest; the last is for seeds nested in the first one's run
 
 MANIFEST_SCHEMA = "stn_export/manifest/2"
 VERIFY_SCHEMA = "stn_export/verify/2"
@@ -63,8 +63,8 @@ PLAIN: Final = "plain"
 OTHER: Final = "other"
 TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
 CHECKPOINT = "checkpoint"
-LOWERINGS = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # what to deploy, the best first
-DEFAULT_EXPORT = "default"  # instead of a lowering: what torch.onnx.export gives when nothing is said
+LOWERINGS = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # to deploy, the preferred ones first
+DEFAULT_EXPORT = "default"  # instead of a lowering: torch.onnx.export with its defaults
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Artifact:
         return {self.file: self.sha256} | self.beside
 
 
-Digest = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]  # of SHA-256, in hexadecimal; empty for none
+Digest = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]  # SHA-256 in hexadecimal, or empty
 
 
 class ExamplesFile(TypedDict):
@@ -118,7 +118,7 @@ class Facts:
         sites: one entry per sampling site, see ``program.sites.Site``.
         parameters: number of trained values.
         multiply_adds: of one example.
-        examples: file beside the manifest, its sha256 and its source.
+        examples: file, as a path from the manifest's folder, its sha256 and its source.
         classes: names in label order; empty where it is no classifier.
     """
 
@@ -360,7 +360,7 @@ def network_directories(run: Path) -> list[NetworkDirectory]:
     """Return the networks of a run: the one under test, then the baseline, then the others by name.
 
     Raises:
-        UserError: where the directory is missing or holds no network.
+        UserError: where the directory is missing or contains no network.
     """
     remedy = "run 'make train' or adopt first, or name another with --run"
     if not run.is_dir():

@@ -12,7 +12,7 @@ import msgspec
 
 from stn_export.errors import UserError
 
-Number = float | None  # nothing where there was no number
+Number = float | None  # None where a value is missing or not finite
 Value = TypeVar("Value")
 
 
@@ -139,7 +139,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     examples_per_second: float | None = None
     disturbed: bool | None = None
     breakdown: dict[str, float] | None = None
-    nodes: list[tuple[Any, ...]] | None = None  # the seconds of each come last
+    nodes: list[tuple[Any, ...]] | None = None  # the last item of each is its seconds
     sites_shown: int | None = None
     contest: str | None = None
     baseline: str | None = None
@@ -176,7 +176,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return Estimate(known(self.ratio), known(self.ratio_low), known(self.ratio_high))
 
 
-FACTS = frozenset(field.name for field in msgspec.structs.fields(Timing) if field.required)  # that older rows lack
+FACTS = frozenset(field.name for field in msgspec.structs.fields(Timing) if field.required)  # older rows lack some
 KEYS = frozenset(Timing.__struct_fields__)
 
 

@@ -38,7 +38,7 @@ class Row(TypedDict):
     runner: str
 
 
-TOGETHER = {  # of a row that has the one: what it has too
+TOGETHER = {  # a row with the key also has these
     "contest": (
         *("baseline", "baseline_label", "baseline_artifact", "seconds", "baseline_seconds", "ratio", "ratio_low"),
         *("ratio_high", "verdict", "blocks", "disturbed_blocks"),
@@ -172,7 +172,7 @@ def read_history(folder: Path) -> tuple[Epoch, ...]:
         raise UserError(f"{path} cannot be read: {error}", AGAIN) from error
 
 
-# ``training.json``: what the trainings of a run gave, for whoever has neither their histories nor their data set.
+# ``training.json``: results of a run's trainings, complete without their histories and data set.
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def read_trainings(run: Path) -> Trainings:
     return read_json(path, TRAINING_SCHEMA, Trainings)
 
 
-# ``points.pt``: what the sites of a run's networks see, kept so that a report needs no network.
+# ``points.pt``: values at the sites of a run's networks, stored so that a report needs no network.
 
 
 SCHEMA = "stn_export/points/1"
@@ -343,7 +343,7 @@ def read_points_file(run: Path) -> dict[str, Points]:
     return checked(path, content, _File)["networks"]
 
 
-# Which results still count: those of today's files, tried on today's examples.
+# Which results are current: those of today's files on today's examples. Others are stale.
 
 
 @dataclass(frozen=True)

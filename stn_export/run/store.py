@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-PARTIAL = ".partial"  # the last part of the name of a file that is being written
-OWNER = re.compile(rf"\.(\d+)\.(?:[^.]*\.)?{PARTIAL[1:]}$")  # the process in the name of a file that is being written
+PARTIAL = ".partial"  # suffix of a file that is being written
+OWNER = re.compile(rf"\.(\d+)\.(?:[^.]*\.)?{PARTIAL[1:]}$")  # the process id in the name of such a file
 LOCK = ".stn_export.lock"
 AGAIN = "delete it and run the stage that writes it again"
 NUMBERS = "write it with numpy.savez, an array an input, numbers only"
@@ -113,7 +113,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _mode() -> int:
     """Return the permissions of a new file under this process's umask, which ``mkstemp`` ignores."""
-    mask = os.umask(0o077)  # the only way to ask for it
+    mask = os.umask(0o077)  # the umask can only be read by setting it
     os.umask(mask)
     return 0o666 & ~mask
 
@@ -157,7 +157,7 @@ def private_folder() -> Path:
     made = Path(tempfile.mkdtemp(prefix=f".{prefix}"))
     lock = FileLock(made / LOCK)
     lock.acquire()
-    folder = made.rename(made.with_name(made.name.removeprefix(".")))  # seen once it is locked
+    folder = made.rename(made.with_name(made.name.removeprefix(".")))  # visible only once it is locked
     Finalize(None, _delete, (folder, lock), exitpriority=0)  # at exit, and not in its forks
     return folder
 
@@ -178,7 +178,7 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # PermissionError: it belongs to another user
         return True
     return True
 
@@ -263,7 +263,7 @@ def checked(path: Path, content: object, kind: type[Content]) -> Content:
 
 def serialise(content: object) -> bytes:
     """Return the bytes that ``torch.save`` writes."""
-    import torch  # which takes seconds, and who reads ONNX files only need not have it
+    import torch  # slow to import, and not needed to read ONNX files
 
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -283,7 +283,7 @@ def load_arrays(path: Path) -> "dict[str, np.ndarray]":
             return {name: content[name] for name in content.files}
     except UserError:
         raise
-    except Exception as error:  # NumPy's, zlib's, zipfile's and struct's own, by kind of damage
+    except Exception as error:  # NumPy, zlib, zipfile and struct raise many types, by kind of damage
         raise UserError(f"{path} cannot be read: {error}", NUMBERS) from error
 
 
@@ -297,7 +297,7 @@ def load_arrays_as_tensors(path: Path) -> "dict[str, Tensor]":
 
     try:
         return {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
-    except TypeError as error:  # of a type that PyTorch lacks
+    except TypeError as error:  # a type that PyTorch lacks
         raise UserError(f"{path} cannot be read: {error}", NUMBERS) from error
 
 
@@ -316,7 +316,7 @@ def load_tensors(path: Path) -> object:
         raise UserError(f"{path} is truncated or no PyTorch file", "delete it, then run 'make train'") from error
 
 
-# One stage at a time changes a run directory.
+# The run lock: one stage at a time changes a run directory.
 
 
 RUN_LOCK, HOLDER = ".run.lock", ".run.holder"

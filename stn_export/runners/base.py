@@ -15,7 +15,7 @@ import torch
 from stn_export.errors import UserError
 from stn_export.program.specs import Arrays, Contract
 
-Result = TypeVar("Result")  # what a step gives
+Result = TypeVar("Result")  # what a step returns
 Other = TypeVar("Other")
 
 

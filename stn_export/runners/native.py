@@ -14,7 +14,7 @@ from stn_export.native.build import built
 from stn_export.program.specs import Arrays, whole
 from stn_export.runners.base import Runner, Step
 
-SMALLEST = 8  # examples for which another thread is worth waking
+SMALLEST = 8  # least examples per thread
 
 
 class Native(Runner[Arrays]):
@@ -59,7 +59,7 @@ class Native(Runner[Arrays]):
         """Bind the function to a slice of the examples, with memory of its own."""
         specs = (*self.contract.inputs, *self.contract.outputs)
         parts = [each[begin:end] if spec.batched else each for spec, each in zip(specs, arrays, strict=True)]
-        pointers = [part.ctypes.data_as(ctypes.c_void_p) for part in parts]  # which keep the arrays
+        pointers = [part.ctypes.data_as(ctypes.c_void_p) for part in parts]  # these keep the arrays alive
         inputs, outputs = pointers[: len(self.contract.inputs)], pointers[len(self.contract.inputs) :]
         count, memory = ctypes.c_size_t(end - begin), np.empty(self.memory(), np.uint8)
         return partial(

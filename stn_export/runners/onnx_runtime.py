@@ -32,7 +32,7 @@ class OnnxRuntime(Runner[Result]):
     def load(self, path: Path) -> None:
         """Open a session for the file."""
         self.path = path
-        self.forcing: dict[str, onnxruntime.InferenceSession] = {}  # by the value that they take as an input
+        self.forcing: dict[str, onnxruntime.InferenceSession] = {}  # by the value that was made an input
         self.session = self.open_session(path, self.provider_options())
         self.options = {**self.provider_options(), **({"user_compute_stream": OURS} if self.stream else {})}
         self.run_options = not_waiting() if self.stream else None  # any options cost 30 µs a call
@@ -107,7 +107,7 @@ class OnnxRuntime(Runner[Result]):
     @staticmethod
     def _points_of(session: onnxruntime.InferenceSession, feeds: Arrays, shown: dict[str, str]) -> Arrays:
         computed = {point: name for point, name in shown.items() if name not in feeds}
-        values = session.run(list(computed.values()), feeds) if computed else []  # no names would mean all outputs
+        values = session.run(list(computed.values()), feeds) if computed else []  # an empty list would mean all outputs
         found = dict(zip(computed, values, strict=True))
         return {point: found[point] if point in found else feeds[name] for point, name in shown.items()}
 

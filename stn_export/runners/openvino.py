@@ -11,7 +11,7 @@ from stn_export.program.specs import Arrays
 from stn_export.runners.base import Runner, Step
 from stn_export.runners.external import RefusedError
 
-Result = Mapping[str, np.ndarray]  # OpenVINO's own, in memory that its next call writes into
+Result = Mapping[str, np.ndarray]  # OpenVINO's own memory, which its next call overwrites
 
 
 class OpenVino(Runner[Result]):
@@ -29,12 +29,12 @@ class OpenVino(Runner[Result]):
         core, threads = openvino.Core(), {"INFERENCE_NUM_THREADS": self.threads}
         try:
             compiled = core.compile_model(core.read_model(path), "CPU", self.options | threads)
-        except RuntimeError as error:  # all that its C++ raises
+        except RuntimeError as error:  # the only exception of its C++ code
             raise RefusedError(f"OpenVINO cannot convert it: {one_line(error)}") from error
         self.inference = compiled.create_infer_request()
         kinds = {name: port.element_type.get_type_name() for port in compiled.outputs for name in port.names}
         self.kinds = {name: kind for name, kind in kinds.items() if kind in OPENVINO}
-        # Its copies of types that NumPy lacks are of their numbers into others of as many bits.
+        # Copying types that NumPy lacks would convert their values to other types of the same width.
         self.shares = any(port.element_type.get_type_name() in OPENVINO for port in compiled.inputs)
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
@@ -54,7 +54,7 @@ class OpenVino(Runner[Result]):
 
         tensors = {
             name: openvino.Tensor(array) for name, array in feeds.items()
-        }  # shared memory would not be kept alive
+        }  # copies, as shared memory would not be kept alive
 
         def run() -> Result:
             for name, tensor in tensors.items():

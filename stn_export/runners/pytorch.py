@@ -177,9 +177,9 @@ class Compiled(OfProgram):
         """Load the network and wrap it in ``torch.compile``; compilation starts at the first call."""
         super().load(path)
         use_own_compile_cache()
-        torch._inductor.config.compile_threads = 1  # no idle workers beside what is timed
-        torch._inductor.config.cpp.threads = torch.get_num_threads()  # what was compiled for fewer is another program
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA_HOME without a GPU is no news
+        torch._inductor.config.compile_threads = 1  # no idle workers during timings
+        torch._inductor.config.cpp.threads = torch.get_num_threads()  # code for fewer threads is another program
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # hides: CUDA_HOME without a GPU
         self.module = torch.compile(own_code(self.module), **self.SETTINGS)
         self.options |= dict(self.SETTINGS)
 
@@ -191,7 +191,7 @@ class Compiled(OfProgram):
         """
         try:
             return super().forward(inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:  # Inductor's own errors are of this kind too
+        except torch._dynamo.exc.TorchDynamoException as error:  # includes Inductor's errors
             raise RefusedError(f"torch.compile cannot compile it: {one_line(error)}") from error
 
 

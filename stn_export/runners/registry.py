@@ -183,5 +183,5 @@ RUNNERS = (
         tf32=True,
         lowering=DEFAULT_EXPORT,
     ),
-    *(_elsewhere(runtime) for runtime in RUNTIMES if runtime.name != "openvino"),  # which has a row in this process
+    *(_elsewhere(runtime) for runtime in RUNTIMES if runtime.name != "openvino"),  # openvino has its row above
 )

@@ -1,4 +1,4 @@
-"""The stage ``runtimes``: install other runtimes, each into an environment of its own, for ``verify`` and ``bench``.
+"""``stn-export runtimes``: install external runtimes, each into its own environment, for ``verify`` and ``bench``.
 
 python -m stn_export.runtimes
 """

@@ -16,8 +16,8 @@ from stn_export.errors import UserError
 
 HERE = Path(__file__).parent
 DEFAULT = Path(".runtimes")
-VARIABLE = "STN_EXPORT_RUNTIMES"  # names the folder to this process and to those that it starts
-LIMIT = 120  # seconds, of an installation and of an answer
+VARIABLE = "STN_EXPORT_RUNTIMES"  # names the folder, for this process and its children
+LIMIT = 120  # seconds per command of an installation, and per answer
 
 
 def folder() -> Path:
@@ -190,4 +190,4 @@ RUNTIMES = (
     Runtime("executorch", ("executorch",), "executorch.runtime", format="executorch", beside=True),
     Runtime("litert", ("ai-edge-litert", "litert-torch"), "ai_edge_litert.interpreter", format="litert", beside=True),
 )
-OWN = tuple(runtime.format for runtime in RUNTIMES if runtime.format != "onnx")  # formats, by the runtimes' names
+OWN = tuple(runtime.format for runtime in RUNTIMES if runtime.format != "onnx")  # formats of one runtime alone

@@ -22,9 +22,9 @@ from stn_export.run.store import private_folder
 from stn_export.runners.external.environments import HERE, LIMIT, Runtime
 from stn_export.runners.external.serve import Arrays, receive, send
 
-CALM = {"PIP_NO_INDEX": "1", "PYTHONPATH": "", "RUST_BACKTRACE": "0"}  # a converter may want to install things
+CALM = {"PIP_NO_INDEX": "1", "PYTHONPATH": "", "RUST_BACKTRACE": "0"}  # keeps converters from installing packages
 CAUSES = re.compile(r"error:|not exists|Unimplemented|Impossible")
-FOLDERS = re.compile(r"/(?:[^\s/:]+/)+")  # of the machine that tried it
+FOLDERS = re.compile(r"/(?:[^\s/:]+/)+")  # folders in messages, which differ between machines
 
 
 class RefusedError(Exception):
@@ -51,7 +51,7 @@ class Child:
         file.write_bytes(content)
         (read, replies), (requests, write) = os.pipe(), os.pipe()
         job = {"runtime": runtime.name, "file": str(file), "outputs": list(outputs), "threads": threads}
-        # a library may print what it likes: the pipes are no standard streams
+        # not on standard streams, which libraries print to
         command = [*runtime.command, json.dumps(job | {"read": requests, "write": replies})]
         with self.said.open("wb") as said:
             self.process = children.start(
@@ -62,7 +62,7 @@ class Child:
                 pass_fds=(requests, replies),
                 env=os.environ | CALM,
                 cwd=self.folder.name,
-                group=True,  # to end its converters with it
+                group=True,  # so that its converters end with it
             )
         os.close(requests)
         os.close(replies)
@@ -124,7 +124,7 @@ def _close(process: subprocess.Popen, streams: Iterable[BinaryIO], folder: tempf
     _kill(process)
     process.wait()
     for stream in streams:
-        with suppress(OSError):  # what was left in the buffer has no reader
+        with suppress(OSError):  # the rest of the buffer has no reader
             stream.close()
     folder.cleanup()
 

@@ -24,7 +24,7 @@ class Elsewhere(Runner[Arrays]):
     def __init__(self, path: Path, device: str, contract: Contract, tf32: bool = False, *, runtime: Runtime) -> None:
         self.runtime, self.seconds = runtime, 0.0
         self.child: Child | None = None
-        self.sizes: tuple[tuple[int, ...], ...] | None = None  # that the child was made for, None for any
+        self.sizes: tuple[tuple[int, ...], ...] | None = None  # that the child was loaded for; None: any
         super().__init__(path, device, contract, tf32)
 
     def load(self, path: Path) -> None:
@@ -42,12 +42,12 @@ class Elsewhere(Runner[Arrays]):
             content = self.content if as_it_is else sized(self.content, given)
             child = Child(self.runtime, content, self.outputs, self.threads)
         number = child.place(given, batch)
-        self.child, self.sizes = child, sizes  # a bound step keeps its own
+        self.child, self.sizes = child, sizes  # a bound step keeps its own child
         return child, number
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
         """Run a batch once, in the slot that no bound step uses."""
-        child, batch = self._placed(feeds, 0)  # which is no bound step's
+        child, batch = self._placed(feeds, 0)  # slot 0, which no bound step uses
         return child.run(batch)[1]
 
     def bind_one(self, feeds: Arrays) -> Step[Arrays]:

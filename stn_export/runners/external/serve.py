@@ -19,7 +19,7 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 Call = Callable[[Arrays], Sequence[Any]]
 
-SHORT = 0.01  # seconds of a call that is slower right after a message: hot ones are made once before, untimed
+SHORT = 0.01  # seconds; shorter calls are slower right after a message, so hot ones follow an untimed call
 
 
 def send(stream: BinaryIO, head: dict, arrays: Arrays) -> None:
@@ -147,7 +147,7 @@ def mnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call
     )
     if not model.is_file():
         said = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "Don't" in line]
-        raise RuntimeError(said[0].rpartition("] ")[2] if said else "mnnconvert writes no file")  # without the clock
+        raise RuntimeError(said[0].rpartition("] ")[2] if said else "mnnconvert writes no file")  # minus the time
     manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
     module = MNN.nn.load_module_from_file(str(model), list(feeds), list(outputs), runtime_manager=manager)
     kinds = {"float32": MNN.expr.float, "uint8": MNN.expr.uint8, "int64": MNN.expr.int64}
@@ -171,7 +171,7 @@ def ncnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Cal
         raise RuntimeError("ncnn knows no batch: one example a call")
     kinds = {"float32": "f32", "uint8": "u8", "int64": "i64"}
     shapes = ",".join(f"[{','.join(map(str, v.shape))}]{kinds[v.dtype.name]}" for v in feeds.values())
-    converter = next(Path(sys.prefix).glob("lib/*/site-packages/pnnx/pnnx"))  # its Python part wants torch
+    converter = next(Path(sys.prefix).glob("lib/*/site-packages/pnnx/pnnx"))  # its Python package requires torch
     command = [str(converter), str(file), f"inputshape={shapes}"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", cwd=file.parent)
     if missing := [line for line in (done.stdout + done.stderr).splitlines() if "ignore" in line.lower()]:
