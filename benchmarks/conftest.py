@@ -1,4 +1,4 @@
-"""Options and fixtures of the suites; what a session of them times and says is in ``stn_export.bench.session``.
+"""Options and fixtures of the suites; their session is in ``stn_export.bench.session``.
 
 python -m stn_export.bench --run artifacts/digits --grid quick
 """
@@ -16,11 +16,11 @@ from stn_export.config import DEFAULT_RUN
 from stn_export.run.environment import describe
 from stn_export.runners.external import RefusedError
 
-collect_ignore = ["tools"]  # the maintainers'; its suite times training
+collect_ignore = ["tools"]  # the maintainers' tools; their suite times training
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of our own."""
+    """Add the suites' options."""
     group = parser.getgroup("stn_export")
     group.addoption("--run", type=Path, default=DEFAULT_RUN, help="run directory")
     group.addoption("--grid", default="quick", help="how much is timed")
@@ -28,14 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what cannot be timed before anything is collected."""
+    """Open the session, or stop with a user error before anything is collected."""
     config.timing = None
     with refusing():
         config.timing = Session.open(*map(config.getoption, ("--run", "--device", "--grid")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for every row that the grid has in the suite which the function is named after."""
+    """Create one test for every row that the grid has in the suite that the function is named after."""
     if "case" in metafunc.fixturenames:
         suite = metafunc.function.__name__.removeprefix("test_")
         metafunc.parametrize("case", list(metafunc.config.timing.cases(suite)), ids=str)
@@ -43,19 +43,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def grid(pytestconfig: pytest.Config) -> BenchGrid:
-    """How long and how often."""
+    """Return how long and how often rows are timed."""
     return pytestconfig.timing.grid
 
 
 @pytest.fixture
 def budget(pytestconfig: pytest.Config) -> Budget:
-    """When no more is begun."""
+    """Return the time limit after which no row starts."""
     return pytestconfig.timing.budget
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """A runtime that does not take a batch costs its row only."""
+    """Skip a row if the runtime does not support its batch."""
     try:
         return (yield)
     except RefusedError as why:
@@ -64,25 +64,25 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def noted(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterator[None]:
-    """Keep the row's figures."""
+    """Store the row's figures."""
     yield
     if request.config.timing is not None and benchmark.extra_info:
         request.config.timing.note(request.node.name, benchmark)
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
-    """Put our environment beside pytest-benchmark's own."""
+    """Add our environment to pytest-benchmark's."""
     machine_info["stn_export"] = describe()
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
-    """Put the networks' work into the file, and name its rows as everywhere."""
+    """Complete the file: kept rows, the networks' work, short row names."""
     if config.timing is not None:
         config.timing.complete(output_json)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(config: pytest.Config) -> None:
-    """Close with tables."""
+    """Print the closing tables."""
     if config.timing is not None:
         config.timing.close()

@@ -1,4 +1,4 @@
-"""Where the time goes, part by part: profiled, and never a latency to quote."""
+"""Profile where the time goes, part by part; the total is not a latency."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from stn_export.bench.profiling import profiled
 
 
 def test_breakdown(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
-    """The row's time is the sum over all nodes."""
+    """Profile a target; the row's time is the sum over all nodes."""
     benchmark.group = f"where the time goes, batch {case.batch}, {case.target.runner.device}"
     target = replace(case.target, regime="breakdown")
     found = profiled(target, case.batch, grid)

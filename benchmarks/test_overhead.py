@@ -1,4 +1,4 @@
-"""Contests: two artifacts that take turns in one process, their ratio and its interval."""
+"""Paired comparisons: two artifacts timed alternately in one process, their ratio and its interval."""
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -8,25 +8,25 @@ from stn_export.bench.timing import Budget, contest
 
 
 def test_overhead(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
-    """The network that samples against the run's plain one."""
+    """Compare the network that samples with the run's plain one."""
     contest("overhead", benchmark, case, grid, budget)
 
 
 def test_default(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
-    """A backend against what people get by default: the default export in a default session of ONNX Runtime."""
+    """Compare a backend with the default export in a default session of ONNX Runtime."""
     contest("default", benchmark, case, grid, budget)
 
 
 def test_eager(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
-    """A backend against eager PyTorch with the same examples."""
+    """Compare a backend with eager PyTorch on the same examples."""
     contest("eager", benchmark, case, grid, budget)
 
 
 def test_lowering(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
-    """A lowering against the one that PyTorch's exporter gives by itself."""
+    """Compare a lowering with the one that PyTorch's exporter uses by default."""
     contest("lowering", benchmark, case, grid, budget)
 
 
 def test_pytorch(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid, budget: Budget) -> None:
-    """A request to a backend against one to eager PyTorch, channels_last or torch.compile, on as many threads each."""
+    """Compare requests to a backend with those to eager PyTorch, channels_last or torch.compile, on as many threads."""
     contest("pytorch", benchmark, case, grid, budget)

@@ -1,4 +1,4 @@
-"""A fresh process: loading (or compiling) an artifact and its first answer; imports are a figure of their own."""
+"""Time a fresh process: loading (or compiling) an artifact and its first answer; imports are a separate figure."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from stn_export.bench.startup import start, summary
 
 
 def test_startup(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
-    """The row's time is loading and the first inference together."""
+    """Start fresh processes; the row's time is loading and the first inference together."""
     benchmark.group = f"start-up of a fresh process, {case.target.runner.device}"
     target, starts = replace(case.target, regime="start-up"), []
     [feeds] = target.feeds(case.batch)

@@ -1,4 +1,4 @@
-"""Larger batches: how many examples a second, inputs in place."""
+"""Time larger batches with inputs in place: examples per second."""
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -8,5 +8,6 @@ from stn_export.bench.timing import time_case
 
 
 def test_throughput(benchmark: BenchmarkFixture, case: Case, grid: BenchGrid) -> None:
+    """Time a batch with its inputs in place."""
     benchmark.group = f"throughput, batch {case.batch}, {case.target.runner.device}"
     time_case(benchmark, case, grid, regime="offline")

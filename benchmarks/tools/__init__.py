@@ -1,1 +1,1 @@
-"""What the maintainers run in a checkout, by Make: no part of the installed package, which imports nothing of it."""
+"""Tools that the maintainers run in a checkout, by Make; the installed package imports nothing from here."""

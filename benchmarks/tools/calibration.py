@@ -1,7 +1,7 @@
-"""How often the intervals hold the truth, tried where it is known: `python -m benchmarks.tools.calibration`.
+"""Measure how often intervals cover the true value, where it is known: `python -m benchmarks.tools.calibration`.
 
-The machines of ``simulated`` are timed by the very functions that time real ones. What comes out is kept in
-`benchmarks/results/coverage.json` and stands in `docs/method.md`.
+The simulated machines of ``simulated`` are timed by the same functions that time real ones. The results are stored in
+`benchmarks/results/coverage.json` and shown in `docs/method.md`.
 """
 
 import math
@@ -28,9 +28,9 @@ DOCUMENT = Path("docs") / "method.md"
 SLOWDOWNS = (0.0, 0.03, 0.05, 0.15)
 QUICK = GRIDS["quick"]
 SEEDS = (3, 5, 8)
-ROWS = 40  # contests in each of two runs that are compared
-FILES, GAPS = (2, 6, 12), (0.0, 0.1, 0.2, 0.3)  # timed files that one is chosen from, and the share it is faster by
-DRAWS = 12  # beside each seed: machines other than those on which the method was chosen
+ROWS = 40  # paired comparisons in each of two runs
+FILES, GAPS = (2, 6, 12), (0.0, 0.1, 0.2, 0.3)  # number of files to choose from, and by what share one is faster
+DRAWS = 12  # added to each seed: other machines than those on which the method was chosen
 
 GAINS: dict[str, Noise] = {
     "normal": lambda random, count: random.normal(0, 1, count),
@@ -41,13 +41,13 @@ GAINS: dict[str, Noise] = {
 
 
 def contest(condition: Condition, slowdown: float, seed: int) -> dict:
-    """What a contest says on a machine of that kind, ours being slower by ``slowdown``."""
+    """Run a paired comparison on a simulated machine, with our side slower by ``slowdown``."""
     machine = Machine(condition, np.random.default_rng((DRAWS, seed)))
     return interleave(lambda: machine.load(slowdown), machine.load, "cpu", QUICK, seed, machine.now).hold().summary()
 
 
 def contests(condition: Condition, count: int) -> dict:
-    """How often intervals hold the truth over ``count`` contests for each slowdown, and what the verdicts are."""
+    """Measure the coverage of ``count`` paired comparisons for each slowdown, and count their verdicts."""
     held, widths, verdicts = 0, [], {}
     for number, slowdown in enumerate(SLOWDOWNS):
         found = [contest(condition, slowdown, seed) for seed in range(number * count, (number + 1) * count)]
@@ -60,7 +60,7 @@ def contests(condition: Condition, count: int) -> dict:
 
 
 def medians(condition: Condition, calls: int, count: int) -> dict:
-    """How often the interval of a row's median holds the median of ever so many calls of such machines."""
+    """Measure how often the interval of a row's median covers the median over all rows."""
     rows = [_row(condition, seed, calls) for seed in range(count)]
     truth = float(np.median(np.concatenate(rows)))
     found = [summarise(row) for row in rows]
@@ -75,11 +75,11 @@ def _row(condition: Condition, seed: int, calls: int) -> np.ndarray:
 
 
 def choices(files: int, gap: float, count: int) -> dict:
-    """Try how often the rule of ``results.choice`` is right of files timed each at its own moment of a machine.
+    """Measure how often the rule of ``results.choice`` is right for files that are each timed at another moment.
 
     Args:
         files: how many; the first takes ``1 - gap`` of the others' time, which are all equally fast.
-        gap: 0 where no file is faster than another, so that to call one so is false.
+        gap: 0 if no file is faster than another, so that calling one faster is wrong.
         count: tries.
 
     Returns:
@@ -106,19 +106,19 @@ def _simulated(found: Mapping[str, object]) -> Timing:
 
 
 def _timed(random: np.random.Generator, moment: float) -> Timing:
-    """Summarise a row of independent calls at a moment when all of them take ``moment`` times as long."""
+    """Summarise a row of independent calls at a moment when each takes ``moment`` times as long."""
     return _simulated(summarise(CALL * moment * np.exp(random.normal(0, 0.03, calls_for(CALL, QUICK.row_seconds)))))
 
 
 def gains(draw: Noise, seeds: int, count: int) -> dict:
-    """How often the interval of a mean over seeds holds the truth, 0."""
+    """Measure how often the interval of a mean over seeds covers the true value, 0."""
     random = np.random.default_rng((DRAWS, seeds))
     found = [estimate(draw(random, seeds).tolist()) for _ in range(count)]
     return {"count": count, "seeds": seeds, "coverage": sum(one.low <= 0 <= one.high for one in found) / count}
 
 
 def false_alarms(spread: float, count: int) -> dict:
-    """How many comparisons of two runs of the same, ``ROWS`` contests each, name a row as faster or slower."""
+    """Measure how many comparisons of two equal runs, ``ROWS`` paired comparisons each, call a row faster or slower."""
     random = np.random.default_rng(DRAWS)
     alarms = sum(
         any(change.low > 1 or change.high < 1 for change in changes(_run(random, spread), _run(random, spread)))
@@ -139,7 +139,7 @@ def _run(random: np.random.Generator, spread: float) -> dict[str, Measured]:
 
 
 def calibrate(count: int) -> dict:
-    """All tables."""
+    """Compute all tables."""
     content: dict = {"contests": {}, "medians": {}, "gains": {}}
     content["choices"] = [choices(files, gap, count) for files in FILES for gap in GAPS]
     with cli.progress() as bar:
@@ -158,7 +158,7 @@ def calibrate(count: int) -> dict:
 
 
 def _cells(row: dict, *cells: str) -> tuple[str, ...]:
-    """What the first two tables share around their own cells."""
+    """Return the cells of the first two tables: their common ones around ``cells``."""
     return (
         f"{row['count']:,}",
         f"{row['coverage']:.1%}",
@@ -169,7 +169,7 @@ def _cells(row: dict, *cells: str) -> tuple[str, ...]:
 
 
 def contest_lines(found: dict[str, dict]) -> list[str]:
-    """The table of contests: coverage, false verdicts, and how often a slowdown is called one."""
+    """Write the table of paired comparisons: coverage, false verdicts, and how often a slowdown is detected."""
 
     def share(row: dict, slowdown: float) -> str:
         verdicts = row["verdicts"][f"{slowdown:.0%}"]
@@ -182,19 +182,19 @@ def contest_lines(found: dict[str, dict]) -> list[str]:
 
 
 def median_lines(found: dict[str, dict]) -> list[str]:
-    """The table of rows' medians."""
+    """Write the table of rows' medians."""
     columns = ("machine", "rows", "coverage", "interval", "claimed")
     return cli.markdown_table(columns, [(name, *_cells(row)) for name, row in found.items()])
 
 
 def gain_lines(found: dict[str, list[dict]]) -> list[str]:
-    """The table of means over seeds."""
+    """Write the table of means over seeds."""
     rows = [(name, *(f"{row['coverage']:.1%}" for row in row_of)) for name, row_of in found.items()]
     return cli.markdown_table(("differences", *(f"{seeds} seeds" for seeds in SEEDS)), rows)
 
 
 def choice_lines(found: Sequence[dict]) -> list[str]:
-    """The table of choices by separate timings: false ones, and how often a faster file is seen to be one."""
+    """Write the table of choices from separate timings: false ones, and how often a faster file is detected."""
     told = {(row["files"], row["gap"]): f"{row['told']:.1%}" for row in found}
     gaps = sorted({row["gap"] for row in found})
     columns = ("files", "tries", *(f"{gap:.0%} faster" if gap else "none is faster: false" for gap in gaps))
@@ -205,7 +205,7 @@ def choice_lines(found: Sequence[dict]) -> list[str]:
 
 
 def alarm_lines(found: Sequence[dict]) -> list[str]:
-    """The table of false alarms."""
+    """Write the table of false alarms."""
     rows = [(f"{row['spread']:.1%}", f"{row['count']:,}", str(row["rows"]), f"{row['alarms']:.1%}") for row in found]
     return cli.markdown_table(("loads differ by", "comparisons", "contests in each", "with a false alarm"), rows)
 
@@ -220,14 +220,14 @@ TABLES: dict[str, Callable[..., list[str]]] = {
 
 
 def with_tables(document: str, content: dict) -> str:
-    """The document with every table between its marks made anew."""
+    """Return the document with every table between its marks replaced."""
     for name, lines in TABLES.items():
         document = filled(document, name, lines(content[name])[:-1])
     return document
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Calibrate, keep the figures, write the tables."""
+    """Calibrate, store the figures and write the tables."""
     parser = cli.stage(
         "benchmarks.tools.calibration", "Try the intervals where the truth is known, and write docs/method.md."
     )

@@ -1,4 +1,4 @@
-"""Options of the suite that times training; ``--confcutdir`` of this directory keeps those of the other suites out."""
+"""Options of the suite that times training; use it with ``--confcutdir`` to exclude the other suites' options."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from stn_export.run.environment import describe
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of our own."""
+    """Add the suite's options."""
     group = parser.getgroup("stn_export")
     group.addoption("--dataset", default="digits", help="what is trained on")
     group.addoption("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
@@ -16,5 +16,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
-    """Put our environment beside pytest-benchmark's own."""
+    """Add our environment to pytest-benchmark's."""
     machine_info["stn_export"] = describe()

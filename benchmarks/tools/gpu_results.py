@@ -1,9 +1,9 @@
-"""Everything that a machine with one NVIDIA GPU can say, in minutes: ``python -m benchmarks.tools.gpu_results``.
+"""Measure everything on a machine with one NVIDIA GPU, in minutes: ``python -m benchmarks.tools.gpu_results``.
 
-A table of steps, each in a process of its own and bounded in time, what answers most first. Running it again goes on
-where it stopped: training, verification and the suites keep each epoch, check and row, and what was done leaves a
-marker that holds while the networks are the same. A step that fails or takes too long is remembered, the next one runs,
-and the exit code is 1 at the end. ``--plan`` says all that without doing it.
+A table of steps, each in a separate process with a time limit, the most informative first. Running it again resumes:
+training, verification and the suites keep each epoch, check and row, and a finished step leaves a marker that is valid
+while the networks are the same. If a step fails or takes too long, this is recorded, the next one runs, and the exit
+code is 1 at the end. ``--plan`` prints all that without running anything.
 """
 
 import argparse
@@ -38,10 +38,10 @@ from stn_export.runners.registry import no_gpu
 
 @dataclass(frozen=True)
 class GpuResults:
-    """How the minutes on a lent GPU are spent; all in seconds.
+    """How the minutes on a rented GPU are spent; all times in seconds.
 
-    A step is not begun with fewer than ``shortest`` left before the ``last``, which keeping the results may take; one
-    that is stopped has ``grace`` to write what it has.
+    A step is not started with fewer than ``shortest`` seconds left before the ``last``, which are reserved for storing
+    the results; a step that is stopped has ``grace`` to write its results.
     """
 
     dataset: str = DEFAULT_RUN.name
@@ -51,7 +51,7 @@ class GpuResults:
     shortest: float = 10.0
     last: float = 60.0
     grace: float = 15.0
-    trials: int = 5  # of the benchmarks' own proof, of each kind
+    trials: int = 5  # of the benchmarks' own validation, of each kind
 
 
 GPU_RESULTS = GpuResults()
@@ -61,7 +61,7 @@ MARKERS = "gpu-results"
 
 @dataclass(frozen=True)
 class Step:
-    """One process, at most ``limit`` seconds long. ``marked``: done once is done; others see to that themselves."""
+    """One process with a time limit. A ``marked`` step leaves a marker and is not repeated; the others resume."""
 
     name: str
     command: str
@@ -69,13 +69,13 @@ class Step:
     marked: bool = True
 
     def words(self, options: argparse.Namespace) -> list[str]:
-        """The command with the options put in."""
+        """Return the command line with the options filled in."""
         values = {name: "" if value is None else value for name, value in vars(options).items()}
         name, *given = (word.format_map(values) for word in shlex.split(self.command))
         return list(map(str, children.module(name, *given)))
 
 
-HERE = shlex.quote(str(Path(__file__).parent))  # of the suite that times training
+HERE = shlex.quote(str(Path(__file__).parent))  # directory of the suite that times training
 TRAINING = "{run}/" + MARKERS + "/training.json"
 TIMED = "stn_export.bench --benchmark-only --run {run} --device {device} --grid {grid} --suites "
 SUITES = {  # and the kinds of rows in each
@@ -106,7 +106,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step: ``state`` is done, kept (from before), failed, too slow, or not begun."""
+    """The result of a step: ``state`` is done, kept (from before), failed, too slow, or not begun."""
 
     step: str
     state: str
@@ -114,17 +114,18 @@ class Outcome:
 
     @property
     def good(self) -> bool:
+        """Return whether the step is complete."""
         return self.state in ("done", "kept")
 
 
 def fingerprint(command: Sequence[str], run: Path) -> str:
-    """What a marker holds: the command and the networks that it saw."""
+    """Return the content of a marker: a hash of the command and the networks."""
     content = b"".join(path.read_bytes() for path in sorted(run.glob(f"*/{MANIFEST}")))
     return hashlib.sha256(shlex.join(command).encode() + content).hexdigest()
 
 
 def perform(step: Step, options: argparse.Namespace, remaining: float) -> Outcome:
-    """Run a step unless its marker says that it was done; ``remaining`` seconds are left for all."""
+    """Run a step unless its marker says that it is done; ``remaining`` seconds are left for all steps."""
     marker, command = options.run / MARKERS / f"{step.name}.done", step.words(options)
     if step.marked and marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint(command, options.run):
         return Outcome(step.name, "kept", 0.0)
@@ -140,7 +141,10 @@ def perform(step: Step, options: argparse.Namespace, remaining: float) -> Outcom
 
 
 def bounded(command: Sequence[str], limit: float) -> int | None:
-    """The exit code, or None where ``limit`` seconds were not enough; an interrupt lets pytest write what it has."""
+    """Run a command and return its exit code; None if it exceeded ``limit`` seconds and was interrupted.
+
+    An interrupt, unlike a kill, lets pytest write what it has.
+    """
     process = children.start(command, end=signal.SIGTERM, group=True, env=children.environment())
     try:
         return process.wait(limit)
@@ -153,7 +157,7 @@ def bounded(command: Sequence[str], limit: float) -> int | None:
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """Interrupt a process and all its children; kill those that do not end within seconds."""
+    """Interrupt a process and all its children; kill those that do not end in time."""
     for number, patience in ((signal.SIGINT, GPU_RESULTS.grace), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, number)
@@ -165,10 +169,10 @@ def end_group(process: subprocess.Popen) -> None:
 
 
 def with_onnx_runtime(ort_site: Path) -> None:
-    """Start this process again, with a directory that holds ONNX Runtime's GPU build first on its path.
+    """Restart this process with a directory containing ONNX Runtime's GPU build first on its path.
 
     Raises:
-        UserError: where the directory has no ONNX Runtime.
+        UserError: if the directory has no ONNX Runtime.
     """
     if not (ort_site / "onnxruntime").is_dir():
         raise UserError(f"{ort_site} holds no onnxruntime", "ORT_SITE= is where 'pip install --target' put it")
@@ -179,7 +183,7 @@ def with_onnx_runtime(ort_site: Path) -> None:
 
 
 def keep_all(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> Outcome:
-    """The kept files: timings, what verification found, and what became of every step."""
+    """Store the results: timings, the verification, and the outcome of every step."""
     described = describe()
     name = file_name(described, resolve_device(options.device).type, now())
     states, verified, timed = {each.step: each.state for each in outcomes}, options.run / VERIFY_FILE, BENCH_FILE
@@ -194,7 +198,7 @@ def keep_all(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> Outcom
 
 
 def show_plan(options: argparse.Namespace) -> None:
-    """Every step with its limit and how much it has to do, and what is missing here, as if there were a GPU."""
+    """Print every step with its limit and its amount of work, and what is missing here, as if there were a GPU."""
 
     def there(reason: str) -> bool:
         return reason in ("", no_gpu())
@@ -220,7 +224,7 @@ def show_plan(options: argparse.Namespace) -> None:
 
 
 def planned_rows(suite: str, targets: Sequence[Target], grid: BenchGrid) -> str:
-    """How many rows a suite has, and what timing them takes beside loading."""
+    """Describe how many rows a suite has, and how long timing them takes, without loading."""
     kinds = SUITES[suite]
     count = sum(len(list(cases(kind, targets, getattr(grid, kind)))) for kind in kinds)
     each = 2 * grid.blocks * grid.block_seconds if kinds[0] in BASELINES else grid.row_seconds
@@ -229,7 +233,7 @@ def planned_rows(suite: str, targets: Sequence[Target], grid: BenchGrid) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command line parser."""
     parser = cli.stage("benchmarks.tools.gpu_results", "Train, export, verify and time on one GPU, within minutes.")
     parser.add_argument("--dataset", default=GPU_RESULTS.dataset, help="what is trained on")
     parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
@@ -245,10 +249,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all steps, keep what they found.
+    """Run all steps and store the results.
 
     Raises:
-        CheckFailedError: naming the steps that failed, took too long or were not begun.
+        CheckFailedError: naming the steps that failed, took too long or were not started.
     """
     options = build_parser().parse_args(arguments)
     require_choice("grid", options.grid, list(GRIDS))

@@ -1,4 +1,4 @@
-"""Keep what ``test_training.py`` measured as a small file: ``python -m benchmarks.tools.keep_training_speed FILE``."""
+"""Store results of ``test_training.py`` as a small file: ``python -m benchmarks.tools.keep_training_speed FILE``."""
 
 import json
 import statistics
@@ -16,10 +16,10 @@ COMMAND = "make bench-train DATASET={dataset} DEVICE={device}"
 
 
 def kept(measured: dict) -> dict:
-    """The rows of a pytest-benchmark file with their environment; nothing else of it.
+    """Return the rows of a pytest-benchmark file with their command and environment only.
 
     Raises:
-        UserError: where it holds no training.
+        UserError: if it contains no timing of training.
     """
     rows = [row["extra_info"] for row in measured["benchmarks"] if "what" in row["extra_info"]]
     if not rows:
@@ -30,7 +30,7 @@ def kept(measured: dict) -> dict:
 
 
 def print_rows(rows: Sequence[dict]) -> None:
-    """Medians, and the ratio where two took turns."""
+    """Print medians, and the ratios of paired comparisons."""
     table = []
     for row in rows:
         seconds, against, ratio = f"{statistics.median(row['seconds']):.2f}", "–", "–"

@@ -1,7 +1,7 @@
-"""Keep what trainings gave as one small file: ``python -m benchmarks.tools.keep_trainings RUN... --output FILE.json``.
+"""Store the results of trainings as one small file: ``python -m benchmarks.tools.keep_trainings RUN... --output FILE``.
 
-The file holds every seed's accuracy after each epoch, the means and paired differences over seeds, and where they
-were trained: the runs' ``training.json`` as one. On standard output goes the gain table in Markdown, a line each run.
+The file combines the runs' ``training.json``: every seed's accuracy after each epoch, means and paired differences over
+seeds, and the machines. The table of gains is printed in Markdown, one line per group of trainings.
 """
 
 import sys
@@ -15,7 +15,7 @@ from stn_export.train.recipes import MODELS
 
 
 def markdown(found: Sequence[ModelComparison]) -> str:
-    """A line for each comparison below two of heading: accuracies in percent, differences in points, 95 % intervals."""
+    """Return a Markdown table, one line per comparison: accuracies in percent, gains in points, 95 % intervals."""
     first, *others = MODELS.values()
     names = [spec.label for spec in (first, *others)] + [f"gain over the {spec.label}, points" for spec in others]
     lines = [f"| data set | seeds | {' | '.join(names)} |", "|---|--:|" + "--:|" * len(names)]

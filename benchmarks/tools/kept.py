@@ -1,4 +1,4 @@
-"""Results that are kept: small files in `benchmarks/results/`, named by device and day."""
+"""Store results as small files in `benchmarks/results/`, named by device and day."""
 
 import json
 import re
@@ -23,34 +23,33 @@ PROOF_SCHEMA = "stn_export/proof/2"
 
 
 def now() -> str:
-    """The time in UTC, as ISO 8601 writes it."""
+    """Return the current time in UTC, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def file_name(environment: dict, device: str, date: str) -> str:
-    """``nvidia-h100-80gb-hbm3-2026-01-31.json``: the device's name, and the day of an ISO 8601 time."""
+    """Return ``nvidia-h100-80gb-hbm3-2026-01-31.json``: the device's name, and the day of an ISO 8601 time."""
     name = environment["gpu"] if device == "cuda" else environment["cpu"]
     plain = re.sub(r"\((r|tm)\)", "", name.lower())
     return f"{re.sub(r'[^a-z0-9]+', '-', plain).strip('-')}-{date[:10]}.json"
 
 
 def device_of(content: dict) -> str:
-    """``cuda`` where anything was timed there."""
+    """Return ``cuda`` if any row was timed there, else ``cpu``."""
     return "cuda" if any(row["extra_info"].get("device") == "cuda" for row in content["benchmarks"]) else "cpu"
 
 
 def keep(path: Path, directory: Path) -> Path:
-    """Write a benchmark file without its single samples, and with what it is read by, into ``directory``.
+    """Write a benchmark file without its single samples, and with verdicts and peak rates, into ``directory``.
 
-    It stays one that pytest-benchmark can compare. What comes along: which rows ``verify`` proved equal, from the run
-    in which the file lies, and the device's peak rates. The peak of a CPU is measured here and now, so this belongs
-    on the machine that was timed.
+    pytest-benchmark can still compare the result. The verdicts say which rows ``verify`` found equal, in the run of the
+    file. A CPU's peak rates are measured during this call, so call it on the machine that was timed.
 
     Raises:
-        UserError: where it is no benchmark file of ours, or its figures cannot be right.
+        UserError: if it is no benchmark file of this package, or its figures cannot be right.
     """
     content = read_bench(path, Result)
-    laws.require(content, path)  # while the nodes of profiles are there
+    laws.require(content, path)  # before the nodes of profiles are removed
     environment, device = content["machine_info"]["stn_export"], device_of(content)
     for row in content["benchmarks"]:
         row["stats"].pop("data", None)
@@ -65,9 +64,9 @@ def keep(path: Path, directory: Path) -> Path:
 
 
 def verified(run: Path, rows: Iterable[Timing]) -> dict:
-    """Return ``proved``, the programs of ``rows`` and all others that verification passed, and ``portability``.
+    """Return ``proved``, the programs that passed verification, and ``portability``.
 
-    What was timed of another file than today's is not among them.
+    Programs of ``rows`` that were timed with other files than the current ones are left out.
     """
     checked = read_verified(run)
     if checked is None:
@@ -81,7 +80,7 @@ def verified(run: Path, rows: Iterable[Timing]) -> dict:
 
 
 def peak(environment: dict, device: str) -> dict | None:
-    """The device's peak rates: published for a GPU (None for one that is not in the table), measured for a CPU."""
+    """Return the device's peak rates: published for a GPU (None if it is not in the table), measured for a CPU."""
     if device == "cuda":
         return published_peak(environment["gpu"])
     torch.set_num_threads(environment["threads"])
@@ -89,7 +88,7 @@ def peak(environment: dict, device: str) -> dict | None:
 
 
 def compact(content: dict) -> bytes:
-    """JSON with one row of ``benchmarks`` a line."""
+    """Return JSON with one line per row of ``benchmarks``."""
     rest = {name: value for name, value in content.items() if name != "benchmarks"}
     head = json.dumps(rest, indent=1).removesuffix("\n}")
     rows = ",\n".join("  " + json.dumps(row, separators=(",", ":")) for row in content["benchmarks"])

@@ -1,4 +1,4 @@
-"""The processor's peak rates: fused multiply-adds at each vector width, compiled here, and a large copy."""
+"""Measure the processor's peak rates: fused multiply-adds at each vector width, compiled here, and a large copy."""
 
 import ctypes
 import subprocess
@@ -20,7 +20,7 @@ from stn_export.run.environment import instruction_sets
 
 @dataclass(frozen=True)
 class Probe:
-    """How a processor's own peak rates are measured: ``rounds`` of a loop, and a copy of ``copy_bytes``."""
+    """How the peak rates of a processor are measured: ``rounds`` of a loop, and a copy of ``copy_bytes``."""
 
     rounds: int = 5_000_000
     copy_bytes: int = 256 * 2**20
@@ -41,11 +41,11 @@ def widths_here() -> list[int]:
 
 
 def measured_peak(threads: int) -> dict:
-    """Measure this processor's rates on so many threads.
+    """Measure this processor's rates on ``threads`` threads.
 
     Returns:
-        ``flops``: float32's by precision, the fastest width's; empty where nothing can be compiled. ``widths``: FLOP/s
-        by vector width in bits. ``bytes``: bytes per second that a large copy reads and writes. ``source``: in words.
+        ``flops``: float32's by precision, the fastest width's; empty if nothing can be compiled. ``widths``: FLOP/s by
+        vector width in bits. ``bytes``: bytes per second that a large copy reads and writes. ``source``: in words.
     """
     widths = {str(width): rate for width in widths_here() if (rate := flop_rate(width, threads)) is not None}
     bits = ", ".join(widths)
@@ -59,7 +59,7 @@ def measured_peak(threads: int) -> dict:
 
 
 def flop_rate(width: int, threads: int) -> float | None:
-    """Return the most FLOP/s of all threads together over several tries; None where it cannot be compiled."""
+    """Return the most FLOP/s of all threads together over several tries; None if the loop cannot be compiled."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / f"peak{width}.so"
         if not compiled(width, library):
@@ -70,7 +70,7 @@ def flop_rate(width: int, threads: int) -> float | None:
 
 
 def compiled(width: int, library: Path) -> bool:
-    """Compile the loop for a vector width with the system's compiler, for this very processor."""
+    """Compile the loop for a vector width with the system's compiler, for this processor; return whether it worked."""
     if not compiler():
         return False
     flags = [*flags_of(HERE), f"-DBYTES={width // 8}", "-shared", "-fPIC"]
@@ -82,14 +82,14 @@ def compiled(width: int, library: Path) -> bool:
 
 
 def functions(library: Path) -> tuple[Callable[[int], float], int]:
-    """Load the compiled loop: processor seconds of so many rounds, and how many vectors a round has."""
+    """Load the compiled loop: a function from rounds to processor seconds, and the number of vectors per round."""
     loaded = ctypes.CDLL(str(library))
     loaded.run.argtypes, loaded.run.restype = [ctypes.c_long], ctypes.c_double
     return loaded.run, int(loaded.chains())
 
 
 def at_once(run: Callable[[int], float], threads: int) -> list[float]:
-    """Run the loop on so many threads at the same time; the processor seconds of each."""
+    """Run the loop on all threads at the same time; return the processor seconds of each."""
     ready = Barrier(threads)
 
     def one(_: int) -> float:
@@ -101,14 +101,14 @@ def at_once(run: Callable[[int], float], threads: int) -> list[float]:
 
 
 def copy_rate() -> float:
-    """Return the bytes per second that a large copy by PyTorch, on its present number of threads, reads and writes."""
+    """Return the bytes per second that a large PyTorch copy, on its current number of threads, reads and writes."""
     source = torch.rand(PROBE.copy_bytes // 4)
     target = torch.empty_like(source)
     return 2 * source.nbytes / cpu_seconds(lambda: target.copy_(source))
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
-    """Return the shortest of ``PROBE.tries`` calls in processor time per thread: others on the machine take no part."""
+    """Return the shortest of ``PROBE.tries`` calls in processor time per thread, free of other processes' influence."""
     seconds = []
     for _ in range(PROBE.tries):
         started = time.process_time()

@@ -1,4 +1,4 @@
-"""The share of a device's peak rate that a network reached, and the peaks that makers of GPUs publish."""
+"""Compute the share of a device's peak rate that a network reached; list the published peaks of GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ class Peak:
     source: str
 
 
-# By a word of the GPU's name. Of either the SXM module; the tensor cores' rates without sparsity.
+# By a word of the GPU's name. For the SXM modules; tensor core rates without sparsity.
 _HOPPER = {"fp32": 67e12, "tf32": 494.5e12, "fp16": 989.5e12, "bf16": 989.5e12, "int8": 1979e12}
 PEAKS = {
     "H100": Peak(_HOPPER, 3.35e12, "NVIDIA H100 Tensor Core GPU data sheet, SXM, dense"),
@@ -24,14 +24,14 @@ PEAKS = {
 
 
 def published_peak(gpu: str) -> dict | None:
-    """What the maker states for a GPU, by a word of its name; None for one that is not in ``PEAKS``."""
+    """Return the maker's figures for a GPU, by a word in its name; None if it is not in ``PEAKS``."""
     return next((asdict(peak) for word, peak in PEAKS.items() if word in gpu), None)
 
 
 def known_rate(peak: Mapping, precision: str) -> float | None:
-    """Return the device's peak FLOP/s in a precision; None where it is not known.
+    """Return the device's peak FLOP/s in a precision; None if unknown.
 
-    What a product of matrices reached (files that were kept without ``widths``) is no peak: other loops beat it.
+    The rate of a matrix product (in files stored without ``widths``) is no peak: other loops exceed it.
     """
     if peak["source"].startswith("measured") and not peak.get("widths"):
         return None
@@ -40,10 +40,10 @@ def known_rate(peak: Mapping, precision: str) -> float | None:
 
 @dataclass(frozen=True)
 class PeakShare:
-    """How fast a network's arithmetic ran: ``rate`` in FLOP/s as the network states it, and the share of the peak.
+    """How fast a network's arithmetic ran: ``rate`` in FLOP/s of the stated work, and the share of the peak.
 
-    ``done`` is how many FLOPs were really done in a call, where that is known: a convolution can be computed with fewer
-    multiplications than it states. ``share`` is of those, else of the stated ones; None where no honest share is known.
+    ``done`` is the number of FLOPs really performed in a call, if known: a convolution can be computed with fewer
+    multiplications than stated. ``share`` refers to those, else to the stated ones; None if no valid share is known.
     """
 
     rate: float
@@ -52,11 +52,11 @@ class PeakShare:
 
 
 def peak_share(work_of: Mapping, peak: Mapping, row: Timing) -> PeakShare:
-    """Hold a timed row's arithmetic against the device's peak rate."""
+    """Compare a timed row's arithmetic with the device's peak rate."""
     precision = "tf32" if row.tf32 and row.precision == "fp32" else row.precision
     known, done = known_rate(peak, precision), work_of.get("native_flops") if row.format == "native" else None
     stated = work_of["flops"]
     share = None if known is None else (stated if done is None else done) / row.median.middle / known
     if share is not None and share > 1 and done is None:
-        share = None  # beyond the peak: it was done with fewer multiplications than the network states
+        share = None  # above the peak: it was computed with fewer multiplications than stated
     return PeakShare(stated / row.median.middle, done, share)

@@ -1,8 +1,8 @@
-"""The benchmarks' own trial: `python -m benchmarks.tools.proof` (`make bench-proof`).
+"""Validate the benchmarks themselves: `python -m benchmarks.tools.proof` (`make bench-proof`).
 
-A/A: an artifact is set against itself, loaded anew; the true ratio is 1. Planted: the same, but a share of the measured
-time of each of our calls is added to it, so that the true ratio is known. All many times, by the very same functions
-that time every contest of `make bench`.
+A/A: an artifact is compared with itself, loaded anew; the true ratio is 1. Planted: the same, but a share of the
+measured time of each of our calls is added to it, so that the true ratio is known. Both are repeated many times, with
+the same functions that time every paired comparison of `make bench`.
 """
 
 import itertools
@@ -30,11 +30,11 @@ from stn_export.runners import Step
 
 @dataclass(frozen=True)
 class Proof:
-    """The benchmarks' own trial: ``trials`` contests of an artifact with itself, and as many with planted slowdowns.
+    """The plan of the validation: ``trials`` comparisons of an artifact with itself, as many per planted slowdown.
 
-    Passed where ``holding`` intervals at least hold the truth 1 (of intervals that do so 95 times in 100, 15 of 20 or
-    fewer are one case in 400), no false verdict is off by more than ``METHOD.same``, no slowdown is called faster, and
-    every one of ``certain`` or more is found. How often smaller ones are found is stated.
+    It passes if at least ``holding`` intervals cover the true ratio (of intervals with 95 % coverage, 15 of 20 or fewer
+    do so in one case of 400), no false verdict is off by more than ``METHOD.same``, no slowdown is called faster, and
+    every slowdown of at least ``certain`` is detected. How often smaller ones are detected is reported.
     """
 
     trials: int = 20
@@ -42,7 +42,7 @@ class Proof:
     planted: tuple[float, ...] = (0.03, 0.05, 0.15)
     certain: float = 0.15
     batches: tuple[int, ...] = (1, 64)
-    runners: tuple[str, ...] = ("onnxruntime-{}", "openvino-{}", "eager-{}")  # by device, where they can be had
+    runners: tuple[str, ...] = ("onnxruntime-{}", "openvino-{}", "eager-{}")  # by device, as far as available
 
 
 PROOF = Proof()
@@ -57,7 +57,8 @@ DROP = ("disturbed blocks", "interval", "verdicts", "ratios", "planted")
 def slowed(step: Step, share: float) -> Step:
     """Return the step on a clock that adds ``share`` of each call's own measured time to it.
 
-    A wait behind the call would slow down the next one too, by what nobody knows: this is slower by the share exactly.
+    A real wait after the call would slow down the next one too, by an unknown amount; this is slower by exactly the
+    share.
     """
     added = 0.0
 
@@ -72,34 +73,34 @@ def slowed(step: Step, share: float) -> Step:
 
 
 def trial(case: Case, grid: BenchGrid, slowdown: float, seed: int) -> dict:
-    """Compare a target with itself, ours slowed down by ``slowdown``; ``planted`` is the true ratio."""
+    """Compare a target with itself, with our side slower by ``slowdown``; ``planted`` is the true ratio."""
 
     def load(share: float) -> Step:
-        return slowed(Step(case.target.step(case.batch).run), share)  # by the wall's clock on any device
+        return slowed(Step(case.target.step(case.batch).run), share)  # by wall time on any device
 
     turns = interleave(lambda: load(slowdown), lambda: load(0.0), case.target.runner.device, grid, seed)
     return turns.hold().summary() | {"planted": 1 + slowdown}
 
 
 def true_ratio(row: Mapping, slowdown: float) -> float:
-    """Return the ratio that was planted; of a row that was kept when it was a wait, what was asked for."""
+    """Return the planted ratio; for older stored rows, whose slowdown was a real wait, the ratio that was requested."""
     return row.get("planted", 1 + slowdown)
 
 
 def covered(rows: Iterable[Mapping], slowdown: float) -> int:
-    """Count the intervals that hold the true ratio."""
+    """Count the intervals that cover the true ratio."""
     return sum(row["ratio_low"] <= true_ratio(row, slowdown) <= row["ratio_high"] for row in rows)
 
 
 def misleads(row: dict) -> bool:
-    """A/A: the verdict names a difference, of more than what counts as the same."""
+    """Return whether the verdict of an A/A trial is a difference of more than counts as the same."""
     return row["verdict"] in ("faster", "slower") and abs(row["ratio"] - 1) > METHOD.same
 
 
 def judge(slowdown: float, rows: Sequence[dict]) -> tuple[int, bool]:
-    """Count the intervals that hold 1, or the slowdowns that were found, and say whether the method passes."""
+    """Count the intervals that cover 1, or the slowdowns detected, and return whether the method passes."""
     held = covered(rows, slowdown)
-    known = not slowdown or all("planted" in row for row in rows)  # kept ones were waits, of nobody knows what
+    known = not slowdown or all("planted" in row for row in rows)  # older trials used waits of unknown length
     enough = not known or held >= PROOF.holding * len(rows) / PROOF.trials
     if not slowdown:
         return held, enough and not any(map(misleads, rows))
@@ -112,10 +113,10 @@ TRIALS = {"A/A": 0.0} | {f"planted {slowdown:.0%}": slowdown for slowdown in PRO
 
 
 def chosen_targets(run: Path, device: str, name: str | None) -> list[Target]:
-    """The named target, or what is shipped of the subject in each of ``PROOF.runners``.
+    """Return the named target, or the deployed artifact of the network under test in each of ``PROOF.runners``.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is none.
     """
     targets = find_targets(run, device)
     runners = [text.format(device) for text in PROOF.runners]
@@ -129,7 +130,7 @@ def chosen_targets(run: Path, device: str, name: str | None) -> list[Target]:
 
 
 def prove(targets: Sequence[Target], grid: BenchGrid, trials: int) -> list[dict]:
-    """All trials of all targets at all batch sizes that they can be given, one after the other."""
+    """Run all trials of all targets at every batch size that they accept, one after the other."""
     results, seeds = [], itertools.count(METHOD.seed + 1)
     cases = picked(targets, [Pick(PROOF.batches, slow=True)])
     with cli.progress() as bar:
@@ -146,14 +147,14 @@ def prove(targets: Sequence[Target], grid: BenchGrid, trials: int) -> list[dict]
 
 
 def planted_words(rows: Sequence[Mapping], slowdown: float) -> str:
-    """State the true ratio; of rows that were kept when it was a wait, that nobody measured what this came to."""
+    """Describe the true ratio; for stored rows whose slowdown was a real wait, say that it was not measured."""
     if not slowdown:
         return "1"
     return f"{1 + slowdown:.2f}" if all("planted" in row for row in rows) else f"{1 + slowdown:.2f}, not measured"
 
 
 def table_row(result: dict) -> tuple[str, ...]:
-    """One line of the closing table, and of RESULTS.md."""
+    """Return a line of the closing table and of RESULTS.md."""
     rows, slowdown = result["rows"], TRIALS[result["trial"]]
     ratios = [row["ratio"] for row in rows]
     verdicts = [row["verdict"] for row in rows]
@@ -173,10 +174,10 @@ def table_row(result: dict) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the trial, print both figures, keep them.
+    """Run the validation, print its figures and store them.
 
     Raises:
-        CheckFailedError: where the benchmarks cannot be believed.
+        CheckFailedError: if the benchmarks fail it.
     """
     parser = cli.stage("benchmarks.tools.proof", "Time an artifact against itself, and against itself slowed down.")
     parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="run directory")

@@ -1,7 +1,7 @@
-"""`benchmarks/RESULTS.md`, made from the kept files: `python -m benchmarks.tools.results_page` (`make bench-results`).
+"""Write `benchmarks/RESULTS.md` from stored files: `python -m benchmarks.tools.results_page` (`make bench-results`).
 
-With `--keep bench.json` a run's file is made small and kept first; on the machine that was timed, whose peak rates are
-measured along with it where it is a CPU.
+With `--keep bench.json`, a run's file is shrunk and stored first; do this on the machine that was timed, since a CPU's
+peak rates are measured along with it.
 """
 
 import sys
@@ -57,25 +57,25 @@ PEAK_NOTE = (
 
 
 def seconds(value: float) -> str:
-    """A time with three digits in a unit that suits it."""
+    """Format a time with three digits in a suitable unit."""
     unit, scale = next((pair for pair in UNITS.items() if value * pair[1] >= 1), ("ns", 1e9))
     return f"{value * scale:.3g} {unit}"
 
 
 def seconds_span(low: float, high: float) -> str:
-    """An interval of times in one unit, whose ends read differently."""
+    """Format an interval of times in one unit, with enough digits to distinguish its ends."""
     unit, scale = next((pair for pair in UNITS.items() if low * pair[1] >= 1), ("ns", 1e9))
     ends = span(low * scale, high * scale)
     return ends if ends.startswith("±") else f"{ends} {unit}"
 
 
 def name_of(row: Timing) -> str:
-    """Runner and artifact."""
+    """Return runner and artifact."""
     return f"{row.runner} {row.artifact}"
 
 
 def ratio_of(row: Timing) -> str:
-    """A contest's ratio and its interval."""
+    """Format the ratio of a paired comparison with its interval."""
     return f"{significant(row.ratio)} ({span(row.ratio_low, row.ratio_high)})"
 
 
@@ -97,7 +97,7 @@ def headlines(content: dict, rows: list[Timing]) -> list[str]:
 
 
 def proved_steps(content: dict, rows: list[Timing]) -> list[Timing]:
-    """The timed rows of programs that were proved equal when the file was kept, one a program and batch."""
+    """Return the timed rows of programs that were verified when the file was stored, one per program and batch."""
     proved: set[Program] = set(map(tuple, content["proved"]))
     return [row for row in steps(rows) if program(row) in proved]
 
@@ -113,7 +113,7 @@ def contest_tables(rows: list[Timing]) -> list[str]:
 
 
 def contest_line(row: Timing, rows: list[Timing], marks: Marks) -> tuple[str, ...]:
-    """Write one paired comparison, its figures marked where they are not to be trusted."""
+    """Write one paired comparison, with marks on figures that are not reliable."""
     return (
         name_of(row),
         str(row.batch),
@@ -125,7 +125,7 @@ def contest_line(row: Timing, rows: list[Timing], marks: Marks) -> tuple[str, ..
 
 
 def peak_table(content: dict, rows: list[Timing]) -> list[str]:
-    """Write the work and the share of the peak beside the fastest proved time of every network and batch."""
+    """Write the work and the share of the peak beside the fastest verified time of every network and batch."""
     if not content.get("peak"):
         return ["Peak rates of this device are not known, so there is no share of them.", ""]
     groups: dict[tuple[str, int], list[Timing]] = {}
@@ -141,7 +141,7 @@ def peak_table(content: dict, rows: list[Timing]) -> list[str]:
 
 
 def peak_words(content: Mapping) -> str:
-    """State the device's peak rates and where they are from; by vector width where each was measured."""
+    """Describe the device's peak rates and their source, by vector width if each was measured."""
     peak = content["peak"]
     rate, memory = known_rate(peak, "fp32"), f"{peak['bytes'] / 1e9:,.1f} GB/s"
     if rate is None:
@@ -171,7 +171,7 @@ def peak_line(work: dict, peak: dict, best: Timing, marks: Marks) -> tuple[str, 
 
 
 def proof_lines(content: dict) -> list[str]:
-    """Every trial, and what it takes to pass."""
+    """Write every trial of a validation, and the criteria."""
     return [
         f"{content['datetime'][:10]}, grid {content['grid']}. A/A: an artifact against itself, the interval must hold "
         f"1 at least {PROOF.holding} times in {PROOF.trials} and no verdict may be off by more than {METHOD.same:.0%}. "
@@ -182,7 +182,7 @@ def proof_lines(content: dict) -> list[str]:
 
 
 def machine_line(content: dict) -> str:
-    """What was timed on, with what, when."""
+    """Describe the machine, the versions and the date."""
     environment = content["machine_info"]["stn_export"]
     device = environment["gpu"] if device_of(content) == "cuda" else environment["cpu"]
     versions = ", ".join(f"{name} {environment['versions'][name]}" for name in sorted(environment["versions"]))
@@ -195,10 +195,10 @@ def machine_line(content: dict) -> str:
 
 
 def document(directory: Path) -> str:
-    """RESULTS.md: a chapter a benchmark file, then the proofs.
+    """Return RESULTS.md: a chapter per benchmark file, then the validations.
 
     Raises:
-        UserError: where a file cannot be read, or its figures cannot be right.
+        UserError: if a file cannot be read, or its figures cannot be right.
     """
     lines = [OPENING]
     kept = sorted(directory.glob("*.json"))
@@ -214,7 +214,7 @@ def document(directory: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Keep a run's file if one is named, then write RESULTS.md."""
+    """Store a run's file if one is named, then write RESULTS.md."""
     parser = cli.stage("benchmarks.tools.results_page", "Write RESULTS.md from the kept results.")
     parser.add_argument("--keep", type=cli.path_or_none, help="keep this bench.json first")
     parser.add_argument("--kept", type=Path, default=KEPT, help="directory of the kept files")

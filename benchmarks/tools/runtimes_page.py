@@ -1,7 +1,8 @@
-"""Which lowering runs in which runtime: ``python -m benchmarks.tools.runtimes_page --run RUN`` ends ``make runtimes``.
+"""Write the table of lowerings by runtime: ``python -m benchmarks.tools.runtimes_page --run RUN``.
 
-What ``verify --runtimes`` found of the files of a run's first network, and ``bench --runtimes`` of the time that they
-take, is kept in ``benchmarks/results/runtimes.json``, for ``export --for``, and in ``docs/runtimes.md``.
+``make runtimes`` ends with it. It combines the results of ``verify --runtimes`` and ``bench --runtimes`` for the files
+of a run's first network, in ``benchmarks/results/runtimes.json``, which ``export --for`` reads, and in
+``docs/runtimes.md``.
 """
 
 import json
@@ -24,7 +25,7 @@ from stn_export.run.schemas import read_bench, read_verified
 from stn_export.run.store import write_atomically
 from stn_export.runners.external import RUNTIMES
 
-REASON = 160  # characters of it that are shown
+REASON = 160  # characters of a reason that are shown
 PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
 INTRODUCTION = """# Runtimes
 
@@ -52,12 +53,12 @@ MIXED = (
     "inputs in place, as the column says; `make runtimes` now times all of them as requests."
 )
 REQUEST, IN_PLACE = "request", "inputs in place"
-TIMED = ("overhead", "eager")  # contests, in the order of the columns
+TIMED = ("overhead", "eager")  # paired comparisons, in the order of the columns
 KEPT_OF_A_CONTEST = ("runner", "artifact", "contest", "seconds", "ratio", "ratio_low", "ratio_high", "by_host")
 
 
 def rows(directory: NetworkDirectory, verified: Verified) -> Iterator[dict]:
-    """One row per file and runtime that verified it or refused it."""
+    """Yield one row per file and runtime that verified it or does not support it."""
     network = directory.name
     checks = {(check.artifact, check.runner): check for check in verified.checks if check.network == network}
     for artifact in directory.artifacts.values():
@@ -73,7 +74,7 @@ def rows(directory: NetworkDirectory, verified: Verified) -> Iterator[dict]:
 
 
 def cell(check: Check, points: Mapping[str, PointEntry]) -> dict:
-    """A verdict, and the worst error of an output in units of its largest value; or what failed, where that is none."""
+    """Return a verdict with the largest error of an output, as a share of its largest value, or with the failure."""
     scales = {name: point.scale for name, point in points.items() if point.scale}
     shares = {name: error and error / scales[name] for name, error in check.errors.items() if name in scales}
     worst = worst_by_kind(shares, points).get(OUTPUT)
@@ -82,7 +83,7 @@ def cell(check: Check, points: Mapping[str, PointEntry]) -> dict:
 
 
 def shown(row: Mapping) -> str:
-    """A row's cell, for a person."""
+    """Describe a row's verdict for people."""
     if row["verdict"] == REFUSES:
         return REFUSES
     agreed = f", {percent(row['agreement'])}" if row["verdict"] != EQUAL and row["agreement"] is not None else ""
@@ -91,14 +92,14 @@ def shown(row: Mapping) -> str:
 
 
 def matrix(table: Mapping) -> Iterator[tuple[str, ...]]:
-    """A row a file: its name, and a cell a runtime."""
+    """Yield a table row per file: its name, and a cell per runtime."""
     cells = {(row["file"], row["runtime"]): shown(row) for row in table["rows"]}
     for file in dict.fromkeys(row["file"] for row in table["rows"]):
         yield file, *(cells.get((file, runtime), cli.NONE) for runtime in table["runtimes"])
 
 
 def contests(run: Path, directory: NetworkDirectory) -> dict:
-    """The CPU and, of what was timed of the network's float32 files on one example, the contests."""
+    """Return the CPU and the paired comparisons of the network's float32 files on one example."""
     if not (run / BENCH_FILE).exists():
         return {"cpu": None, "contests": []}
     content = read_bench(run / BENCH_FILE)
@@ -113,7 +114,7 @@ def contests(run: Path, directory: NetworkDirectory) -> dict:
 
 
 def speed(table: Mapping) -> Iterator[str]:
-    """The lines of the page that say how fast it is in each runner, the fastest first."""
+    """Yield the page's lines on the speed in each runner, the fastest first."""
     found: dict[tuple[str, str], dict[str, Mapping]] = {}
     for row in table["contests"]:
         found.setdefault((row["runner"], row["artifact"]), {})[row["contest"]] = row
@@ -142,22 +143,22 @@ def speed(table: Mapping) -> Iterator[str]:
 
 
 def is_request(row: Mapping) -> bool:
-    """Say whether a contest was between host arrays; of one that was kept without it, other runtimes are given none."""
+    """Return whether a paired comparison used host arrays; older rows do not say, but external runtimes always did."""
     return row.get("by_host", row["runner"].removesuffix("-cpu") in {runtime.name for runtime in RUNTIMES})
 
 
 def interval_of(row: Mapping) -> Ratio:
-    """Return the ratio of a contest as the table keeps it."""
+    """Return the ratio of a paired comparison in the table."""
     return Ratio(row["ratio"], row["ratio_low"], row["ratio_high"])
 
 
 def ratio(found: Ratio) -> str:
-    """Write a ratio with its interval."""
+    """Format a ratio with its interval."""
     return f"{significant(found.middle)} ({span(found.low, found.high)})"
 
 
 def page(table: Mapping) -> str:
-    """``docs/runtimes.md``: a row a file, a column a runtime, how fast it is there, and the reasons of refusals."""
+    """Return ``docs/runtimes.md``: a table of files by runtime, speeds, and why some runtimes do not run a file."""
     told = ", ".join(f"{name} {version}" for name, version in table["runtimes"].items())
     tried = [choice for name in table["runtimes"] if (choice := chosen(name, table))]
     choices = [*tried, *(choose(name) for name in RULES)]
@@ -172,10 +173,10 @@ def page(table: Mapping) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Keep the table.
+    """Store the table and write the page.
 
     Raises:
-        UserError: where no runtime has verified anything of the run.
+        UserError: if no external runtime has verified anything of the run.
     """
     parser = cli.stage(
         "benchmarks.tools.runtimes_page", "Keep the table of what a run's ONNX files came to in other runtimes."

@@ -1,4 +1,4 @@
-"""Machines that are made up, so that the truth is known: a clock of their own, and files whose calls move it on.
+"""Simulate machines whose true times are known: a clock of their own, and files whose calls advance it.
 
 All noise is of the logarithms of times: of the machine by the millisecond (its weather), of single calls, and of loads.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from stn_export.runners import Step
 
-CALL = 1e-3  # seconds of a call where nothing slows it
+CALL = 1e-3  # seconds of an undisturbed call
 TICKS = 6000  # milliseconds of weather
 
 Noise = Callable[[np.random.Generator, int], np.ndarray]
@@ -23,7 +23,7 @@ def _bursts(ticks: int, share: float, much: float) -> Noise:
 
 
 def _wandering(ticks: float, much: float) -> Noise:
-    """A first-order process that forgets in so many ticks and lies so far from 0 at any time."""
+    """Return a first-order process with a correlation time of ``ticks`` and a standard deviation of ``much``."""
     keeps = math.exp(-1 / ticks)
 
     def draw(random: np.random.Generator, count: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def _few_loads(random: np.random.Generator, spread: float) -> float:
 
 @dataclass(frozen=True)
 class Condition:
-    """A kind of machine; ``claimed`` says whether an interval is to hold the truth there as often as it says."""
+    """A kind of machine; ``claimed`` says whether intervals are expected to reach their nominal coverage there."""
 
     name: str
     weather: Noise = _quiet
@@ -91,7 +91,7 @@ MEDIANS = (
 
 
 class Machine:
-    """A clock, and files whose calls move it on."""
+    """A simulated clock, and files whose calls advance it."""
 
     def __init__(self, condition: Condition, random: np.random.Generator) -> None:
         self.condition, self.random, self.seconds = condition, random, 0.0
@@ -103,11 +103,11 @@ class Machine:
             yield from np.exp(self.condition.calls(self.random, TICKS)).tolist()
 
     def now(self) -> float:
-        """Its clock, in seconds."""
+        """Return the simulated time in seconds."""
         return self.seconds
 
     def load(self, slowdown: float = 0.0) -> Step:
-        """A file whose calls take so much longer than another's."""
+        """Return a call of a file that takes ``1 + slowdown`` times as long as another's."""
         own = CALL * (1 + slowdown) * math.exp(self.condition.loads(self.random, self.condition.spread))
         self.seconds += self.condition.load_seconds
 

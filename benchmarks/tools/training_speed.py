@@ -1,7 +1,7 @@
-"""How training is timed; ``test_training.py`` beside this module says what.
+"""Time training loops; ``test_training.py`` beside this module selects what is timed.
 
 An epoch is timed whole: from the order of its images to the accuracy on the test set, which waits for the device. Two
-loops take turns in one process, A B A B ..., after an epoch of each that does not count.
+loops are timed alternately in one process, A B A B ..., after an epoch of each that does not count.
 """
 
 import math
@@ -32,7 +32,7 @@ Epoch = Callable[[], object]
 
 @dataclass(frozen=True)
 class Loop:
-    """Our training loop: so many seeds of a model at once, captured in a CUDA graph or step by step."""
+    """Our training loop: ``seeds`` models at once, captured in a CUDA graph or step by step."""
 
     model: str
     captured: bool
@@ -40,28 +40,28 @@ class Loop:
     seeds: int = 1
 
     def trainers(self, dataset: Dataset, device: torch.device) -> list[Trainer]:
-        """Fresh ones."""
+        """Create the trainers."""
         settings = Settings(self.model, RECIPE, 0, dataset.name, dataset.fingerprint, self.precision)
         return [Trainer(replace(settings, seed=seed), dataset, device) for seed in range(self.seeds)]
 
     def epoch(self, dataset: Dataset, device: torch.device) -> Epoch:
-        """A call for each epoch; a graph is captured before the first."""
+        """Return a function that trains one epoch; a graph is captured before the first."""
         trainers = self.trainers(dataset, device)
         step_all = CapturedSteps(trainers) if self.captured else advance
         return lambda: run_epoch(trainers, step_all=step_all)
 
     def train(self, dataset: Dataset, device: torch.device) -> None:
-        """All the recipe's epochs, from the network's first weights on."""
+        """Train all the recipe's epochs from freshly initialised weights."""
         epoch = self.epoch(dataset, device)
         for _ in range(RECIPE.epochs):
             epoch()
 
 
 def race(benchmark: BenchmarkFixture, ours: Epoch, baseline: Epoch, pairs: int) -> dict[str, object]:
-    """Time an epoch of either in turn, ``baseline`` first; ``ours`` is the benchmark's own row.
+    """Time an epoch of each alternately, ``baseline`` first; ``ours`` is the benchmark's own row.
 
     Returns:
-        every epoch's seconds, the pairs' ratio baseline / ours and its interval.
+        Every epoch's seconds, the ratio baseline / ours and its interval.
     """
     ours()
     baseline()
@@ -72,27 +72,27 @@ def race(benchmark: BenchmarkFixture, ours: Epoch, baseline: Epoch, pairs: int) 
 
 
 def pairs_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) -> dict[str, float]:
-    """Return the ratio baseline / ours of epochs that took turns, and its 95 % interval, of which it is the middle."""
+    """Return the ratio baseline / ours of alternately timed epochs: the middle of its 95 % interval, and its ends."""
     low, high = ratio_interval(np.divide(baseline_seconds, seconds), np.zeros(len(seconds)))  # of one load
     return {"ratio": math.sqrt(low * high), "ratio_low": low, "ratio_high": high}
 
 
 class StartUp:
-    """``python -m stn_export.train`` in fresh processes, each ended once its first step is done."""
+    """``python -m stn_export.train`` in fresh processes, each ended after its first step."""
 
     def __init__(self, dataset: str, data: Path | None, device: torch.device, scratch: Path) -> None:
         options = {"--dataset": dataset, "--data": str(data.absolute()) if data else "", "--device": device.type}
-        options["--epochs"] = "1"  # all that is trained where a start goes wrong
+        options["--epochs"] = "1"  # limits the training if ending it fails
         self.command = children.module("stn_export.train", *(part for pair in options.items() for part in pair))
         self.scratch = scratch
         self.process: subprocess.Popen[str] | None = None
         self.count = 0
 
     def until_first_step(self) -> None:
-        """From the process's start until it says that its first step is done.
+        """Start a process and wait until it reports that its first step is done.
 
         Raises:
-            RuntimeError: with what it said, where it ended before.
+            RuntimeError: with its output, if it ended before.
         """
         command = [*self.command, "--run", str(self.scratch / str(self.count))]
         self.count += 1
@@ -107,7 +107,7 @@ class StartUp:
         raise RuntimeError("training ended before its first step:\n" + "".join(said))
 
     def end(self) -> None:
-        """End the process of the last call: it finishes its step, saves and goes."""
+        """End the last process: it finishes its step, saves and exits."""
         if self.process is not None:
             self.process.terminate()
             self.process.communicate()

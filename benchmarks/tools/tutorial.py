@@ -1,4 +1,4 @@
-"""The loop of PyTorch's spatial transformer tutorial, to set ours against.
+"""The loop of PyTorch's spatial transformer tutorial, as a baseline for ours.
 
 Source: G. Hamrouni, "Spatial Transformer Networks Tutorial", pytorch/tutorials,
 ``intermediate_source/spatial_transformer_tutorial.py``. Kept: torchvision transforms on PIL images, a DataLoader with
@@ -25,7 +25,7 @@ LEARNING_RATE = 0.01
 
 
 class Pictures(data.Dataset):
-    """A split as torchvision's CIFAR10 holds one: pixels that become a PIL image, then a tensor, when asked for."""
+    """A split in the form of torchvision's CIFAR10: pixels that become a PIL image, then a tensor, on access."""
 
     def __init__(self, split: Split) -> None:
         self.pixels = split.images.permute(0, 2, 3, 1).cpu().numpy()  # N×32×32×3
@@ -55,14 +55,14 @@ class Tutorial:
         self.losses: list[float] = []
 
     def __call__(self) -> float:
-        """Train for an epoch, then test; returns the test accuracy in [0, 1]."""
+        """Train for an epoch, then test; return the test accuracy in [0, 1]."""
         if self.device.type == "cuda":  # PyTorch's defaults, which our trainers change
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
         self.train()
         return self.test()
 
     def train(self) -> None:
-        """One step a batch; ``losses`` are the epoch's."""
+        """Train one epoch, one step per batch; ``losses`` are those of the epoch."""
         self.model.train()
         self.losses = []
         for images, labels in self.train_loader:
@@ -74,7 +74,7 @@ class Tutorial:
             self.losses.append(loss.item())
 
     def test(self) -> float:
-        """Accuracy on the test split; its loss is summed as in the tutorial, and not looked at."""
+        """Return the accuracy on the test split; its loss is summed as in the tutorial, and discarded."""
         self.model.eval()
         loss, correct = 0.0, 0
         with torch.no_grad():

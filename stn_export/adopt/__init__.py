@@ -1,4 +1,4 @@
-"""Anyone's network into a run: ``python -m stn_export.adopt``, or in Python ``stn_export.adopt(module, ...)``."""
+"""Register any network in a run: ``python -m stn_export.adopt``, or in Python ``stn_export.adopt(module, ...)``."""
 
 from stn_export.callables import callable_package
 

@@ -1,4 +1,4 @@
-"""Bring a network of anyone's into a run: ``python -m stn_export.adopt``."""
+"""Register any network in a run: ``python -m stn_export.adopt``."""
 
 import sys
 from argparse import Namespace
@@ -20,7 +20,7 @@ DROP = ("made from", "kind", "padding", "align_corners", "mode", "grid")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Adopt a network, or look at it only."""
+    """Capture a network and register it in a run; with ``--inspect`` only show what was found."""
     options = cli.parse("adopt", arguments)
     if options.what.endswith(".pt2"):
         cli.say(f"{options.what}: {TRUST}", target=cli.console(stderr=True))
@@ -61,7 +61,7 @@ def _pixels(mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels
 
 
 def tell(found: Adoption) -> None:
-    """Print what was found and written."""
+    """Print the network's inputs, outputs, sampling sites, examples and notes, and the directories written."""
     cli.say(found.name + (f": {_costs(found.program)}" if found.program else ""))
     if found.program is not None:
         for kind, specs in (("input", found.program.contract.inputs), ("output", found.program.contract.outputs)):

@@ -1,4 +1,4 @@
-"""``adopt``: a network becomes a program of a run, its plain twin and what both are tried on beside it."""
+"""``adopt``: capture a network and write it to a run, with its bypassed baseline and its examples."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,18 +31,19 @@ Inputs = Mapping[str, Any] | Sequence[TensorSpec] | Given
 
 @dataclass
 class Adoption:
-    """What was found, and what was written.
+    """What ``adopt`` found and what it wrote.
 
     Attributes:
-        name: of the network.
-        examples: what it is tried on.
-        program: the network, None where it cannot be captured.
-        sites: where it samples.
-        twin: what it is set against, if there is anything.
-        notes: what else a person must know: what could not be kept open, why there is no twin, and so on.
-        written: the directories of the networks; empty where it was only looked at.
-        up_to_date: whether all of it lay there already.
-        replaced: whether something else of its name did.
+        name: the network's name.
+        examples: what the network is tried on.
+        program: the captured network; None if it cannot be captured.
+        sites: the sampling sites.
+        twin: the baseline: the network with its samplers bypassed, or the network given as ``plain``; None if there is
+            none.
+        notes: what else the user must know: sizes that cannot stay dynamic, why there is no baseline, and so on.
+        written: the directories of the networks; empty if ``adopt`` was called without a run.
+        up_to_date: whether everything was there already, unchanged.
+        replaced: whether another network of the same name was overwritten.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Adoption:
     replaced: bool = False
 
     def as_dict(self) -> dict:
-        """JSON-ready."""
+        """Convert the adoption to JSON-ready values."""
         tried = self.examples
         return {
             "network": self.name,
@@ -96,29 +97,31 @@ def adopt(
     data_seed: int = 0,
     wait: bool = True,
 ) -> Adoption:
-    """Capture a network, find where it samples, and put it into a run.
+    """Capture a network, find its sampling sites and register it in a run.
 
     Args:
-        what: a module, ``file.py:callable``, ``package.module:callable``, or a ``.pt2`` file, whose loading runs what
-            its maker put in.
-        inputs: by the names that ``forward`` has: a shape with the names of open sizes, ``N`` the batch, or an example,
-            whose first dimension is the batch if the first input's is as large; dictionaries and lists of them; and
-            what stays as it is: None, numbers, words. Or ``Given``, as a call of the module is written.
-        run: the run directory; without one nothing is written.
-        name: of the network's directory; by default the run's.
-        outputs: their names.
+        what: a module, ``file.py:callable``, ``package.module:callable``, or a ``.pt2`` file. Loading a ``.pt2`` file
+            runs the code in it.
+        inputs: one entry per parameter of ``forward``, by name: a shape with names for dynamic sizes (``N`` is the
+            batch), or an example, whose first dimension is the batch if it is as long as that of the first input;
+            dictionaries and lists of these; constants: None, numbers, strings. Or ``Given``, written like a call of the
+            module.
+        run: the run directory; without it nothing is written.
+        name: of the network's directory; by default the run's name or, without a run, that of ``what``.
+        outputs: names of the outputs.
         weights: a ``.pt``, ``.pth`` or ``.safetensors`` file.
-        examples: what it is tried on: a file, a folder of pictures, or tensors by input; random numbers without.
-        labels: one an example: a file, or numbers.
-        pixels: how bytes of pictures are normalised.
-        plain: a callable that gives what the network is set against instead of its twin.
-        sizes: of open dimensions, where neither examples nor a captured program say them.
+        examples: what the network is tried on: a file, a folder of images, or tensors by input name; random numbers by
+            default.
+        labels: one per example: a file, or class numbers.
+        pixels: how the bytes of images are normalised.
+        plain: a callable that returns the baseline, instead of the network with its samplers bypassed.
+        sizes: of dynamic dimensions, if neither the examples nor a captured program give them.
         evaluation: whether a module in training mode may be put into evaluation mode.
         data_seed: of random examples.
-        wait: for a stage that is changing the run, instead of refusing.
+        wait: for another stage to release the run, instead of raising an error.
 
     Raises:
-        UserError: where anything of it does not fit, before anything is written.
+        UserError: if anything is invalid; nothing has been written then.
     """
     name = checked_name(name or (Path(run).name if run else default_name(what)))
     network, named = _network(what, inputs, weights, evaluation, outputs)
@@ -152,7 +155,11 @@ def adopt(
 
 
 def default_name(what: nn.Module | str) -> str:
-    """A name for a network that nobody named."""
+    """Return the name for a network that was not given one: the file's, the callable's or the class's.
+
+    Raises:
+        UserError: if ``what`` is a file that holds no PyTorch module.
+    """
     if isinstance(what, str):
         require_adoptable(what)
         return Path(what).stem if what.endswith(".pt2") else what.rpartition(":")[2]
@@ -160,10 +167,10 @@ def default_name(what: nn.Module | str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """The name, once it can be that of a directory.
+    """Return ``name`` if it can be the name of a directory.
 
     Raises:
-        UserError: where it cannot.
+        UserError: if it cannot.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise UserError(f"{name!r} cannot be a network's name", "choose one of letters, digits, - and _ with --name")
@@ -172,9 +179,9 @@ def checked_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Named:
-    """The inputs of a network in the order of what it is called with, and the examples among them.
+    """The tensor inputs of a network, in the order in which the network is called with them, and their examples.
 
-    ``again`` names them where forward's order alone does not tell them; it is None where names do not suffice.
+    ``again`` lists their names if that order is not forward's own; None if names alone cannot restore the call.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -183,7 +190,7 @@ class _Named:
 
 
 def _specs(inputs: Sequence[TensorSpec] | Mapping[str, Any]) -> _Named:
-    """The inputs' specs, in the order given: as they are, or of examples and shapes by name."""
+    """Return the specs of inputs given as specs, or as shapes and examples by name, in the order given."""
     if not isinstance(inputs, Mapping):
         return _Named(tuple(inputs), {})
     given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
@@ -197,13 +204,13 @@ def _specs(inputs: Sequence[TensorSpec] | Mapping[str, Any]) -> _Named:
 
 
 def _is_input(value: Any) -> bool:
-    """Whether this is an example or a shape, not something that holds such or stays as it is."""
+    """Return whether a value is an example, a shape or a spec, rather than a container of them or a constant."""
     shape = isinstance(value, list | tuple) and value and all(type(size) in (int, str) for size in value)
     return bool(shape) or isinstance(value, Tensor | TensorSpec)
 
 
 def _leaves(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Examples and shapes by name: their keys, and those of what holds them."""
+    """Return all examples and shapes by name; nested ones are named by their keys, joined with ``_``."""
     paths, _ = _pytree.tree_flatten_with_path(dict(inputs), is_leaf=_is_input)
     found = [
         ("_".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path), value) for path, value in paths
@@ -212,12 +219,12 @@ def _leaves(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _called_with(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, _Named]:
-    """The module as one that takes the tensors among these inputs only, bound by name, and their specs in its order."""
+    """Wrap the module so that it takes tensors only, bound by name, and return it with their specs in that order."""
     if isinstance(inputs, Given):
         call = call_of(module, inputs.arguments, inputs.keywords)
         return call.module, _specs(dict(zip(call.names, call.tensors, strict=True)))
     named = dict(inputs) if isinstance(inputs, Mapping) else {spec.name: spec for spec in inputs}
-    stand_ins: list[Tensor] = []  # one an input, by which the call's order is found again
+    stand_ins: list[Tensor] = []  # one per input, to find the call's order again
 
     def stand_in(value: Any) -> Any:
         if _is_input(value):
@@ -237,7 +244,7 @@ def _called_with(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, _Named]:
 def _network(
     what: nn.Module | str, inputs: Inputs, weights: Path | None, evaluation: bool, outputs: Sequence[str]
 ) -> tuple[nn.Module | Program, _Named]:
-    """The network, and its inputs as it takes them."""
+    """Load or prepare the network, and return it with its inputs in the order in which it takes them."""
     if isinstance(what, str):
         require_adoptable(what)
     if isinstance(what, str) and what.endswith(".pt2"):
@@ -254,7 +261,7 @@ def _network(
 
 
 def _bypassed(program: Program, result: Adoption) -> Program | None:
-    """The network with its samplers left out, or None and a note on why there is none."""
+    """Return the network with its samplers bypassed; None, with a note on the reason, if that makes no baseline."""
     if not result.sites:
         result.notes.append("no plain twin: it samples no pictures")
         return None
@@ -270,7 +277,7 @@ def _bypassed(program: Program, result: Adoption) -> Program | None:
 
 
 def _given_plain(what: str, subject: Program, result: Adoption) -> Program:
-    """The plain network that somebody brought; it takes the same inputs."""
+    """Load the baseline that the user named; it takes the same inputs as the network."""
     contract = subject.contract
     program = program_of(load_module(what, None, True), contract.inputs, (), result.examples, result.notes)
     if len(program.contract.outputs) == len(contract.outputs):
@@ -281,7 +288,11 @@ def _given_plain(what: str, subject: Program, result: Adoption) -> Program:
 
 
 def _enter(program: Program, result: Adoption, run: Path, note: str) -> None:
-    """Write everything, or find that it lies there."""
+    """Write the network, its baseline and its examples to the run, and note what was replaced or unchanged.
+
+    Raises:
+        UserError: if the run holds other networks.
+    """
     subject, plain = (NetworkDirectory(run / name) for name in (result.name, f"{result.name}-plain"))
     if others := sorted({path.parent.name for path in run.glob(f"*/{MANIFEST}")} - {subject.name, plain.name}):
         raise UserError(f"{run} holds {', '.join(others)} already", "name another run with --run, or this network")

@@ -1,4 +1,4 @@
-"""What is to be adopted: somebody's module with its weights, or a program that somebody captured."""
+"""Load what is to be adopted: a user's module with its weights, or a program captured elsewhere."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from stn_export.program.program import Program, contract_of, load_program
 from stn_export.program.specs import BATCH, TensorSpec, by, output_names
 from stn_export.program.state import deep_copy
 
-SEED = 0  # of weights that the module draws itself
+SEED = 0  # of the weights that the module initialises
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
-HOLDERS = ("state_dict", "model", "model_state_dict")  # where training scripts put weights in what they save
-# What a file that is no network of PyTorch's can be used for instead, by the end of its name.
+HOLDERS = ("state_dict", "model", "model_state_dict")  # keys under which training scripts save weights
+# What to do with a file that is no PyTorch network, by suffix.
 ELSEWHERE = {
     ".onnx": "stn-export audit {0} says where it runs and how to call it; bench {0}, verify {0} OTHER",
     ".ts": "stn-export verify {0} OTHER compares it with another file",
@@ -30,15 +30,15 @@ ELSEWHERE = {
 }
 INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>[\w=]+(,[\w=]+)*)(:(?P<dtype>\w+))?", re.ASCII)
 SIZE = re.compile(r"(?!\d)(?P<name>\w+)(=(?P<open>[1-9]\d{0,17}))?|(?P<fixed>[1-9]\d{0,17})", re.ASCII)
-LONGEST = 80  # characters of what is wrong that a message repeats
-RANK = 8  # dimensions that an input has at most, as ONNX's runtimes do
+LONGEST = 80  # characters of invalid text that a message quotes
+RANK = 8  # most dimensions of an input, as in ONNX runtimes
 
 
 def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
-    """An input from ``NAME=N,3,24,W=94:float32``, and what its open sizes are where it says so.
+    """Parse an input such as ``NAME=N,3,24,W=94:float32`` into its spec and the sizes given for its dynamic dimensions.
 
     Raises:
-        UserError: for anything else.
+        UserError: if the text has another form, or the input would be too large.
     """
     found = INPUT.fullmatch(text)
     if found is None:
@@ -63,10 +63,10 @@ def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
 
 
 def require_adoptable(what: str) -> None:
-    """Refuse a file that holds no network of PyTorch's, and say what can be done with it.
+    """Reject a file that holds no PyTorch network, with a hint on what can be done with it.
 
     Raises:
-        UserError: where the name is that of such a file.
+        UserError: if the file name has the suffix of such a file.
     """
     suffix = Path(what).suffix.lower()
     if ":" not in Path(what).name and suffix in ELSEWHERE:
@@ -74,15 +74,15 @@ def require_adoptable(what: str) -> None:
 
 
 def load_module(what: str, weights: Path | None, evaluation: bool) -> nn.Module:
-    """The module that a callable gives, with these weights.
+    """Call a user's callable and return its module in evaluation mode, with the given weights.
 
     Args:
-        what: ``file.py:callable`` or ``package.module:callable``, called without arguments.
-        weights: see ``read_weights``; without them it keeps what it draws or loads itself.
-        evaluation: whether to put it into evaluation mode.
+        what: ``file.py:callable`` or ``package.module:callable``; it is called without arguments.
+        weights: see ``read_weights``; by default the module keeps the weights that it initialises or loads itself.
+        evaluation: whether a module in training mode may be put into evaluation mode.
 
     Raises:
-        UserError: where that fails at any step, or the module is in training mode and is to stay so.
+        UserError: if any step fails, or the module is in training mode and ``evaluation`` is not set.
     """
     make = resolve(what)
     torch.manual_seed(SEED)
@@ -97,10 +97,10 @@ def load_module(what: str, weights: Path | None, evaluation: bool) -> nn.Module:
 
 
 def require_evaluation(module: nn.Module, wanted: bool) -> bool:
-    """Whether a module is in evaluation mode all through.
+    """Return whether a module and all its submodules are in evaluation mode.
 
     Raises:
-        UserError: where it is not and nobody wanted that changed.
+        UserError: if one of them is in training mode and ``wanted`` (a change of mode) is not set.
     """
     live = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if live and not wanted:
@@ -109,10 +109,10 @@ def require_evaluation(module: nn.Module, wanted: bool) -> bool:
 
 
 def in_evaluation(module: nn.Module, wanted: bool) -> nn.Module:
-    """The module itself where it is in evaluation mode, else a copy of it that is: its own mode stays.
+    """Return the module if it is in evaluation mode, else a copy that is; the module's own mode never changes.
 
     Raises:
-        UserError: where it is in training mode and nobody wanted another, or it cannot be copied.
+        UserError: if it is in training mode and ``wanted`` is not set, or if it cannot be copied.
     """
     if require_evaluation(module, wanted):
         return module
@@ -121,13 +121,14 @@ def in_evaluation(module: nn.Module, wanted: bool) -> nn.Module:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Put the weights of a file into a module.
+    """Load the weights of a file into a module.
 
     Raises:
-        UserError: where the file cannot be read, or its weights are not the module's: the first ones, and how many.
+        UserError: if the file cannot be read or does not fit the module; the message gives the number of missing,
+            unexpected and unlike weights and the first of each.
     """
     state, own = read_weights(path), module.state_dict()
-    if state and all(name.startswith("module.") for name in state):  # a DataParallel around it
+    if state and all(name.startswith("module.") for name in state):  # saved from a DataParallel module
         state = {name.removeprefix("module."): value for name, value in state.items()}
     other = [name for name in own if name in state and own[name].shape != state[name].shape]
     unlike = [name for name in own if name in state and not _holds_numbers_like(own[name], state[name])]
@@ -143,15 +144,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def _holds_numbers_like(own: Tensor, value: Tensor) -> bool:
-    """Whether a weight can be copied from this: numbers one by one, complex only where the weight is."""
+    """Return whether a weight can be copied from ``value``: dense, with data, and complex only if the weight is."""
     return value.layout is torch.strided and not value.is_meta and value.is_complex() <= own.is_complex()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from ``.safetensors``, or from ``.pt`` or ``.pth`` without running what is in it.
+    """Read a state dict from a ``.safetensors``, ``.pt`` or ``.pth`` file, without running code in it.
 
     Raises:
-        UserError: where there is none.
+        UserError: if the file holds none.
     """
     archive(path, "name the weights with --weights")
     content = _safetensors(path) if path.suffix == ".safetensors" else tensors_of(path, "save module.state_dict()")
@@ -165,14 +166,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_of(path: Path, remedy: str) -> object:
-    """``torch.load`` of tensors only.
+    """Load a file with ``torch.load``, restricted to tensors.
 
     Raises:
-        UserError: where there is more in the file, or it is damaged.
+        UserError: if the file holds anything else, or is damaged.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch raises by kind of damage
+    except Exception as error:  # PyTorch raises various errors for damaged files
         raise UserError(f"{path} is damaged, or holds more than tensors, which may run code", remedy) from error
 
 
@@ -183,15 +184,15 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} needs the safetensors package", "pip install safetensors") from error
     try:
         return load_file(path)
-    except Exception as error:  # its own kind, by version
+    except Exception as error:  # its error type depends on its version
         raise UserError(f"{path} is damaged: {one_line(error)}", "save it again") from error
 
 
 def load_captured(path: Path, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Program:
-    """A program that somebody else captured, with other names where they are given. This runs what its maker put in.
+    """Load a captured program, renaming its inputs and outputs if names are given. Loading runs the code in the file.
 
     Raises:
-        UserError: where it cannot be read, was captured in training mode, or has other inputs or outputs.
+        UserError: if it cannot be read, was captured in training mode, or has other inputs or outputs than named.
     """
     program = load_program(path)
     if any(node.target in NOTHING and True in node.args[1:] for node in program.exported.graph.nodes):

@@ -1,4 +1,4 @@
-"""A module becomes a program whose contract names what it takes and gives; where it samples is seen while it runs."""
+"""Capture a module as a program with named inputs and outputs; find its sampling sites while it runs."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +22,12 @@ from stn_export.program.specs import BATCH, Contract, TensorSpec, distinct
 from stn_export.program.state import Batch, Copies, alike, answer, copied, following, told, trial
 from stn_export.run.examples import Examples
 
-GROSS = 1e-3  # of a value, and of what is usual beside it: captured graph and module may differ by roundings only
+GROSS = 1e-3  # relative difference allowed of graph and module: both round, but agree closely
 REMEDY = "it may draw random numbers, or keep something outside itself: leave that out in evaluation mode"
 
 
 def values_of(specs: Sequence[TensorSpec], tried: Examples, count: int = SMALLEST) -> tuple[Tensor, ...]:
-    """The first examples as the network takes them."""
+    """Return the first ``count`` examples as tensors that the network takes."""
     return Contract(tuple(specs), ()).values(tried.take(count))
 
 
@@ -38,16 +38,16 @@ def program_of(
     tried: Examples,
     notes: list[str],
 ) -> Program:
-    """The program of a network; what could not be kept open goes into the notes.
+    """Capture a network as a program; a note is added for every size that cannot stay dynamic.
 
     Raises:
-        UserError: where it cannot be captured, or the capture computes something else.
+        UserError: if it cannot be captured, or the captured graph computes something else.
     """
     if isinstance(network, Program):
         return replace(network, contract=replace(network.contract, inputs=tuple(specs)))
     count = 1 if any(spec.shape[0] == 1 for spec in specs if spec.batched) else SMALLEST
     copies = Copies(network)
-    seen = trial(copies, *_two_batches(specs, tried, count))  # its own errors are clearer than those of a capture
+    seen = trial(copies, *_two_batches(specs, tried, count))  # its errors are clearer than those of a capture
     notes += [*filter(None, [seen.note]), *told(network, seen.mutations)]
     if not seen.steady:
         raise UserError(f"{type(network).__name__} answers differently when it is called again", REMEDY)
@@ -65,7 +65,7 @@ def program_of(
 
 
 def _two_batches(specs: Sequence[TensorSpec], tried: Examples, count: int) -> tuple[Batch, Batch]:
-    """The first examples, and the next ones; where there are none, or the same, others are made of the first."""
+    """Return the first and the next ``count`` examples; if the second batch is the same, derive it from the first."""
     first: Batch = values_of(specs, tried, count), {}
     more = values_of(specs, _without_first(tried, count), count) if len(tried) >= 2 * count else first[0]
     same = all(torch.equal(one, other) for one, other in zip(first[0], more, strict=True))
@@ -73,13 +73,13 @@ def _two_batches(specs: Sequence[TensorSpec], tried: Examples, count: int) -> tu
 
 
 def _without_first(tried: Examples, count: int) -> Examples:
-    """The examples without the first ones."""
+    """Return the examples without the first ``count``."""
     rows = dict(tried.rows(slice(count, None)))
     return replace(tried, inputs=rows, labels=None if tried.labels is None else tried.labels[count:])
 
 
 def _captured(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, count: int) -> tuple[Captured, int]:
-    """The network captured, and the batch that it was captured at: 2 or more where that is open, else its size."""
+    """Capture the network; return it with the batch size of the capture, at least 2 if the batch is dynamic."""
     shapes = [spec.shape for spec in specs]
     refusals: list[UserError] = []
     try:
@@ -109,7 +109,10 @@ def _capture(
 
 
 def _batch_problem(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, found: Captured) -> str:
-    """Why the batch is not open: one size for all inputs, at which the graph runs as the network does at 1 and at 3."""
+    """Say why the batch cannot be dynamic; an empty string if it can.
+
+    It can if all inputs share one batch size and the graph agrees with the network at every size in ``OTHER_BATCHES``.
+    """
     batched = [shape for spec, shape in zip(specs, found.shapes, strict=True) if spec.batched]
     if not batched:
         return ""
@@ -128,7 +131,7 @@ def _batch_problem(copies: Copies, specs: Sequence[TensorSpec], tried: Examples,
         try:
             with torch.no_grad():
                 same = alike(wanted, list(graph(*copied(values))), GROSS)
-        except Exception as error:  # what a graph raises that was made for other sizes
+        except Exception as error:  # a graph captured for other sizes may raise anything
             return f"what is captured does not run with a batch of {size}: {one_line(error)}"
         if not same:
             return f"what is captured gives something else with a batch of {size}"
@@ -136,7 +139,7 @@ def _batch_problem(copies: Copies, specs: Sequence[TensorSpec], tried: Examples,
 
 
 def _closed(specs: Sequence[TensorSpec], found: Captured) -> list[str]:
-    """What was to be open and is not, in words."""
+    """Describe every size that was requested as dynamic and is static or limited."""
     notes = [
         f"{wanted} of input {spec.name} cannot be kept open, it is {size}: {found.problem}"
         if isinstance(size, int)
@@ -159,7 +162,11 @@ def _names(exported: ExportedProgram, specs: Sequence[TensorSpec], outputs: Sequ
 
 
 def _require_same(copies: Copies, program: Program, values: Sequence[Tensor], answers: list[Tensor]) -> None:
-    """Refuse a capture that computes something else than the network gave."""
+    """Raise an error if the captured program computes something else than the network.
+
+    Raises:
+        UserError: if it does.
+    """
     if (size := program.contract.batch) and any(
         spec.batched and len(value) != size for spec, value in zip(program.contract.inputs, values, strict=True)
     ):
@@ -172,7 +179,7 @@ def _require_same(copies: Copies, program: Program, values: Sequence[Tensor], an
 
 
 def with_origin(program: Program, origin: dict, tried: Examples, notes: list[str]) -> Program:
-    """The program, which says where its code is if that makes the same network again."""
+    """Return the program with the place of its code recorded, if that code builds the same network; else add a note."""
     made_again = replace(program, origin=origin)
     own, values = made_again.own_module(), values_of(program.contract.inputs, tried, program.contract.batch or SMALLEST)
     if isinstance(own, str):
@@ -188,14 +195,14 @@ def with_origin(program: Program, origin: dict, tried: Examples, notes: list[str
 
 
 def _writes(module: nn.Module, values: Sequence[Tensor]) -> bool:
-    """Whether a module changes the tensors that it is called with."""
+    """Return whether a module changes the tensors that it is called with."""
     given = copied(tuple(values))
     with torch.no_grad():
         module(*given)
     return any(not alike([one], [other], 0.0) for one, other in zip(given, values, strict=True))
 
 
-# Where a module samples, seen while it runs: for modules that ``torch.export`` cannot capture.
+# Sampling sites of modules that ``torch.export`` cannot capture, recorded while they run.
 
 
 SAMPLERS = (F.grid_sample, torch.grid_sampler)
@@ -204,7 +211,7 @@ TORCH = f"{Path(torch.__file__).parent}/"
 
 
 class Watch(TorchFunctionMode):
-    """Notes every sampler that runs inside it."""
+    """Record every sampler that runs while the mode is active."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -242,7 +249,7 @@ class Watch(TorchFunctionMode):
         return result
 
     def _where(self, frame: FrameType | None) -> str:
-        """The innermost line outside PyTorch, and the module that it runs in."""
+        """Return the innermost line of code outside PyTorch, and the submodule that runs it."""
         place, module = "", None
         while frame is not None and module is None:
             file = frame.f_code.co_filename
@@ -263,10 +270,10 @@ def _word(value: str | int | None, words: Sequence[str]) -> str:
 
 
 def watched(module: nn.Module, values: Sequence[Tensor]) -> tuple[Site, ...]:
-    """Every sampler that runs when a copy of the module does, in order; shapes are those of these inputs.
+    """Run a copy of the module and return its sampling sites in order, with the shapes that these inputs lead to.
 
     Raises:
-        UserError: where the module itself fails.
+        UserError: if the module itself fails.
     """
     with Copies(module).fresh() as made, Watch(made) as watch:
         answer(made, (tuple(values), {}))

@@ -1,4 +1,4 @@
-"""What an adopted network is tried on: tensors from a file, pictures from a folder, and labels."""
+"""Gather the examples of an adopted network: tensors from a file, images from a folder, and labels."""
 
 import csv
 import re
@@ -18,18 +18,18 @@ from stn_export.run.examples import MODES, Examples, random_examples, read_pictu
 from stn_export.run.store import load_arrays_as_tensors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-MOST_PICTURES = 2000  # of a folder, which may hold any number
-RANDOM, RANDOM_BYTES = 64, 2**26  # how many examples at most, and how large, where nobody brought any
+MOST_PICTURES = 2000  # of a folder with any number of images
+RANDOM, RANDOM_BYTES = 64, 2**26  # largest number and bytes of random examples
 LABELS = "labels"
-NUMBER = re.compile(r"[-+]?[\d.]+")  # what begins no heading, whether it is a label or not
+NUMBER = re.compile(r"[-+]?[\d.]+")  # a second cell of this form is no heading
 LONGEST_LABEL = 9  # digits of a class number
 
 
 def with_pixels(specs: Sequence[TensorSpec], pixels: Pixels) -> tuple[TensorSpec, ...]:
-    """The inputs, the first picture of them normalised from bytes like this.
+    """Return the specs with this normalisation of bytes set on the first image input.
 
     Raises:
-        UserError: where there is no such picture, or it has another number of channels.
+        UserError: if no input is a floating-point image, or its number of channels differs.
     """
     picture = Contract(tuple(specs), ()).picture
     if picture is None or not picture.is_float:
@@ -48,17 +48,18 @@ def gather(
     sizes: Mapping[str, int],
     seed: int = 0,
 ) -> tuple[Examples, dict[int, str]]:
-    """What a network is tried on, and the names of classes where the labels' file has them.
+    """Gather a network's examples, and the class names if the labels file has them.
 
     Args:
-        given: an ``.npz`` or ``.pt`` file of tensors by input, a folder of pictures, tensors; random numbers without.
-        labels: a file, see ``read_labels``, or numbers; those among the tensors under ``labels`` count too.
+        given: an ``.npz`` or ``.pt`` file of tensors by input name, a folder of images, or tensors; random numbers by
+            default.
+        labels: a file, see ``read_labels``, or numbers; otherwise the tensor called ``labels`` among those given.
         specs: of the inputs.
-        sizes: of open dimensions, for random numbers and pictures.
+        sizes: of dynamic dimensions, for random numbers and images.
         seed: of random numbers.
 
     Raises:
-        UserError: where an input or a label is missing or does not fit.
+        UserError: if an input or a label is missing or does not fit.
     """
     if not given:
         if labels is not None:
@@ -97,10 +98,10 @@ def _random(specs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int) ->
 
 
 def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
-    """The tensors, in the types of the inputs; bytes of pictures stay bytes.
+    """Return the tensors converted to the dtypes of the inputs; bytes of images stay bytes.
 
     Raises:
-        UserError: where an input is missing, or is of another type or shape, or not finite.
+        UserError: if an input is missing, has another kind of dtype or shape, or is not finite.
     """
     samples: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
@@ -126,10 +127,10 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
 
 
 def _converted(spec: TensorSpec, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The examples of an input in its own type, once they are finite and fit into it.
+    """Convert the examples of an input to its dtype.
 
     Raises:
-        UserError: where one does not.
+        UserError: if they are not finite or the dtype cannot represent them.
     """
     result = value.to(dtype)
     if not value.isfinite().all():
@@ -169,17 +170,17 @@ def _pictures(
     images = []
     for path in chosen:
         images.append(read_picture(path, picture.shape[1], height, width))
-        height, width = images[0].shape[1:]  # open sizes are the first one's
+        height, width = images[0].shape[1:]  # dynamic sizes are those of the first image
     count = str(len(chosen)) if len(chosen) == len(files) else f"{len(chosen)} of {len(files)}, evenly spread"
     names = tuple(path.relative_to(folder).as_posix() for path in chosen)
     return {picture.name: torch.stack(images)}, names, f"{count} pictures of {folder.name}, as {height}×{width}"
 
 
 def read_labels(path: Path, names: Sequence[str]) -> tuple[Tensor, dict[int, str]]:
-    """Labels of examples from lines of file name or index, whole number and, if it has one, the class's name.
+    """Read one label per example from lines of file name or index, class number and, optionally, class name.
 
     Raises:
-        UserError: where the file cannot be read, a line contradicts another, or an example has no label or several.
+        UserError: if the file cannot be read, two lines contradict each other, or an example has no label or several.
     """
     try:
         with regular(path, "json").open(newline="", encoding="utf-8") as file:
@@ -198,7 +199,7 @@ def read_labels(path: Path, names: Sequence[str]) -> tuple[Tensor, dict[int, str
 
 @dataclass(frozen=True)
 class Label:
-    """One line of a labels file: an example's path or index, its class number and, where given, the class's name."""
+    """One line of a labels file: an example's path or index, its class number and, if given, the class name."""
 
     line: int
     name: str
@@ -207,15 +208,15 @@ class Label:
 
     @property
     def value(self) -> int:
-        """The class number."""
+        """Return the class number."""
         return int(self.number)
 
 
 def _is_label(path: Path, number: int, row: Sequence[str]) -> bool:
-    """Whether a row is a label; False for an empty one.
+    """Return whether a row is a label; False for an empty row.
 
     Raises:
-        UserError: where it is anything else.
+        UserError: if the row is neither.
     """
     if not row:
         return False
@@ -226,10 +227,10 @@ def _is_label(path: Path, number: int, row: Sequence[str]) -> bool:
 
 
 def _labels_by_name(path: Path, lines: Sequence[Label]) -> dict[str, Label]:
-    """Labels by example; the same line twice is one.
+    """Return the labels by example; a repeated line counts once.
 
     Raises:
-        UserError: naming both lines of an example with two labels.
+        UserError: if an example has two labels; the message names both lines.
     """
     labels: dict[str, Label] = {}
     for label in lines:
@@ -241,10 +242,10 @@ def _labels_by_name(path: Path, lines: Sequence[Label]) -> dict[str, Label]:
 
 
 def _classes(path: Path, lines: Sequence[Label]) -> dict[int, str]:
-    """Names of classes by number.
+    """Return the class names by number.
 
     Raises:
-        UserError: naming both lines of a class with two names.
+        UserError: if a class has two names; the message names both lines.
     """
     named: dict[int, Label] = {}
     for label in lines:
@@ -256,16 +257,16 @@ def _classes(path: Path, lines: Sequence[Label]) -> dict[int, str]:
 
 
 def _contradiction(message: str, by_line: Mapping[int, object]) -> UserError:
-    """The error of lines that contradict each other, with what each of them says."""
+    """Build the error for lines that contradict each other, with the value in each."""
     said = ", ".join(f"{value} in line {line}" for line, value in by_line.items())
     return UserError(f"{message}: {said}", "leave one")
 
 
 def _place_of(name: str, names: Sequence[str], labels: Mapping[str, Label]) -> str | None:
-    """The name under which an example's label stands: its path or, where only one example has it, its file's name.
+    """Return the name under which an example's label is listed: its path or, if that is unambiguous, its file name.
 
     Raises:
-        UserError: where several examples have that file name.
+        UserError: if several examples share that file name.
     """
     short = Path(name).name
     if name in labels or short not in labels:
@@ -277,10 +278,10 @@ def _place_of(name: str, names: Sequence[str], labels: Mapping[str, Label]) -> s
 
 
 def with_classes(examples: Examples, contract: Contract, classes: Mapping[int, str]) -> Examples:
-    """The same with the classes' names, a number where a class has none.
+    """Return the examples with the class names; a class without a name is called by its number.
 
     Raises:
-        UserError: where no output tells as many classes apart.
+        UserError: if no output has a column for every label.
     """
     if examples.labels is None:
         return examples

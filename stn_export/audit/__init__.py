@@ -1,4 +1,4 @@
-"""What runtimes make of an ONNX file: ``python -m stn_export.audit``, or in Python ``stn_export.audit(file)``."""
+"""Audit an ONNX file: ``python -m stn_export.audit``, or in Python ``stn_export.audit(file)``."""
 
 from stn_export.callables import callable_package
 

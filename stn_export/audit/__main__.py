@@ -1,9 +1,9 @@
-"""Where an ONNX file's nodes run, what that copies and costs, and what to mind: ``python -m stn_export.audit FILE``.
+"""Audit an ONNX file: node placement, copies, costs, findings and portability: ``python -m stn_export.audit FILE``.
 
-For any ONNX file, which is looked at in a process of its own, within limits of time and memory. On the CPU, and on CUDA
-where there is a GPU, ONNX Runtime itself says where it put each node; else CUDA is predicted from the kernels that its
-provider registers, and the output says so. Sizes that the file leaves open are found by running it, and printed; costs
-are those at these sizes, see ``onnx_graph.costs``. Nodes inside the bodies of control flow are not placed.
+Any ONNX file can be audited; it is read in a separate process, with limits of time and memory. On the CPU, and on CUDA
+if there is a GPU, ONNX Runtime itself reports where it placed each node; otherwise CUDA placement is predicted from the
+kernels that its provider registers, and the output says so. Sizes that the file leaves dynamic are found by running it,
+and printed; costs hold for these sizes, see ``onnx_graph.costs``. Nodes inside control flow are not placed.
 """
 
 import sys
@@ -28,7 +28,7 @@ from stn_export.onnx_graph.records import (
 )
 from stn_export.onnx_graph.snippets import Call, snippet
 
-# Not imported: onnx takes a second, and the other process has it.
+# Names, not imports: importing onnx takes a second, and only the other process needs it.
 EXAMINE, DECLARED = (f"stn_export.audit.content:{name}" for name in ("examine_file", "declared_file"))
 
 
@@ -51,7 +51,7 @@ def _show(result: Audit) -> None:
 
 
 def alike(result: Audit, short: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    """A row for the nodes of one operator that run at one place for one reason, in the order of their first ones."""
+    """Yield a table row per group of nodes of one operator, provider and reason, in the order of first nodes."""
     groups: dict[tuple[str, str, str], list[NodePlacement]] = {}
     for node in result.nodes:
         groups.setdefault((node.op_type, node.provider, node.reason), []).append(node)
@@ -76,7 +76,7 @@ def _show_portability(verdicts: dict[str, Verdict]) -> None:
 
 
 def how_to_call(language: str, path: Path, declared: FileContract, tried: Tried) -> str:
-    """Lines of a language that run the file on zeros of the sizes that it was tried at."""
+    """Return a code snippet that runs the file on zeros of the sizes that it was tried at."""
     if tried.problem:
         cli.say(": ".join(tried.line), target=cli.console(stderr=True))
     return snippet(language, Call(path.as_posix(), declared.inputs, declared.outputs, tried.shapes))
@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Audit one file.
 
     Raises:
-        UserError: where the file cannot be read or ONNX Runtime cannot load it.
-        CheckFailedError: where ``--require`` or ``--strict`` is not met.
+        UserError: if the file cannot be read or ONNX Runtime cannot load it.
+        CheckFailedError: if ``--require`` or ``--strict`` is not met.
     """
     options = cli.parse("audit", arguments)
     if options.kernels:

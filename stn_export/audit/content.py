@@ -1,4 +1,4 @@
-"""Everything that the audit finds of an ONNX file, for a script."""
+"""Collect everything that the audit finds in an ONNX file."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -27,16 +27,16 @@ def audited(
     shapes: Mapping[str, Shape] | None = None,
     inputs: Path | str | None = None,
 ) -> dict:
-    """What it declares (``contract``), where its nodes run, what to mind (``findings``) and which runtimes take it.
+    """Audit a model; return its contract, placements, findings and portability, JSON-ready.
 
     Args:
-        model: a file, which is looked at in a process of its own within limits, or a model in memory.
+        model: a file, which is read in a separate process with limits, or a model in memory.
         providers: of ONNX Runtime.
-        shapes: of inputs whose sizes the file leaves open; others are searched.
+        shapes: of inputs with dynamic sizes; others are searched.
         inputs: an ``.npz`` of arrays by name.
 
     Raises:
-        UserError: where the file cannot be read, or the inputs are not what it declares.
+        UserError: if the file cannot be read, or the inputs are not those that it declares.
     """
     if isinstance(model, onnx.ModelProto):
         arrays = load_arrays(Path(inputs)) if inputs else {}
@@ -45,23 +45,23 @@ def audited(
 
 
 def examine_apart(path: Path, providers: Sequence[str], shapes: Mapping[str, Shape], inputs: Path | None) -> Report:
-    """Audit a file in a process of its own, within limits.
+    """Audit a file in a separate process, with limits.
 
     Raises:
-        UserError: where the file cannot be read, goes beyond the limits, or the inputs are not what it declares.
+        UserError: if the file cannot be read, exceeds the limits, or the inputs are not those that it declares.
     """
     place = f"{__name__}:examine_file"
     return apart(place, path, providers, dict(shapes), inputs, seconds=LIMITS["audit"].value)
 
 
 def examine_file(path: Path, providers: Sequence[str], shapes: Mapping[str, Shape], inputs: Path | None) -> Report:
-    """Audit a file in this process, which somebody watches."""
+    """Audit a file in this process, which another one limits."""
     arrays = load_arrays(inputs) if inputs else {}
     return examined(str(path), read_model(path), providers, Asked(shapes, arrays), within_limits)
 
 
 def declared_file(path: Path, shapes: Mapping[str, Shape], inputs: Path | None) -> tuple[FileContract, Tried]:
-    """Say what a file declares, and the sizes that it runs at, in this process, which somebody watches."""
+    """Return what a file declares and the sizes it runs at; runs in this process, which another one limits."""
     arrays, file = load_arrays(inputs) if inputs else {}, read_model(path)
     return contract_of(file, path), try_model(flat(file.model), Asked(shapes, arrays), within_limits).tried
 
@@ -72,7 +72,7 @@ def examined(
     """Audit a model.
 
     Raises:
-        UserError: where ONNX has no such operators, or the inputs are not what it declares.
+        UserError: if it has operators that ONNX lacks, or the inputs are not those that it declares.
     """
     _require_operators(file.model)
     subject = Subject(file.model, file.external, asked, step)
@@ -86,10 +86,10 @@ def examined(
 
 
 def _require_operators(model: onnx.ModelProto) -> None:
-    """Refuse what is no ONNX: operators of its own domain that it never had.
+    """Require that ONNX has every operator of its own domain that the model uses.
 
     Raises:
-        UserError: naming one.
+        UserError: naming one that it lacks.
     """
     functions = {each.name for each in model.functions}
     for node in walk(model.graph):
@@ -99,6 +99,6 @@ def _require_operators(model: onnx.ModelProto) -> None:
 
 @cache
 def _known_operators() -> frozenset[str]:
-    """Of ONNX's own domain, and those that ONNX Runtime adds to it."""
+    """Return the operators of ONNX's own domain, and those that ONNX Runtime adds to it."""
     names = {each.name for each in onnx.defs.get_all_schemas_with_history() if not each.domain}
     return frozenset(names | set(kernels().cuda)) | kernels().cpu

@@ -1,1 +1,1 @@
-"""The stage ``bench``: what is timed, how, and what the figures say."""
+"""The stage ``bench``: time artifacts on every backend."""

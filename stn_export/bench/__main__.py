@@ -1,10 +1,10 @@
-"""The stage ``bench``: time every artifact of a run on every backend.
+"""The stage ``bench``: time every artifact of a run on every backend, or ONNX files of any origin.
 
-stn-export bench --run artifacts/digits --grid quick -k latency
-stn-export bench FILE.onnx OTHER.onnx --shape images=1,3,224,224
+    stn-export bench --run artifacts/digits --grid quick -k latency
+    stn-export bench FILE.onnx OTHER.onnx --shape images=1,3,224,224
 
-Options that are not its own go to pytest. The exit code is 1 where a row could not be timed, 2 where there is something
-to change first, 130 where it was interrupted: the same command goes on with what is kept.
+Other options are passed on to pytest. The exit code is 1 if a row could not be timed, 2 if the user must change
+something first, 130 after an interrupt: the same command resumes with the rows that are kept.
 """
 
 import os
@@ -28,8 +28,8 @@ from stn_export.run.manifest import BENCH_FILE, trust_run
 from stn_export.run.store import PARTIAL, alone
 from stn_export.runners.external.environments import asked_for
 
-# The suites' own directory is the root and no one's settings hold, so that it is all one from where this is started.
-# Rows come in the order of their worth, which pytest-randomly would shuffle.
+# The suites' own directory is the root and no configuration file is read, so the working directory does not matter.
+# pytest-randomly would shuffle the rows, which are sorted by what they tell.
 ROOTED = ("-p", "no:cacheprovider", "-p", "no:randomly", "-c", os.devnull, f"--rootdir={SUITES}")
 QUIET = ("--quiet", "--no-header", "--benchmark-quiet")
 SHOWN = ("--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min")
@@ -42,13 +42,13 @@ CODES = {pytest.ExitCode.INTERNAL_ERROR: EXIT_BUG, pytest.ExitCode.USAGE_ERROR: 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Start pytest on the suites.
+    """Run the suites with pytest, or time the ONNX files that are named.
 
     Raises:
-        CheckFailedError: where rows could not be timed, naming them.
-        KeyboardInterrupt: saying how many rows are kept.
-        SystemExit: with the exit code of what pytest could not do.
-        UserError: for a suite that there is none of, and where no row is chosen.
+        CheckFailedError: naming the rows that could not be timed.
+        KeyboardInterrupt: with the number of rows that are kept.
+        SystemExit: with the exit code of pytest's own failure.
+        UserError: for an unknown suite, if no row is selected, or for options that have no effect.
     """
     options, others = PARSERS["bench"]().parse_known_args(arguments)
     if files := [Path(word) for word in others if word.endswith(ONNX)]:
@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _require_of_a_file(options: Namespace, others: Sequence[str]) -> None:
-    """Refuse what has no effect where a file is timed.
+    """Reject options that have no effect when a file is timed.
 
     Raises:
-        UserError: naming it.
+        UserError: naming one of them.
     """
     parser = PARSERS["bench"]()
     idle = [f"--{name.replace('_', '-')}" for name in OF_A_RUN if getattr(options, name) != parser.get_default(name)]
@@ -98,16 +98,16 @@ def _timed(options: Namespace, plugin: Plugin, written: Path, others: Sequence[s
 
 
 def judge(plugin: Plugin, code: int) -> None:
-    """End as pytest did where it did not come to its own end.
+    """End the stage as pytest ended, if it did not run to its end.
 
     Raises:
-        KeyboardInterrupt: saying how many rows are kept.
+        KeyboardInterrupt: with the number of rows that are kept.
         SystemExit: with the exit code.
-        UserError: where there was nothing to time.
+        UserError: if there was nothing to time.
     """
     if plugin.interrupted:
         raise KeyboardInterrupt(f"{plugin.kept} of {plugin.total} rows kept; the same command goes on")
-    if plugin.ended and not plugin.loud:  # else pytest has said it
+    if plugin.ended and not plugin.loud:  # else pytest has printed it
         sys.stderr.write(f"{plugin.ended}\n")
     if plugin.broken:
         say_broken(plugin.broken)
@@ -126,7 +126,7 @@ def _failures(plugin: Plugin) -> list[str]:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Where to write what becomes ``path`` at the end, if anything was; pytest-benchmark empties its file first."""
+    """Yield a temporary path that replaces ``path`` at the end if it was written: pytest-benchmark empties its file."""
     written = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield written

@@ -1,4 +1,4 @@
-"""The rows of a suite: which targets at which batches, and in a contest what each is set against."""
+"""Build the rows of a suite: targets, batch sizes and, for paired comparisons, baselines."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ Baselines = Callable[[Target, Sequence[Target]], list[Target]]
 
 @dataclass(frozen=True)
 class Case:
-    """A row: a target, how many examples a call, and in a contest what it is set against."""
+    """A row: a target, the number of examples per call and, for a paired comparison, the baseline."""
 
     target: Target
     batch: int
@@ -30,7 +30,10 @@ class Case:
 
 
 def picked(targets: Iterable[Target], picks: Iterable[Pick]) -> list[Case]:
-    """What the picks take, each once; a network that is made for one batch is timed at that one."""
+    """Return a case for every target and batch that the picks select, each once.
+
+    A network with a static batch is timed at that one.
+    """
     taken = [
         Case(target, batch)
         for pick in picks
@@ -48,7 +51,7 @@ def _batches(pick: Pick, target: Target) -> Sequence[int]:
 
 
 def takes(pick: Pick, target: Target) -> bool:
-    """Whether a target is among those that a pick names."""
+    """Return whether a pick selects a target."""
     artifact = target.artifact
     named = (
         (target.network.facts.role, pick.roles),
@@ -61,14 +64,14 @@ def takes(pick: Pick, target: Target) -> bool:
 
 
 def plain_of(target: Target, targets: Sequence[Target]) -> Target | None:
-    """Of the subject: the run's plain network in the same runner, precision and input."""
+    """Return the baseline of the network under test: the plain network in the same runner, precision and input."""
     if target.network.facts.role != SUBJECT:
         return None
     return next((each for each in targets if each.network.facts.role == PLAIN and each.kind == target.kind), None)
 
 
 def decomposed_of(target: Target, targets: Sequence[Target]) -> Target | None:
-    """The same network in the lowering that PyTorch's exporter gives by itself, with everything else the same."""
+    """Return the same network in PyTorch's own lowering, with everything else equal."""
     if target.artifact.lowering in (None, "decomposed"):
         return None
     ours = [each for each in targets if each.network.name == target.network.name and each.kind == target.kind]
@@ -76,21 +79,21 @@ def decomposed_of(target: Target, targets: Sequence[Target]) -> Target | None:
 
 
 def eager_of(target: Target, targets: Sequence[Target]) -> Target | None:
-    """Eager PyTorch with the same network, device and use of TF32."""
+    """Return eager PyTorch with the same network, device and use of TF32."""
     eager = eager_spec(target.runner.device, target.runner.tf32)
     others = [each for each in targets if each.network.name == target.network.name and each.runner == eager]
     return next((each for each in others if target.runner != eager), None)
 
 
 def default_of(target: Target, targets: Sequence[Target]) -> Target | None:
-    """The default export in a default session, of the same network on the same device."""
+    """Return the default export in a default session, of the same network on the same device."""
     where = (target.network.name, target.runner.device)
     others = [each for each in targets if (each.network.name, each.runner.device) == where]
     return next((each for each in others if each.runner.lowering == DEFAULT_EXPORT != target.runner.lowering), None)
 
 
 def _one(find: Callable[[Target, Sequence[Target]], Target | None]) -> Baselines:
-    """Return a finder of all baselines from one that finds a single one."""
+    """Wrap a function that finds one baseline as one that lists all baselines."""
     return lambda target, targets: [found] if (found := find(target, targets)) else []
 
 
@@ -104,7 +107,7 @@ BASELINES: dict[str, Baselines] = {
 
 
 def cases(suite: str, targets: Sequence[Target], picks: Iterable[Pick]) -> Iterator[Case]:
-    """The rows of a suite; in a contest one for each baseline that can run here at that batch."""
+    """Yield the rows of a suite; for paired comparisons one for each baseline that can run here at that batch."""
     for case in picked(targets, picks):
         if suite not in BASELINES:
             yield case
@@ -116,21 +119,21 @@ def cases(suite: str, targets: Sequence[Target], picks: Iterable[Pick]) -> Itera
 
 
 def like(target: Target, baseline: Target) -> Target:
-    """Return the target fed as its baseline is, on the session's threads where that has a number of its own."""
+    """Return the target fed as its baseline is; it runs on the session's threads if the baseline sets its own."""
     threads = None if baseline.threads is None else torch.get_num_threads()
     return replace(target, host=baseline.host, threads=threads)
 
 
 def as_requests(baseline: Target, targets: Sequence[Target]) -> Target:
-    """Return the baseline fed by the host where other runtimes are timed too: these are given nothing else."""
+    """Return the baseline with host inputs if external runtimes are timed too, which accept no others."""
     return replace(baseline, host=True) if any(each.runner.foreign for each in targets) else baseline
 
 
 def own_batch(contract: Contract) -> int | None:
-    """How many examples a call must be given; None where any number, one where it takes no batch at all."""
+    """Return the number of examples that a call must have; None if any, 1 if the network has no batch."""
     return contract.batch if any(spec.batched for spec in contract.inputs) else 1
 
 
 def fits(target: Target, batch: int) -> bool:
-    """Whether a target can be given this many examples at a time."""
+    """Return whether a target can be called with this many examples."""
     return own_batch(target.artifact.contract) in (None, batch)

@@ -1,16 +1,17 @@
-"""What changed between two runs of the benchmarks: `make bench-compare`.
+"""Compare two runs of the benchmarks: `make bench-compare`.
 
-Two runs are two moments of a machine, so two medians and their intervals would promise too much. A row is compared by
-the best that it has:
+Two runs are two moments of a machine, so comparing two medians by their own intervals would claim too much. A row is
+compared by the best figure that it has:
 
-- a contest by its ratio: both contenders took turns, which leaves out what the machine did that day;
+- a paired comparison by its ratio: both sides were timed alternately, which cancels the state of the machine that day;
 - any other row by its ratio to eager PyTorch of the same network, batch and regime in the same run; the rows of eager
-  itself, and those without such a companion, as they stand. How much such rows move between two runs is
-  taken from the runs themselves, as the spread of all these rows' changes about their middle, and is never less than
-  ``METHOD.run_spread``. All are widened by it.
+  itself, and rows without such a companion, by their time. How much such rows move between two runs is estimated from
+  the runs themselves, as the spread of all these rows' changes around their median, and is at least
+  ``METHOD.run_spread``. All their intervals are widened by it.
 
-Many rows are many chances of a false alarm: the intervals are so wide that all rows together give one with the
-probability ``METHOD.false_alarms`` (Bonferroni), a contest's by Student's distribution, since its loads are few.
+Many rows are many chances of a false alarm: the intervals are so wide that all rows together give one with probability
+``METHOD.false_alarms`` (Bonferroni); those of paired comparisons use Student's distribution, since loads are few.
+
 Start-up and breakdown rows are not judged.
 """
 
@@ -33,13 +34,13 @@ from stn_export.run.schemas import Result, read_bench
 
 MACHINE = {"cpu": "CPU", "instruction_sets": "instruction sets", "gpu": "GPU", "threads": "threads"}
 COLUMNS = ("row", "by", "new/base", "interval", "verdict")
-LOADS, STRETCHES = METHOD.loads - 1, METHOD.stretches - 1  # degrees of freedom of a contest's interval, of a row's
-FEWEST = 5  # rows whose spread says something
+LOADS, STRETCHES = METHOD.loads - 1, METHOD.stretches - 1  # degrees of freedom of paired and of other rows
+FEWEST = 5  # rows needed to estimate a spread
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a row has to be compared by: ``value``, and the standard deviation of its logarithm."""
+    """The figure that a row is compared by: ``value``, and the standard deviation of its logarithm."""
 
     by: str
     value: float
@@ -48,7 +49,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Change:
-    """A row of both runs: the new value as a multiple of the base's, and the interval of that."""
+    """A row of both runs: the new value divided by the base's, and the interval of this ratio."""
 
     row: str
     by: str
@@ -59,7 +60,7 @@ class Change:
 
 
 def measured(rows: Mapping[str, Timing]) -> dict[str, Measured]:
-    """Every row that can be compared, by its name."""
+    """Return the figure of every row that can be compared, by the row's name."""
     eager = {_companion(row): row for row in rows.values() if row.p50 is not None and _is_eager(row)}
     found = {}
     for name, row in rows.items():
@@ -81,7 +82,7 @@ def _is_eager(row: Timing) -> bool:
 
 
 def _companion(row: Timing) -> tuple:
-    """What a row shares with the eager row that it is held against."""
+    """Return what a row shares with the eager row that it is compared with."""
     return row.network, row.device, row.batch, row.regime, row.inputs
 
 
@@ -90,7 +91,7 @@ def _sigma(estimate: Estimate, freedom: int) -> float:
 
 
 def changes(base: dict[str, Measured], new: dict[str, Measured]) -> list[Change]:
-    """The change of every row of both, the slowest first."""
+    """Return the change of every row that both runs have, the largest slowdown first."""
     common = [name for name in base if name in new and new[name].by == base[name].by]
     logs = {name: math.log(new[name].value / base[name].value) for name in common}
     moving = [logs[name] for name in common if not base[name].by.startswith("contest")]
@@ -108,9 +109,10 @@ def changes(base: dict[str, Measured], new: dict[str, Measured]) -> list[Change]
 
 
 def run_spread(logs: Sequence[float]) -> float:
-    """The standard deviation by which rows that were not interleaved move from run to run, as a logarithm.
+    """Estimate the standard deviation, of logarithms, by which rows that are not paired move from run to run.
 
-    About their middle, so that a slowdown of all does not pass for spread; by the median, so that one of few does not.
+    It is taken around the median, so that a slowdown of all rows does not count as spread, and robustly, so that one of
+    a few rows does not either.
     """
     if len(logs) < FEWEST:
         return METHOD.run_spread
@@ -118,19 +120,19 @@ def run_spread(logs: Sequence[float]) -> float:
 
 
 def different_machine(base: dict, new: dict) -> list[str]:
-    """The fields by which two runs are not of one machine; older files lack instruction sets."""
+    """Describe the fields in which the machines of two runs differ; older files lack instruction sets."""
     ours, theirs = (content["machine_info"]["stn_export"] for content in (base, new))
     both = [key for key in MACHINE if key in ours and key in theirs]
     return [f"{MACHINE[key]} {ours[key]} and {theirs[key]}" for key in both if ours[key] != theirs[key]]
 
 
 def rows_of(content: dict) -> dict[str, Timing]:
-    """What the suites noted, by pytest's name of the row."""
+    """Return the timings by pytest's name of the row."""
     return dict(zip((row["fullname"] for row in content["benchmarks"]), timings(content), strict=True))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command line parser."""
     parser = cli.stage("stn_export.bench.compare", "Compare two runs of the benchmarks, row by row.")
     parser.add_argument("base", type=cli.path_or_none, help="bench.json, or a kept result")
     parser.add_argument("new", type=Path, help="likewise")
@@ -140,11 +142,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, print, and fail on a regression or a row that is gone.
+    """Compare two runs, print the changes, and fail if a row is slower or missing.
 
     Raises:
         CheckFailedError: naming the rows.
-        UserError: for files of different machines, and for files that are none of ours.
+        UserError: for files of different machines, and for files that are not benchmark results.
     """
     options = build_parser().parse_args(arguments)
     if options.base is None:
@@ -177,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show(found: Sequence[Change], added: Sequence[str], everything: bool) -> None:
-    """The table, new rows, and how many rows there were of each verdict."""
+    """Print the table, new rows, and the number of rows with each verdict."""
     listed = [change for change in found if everything or change.verdict in ("faster", "slower")]
     rows = [
         (

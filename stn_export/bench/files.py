@@ -1,8 +1,8 @@
-"""Time anyone's ONNX files in every runner at hand, two of them in turns: ``stn-export bench FILE.onnx [OTHER.onnx]``.
+"""Time ONNX files of any origin in every available runner: ``stn-export bench FILE.onnx [OTHER.onnx]``.
 
 The method is that of the suites: calls after a warm-up that settles, medians with 95 % intervals, and for two files a
-paired comparison in blocks over several loads. A call is what a caller makes, from host arrays to host arrays, copies
-to a GPU included, one call after the other.
+paired comparison in blocks over several loads. Calls are sequential, from host arrays to host arrays, with copies to
+and from a GPU included.
 """
 
 import time
@@ -37,8 +37,8 @@ from stn_export.run.store import sha256_of
 from stn_export.runners import RUNNERS, RunnerSpec, Step
 from stn_export.runners.external import RefusedError
 
-REFERENCE = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")  # what the others are held against
-MANY = 16  # examples a call, of a file that leaves its batch open, beside the call of one
+REFERENCE = next(spec for spec in RUNNERS if spec.name == "onnxruntime-cpu")  # others are compared with its outputs
+MANY = 16  # second batch size, for files with a dynamic batch
 OVER = "the time budget was over"
 CHANGING = "the outputs are others in every run, so that runners were not compared"
 COLUMNS = ("runner", "file", "batch", "ms", "95 % of ms", "p90 ms", "examples/s", "95 % of these", "first s", "off by")
@@ -48,7 +48,7 @@ PAIRED = ("runner", "ms", "other's ms", "ratio", "95 % interval", "verdict")
 
 @dataclass(frozen=True)
 class Subject:
-    """A file, and the inputs that it runs on; ``steady`` says whether it gives the same for the same inputs."""
+    """A file and the inputs that it runs on; ``steady`` says whether it is deterministic."""
 
     name: str
     path: Path
@@ -57,24 +57,24 @@ class Subject:
     batch: int
     steady: bool
     allowed: float  # how far a runner's outputs may lie from the reference's, as a share of the largest
-    expected: dict[int, Arrays] = field(default_factory=dict)  # what ``REFERENCE`` gives, by batch
+    expected: dict[int, Arrays] = field(default_factory=dict)  # outputs of ``REFERENCE``, by batch
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """How many examples a call takes: what the inputs hold, and ``MANY`` where nobody said how many."""
+        """Return the examples per call: as many as the inputs hold, and also ``MANY`` if the user chose no size."""
         chosen = self.batch == 1 and not self.inputs.given and self.inputs.origin != "given"
         return (self.batch, MANY) if chosen and self.inputs.batches else (self.batch,)
 
     def load(self, spec: RunnerSpec, batch: int) -> tuple[Step, Arrays]:
-        """Load the file in a runner, and give a call of it and what that gave the first time."""
+        """Load the file in a runner; return a call of it, and the outputs of the first call."""
         feeds = self.inputs.draw(batch=None if batch == self.batch else batch)
         runner = spec.open(self.path, Contract(specs_of(feeds), self.artifact.contract.outputs))
-        step = runner.request(cast(Arrays, feeds))  # ONNX Runtime takes lists of arrays too; others refuse them
+        step = runner.request(cast(Arrays, feeds))  # ONNX Runtime accepts lists of arrays too; others raise errors
         outputs = cast(Mapping[str, object], step())
         return step, {name: as_array(value) for name, value in outputs.items()}
 
     def off(self, outputs: Arrays, batch: int) -> float | None:
-        """How far outputs lie from the reference's; None where these are others in every run."""
+        """Return how far outputs differ from the reference's, as a share of the largest; None if not deterministic."""
         if not self.steady:
             return None
         if batch not in self.expected:
@@ -83,23 +83,23 @@ class Subject:
 
 
 def specs_of(feeds: Feeds) -> tuple[TensorSpec, ...]:
-    """What a runner is told of inputs whose sizes are all known."""
+    """Return specs of inputs whose sizes are all known."""
     arrays = {name: value if isinstance(value, np.ndarray) else value[0] for name, value in feeds.items()}
     return tuple(TensorSpec(name, str(each.dtype), each.shape, batched=False) for name, each in arrays.items())
 
 
 def batch_of(shapes: Sequence[tuple[int, ...]]) -> int:
-    """How many examples arrays hold: their common first size, where all have two sizes or more; else 1."""
+    """Return the number of examples in arrays: their common first size if all have two sizes or more, else 1."""
     firsts = {shape[0] if len(shape) > 1 else 1 for shape in shapes}
     return firsts.pop() if len(firsts) == 1 else 1
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Calls of one file in one runner; times in seconds, with the ends of 95 % intervals.
+    """Timed calls of one file in one runner, in seconds, with the ends of 95 % intervals.
 
-    ``off`` is how far its outputs lie from ONNX Runtime's on the CPU, as a share of the largest, and ``agrees`` whether
-    that is within what its precision explains. ``first`` is the time from the file to the first answer.
+    ``off`` is how far its outputs differ from ONNX Runtime's on the CPU, as a share of the largest, and ``agrees``
+    whether that is within what its precision explains. ``first`` is the time from opening the file to the first answer.
     """
 
     file: str
@@ -123,7 +123,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files in turns in one runner: the first one's time over the other's, with a 95 % interval."""
+    """A paired comparison of two files in one runner: the first's time over the second's, with a 95 % interval."""
 
     runner: str
     seconds: float
@@ -139,7 +139,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class FileBench:
-    """All that was timed, and why the rest was not, by what it is."""
+    """All timings and pairs, and the reason for everything that was not timed."""
 
     subjects: tuple[Subject, ...]
     timings: list[Timing] = field(default_factory=list)
@@ -147,7 +147,7 @@ class FileBench:
     not_timed: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        """JSON-ready."""
+        """Convert to JSON-ready values."""
         files = [
             {"file": str(each.path), "sha256": each.artifact.sha256, "inputs": each.inputs.sizes, "steady": each.steady}
             | {"sizes": each.inputs.origin}
@@ -159,7 +159,7 @@ class FileBench:
         return {"files": files} | machine | {"timings": timings, "pairs": pairs, "not_timed": self.not_timed}
 
     def fastest(self, subject: Subject) -> Timing | None:
-        """The timing with the shortest call, of those that agree with ONNX Runtime on the CPU."""
+        """Return the timing with the shortest call among those that agree with ONNX Runtime on the CPU."""
         rows = [each for each in self.timings if each.file == subject.name and each.agrees]
         return min((each for each in rows if each.batch == subject.batch), key=lambda each: each.p50, default=None)
 
@@ -167,10 +167,10 @@ class FileBench:
 def subject_of(
     path: Path, name: str, shapes: Mapping[str, Shape], arrays: Path | None, budget: Budget | None = None
 ) -> Subject:
-    """Read a file, and find inputs that it runs on.
+    """Read a file and find inputs that it runs on.
 
     Raises:
-        UserError: where it cannot be read, or ONNX Runtime does not run it on the CPU.
+        UserError: if it cannot be read, or ONNX Runtime does not run it on the CPU.
     """
     capture = any(spec.captures and not spec.unavailable() for spec in RUNNERS)
     found = look(path, shapes, arrays, capture, budget.left if budget else None)
@@ -182,7 +182,7 @@ def subject_of(
 
 
 def runners_for(subject: Subject, device: str) -> tuple[list[RunnerSpec], dict[str, str]]:
-    """The runners that a file can be given to here, and why not the others."""
+    """Return the runners that can run a file here, and the reason for each that cannot."""
     of_onnx = [spec for spec in RUNNERS if spec.format == "onnx" and spec.lowering is None]
     wanted = [spec for spec in of_onnx if device in ("auto", spec.device)]
     reasons = {spec.name: spec.unavailable() or spec.refuses(subject.artifact) for spec in wanted}
@@ -190,7 +190,7 @@ def runners_for(subject: Subject, device: str) -> tuple[list[RunnerSpec], dict[s
 
 
 def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -> Timing:
-    """Time single calls for the grid's ``row_seconds``, warmed up."""
+    """Warm up, then time single calls for the grid's ``row_seconds``."""
     started = time.perf_counter()
     step, outputs = subject.load(spec, batch)
     first = time.perf_counter() - started
@@ -222,7 +222,7 @@ def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -
 
 
 def compare_files(ours: Subject, theirs: Subject, spec: RunnerSpec, grid: BenchGrid, budget: Budget) -> Pair:
-    """Time two files in turns in one runner, by the suites' paired comparison."""
+    """Time two files alternately in one runner, with the suites' paired comparison."""
 
     def load(subject: Subject) -> Step:
         return subject.load(spec, subject.batch)[0]
@@ -238,7 +238,7 @@ Job = tuple[str, Callable[[], None]]
 
 
 def planned(result: FileBench, device: str, grid: BenchGrid, budget: Budget) -> Iterator[Job]:
-    """What is timed, by name, what answers most first: every file in every runner, files in turns, larger batches."""
+    """Yield what to time, by name, the most informative first: each file in each runner, pairs, larger batches."""
     there: dict[str, list[RunnerSpec]] = {}
     for subject in result.subjects:
         there[subject.name], reasons = runners_for(subject, device)
@@ -266,7 +266,7 @@ def _pair(result: FileBench, ours: Subject, theirs: Subject, spec: RunnerSpec, g
 
 
 def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget) -> None:
-    """Time everything, and note what a runner refuses and what there was no time for."""
+    """Time everything; note what a runner does not support and what the budget left no time for."""
     jobs = list(planned(result, device, grid, budget))
     with cli.progress(word="bench", unit="timings", still=True) as bar:
         bar.most = lambda: budget.left
@@ -284,14 +284,14 @@ def bench_files(result: FileBench, device: str, grid: BenchGrid, budget: Budget)
             except KeyboardInterrupt:
                 result.not_timed.update((name, "interrupted") for name, _ in jobs[number:])
                 raise
-            except Exception as error:  # what a foreign runtime raises is its own affair
+            except Exception as error:  # an external runtime may raise anything
                 result.not_timed[name] = one_line(error)
             bar.update(task, advance=1)
             bar.refresh()
 
 
 def show(result: FileBench) -> None:
-    """Print the tables and the card."""
+    """Print the tables and the summary."""
     for subject in result.subjects:
         cli.say(f"{subject.name}: {subject.inputs}{'' if subject.steady else f'; {CHANGING}'}")
     cli.say("")
@@ -329,7 +329,7 @@ def _pair_cells(each: Pair) -> tuple[str, ...]:
 
 
 def card(result: FileBench) -> Iterator[tuple[str, str]]:
-    """What the figures come to, a word and a sentence a line."""
+    """Yield the summary: a keyword and a sentence per line."""
     for subject in result.subjects:
         if (best := result.fastest(subject)) is not None:
             where = f"{subject.name} in {best.runner}"
@@ -365,7 +365,7 @@ def _verdicts(result: FileBench) -> Iterator[tuple[str, str]]:
 
 
 def _alike(result: FileBench) -> Iterator[tuple[str, str]]:
-    """Say whether two files whose outputs can be compared give the same."""
+    """Say whether two files with outputs of equal names and shapes compute the same."""
     if len(result.subjects) < 2 or not all(each.steady for each in result.subjects):
         return
     ours, theirs = (each.expected.get(each.batch, {}) for each in result.subjects)
@@ -394,10 +394,10 @@ def _caveats(result: FileBench) -> Iterator[str]:
 
 
 def main(options: Namespace, paths: Sequence[Path]) -> None:
-    """Time one file, or two against each other.
+    """Time one file, or two as a paired comparison.
 
     Raises:
-        UserError: for more files, and for one that cannot be read or run.
+        UserError: for more than two files, for one that cannot be read or run, or if no runner could time it.
     """
     if len(paths) > 2:
         raise UserError(f"{len(paths)} files are named", "name one, or two to set against each other")
@@ -410,7 +410,7 @@ def main(options: Namespace, paths: Sequence[Path]) -> None:
         result = FileBench(tuple(map(find, paths, names)))
         try:
             bench_files(result, device, grid, budget)
-        finally:  # an interrupt too shows what there is
+        finally:  # an interrupt shows the results so far
             cli.print_json(result.as_dict()) if options.format == "json" else show(result)
     if not result.timings:
         raise UserError("no runner could time it", "the lines above say why")

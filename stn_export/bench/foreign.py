@@ -1,4 +1,4 @@
-"""Look at anyone's ONNX file before it is timed, in a process of its own: what it runs on, and what that gives."""
+"""Run an ONNX file of any origin in a separate process before it is timed, to find its inputs and outputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from stn_export.run.store import load_arrays
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file runs on and gives on the CPU, and whether it gives the same again.
+    """The inputs that a file runs on, its outputs on the CPU, and whether a second run gives the same.
 
-    ``allowed`` is how far another runner's outputs may lie from these, as a share of the largest; ``capturable`` says
-    whether all of it can be in a CUDA graph.
+    ``allowed`` is how far another runner's outputs may differ from these, as a share of the largest; ``capturable``
+    says whether the whole file can be captured in a CUDA graph.
     """
 
     inputs: Inputs
@@ -36,17 +36,17 @@ class Foreign:
 def look(
     path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capture: bool, left: float | None = None
 ) -> Foreign:
-    """Run a file in ONNX Runtime on the CPU within limits.
+    """Run a file in ONNX Runtime on the CPU in a separate process, with limits.
 
     Args:
         path: the file.
-        shapes: of inputs whose sizes it leaves open.
+        shapes: of inputs with dynamic sizes.
         arrays: an ``.npz`` of inputs by name.
-        capture: whether to look if all of it can be in a CUDA graph.
-        left: seconds of a budget; the run has at least those of an audit's.
+        capture: whether to check if the file can be captured in a CUDA graph.
+        left: seconds left of a budget; the run gets at least the limit of an audit's trial.
 
     Raises:
-        UserError: where it cannot be read, or does not run.
+        UserError: if it cannot be read, or does not run.
     """
     seconds = float(LIMITS["timing"].value)
     if left is not None:
@@ -55,7 +55,7 @@ def look(
 
 
 def look_here(path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capture: bool, seconds: float) -> Foreign:
-    """Do so in this process, which somebody watches; a run may take ``seconds``."""
+    """Do the work of ``look`` in this process, which another one limits; a run may take ``seconds``."""
     file, asked = read_model(path), Asked(shapes, load_arrays(arrays) if arrays else {})
     subject = Subject(file.model, file.external, asked, partial(forked, seconds=seconds))
     try:

@@ -1,4 +1,4 @@
-"""The machine while something is timed: load, processor time, GPU, caches, memory, and clocks other than the wall's."""
+"""Observe the machine during a timing: load, processor time, GPU state, caches, memory; time on other clocks."""
 
 import ctypes
 import gc
@@ -18,20 +18,20 @@ import torch
 from stn_export.results.statistics import METHOD
 from stn_export.runners import Runner, Step
 
-if TYPE_CHECKING:  # an extra that `check` does without
+if TYPE_CHECKING:  # an optional dependency that `check` does not need
     from pytest_benchmark.fixture import BenchmarkFixture
 
 
-# Rows of pytest-benchmark on another clock than the wall's: a GPU's events, another process, a profiler.
+# Clocks other than wall time for rows of pytest-benchmark: GPU events, another process, a profiler.
 
 
 def use_clock(benchmark: "BenchmarkFixture", clock: Callable[[], float]) -> None:
-    """Time one row by ``clock``. A marker's ``timer`` would do it for a whole test, before the step is there."""
+    """Time one row by ``clock``: a marker's ``timer`` would have to be known before the step is made."""
     benchmark._timer = clock
 
 
 def on_threads(step: Step, threads: int) -> Step:
-    """Return the step on so many of PyTorch's threads, whatever the other side of a comparison has set meanwhile."""
+    """Return the step with PyTorch set to ``threads`` threads at each call, as a baseline's step may change them."""
 
     def run() -> object:
         if torch.get_num_threads() != threads:
@@ -42,29 +42,29 @@ def on_threads(step: Step, threads: int) -> Step:
 
 
 class Reported:
-    """Something that reports itself how many seconds it took: a step on a clock of its own."""
+    """Work that reports its own duration in seconds, as a step with its own clock."""
 
     def __init__(self, work: Callable[[], float]) -> None:
         self.work, self.seconds = work, 0.0
 
     def run(self) -> None:
-        """Do it once."""
+        """Do the work once."""
         self.seconds += self.work()
 
     @property
     def step(self) -> Step:
-        """As what can be timed."""
+        """Return the work as a step that can be timed."""
         return Step(self.run, lambda: self.seconds)
 
 
 def time_reported(benchmark: "BenchmarkFixture", work: Callable[[], float], rounds: int) -> None:
-    """Time one row by the seconds that ``work`` says it took, each time that it is done."""
+    """Time one row by the seconds that ``work`` reports in each round."""
     step = Reported(work).step
     use_clock(benchmark, step.clock)
     benchmark.pedantic(step, rounds=rounds)
 
 
-# What this process and its children took of the processor, and how long their threads had to wait for it.
+# Processor time of this process and its children, and how long their threads waited for a core.
 
 
 PROCESSES = Path("/proc")
@@ -72,7 +72,7 @@ NANOSECONDS = 1e-9
 
 
 def descendants(process: int) -> Iterator[int]:
-    """Yield the ids of a process's children and of their children; of none where the system does not list them."""
+    """Yield the ids of a process's children and their children; none if the system does not list them."""
     for listed in (PROCESSES / str(process) / "task").glob("*/children"):
         try:
             children = [int(word) for word in listed.read_text(encoding="utf-8").split()]
@@ -84,7 +84,7 @@ def descendants(process: int) -> Iterator[int]:
 
 
 def cpu_seconds(process: int) -> float:
-    """Return the processor time of another process, all its threads together; 0 where it has ended."""
+    """Return the processor time of another process over all its threads; 0 if it has ended."""
     clock = (~process << 3) | 2  # CPUCLOCK_SCHED of a process: clock_getcpuclockid(3), Linux
     try:
         return time.clock_gettime(clock)
@@ -93,7 +93,7 @@ def cpu_seconds(process: int) -> float:
 
 
 def waits(process: int) -> dict[int, float]:
-    """Return how long each thread of a process has waited for a core since it began, in seconds, by its id."""
+    """Return how long each thread of a process has waited for a core since its start, in seconds, by thread id."""
     found = {}
     for path in (PROCESSES / str(process) / "task").glob("*/schedstat"):
         try:
@@ -105,7 +105,7 @@ def waits(process: int) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Usage:
-    """Processor time of this process and of its children by process id, and each thread's waiting, in seconds."""
+    """Processor time of this process and its children by process id, and waiting by thread id, in seconds."""
 
     wall: float
     cpu: dict[int, float]
@@ -113,16 +113,16 @@ class Usage:
 
     @classmethod
     def now(cls) -> "Usage":
-        """Read all of it."""
+        """Read the current usage."""
         own, children = os.getpid(), list(descendants(os.getpid()))
         cpu = {child: cpu_seconds(child) for child in children}
         waited = {thread: seconds for process in (own, *children) for thread, seconds in waits(process).items()}
         return cls(time.perf_counter(), cpu | {own: time.process_time()}, waited)
 
     def disturbed_since(self, before: "Usage", share: float) -> bool:
-        """Say whether others took the processor: we had less than ``share`` of one core, or a thread waited for one.
+        """Return whether others used the processor: we had less than ``share`` of one core, or a thread waited for one.
 
-        The first alone would miss a call on several threads, which have more than one core's time even so.
+        The first condition alone misses calls on several threads, which use more than one core's time anyway.
         """
         wall = self.wall - before.wall
         cpu = sum(_grown(before.cpu, self.cpu))
@@ -130,23 +130,23 @@ class Usage:
 
 
 def _grown(before: dict[int, float], after: dict[int, float]) -> Iterator[float]:
-    """Yield how much each figure has grown; of what was not there before, all of it."""
+    """Yield the growth of each figure; a new one counts in full."""
     return (value - before.get(key, 0.0) for key, value in after.items() if value >= before.get(key, 0.0))
 
 
-# Reasons for a lower clock that are none: an idle GPU, and clocks that somebody has pinned.
+# Reasons for a lower clock that are no disturbance: an idle GPU, and clocks that the user has fixed.
 HARMLESS = ("GpuIdle", "ApplicationsClocksSetting", "UserDefinedClocks", "None", "All")
 PREFIXES = ("nvmlClocksEventReason", "nvmlClocksThrottleReason")
 
 
 @dataclass
 class Watch:
-    """Looks at the machine before and after a stretch of work on ``device``, and says whether it was disturbed.
+    """Observe the machine before and after a stretch of work on ``device``, and decide whether it was disturbed.
 
-    Disturbed is a stretch on the CPU in which this process and its children had less than ``METHOD.cpu_share`` of one
-    core, or one of their threads waited for a core for more than the rest of the time (others ran on it), and one on
-    the GPU in which a clock was held back or moved by more than ``METHOD.clock_change``, other than up from idling.
-    Without nvidia-ml-py a GPU is never seen disturbed.
+    A stretch on the CPU was disturbed if this process and its children had less than ``METHOD.cpu_share`` of one core,
+    or one of their threads waited for a core for more than the rest of the time; one on the GPU, if a clock was
+    throttled or moved by more than ``METHOD.clock_change``, except upwards from idle. Without nvidia-ml-py a GPU never
+    counts as disturbed.
     """
 
     device: str
@@ -166,12 +166,12 @@ class Watch:
             self.disturbed.append(Usage.now().disturbed_since(self.usage, METHOD.cpu_share))
 
     def facts(self) -> dict:
-        """The row's ``machine``: the load average of the last minute and the GPU's last state."""
+        """Return the row's ``machine``: the load average of the last minute and the GPU's last state."""
         return {"load_average": os.getloadavg()[0], "gpu": self.gpu}
 
 
 def gpu_disturbed(before: dict | None, after: dict | None) -> bool:
-    """Whether a GPU's clock was held back at either end of a stretch, or moved in between: not where it woke up."""
+    """Return whether a GPU's clock was throttled at either end of a stretch, or moved, except upwards from idle."""
     if before is None or after is None:
         return False
     change = after["sm_clock_mhz"] / before["sm_clock_mhz"] - 1
@@ -181,7 +181,7 @@ def gpu_disturbed(before: dict | None, after: dict | None) -> bool:
 
 @cache
 def _nvml() -> tuple[ModuleType, object] | None:
-    """NVIDIA's management library and the handle of PyTorch's GPU, where nvidia-ml-py is installed and may ask."""
+    """Return NVIDIA's management library and the handle of PyTorch's GPU; None if either is not available."""
     if not torch.cuda.is_available() or find_spec("pynvml") is None:
         return None
     import pynvml  # an optional package
@@ -190,19 +190,19 @@ def _nvml() -> tuple[ModuleType, object] | None:
         pynvml.nvmlInit()
         gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
         read_gpu(pynvml, gpu)
-    except pynvml.NVMLError:  # a container or a part of a GPU that does not answer
+    except pynvml.NVMLError:  # NVML may not work in a container or on part of a GPU
         return None
     return pynvml, gpu
 
 
 def gpu_state() -> dict | None:
-    """What ``read_gpu`` says now; None where nobody can be asked."""
+    """Return the GPU's current state, see ``read_gpu``; None if it cannot be read."""
     found = _nvml()
     return read_gpu(*found) if found else None
 
 
 def read_gpu(nvml: ModuleType, gpu: object) -> dict:
-    """Clocks in MHz, power in W, temperature in °C, what holds the clocks back, and whether nothing runs."""
+    """Return clocks in MHz, power in W, temperature in °C, throttle reasons, and whether the GPU is idle."""
     given = reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
     return {
         "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
@@ -215,7 +215,7 @@ def read_gpu(nvml: ModuleType, gpu: object) -> dict:
 
 
 def reasons(nvml: ModuleType, bits: int) -> set[str]:
-    """The names of the throttle reasons that are set."""
+    """Return the names of the throttle reasons that are set."""
     names = {
         name.removeprefix(prefix): getattr(nvml, name)
         for prefix in PREFIXES
@@ -225,17 +225,17 @@ def reasons(nvml: ModuleType, bits: int) -> set[str]:
     return {name for name, bit in names.items() if isinstance(bit, int) and bits & bit}
 
 
-# Sizes: the last-level cache, and the memory that something takes while it is loaded and run.
+# Sizes of the last-level cache, and of the memory used while a file is loaded and run.
 
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 PROCESS = Path("/proc/self")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
-UNKNOWN_CACHE = 64 * 2**20  # where the machine does not tell: more than most have for one core
+UNKNOWN_CACHE = 64 * 2**20  # assumed if unknown: more than most cores have
 
 
 def cache_bytes(device: str) -> int:
-    """Of the largest cache before the memory of the CPU or the GPU."""
+    """Return the bytes of the last-level cache of the CPU or the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     sizes = [path.read_text(encoding="utf-8").strip() for path in CACHES.glob("index*/size")]
@@ -243,10 +243,10 @@ def cache_bytes(device: str) -> int:
 
 
 def _status(field: str) -> int:
-    """Bytes of a line of this process's status.
+    """Read a size, in bytes, from this process's status.
 
     Raises:
-        OSError: where the system does not tell.
+        OSError: if the system does not provide it.
     """
     found = re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
@@ -255,11 +255,11 @@ def _status(field: str) -> int:
 
 
 class Memory:
-    """What is taken inside a ``with``: ``host_bytes``, the growth of resident memory to its peak, and ``device_bytes``.
+    """Measure the memory used in a ``with`` block: ``host_bytes``, peak growth of resident memory; ``device_bytes``.
 
-    What the process has taken and freed before is given back first as far as the C library can; what is used again
-    nevertheless does not count, so that only a fresh process (see ``startup``) shows all of it. On the GPU it is what
-    the allocators took and keep, of PyTorch and ONNX Runtime alike. None where the system does not tell.
+    Memory that the process has freed before is returned first as far as the C library can; what is reused nevertheless
+    does not count, so only a fresh process (see ``startup``) shows everything. On the GPU it is what the allocators of
+    PyTorch and ONNX Runtime have reserved. None if the system does not provide it.
     """
 
     def __init__(self, device: str) -> None:
@@ -276,7 +276,7 @@ class Memory:
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
             trim(0)
         try:
-            (PROCESS / "clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+            (PROCESS / "clear_refs").write_text("5", encoding="utf-8")  # resets the peak
             self.resident = _status("VmRSS")
         except OSError:
             self.resident = None
@@ -289,5 +289,5 @@ class Memory:
             self.device_bytes = max(0, self.free_before - torch.cuda.mem_get_info()[0])
 
     def of(self, runner: Runner) -> dict[str, int | None]:
-        """For a row: what a runner in another process takes is not known here."""
+        """Return the figures for a row; host memory is None for a runner in another process."""
         return {"host_bytes": self.host_bytes if runner.in_process else None, "device_bytes": self.device_bytes}

@@ -1,4 +1,4 @@
-"""What the benchmarks time, and for how long: frozen dataclasses and tables, like ``config``. No I/O."""
+"""Define what the benchmarks time, and for how long: frozen dataclasses and tables, like ``config``. No I/O."""
 
 from dataclasses import dataclass, replace
 
@@ -10,10 +10,10 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class Pick:
-    """Some of what can be timed: everything whose property is among those named; an empty tuple names all.
+    """A selection of what can be timed, by properties; an empty tuple selects all values.
 
-    ``runners`` are patterns as file names have them. Runners that take long to start come only where ``slow`` says so.
-    The lowering ``BEST`` is each network's first of ``manifest.LOWERINGS``.
+    ``runners`` are patterns as in file names. Runners that are slow to start are selected only if ``slow`` is set. The
+    lowering ``BEST`` is each network's first of ``manifest.LOWERINGS``.
     """
 
     batches: tuple[int, ...] = (1,)
@@ -27,16 +27,17 @@ class Pick:
 
 @dataclass(frozen=True)
 class BenchGrid:
-    """What ``make bench`` times, suite by suite, and for how long.
+    """The plan of ``make bench``: what each suite times, and for how long.
 
-    ``latency`` is at batch 1 with its input in the cache, ``cold`` out of it; ``request`` includes the copies;
-    ``throughput`` is at larger batches; ``startup`` is a fresh process, ``startups`` times; ``breakdown`` profiles
-    ``profiled_calls`` calls. The others are contests: ``overhead`` against the run's plain network, ``lowering``
-    against the exporter's own, ``eager`` against eager PyTorch, ``default`` against the default export in a default
-    session, ``pytorch`` a request against every way to run it in PyTorch, on the grid's threads and on all cores.
+    ``latency`` is at batch 1 with its input in the cache, ``cold`` with its input out of it; ``request`` includes the
+    copies; ``throughput`` is at larger batches; ``startup`` is a fresh process, ``startups`` times; ``breakdown``
+    profiles ``profiled_calls`` calls. The others are paired comparisons: ``overhead`` against the run's plain network,
+    ``lowering`` against the exporter's own, ``eager`` against eager PyTorch, ``default`` against the default export in
+    a default session, ``pytorch`` a request against every way to run it in PyTorch, on the grid's threads and on all
+    cores.
 
-    Every row takes about ``row_seconds`` after ``warmup_seconds``. In a contest two take turns, in ``blocks`` blocks of
-    about ``block_seconds`` each.
+    Every row takes about ``row_seconds`` after ``warmup_seconds``. A paired comparison has ``blocks`` blocks in which
+    each side takes about ``block_seconds``.
     """
 
     name: str
@@ -60,19 +61,19 @@ class BenchGrid:
     threads: int = 1
 
 
-SHIPPED = Pick(lowerings=(None, BEST), precisions=("fp32",), inputs=("float",))  # one row a runner
+SHIPPED = Pick(lowerings=(None, BEST), precisions=("fp32",), inputs=("float",))  # one row per runner
 SHIPPED_SUBJECT = replace(SHIPPED, roles=(SUBJECT,))
 QUICK_RUNNERS = (
     *("eager-c*", "cudagraph-*", "torchscript-*", "onnxruntime-c*", "onnxruntime-graph-*", "openvino-*", "native-*"),
 )
-OTHERS = tuple(f"{runtime.name}-cpu" for runtime in RUNTIMES)  # where they were asked for
+OTHERS = tuple(f"{runtime.name}-cpu" for runtime in RUNTIMES)  # if they were requested
 QUICK_SUBJECT = replace(SHIPPED_SUBJECT, runners=QUICK_RUNNERS)
 INT8_SUBJECT = Pick(roles=(SUBJECT,), precisions=("int8",), inputs=("float",))
 COLD = replace(SHIPPED_SUBJECT, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*", "native-*"))
 BASELINES = Pick(roles=(SUBJECT,), runners=("eager-autograd-*", "onnxruntime-default-*"))
 DEPLOYED = replace(SHIPPED_SUBJECT, runners=("onnxruntime-c*", "native-*"))
 PROFILED = replace(SHIPPED, runners=("eager-c*", "onnxruntime-cpu"))  # ONNX Runtime times launches on CUDA, not kernels
-GRAPH_AGAINST_GRAPH = "pt2-*"  # as eager may not be: a plain network that was captured has no code of its own
+GRAPH_AGAINST_GRAPH = "pt2-*"  # both are graphs; in eager, a captured plain network has no code of its own
 STARTED = ("eager-c*", "torchscript-*", "onnxruntime-c*", "native-*")
 LARGER = tuple(2**power for power in range(1, 14))
 FULL = BenchGrid(
@@ -132,7 +133,7 @@ GRIDS = {
             pytorch=(DEPLOYED,),
         ),
         FULL,
-        # what a GPU is measured with where minutes are few: its calls are short, so that less time holds enough of them
+        # for a GPU that is rented by the minute: its calls are short, so less time suffices
         replace(
             FULL,
             name="gpu",

@@ -1,6 +1,6 @@
-"""What the stage ``bench`` adds to pytest: the order of rows, a budget, what is shown meanwhile, and what is kept.
+"""Extend pytest for the stage ``bench``: order of rows, budget, progress, and resuming from kept rows.
 
-Without ``--verbose`` pytest itself says nothing: what failed and what was interrupted is said as every stage says it.
+Without ``--verbose`` pytest itself prints nothing; failures and interrupts are reported as in every stage.
 """
 
 import os
@@ -21,24 +21,28 @@ from stn_export.bench.session import RowJournal, Session, suite_of
 from stn_export.bench.timing import Budget, worth
 from stn_export.cli.progress_bar import Progress
 
-OVER = "budget"  # why a row that no time was left for is not timed
+OVER = "budget"  # the reason recorded for a row beyond the budget
 
 
 @dataclass
 class Plugin:
-    """One session of the suites as the stage starts it.
+    """One session of the suites, started by the stage.
 
     Attributes:
-        path: the file that kept rows come from and that all are written to in the end.
-        budget: when no other row is begun.
-        again: whether what is kept is timed once more.
-        loud: whether pytest says its own lines.
-        timing: what is timed; None where that is training, and before it is known.
-        total: rows that were chosen, kept ones among them.
+        path: the file that kept rows are read from and that all rows are written to at the end.
+        budget: the time after which no row is started.
+        again: whether kept rows are timed again.
+        loud: whether pytest prints its own lines.
+        timing: the session; None before it is known, and if training is timed.
+        total: number of selected rows, including kept ones.
+        done: number of rows that are finished, including kept ones.
         failed: why a row could not be timed, by its name.
-        interrupted: whether Ctrl-C or a signal ended it.
-        broken: what went wrong with pytest itself.
+        skipped: why a row was skipped, by its name.
+        interrupted: whether Ctrl-C or a signal ended the session.
+        broken: an error in pytest itself or in reading a suite.
         ended: why a suite ended the session.
+        bar: the progress bar, if one is shown.
+        task: its task.
     """
 
     path: Path
@@ -58,12 +62,12 @@ class Plugin:
 
     @property
     def kept(self) -> int:
-        """How many of the chosen rows there are."""
+        """Return the number of selected rows that have a result."""
         return self.done - len(self.failed) - len(self.skipped)
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        """Take up what is kept, once the conftest of the suites knows what is to be timed."""
+        """Load kept rows, once the suites' conftest knows what is to be timed."""
         self.timing = config.timing  # type: ignore[attr-defined]  # set by the suites' conftest
         if not self.loud and not config.getoption("collectonly"):
             silence(config)
@@ -73,7 +77,7 @@ class Plugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave out what is kept of what was chosen, and put first what answers most."""
+        """Deselect kept rows, and put the most informative rows first."""
         if self.timing:
             kept = [item for item in items if item.nodeid in self.timing.kept]
             self.total, self.done = len(items), len(kept)
@@ -83,7 +87,7 @@ class Plugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
-        """Show what is done and what is left."""
+        """Show a progress bar."""
         with ExitStack() as stack:
             if self.timing and session.items and not self.loud:
                 self.bar = stack.enter_context(cli.progress(word="bench", unit="rows", still=True))
@@ -93,7 +97,7 @@ class Plugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Leave out a row that no time is left for."""
+        """Skip a row that the budget leaves no time for."""
         if self.timing is None or not self.budget.over:
             return None
         self.timing.not_timed[item.nodeid] = OVER
@@ -107,7 +111,7 @@ class Plugin:
             self.bar.refresh()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note why a row could not be timed."""
+        """Record why a row could not be timed."""
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
             self.failed[report.nodeid] = crash.message if crash else str(report.longrepr)
@@ -115,22 +119,22 @@ class Plugin:
             self.skipped[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Note a suite that cannot be read."""
+        """Record a suite that cannot be read."""
         if report.failed:
             self.broken = str(report.longrepr)
 
     def pytest_internalerror(self, excrepr: object) -> None:
-        """Note a bug."""
+        """Record an internal error of pytest."""
         self.broken = str(excrepr)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo) -> None:
-        """Tell Ctrl-C from what ends pytest otherwise, which says why."""
+        """Distinguish Ctrl-C from other ends of the session, and record their reason."""
         self.interrupted = excinfo.type is KeyboardInterrupt
         self.ended = "" if self.interrupted else str(excinfo.value)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
-        """Have pytest-benchmark write whole rows only, and also where this session has no new one."""
+        """Let pytest-benchmark write complete rows only; write the file even if this session has no new row."""
         benchmarks: BenchmarkSession = session.config._benchmarksession  # type: ignore[attr-defined]  # set by its plugin
         benchmarks.benchmarks[:] = [each for each in benchmarks.benchmarks if whole(each, self.timing)]
         if self.timing and not benchmarks.benchmarks:
@@ -141,10 +145,10 @@ class Plugin:
 
 
 def _worth(item: pytest.Item) -> int:
-    """Where a row stands among those of a session.
+    """Return the position of a row among those of a session.
 
     Raises:
-        TypeError: where it is none of a suite.
+        TypeError: if it is not a row of a suite.
     """
     if not isinstance(item, pytest.Function):
         raise TypeError(f"{item.nodeid} is no row of a suite")
@@ -152,12 +156,12 @@ def _worth(item: pytest.Item) -> int:
 
 
 def whole(benchmark: Metadata, timing: Session | None) -> bool:
-    """Tell whether a row was timed to its end; of training it is its seconds that say so."""
+    """Return whether a row was timed to its end; a row of training has ``seconds`` then."""
     return bool(benchmark.stats.data and ("key" if timing else "seconds") in benchmark.extra_info)
 
 
 def write(benchmarks: BenchmarkSession) -> None:
-    """Write a file of pytest-benchmark's that holds kept rows only."""
+    """Write a file of pytest-benchmark that contains kept rows only."""
     hook, config = benchmarks.config.hook, benchmarks.config
     commit = hook.pytest_benchmark_generate_commit_info(config=config)
     none: dict = {"config": config, "benchmarks": []}
@@ -168,12 +172,12 @@ def write(benchmarks: BenchmarkSession) -> None:
 
 
 def silence(config: pytest.Config) -> None:
-    """Let pytest's reporter write nowhere."""
+    """Redirect pytest's reporter to the null device."""
     nowhere: TextIO = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the reporter lives
     config.pluginmanager.unregister(name="terminalreporter")
     config.pluginmanager.register(pytest.TerminalReporter(config, nowhere), "terminalreporter")
 
 
 def say_broken(text: str) -> None:
-    """Print what pytest would have."""
+    """Print the error that pytest would have printed."""
     sys.stderr.write(text + "\n")

@@ -1,4 +1,4 @@
-"""Per-node times from the profilers of ONNX Runtime and PyTorch, and what the work itself costs: FLOPs and bytes."""
+"""Profile nodes with ONNX Runtime and PyTorch, and count the work of a network: FLOPs, bytes, launches."""
 
 import json
 import statistics
@@ -34,7 +34,7 @@ from stn_export.run.records import Timing
 from stn_export.runners.pytorch import Captured, OfProgram
 
 WARM_UPS = 5
-LAYERS = ("Conv", "Gemm", "MatMul")  # in the names of their operators
+LAYERS = ("Conv", "Gemm", "MatMul")  # parts of operator names
 MARK = "node of the captured graph: "
 
 
@@ -49,18 +49,18 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a call goes; the timed graph shows ``sites_shown`` of the sites, of others all is ``rest``."""
+    """The time of a call by node; the graph exposes ``sites_shown`` sites, nodes of the others count as ``rest``."""
 
     nodes: list[Timed]
     sites_shown: int
 
     @property
     def seconds(self) -> float:
-        """Of the whole call: of all nodes."""
+        """Return the time of the whole call, the sum over all nodes."""
         return sum(node.seconds for node in self.nodes)
 
     def facts(self) -> dict:
-        """What stands in a row: the seconds of every part, and the nodes."""
+        """Return the row's figures: the seconds of every part, and the nodes."""
         seconds = dict.fromkeys(PARTS, 0.0)
         for node in self.nodes:
             seconds[node.part] += node.seconds
@@ -68,7 +68,7 @@ class Profile:
 
 
 def profiled(target: Target, batch: int, grid: BenchGrid) -> Profile:
-    """Where the time of a target goes: an ONNX file's on the CPU, a network's own as the captured graph."""
+    """Profile a target: an ONNX file on the CPU, any other as its captured graph."""
     [feeds] = target.feeds(batch)
     if target.artifact.format == "onnx":
         affine = [bool(site["theta"]) for site in target.network.facts.sites]
@@ -81,9 +81,9 @@ def profiled(target: Target, batch: int, grid: BenchGrid) -> Profile:
 
 
 def profile_onnx(path: Path, feeds: Arrays, affine: Sequence[bool], calls: int, threads: int) -> Profile:
-    """Median seconds of every node on the CPU, as ONNX Runtime fuses and runs them, over ``calls`` calls.
+    """Measure the median seconds of every node on the CPU, fused as ONNX Runtime runs them, over ``calls`` calls.
 
-    ``affine`` says of every site of the network whether its grid comes of a theta.
+    ``affine`` says of every sampling site whether its grid is made from a theta.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = _optimised(path, Path(folder) / "optimised.onnx", threads)
@@ -108,10 +108,10 @@ def profile_onnx(path: Path, feeds: Arrays, affine: Sequence[bool], calls: int, 
 
 
 def sites_of(model: onnx.ModelProto, affine: Sequence[bool]) -> list[Values]:
-    """The sites that a graph shows, as ``program.sites`` takes them.
+    """Return the sampling sites that a graph exposes, as ``program.sites`` takes them.
 
-    Where a theta is no value of its own, folded into the grid or without a name, the layer nearest to the grid ends the
-    localisation, or is the grid's where it gives that directly.
+    If a theta is no value of its own, because it is folded into the grid or has no name, the layer nearest to the grid
+    ends the localisation, or belongs to the grid if it outputs the grid directly.
     """
     maker = {value: node for node in model.graph.node for value in node.output}
     found = []
@@ -134,12 +134,12 @@ def _end_of_localisation(maker: Mapping[str, NodeProto], grid: str) -> str:
 
 
 def _settings(threads: int, level: GraphOptimizationLevel) -> dict[str, object]:
-    quiet = {"log_severity_level": 3}  # that an optimised file is for this machine only is known
+    quiet = {"log_severity_level": 3}  # no warning that the optimised file is for this machine
     return {"intra_op_num_threads": threads, "inter_op_num_threads": 1, "graph_optimization_level": level} | quiet
 
 
 def _optimised(path: Path, target: Path, threads: int) -> onnx.ModelProto:
-    """The graph as ONNX Runtime would run it, with a name for every node."""
+    """Return the graph as ONNX Runtime optimises it, with a name for every node."""
     cpu_session(path, optimized_model_filepath=str(target), **_settings(threads, GraphOptimizationLevel.ORT_ENABLE_ALL))
     model = onnx.load(target)
     for index, node in enumerate(model.graph.node):
@@ -148,18 +148,19 @@ def _optimised(path: Path, target: Path, threads: int) -> onnx.ModelProto:
 
 
 class _Marked(Interpreter):
-    """Runs a graph node by node, each in a range of the profiler's that bears its name."""
+    """Run a graph node by node, each in a profiler range with the node's name."""
 
     def run_node(self, node: Node) -> object:
+        """Run a node in a profiler range."""
         with record_function(MARK + node.name):
             return super().run_node(node)
 
 
 def profile_program(program: Program, values: Sequence[Tensor], calls: int) -> Profile:
-    """Median seconds of every operator, over ``calls`` calls of the captured graph on the device of its inputs.
+    """Measure the median seconds of every operator over ``calls`` calls of the captured graph, on its inputs' device.
 
-    On a GPU they are those of its kernels, on a CPU of the operators with all that they call; what running the graph
-    node by node costs is not in them.
+    On a GPU these are the times of its kernels, on a CPU those of the operators with everything they call; the overhead
+    of running the graph node by node is excluded.
     """
     on_gpu = any(value.is_cuda for value in values)
     marked, parts = _Marked(program.on(values[0].device)), program.parts()
@@ -186,18 +187,18 @@ def profile_program(program: Program, values: Sequence[Tensor], calls: int) -> P
 
 
 def _outwards(event: FunctionEvent) -> Iterator[FunctionEvent]:
-    """What an event happened in, the innermost first."""
+    """Yield the profiler events that contain an event, the innermost first."""
     parent = event.cpu_parent
     while parent is not None:
         yield parent
         parent = parent.cpu_parent
 
 
-# What the work itself costs: FLOPs, bytes and kernel launches of a network.
+# The work of a network: FLOPs, bytes and kernel launches.
 
 
 class _Traffic(TorchDispatchMode):
-    """Counts operators that compute, and the bytes that they read and write; views and empty tensors move nothing."""
+    """Count operators that compute, and the bytes that they read and write; views and empty tensors do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,8 +209,8 @@ class _Traffic(TorchDispatchMode):
     ) -> object:
         result = func(*args, **(kwargs or {}))
         aliases = [value.alias_info for value in func._schema.returns]
-        view = any(alias and not alias.is_write for alias in aliases)  # in place is no view
-        first = result[0] if isinstance(result, tuple | list) else result  # max-pooling's indices are nobody's need
+        view = any(alias and not alias.is_write for alias in aliases)  # in-place results are not views
+        first = result[0] if isinstance(result, tuple | list) else result  # the indices of max pooling are not needed
         if isinstance(first, Tensor) and not view and "empty" not in func.name():
             self.launches += 1
             self.bytes += sum(value.nbytes for value in (*args, first) if isinstance(value, Tensor))
@@ -217,14 +218,14 @@ class _Traffic(TorchDispatchMode):
 
 
 def work(program: Program, inputs: Sequence[Tensor]) -> dict[str, int]:
-    """Work of one call, counted on the captured network's own operators in its own precision; nothing is computed.
+    """Count the work of one call, from the captured network's own operators and precision; nothing is computed.
 
     Args:
         program: the network.
-        inputs: of which shapes and types only matter.
+        inputs: only their shapes and dtypes matter.
 
     Returns:
-        ``flops``: two a multiply-add, see ``Program.multiply_adds``; all else is not counted.
+        ``flops``: two per multiply-add, see ``Program.multiply_adds``; all else is not counted.
         ``bytes_fused``: weights, input and output once each: what no implementation can avoid.
         ``bytes_unfused``: what every operator reads and writes, intermediate activations included.
         ``launches``: operators that compute, each at least one kernel on a GPU.
@@ -243,9 +244,9 @@ def work(program: Program, inputs: Sequence[Tensor]) -> dict[str, int]:
 
 
 def all_work(networks: Mapping[str, Network], rows: Iterable[Timing]) -> dict[str, dict[str, dict[str, int]]]:
-    """Count the ``work`` of every network at every batch that a row is of, a string, as JSON has no other keys.
+    """Count the ``work`` of every network at every batch size of its rows; keys are strings, as JSON requires.
 
-    ``native_flops`` is what the C code that was timed really does of ``flops``.
+    ``native_flops`` is how many of ``flops`` the timed C code really performs.
     """
     found: dict[str, dict] = {}
     listed = list(rows)

@@ -1,4 +1,4 @@
-"""A session of the suites: where they lie, what they time, the rows so far, and what is said when they are through."""
+"""A session of the benchmark suites: their location, targets, rows so far, and closing tables."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -27,17 +27,17 @@ from stn_export.run.records import Timing, known, timing, timings
 from stn_export.run.schemas import Result, read_bench
 from stn_export.run.store import fingerprint
 
-# Rows of ``bench.json`` as they are timed, so that what an interrupted session has is not timed again.
+# Journal of timed rows, from which an interrupted session resumes.
 
 
 class RowJournal:
-    """Lines of finished rows beside the file that they are to stand in; half a line at the end is as if not there."""
+    """Finished rows, one JSON line each, beside the file that they will be written to; incomplete lines are ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f".{path.name}.rows.jsonl")
 
     def rows(self) -> list[dict]:
-        """Read the rows that are kept, in the order in which they were timed."""
+        """Read the rows, in the order in which they were timed."""
         found = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
             try:
@@ -49,22 +49,22 @@ class RowJournal:
         return found
 
     def add(self, row: dict) -> None:
-        """Keep one."""
+        """Append a row."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def close(self) -> None:
-        """Forget all: they are kept elsewhere now, or are not wanted."""
+        """Delete the journal, once its rows are written to the file or not wanted."""
         self.path.unlink(missing_ok=True)
 
 
 def key(*parts: object) -> str:
-    """What a row is timed of and with, in short; of anything whose ``repr`` says all of it."""
+    """Return a short fingerprint of what a row depends on; the ``repr`` of every part must be complete."""
     return fingerprint(repr(part).encode() for part in parts)[:16]
 
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# In an installed package the suites are one of its own; in a checkout they lie beside it.
+# The suites are a subpackage of an installed package; in a checkout they are beside the package.
 SUITES = next(path for path in (_PACKAGE / "suites", _PACKAGE.parent / "benchmarks") if path.is_dir())
 LENGTHS = ("name", "row_seconds", "warmup_seconds", "blocks", "block_seconds", "startups", "profiled_calls", "threads")
 STARTS = {"import_seconds": "imports s", "load_seconds": "load s", "first_seconds": "first answer s"}
@@ -78,12 +78,12 @@ CONTESTS = {
 
 
 def suite_files() -> dict[str, Path]:
-    """The suites by name."""
+    """Return the suites' files by name."""
     return {path.stem.removeprefix("test_"): path for path in sorted(SUITES.glob("test_*.py"))}
 
 
 def contests(rows: Iterable[Timing]) -> Iterator[tuple[str, list[Timing]]]:
-    """Titles, and the rows of contests below each."""
+    """Yield titles, each with the rows of its paired comparison."""
     for contest, title in CONTESTS.items():
         found: dict[str, list[Timing]] = {}
         for row in rows:
@@ -97,7 +97,7 @@ def contests(rows: Iterable[Timing]) -> Iterator[tuple[str, list[Timing]]]:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """End pytest as a stage ends where the user must change something."""
+    """Turn a user error into the end of pytest, with the message and exit code of a stage."""
     try:
         yield
     except Exception as problem:
@@ -108,7 +108,7 @@ def refusing() -> Iterator[None]:
 
 @dataclass
 class Session:
-    """What is timed, and the rows that were."""
+    """What is timed, and the rows so far."""
 
     run: Path
     device: str
@@ -116,13 +116,13 @@ class Session:
     targets: list[Target]
     rows: list[Timing] = field(default_factory=list)
     kept: dict[str, dict] = field(default_factory=dict)
-    not_timed: dict[str, str] = field(default_factory=dict)  # why, by a row's name
+    not_timed: dict[str, str] = field(default_factory=dict)  # reasons by a row's name
     budget: Budget = field(default_factory=Budget)
     journal: RowJournal | None = None
 
     @classmethod
     def open(cls, run: Path, device: str, grid: str) -> "Session":
-        """Find what can be timed here, and pin the threads.
+        """Find what can be timed here, and set the number of threads.
 
         Raises:
             UserError: for an unknown grid or device, and a run that cannot be timed.
@@ -133,12 +133,12 @@ class Session:
         return found
 
     def cases(self, suite: str) -> Iterator[Case]:
-        """The rows that the grid has in a suite."""
+        """Return the rows that the grid has in a suite."""
         return cases(suite, self.targets, getattr(self.grid, suite))
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """What each row of the grid is timed of, with and how, by ``test_<suite>[<case>]``."""
+        """Return what each row of the grid depends on, as a fingerprint, by ``test_<suite>[<case>]``."""
         shared = describe(), METHOD, *(getattr(self.grid, name) for name in LENGTHS)
         return {
             f"test_{suite}[{case}]": key(*shared, *map(_side, (case.target, case.baseline)), case.batch)
@@ -147,7 +147,7 @@ class Session:
         }
 
     def resume(self, path: Path, journal: RowJournal, again: bool = False) -> None:
-        """Go on with a file and with what an interrupted session noted; or ``again``, with nothing."""
+        """Take over rows from a file and from the journal of an interrupted session; with ``again``, none."""
         self.journal = journal
         if again:
             journal.close()
@@ -161,10 +161,10 @@ class Session:
         self.not_timed = {name: why for name, why in known.items() if name not in self.kept}
 
     def holds(self, row: dict, alike: bool) -> bool:
-        """Tell whether a row says what timing it now would: of the same files, settings, packages and machine.
+        """Return whether a row is still current: same files, settings, packages and machine.
 
-        Of a row that is not chosen now (another device, a runtime that was not asked for) that is known where all its
-        file is of this machine, ``alike``.
+        For a row that is not selected now (another device, an external runtime that was not requested) this is only
+        known if its whole file is from this machine, ``alike``.
         """
         said, current = row["extra_info"], {each.artifact.sha256 for each in self.targets}
         if (name := _case(row["fullname"])) in self.keys:
@@ -173,7 +173,7 @@ class Session:
         return alike and said.get("grid") == self.grid.name and files <= current
 
     def note(self, name: str, benchmark: BenchmarkFixture) -> None:
-        """Keep a row that was timed, for the closing tables and for a session that goes on with it."""
+        """Store a timed row, for the closing tables and for a session that resumes."""
         benchmark.extra_info.update(grid=self.grid.name, key=self.keys[name])
         self.rows.append(timing(benchmark.extra_info))
         if self.journal and benchmark.stats and benchmark.stats.stats.data:
@@ -181,8 +181,9 @@ class Session:
             self.journal.add(row | {"fullname": short_name(row["fullname"]), "params": None})
 
     def complete(self, content: dict) -> None:
-        """Make pytest-benchmark's file ours: names of rows that say nothing of this machine, rows that were kept, and
-        the networks' work.
+        """Complete pytest-benchmark's file: add the kept rows and the networks' work, and shorten the rows' names.
+
+        The names then say nothing of this machine.
         """
         for row in content["benchmarks"]:
             row |= {"fullname": short_name(row["fullname"]), "params": None}
@@ -193,7 +194,7 @@ class Session:
         content["work"] = all_work(networks, self.rows)
 
     def close(self) -> None:
-        """Say how the contests went, what starting takes, where the time goes, and what could not be timed here."""
+        """Print the paired comparisons, start-up times and breakdowns, and what could not be timed here."""
         columns = ("backend", "batch", "ms", "ratio", "95 % interval", "verdict")
         for title, rows in contests(self.rows):
             _table(title, columns, (_contest(row, self.rows) for row in rows), ("95 % interval", "ms"))
@@ -213,12 +214,12 @@ class Session:
 
 
 def suite_of(row: pytest.Function) -> str:
-    """The suite that a row belongs to."""
+    """Return the suite that a row belongs to."""
     return row.originalname.removeprefix("test_")
 
 
 def short_name(name: str) -> str:
-    """A row's name without where the suites lie."""
+    """Return a row's name without the directory of the suites."""
     file, _, test = name.partition("::")
     return f"{Path(file).name}::{test}"
 
@@ -228,7 +229,7 @@ def _case(name: str) -> str:
 
 
 def _side(target: Target | None) -> tuple[str, ...]:
-    """What of a target makes another row of it."""
+    """Return what identifies a target for a row's key."""
     if target is None:
         return ()
     examples = target.network.facts.examples
@@ -237,7 +238,7 @@ def _side(target: Target | None) -> tuple[str, ...]:
 
 
 def _content(path: Path) -> dict:
-    """A benchmark file of ours; an empty one where there is none, or a file of another kind, which is made anew."""
+    """Read a benchmark file; return an empty one if there is none, or one of another kind, which is overwritten."""
     none = {"machine_info": {"stn_export": {}}, "benchmarks": []}
     if not path.is_file():
         return none

@@ -1,6 +1,6 @@
-"""How long a fresh process takes until its first answer.
+"""Time how long a fresh process takes until its first answer.
 
-Python's start and its imports are told apart from loading and the first inference, which are what a runner does.
+Python's start and the imports are separated from loading and the first inference, which are the runner's part.
 ``torch.compile`` compiles in the first inference, with an empty cache.
 """
 
@@ -18,10 +18,10 @@ from stn_export.program.specs import Arrays
 
 
 def start(target: Target, feeds: Arrays, threads: int) -> dict:
-    """What ``fresh`` gives for one process that loads the target and runs ``feeds``, as its contract asks.
+    """Start a process that loads the target and runs ``feeds``; return what ``startup_worker.main`` reports.
 
     Raises:
-        RuntimeError: where the process fails.
+        RuntimeError: if the process fails.
     """
     contract = target.artifact.contract
     with tempfile.TemporaryDirectory() as folder:
@@ -43,5 +43,5 @@ def start(target: Target, feeds: Arrays, threads: int) -> dict:
 
 
 def summary(starts: list[dict]) -> dict:
-    """The last start's facts with the medians of all starts' times."""
+    """Return the last start's facts with the medians of all starts' times, and their number ``n``."""
     return starts[-1] | {name: statistics.median(each[name] for each in starts) for name in TIMES} | {"n": len(starts)}

@@ -1,6 +1,6 @@
-"""A fresh process that loads an artifact and gives its first answer; ``startup`` starts it.
+"""Load an artifact in a fresh process and compute its first answer; started by ``startup``.
 
-Nothing but the standard library is imported before the clock runs.
+Only the standard library is imported before the clock starts.
 """
 
 import json
@@ -12,7 +12,7 @@ TIMES = ("import_seconds", "load_seconds", "first_seconds")
 
 
 def main(path: str, runner: str, contract: dict, inputs: str, threads: int) -> dict:
-    """Load ``path`` in ``runner``, run the inputs in an ``.npz`` file once, and say how long each took."""
+    """Load ``path`` in ``runner``, run the inputs in an ``.npz`` file once, and return the seconds of each step."""
     times = [time.perf_counter()]
     import numpy as np
     import torch
@@ -23,10 +23,10 @@ def main(path: str, runner: str, contract: dict, inputs: str, threads: int) -> d
 
     torch.set_num_threads(threads)
     spec, fed = next(spec for spec in RUNNERS if spec.name == runner), Contract.from_dict(contract)
-    with np.load(inputs) as arrays:  # by number: a name may be anything
+    with np.load(inputs) as arrays:  # by number, since names may be arbitrary
         feeds = {each.name: arrays[f"arr_{index}"] for index, each in enumerate(fed.inputs)}
     if spec.device == "cuda":
-        torch.zeros(1, device="cuda")  # makes the context, which is nobody's loading
+        torch.zeros(1, device="cuda")  # creates the CUDA context, which is not part of loading
     times.append(time.perf_counter())
     with Memory(spec.device) as memory:
         opened = spec.open(Path(path), fed)

@@ -1,4 +1,4 @@
-"""What is timed: every artifact of a run with every runner that can take it here, and PyTorch as its users run it."""
+"""Define what is timed: a run's artifacts in every runner that can run them here, and PyTorch as its users run it."""
 
 import operator
 import os
@@ -24,50 +24,50 @@ from stn_export.runners.pytorch import Compiled, Eager
 from stn_export.runners.registry import DEFAULT_EXPORT
 
 HOT = "hot: one buffer"
-SAME = 1e-4  # a bound step and ``infer`` may differ by this: one program, its buffers elsewhere
-# By which another device or compiler and eager may differ without TF32 (which makes 8e-5 of it and more) or by so many
-# times eager's own error; and with TF32, or a runtime that is approximate by itself.
+SAME = 1e-4  # relative difference allowed of a bound step and ``infer``: same program, other buffers
+# Shares by which a device or compiler may differ from eager: without TF32 (whose error is 8e-5 and more), as a multiple
+# of eager's own error, and with TF32 or in a runtime that is approximate by design.
 ROUNDED, TIMES_EAGER, ROUNDED_TF32 = 2e-5, 30, 0.1
-FEW = 64  # examples that eager's own error is found on
+FEW = 64  # examples on which eager's own error is measured
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the run: what it is, and what it is timed with."""
+    """A network of the run: its facts, and what it is timed with."""
 
     directory: NetworkDirectory
     facts: Facts
 
     @property
     def name(self) -> str:
-        """Unique in the run."""
+        """Return its name, unique in the run."""
         return self.directory.name
 
     @cached_property
     def examples(self) -> Examples:
-        """What it is fed with."""
+        """Return the examples that it is fed with."""
         return self.directory.examples()
 
     @cached_property
     def program(self) -> Program:
-        """The captured network itself."""
+        """Return the captured network."""
         return self.directory.program()
 
     @cached_property
     def contract(self) -> Contract:
-        """Its program's."""
+        """Return its program's contract."""
         return self.directory.listed(PROGRAM).contract
 
     @cached_property
     def eager(self) -> Callable[[int], Arrays]:
-        """What eager PyTorch gives on the CPU for so many examples, each batch computed once."""
+        """Return a function from a batch size to eager PyTorch's outputs on the CPU; each batch is computed once."""
         listed = self.directory.listed(PROGRAM)
         runner = eager_spec("cpu").open(self.directory.open(listed), listed.contract)
         return cache(lambda batch: runner.infer(listed.contract.arrays(self.examples.take(batch))))
 
     @cached_property
     def eager_error(self) -> float:
-        """The largest share by which float32 eager and float64 differ, of a value and the largest together."""
+        """Return the largest difference of float32 eager from float64, divided by value plus largest magnitude."""
         batch = self.contract.batch or FEW
         true = self.program.exact.points(self.program.values(self.examples.take(batch)), kinds=())
         floats = {
@@ -79,12 +79,12 @@ class Network:
 
     @cached_property
     def best(self) -> str | None:
-        """The first of ``LOWERINGS`` that it was exported in."""
+        """Return the first of ``LOWERINGS`` that it was exported with; None if there is none."""
         there = {each.lowering for each in self.directory.artifacts.values() if each.precision == "fp32"}
         return next((lowering for lowering in LOWERINGS if lowering in there), None)
 
     def shapes(self, batch: int) -> tuple[Tensor, ...]:
-        """Inputs of a call on so many examples, as its program takes them; without any numbers, on ``meta``."""
+        """Return a call's inputs for ``batch`` examples, as its program takes them, without data: on ``meta``."""
         values = zip(self.contract.inputs, self.program.values(self.examples.take(1)), strict=True)
         return tuple(
             torch.empty((batch, *value.shape[1:]) if spec.batched else value.shape, dtype=value.dtype, device="meta")
@@ -94,12 +94,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Target:
-    """One artifact and the runner it is timed with, and how.
+    """One artifact, the runner it is timed with, and how.
 
-    ``regime`` is the row's: in a ``request`` inputs come from the host and results go back there, else they stay in
-    place; in a contest ``host`` says the same. ``threads`` are PyTorch's, None for the session's. ``cold`` inputs are
-    so many buffers of different examples that they leave the cache, used in turn. ``found`` is what came to light as
-    it was loaded.
+    ``regime`` is the row's: in a ``request`` inputs come from the host and results go back there, else they stay on the
+    device; in a paired comparison ``host`` decides the same. ``threads`` are PyTorch's, None for the session's.
+    ``cold`` inputs are so many buffers of different examples, used in turn, that they do not stay in the cache.
+    ``found`` collects facts noted while loading.
     """
 
     network: Network
@@ -114,17 +114,17 @@ class Target:
 
     @property
     def by_host(self) -> bool:
-        """Whether inputs come from the host and results go back there, by the wall's clock."""
+        """Return whether inputs come from the host and results go back there, timed by wall time."""
         return self.host or self.regime == "request"
 
     @property
     def backend(self) -> str:
-        """Runner and artifact, without the network."""
+        """Return runner and artifact, without the network."""
         return f"{self.runner.name}-{self.artifact.name}"
 
     @property
     def input(self) -> str:
-        """How it is fed: ``float`` as the program, else with bytes that it normalises, ``uint8`` or ``uint8-nhwc``."""
+        """Return the kind of its input: ``float`` as the program's, else raw bytes, ``uint8`` or ``uint8-nhwc``."""
         own = {spec.name: spec for spec in self.network.contract.inputs}
         for spec in self.artifact.contract.inputs:
             if spec.layout != own[spec.name].layout:
@@ -135,7 +135,7 @@ class Target:
 
     @property
     def kind(self) -> tuple[str, str, str, bool]:
-        """What two targets share that may be set against each other: runner, precision, input, kind of export."""
+        """Return what two comparable targets share: runner, precision, input, and whether it is the default export."""
         return self.runner.name, self.artifact.precision, self.input, self.artifact.lowering == DEFAULT_EXPORT
 
     def __str__(self) -> str:
@@ -143,23 +143,23 @@ class Target:
         return f"{self.network.name}-{self.backend}{threads}"
 
     def step(self, batch: int) -> Step:
-        """The artifact loaded, fed, checked and run once, on the target's own number of threads where it has one."""
+        """Load, feed, check and run the artifact once; return a step on the target's own number of threads, if set."""
         if self.threads is None:
             return self._step(batch)
         torch.set_num_threads(self.threads)
         return on_threads(self._step(batch), self.threads)
 
     def _step(self, batch: int) -> Step:
-        """The artifact loaded and fed with so many examples as its contract asks, checked, and run once.
+        """Load the artifact, feed it as its contract requires, check it, and run it once.
 
-        What the step computes is compared with what ``infer`` gives, and that with eager PyTorch at this very batch
-        where verification may have run another one or another algorithm: nothing but the right answer is timed.
+        The step's outputs are compared with those of ``infer``, and these with eager PyTorch at this very batch if
+        verification may have run another batch or another algorithm: only correct results are timed.
         """
         feeds = self.feeds(batch)
         if self.regime == "contest":
             return self._checked_step(self.open(), batch, feeds)
         if self.runner.device == "cuda" and not self.runner.slow:
-            self._checked_step(self.open(), batch, feeds)  # modules that CUDA loads lazily are no one row's memory
+            self._checked_step(self.open(), batch, feeds)  # CUDA loads modules lazily; they are not one row's memory
         with Memory(self.runner.device) as memory:
             runner = self.open()
             step = self._checked_step(runner, batch, feeds)
@@ -170,7 +170,7 @@ class Target:
         return step
 
     def feeds(self, batch: int) -> list[Arrays]:
-        """One batch of real examples, or enough of different ones to leave the last-level cache."""
+        """Return one batch of real examples, or, if cold, enough different ones to exceed the last-level cache."""
         examples, contract = self.network.examples, self.artifact.contract
         first = contract.arrays(examples.take(batch))
         self.found.update(sizes={name: list(array.shape) for name, array in first.items()})
@@ -179,10 +179,10 @@ class Target:
         count = cache_bytes(self.runner.device) // size_of(first) + 2
         rows = torch.arange(count * batch) % len(examples)
         batches = (contract.arrays(examples.rows(chosen)) for chosen in rows.split(batch))
-        return [{name: array.copy() for name, array in each.items()} for each in batches]  # inputs of all share none
+        return [{name: array.copy() for name, array in each.items()} for each in batches]  # unbatched inputs are shared
 
     def open(self) -> Runner:
-        """The runner, its settings noted."""
+        """Open the runner and note its settings."""
         runner = self.runner.open(self.path, self.artifact.contract)
         clock = "events on the stream" if runner.events and not self.by_host else "wall"
         clock = clock if runner.in_process else f"{clock}, in its own process"
@@ -194,7 +194,7 @@ class Target:
         result = step()
         actual = result if self.by_host else runner.read(result)
         check_same(actual, runner.infer(feeds[0]), SAME, f"{self} does not give what it infers")
-        # a compiler makes another program for each batch; a GPU's libraries take another algorithm, even with TF32
+        # per batch a compiler may write another program, and a GPU library use another algorithm, even TF32
         chosen_anew = self.runner.verify_batch or self.runner.device == "cuda"
         if chosen_anew and (self.artifact.precision, self.input) == ("fp32", "float"):
             said = f"{self} does not give what eager does at {self.found['sizes']}"
@@ -204,7 +204,7 @@ class Target:
         return step
 
     def facts(self, batch: int) -> dict:
-        """What a row of the JSON says of itself beside its times."""
+        """Return the facts of a JSON row other than its times."""
         return {
             "network": self.network.name,
             "label": self.network.facts.label,
@@ -229,19 +229,19 @@ class Target:
 
 
 def size_of(feeds: Arrays) -> int:
-    """Bytes of all inputs together."""
+    """Return the bytes of all inputs."""
     return sum(array.nbytes for array in feeds.values())
 
 
 def check_same(actual: Arrays, expected: Arrays, share: float, said: str, strays: float = 0.0) -> None:
-    """Refuse outputs that differ.
+    """Require that outputs agree.
 
     Args:
         actual: by name.
-        expected: likewise.
-        share: by so much of their own and of the largest value may floats differ.
-        said: what to say.
-        strays: so large a share of what are no floats may be anything: a rounding can tip a decision.
+        expected: by name.
+        share: by how much floats may differ, as a share of their own value and of the largest.
+        said: the beginning of the message.
+        strays: the share of values other than floats that may differ at all: a rounding can tip a decision.
 
     Raises:
         AssertionError: beginning with ``said``.
@@ -256,15 +256,17 @@ def check_same(actual: Arrays, expected: Arrays, share: float, said: str, strays
 
 
 def eager_spec(device: str, tf32: bool = False) -> RunnerSpec:
-    """Eager PyTorch on a device, with TF32 or without."""
+    """Return the runner of eager PyTorch on a device, with or without TF32."""
     return next(spec for spec in RUNNERS if spec.load is Eager and (spec.device, spec.tf32) == (device, tf32))
 
 
 def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator.not_) -> list[Target]:
-    """All targets of a run on ``cpu``, on ``cuda``, or with ``auto`` on both, with runners whose reason is ``there``.
+    """Return all targets of a run on ``cpu``, ``cuda`` or, with ``auto``, both.
+
+    ``there`` decides by its reason whether a runner counts as available.
 
     Raises:
-        UserError: where the run is incomplete, edited or stale, or no runner is left.
+        UserError: if the run is incomplete, edited or stale, or no runner is left.
     """
     unproved = unproved_in(run)
     targets = [
@@ -281,22 +283,25 @@ def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator
 
 
 def proved_of(run: Path) -> Proved:
-    """What the last verification found equal of today's files."""
+    """Return what the last verification found equal, among the current files."""
     verified = read_verified(run)
     return proved_by(verified.checks if verified else (), Current.of(network_directories(run)).holds)
 
 
 def unproved_in(run: Path) -> Callable[[Artifact, RunnerSpec], bool]:
-    """Tells whether an artifact is not timed in a runner of others', which was not found equal there.
+    """Return a function that says whether an artifact is unverified in an external runtime, so that it is not timed.
 
-    ``verify.json`` is read when such a runner first comes.
+    ``verify.json`` is only read once such a runner is asked about.
     """
     proved = cache(partial(proved_of, run))
     return lambda artifact, spec: spec.foreign and (artifact.network, artifact.name, spec.name) not in proved()
 
 
 def left_out(run: Path, device: str) -> dict[str, str]:
-    """Runners that cannot run here, and artifacts that one cannot run or was not found equal in, with the reason."""
+    """Return what is not timed, with the reason: runners that cannot run here, and artifacts by runner.
+
+    A runner may not support an artifact, or the artifact was not verified in it.
+    """
     unproved = unproved_in(run)
     reasons = {spec.name: spec.unavailable() for spec in RUNNERS if device in ("auto", spec.device)}
     here = [spec for spec in RUNNERS if reasons.get(spec.name) == ""]
@@ -309,21 +314,21 @@ def left_out(run: Path, device: str) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-# What a PyTorch user runs without this project: eager, eager in channels_last, torch.compile; few threads or all.
+# Baselines of PyTorch's users: eager, eager in channels_last, torch.compile; on few threads or all.
 
 
-IMAGES = 4  # dimensions of what channels_last lays out
+IMAGES = 4  # dimensions of an image batch
 
 
 class EagerChannelsLast(Eager):
-    """Eager PyTorch with images and weights laid out channels last, which its CPU convolutions prefer."""
+    """Eager PyTorch with images and weights in channels-last layout, which its CPU convolutions prefer."""
 
     def place(self, feeds: Arrays) -> list[Tensor]:
-        """Lay the inputs out on the device, in the contract's order."""
+        """Copy the inputs to the device in channels-last layout, in the contract's order."""
         return [channels_last(value) for value in super().place(feeds)]
 
     def load(self, path: Path) -> None:
-        """Load the network and lay its weights out."""
+        """Load the network and convert its weights to channels-last layout."""
         super().load(path)
         if isinstance(self.module, torch.nn.Module):
             self.module = self.module.to(memory_format=torch.channels_last)
@@ -331,7 +336,7 @@ class EagerChannelsLast(Eager):
 
 
 def channels_last(value: Tensor) -> Tensor:
-    """Lay images out channels last, and leave all else as it is."""
+    """Convert images to channels-last layout; return other tensors unchanged."""
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == IMAGES else value
 
 
@@ -348,7 +353,7 @@ def cores() -> int:
 
 
 def pytorch_of(target: Target, targets: Sequence[Target]) -> list[Target]:
-    """List the same network in every way a PyTorch user would run it, on the present number of threads and on all."""
+    """List the same network in every way a PyTorch user runs it, on the current number of threads and on all cores."""
     threads = sorted({torch.get_num_threads(), cores()})
     programs = [each for each in targets if each.network.name == target.network.name and each.runner.load is Eager]
     on_cpu = [each for each in programs if each.runner.device == target.runner.device == "cpu"]

@@ -1,4 +1,4 @@
-"""How things are timed, rows and paired comparisons alike, and when no other row is begun; suites only say what."""
+"""Time rows and paired comparisons, and decide the order of rows and when the budget is spent."""
 
 import math
 import statistics
@@ -21,15 +21,15 @@ from stn_export.run.environment import using_threads
 from stn_export.run.manifest import SUBJECT
 from stn_export.runners import Step
 
-if TYPE_CHECKING:  # an extra that `check` does without
+if TYPE_CHECKING:  # an optional dependency that `check` does not need
     from pytest_benchmark.fixture import BenchmarkFixture
 
 
-# Which rows come first, and when no other one is begun.
+# Order of rows, and the budget.
 
 
-# By worth: what ``all`` and the card must know comes before what the report draws. Of a suite the rows of one example,
-# of the network that samples, come in the first place and all others in the second.
+# What ``all`` and the summary need comes before what the report draws. Of each pair of ranks, the first is for rows of
+# the network that samples with one example (any batch in throughput), the second for all other rows of the suite.
 ORDER = {
     "latency": (0, 9),
     "overhead": (1, 5),
@@ -46,9 +46,9 @@ ORDER = {
 
 
 def worth(suite: str, case: object) -> int:
-    """The place of a row among those that a budget may not suffice for; what answers most has the lowest.
+    """Return the position of a row when a budget may not suffice for all; the most informative has the lowest.
 
-    Of a suite without rows pytest collects a placeholder, which has no case.
+    For a suite without rows pytest collects a placeholder, which has no case and comes last.
     """
     if not isinstance(case, Case):
         return max(map(max, ORDER.values())) + 1
@@ -58,7 +58,7 @@ def worth(suite: str, case: object) -> int:
 
 
 class Budget:
-    """Seconds for a session, counted from now; none is without end."""
+    """A number of seconds for a session, counted from now; None for no limit."""
 
     def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self.now = now
@@ -66,35 +66,35 @@ class Budget:
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left, at least none; None where there is no end."""
+        """Return the seconds that are left, at least 0; None if there is no limit."""
         return None if math.isinf(self.end) else max(0.0, self.end - self.now())
 
     @property
     def over(self) -> bool:
-        """Whether no other row is begun."""
+        """Return whether the time is over, so that no row may start."""
         return self.now() >= self.end
 
 
 Clock = Callable[[], float]  # seconds
 ENDLESS = Budget()
-CALLS = (5, 5000)  # a median of fewer than 5 calls is at the mercy of a single interruption
+CALLS = (5, 5000)  # one interruption would distort a median of fewer than 5 calls
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What warming up found: the median seconds of a call at its end, and whether that had settled."""
+    """The outcome of a warm-up: the median seconds of a call at its end, its duration, and whether it had settled."""
 
     call_seconds: float
     seconds: float
     stable: bool
 
     def facts(self) -> dict:
-        """The row's ``warm_up``."""
+        """Return the row's ``warm_up``."""
         return {"seconds": self.seconds, "stable": self.stable}
 
 
 def warm_up(step: Step, seconds: float, now: Clock = time.perf_counter) -> WarmUp:
-    """Call ``step`` for ``seconds`` at least, and until the medians of two windows in a row agree or it is enough."""
+    """Call ``step`` for at least ``seconds``, until the medians of successive windows agree or a limit is reached."""
     started, medians, stable = now(), [_window(step, seconds / 2, now)], False
     while not stable and len(medians) < METHOD.warm_windows:
         medians.append(_window(step, seconds / 2, now))
@@ -110,14 +110,14 @@ def _window(step: Step, seconds: float, now: Clock) -> float:
 
 
 def timed(step: Step) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     started = step.clock()
     step()
     return step.clock() - started
 
 
 def calls_for(call_seconds: float, seconds: float) -> int:
-    """How many calls fill ``seconds``, within ``CALLS``."""
+    """Return how many calls fill ``seconds``, within ``CALLS``."""
     return int(np.clip(seconds / call_seconds, *CALLS))
 
 
@@ -126,7 +126,7 @@ def time_case(
 ) -> None:
     """Warm up, time single calls for the grid's ``row_seconds``, and note what was timed.
 
-    ``regime`` and ``cold`` stand instead of the target's own where they are given.
+    ``regime`` and ``cold`` replace the target's own if they are given.
     """
     target, batch = replace(case.target, regime=regime) if regime else replace(case.target), case.batch
     target = replace(target, cold=True) if cold else target
@@ -136,7 +136,7 @@ def time_case(
     with Watch(target.runner.device) as watch:
         benchmark.pedantic(step, rounds=calls_for(warm.call_seconds, grid.row_seconds))
     benchmark.extra_info.update(target.facts(batch) | {"warm_up": warm.facts(), "machine": watch.facts()})
-    if benchmark.stats:  # not so with --benchmark-disable
+    if benchmark.stats:  # None with --benchmark-disable
         times = summarise(np.array(benchmark.stats.stats.data))
         disturbed = watch.disturbed[0] or not warm.stable
         benchmark.extra_info.update(times | {"examples_per_second": batch / times["p50"], "disturbed": disturbed})
@@ -144,13 +144,15 @@ def time_case(
 
 @dataclass
 class Interleaved:
-    """Two steps timed in turn, ``calls`` calls a block; every block keeps the median of either.
+    """Two steps timed alternately, ``calls`` calls per block; every block keeps the median of each.
 
     Attributes:
-        loads: pairs of steps, ours and the baseline's; block after block takes the next.
-        calls: a block's, of ours and of the baseline.
+        loads: pairs of steps, ours and the baseline's; successive blocks use successive pairs.
+        calls: per block, of ours and of the baseline.
         order: for every block whether the baseline goes first; balanced over every ``blocks``.
-        blocks: how many are asked for.
+        blocks: how many are requested.
+        watch: observes the machine during each block.
+        medians: of each block so far, of ours and of the baseline, in seconds.
     """
 
     loads: list[tuple[Step, Step]]
@@ -161,7 +163,7 @@ class Interleaved:
     medians: list[tuple[float, float]] = field(default_factory=list)
 
     def block(self) -> None:
-        """One turn of each."""
+        """Time one block: one turn of each side."""
         number, taken = len(self.medians), [0.0, 0.0]
         with self.watch:
             for side in (1, 0) if self.order[number % len(self.order)] else (0, 1):
@@ -170,34 +172,34 @@ class Interleaved:
         self.medians.append((taken[0], taken[1]))
 
     def hold(self, budget: Budget = ENDLESS) -> Self:
-        """All blocks, and more of them where it takes more and the budget allows."""
+        """Time all blocks, and more if their noise requires it and the budget allows."""
         for _ in range(self.blocks):
             self.block()
         self.go_on(budget)
         return self
 
     def go_on(self, budget: Budget = ENDLESS) -> None:
-        """More blocks where their noise alone makes an interval wider than the same, up to ``METHOD.patience`` as many.
+        """Time more blocks while noise alone makes the interval wider than ``METHOD.same``.
 
-        Neither the ratio nor its interval plays a part in when this stops: to stop once an interval looks narrow makes
-        those that are too narrow the likelier ones. Nor do they in when a budget ends, which leaves an interval that
-        is wide and as honest.
+        At most ``METHOD.patience`` times the blocks requested are timed. Neither the ratio nor its interval decides
+        when this stops: stopping once an interval looks narrow would favour intervals that are too narrow. They have no
+        influence either on when a budget ends, which leaves an interval that is wide and still valid.
         """
         while len(self.medians) < METHOD.patience * self.blocks and self.noisy() and not budget.over:
             for _ in range(len(self.loads)):
                 self.block()
 
     def ratios(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ours by the baseline's in every block so far, and which load ran there."""
+        """Return our time divided by the baseline's for every block so far, and the index of the load in each."""
         ours, theirs = np.array(self.medians).T
         return ours / theirs, np.arange(len(ours)) % len(self.loads)
 
     def noisy(self) -> bool:
-        """Whether more blocks would make the interval narrower where that matters."""
+        """Return whether more blocks would narrow the interval where that matters."""
         return noise_reach(*self.ratios()) > METHOD.same
 
     def summary(self) -> dict:
-        """Seconds of either, their ratio, its 95 % interval and what that says."""
+        """Return the seconds of both sides, their ratio, its 95 % interval, and the verdict."""
         ours, theirs = np.array(self.medians).T
         low, high = ratio_interval(*self.ratios())
         return {
@@ -216,7 +218,10 @@ class Interleaved:
 def load_pairs(
     ours: Callable[[], Step], theirs: Callable[[], Step], now: Clock = time.perf_counter
 ) -> list[tuple[Step, Step]]:
-    """Load both ``METHOD.loads`` times, each being first in turn; only once where that takes long."""
+    """Load each contender ``METHOD.loads`` times, alternating which goes first; once if loading takes too long.
+
+    Too long is ``METHOD.load_seconds`` for the first pair.
+    """
     started = now()
     pairs = [(ours(), theirs())]
     if now() - started < METHOD.load_seconds:
@@ -233,9 +238,9 @@ def interleave(
     seed: int,
     now: Clock = time.perf_counter,
 ) -> Interleaved:
-    """Load and warm up two contenders, ready for the grid's ``blocks``, fewer where calls are long.
+    """Load and warm up two contenders, ready for the grid's ``blocks``, or for fewer if calls are long.
 
-    ``now`` is the clock that loading and warming up go by; blocks are timed by the steps' own.
+    ``now`` is the clock for loading and warming up; blocks are timed by the steps' own clocks.
     """
     loads = load_pairs(ours, theirs, now)
     found = [warm_up(step, grid.warmup_seconds / len(loads), now).call_seconds for pair in loads for step in pair]
@@ -250,9 +255,9 @@ def interleave(
 
 
 def on_one_clock(ours: Target, theirs: Target) -> tuple[Target, Target]:
-    """Both contenders in one regime: where only one side's events can be had, host arrays go in and out of both.
+    """Return both contenders in one regime: host arrays for both if only one of them can be timed by GPU events.
 
-    So they do where one is another runtime, which is given nothing else.
+    The same holds if one is an external runtime, which accepts no other inputs.
     """
     one = ours.runner.on_events == theirs.runner.on_events
     alike = one and not (ours.runner.foreign or theirs.runner.foreign)
@@ -260,10 +265,10 @@ def on_one_clock(ours: Target, theirs: Target) -> tuple[Target, Target]:
 
 
 def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGrid, budget: Budget = ENDLESS) -> None:
-    """Set a target against its baseline; the row's own samples are ours in each block.
+    """Time a target against its baseline; the row's own samples are the target's medians of each block.
 
     Raises:
-        TypeError: where the case has none.
+        TypeError: if the case has no baseline.
     """
     if case.baseline is None:
         raise TypeError(f"{case} is set against nothing")
@@ -278,7 +283,7 @@ def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGri
 
 
 def contest_row(name: str, target: Target, baseline: Target, batch: int, turns: Interleaved) -> dict:
-    """State a paired comparison as a row of the JSON does: both sides, how they were fed, and how it went."""
+    """Return a paired comparison as a row of the JSON: both sides, how they were fed, and the result."""
     notes = {
         "contest": name,
         "baseline": str(baseline),

@@ -1,1 +1,1 @@
-"""What the stage ``export`` is made of: lowerings, precisions, input contracts, and what is written beside a run."""
+"""The stage ``export``: lowerings, precisions, input contracts, and the files written beside a run."""

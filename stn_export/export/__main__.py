@@ -1,7 +1,7 @@
 """Write the export matrix of a run's networks: ``stn-export export``; ``--list`` shows it.
 
-Everything is made from the captured program: ONNX by the dynamo exporter, TorchScript by compiling its graph. What a
-file was made from stands in the manifest and inside the file; a row that a network cannot have is refused, with why.
+Every file is made from the captured program: ONNX by the dynamo exporter, TorchScript by compiling its graph. The
+manifest and the file itself record what it was made from. A row that a network cannot have is listed with the reason.
 """
 
 import sys
@@ -32,7 +32,7 @@ from stn_export.run.schemas import Current, read_verified
 from stn_export.run.store import alone
 from stn_export.runners.external.environments import OWN, asked_for, runtimes_here
 
-# The export matrix as a table: what is there, proved, how large, and what cannot be had here.
+# The export matrix as a table.
 
 
 KIND = ("artifact", "format", "lowering", "precision", "input")
@@ -41,7 +41,7 @@ DROP = ("CUDA graph", "nodes", "input", "format", "lowering", "precision", "KiB"
 
 
 def matrix_rows(source: Source, run: Path) -> Iterator[tuple[str, ...]]:
-    """The program of a network, then one row for each of its exports, whether it has been written or not."""
+    """Yield table rows for a network's program and for each of its export variants, whether written or not."""
     verdicts, content = read_verdicts(run), source.directory.read()
     yield _row(source, (PROGRAM, source.parent.format, NONE, "fp32", "float"), source.parent, verdicts, "")
     for spec in source.rows:
@@ -52,7 +52,7 @@ def matrix_rows(source: Source, run: Path) -> Iterator[tuple[str, ...]]:
 
 
 def refusals(source: Source) -> Iterator[str]:
-    """A line for each export that a network cannot have, or not here, and why."""
+    """Yield a line with the reason for each export variant that the network cannot have, or not on this machine."""
     refused = source.directory.read().refused
     for spec in source.rows:
         if why := refused.get(spec.name) or unavailable(spec):
@@ -69,7 +69,10 @@ def _row(
 
 
 def read_verdicts(run: Path) -> dict[str, str]:
-    """``yes`` or ``FAILED`` by the sha256 of what ``verify`` looked at on today's examples; one failure is enough."""
+    """Return ``yes`` or ``FAILED`` by the sha256 of each artifact checked on the current examples.
+
+    One failed check is enough for ``FAILED``.
+    """
     verdicts: dict[str, str] = {}
     verified = read_verified(run)
     for check in filter(Current.of(network_directories(run)).holds, verified.checks if verified else ()):
@@ -85,7 +88,7 @@ def _exported(artifact: Artifact | None, program: Artifact) -> str:
 
 
 def cuda_graph(artifact: Artifact | None) -> str:
-    """Whether ONNX Runtime could capture the file as a CUDA graph; torch formats are captured by PyTorch, or not."""
+    """Return whether ONNX Runtime could capture the file as a CUDA graph; ``cli.NONE`` for files that are not ONNX."""
     found = artifact.details.get("cuda") if artifact else None
     if not found:
         return NONE
@@ -93,7 +96,7 @@ def cuda_graph(artifact: Artifact | None) -> str:
 
 
 def sizes(artifact: Artifact | None) -> tuple[str, str]:
-    """KiB and node count for a table."""
+    """Return the size in KiB and the node count, before and after optimisation if they differ, for a table."""
     if artifact is None:
         return NONE, NONE
     operators = artifact.details.get("operators")
@@ -103,13 +106,17 @@ def sizes(artifact: Artifact | None) -> tuple[str, str]:
     return f"{artifact.details['bytes'] / 1024:.0f}", text
 
 
-Found = dict[str, Artifact | str]  # by row, what is listed of it or why there is none
+Found = dict[str, Artifact | str]  # by row, its artifact or the reason why there is none
 
 EVERYTHING = "everything"
 
 
 def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
-    """The named rows of a network's matrix, else its default ones, those of runtimes and what was asked for before."""
+    """Return the named rows of a network's matrix, by default those written without request or exported before.
+
+    By default that is every default row, those of the external runtimes that are installed, and those already in the
+    manifest; an artifact that no row describes any more is dropped from the manifest.
+    """
     if names:
         return [spec for spec in source.rows if spec.name in names]
     asked = runtimes_here()
@@ -128,7 +135,7 @@ def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
 
 
 def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tuple[str, ...]]]:
-    """Write what is not up to date; what became of every row, and that as the lines of a table."""
+    """Write the artifacts that are not up to date; return each row's artifact or reason, and the lines of a table."""
     found, lines = {}, []
     for spec in specs:
         fresh = source.directory.holds(spec.name, source.parent.sha256, source.settings(spec))
@@ -147,7 +154,7 @@ def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tup
 
 
 def _plan(directory: NetworkDirectory, found: Found, partly: bool) -> None:
-    """Keep what is planned and what is refused: of a call for some rows only, beside what was."""
+    """Record the planned and the rejected rows in the manifest; with ``partly``, keep the records of other rows."""
     before = directory.read()
     known = dict.fromkeys(before.rows, "") | before.refused if partly else {}
     known |= {name: each if isinstance(each, str) else "" for name, each in found.items()}
@@ -157,7 +164,7 @@ def _plan(directory: NetworkDirectory, found: Found, partly: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Export every network of a run, leaving alone what is up to date."""
+    """Export every network of a run, except for artifacts that are up to date."""
     options = cli.parse("export", arguments)
     run = options.run or DEFAULT_RUN
     if options.list:
@@ -181,7 +188,7 @@ def _export(run: Path, options: Namespace) -> None:
         trust_run(run)
     directories = network_directories(run)
     names = [require_choice("export", name, [spec.name for spec in EXPORTS]) for name in options.only or []]
-    for directory in directories:  # a stale program is no reason to refuse its rows one by one
+    for directory in directories:  # fail once for a stale program, not for every row
         directory.open(directory.listed(PROGRAM))
     chosen = list(dict.fromkeys(options.destinations))
     if EVERYTHING in chosen:
@@ -206,7 +213,7 @@ def _export(run: Path, options: Namespace) -> None:
 
 
 def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:
-    """The rows for some destinations; one for several that want the same."""
+    """Return the rows for some destinations; destinations that want the same row share it."""
     rows = []
     for choice in choices:
         if choice.lowering is None:
@@ -217,7 +224,11 @@ def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:
 
 
 def _check(outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequence[str]) -> None:
-    """Say which of the rows asked for by name were not written; refuse what leaves nothing to go on with."""
+    """Print which of the rows asked for were not written.
+
+    Raises:
+        UserError: if none was written.
+    """
     if not any(outcomes):
         asked = ", ".join([*rows, *destinations])
         raise UserError(f"no network of this run takes {asked}", "stn-export export --list")

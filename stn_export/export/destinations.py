@@ -1,6 +1,6 @@
-"""Which file to ship where, from the kept table of trials (``make runtimes``), and why.
+"""Choose which file to deploy where, and say why, from the stored table of trials (``make runtimes``).
 
-A destination that could not be tried gets what its rules ask for, and the answer says that it is a rule.
+A destination that was never tried gets the file that its rule names, and the answer says so.
 """
 
 import json
@@ -28,7 +28,7 @@ DESTINATIONS = (*TRIED, *RULES)
 
 @dataclass(frozen=True)
 class Choice:
-    """A lowering, or none for a format of its own, and a batch (None where open) for a destination, and why."""
+    """A lowering (None for a destination with its own format) and a batch (None if dynamic), and the reason."""
 
     destination: str
     lowering: str | None
@@ -37,20 +37,20 @@ class Choice:
 
     @property
     def what(self) -> str:
-        """The lowering, for a person."""
+        """Return the lowering as text for people."""
         return self.lowering or "its own format"
 
     @property
     def sizes(self) -> str:
-        """The batch, for a person."""
+        """Return the batch as text for people."""
         return f"a batch of {self.batch}" if self.batch else "an open batch"
 
 
 def choose(destination: str, path: Path | None = None) -> Choice:
-    """The first of ``LOWERINGS`` that was equal in the destination, at fp32, or else within its bounds.
+    """Return the first of ``LOWERINGS`` that was equal in the destination at fp32, else the first within its bounds.
 
     Raises:
-        UserError: for an unknown destination, no table, or none that was either.
+        UserError: for an unknown destination, a missing table, or if no lowering was equal or within bounds.
     """
     require_choice("destination", destination, list(DESTINATIONS))
     if destination in RULES:
@@ -65,7 +65,7 @@ def choose(destination: str, path: Path | None = None) -> Choice:
 
 
 def chosen(destination: str, table: Mapping) -> Choice | None:
-    """What a table of trials says of one of those that it was made of; None where nothing was equal there."""
+    """Look up a destination in a table of trials; None if no lowering was equal or within bounds there."""
     names = {f"{lowering or destination}-fp32": lowering for lowering in ((None,) if destination in OWN else LOWERINGS)}
     rows = [row for row in table["rows"] if row["runtime"] == destination and row["file"] in names]
     cells = {row["lowering"]: row for row in rows}

@@ -1,4 +1,4 @@
-"""What is done to a written ONNX file: operators most runtimes read, ONNX Runtime's optimiser, names of its ends."""
+"""Finish a written ONNX file: widely supported operators, ONNX Runtime's optimiser, names of inputs and outputs."""
 
 import tempfile
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from stn_export.program.specs import free_name
 
 
 def plain(model: onnx_ir.Model) -> None:
-    """Apply every pass of ``PASSES``."""
+    """Apply every pass of ``PASSES`` to a graph."""
     for each in PASSES:
         each(model)
 
 
 def lift_constants(model: onnx_ir.Model) -> None:
-    """Initialisers instead of Constant nodes: pnnx (ncnn) and MNN fold only those into shapes and weights."""
+    """Replace Constant nodes by initialisers: pnnx (ncnn) and MNN fold only those into shapes and weights."""
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
 def reshape_as_before(model: onnx_ir.Model) -> None:
-    """No ``allowzero``, which onnx2torch refuses: it changes a Reshape to a size of 0 only, and there is none."""
+    """Remove ``allowzero``, which onnx2torch rejects, from every Reshape whose constant shape has no 0."""
     for node in model.graph.all_nodes():
         if node.op_type == "Reshape" and node.domain == "" and not _has_zero(node.inputs[1]):
             node.attributes.pop("allowzero", None)
@@ -38,7 +38,7 @@ def _has_zero(shape: onnx_ir.Value | None) -> bool:
 
 
 def name_in_ascii(model: onnx_ir.Model) -> None:
-    """Values and nodes with ASCII names, as TVM and MNN want for what they generate; the caller's names stay his."""
+    """Rename inner values and nodes in ASCII, which TVM and MNN need for generated code; inputs and outputs stay."""
     fixed = {*model.graph.inputs, *model.graph.outputs}
     values = [
         *model.graph.initializers.values(),
@@ -51,7 +51,7 @@ def name_in_ascii(model: onnx_ir.Model) -> None:
 
 
 def forget_shapes(model: onnx_ir.Model) -> None:
-    """Nothing said of inner values: tract takes ``batch`` there for another size than the 1 that it is loaded with."""
+    """Drop the shapes of inner values: tract takes ``batch`` there for another size than the 1 it is loaded with."""
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if not value.is_graph_output():
@@ -60,7 +60,10 @@ def forget_shapes(model: onnx_ir.Model) -> None:
 
 
 def state_sizes(model: onnx_ir.Model) -> None:
-    """Sizes that are known as numbers, where the exporter names a dimension ``2``: TVM and IREE take it for open."""
+    """Write static sizes of inputs and outputs as numbers: the exporter may name a dimension ``2``.
+
+    TVM and IREE take such a name for a dynamic size.
+    """
     for value in (*model.graph.inputs, *model.graph.outputs):
         shape = () if value.shape is None else value.shape
         known = {axis: str(getattr(size, "value", None)) for axis, size in enumerate(shape)}
@@ -72,14 +75,14 @@ def state_sizes(model: onnx_ir.Model) -> None:
 PASSES = (state_sizes, lift_constants, reshape_as_before, name_in_ascii, forget_shapes)
 
 
-# ONNX Runtime's own optimiser, run ahead of time and kept to what every runtime understands.
+# ONNX Runtime's optimiser, ahead of time and limited to standard operators.
 
 
 def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold constants and drop what does nothing: ONNX Runtime's basic level, which writes standard operators only.
+    """Fold constants and remove redundant nodes with ONNX Runtime's basic level, which writes standard operators only.
 
-    The levels above it write operators of one processor and one version of ONNX Runtime, which does the same by
-    itself when it loads a file.
+    The higher levels write operators for one processor and one version of ONNX Runtime, which applies them itself when
+    it loads a file.
     """
     with tempfile.TemporaryDirectory() as folder:
         target = str(Path(folder) / "optimised.onnx")
@@ -88,14 +91,14 @@ def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-# The names of a file's inputs and outputs: whatever the exporter called anything inside, these are theirs.
+# Names of a file's inputs and outputs.
 
 
 def require_distinct(inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Refuse names that would make two ends of a file one.
+    """Require that no two inputs or outputs share a name.
 
     Raises:
-        UserError: naming the first that is there twice.
+        UserError: naming the first duplicate.
     """
     names = [*inputs, *outputs]
     if twice := next((name for name in names if names.count(name) > 1), ""):
@@ -103,9 +106,10 @@ def require_distinct(inputs: Sequence[str], outputs: Sequence[str]) -> None:
 
 
 def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Name a graph's inputs and outputs; inner values that bear one of these names get another.
+    """Name a graph's inputs and outputs; inner values with one of these names are renamed.
 
-    An output that is an input, a weight or another output becomes an Identity of it: two names cannot be one value.
+    An output that is also an input, a weight or another output is copied with an Identity: one value cannot have two
+    names.
     """
     graph = model.graph
     _register_constants(graph)
@@ -122,11 +126,11 @@ def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str
 
 
 def _register_constants(graph: onnx_ir.Graph) -> None:
-    """Give a graph the constants that its nodes read: onnxscript loses those of the second of two fused Clips."""
+    """Register constants that nodes read as initialisers: onnxscript loses those of the second of two fused Clips."""
     ends = set(graph.inputs)
     for value in (each for node in graph for each in node.inputs if each is not None):
         if value.const_value is not None and value.producer() is None and value not in ends:
-            graph.initializers.setdefault(value.name or "", value)  # which refuses one without a name
+            graph.initializers.setdefault(value.name or "", value)  # it rejects values without a name
 
 
 def _separate_outputs(graph: onnx_ir.Graph) -> None:
@@ -142,7 +146,7 @@ def _separate_outputs(graph: onnx_ir.Graph) -> None:
 
 
 def _values(model: onnx_ir.Model) -> list[onnx_ir.Value]:
-    """Every value of a graph and of what is inside its nodes, once."""
+    """Return every value of a graph and of its subgraphs once."""
     graphs = [model.graph, *model.graph.subgraphs()]
     found = [
         value

@@ -1,4 +1,4 @@
-"""How ``F.affine_grid`` and ``F.grid_sample`` become ONNX: a function per lowering and the table of them."""
+"""Translate ``F.affine_grid`` and ``F.grid_sample`` to ONNX: one function per lowering, and the table of lowerings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from stn_export.export.translations import OPERATORS, number, whole, wholes
 from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES
 from stn_export.program.sites import PADDINGS
 
-# Fold the last Linear of a regressor and the affine grid behind it into one Gemm.
+# Lowering ``folded``: fold the Linear that predicts theta and the affine grid behind it into one Gemm.
 
 
 FOLDED = "affine_grids_folded"
 
 
 def fold_grids(model: onnx_ir.Model) -> dict[str, str]:
-    """Fold every affine grid, lowered as one MatMul, whose theta comes straight from a Gemm and serves nothing else.
+    """Fold every affine grid, lowered as one MatMul, whose theta comes straight from a Gemm and has no other use.
 
     Returns:
-        How many of how many were folded; the others stay as they were.
+        Metadata: how many of how many grids were folded; the others are unchanged.
     """
     products = [node for node in model.graph if _is_grid_product(node)]
     folded = sum(_fold(model, product) for product in products)
@@ -36,7 +36,7 @@ def fold_grids(model: onnx_ir.Model) -> dict[str, str]:
 
 
 def _is_grid_product(node: onnx_ir.Node) -> bool:
-    """Whether this is theta (N×2×3) times a constant base grid (3×HW)."""
+    """Return whether a node multiplies theta (N×2×3) by a constant base grid (3×HW)."""
     if node.op_type != "MatMul":
         return False
     theta, base = node.inputs[0], _constant(node.inputs[1])
@@ -64,12 +64,15 @@ def _fold(model: onnx_ir.Model, product: onnx_ir.Node) -> bool:
 def fold_linear(
     base: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Weight K×2P and bias 2P (x before y, pixel by pixel) of the Gemm that gives the grid.
+    """Compute the weight, K×2P, and the bias, 2P, of the Gemm that outputs the grid (x before y, pixel by pixel).
 
     Args:
         base: the homogeneous base grid, 3×P.
-        weight: K×6, theta's in row-major order.
-        bias: 6.
+        weight: of the Linear, K×6, theta's in row-major order.
+        bias: of the Linear, 6.
+
+    Returns:
+        None if weight or bias is missing, or the Linear does not output a 2×3 theta.
     """
     if weight is None or bias is None or weight.shape[1:] != (6,):
         return None
@@ -81,7 +84,7 @@ def fold_linear(
 
 
 def _linear_of(gemm: onnx_ir.Node) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The K×6 weight and the bias of a plain ``x @ W + b``; None where they are no constants."""
+    """Return the K×6 weight and the bias of a plain ``x @ W + b``; None for each if they are not constants."""
     weight = _constant(gemm.inputs[1])
     bias = _constant(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
     scaled = any(gemm.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
@@ -95,7 +98,7 @@ def _linear_of(gemm: onnx_ir.Node) -> tuple[np.ndarray | None, np.ndarray | None
 def _replace(
     model: onnx_ir.Model, gemm: onnx_ir.Node, reshape: onnx_ir.Node, weight: np.ndarray, bias: np.ndarray
 ) -> None:
-    """Let the grid's users read a new Gemm, reshaped, under the grid's old name."""
+    """Replace a grid's computation by a new Gemm and the Reshape behind it; the grid keeps its name."""
     grid = reshape.outputs[0]
     initialisers = []
     for array, role in ((weight, "weight"), (bias, "bias")):
@@ -116,7 +119,7 @@ def _constant(value: onnx_ir.Value | None) -> np.ndarray | None:
 
 
 def _producer(source: onnx_ir.Value | onnx_ir.Node | None, op_type: str) -> onnx_ir.Node | None:
-    """The node that made a value (or a node's first input), if it is of this type."""
+    """Return the node that computes a value, or a node's first input, if it is of this type."""
     value = source.inputs[0] if isinstance(source, onnx_ir.Node) else source
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op_type else None
@@ -131,7 +134,7 @@ def _only_user(node: onnx_ir.Node, op_type: str) -> onnx_ir.Node | None:
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
-# ``F.grid_sample`` out of Gather, Mul and Add, for runtimes that have no GridSample operator.
+# Lowering ``gather``: ``F.grid_sample`` as Gather, Mul and Add, for runtimes without a GridSample operator.
 
 
 Value = Any  # a symbolic tensor of the graph being built
@@ -146,7 +149,7 @@ VOLUME_MODES = ("linear", "nearest")
 def gather_grid_sample(
     image: Value, grid: Value, interpolation_mode: int, padding_mode: int, align_corners: bool
 ) -> Value:
-    """Sample N×C×H×W images on an N×P×Q×2 grid (x before y): N×C×P×Q. Volumes are left to GridSample of opset 20."""
+    """Sample N×C×H×W images on an N×P×Q×2 grid (x before y): N×C×P×Q. Volumes use GridSample of opset 20."""
     if len(image.shape) != 4:
         mode, padding = VOLUME_MODES[interpolation_mode], PADDINGS[padding_mode]
         return opset20.GridSample(image, grid, mode=mode, padding_mode=padding, align_corners=int(align_corners))
@@ -176,7 +179,7 @@ def gather_grid_sample(
 
 
 def _taps(x: Value, side: Value, mode: int, padding: int, align_corners: bool) -> list[Tap]:
-    """Where the grid's coordinates along one axis read, and with which weights."""
+    """Return the indices that the grid's coordinates along one axis read, with their weights."""
     last = op.Sub(side, number(1.0, x))
     pixel = _to_pixels(x, side, align_corners)
     if mode != BICUBIC:
@@ -194,7 +197,7 @@ def _taps(x: Value, side: Value, mode: int, padding: int, align_corners: bool) -
 
 
 def _bounded(index: Value, weight: Value, last: Value, padding: int) -> Tap:
-    """The tap with its index moved inside; with zeros padding it weighs nothing where it was outside."""
+    """Clamp a tap's index to the image; with zeros padding a tap outside gets weight 0."""
     inside = op.Max(op.Min(index, last), number(0.0, index))
     if padding == ZEROS:
         weight = op.Mul(weight, op.CastLike(op.Equal(inside, index), weight))
@@ -202,7 +205,7 @@ def _bounded(index: Value, weight: Value, last: Value, padding: int) -> Tap:
 
 
 def _to_pixels(x: Value, side: Value, align_corners: bool) -> Value:
-    """[-1, 1] to pixel centres, 0 to side - 1."""
+    """Convert coordinates in [-1, 1] to pixels, with centres at 0 to side - 1."""
     scaled = op.Add(x, number(1.0, x))
     if align_corners:
         return op.Mul(scaled, op.Div(op.Sub(side, number(1.0, x)), number(2.0, x)))
@@ -210,7 +213,7 @@ def _to_pixels(x: Value, side: Value, align_corners: bool) -> Value:
 
 
 def _pad(x: Value, side: Value, padding: int, align_corners: bool) -> Value:
-    """Move coordinates outside the image as border or reflection padding says; zeros padding leaves them."""
+    """Move coordinates outside the image as border or reflection padding does; zeros padding leaves them unchanged."""
     if padding == ZEROS:
         return x
     if padding == REFLECTION:
@@ -219,10 +222,10 @@ def _pad(x: Value, side: Value, padding: int, align_corners: bool) -> Value:
 
 
 def _reflect(x: Value, side: Value, align_corners: bool) -> Value:
-    """Fold coordinates back at the corners' centres (``align_corners``) or at the image's edges: a triangle wave."""
+    """Reflect coordinates at the corner pixels' centres (``align_corners``) or the image's edges: a triangle wave."""
     low = number(0.0 if align_corners else -0.5, x)
     span = op.Sub(side, number(1.0, x)) if align_corners else side
-    span = op.Max(span, number(1e-6, x))  # one pixel with align_corners has no span; the clip that follows gives 0
+    span = op.Max(span, number(1e-6, x))  # with align_corners one pixel has no span; the clip below gives 0
     period = op.Mul(span, number(2.0, x))
     distance = op.Abs(op.Sub(x, low))
     phase = op.Sub(distance, op.Mul(op.Floor(op.Div(distance, period)), period))
@@ -230,7 +233,7 @@ def _reflect(x: Value, side: Value, align_corners: bool) -> Value:
 
 
 def _cubic_weights(part: Value) -> dict[int, Value]:
-    """Weights of the taps at offsets -1 to 2 for a position ``part`` of the way from tap 0 to tap 1."""
+    """Return the weights of the taps at offsets -1 to 2 for a position ``part`` of the way from tap 0 to tap 1."""
     one, two = number(1.0, part), number(2.0, part)
     rest = op.Sub(one, part)
     far, near = (CUBIC, -5 * CUBIC, 8 * CUBIC, -4 * CUBIC), (CUBIC + 2, -(CUBIC + 3), 0.0, 1.0)
@@ -243,7 +246,7 @@ def _cubic_weights(part: Value) -> dict[int, Value]:
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Value) -> Value:
-    """Horner's scheme, highest power first."""
+    """Evaluate a polynomial by Horner's scheme, highest power first."""
     result = number(coefficients[0], x)
     for coefficient in coefficients[1:]:
         result = op.Add(op.Mul(result, x), number(coefficient, x))
@@ -251,22 +254,22 @@ def _polynomial(coefficients: tuple[float, ...], x: Value) -> Value:
 
 
 def _side(image: Value, axis: int) -> Value:
-    """One dimension as a tensor of one int64, a constant where it is known."""
+    """Return one dimension as a tensor of one int64, constant if the size is static."""
     side = image.shape[axis]
     return wholes([side]) if isinstance(side, int) else op.Shape(image, start=axis, end=axis + 1)
 
 
 def _to_int(x: Value, side: Value) -> Value:
-    """A whole number, within bounds once more: NaN may become any. The weight of such a tap is NaN itself."""
+    """Convert an index to int64 and clamp it again: NaN may become any integer. The weight of such a tap is NaN."""
     index = op.Cast(x, to=onnx_ir.DataType.INT64)
     return op.Max(op.Min(index, op.Sub(side, wholes([1]))), wholes([0]))
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """Translations of the two operators (None leaves one to the exporter), a pass over the finished graph, opsets.
+    """Translations of the two operators (None leaves one to the exporter), a pass over the finished graph, and opsets.
 
-    ``rewrite`` returns what it has to say of itself, for the file's metadata.
+    ``rewrite`` returns entries for the file's metadata.
     """
 
     affine_grid: Callable[..., Value] | None
@@ -277,7 +280,7 @@ class Lowering:
 
     @property
     def translations(self) -> dict[Callable, Callable]:
-        """The table that ``torch.onnx.export`` takes."""
+        """Return the ``custom_translation_table`` for ``torch.onnx.export``."""
         rows = {
             **dict.fromkeys(AFFINE_GRIDS, self.affine_grid),
             **dict.fromkeys(GRID_SAMPLES, self.grid_sample),
@@ -286,7 +289,7 @@ class Lowering:
 
 
 def base_coordinates(size: int, align_corners: bool, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """Where ``size`` pixel centres lie in [-1, 1]; the corners' own centres at ±1 with ``align_corners``."""
+    """Return the positions of ``size`` pixel centres in [-1, 1]; with ``align_corners`` the outermost are at ±1."""
     if size == 1:
         return torch.zeros(1, dtype=dtype).numpy()
     steps = torch.linspace(-1, 1, size, dtype=dtype)
@@ -294,16 +297,16 @@ def base_coordinates(size: int, align_corners: bool, dtype: torch.dtype = torch.
 
 
 def base_grid(*sides: int, align_corners: bool, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """Homogeneous output coordinates of H×W pixels, 3×HW: rows x, y and 1, row-major; of D×H×W voxels 4×DHW."""
+    """Return homogeneous output coordinates: 3×HW for H×W pixels (rows x, y, 1; row-major), 4×DHW for D×H×W voxels."""
     places = np.meshgrid(*(base_coordinates(side, align_corners, dtype) for side in sides), indexing="ij")
     return np.stack([*(each.ravel() for each in reversed(places)), np.ones_like(places[0]).ravel()])
 
 
 def matmul(theta: Value, size: list, align_corners: bool = False) -> Value:
-    """One MatMul of theta with the base grid, which is a constant where height and width are.
+    """Multiply theta by the base grid in one MatMul; the base grid is constant if all sizes are static.
 
     Raises:
-        UserError: for volumes of open sizes.
+        UserError: for volumes with dynamic sizes.
     """
     sides = size[2:]
     base: Value
@@ -324,13 +327,13 @@ def matmul(theta: Value, size: list, align_corners: bool = False) -> Value:
 
 
 def affinegrid(theta: Value, size: list, align_corners: bool = False) -> Value:
-    """The ``AffineGrid`` operator of opset 20."""
+    """Write the ``AffineGrid`` operator of opset 20."""
     shape = opset20.Concat(*(_as_1d(side) for side in size), axis=0)
     return opset20.AffineGrid(theta, shape, align_corners=int(align_corners))
 
 
 def _symbolic_base(height: int | Value, width: int | Value, align_corners: bool) -> Value:
-    """``base_grid`` computed in the graph."""
+    """Compute ``base_grid`` in the graph."""
     sides = opset18.Concat(_as_1d(height), _as_1d(width), axis=0)
     x = opset18.Expand(_symbolic_coordinates(width, align_corners), sides)
     column: Value = _symbolic_coordinates(height, align_corners)
@@ -344,7 +347,7 @@ def _symbolic_base(height: int | Value, width: int | Value, align_corners: bool)
 
 
 def _symbolic_coordinates(side: int | Value, align_corners: bool) -> Value:
-    """``base_coordinates`` of a side known at run time; one pixel alone lies at 0."""
+    """Compute ``base_coordinates`` in the graph for a side known at run time; a single pixel is at 0."""
     count = opset18.Cast(opset18.Squeeze(_as_1d(side)), to=onnx_ir.DataType.FLOAT)
     index = opset18.Range(_number(0.0), count, _number(1.0))
     twice = opset18.Sub(opset18.Mul(index, _number(2.0)), opset18.Sub(count, _number(1.0)))  # -(n-1), -(n-3), ..., n-1
@@ -357,7 +360,7 @@ def _number(value: float) -> Value:
 
 
 def _as_1d(side: int | Value) -> Value:
-    """A size as a tensor of one int64."""
+    """Return a size as a tensor of one int64."""
     if isinstance(side, int):
         return opset18.Constant(value_ints=[side])
     one: Value = opset18.Constant(value_ints=[1])
@@ -375,9 +378,10 @@ LOWERINGS = {
 
 
 def translations(lowering: str = "matmul") -> dict[Callable, Callable]:
-    """The table for ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` of a call of your own.
+    """Return a lowering's table for your own ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)``.
 
-    Names of sites, and passes over the finished graph as ``folded`` has one, come with ``export_onnx`` only.
+    Names of sampling sites, and passes over the finished graph such as that of ``folded``, are only applied by
+    ``export_onnx``.
 
     Args:
         lowering: a key of ``LOWERINGS``; ``matmul`` and ``gather`` are for opset 18, ``affinegrid`` from 20 on.

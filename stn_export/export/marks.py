@@ -1,7 +1,7 @@
-"""Marks: how the points of a captured graph's sites are found again in the ONNX file made from it.
+"""Mark the points of a captured graph's sampling sites, to find them again in the ONNX file made from it.
 
-An exporter folds, renames and merges what it likes, so every point goes through an operator of ours, ``mark``, which
-it must keep. Once the ONNX graph is made the marks are taken out, and their values bear the points' names.
+An exporter may fold, rename and merge nodes, so every point passes through a custom operator, ``mark``, which the
+exporter must keep. Once the ONNX graph is made, the marks are removed and their values get the points' names.
 """
 
 import copy
@@ -28,7 +28,7 @@ DOMAIN, OPERATOR = "stn_export", "Mark"
 
 @torch.library.custom_op("stn_export::mark", mutates_args=())
 def mark(value: Tensor, name: str) -> Tensor:
-    """``value`` itself, under a name."""
+    """Return a copy of ``value``; the operator carries the point's name through the exporter."""
     return value.clone()
 
 
@@ -39,7 +39,7 @@ def _(value: Tensor, name: str) -> Tensor:
 
 MARK = torch.ops.stn_export.mark.default
 TRANSLATIONS = {MARK: lambda value, name: Opset(DOMAIN, 1).Mark(value, name=name)}
-if not onnx.defs.has(OPERATOR, DOMAIN):  # the exporter asks for the schema of whatever it writes
+if not onnx.defs.has(OPERATOR, DOMAIN):  # the exporter looks up the schema of every operator
     onnx.defs.register_schema(
         OpSchema(
             OPERATOR,
@@ -54,7 +54,7 @@ if not onnx.defs.has(OPERATOR, DOMAIN):  # the exporter asks for the schema of w
 
 
 def marked(module: GraphModule) -> GraphModule:
-    """A copy of a flat graph in which image, theta, grid and warped image of every site go through marks."""
+    """Return a copy of a flat graph in which image, theta, grid and warped image of every site pass through marks."""
     module = sharing_copy(module)
     _mark(module.graph)
     module.recompile()
@@ -62,7 +62,7 @@ def marked(module: GraphModule) -> GraphModule:
 
 
 def _mark(graph: Graph) -> dict[str, str]:
-    """Put the marks into a graph; gives the names of the marked warped images by those of their samplers."""
+    """Insert marks into a graph; return the name of each marked warped image by its sampler's name."""
     nodes, warped_names = {node.name: node for node in graph.nodes}, {}
     for site in find_sites(graph, {}):
         sampler = nodes[site.warped]
@@ -87,13 +87,13 @@ def _mark_argument(node: Node, index: int, point: str) -> None:
 
 
 def marked_program(program: Program) -> Program:
-    """The program with marks in its captured graph; itself where it samples nowhere."""
+    """Return the program with marks in its captured graph; unchanged if it samples nowhere."""
     if not any(samples_pictures(node) for node in program.exported.graph.nodes):
         return program
     exported = program.exported
     module, signature = sharing_copy(exported.graph_module), copy.deepcopy(exported.graph_signature)
     for node, original in zip(module.graph.nodes, exported.graph_module.graph.nodes, strict=True):
-        node.name = original.name  # a copy calls what is called like a builtin otherwise, as ``input``
+        node.name = original.name  # a copy renames nodes called like a builtin, such as ``input``
     for old, new in _mark(module.graph).items():
         signature.replace_all_uses(old, new)
     module.recompile()
@@ -115,10 +115,10 @@ Marked = dict[str, onnx_ir.Value]
 
 
 def take_marks(model: onnx_ir.Model) -> Marked:
-    """Take the marks out of a graph and name their values by point, but for the graph's own inputs and outputs.
+    """Remove the marks from a graph and name their values by point, except for the graph's own inputs and outputs.
 
     Returns:
-        The values by point; a value that is several points bears the name of the first.
+        The values by point; a value that is several points has the name of the first.
     """
     graph = model.graph
     found: Marked = {}
@@ -137,7 +137,7 @@ def take_marks(model: onnx_ir.Model) -> Marked:
 
 
 def site_notes(model: onnx_ir.Model, found: Marked) -> dict[str, str]:
-    """What the file's metadata says of its sites: those of their values that a rewrite left in the graph."""
+    """Return the file's metadata about its sampling sites: the names of their values that are still in the graph."""
     graph = model.graph
     left = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
     names = {point: value.name for point, value in found.items() if value.name in left}

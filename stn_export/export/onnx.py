@@ -1,4 +1,4 @@
-"""A network to ONNX through a chosen lowering; ``export_onnx`` for any module, ``to_onnx`` for a captured one."""
+"""Export a network to ONNX with a chosen lowering: ``export_onnx`` for a module, ``to_onnx`` for a captured program."""
 
 import json
 import logging
@@ -57,28 +57,28 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     verify: bool = True,
 ) -> onnx.ModelProto:
-    """Export a module, checked by ``onnx.checker``; where it samples stands in the file's metadata (``sites``).
+    """Export a module to an ONNX model that passes ``onnx.checker``; its metadata (``sites``) names the sampling sites.
 
-    The file is run in ONNX Runtime on the example and on one other batch, and compared with copies of the module. What
-    the module cannot keep open is fixed as it is in the example, with a ``UserWarning`` that says so.
+    The model is run in ONNX Runtime on the example and on one other batch, and compared with copies of the module.
+    Sizes that the module cannot keep dynamic are static, as in the example, with a ``UserWarning`` that says so.
 
     Args:
         module: in evaluation mode.
-        example_inputs: what to call it with, by position or by name: tensors, dictionaries and lists of them, and what
-            the file is to hold fixed: None, numbers, words. A batch of at least 2 where that is to be open.
-        example_kwargs: what to call it with by name besides.
-        lowering: how the two operators are written, a key of ``lowering.LOWERINGS``.
+        example_inputs: arguments to call it with, by position or by name: tensors, dictionaries and lists of them, and
+            constants for the file: None, numbers, strings. The batch must be at least 2 if it is to be dynamic.
+        example_kwargs: further keyword arguments of the call.
+        lowering: how the two operators are written, a key of ``LOWERINGS``.
         opset: the ONNX operator set; by default the lowering's own, at least 20 for volumes and float64.
-        dynamic_batch: whether the first dimension is left open, of every input that has as many as the first one.
-        dynamic_size: whether height and width of every 4-D input are left open too.
-        dynamic_shapes: what is open, as ``torch.export.export`` takes it, instead of the two above.
+        dynamic_batch: whether the first dimension is dynamic, for every input as long as the first one.
+        dynamic_size: whether height and width of every 4-D input are dynamic too.
+        dynamic_shapes: dynamic sizes as for ``torch.export.export``, instead of the two above.
         input_names: instead of the names of ``forward``'s parameters; of tensors only.
-        output_names: instead of the keys of what ``forward`` gives, else ``output``, or ``output0`` and so on.
-        verify: whether to run the file, which takes one call of ONNX Runtime and of the module for each batch.
+        output_names: instead of the keys of what ``forward`` returns, else ``output``, or ``output0`` and so on.
+        verify: whether to run the file, at the cost of one call of ONNX Runtime and of the module per batch.
 
     Raises:
         UserError: for an unknown lowering, an opset it cannot have, an example batch of 1, a module that
-            ``torch.export`` cannot capture or ONNX cannot hold, or a file that answers otherwise than the module.
+            ``torch.export`` cannot capture or ONNX cannot represent, or a file whose outputs differ from the module's.
     """
     _checked_opset(lowering, opset)
     if isinstance(example_inputs, Mapping):
@@ -98,7 +98,7 @@ def export_onnx(
 
 @dataclass(frozen=True)
 class Options:
-    """What ``export_onnx`` is asked for beside the module and its example."""
+    """Options of ``export_onnx`` beside the module and its example."""
 
     lowering: str
     opset: int | None
@@ -111,7 +111,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Written:
-    """A file, what it takes and gives, the example's tensors, and what is to be told of it."""
+    """A written model, its contract, the example's tensors, and notes for the user."""
 
     model: onnx.ModelProto
     contract: Contract
@@ -139,7 +139,11 @@ def _written(module: nn.Module, given: tuple, keywords: Mapping[str, Any] | None
 
 
 def _require_names(exported: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Refuse names that are too many, too few or given twice."""
+    """Require one name for every input and output, and no name twice.
+
+    Raises:
+        UserError: if there are too many or too few, or two are the same.
+    """
     signature = exported.graph_signature
     for side, names, nodes in (("inputs", inputs, signature.user_inputs), ("outputs", outputs, signature.user_outputs)):
         if len(names) != len(nodes):
@@ -150,10 +154,10 @@ def _require_names(exported: ExportedProgram, inputs: Sequence[str], outputs: Se
 def _run(
     module: nn.Module, given: tuple, keywords: Mapping[str, Any] | None, options: Options, made: Written
 ) -> Written:
-    """The file once it was run; with its batch fixed where only another one is answered wrongly.
+    """Run the model and compare it with the module; if only the other batch differs, export again with a static batch.
 
     Raises:
-        UserError: where it answers the example otherwise than the module does.
+        UserError: if its outputs for the example differ from the module's.
     """
     found = run_against(module, (given, dict(keywords or {})), made.tensors, made.model, made.contract)
     made = replace(made, notes=(*made.notes, *found.notes))
@@ -175,7 +179,10 @@ def _remedy(found: Found, options: Options) -> str:
 
 
 def _shapes(tensors: Sequence[Tensor], batch: bool, size: bool) -> list[Shape]:
-    """Every input's shape with what is to be open; the first dimension of the first input that has one is the batch."""
+    """Return every input's shape with its dynamic sizes.
+
+    The batch is the first dimension of the first input that has one, and every first dimension of the same length.
+    """
     count = next((len(tensor) for tensor in tensors if tensor.ndim), 1)
     return [
         tuple(
@@ -188,7 +195,7 @@ def _shapes(tensors: Sequence[Tensor], batch: bool, size: bool) -> list[Shape]:
 
 
 def _open(tensors: Sequence[Tensor], dims: Sequence[Mapping[int, Any]]) -> list[Shape]:
-    """Every input's shape with the names of what PyTorch's ``dynamic_shapes`` leave open; ``N`` is the batch."""
+    """Return every input's shape with the names of sizes that ``dynamic_shapes`` makes dynamic; ``N`` is the batch."""
     ours = {name: short for short, name in NAMES.items()}
     shapes: list[Shape] = []
     for index, (tensor, open_axes) in enumerate(zip(tensors, dims, strict=True)):
@@ -201,7 +208,7 @@ def _open(tensors: Sequence[Tensor], dims: Sequence[Mapping[int, Any]]) -> list[
 
 
 def _closed(names: Sequence[str], shapes: Sequence[Shape], captured: Captured) -> Iterator[tuple[str, str]]:
-    """What was to be open and is not, or not wholly: which, and how far."""
+    """Yield each size that was to be dynamic and is static or limited, and what became of it."""
     for name, shape, kept in zip(names, shapes, captured.shapes, strict=True):
         for wanted, size in zip(shape, kept, strict=True):
             if isinstance(wanted, str) and isinstance(size, int):
@@ -210,10 +217,10 @@ def _closed(names: Sequence[str], shapes: Sequence[Shape], captured: Captured) -
 
 
 def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.ModelProto:
-    """A program with marks (``marks.marked_program``) as ONNX; inputs, outputs and open sizes named by its contract.
+    """Convert a program with marks (``marks.marked_program``) to ONNX, with its contract's names and dynamic sizes.
 
     Raises:
-        UserError: for an unknown lowering, or an opset or open sizes that it cannot have.
+        UserError: for an unknown lowering, or an opset or dynamic sizes that it cannot have.
     """
     opset, rule = _checked_opset(lowering, opset, least_opset(program)), LOWERINGS[lowering]
     affine = any(node.target in AFFINE_GRIDS for node in program.exported.graph.nodes)
@@ -246,10 +253,10 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
 
 
 def _made(exported: ONNXProgram | None) -> ONNXProgram:
-    """What PyTorch's exporter gives where it is told of no file.
+    """Return the program that PyTorch's exporter returned.
 
     Raises:
-        RuntimeError: where it gives nothing.
+        RuntimeError: if it returned nothing.
     """
     if exported is None:
         raise RuntimeError("torch.onnx.export gave no model")
@@ -258,16 +265,16 @@ def _made(exported: ONNXProgram | None) -> ONNXProgram:
 
 @contextmanager
 def _exporters_errors(program: Program) -> Iterator[None]:
-    """Say in one line what PyTorch's exporter, or ONNX's checker of what it wrote, raises in many.
+    """Turn errors of PyTorch's exporter, or of ONNX's checker, into one line.
 
     Raises:
-        UserError: instead of anything but itself.
+        UserError: for any exception; one that already is a ``UserError`` passes unchanged.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # the exporter raises whatever its translations do
+    except Exception as error:  # translations may raise anything
         reasons = list(_reasons(error))
         if refused := next((each for each in reasons if isinstance(each, UserError)), None):
             raise UserError(refused.message, refused.hint) from error
@@ -284,7 +291,7 @@ def _exporters_errors(program: Program) -> Iterator[None]:
 
 
 def _reasons(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what it came from, the root last."""
+    """Yield an exception and its causes, the root cause last."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -296,8 +303,7 @@ def _plain_text(error: BaseException) -> str:
 
 
 def _where(program: Program, name: str) -> str:
-    """`` at module (file:line)`` of the first node of this name or operator; empty where none is found."""
-
+    """Return `` at module (file:line)`` of the first node with this name or operator; empty if there is none."""
     name = name.rpartition(".")[2].strip("_")
 
     def is_it(node: Node) -> bool:
@@ -309,10 +315,9 @@ def _where(program: Program, name: str) -> str:
 
 
 def export_default(program: Program, contract: Contract) -> onnx.ModelProto:
-    """What ``torch.onnx.export`` gives for the module when it is told nothing: an opset of its own, one batch size.
+    """Export the module with ``torch.onnx.export`` and its default options: its own opset, one batch size.
 
-    The contract's names are the only thing that it is told; they cost no time. The sites are found by the order of the
-    samplers.
+    Only the contract's names are applied, at no cost in time. Sampling sites are matched by the order of the samplers.
     """
     with _quietly():
         exported = torch.onnx.export(
@@ -338,11 +343,11 @@ def _names(contract: Contract) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    logger = logging.getLogger("onnxscript")  # says what it did not fold
+    logger = logging.getLogger("onnxscript")  # it reports what it did not fold
     level = logger.level
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings(), read_once():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter's own making
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # caused by the exporter itself
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # likewise, torch 2.11
         warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used")  # two inputs share one
         try:
@@ -366,9 +371,9 @@ def _checked_opset(lowering: str, opset: int | None, least: int = 0) -> int:
 
 
 def least_opset(program: Program) -> int:
-    """The first opset that has the program's operators: ``VOLUMES`` for samplers of volumes and of float64.
+    """Return the lowest opset with the program's operators: ``VOLUMES`` for samplers of volumes or float64.
 
-    ``DEFORMED`` for deformable convolutions; 0 where any opset will do.
+    ``DEFORMED`` for deformable convolutions; 0 if any opset will do.
     """
     nodes = program.exported.graph.nodes
     images = [node.args[0].meta["val"] for node in nodes if node.target in GRID_SAMPLES]
@@ -378,7 +383,7 @@ def least_opset(program: Program) -> int:
 
 
 def strip_traces(model: onnx.ModelProto) -> None:
-    """Drop the exporter's per-node notes, which hold file paths of this machine and outweigh the graph."""
+    """Remove the exporter's per-node notes, which contain file paths of this machine and outweigh the graph."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]

@@ -1,4 +1,4 @@
-"""A network at another precision or fed with raw pictures; static int8, judged on the calibration examples."""
+"""Change a network's precision or feed it raw images; quantise to static int8, judged on the calibration examples."""
 
 import logging
 import math
@@ -28,21 +28,21 @@ from stn_export.program.specs import Arrays, Contract, Pixels, TensorSpec
 from stn_export.results.tolerances import TOLERANCES, Tolerance, beyond
 from stn_export.run.records import finite
 
-# Static int8 quantisation of an ONNX model by ONNX Runtime, calibrated on examples; what samples stays float32.
+# Static int8 quantisation of an ONNX model by ONNX Runtime; grids and samplers stay in float32.
 
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
-EXAMPLES, CALLS = 64, 8  # examples a call, and calls
+EXAMPLES, CALLS = 64, 8  # examples per call, and calls
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Examples that int8 ranges are seen on and int8 is judged on.
+    """Examples on which the ranges of int8 are measured and its cost is judged.
 
     Attributes:
-        batches: the first ``CALLS`` ones.
-        scored: the output that has a number for each class; empty where there is none, or no labels.
-        labels: of all examples of the batches where an output is scored.
+        batches: the first ``CALLS`` batches.
+        scored: the output with one score per class; empty if there is none, or no labels.
+        labels: of all examples of the batches, if an output is scored.
     """
 
     batches: tuple[Arrays, ...]
@@ -51,23 +51,24 @@ class Calibration:
 
 
 class _Reader(quantization.CalibrationDataReader):
-    """Hand out batches once."""
+    """Iterate over the batches once, as ONNX Runtime's calibration asks for them."""
 
     def __init__(self, batches: Sequence[Arrays]) -> None:
         self.batches = iter(batches)
 
     def get_next(self) -> Arrays | None:
+        """Return the next batch; None after the last."""
         return next(self.batches, None)
 
 
 def quantise(model: onnx.ModelProto, batches: Sequence[Arrays], floats: Sequence[str] = ()) -> onnx.ModelProto:
     """Quantise weights per channel to 7 bits of int8 and activations to uint8 (QDQ), with the batches' ranges.
 
-    Seven bits, because products of more saturate on x86 without VNNI. What precision hangs on stays in float32, see
-    ``sensitive_nodes``, and so do the nodes ``floats``.
+    Seven bits, because products of more saturate on x86 without VNNI. Nodes on which precision depends (see
+    ``sensitive_nodes``) and the nodes in ``floats`` stay in float32.
 
     Raises:
-        UserError: where nothing else is left, or the file would saturate all the same.
+        UserError: if no layer is left to quantise, or the quantised model would saturate all the same.
     """
     kept = {*sensitive_nodes(model), *floats}
     layers = [name for name in quantisable(model) if name not in kept]
@@ -77,7 +78,7 @@ def quantise(model: onnx.ModelProto, batches: Sequence[Arrays], floats: Sequence
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
         level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)  # it advises its own preprocessing, which the exporter has done
+        logging.getLogger().setLevel(logging.ERROR)  # it recommends preprocessing that the exporter has done
         try:
             quantization.quantize_static(
                 source,
@@ -101,14 +102,14 @@ def quantise(model: onnx.ModelProto, batches: Sequence[Arrays], floats: Sequence
 
 
 def quantisable(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that int8 knows."""
+    """Return the names of the nodes that int8 supports."""
     return [node.name for node in model.graph.node if node.op_type in QUANTISED]
 
 
 def _from_zero(model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, list[dict[str, np.float32]]]:
-    """Ranges that start at zero, for the outputs of layers that reach nothing but ReLUs.
+    """Return ranges that start at zero, for the outputs of layers that reach nothing but ReLUs.
 
-    What is below zero is cut off there anyhow, and half of all 256 steps would go to it.
+    The ReLUs cut off negative values anyway, which would otherwise take up half of the 256 steps.
     """
     consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in model.graph.node:
@@ -128,7 +129,7 @@ def _from_zero(model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, list[
 
 
 def sensitive_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of all nodes of grids and samplers, and of the last layers before each theta and floating output."""
+    """Return the names of all nodes of grids and samplers, and of the last layers before thetas and float outputs."""
     outputs, sites = model.graph.output, part_values(model)
     parts = parts_of(steps_of(model), sites, [each.name for each in outputs])
     ends = [site.theta or site.grid for site in sites]
@@ -138,7 +139,7 @@ def sensitive_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def _last_layers(model: onnx.ModelProto, value: str) -> set[str]:
-    """The nearest layers that a value comes from, on every way to it, and products of computed values on the way."""
+    """Return the nearest layers on every path to a value, and products of two computed values on the way."""
     producers = {output: node for node in model.graph.node for output in node.output}
     waiting, seen, found = [value], set(), set()
     while waiting:
@@ -156,7 +157,7 @@ def _last_layers(model: onnx.ModelProto, value: str) -> set[str]:
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LINEAR = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm"}
 CONVOLUTIONS = {"convolution", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))}
-FOLLOWING = {  # what computes in half where all that it reads does
+FOLLOWING = {  # operators that compute in half precision if all their inputs do
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "gelu", "silu", "silu_", "mish", "prelu", "tanh"),
     *("sigmoid", "hardtanh", "hardtanh_", "hardsigmoid", "hardswish", "hardswish_", "clamp", "batch_norm"),
     *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
@@ -165,10 +166,10 @@ FOLLOWING = {  # what computes in half where all that it reads does
 
 
 def at_precision(program: Program, precision: str) -> GraphModule:
-    """A copy of the network in which convolutions, and linear layers of ``rest``, compute in ``precision``.
+    """Return a copy of the network whose convolutions and linear layers of part ``rest`` compute in ``precision``.
 
     Raises:
-        UserError: where it has no such layer.
+        UserError: if it has no such layer.
     """
     dtype = HALVES.get(precision)
     if dtype is None:
@@ -203,19 +204,19 @@ def _computes_in_half(node: Node, part: str | None, halved: set[Node]) -> bool:
 
 
 def _is_float32(node: Node) -> bool:
-    """Whether it gives one tensor of float32, as the network was captured."""
+    """Return whether a node's result is one float32 tensor in the captured network."""
     value = _held(node) if node.op == "get_attr" else node.meta.get("val")
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def _held(node: Node) -> Tensor | None:
-    """The tensor that a ``get_attr`` node reads; None where it reads something else."""
+    """Return the tensor that a ``get_attr`` node reads; None if it reads something else."""
     value = attrgetter(str(node.target))(node.graph.owning_module)
     return value if isinstance(value, Tensor) else None
 
 
 def _halve_weights(module: GraphModule, halved: set[Node], dtype: torch.dtype) -> None:
-    """Keep in ``dtype`` what only ``halved`` nodes read, which are then among them."""
+    """Convert weights that only nodes in ``halved`` read to ``dtype``, and add them to ``halved``."""
     weights = [node for node in module.graph.find_nodes(op="get_attr") if _is_float32(node)]
     shared = {node.target for node in weights if not halved.issuperset(node.users)}
     for node in weights:
@@ -230,12 +231,12 @@ def _halve_weights(module: GraphModule, halved: set[Node], dtype: torch.dtype) -
 def _cast(user: Node, source: Node, dtype: torch.dtype) -> Node:
     with user.graph.inserting_before(user):
         cast = user.graph.call_function(torch.ops.aten.to.dtype, (source, dtype))
-    cast.meta = {"val": source.meta.get("val")}  # its shape is asked for, no more
+    cast.meta = {"val": source.meta.get("val")}  # only its shape is used
     return cast
 
 
 class FromBytes(nn.Module):
-    """Raw uint8 pictures, NCHW or NHWC, to what a network takes."""
+    """Convert raw uint8 images, NCHW or NHWC, to normalised floats."""
 
     scale: Tensor
     shift: Tensor
@@ -248,13 +249,13 @@ class FromBytes(nn.Module):
         self.register_buffer("shift", mean / std)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Normalised N×C×H×W."""
+        """Return the images normalised, N×C×H×W."""
         pictures = pictures.permute(0, 3, 1, 2) if self.layout == "NHWC" else pictures
         return pictures.float() / self.scale - self.shift
 
 
 def from_bytes(module: GraphModule, contract: Contract, layout: str) -> GraphModule:
-    """A copy that takes pictures raw, ``NCHW`` or ``NHWC``, wherever its contract knows how they are normalised."""
+    """Return a copy that takes raw images, ``NCHW`` or ``NHWC``, at every input whose contract has a normalisation."""
     module = sharing_copy(module)
     for spec, node in zip(contract.inputs, module.graph.find_nodes(op="placeholder"), strict=True):
         if spec.pixels is not None:
@@ -269,7 +270,7 @@ def from_bytes(module: GraphModule, contract: Contract, layout: str) -> GraphMod
 
 
 def raw(contract: Contract, layout: str) -> Contract:
-    """What the copy takes and gives."""
+    """Return the contract of the copy that ``from_bytes`` makes."""
     return replace(contract, inputs=tuple(_raw(spec, layout) for spec in contract.inputs))
 
 
@@ -281,7 +282,7 @@ def _raw(spec: TensorSpec, layout: str) -> TensorSpec:
     return replace(spec, dtype="uint8", shape=shape, layout=layout, pixels=None)
 
 
-# Quantise a network and judge it on its calibration examples; layers that cost too much go back to float32.
+# Search for the layers that int8 allows, judged on the calibration examples.
 
 
 RETURNS = 4  # how many layers may go back to float32
@@ -289,14 +290,14 @@ RETURNS = 4  # how many layers may go back to float32
 
 @dataclass(frozen=True)
 class Cost:
-    """What int8 costs against float32 on the calibration examples.
+    """The cost of int8 against float32 on the calibration examples.
 
     Attributes:
         examples: how many have labels.
-        agreement: the share of them whose likeliest class is float32's; NaN without labels.
-        accuracy_loss: by what share the accuracy falls; NaN without labels.
-        wrong: by output of whole numbers, how many differ and of how many.
-        rms: by other output, the root mean squared error against the root mean square.
+        agreement: the share of them with the same predicted class as in float32; NaN without labels.
+        accuracy_loss: the fall in accuracy, a share in [0, 1]; NaN without labels.
+        wrong: for each output of integers, how many differ and of how many.
+        rms: for each other output, the root mean squared error divided by the root mean square.
     """
 
     examples: int
@@ -306,7 +307,7 @@ class Cost:
     rms: dict[str, float]
 
     def shortfall(self, tolerance: Tolerance) -> str:
-        """Say what is out of bounds, or return an empty string."""
+        """Describe the first bound that is exceeded; an empty string if none is."""
         if beyond(self.examples * self.accuracy_loss, tolerance.accuracy_loss, self.examples):
             return f"loses {100 * self.accuracy_loss:.1f} points, more than {100 * tolerance.accuracy_loss:g}"
         if beyond(self.examples * (1 - self.agreement), 1 - tolerance.agreement, self.examples):
@@ -322,7 +323,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Quantised:
-    """An int8 model, the layers that went back to float32 for their cost, those that never left it, and the cost."""
+    """An int8 model, the layers returned to float32 for their cost, those that were never quantised, and the cost."""
 
     model: onnx.ModelProto
     returned: tuple[str, ...]
@@ -330,7 +331,7 @@ class Quantised:
     cost: Cost
 
     def as_dict(self) -> dict:
-        """JSON-ready, without the model."""
+        """Convert the result to JSON-ready values, without the model."""
         layers = {"returned_to_float32": list(self.returned), "kept_in_float32": list(self.kept)}
         return layers | {"calibration": finite(asdict(self.cost))}
 
@@ -338,10 +339,11 @@ class Quantised:
 def to_int8(model: onnx.ModelProto, calibration: Calibration) -> Quantised:
     """Quantise as many layers as the bounds of int8 allow on the calibration examples.
 
-    Where the whole file falls out of them, up to ``RETURNS`` layers go back to float32, the most sensitive one first.
+    If the fully quantised model exceeds the bounds, up to ``RETURNS`` layers return to float32, the most sensitive
+    first.
 
     Raises:
-        UserError: where nothing can be quantised, or it costs too much all the same.
+        UserError: if nothing can be quantised, or the cost is still too high.
     """
     if not calibration.batches:
         raise UserError(
@@ -365,7 +367,7 @@ def to_int8(model: onnx.ModelProto, calibration: Calibration) -> Quantised:
 
 
 def by_sensitivity(model: onnx.ModelProto, layers: Sequence[str], calibration: Calibration) -> list[str]:
-    """Rank layers by the error that each one alone in int8 causes over the first batch, the largest first."""
+    """Rank layers by the error over the first batch if only that layer is in int8, the largest first."""
     batches = calibration.batches[:1]
     expected, errors = outputs(model, batches), {}
     for layer in layers:
@@ -394,7 +396,7 @@ def cost(expected: Arrays, actual: Arrays, calibration: Calibration) -> Cost:
 
 
 def outputs(model: onnx.ModelProto, batches: Sequence[Arrays]) -> Arrays:
-    """Run a model in ONNX Runtime on the CPU as users do; outputs by name, those of all batches in one."""
+    """Run a model in ONNX Runtime on the CPU with one thread; return outputs by name, the batches concatenated."""
     session = cpu_session(model, intra_op_num_threads=1)
     names, parts = [each.name for each in session.get_outputs()], defaultdict(list)
     for batch in batches:
@@ -404,6 +406,6 @@ def outputs(model: onnx.ModelProto, batches: Sequence[Arrays]) -> Arrays:
 
 
 def _relative(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The root mean squared error against the root mean square."""
+    """Return the root mean squared error divided by the root mean square."""
     error = actual.astype(np.float64) - expected
     return float(np.sqrt(np.square(error).sum() / max(np.square(expected.astype(np.float64)).sum(), 1e-300)))

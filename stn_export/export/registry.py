@@ -1,8 +1,8 @@
-"""What ``torch.onnx.export`` does needlessly often, done once: over half of an export.
+"""Cache work that ``torch.onnx.export`` repeats for every file: over half of the time of an export.
 
-PyTorch's translations of operators into ONNX are read once for all files, a program is decomposed once for all files
-that are written from it with the same operators translated, and a pattern of the optimiser that has several outputs is
-tried at nodes of its own operator only. None of this changes a file.
+PyTorch's translations of operators into ONNX are read once for all files; a program is decomposed once for all files
+with the same set of translated operators; and a pattern of the optimiser with several outputs is tried only at nodes
+of its own operator. None of this changes a file.
 """
 
 import sys
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from onnxscript.rewriter._matcher import SimplePatternMatcher
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-OTHERS = ("torchvision",)  # packages whose operators are there to be read once they are imported
+OTHERS = ("torchvision",)  # packages that register operators when imported
 PREPARES = "_prepare_exported_program_for_export"
 _PREPARED: WeakKeyDictionary[ExportedProgram, dict[frozenset[object], ExportedProgram]] = WeakKeyDictionary()
 
 
 def _found() -> "tuple[type[ONNXRegistry], ModuleType] | None":
-    """PyTorch's table and exporter; None where this PyTorch keeps them elsewhere, and all is done for every file."""
+    """Return PyTorch's registry and exporter; None if this version keeps them elsewhere, so that nothing is cached."""
     try:
         from torch.onnx._internal.exporter import _core, _decomp
         from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -40,12 +40,13 @@ def _found() -> "tuple[type[ONNXRegistry], ModuleType] | None":
 
 @cache
 def _read(read: "Callable[..., ONNXRegistry]", imported: tuple[str, ...], **opset_version: int) -> "ONNXRegistry":
+    """Read a registry, once per opset and set of imported operator packages."""
     del imported
     return read(**opset_version)
 
 
 def _copied(read: "Callable[..., ONNXRegistry]", **opset_version: int) -> "ONNXRegistry":
-    """A registry that an export may add its own translations to."""
+    """Return a copy of the registry that an export may add its own translations to."""
     registry = copy(_read(read, tuple(name for name in OTHERS if name in sys.modules), **opset_version))
     registry.functions = {operator: list(found) for operator, found in registry.functions.items()}
     return registry
@@ -54,9 +55,9 @@ def _copied(read: "Callable[..., ONNXRegistry]", **opset_version: int) -> "ONNXR
 def _prepared(
     prepare: Callable[..., ExportedProgram], program: ExportedProgram, *, registry: "ONNXRegistry"
 ) -> ExportedProgram:
-    """Decompose a program for export; the result depends on which operators have a translation, not on which one.
+    """Decompose a program for export; the result depends on which operators are translated, not on the translations.
 
-    The exporter reads what it gets and changes nothing of it.
+    The exporter reads the result and does not change it.
     """
     from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
 
@@ -68,7 +69,7 @@ def _prepared(
 
 
 def _matcher() -> "type[SimplePatternMatcher] | None":
-    """The optimiser's matcher of patterns; None where this onnxscript keeps it elsewhere, and it stays slow."""
+    """Return the optimiser's pattern matcher; None, so that it stays slow, if this onnxscript keeps it elsewhere."""
     try:
         from onnxscript.rewriter._matcher import SimplePatternMatcher
     except ImportError:
@@ -77,10 +78,10 @@ def _matcher() -> "type[SimplePatternMatcher] | None":
 
 
 def _quick(match: "Callable[..., MatchResult]") -> "Callable[..., MatchResult]":
-    """Let a matcher ask first whether the node is of the operator that its pattern's first output needs.
+    """Wrap a matcher so that it first compares the node's operator with that of the pattern's first output.
 
-    It asks that last where a pattern has several outputs, and lists all nodes of the graph before: time grows with the
-    square of their number.
+    For a pattern with several outputs the matcher compares it last and lists all nodes of the graph before: its time
+    grows with the square of their number.
     """
     from onnxscript.rewriter._basics import MatchResult
 
@@ -95,7 +96,7 @@ def _quick(match: "Callable[..., MatchResult]") -> "Callable[..., MatchResult]":
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Let ``torch.onnx.export`` have what was read and decomposed before, and try patterns where they can match."""
+    """Let ``torch.onnx.export`` reuse registries and decompositions and try patterns only where they can match."""
     with ExitStack() as patches:
         if found := _found():
             table, exporter = found

@@ -1,4 +1,4 @@
-"""The export matrix: one row for each file that a network may get, and the program that its file is made from."""
+"""Define the export matrix: one row per file that a network may get, and the program that each file is made from."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from stn_export.run.manifest import DEFAULT_EXPORT, PROGRAM, Artifact, Facts, Ne
 from stn_export.run.store import fingerprint
 from stn_export.runners.external.environments import OWN
 
-CONTRACTS = {"float": "", "uint8": "NCHW", "uint8-nhwc": "NHWC"}  # the layout of raw pictures; "" for no such thing
+CONTRACTS = {"float": "", "uint8": "NCHW", "uint8-nhwc": "NHWC"}  # layout of raw images; "" for normalised floats
 WEIGHT_BITS = 7  # of int8 files: the eighth saturates on x86 without VNNI
 FORMATS = {
     "onnx": ".onnx",
@@ -33,10 +33,10 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """One row. ``default`` rows are written by ``make export``, the others on request.
+    """One export variant. ``default`` variants are always written, the others on request.
 
-    Of the lowerings ``plain`` is for networks that do not sample, ``default`` for all, the others for those that do;
-    formats other than ONNX keep PyTorch's own operators and have none.
+    Lowering ``plain`` is for networks that do not sample, ``default`` for all networks, the others for those that
+    sample; formats other than ONNX keep PyTorch's own operators and have no lowering.
     """
 
     format: str
@@ -44,13 +44,13 @@ class ExportSpec:
     precision: str = "fp32"
     contract: str = "float"
     default: bool = True
-    batch: int | None = None  # fixed, instead of open
+    batch: int | None = None  # static, instead of dynamic
     optimised: bool = False  # by ONNX Runtime, ahead of time
     target: str | None = None  # the processors that C is compiled for, instead of this one
 
     @property
     def name(self) -> str:
-        """The artifact's name in the manifest, unique within a network."""
+        """Return the artifact's name in the manifest, unique within a network."""
         parts = [self.lowering or self.format, self.precision]
         parts += [self.contract] * (self.contract != "float")
         parts += [f"batch{self.batch}"] * (self.batch is not None and not self.always_fixed)
@@ -58,21 +58,24 @@ class ExportSpec:
 
     @property
     def always_fixed(self) -> bool:
-        """Whether it is for the sizes of one example: as exporters do by themselves, or runtimes want it."""
+        """Return whether all sizes are static: the default export has them so, and some external runtimes need it."""
         return self.lowering == DEFAULT_EXPORT or self.format in OWN
 
     @property
     def file(self) -> str:
-        """The artifact's file name, for people only."""
+        """Return the artifact's file name, which is for people only."""
         return self.name + FORMATS[self.format]
 
     def applies_to(self, samples: bool, contract: Contract) -> bool:
-        """Whether a network that samples, or does not, and takes this can have such a file."""
+        """Return whether a network can have this variant, by whether it samples and by its contract."""
         lowered = self.lowering in (None, DEFAULT_EXPORT) or (self.lowering == "plain") != samples
         return lowered and (not CONTRACTS[self.contract] or any(spec.pixels for spec in contract.inputs))
 
     def settings(self, calibration: str) -> dict:
-        """What a file depends on beside its program: the row, the exporters' versions, int8's examples and weights."""
+        """Return what a file depends on beside its program.
+
+        These are the row, the exporters' versions and, for int8, the calibration examples and the bits of a weight.
+        """
         relevant, found = ("torch", "onnx", "onnxscript", "stn_export"), versions()
         stamp = fingerprint(f"{key}={found[key]}".encode() for key in relevant)[:16]
         of_int8 = {"examples": calibration, "weight_bits": WEIGHT_BITS} if self.precision == "int8" else {}
@@ -80,7 +83,7 @@ class ExportSpec:
 
     @classmethod
     def of(cls, artifact: Artifact) -> Self | None:
-        """The row that an artifact was written from; None where none writes such a thing any more."""
+        """Return the row that an artifact was written from; None if no row of the matrix describes it any more."""
         names = [field.name for field in fields(cls)]
         try:
             spec = cls(**{name: artifact.settings[name] for name in names})
@@ -90,7 +93,7 @@ class ExportSpec:
 
     @property
     def known(self) -> bool:
-        """Whether it is a row of the matrix."""
+        """Return whether this is a row of the matrix."""
         return any((self.name, self.format) == (row.name, row.format) for row in EXPORTS)
 
 
@@ -119,39 +122,39 @@ EXPORTS = (
 
 
 def with_variants(specs: list[ExportSpec], batch: int | None, optimised: bool) -> list[ExportSpec]:
-    """The rows, and behind them the ONNX ones again with a fixed batch or optimised ahead of time."""
+    """Return the rows, then the fp32 ONNX ones again with a static batch and optimised ahead of time, if requested."""
     float_rows = [spec for spec in specs if (spec.format, spec.precision, spec.batch) == ("onnx", "fp32", None)]
     fixed = [replace(spec, batch=batch) for spec in float_rows] if batch else []
     return specs + fixed + ([replace(spec, optimised=True) for spec in float_rows] if optimised else [])
 
 
-# A network of a run and what its files are made from: its program at another precision, raw fed, with marks.
+# A network of a run and the programs that its files are made from.
 
 
 @dataclass(frozen=True)
 class Source:
-    """One network; the program is read only where something is written."""
+    """A network of a run; its program is read only if something is written."""
 
     directory: NetworkDirectory
 
     @cached_property
     def facts(self) -> Facts:
-        """What the network is."""
+        """Return the manifest's facts about the network."""
         return self.directory.facts
 
     @cached_property
     def parent(self) -> Artifact:
-        """The program's entry."""
+        """Return the manifest entry of the program."""
         return self.directory.listed(PROGRAM)
 
     @cached_property
     def program(self) -> Program:
-        """The network as it was captured."""
+        """Return the captured network."""
         return self.directory.program()
 
     @cached_property
     def examples(self) -> Examples:
-        """What it is tried on."""
+        """Return the examples that the network is tried on."""
         return self.directory.examples()
 
     @cached_property
@@ -160,26 +163,26 @@ class Source:
 
     @property
     def rows(self) -> list[ExportSpec]:
-        """Its rows of the matrix; int8 is a default one only where there are labels to tell what it costs."""
+        """Return its rows of the matrix; int8 is a default row only if there are labels to measure its cost."""
         rows = [spec for spec in EXPORTS if spec.applies_to(bool(self.facts.sites), self.parent.contract)]
         labelled = self.examples.labels is not None
         return [replace(spec, default=spec.default and (labelled or spec.precision != "int8")) for spec in rows]
 
     def settings(self, spec: ExportSpec) -> dict:
-        """What the row's file depends on beside the program."""
+        """Return what the row's file depends on beside the program."""
         return spec.settings(self.facts.examples.get("sha256", ""))
 
     def contract(self, spec: ExportSpec) -> Contract:
-        """What the row's file takes and gives.
+        """Return the contract of the row's file.
 
         Raises:
-            UserError: where its batch is to be fixed and the program's is already.
+            UserError: if the row sets a batch and the program's is static already.
         """
         layout = CONTRACTS[spec.contract]
         return raw(self._sized(spec), layout) if layout else self._sized(spec)
 
     def _sized(self, spec: ExportSpec) -> Contract:
-        """The program's contract with what the row fixes, which may be every size."""
+        """Return the program's contract with the sizes that the row makes static."""
         contract = self.parent.contract
         if not spec.always_fixed and contract.batch and spec.batch not in (None, contract.batch):
             raise UserError(f"its batch is fixed at {contract.batch} already", "capture it with an open batch")
@@ -187,12 +190,12 @@ class Source:
         return contract.fixed(sizes | ({BATCH: spec.batch} if spec.batch else {}))
 
     def graph(self, spec: ExportSpec) -> GraphModule:
-        """The row's flat graph, without marks; int8 starts from float32."""
+        """Return the row's flat graph, without marks; int8 starts from float32."""
         module, layout = at_precision(self.program, spec.precision), CONTRACTS[spec.contract]
         return from_bytes(module, self._sized(spec), layout) if layout else module
 
     def marked(self, spec: ExportSpec) -> Program:
-        """The same as a program whose points bear marks; rows that differ in nothing else share it."""
+        """Return the row's graph as a program with marks at its points; rows with the same graph share it."""
         precision = "fp32" if spec.precision == "int8" else spec.precision
         key = precision, spec.contract, spec.batch
         if key not in self._marked:
@@ -202,7 +205,7 @@ class Source:
         return self._marked[key]
 
     def calibration(self, spec: ExportSpec) -> Calibration:
-        """Return what int8 is calibrated and judged on: the first batches, whole ones where the batch is fixed."""
+        """Return the batches that int8 is calibrated and judged on; only whole batches if the batch is static."""
         contract, those = self.contract(spec), self.examples.calibrators
         size = contract.batch or EXAMPLES
         batches, chosen = [], [slice(0)]
@@ -218,7 +221,7 @@ class Source:
         return Calibration(tuple(batches), scored.name, np.concatenate([those.labels[rows].numpy() for rows in chosen]))
 
     def metadata(self, spec: ExportSpec) -> dict:
-        """What travels inside the file."""
+        """Return the metadata that is stored inside the file."""
         return {
             "network": self.directory.name,
             "label": self.facts.label,

@@ -1,4 +1,4 @@
-"""What ``export_onnx`` made, run once on the example and on one other batch, against copies of the module."""
+"""Run a model made by ``export_onnx`` on the example and on another batch; compare it with copies of the module."""
 
 import copy
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from stn_export.onnx_graph.placement import cpu_session
 from stn_export.program.specs import BATCH, Contract, by
 from stn_export.program.state import Batch, Copies, answer, told, trial
 
-GROSS = 1e-4  # of an output's largest value: a file and eager differ by roundings, not by this
-ROUNDING = 1.2e-7  # of an input, which moves what a network gives by as much as nobody can ask a file to avoid
-MAGNIFIED = 10.0  # times what such roundings move
-SHADE = 0.75  # of an example, and the rest of the one behind it
-PICTURE = 2  # dimensions that more than a matrix has
-OTHER = 3  # examples of the other batch; 1 where the example has 3
+GROSS = 1e-4  # share of an output's largest value, far above rounding
+ROUNDING = 1.2e-7  # relative rounding of an input; the outputs' response to it is no fault of a file
+MAGNIFIED = 10.0  # multiple of that response which is allowed
+SHADE = 0.75  # weight of an example when blended with the next one; factor of a darkened image
+PICTURE = 2  # tensors with more dimensions are images
+OTHER = 3  # examples of the other batch; 1 if the example has 3
 LACKING = ("NOT_IMPLEMENTED", "NotImplemented", "INVALID_GRAPH", "is not a registered function/op", "unsupported")
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of running a file: why it is wrong, at the example or at the ``other`` batch only, and what to tell."""
+    """The outcome of running a model: the reason if it is wrong, whether only at the ``other`` batch, and notes."""
 
     reason: str = ""
     other: bool = False
@@ -36,27 +36,30 @@ class Found:
 
 
 def own_structure(module: nn.Module) -> nn.Module:
-    """A copy of a module that shares its parameters and buffers; the module itself where it cannot be copied."""
+    """Return a copy of a module that shares its parameters and buffers; the module itself if it cannot be copied."""
     try:
         return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
-    except Exception:  # of other people's code, by what it holds
+    except Exception:  # the user's module may not be copyable
         return module
 
 
 def run_against(
     module: nn.Module, first: Batch, tensors: Sequence[Tensor], model: onnx.ModelProto, contract: Contract
 ) -> Found:
-    """Run a file on the example and on another batch, each against what a copy of the module gives.
+    """Run a model on the example and on another batch, and compare each with the outputs of a copy of the module.
 
     Args:
-        module: that was exported.
+        module: the module that was exported.
         first: the example, as arguments and keywords.
         tensors: those in it, in the contract's order.
-        model: the file.
+        model: the exported model.
         contract: its inputs and outputs.
 
+    Returns:
+        An empty reason if both agree, or if they cannot be compared, which a note says.
+
     Raises:
-        UserError: where what the module gives depends on calls before.
+        UserError: if the module's outputs depend on earlier calls.
     """
     copies = Copies(module)
     found = None
@@ -64,7 +67,7 @@ def run_against(
         try:
             found = trial(copies, first, second.batch)
             break
-        except UserError:  # it does not take that many
+        except UserError:  # it does not accept this batch size
             continue
     if found is None:
         return Found(notes=("it could not be run on copies of the module: the file was not compared",))
@@ -75,7 +78,7 @@ def run_against(
         return Found(notes=(*notes, "NumPy has no bfloat16: the file was not compared"))
     try:
         session = cpu_session(model, log_severity_level=4)
-    except Exception as error:  # ONNX Runtime has no kernel, or refuses the file
+    except Exception as error:  # ONNX Runtime has no kernel, or rejects the file
         if any(word in str(error) for word in LACKING):
             return Found(notes=(*notes, f"ONNX Runtime cannot run the file, it was not compared: {one_line(error)}"))
         return Found(f"ONNX Runtime does not load it: {one_line(error)}", notes=tuple(notes))
@@ -88,14 +91,14 @@ def run_against(
 
 @dataclass(frozen=True)
 class Tried:
-    """A batch as the module takes it, and its tensors as the file does."""
+    """A batch as arguments of the module, and its tensors as inputs of the model."""
 
     batch: Batch
     tensors: tuple[Tensor, ...]
 
 
 def _others(first: Batch, tensors: Sequence[Tensor], contract: Contract) -> list[Tried]:
-    """Other batches than the example, the one of another size first; what has no batch stays, a camera say."""
+    """Return batches other than the example, another batch size first; inputs without a batch stay the same."""
     made = []
     for count in (OTHER, 1):
         values = tuple(_rows(each, spec.shape, count) for each, spec in zip(tensors, contract.inputs, strict=True))
@@ -107,14 +110,14 @@ def _others(first: Batch, tensors: Sequence[Tensor], contract: Contract) -> list
 
 
 def _of_same_size(value: Tensor, batch: str) -> Tensor:
-    """Another tensor of the same size; of one example alone, a darker one."""
+    """Return another tensor of the same size; a darker image if there is one example only."""
     if batch and len(value) > 1:
         return _rows(value, (BATCH,), len(value))
     return value.detach() * SHADE if value.is_floating_point() and value.ndim > PICTURE else value.detach()
 
 
 def _rows(value: Tensor, shape: Sequence[int | str], count: int) -> Tensor:
-    """Another tensor of this kind, ``count`` examples between the given ones; itself where it has no open batch."""
+    """Return a tensor of ``count`` examples, each between two given ones; unchanged if it has no dynamic batch."""
     value = value.detach()
     for axis, size in enumerate(shape):
         if size == BATCH:
@@ -132,14 +135,14 @@ def _with_tensors(first: Batch, tensors: Sequence[Tensor], values: tuple[Tensor,
 def _difference(
     session: onnxruntime.InferenceSession, copies: Copies, tried: Tried, wanted: Sequence[Tensor], contract: Contract
 ) -> str:
-    """How a file's answer differs from eager's, in words; empty where it does not."""
+    """Describe how a model's outputs differ from the module's; empty if they do not."""
     feeds = {
         spec.name: value.detach().cpu().contiguous().numpy()
         for spec, value in zip(contract.inputs, tried.tensors, strict=True)
     }
     try:
         actual = session.run(None, feeds)
-    except Exception as error:  # whatever ONNX Runtime raises for a graph that does not fit
+    except Exception as error:  # ONNX Runtime may raise anything for a wrong graph
         return f"ONNX Runtime fails on it: {one_line(error)}"
     if len(actual) != len(wanted):
         return f"it gives {len(actual)} outputs, the module {len(wanted)}"
@@ -159,7 +162,7 @@ def _difference(
 
 
 def _worst(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """The largest difference, infinite where one is finite and the other not, and the largest finite value."""
+    """Return the largest difference, infinite if only one of two elements is finite, and the largest finite value."""
     if not theirs.size:
         return 0.0, 0.0
     one, other = (each.astype(np.complex128 if np.iscomplexobj(each) else np.float64) for each in (ours, theirs))
@@ -171,7 +174,7 @@ def _worst(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def _moved(copies: Copies, batch: Batch, seed: int) -> list[Tensor]:
-    """What a copy gives once every number of its inputs is off by a rounding."""
+    """Return the outputs of a copy once every float input is off by a rounding."""
     random = torch.Generator().manual_seed(seed)
 
     def rounded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Translations of operators into ONNX that PyTorch lacks or writes wrongly, for ``custom_translation_table``."""
+"""Translate to ONNX operators that PyTorch lacks or writes wrongly, for ``custom_translation_table``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,11 @@ from stn_export.errors import UserError
 
 Value = Any  # a symbolic tensor of the graph being built
 _ZERO = numpy_helper.from_array(np.zeros(1, np.int32))
-LARGEST = 32  # rows of a matrix that is inverted or solved: the elimination is unrolled, some 12 nodes a row
+LARGEST = 32  # largest size of a matrix: elimination is unrolled, some 12 nodes per row
 
 
 def copied_into(self: Value, src: Value, non_blocking: bool = False) -> Value:
-    """``self.copy_(src)``: the values of ``src`` in the shape of ``self``, which torchlib leaves as it was."""
+    """Translate ``self.copy_(src)``: the values of ``src``, expanded to the shape of ``self``, unlike in torchlib."""
     del non_blocking
     same = src.shape is not None and self.shape is not None and list(src.shape) == list(self.shape)
     cast = op.CastLike(src, self)
@@ -35,7 +35,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Value:
-    """``F.scaled_dot_product_attention`` of any number of leading dimensions: torchlib's own takes two."""
+    """Translate ``F.scaled_dot_product_attention`` with any number of leading dimensions; torchlib's own has two."""
     if len(query.shape) == 4:
         return aten_scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     size = op.CastLike(op.Shape(query, start=-1), query)
@@ -57,10 +57,10 @@ def attention(
 
 
 def inverse(A: Value) -> Value:  # noqa: N803, the operator's own name
-    """The inverse of n×n matrices, any number of them: in closed form up to 3×3, else by elimination.
+    """Invert n×n matrices with any leading dimensions: in closed form up to 3×3, else by elimination.
 
     Raises:
-        UserError: where n is open or above ``LARGEST``.
+        UserError: if n is dynamic or above ``LARGEST``.
     """
     size = _side(A)
     if size <= 3:
@@ -71,16 +71,16 @@ def inverse(A: Value) -> Value:  # noqa: N803, the operator's own name
 
 
 def inverse_ex(A: Value, check_errors: bool = False) -> tuple[Value, Value]:  # noqa: N803, the operator's own name
-    """``torch.linalg.inv_ex``: the inverse, and 0 for every matrix, as none is known to be singular."""
+    """Translate ``torch.linalg.inv_ex``: the inverse, and info 0 for every matrix: singular ones are not detected."""
     del check_errors
     return inverse(A), op.ConstantOfShape(op.Shape(A, start=0, end=-2), value=_ZERO)
 
 
 def solved(A: Value, B: Value, left: bool = True) -> Value:  # noqa: N803, the operator's own names
-    """X of A X = B for n×n matrices A and n×m or n right-hand sides B, by elimination with partial pivoting.
+    """Solve A X = B for n×n matrices A and n×m or n right-hand sides B, by elimination with partial pivoting.
 
     Raises:
-        UserError: where n is open or above ``LARGEST``, or X A = B is asked for.
+        UserError: if n is dynamic or above ``LARGEST``, or X A = B is asked for.
     """
     if not left:
         raise UserError("linalg.solve(left=False) cannot be written to ONNX", "solve the transposed system")
@@ -107,17 +107,17 @@ def _inverse_of_1(matrix: Value) -> Value:
 
 
 def _inverse_of_2(matrix: Value) -> Value:
-    """[[d, -b], [-c, a]] / (ad - bc)."""
+    """Invert by [[d, -b], [-c, a]] / (ad - bc)."""
     a, b, c, d = (_entry(matrix, row, column) for row in range(2) for column in range(2))
     adjugate = _matrix([[d, op.Neg(b)], [op.Neg(c), a]])
     return op.Div(adjugate, _minor(a, b, c, d))
 
 
 def _inverse_of_3(matrix: Value) -> Value:
-    """The adjugate over the determinant, which is its first column by the matrix's first row."""
+    """Invert by the adjugate divided by the determinant, which is expanded along the first row."""
     at = {(row, column): _entry(matrix, row, column) for row in range(3) for column in range(3)}
 
-    def cofactor(row: int, column: int) -> Value:  # cyclic indices give it its sign
+    def cofactor(row: int, column: int) -> Value:  # cyclic indices include the sign
         (r0, r1), (c0, c1) = ([(index + 1) % 3, (index + 2) % 3] for index in (row, column))
         return _minor(at[r0, c0], at[r0, c1], at[r1, c0], at[r1, c1])
 
@@ -132,7 +132,7 @@ def _minor(a: Value, b: Value, c: Value, d: Value) -> Value:
 
 
 def _entry(matrix: Value, row: int, column: int) -> Value:
-    """One entry of each matrix, …×1×1."""
+    """Return one entry of each matrix, …×1×1."""
     return _columns(_rows(matrix, row, row + 1), column, column + 1)
 
 
@@ -149,7 +149,7 @@ def _columns(matrix: Value, start: int, end: int) -> Value:
 
 
 def _eliminated(matrix: Value, sides: Value, size: int) -> Value:
-    """Gauss-Jordan: the right-hand sides once the matrices are made the identity; the largest entry is the pivot."""
+    """Solve by Gauss-Jordan elimination with partial pivoting; return the right-hand sides."""
     joined = op.Concat(matrix, sides, axis=-1)
     indices: Value = op.Reshape(wholes(list(range(size))), wholes([size, 1]))
     for step in range(size):
@@ -167,7 +167,7 @@ def _eliminated(matrix: Value, sides: Value, size: int) -> Value:
 
 
 def number(value: float, like: Value) -> Value:
-    """Write a constant into the graph, of another value's type."""
+    """Write a constant into the graph, in the dtype of another value."""
     constant: Value = op.Constant(value_float=value)
     return op.CastLike(constant, like)
 
@@ -178,12 +178,12 @@ def whole(value: int) -> Value:
 
 
 def wholes(values: list[int]) -> Value:
-    """Write a constant vector of int64 into the graph."""
+    """Write a constant int64 vector into the graph."""
     return op.Constant(value_ints=values)
 
 
 def all_true(self: Value) -> Value:
-    """``torch._check_tensor_all`` asks it of truth values; the check itself is none of a file's."""
+    """Translate the all-true reduction of ``torch._check_tensor_all``; the check itself is not written."""
     numbers: Value = op.Cast(self, to=onnx_ir.DataType.INT32)
     least: Value = op.ReduceMin(numbers, keepdims=0)
     return op.Cast(least, to=onnx_ir.DataType.BOOL)

@@ -1,11 +1,12 @@
-"""A model repository for NVIDIA Triton Inference Server, written from a run.
+"""Write a model repository for NVIDIA Triton Inference Server from a run.
 
 One model per ONNX and TorchScript artifact whose batch was not fixed on request: ``<model>_<artifact>/1/model.onnx``,
 ``config.pbtxt`` and, for a classifier, ``labels.txt``.
+
 The configuration is an ``inference.ModelConfig`` in protobuf's text format; the names of its fields are those of
 ``model_config.proto`` in https://github.com/triton-inference-server/common.
-
-Where every input and output has an open batch, Triton gathers requests into larger ones; else shapes are whole ones.
+If every input and output has a dynamic batch, Triton gathers requests into larger batches; else the configuration
+gives whole shapes.
 """
 
 import json
@@ -20,20 +21,20 @@ from stn_export.run.manifest import REPOSITORY_FILE, REPOSITORY_SCHEMA, Artifact
 from stn_export.run.store import json_bytes, read_json, sweep, write_if_changed
 
 MAX_BATCH, PREFERRED_BATCHES = 64, (16, 64)  # requests are gathered up to so many examples
-MAX_DELAY_US = 1000  # how long one waits for others
+MAX_DELAY_US = 1000  # how long a request waits for others, in microseconds
 LABELS = "labels.txt"
 CONFIG = "config.pbtxt"
 REMEDY = "name a new or empty directory with --triton"
 
 
 class _Listing(TypedDict):
-    """What ``repository.json`` holds: every file that was written."""
+    """Content of ``repository.json``: every file that was written."""
 
     files: list[str]
 
 
 class Symbol(str):
-    """An enum value: written without quotes."""
+    """An enum value, written without quotes."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,16 @@ DATA_TYPES = {
 
 
 def model_name(artifact: Artifact) -> str:
-    """The name that clients ask for, and the model's directory: ``stn_matmul_fp32``."""
+    """Return the model's name for clients, also its directory's: ``stn_matmul_fp32``."""
     return f"{artifact.network}_{artifact.name}".replace("-", "_")
 
 
 def model_config(artifact: Artifact, classes: tuple[str, ...]) -> dict:
-    """The fields of the artifact's ``ModelConfig``.
+    """Return the fields of the artifact's ``ModelConfig``.
 
     Args:
         artifact: of a format in ``BACKENDS``.
-        classes: names of what the first output with that many columns tells apart; empty where it is no classifier.
+        classes: class names, for the first float output with that many columns; empty if it is no classifier.
     """
     backend, contract = BACKENDS[artifact.format], artifact.contract
     gathered = contract.batch is None and all(spec.batched for spec in (*contract.inputs, *contract.outputs))
@@ -102,7 +103,7 @@ def model_config(artifact: Artifact, classes: tuple[str, ...]) -> dict:
 
 
 def _tensor(spec: TensorSpec, name: str, gathered: bool) -> dict:
-    """An input or output; dims leave out a batch that Triton gathers, and there must be one, so a number is of one."""
+    """Return an input or output; its dims leave out a batch that Triton gathers, and a scalar has one of size 1."""
     shape = spec.shape[1:] if gathered else spec.shape
     dims = tuple(size if isinstance(size, int) else -1 for size in shape)
     scalar: dict[str, object] = {} if dims else {"reshape": {}}
@@ -110,13 +111,13 @@ def _tensor(spec: TensorSpec, name: str, gathered: bool) -> dict:
 
 
 def _labelled(artifact: Artifact, classes: tuple[str, ...]) -> int | None:
-    """The position of the output whose columns are the classes."""
+    """Return the position of the output whose columns are the classes; None if there is none."""
     fitting = [spec.is_float and spec.shape[1:] == (len(classes),) for spec in artifact.contract.outputs]
     return fitting.index(True) if classes and True in fitting else None
 
 
 def to_text(fields: Mapping[str, object], indent: str = "") -> str:
-    """Fields in protobuf's text format: dicts are messages, lists repeat their field, tuples are lists of numbers."""
+    """Write fields in protobuf's text format: dicts are messages, lists repeat their field, tuples are number lists."""
     return "".join(_field(name, value, indent) for name, value in fields.items())
 
 
@@ -131,16 +132,16 @@ def _field(name: str, value: object, indent: str) -> str:
 
 
 def repository_files(run: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of a run's repository: its path inside it, with slashes, and its bytes.
+    """Yield every file of a run's repository: its path inside it, with slashes, and its bytes.
 
     Raises:
-        UserError: where the run has no models, or one of its artifacts is missing, edited or stale.
+        UserError: if the run has no models, or one of its artifacts is missing, edited or stale.
     """
     for directory in network_directories(run):
         classes = directory.facts.classes
         for artifact, path in directory.expected():
             if artifact.format not in BACKENDS or artifact.settings["batch"] is not None:
-                continue  # Triton does not know it, or it takes one size of batch only
+                continue  # unknown to Triton, or with a static batch
             name = model_name(artifact)
             if _labelled(artifact, classes) is not None:
                 yield f"{name}/{LABELS}", "".join(f"{label}\n" for label in classes).encode()
@@ -151,11 +152,11 @@ def repository_files(run: Path) -> Iterator[tuple[str, bytes]]:
 def write_repository(run: Path, target: Path) -> list[str]:
     """Write a run's model repository into ``target`` and return the names of its models.
 
-    What an earlier call wrote there is replaced, and removed where the run has it no longer; a file that is already
-    right keeps its time, so that a polling server loads only what is new.
+    Files from an earlier call are replaced, or removed if the run no longer has them; unchanged files keep their
+    modification time, so that a polling server loads only what is new.
 
     Raises:
-        UserError: where ``target`` holds anything that this function did not write, or the run cannot be served.
+        UserError: if ``target`` contains anything that this function did not write, or the run cannot be served.
     """
     written = _written_before(target)
     planned = dict(repository_files(run))
@@ -167,7 +168,7 @@ def write_repository(run: Path, target: Path) -> list[str]:
 
 
 def _replace(target: Path, written: set[str], planned: dict[str, bytes]) -> None:
-    # listed before they are written: an interrupted call leaves nothing that the next would refuse to replace
+    # list before writing: whatever an interrupted call leaves, the next may replace
     _list_files(target, written | set(planned))
     for name, content in planned.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +184,11 @@ def _list_files(target: Path, names: set[str]) -> None:
 
 
 def _written_before(target: Path) -> set[str]:
-    """What an earlier call wrote into ``target``, once nothing else is known to be there."""
+    """Return the files that an earlier call wrote into ``target``.
+
+    Raises:
+        UserError: if ``target`` holds anything else, or its listing is damaged.
+    """
     if not target.exists():
         return set()
     if not target.is_dir():
@@ -200,7 +205,7 @@ def _written_before(target: Path) -> set[str]:
 
 
 def _remove(target: Path, name: str) -> None:
-    """Delete a file that was listed, and the directories that it leaves empty."""
+    """Delete a file and the directories that this leaves empty."""
     path = target / name
     path.unlink(missing_ok=True)
     for folder in path.relative_to(target).parents[:-1]:

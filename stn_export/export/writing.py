@@ -1,4 +1,4 @@
-"""Write every row of the export matrix, what is to be said of it, and ``MODEL_CARD.md``."""
+"""Write the rows of the export matrix, their manifest entries, and ``MODEL_CARD.md``."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
     if spec.optimised:
         model = optimise(model)
     if spec.lowering != DEFAULT_EXPORT:
-        del model.graph.value_info[:]  # quantising and optimising write it anew: see `plain`
+        del model.graph.value_info[:]  # written again by quantising and optimising, see `plain`
     texts = {key: json.dumps(value) for key, value in source.metadata(spec).items()}
     onnx.helper.set_model_props(model, notes | texts)
     operators = Counter(node.op_type for node in model.graph.node)
@@ -73,7 +73,7 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
 
 
 def _on_cuda(model: onnx.ModelProto) -> dict:
-    """Where ONNX Runtime's CUDA provider would leave the model: what falls to the CPU, copies, CUDA graph or not."""
+    """Return how ONNX Runtime's CUDA provider would place the model: fallbacks, copies, CUDA graph or not."""
     found = audit(model, "cuda")
     return {
         "predicted": found.predicted,
@@ -92,7 +92,7 @@ def _aotinductor_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
 
 
 def _native_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
-    """The C, and beside it its header, its weights where they are many, and the library built from them."""
+    """Return the C source and, beside it, its header, its weights if they are large, and the compiled library."""
     program = source.program
     if spec.contract != "float":
         program = program.recaptured(source.graph(spec), source.contract(spec))
@@ -107,7 +107,7 @@ def _native_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
 
 
 def _foreign_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
-    """What another runtime's converter makes of the captured program."""
+    """Return the file that an external runtime's converter makes of the captured program."""
     inputs = source.contract(spec).arrays(source.examples.take(spec.batch or 1))
     return converted(by_name(spec.format), source.directory.open(source.parent), inputs), {}
 
@@ -123,7 +123,7 @@ WRITERS: dict[str, Callable[[Source, ExportSpec], tuple[bytes, dict]]] = {
 
 
 def unavailable(spec: ExportSpec) -> str:
-    """Why a row cannot be written here, or an empty string."""
+    """Return why a row cannot be written on this machine; empty if it can."""
     if spec.format == "native":
         return no_compiler()
     if spec.format in OWN:
@@ -138,10 +138,10 @@ def unavailable(spec: ExportSpec) -> str:
 
 
 def write(source: Source, spec: ExportSpec) -> Artifact | str:
-    """Write one row's file and list it in the manifest, or say why this network cannot have it, or not here.
+    """Write one row's file and its manifest entry, or return why this network or this machine cannot have it.
 
     Raises:
-        UserError: where a module is missing that the exporter needs: that is no fault of the network.
+        UserError: if a module that the exporter needs is missing, which is no property of the network.
     """
     if reason := unavailable(spec):
         return reason
@@ -152,7 +152,7 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
         return error.message
     except RefusedError as error:
         return str(error)
-    except Exception as error:  # whatever the exporters raise for a network that they cannot take
+    except Exception as error:  # exporters may raise anything for an unsupported network
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
@@ -187,13 +187,13 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
 
 
 def _lacking(spec: ExportSpec, error: ImportError) -> UserError:
-    """What to install where an exporter's module is missing, or its package is too old to have it."""
+    """Return the error for a missing exporter module, or a package too old to have it, with what to install."""
     package = (error.name or "").partition(".")[0]
     hint = f"pip install --upgrade {package}" if package else "pip install --upgrade stn-export"
     return UserError(f"{spec.name} cannot be written here: {one_line(error)}", hint)
 
 
-# ``MODEL_CARD.md``: what a run's networks are, how far they can be trusted, and every file of them.
+# The model card, ``MODEL_CARD.md``.
 
 
 TEMPLATE = "MODEL_CARD.md.j2"
@@ -201,10 +201,10 @@ SHORT_HASH = 12
 
 
 def write_model_card(run: Path) -> bool:
-    """Write ``<run>/MODEL_CARD.md`` where its content changes, and say whether it did.
+    """Write ``<run>/MODEL_CARD.md`` if its content changes; return whether it did.
 
     Raises:
-        UserError: where the run has no networks, or one of its artifacts is missing, edited or stale.
+        UserError: if the run has no networks, or one of its artifacts is missing, edited or stale.
     """
     loader = jinja2.PackageLoader("stn_export", "resources")
     environment = jinja2.Environment(loader=loader, finalize=in_markdown, trim_blocks=True, keep_trailing_newline=True)
@@ -214,7 +214,7 @@ def write_model_card(run: Path) -> bool:
 
 
 def card_facts(run: Path) -> dict:
-    """What the template shows: networks, their files, trainings where there are any, and how to call the files."""
+    """Return the template's values: the summary, networks, their files, trainings if any, and how to call the files."""
     content = held(run)
     directories = content.directories
     exported = [directory for directory in directories if directory.read().rows]
@@ -250,7 +250,7 @@ def _file(artifact: Artifact, path: Path) -> dict:
 
 
 def contract_text(specs: Sequence[TensorSpec]) -> str:
-    """Inputs or outputs for a person: ``N×3×32×32 float32, (x / 255 - 0.5) / 0.5``; with their names if several."""
+    """Describe inputs or outputs for people: ``N×3×32×32 float32, (x / 255 - 0.5) / 0.5``; with names if several."""
     return "; ".join(f"{spec.name} " * (len(specs) > 1) + _meaning(spec) for spec in specs)
 
 

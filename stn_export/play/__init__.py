@@ -1,1 +1,1 @@
-"""What the stage ``play`` is made of: a page on which a picture is turned by hand and a network looks at it."""
+"""The stage ``play``: a page on which the user rotates an image and a network runs on it."""

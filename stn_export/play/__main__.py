@@ -1,9 +1,9 @@
-"""The stage ``play``: a static page that runs a run's ONNX files in the browser while a picture is turned by hand.
+"""The stage ``play``: a static page that runs a run's ONNX files in the browser while the user rotates an image.
 
-stn-export play --run artifacts/digits
+    stn-export play --run artifacts/digits
 
-The page and all that it loads lie in one folder, which works on any static host. ONNX Runtime for the browser is
-fetched with npm, once.
+The page and everything that it loads are in one folder, which works on any static host. ONNX Runtime for the browser is
+downloaded with npm, once.
 """
 
 import base64
@@ -45,7 +45,7 @@ from stn_export.run.manifest import (
 from stn_export.run.store import own_folder, sha256_of, sweep, write_atomically
 
 RUNTIME = "onnxruntime-web@1.30.0"
-FILES = {  # of it, with their sha256
+FILES = {  # of the runtime, with their sha256
     "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
@@ -54,18 +54,18 @@ PAGE = Path(__file__).parent / "page"
 SAMPLES = 24
 
 
-HOSTS = ("127.0.0.1", "localhost")  # another name in a request is another site's page that reads this one
+HOSTS = ("127.0.0.1", "localhost")  # a request with another host name comes from another site's page (DNS rebinding)
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """The page's own files, to its own host names only, with the types that browsers insist on; says nothing."""
+    """Serve the page's own files, to its own host names only, with the MIME types that browsers require; no log."""
 
     def __init__(self, *arguments: Any, files: Collection[str], **options: Any) -> None:
         self.names = files
         super().__init__(*arguments, **options)
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
-        """Answer with a file of the page, else 403 for another host and 404 for another name."""
+        """Answer with a file of the page; 403 for another host, 404 for another name."""
         name = unquote(self.path.partition("?")[0]).removeprefix("/") or "index.html"
         if self.headers.get("Host", "").rpartition(":")[0] not in HOSTS:
             self.send_error(HTTPStatus.FORBIDDEN)
@@ -83,25 +83,25 @@ class Handler(SimpleHTTPRequestHandler):
     }
 
     def log_message(self, format: str, *args: object) -> None:
-        """Not a line a request."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):
-    """A server on the loopback; a browser that breaks off a download is no error."""
+    """A server on localhost; an interrupted download is no error."""
 
     def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
-        """Report what is an error."""
+        """Report an exception unless the connection broke."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 def serving(folder: Path, files: Collection[str], port: int = 0) -> Server:
-    """Bind a server of these files of a folder to the loopback."""
+    """Create a server on localhost for these files of a folder."""
     return Server(("127.0.0.1", port), partial(Handler, directory=str(folder), files=files))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build the folder and serve it on the loopback until Ctrl-C."""
+    """Build the folder and serve it on localhost until Ctrl-C."""
     options = cli.parse("play", arguments)
     run = options.run or DEFAULT_RUN
     folder = options.output or run / "play"
@@ -115,15 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str]:
-    """Write the page, its networks, some pictures, and ONNX Runtime for the browser; returns the names of the files.
+    """Write the page, its networks, some images, and ONNX Runtime for the browser; return the names of the files.
 
     Args:
         run: the run directory.
-        folder: what is written.
-        runtime: a directory that holds ``FILES`` already; by default they are fetched with npm.
+        folder: to write into.
+        runtime: a directory with ``FILES``; by default they are downloaded with npm.
 
     Raises:
-        UserError: where no network of the run samples pictures, or the runtime cannot be had.
+        UserError: if no network of the run samples images, or the runtime is not available.
     """
     found: dict[str, NetworkDirectory] = {each.facts.role: each for each in network_directories(run)}
     if SUBJECT not in found or not found[SUBJECT].facts.sites:
@@ -153,7 +153,7 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str
 
 
 def _network(directory: NetworkDirectory, folder: Path) -> dict:
-    """A network's file beside the page, with what its sites show as outputs."""
+    """Write a network's file beside the page, with the points of its sampling sites as outputs; return its entry."""
     artifact = _best(directory)
     model = onnx.load(directory.open(artifact))
     shown = point_values(model)
@@ -183,17 +183,17 @@ def _bytes(pixels: Pixels, pictures: Tensor) -> Tensor:
 
 
 def _url(picture: Tensor) -> str:
-    """A PNG as the page takes it; ``picture`` is uint8 C×H×W."""
+    """Return an image, uint8 C×H×W, as a PNG in a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).squeeze(-1).numpy()).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def fetched() -> Path:
-    """Where ONNX Runtime for the browser lies, fetched where it was not.
+    """Return the directory of ONNX Runtime for the browser, downloaded if it is missing.
 
     Raises:
-        UserError: where npm is missing or reaches no registry.
+        UserError: if npm is missing or cannot download it, or a file has another sha256.
     """
     kept = cache_directory() / RUNTIME
     place = kept / "node_modules" / "onnxruntime-web" / "dist"

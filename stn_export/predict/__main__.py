@@ -1,7 +1,7 @@
-"""Run pictures through any artifact of a run: ``python -m stn_export.predict photo.jpg --artifact FILE``.
+"""Run images through any artifact of a run: ``python -m stn_export.predict photo.jpg --artifact FILE``.
 
-A picture of any size or mode becomes what the artifact's manifest asks for, and goes through the artifact's own runner
-on the CPU. Of a classifier the likeliest classes are shown, of any other network figures of each output.
+An image of any size or mode is converted to what the artifact's manifest asks for, and run by the artifact's own runner
+on the CPU. For a classifier the most likely classes are shown, for any other network statistics of each output.
 """
 
 import io
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Picture files as the input that a network takes.
+# Image files as the input of a network.
 
 
 BATCH = 256
@@ -39,7 +39,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Feeder:
-    """What a network is fed: ``pictures`` (uint8 N×C×H×W) as its input ``name``, others as in the first example."""
+    """Feeds a network ``pictures`` (uint8 N×C×H×W) as its input ``name``, and the first example as its other inputs."""
 
     name: str
     pictures: Tensor
@@ -47,17 +47,17 @@ class Feeder:
 
     @property
     def others(self) -> list[str]:
-        """The inputs that do not come from the pictures."""
+        """Return the inputs that do not come from the images."""
         return [name for name in self.examples.inputs if name != self.name]
 
     def rows(self, chosen: Tensor) -> Batch:
-        """A batch of some of the pictures."""
+        """Return a batch of some of the images."""
         return self.examples.rows(torch.zeros_like(chosen)) | {self.name: self.pictures[chosen]}
 
     def parts(self, contract: Contract, chosen: Sequence[int] | None = None) -> list[tuple[int, Batch]]:
-        """Batches of all or some pictures, filled up where the contract fixes their size, with the number in each.
+        """Return batches of all or some images, each with its number of images.
 
-        Where an input or output has no batch, pictures go one by one.
+        Batches are padded if the contract's batch is static; if an input or output has no batch, each has one image.
         """
         picture = next(spec for spec in contract.inputs if spec.name == self.name)
         own = picture.shape[0]
@@ -68,10 +68,10 @@ class Feeder:
 
 
 def feeder_of(contract: Contract, examples: Examples, paths: Sequence[Path]) -> tuple[Feeder, dict[Path, str]]:
-    """The pictures of ``paths`` as an artifact's input, and why some of them are not among them.
+    """Read images as an artifact's input; return also why some files could not be read.
 
     Raises:
-        UserError: where it takes no pictures, or no file is one.
+        UserError: if the artifact takes no images, or no file is one.
     """
     spec, (channels, height, width) = picture_of(contract, examples)
     pictures: list[Tensor] = []
@@ -88,18 +88,17 @@ def feeder_of(contract: Contract, examples: Examples, paths: Sequence[Path]) -> 
     return Feeder(spec.name, torch.stack(pictures), examples), unread
 
 
-# What came out of a network, for a person or a script: classes, figures, a file, and pictures of what a site
-# sees.
+# Results: classes, statistics, an NPZ file, and images of what a sampling site sees.
 
 
 TOP = 3
-SUMS_TO_ONE = 0.02  # how far probabilities of a reduced precision may be from it
+SUMS_TO_ONE = 0.02  # tolerance, for probabilities at reduced precision
 
 
 def probabilities(outputs: Arrays, classes: Sequence[str]) -> np.ndarray | None:
-    """Probabilities, a row a picture, in the first output that has a number for each class; None where none has.
+    """Return probabilities, one row per image, from the first output with one number per class; None if there is none.
 
-    What sums to one is taken as it is; softmax makes probabilities of the rest, also of their logarithms.
+    Rows that sum to one are used as they are; softmax is applied to all others, including logarithms.
     """
     for values in outputs.values():
         rows = values.reshape(len(values), -1)
@@ -113,19 +112,19 @@ def probabilities(outputs: Arrays, classes: Sequence[str]) -> np.ndarray | None:
 
 
 def likeliest(row: np.ndarray, classes: Sequence[str]) -> list[dict]:
-    """The ``TOP`` classes of a picture with their probabilities (0 to 1), the likeliest first."""
+    """Return the ``TOP`` most likely classes of an image with their probabilities (0 to 1), the likeliest first."""
     order = np.argsort(-row, kind="stable")[:TOP]
     return [{"class": classes[index], "probability": float(row[index])} for index in order]
 
 
 def described(values: np.ndarray) -> dict:
-    """One picture's output in figures, JSON-ready."""
+    """Return statistics of one image's output, JSON-ready."""
     figures = {name: float(getattr(values, name)()) if values.size else None for name in ("min", "mean", "max")}
     return {"shape": list(values.shape), "dtype": str(values.dtype)} | figures
 
 
 def archive(outputs: Arrays) -> bytes:
-    """An ``.npz`` file; unlike ``numpy.savez`` this takes any name."""
+    """Return the outputs as an ``.npz`` file; unlike in ``numpy.savez``, any name is allowed."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, values in outputs.items():
@@ -135,8 +134,8 @@ def archive(outputs: Arrays) -> bytes:
 
 
 def shown(program: Program, feeder: Feeder, titles: Sequence[str]) -> bytes:
-    """A PNG with a row a picture: it under its title, beside the warped image of each site."""
-    from matplotlib.figure import Figure  # an extra
+    """Draw a PNG with one row per image: the image with its title, beside each site's warped image."""
+    from matplotlib.figure import Figure  # an optional dependency
 
     figure = Figure(figsize=(2.3 * (1 + len(program.sites)), 2.5 * len(titles)), layout="constrained", dpi=160)
     rows = figure.subplots(len(titles), 1 + len(program.sites), squeeze=False)
@@ -155,10 +154,10 @@ def shown(program: Program, feeder: Feeder, titles: Sequence[str]) -> bytes:
 
 
 def seen(warped: Tensor, batch: int, channels: int, pixels: Pixels | None) -> Tensor:
-    """A site's warped image of the first of ``batch`` pictures as uint8 C×H×W.
+    """Return a site's warped image, for the first of ``batch`` images, as uint8 C×H×W.
 
-    Where it is no picture of so many ``channels`` normalised by ``pixels``, it is the mean over channels, the least in
-    black and the most in white.
+    If it does not have ``channels`` channels, or ``pixels`` is None, it is the mean over channels, from black at the
+    minimum to white at the maximum.
     """
     one = warped[: max(1, len(warped) // batch)].flatten(0, -3)
     if len(one) == channels and pixels is not None:
@@ -171,17 +170,17 @@ def _draw(axes: "Axes", picture: Tensor, title: str) -> None:
     axes.imshow(picture.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="none")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    axes.set_title(cli.visible(title), fontsize=9, parse_math=False)  # a pair of $ is no formula
+    axes.set_title(cli.visible(title), fontsize=9, parse_math=False)  # a pair of $ must not become a formula
 
 
 NAME_SHOWN = 20  # characters of a file's name that fit above its picture
 
 
 def find_artifact(path: Path) -> tuple[NetworkDirectory, Artifact]:
-    """The entry of the file ``path`` in the manifest beside it.
+    """Find the manifest entry of the file ``path``.
 
     Raises:
-        UserError: where there is no manifest, or it does not list this file.
+        UserError: if there is no manifest beside it, or it does not list this file.
     """
     directory = NetworkDirectory(path.parent)
     entries = {artifact.file: artifact for artifact in directory.artifacts.values()}
@@ -193,10 +192,10 @@ def find_artifact(path: Path) -> tuple[NetworkDirectory, Artifact]:
 
 
 def runner_for(artifact: Artifact) -> RunnerSpec:
-    """The first runner of the artifact's format that can run on the CPU here.
+    """Return the first runner of the artifact's format that can run on the CPU here.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is none.
     """
     candidates = [spec for spec in RUNNERS if spec.format == artifact.format and spec.device == "cpu"]
     for spec in candidates:
@@ -207,7 +206,7 @@ def runner_for(artifact: Artifact) -> RunnerSpec:
 
 
 def outputs_of(directory: NetworkDirectory, artifact: Artifact, feeder: Feeder) -> Arrays:
-    """Every output through an artifact whose bytes are checked first: a row a picture."""
+    """Run all images through an artifact, whose bytes are checked first; outputs have one row per image."""
     runner = runner_for(artifact).open(directory.open(artifact), artifact.contract)
     found = [(count, runner.infer(artifact.contract.arrays(batch))) for count, batch in feeder.parts(artifact.contract)]
     return {
@@ -219,7 +218,7 @@ def outputs_of(directory: NetworkDirectory, artifact: Artifact, feeder: Feeder) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run pictures and print what came out for each."""
+    """Run images through an artifact and print the result for each."""
     options = cli.parse("predict", arguments)
     directory, artifact = find_artifact(options.artifact or network_directories(DEFAULT_RUN)[0].path / PROGRAM_FILE)
     if options.trust:
@@ -253,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def found(pictures: Sequence[Path], outputs: Arrays, classes: Sequence[str]) -> list[dict]:
-    """Of every picture its likeliest classes, or where there are none figures of each output; JSON-ready."""
+    """Return every image's most likely classes, or statistics of each output if there are no classes; JSON-ready."""
     chances = probabilities(outputs, classes)
     return [
         {"picture": str(picture)}
@@ -267,7 +266,11 @@ def found(pictures: Sequence[Path], outputs: Arrays, classes: Sequence[str]) -> 
 
 
 def _check_showing(path: Path, pictures: Sequence[Path], directory: NetworkDirectory) -> None:
-    """Refuse early what could not be drawn."""
+    """Reject early what could not be drawn.
+
+    Raises:
+        UserError: if the file is no PNG, there are too many images, or the network does not sample.
+    """
     if path.suffix.lower() != ".png":
         raise UserError(f"--show {path} is no PNG file", "give it a name that ends in .png")
     require("shown", len(pictures), "--show")

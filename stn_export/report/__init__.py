@@ -1,1 +1,1 @@
-"""What the stage ``report`` is made of: each part of the report, and the figures."""
+"""The stage ``report``: the sections of the report, and its figures."""

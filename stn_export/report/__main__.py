@@ -1,7 +1,8 @@
 """Write `report.html` (self-contained), `report.md`, `report.json` and `figures/`: `python -m stn_export.report`.
 
-The report only states what the run directory holds. A result measured on other bytes than today's artifacts is
-called stale, one that is not there is called missing. With ``--history`` it draws kept results over commits instead.
+The report only states what the run directory contains. A result measured on other bytes than the current artifacts is
+called stale, one that does not exist is called missing. With ``--history`` it draws stored results over commits
+instead.
 """
 
 import sys
@@ -37,11 +38,11 @@ from stn_export.results.text import by_reason, passed_words, times, verdict_word
 from stn_export.run.manifest import PROGRAM, REPORT_SCHEMA, network_directories
 from stn_export.run.store import alone, own_folder, write_atomically, write_json
 
-# The report's sections, from what to deploy to how it was trained; each gives its blocks, or none.
+# Sections of the report, from what to deploy to how it was trained.
 
 
 def sections(report: Report) -> list[Section]:
-    """Those that have anything to say, in their order."""
+    """Return the sections that have any content, in their order."""
     made = (
         Section("beside", "Side by side", list(beside(report))),
         Section("deploy", "What to deploy", list(deploys(report))),
@@ -58,7 +59,7 @@ def sections(report: Report) -> list[Section]:
 
 
 def beside(report: Report) -> Iterable[Block]:
-    """The cards of several runs, a column each."""
+    """Yield a table of the summaries of several runs, one column each."""
     if len(report.cards) > 1:
         words = list(dict.fromkeys(word for card in report.cards.values() for word in card))
         rows = [[word, *(card.get(word, NONE) for card in report.cards.values())] for word in words]
@@ -66,7 +67,7 @@ def beside(report: Report) -> Iterable[Block]:
 
 
 def equal(report: Report) -> Iterable[Block]:
-    """Every check, and where the backends differ most."""
+    """Yield the parity table, the errors by site, and the examples that differ most."""
     if report.parity:
         yield Text(
             f"{passed_words(sum(row.check.passed for row in report.parity), len(report.parity))} "
@@ -90,7 +91,7 @@ def equal(report: Report) -> Iterable[Block]:
 
 
 def parity_table(report: Report) -> Table:
-    """Worst errors; of reduced precision no multiple of eager's, which would mean nothing."""
+    """Return the table of worst errors; multiples of eager's error are left out at reduced precision."""
     grids = any(row.grid is not None for row in report.parity)
     checks = [row.check for row in report.parity]
     agreed = any(check.agreement is not None for check in checks)
@@ -127,7 +128,7 @@ def parity_table(report: Report) -> Table:
 
 
 def runs(report: Report) -> Iterable[Block]:
-    """Every lowering in every runtime, and why not."""
+    """Yield the table of every lowering in every runtime, and the reasons why some do not run."""
     if not report.portability:
         return
     runtimes = next(iter(report.portability.values()))
@@ -146,10 +147,10 @@ def _runs(verdict: str, why: str) -> Cell:
 
 
 def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
-    """Read everything that the run directory holds, and the cards, trainings and thetas of the runs ``beside`` it.
+    """Read everything in the run directory, and the summaries, trainings and thetas of the runs ``beside`` it.
 
     Raises:
-        UserError: where there is no run, or a file of it cannot be read.
+        UserError: if there is no run, or one of its files cannot be read.
     """
     runs = {path: network_directories(path) for path in (run, *beside)}
     directories, content = runs[run], held(run)
@@ -172,7 +173,7 @@ def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
 
 
 def render(template: str, page: Page) -> bytes:
-    """Fill a template."""
+    """Render a template with the page's content."""
     loader = jinja2.PackageLoader("stn_export", "resources")
     html = template.endswith(".html.j2")
     environment = jinja2.Environment(
@@ -183,7 +184,7 @@ def render(template: str, page: Page) -> bytes:
 
 
 def write_report(report: Report, run: Path) -> None:
-    """Write the figures and all three reports."""
+    """Write the figures and the three report files."""
     lead = " ".join(f"The {one['label']}: {one['note']}." for one in report.networks if one["note"])
     page = Page(report.title, sections(report), report.card, report.warnings, lead)
     own_folder(run / "figures")
@@ -196,7 +197,7 @@ def write_report(report: Report, run: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the report of a run."""
+    """Write the report of a run, or with ``--history`` that of stored results."""
     options = cli.parse("report", arguments)
     if options.history:
         path = options.history / "history.html"

@@ -1,7 +1,7 @@
-"""Charts as Vega-Lite: one description that ``drawing`` renders into an SVG and the page makes interactive.
+"""Describe charts in Vega-Lite; ``drawing`` renders them as SVG, and the page makes them interactive.
 
-Colours are names of the page's own (``COLOURS``), one for each thing all through it: a network, a family of runners, a
-part of a network. What has a colour has a shape or a line style too.
+Colours are variables of the page (``drawing.PRINTED``, ``drawing.DARK``), one for each network, family of runners or
+part of a network throughout the page. Whatever has a colour also has a shape or a line style.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from stn_export.run.manifest import OTHER, PLAIN, SUBJECT
 
 
 class Interval(NamedTuple):
-    """A figure with the ends of its interval, and its marks; see ``results.choice``."""
+    """A value with the ends of its interval, and its marks; see ``results.choice``."""
 
     middle: float
     low: float
@@ -34,12 +34,12 @@ NETWORKS = {SUBJECT: "var(--n0)", PLAIN: "var(--n1)"}
 OTHERS = ("var(--n2)", "var(--n3)")
 RUNNERS = tuple(f"var(--r{index})" for index in range(8))
 PART_COLOURS = {part: f"var(--p{index})" for index, part in enumerate(PARTS)}
-DARK_PARTS = PARTS[::2]  # light letters can be read on these
+DARK_PARTS = PARTS[::2]  # dark enough for light text
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 DEVICES = {"cpu": "the CPU", "cuda": "the GPU"}
-MOST_TOLD = 12  # points of a chart that its text for those who do not see it names
-NAMED_SHARE = 0.08  # of a bar: smaller parts have no room for a number
+MOST_TOLD = 12  # most points named in a chart's text description
+NAMED_SHARE = 0.08  # share of a bar; smaller parts have no room for a number
 CONFIG: Spec = {
     "background": None,
     "aria": False,
@@ -65,7 +65,7 @@ CONFIG: Spec = {
 
 
 class Look(NamedTuple):
-    """How a network is shown."""
+    """How a network is shown: label, role and colour."""
 
     label: str
     role: str
@@ -74,7 +74,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, its title, and in words what it shows."""
+    """A chart with its title, and its content as text."""
 
     title: str
     spec: Spec
@@ -82,14 +82,14 @@ class Chart:
 
 
 def looks(networks: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
-    """How networks, each by name, label and role, are shown: the subject first, the plain one next, then the others."""
+    """Return how networks, given by name, label and role, are shown: network under test, plain network, then others."""
     found = sorted(dict.fromkeys(networks), key=lambda each: (SUBJECT, PLAIN, OTHER).index(each[2]))
     own, others = dict(NETWORKS), cycle(OTHERS)
     return {name: Look(label, role, own.pop(role, "") or next(others)) for name, label, role in found}
 
 
 def chart(title: str, rows: Sequence[Mapping], text: Iterable[str], height: int | Spec = HIGH, **parts: Any) -> Chart:
-    """A chart of rows; ``text`` says them, the first ``MOST_TOLD`` in full."""
+    """Build a chart of rows; ``text`` describes them, of which the first ``MOST_TOLD`` are shown."""
     told = list(text)
     more = f"; {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
     size = {} if "facet" in parts else {"width": WIDTH, "height": height}
@@ -99,7 +99,7 @@ def chart(title: str, rows: Sequence[Mapping], text: Iterable[str], height: int 
 
 
 def measure(field: str, title: str | None, scale: str = "linear", **more: Any) -> Spec:
-    """A quantitative channel that need not start at nothing."""
+    """Return a quantitative channel whose axis need not start at zero."""
     plain = {"format": ",~r", "labelOverlap": True, "tickCount": 6 if scale == "log" else 10}
     return {
         "field": field,
@@ -111,27 +111,27 @@ def measure(field: str, title: str | None, scale: str = "linear", **more: Any) -
 
 
 def nominal(field: str, title: str | None = None, **more: Any) -> Spec:
-    """A channel of names, in the order of the rows."""
+    """Return a channel of names, in the order of the rows."""
     return {"field": field, "type": "nominal", "title": title, "sort": None} | more
 
 
 def scale(pairs: Mapping[str, Any]) -> Spec:
-    """A scale that gives each name its own."""
+    """Return a scale that maps each name to its value."""
     return {"domain": list(pairs), "range": list(pairs.values())}
 
 
 def each_its(names: Iterable[str], choices: Sequence[Any]) -> dict[str, Any]:
-    """One of the choices for each name, from the first on again where they run out."""
+    """Assign one of the choices to each name, cyclically."""
     return dict(zip(names, cycle(choices), strict=False))
 
 
 def tips(**titles: str) -> list[Spec]:
-    """Fields and their titles, as a tooltip shows them."""
+    """Return the fields of a tooltip with their titles."""
     return [{"field": field, "title": title} for field, title in titles.items()]
 
 
 def toggled(field: str) -> list[Spec]:
-    """Series that a click on the legend picks; all are shown at first."""
+    """Return a selection of series by clicks on the legend; all are shown at first."""
     return [{"name": "picked", "select": {"type": "point", "fields": [field], "toggle": "true"}, "bind": "legend"}]
 
 

@@ -1,4 +1,4 @@
-"""The charts of timings and of errors, as Vega-Lite; see ``charts``."""
+"""Draw the charts of timings and of errors in Vega-Lite; see ``charts``."""
 
 from collections.abc import Mapping, Sequence
 
@@ -36,18 +36,18 @@ from stn_export.results.text import percent, significant, span
 
 
 def family(runner: str) -> str:
-    """What runners share whose colour is the same: ``onnxruntime`` of all of ONNX Runtime's."""
+    """Return the family of runners with the same colour: ``onnxruntime`` for all of ONNX Runtime's."""
     return runner.split("-")[0]
 
 
 def short_name(runner: str, artifact: str, device: str) -> str:
-    """Runner and artifact for a label: neither the device, which the title has, nor the runner's name twice."""
+    """Return runner and artifact for a label: without the device, which the title has, or the runner's name twice."""
     name = runner.replace(f"-{device}", "")
     return f"{name} {artifact.removeprefix(f'{name}-')}".strip()
 
 
 def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, unit: str, dot: str) -> Chart:
-    """Something against batch size, a line a backend and network, with intervals; ``dot`` is the unit in short."""
+    """Draw a value against batch size, one line per backend and network, with intervals; ``dot`` is the short unit."""
     rows: list[Spec] = [
         {
             "series": short_name(runner, artifact, device),
@@ -99,7 +99,7 @@ def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, u
 
 
 def ratios(values: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str], device: str) -> Chart:
-    """Time of one network over another's (the second label), by backend and batch, with intervals."""
+    """Draw the time of one network divided by another's (the second label), by backend and batch, with intervals."""
     ours, other = labels
     rows: list[Spec] = [
         {"backend": backend, "batch": f"batch {batch:,}", "value": middle, "low": low, "high": high}
@@ -140,11 +140,11 @@ def ratios(values: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str]
 
 
 def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[str, Look], device: str) -> Chart:
-    """Accuracy against the latency of one example; the points that no other beats in both are named.
+    """Draw accuracy against the latency of one example; the points of the Pareto front are named.
 
     Args:
         points: each with ``name``, ``network``, ``milliseconds``, ``interval``, ``marks``, ``accuracy`` (0 to 1).
-        front: those of them on the Pareto front, the fastest first.
+        front: the points on the Pareto front, the fastest first.
         looks: of the networks.
         device: for the title.
     """
@@ -201,7 +201,7 @@ def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[s
 
 
 def breakdown(bars: Sequence[Bar], device: str) -> Chart:
-    """Time a call by part of the network, stacked, as shares of the subject's in the same runner."""
+    """Draw the time of a call by part, stacked, as shares of that of the network under test in the same runner."""
     rows: list[Spec] = [
         {
             "name": f"{name}, batch {batch:,}",
@@ -256,7 +256,7 @@ def breakdown(bars: Sequence[Bar], device: str) -> Chart:
 def error_strips(
     errors: Mapping[str, Mapping[str, Sequence[float | None]]], eager: Mapping[str, float | None]
 ) -> dict[str, Chart]:
-    """Errors against float64 by artifact, a dot a challenge and a chart each kind of point; eager's worst as a line."""
+    """Draw errors against float64: a chart per kind of point, a dot per artifact and test input, a line for eager."""
     charts = {}
     for kind, by_artifact in errors.items():
         rows: list[Spec] = [

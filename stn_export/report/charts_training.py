@@ -1,4 +1,4 @@
-"""The charts of training and of what was learned, as Vega-Lite, with affine maps taken apart."""
+"""Draw the charts of training and of what was learned in Vega-Lite; decompose affine maps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -29,7 +29,7 @@ from stn_export.results.text import percent
 from stn_export.run.manifest import SUBJECT
 from stn_export.run.schemas import Mean, ModelComparison
 
-# Affine maps taken apart: how far a transformer turns, scales, shears and shifts what it looks at.
+# Decomposition of affine maps into rotation, scale, shear and shift.
 
 
 CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
@@ -37,7 +37,7 @@ CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 
 @dataclass(frozen=True)
 class Affine:
-    """N maps by their parts, each a tensor of N: degrees, factors, the shear's factor, pixels."""
+    """N decomposed maps, each part a tensor of N: degrees, factors, the shear's factor, pixels."""
 
     rotation: Tensor
     scale_x: Tensor
@@ -47,13 +47,13 @@ class Affine:
     shift_y: Tensor
 
     def as_dict(self) -> dict[str, Tensor]:
-        """The parts by name."""
+        """Return the parts by name."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A sampled image, H×W pixels, and how a site's coordinates lie over it."""
+    """The frame of a sampled image, H×W pixels, in a site's coordinates."""
 
     height: int
     width: int
@@ -61,31 +61,31 @@ class Frame:
 
     @property
     def half(self) -> Tensor:
-        """Pixels in one unit of x and of y."""
+        """Return the pixels in one unit of x and of y."""
         return torch.tensor([self.width - self.align_corners, self.height - self.align_corners]).double() / 2
 
     @property
     def edge(self) -> Tensor:
-        """The coordinates x and y of the right and the lower edge."""
+        """Return the coordinates x and y of the right and the lower edge."""
         return torch.tensor([self.width, self.height]).double() / 2 / self.half
 
     def pixels(self, coordinates: Tensor) -> Tensor:
-        """Coordinates (..., 2), x before y, as pixels from the image's upper left edge."""
+        """Convert coordinates (..., 2), x before y, to pixels from the image's upper left edge."""
         return (coordinates + self.edge) * self.half
 
     def windows(self, theta: Tensor) -> Tensor:
-        """The corners of what each map looks at, in pixels from the image's upper left edge: N×4×2, x before y."""
+        """Return the corners of each map's window, in pixels from the image's upper left edge: N×4×2, x before y."""
         corners = torch.tensor([(*corner, 1.0) for corner in CORNERS], dtype=theta.dtype)
         return self.pixels(corners @ theta.transpose(1, 2))
 
     def decompose(self, theta: Tensor) -> Affine:
-        """The parts of theta, which in pixels is rotation · [[1, shear], [0, 1]] · diag(scale_x, scale_y).
+        """Decompose theta, which in pixels is rotation · [[1, shear], [0, 1]] · diag(scale_x, scale_y).
 
-        The rotation is in (-180, 180] degrees and ``scale_x`` is never negative; where the map mirrors, ``scale_y`` is.
-        A map that flattens the image to a line has no finite shear.
+        The rotation is in (-180, 180] degrees and ``scale_x`` is never negative; if the map mirrors, ``scale_y`` is. A
+        map that flattens the image to a line has no finite shear.
 
         Source: S. W. Thomas, "Decomposing a Matrix into Simple Transformations", Graphics Gems II, 1991, in two
-        dimensions: Gram and Schmidt's procedure on the columns.
+        dimensions: the Gram-Schmidt process on the columns.
         """
         (a, b, right), (c, d, lower) = (row.unbind(1) for row in theta.unbind(1))
         across, down = self.half
@@ -102,8 +102,8 @@ class Frame:
 
 
 BINS = 40
-MIDDLE = (0.005, 0.995)  # quantiles: what a histogram shows, lest one example flatten it
-PANELS = {  # part: what it is called, and in which unit
+MIDDLE = (0.005, 0.995)  # quantiles shown in a histogram, so that one example cannot flatten it
+PANELS = {  # by part: its name and unit
     "rotation": "rotation, degrees",
     "scale_x": "scale x, of the window's side",
     "scale_y": "scale y, of the window's side",
@@ -119,7 +119,7 @@ def _looks(one: ModelComparison) -> dict[str, Look]:
 
 
 def accuracy_curves(runs: Sequence[ModelComparison]) -> Chart:
-    """Test accuracy after each epoch: by run and network the mean, with a band from the worst to the best seed."""
+    """Draw test accuracy after each epoch: by run and network the mean, with a band from the worst to the best seed."""
     rows, colours = [], {}
     if runs[0].reference:
         colours["the published run"] = SOFT
@@ -186,7 +186,7 @@ def _mean_row(found: Mean, factor: float, unit: str) -> dict:
 
 
 def seed_accuracies(runs: Sequence[ModelComparison]) -> Chart:
-    """Every seed's accuracy by run and network, the mean and its interval."""
+    """Draw every seed's accuracy by run and network, with the mean and its interval."""
     rows, colours = [], {}
     for one in runs:
         for name, look in _looks(one).items():
@@ -200,7 +200,7 @@ def seed_accuracies(runs: Sequence[ModelComparison]) -> Chart:
 
 
 def differences(runs: Sequence[ModelComparison]) -> Chart:
-    """How many points the transformer is ahead, by run and other network: each seed, the mean and its interval."""
+    """Draw the transformer's lead in points, by run and other network: each seed, the mean and its interval."""
     rows, colours = [], {}
     for one in runs:
         for name, found in one.differences.items():
@@ -215,7 +215,7 @@ def differences(runs: Sequence[ModelComparison]) -> Chart:
 
 
 def _seeds(title: str, rows: list[dict], colours: Mapping[str, str], unit: str, nothing: bool = False) -> Chart:
-    """A dot a seed, and beside them the mean as a diamond with its interval."""
+    """Draw a dot per seed, and the mean as a diamond with its interval."""
     means = {(row["run"], row["network"]): row for row in rows}
     y = {
         "y": nominal("run", axis={"labelLimit": 220}),
@@ -259,7 +259,7 @@ def _seeds(title: str, rows: list[dict], colours: Mapping[str, str], unit: str, 
 
 
 def theta_histograms(parts: Mapping[str, np.ndarray], title: str) -> Chart:
-    """Distributions of theta's parts over all examples; ``outside`` is in percent."""
+    """Draw the distributions of theta's parts over all examples; ``outside`` is in percent."""
     rows, told = [], []
     for part, values in parts.items():
         known = values[np.isfinite(values)]
@@ -296,7 +296,7 @@ def theta_histograms(parts: Mapping[str, np.ndarray], title: str) -> Chart:
 
 
 def windows(outlines: np.ndarray, frame: Frame, title: str) -> Chart:
-    """Where in the image some output windows lie: M×4×2 corners in pixels, over the sampled image's frame."""
+    """Draw output windows over the frame of the sampled image; ``outlines`` are M×4×2 corners in pixels."""
     own = [(0, 0), (frame.width, 0), (frame.width, frame.height), (0, frame.height)]
     every = [("the image", own), *((f"example {index}", corners) for index, corners in enumerate(outlines.tolist()))]
     rows = [

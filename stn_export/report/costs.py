@@ -1,4 +1,4 @@
-"""The sections that say which file to deploy and what everything costs, from ``bench.json``."""
+"""Write the sections on which file to deploy and on costs, from ``bench.json``."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -27,8 +27,8 @@ from stn_export.results.text import row_name, significant, span
 from stn_export.run.manifest import PLAIN, SUBJECT, NetworkDirectory
 from stn_export.run.records import Timing, known
 
-SINGLE = (*STEPS, "request", "start-up")  # what the table of one example shows
-AGAINST = {  # by contest
+SINGLE = (*STEPS, "request", "start-up")  # regimes in the table of one example
+AGAINST = {  # baseline by kind of paired comparison
     "eager": "eager",
     "default": "default export",
     "lowering": "exporter's lowering",
@@ -37,7 +37,7 @@ AGAINST = {  # by contest
 
 
 def add_benchmarks(report: Report, content: Held) -> None:
-    """The charts and tables that ``bench.json`` gives."""
+    """Add the charts and tables of ``bench.json`` to the report, or a warning if it is missing or stale."""
     if content.outdated:
         report.warnings.append("The timings are of an older format and not shown: run 'make bench' again.")
         return
@@ -56,15 +56,15 @@ def add_benchmarks(report: Report, content: Held) -> None:
 
 
 def placements(directories: Iterable[NetworkDirectory]) -> dict[str, dict]:
-    """What ``export`` found of each ONNX file in ONNX Runtime's CUDA provider, by the file's sha256."""
+    """Return how ONNX Runtime's CUDA provider would place each ONNX file, as ``export`` found it, by sha256."""
     listed = (artifact for directory in directories for artifact in directory.artifacts.values())
     return {artifact.sha256: artifact.details["cuda"] for artifact in listed if "cuda" in artifact.details}
 
 
 def tables(rows: Rows, placed: Mapping[str, dict]) -> dict[str, dict]:
-    """The tables: ``costs`` (against the plain network), ``against`` (other baselines) and ``single`` (one example).
+    """Return the tables ``costs`` (against the plain network), ``against`` (other baselines), ``single`` (one example).
 
-    Each has its ``columns``, and ``lines`` that hold what names them and ``cells``: a row by column.
+    Each has its ``columns``, and ``lines`` with the identifying fields and ``cells``: a timing by column.
     """
     costs = pivot((row for row in rows if row.contest == "overhead"), _batch)
     for line in costs["lines"]:
@@ -86,14 +86,14 @@ def _against(row: Timing) -> str:
 
 
 def _timing(row: Timing) -> str:
-    """The regime of a row; whether inputs come from memory counts for a bound step."""
+    """Return the column of a row: its regime; rows with inputs in place are ``device`` or ``cold``."""
     if row.regime not in STEPS:
         return row.regime
     return "cold" if row.inputs.startswith("cold") else "device"
 
 
 def pivot(rows: Iterable[Timing], column: Callable[[Timing], str]) -> dict:
-    """One line for each program on each device, the subject's first, its rows beside each other as ``cells``."""
+    """Return one line per program and device, the network under test first, with its rows side by side as ``cells``."""
     ordered = sorted(rows, key=lambda row: (row.contest or "", row.batch))
     lines: dict[tuple, dict] = {}
     for row in ordered:
@@ -106,7 +106,7 @@ def pivot(rows: Iterable[Timing], column: Callable[[Timing], str]) -> dict:
 
 
 def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
-    """A device's charts, each where there is something to draw."""
+    """Add a device's charts, as far as there is anything to draw."""
     timed, points, marks = steps(rows), pareto_points(rows, proved, device), Marks(rows)
     seen = charts.looks((row.network, row.label, row.role) for row in rows)
     ratios, bars, per = overheads(rows, device, marks), breakdowns(rows, device), "examples a second"
@@ -127,13 +127,13 @@ def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
 
 
 def contestants(rows: Rows) -> tuple[str, str]:
-    """The labels of the subject and of the plain network that it is set against, where it was."""
+    """Return the labels of the network under test and of its plain baseline; empty if they were not compared."""
     labels = ((row.label, known(row.baseline_label)) for row in rows if row.contest == "overhead")
     return next(labels, ("", ""))
 
 
 def fastest(rows: Rows, seconds: Callable[[Rows], float]) -> dict[tuple[str, str], Rows]:
-    """By runner and network: the rows of the artifact with fewest ``seconds`` of those timed at the most batches."""
+    """Return, by runner and network, the rows of the fastest artifact among those timed at the most batch sizes."""
     artifacts: dict[tuple[str, str], dict[str, Rows]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         artifacts[row.runner, row.network][row.artifact].append(row)
@@ -144,7 +144,7 @@ def fastest(rows: Rows, seconds: Callable[[Rows], float]) -> dict[tuple[str, str
 
 
 def latency(timed: Rows, marks: Marks) -> Curves:
-    """Milliseconds a batch, of each runner's artifact that is fastest at its smallest batch."""
+    """Return milliseconds per batch, of each runner's fastest artifact at its smallest batch."""
     best = fastest(timed, lambda rows: min((row.batch, row.median.middle) for row in rows)[1])
 
     def interval(row: Timing) -> Interval:
@@ -155,7 +155,7 @@ def latency(timed: Rows, marks: Marks) -> Curves:
 
 
 def throughput(timed: Rows, marks: Marks) -> Curves:
-    """Examples a second, of each runner's artifact that reaches the most."""
+    """Return examples per second, of each runner's artifact that reaches the highest rate."""
     best = fastest(timed, lambda rows: min(row.median.middle / row.batch for row in rows))
 
     def interval(row: Timing) -> Interval:
@@ -173,7 +173,10 @@ def _curves(best: Mapping[tuple[str, str], Rows], interval: Callable[[Timing], I
 
 
 def overheads(rows: Rows, device: str, marks: Marks) -> dict[str, dict[int, Interval]]:
-    """The subject over the plain network by backend and batch, of each runner's fastest at the smallest batch."""
+    """Return the overhead over the plain network by backend and batch, of each runner's fastest artifact.
+
+    The fastest is chosen at the smallest batch; only the smallest and the largest batch are returned.
+    """
     found = [row for row in rows if row.contest == "overhead"]
     shown = _outer(row.batch for row in found)
     best = fastest(found, lambda rows: min((row.batch, known(row.seconds)) for row in rows)[1])
@@ -186,13 +189,13 @@ def overheads(rows: Rows, device: str, marks: Marks) -> dict[str, dict[int, Inte
 
 
 def _outer(batches: Iterable[int]) -> set[int]:
-    """The smallest and the largest."""
+    """Return the smallest and the largest batch."""
     ordered = sorted(set(batches))
     return {*ordered[:1], *ordered[-1:]}
 
 
 def pareto_points(rows: Rows, proved: Proved, device: str) -> list[dict]:
-    """List latency at batch 1 and accuracy of every program that is timed and verified today, where it has one."""
+    """Return latency at batch 1 and accuracy of every timed program that is verified and has an accuracy."""
     marks = Marks(rows)
     return [
         {
@@ -209,7 +212,7 @@ def pareto_points(rows: Rows, proved: Proved, device: str) -> list[dict]:
 
 
 def front(points: list[dict]) -> list[dict]:
-    """The points that no other beats or equals in both latency and accuracy, the fastest first."""
+    """Return the Pareto front: points with more accuracy than every faster one, the fastest first."""
     best: list[dict] = []
     for point in sorted(points, key=lambda point: (point["milliseconds"], -point["accuracy"])):
         if not best or point["accuracy"] > best[-1]["accuracy"]:
@@ -218,7 +221,7 @@ def front(points: list[dict]) -> list[dict]:
 
 
 def breakdowns(rows: Rows, device: str) -> list[Bar]:
-    """Milliseconds by part and batch: each runner's fastest of the subject, above the plain network of its kind."""
+    """Return milliseconds by part and batch: each runner's fastest artifact, followed by the plain network's."""
     found = [row for row in rows if row.regime == "breakdown"]
     shown = _outer(row.batch for row in found)
     best = fastest(found, lambda rows: min((row.batch, sum(known(row.breakdown).values())) for row in rows)[1])
@@ -245,11 +248,11 @@ def _parts(rows: Rows, shown: set[int]) -> dict[int, dict[str, float]]:
 
 
 def kind(row: Timing) -> tuple[str, str, str]:
-    """What two networks share where they may be set against each other."""
+    """Return what two comparable networks share: runner, precision and input."""
     return row.runner, row.precision, row.input
 
 
-# The sections that say which file to deploy and what the transformer costs.
+# Sections on what to deploy and on costs.
 
 
 VERDICTS = {"faster": "good", "slower": "bad"}
@@ -258,7 +261,7 @@ CHARTS = "each runner's best artifact of those timed at the most batches, with 9
 
 
 def deploys(report: Report) -> Iterable[Block]:
-    """Show which file to deploy by device, for one example and for many, and what it was chosen from."""
+    """Yield the table of files to deploy by device, for one example and for many, with the alternatives."""
     rows = [
         [
             DEVICES[device].removeprefix("the "),
@@ -299,7 +302,7 @@ def _offer(report: Report, device: str, purpose: str, row: Timing) -> list[str]:
 
 
 def costs(report: Report) -> Iterable[Block]:
-    """The subject against the plain network, where the time goes, what others give, and getting ready."""
+    """Yield overheads, breakdowns, other baselines, and the table of one example."""
     yield from report.pictures("overhead", "breakdown")
     tables = report.bench
     if not tables:
@@ -325,7 +328,7 @@ def costs(report: Report) -> Iterable[Block]:
 
 
 def overhead_table(report: Report) -> Table:
-    """Ratios by batch, and where CUDA would run the nodes."""
+    """Return the table of overheads by batch, and where CUDA would run the nodes."""
     known = report.bench["costs"]
     rows = [
         [
@@ -345,19 +348,19 @@ def overhead_table(report: Report) -> Table:
 
 
 def interval(row: Timing | None, marks: Marks) -> str:
-    """Show a paired comparison's overhead, or a dash."""
+    """Return a paired comparison's overhead as text, or a dash."""
     return NONE if row is None else overhead_text(row, marks.of(row))
 
 
 def against(row: Timing | None, marks: Marks) -> str | Cell:
-    """Show a paired comparison's speed-up and its verdict, or a dash."""
+    """Return a paired comparison's speed-up and verdict, or a dash."""
     if row is None:
         return NONE
     return Cell(f"{speedup_text(row, marks.of(row))} {row.verdict}", VERDICTS.get(row.verdict or "", ""))
 
 
 def placement(found: Mapping | None) -> tuple[str, str | Cell]:
-    """Nodes on either, and whether a CUDA graph holds them."""
+    """Return the number of nodes on GPU and CPU, and whether a CUDA graph can capture the file."""
     if not found:
         return NONE, NONE
     word = f"{'yes' if found['graph'] else 'no'} ({'predicted' if found['predicted'] else 'asked'})"
@@ -365,7 +368,7 @@ def placement(found: Mapping | None) -> tuple[str, str | Cell]:
 
 
 def single_table(report: Report) -> Table:
-    """One example, and getting ready for it."""
+    """Return the table of one example: latency, start-up and sizes."""
     known = report.bench["single"]
     columns = ["artifact", "runner", "p50, ms", "95 %", "p90", "p99", "cold", "request", "load", "first answer"]
     columns += ["file, KiB", "host, MiB", "GPU, MiB"]
@@ -386,7 +389,7 @@ def single_table(report: Report) -> Table:
             + [milliseconds(each) for each in ((start.load_seconds, start.first_seconds) if start else (None, None))]
             + [
                 size(sized.file_bytes if sized else None, 2**10),
-                # of a fresh process: what was freed before shows in no other row
+                # of a fresh process: other rows miss memory that was freed before
                 size(start.host_bytes if start else None, 2**20),
                 size(sized.device_bytes if sized else None, 2**20),
             ]
@@ -406,17 +409,17 @@ def single_table(report: Report) -> Table:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Three figures of a time in ms, or a dash."""
+    """Format a time in ms with three figures; a dash for None."""
     return NONE if seconds is None else significant(1e3 * seconds)
 
 
 def ranged(row: Timing) -> str:
-    """Three figures of a row's median in ms and its 95 % interval, or a dash."""
+    """Format a row's median in ms with its 95 % interval; a dash if it has none."""
     if row.p50 is None:
         return NONE
     return f"{milliseconds(row.p50)} ({span(1e3 * row.median.low, 1e3 * row.median.high)})"
 
 
 def size(count: float | None, unit: int) -> str:
-    """Bytes in units of ``unit`` bytes, or a dash."""
+    """Format bytes in units of ``unit`` bytes; a dash for None."""
     return NONE if count is None else f"{count / unit:,.{1 if count < 100 * unit else 0}f}"

@@ -1,4 +1,4 @@
-"""Charts rendered without a browser by ``vl-convert``, and rows of pictures that matplotlib lays out as pixels."""
+"""Render charts without a browser by ``vl-convert``, and rows of images by matplotlib."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from stn_export.report.charts import Chart
 from stn_export.run.environment import cache_directory
 from stn_export.run.store import write_atomically
 
-PRINTED = {  # the page's colours on paper and in a PNG; Okabe and Ito's where a thing is told by its colour
+PRINTED = {  # the page's colours on paper and in a PNG; Okabe and Ito's where a colour carries meaning
     "ink": "#111827",
     "soft": "#5b6472",
     "line": "#e5e7eb",
@@ -43,7 +43,7 @@ PRINTED = {  # the page's colours on paper and in a PNG; Okabe and Ito's where a
     "p2": "#3f7480",
     "p3": "#d3dedb",
 }
-DARK = {  # what a dark screen shows instead
+DARK = {  # the colours of a dark screen
     "ink": "#e5e7eb",
     "soft": "#a3adba",
     "line": "#374151",
@@ -72,7 +72,7 @@ SCALE = 2.0  # of a PNG
 
 
 def to_svg(chart: Chart) -> str:
-    """The chart as an <svg> for a page's own text, in the page's colours."""
+    """Render a chart as an <svg> element for a page, in the page's colours."""
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(chart.spec)
@@ -82,7 +82,7 @@ def to_svg(chart: Chart) -> str:
 
 
 def to_png(chart: Chart) -> bytes:
-    """The chart as a PNG, on white."""
+    """Render a chart as a PNG on white."""
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(chart.spec | {"config": chart.spec["config"] | {"background": "#ffffff"}})
@@ -91,7 +91,7 @@ def to_png(chart: Chart) -> bytes:
 
 @cache
 def library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, kept in the user's cache: to put it together takes seconds."""
+    """Return Vega, Vega-Lite and vega-embed as one script; it is cached for the user, as bundling takes seconds."""
     import vl_convert
 
     path = cache_directory() / f"vega-{version('vl-convert-python')}.js"
@@ -102,7 +102,7 @@ def library() -> str:
     return path.read_text(encoding="utf-8")
 
 
-# Rows of pictures, which matplotlib lays out as pixels.
+# Rows of images, laid out by matplotlib.
 
 
 CAPTIONS: Any = {"font.size": 10, "figure.constrained_layout.use": True, "text.parse_math": False}
@@ -110,7 +110,7 @@ CAPTIONS: Any = {"font.size": 10, "figure.constrained_layout.use": True, "text.p
 
 @matplotlib.rc_context(CAPTIONS)
 def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
-    """Pictures (uint8 N×C×H×W, grey or RGB, N the same for all) in rows by name, titles over the first."""
+    """Draw images (uint8 N×C×H×W, grey or RGB, N the same for all) in named rows, with titles above the first row."""
     count = max(map(len, rows.values()))
     figure = Figure(figsize=(0.75 * max(count, 2), 0.25 + 0.75 * len(rows) + 0.35 * bool(titles)))
     for (name, pictures), panels in zip(rows.items(), figure.subplots(len(rows), count, squeeze=False), strict=True):

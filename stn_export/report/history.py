@@ -1,6 +1,7 @@
-"""Kept results over commits: how many times as fast as eager PyTorch every backend was, machine by machine.
+"""Draw stored results over commits: the speed-up of every backend over eager PyTorch, machine by machine.
 
-Ratios of contests are drawn, not times: both sides took turns, which leaves out what the machine did that day.
+The ratios of paired comparisons are drawn, not times: both sides were timed alternately, which cancels the state of the
+machine that day.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,10 +21,10 @@ CONTEST = "eager"
 
 
 def history(kept: Path) -> Page:
-    """A section each machine.
+    """Return a page with one section per machine.
 
     Raises:
-        UserError: where the directory holds no kept result, or one of them cannot be read.
+        UserError: if the directory has no stored results, or one of them cannot be read.
     """
     files = [path for path in sorted(kept.glob("*.json")) if b'"benchmarks"' in path.read_bytes()]
     if not files:
@@ -42,7 +43,7 @@ def history(kept: Path) -> Page:
 
 
 def rows(content: Mapping) -> Iterator[dict]:
-    """A row each contest with eager PyTorch of one file."""
+    """Yield a row for each paired comparison with eager PyTorch in one file."""
     when, commit = content["datetime"][:10], str(content["machine_info"]["stn_export"]["git_commit"])[:12]
     timed = timings(content)
     marks = Marks(timed)
@@ -61,7 +62,7 @@ def rows(content: Mapping) -> Iterator[dict]:
 
 
 def drawn(machine: str, found: list[dict]) -> Chart:
-    """A line a backend."""
+    """Draw one line per backend."""
     series = list(dict.fromkeys(row["series"] for row in found))
     colours = scale({name: RUNNERS[index % len(RUNNERS)] for index, name in enumerate(series)})
     shapes = scale({name: SHAPES[index % len(SHAPES)] for index, name in enumerate(series)})
@@ -90,7 +91,7 @@ def drawn(machine: str, found: list[dict]) -> Chart:
 
 
 def table(found: list[dict]) -> Table:
-    """The same in figures."""
+    """Return the same figures as a table."""
     cells = [[row["series"], row["commit"], row["told"], row["interval"]] for row in found]
     note = legend(*(row["told"] for row in found))
     return Table("In figures", ("file", "commit", "× eager PyTorch", "95 %"), cells, note)

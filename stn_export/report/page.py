@@ -1,4 +1,4 @@
-"""What a page is made of: sections of paragraphs, tables and pictures, and the content that they show."""
+"""Define the parts of a page (sections of paragraphs, tables and figures) and the content of a report."""
 
 import base64
 import io
@@ -19,12 +19,12 @@ from stn_export.results.choice import Marks, Portability, Shipped
 from stn_export.results.text import percent
 from stn_export.run.records import Check, GridPixels, Number, Timing
 
-MANY = 8  # rows from which on a table can be filtered
+MANY = 8  # a table with at least this many rows can be filtered
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, of a ``kind`` that has a colour (``good``, ``bad``), and more to say of it in ``title``."""
+    """Text with a ``kind`` that has a colour (``good``, ``bad``), and further details in ``title``."""
 
     text: str
     kind: str = ""
@@ -32,13 +32,13 @@ class Cell:
 
 
 def cell(content: "str | Cell") -> Cell:
-    """Text as a cell."""
+    """Return text as a cell."""
     return content if isinstance(content, Cell) else Cell(content)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that a reader can sort and filter; ``note`` says what the columns are."""
+    """Rows that a reader can sort and filter; ``note`` explains the columns."""
 
     title: str
     columns: Sequence[str]
@@ -50,17 +50,17 @@ class Table:
 
     @cached_property
     def rows(self) -> list[list[Cell]]:
-        """Its cells."""
+        """Return the rows as cells."""
         return [list(map(cell, row)) for row in self.cells]
 
     @property
     def filtered(self) -> bool:
-        """Whether it has so many rows that one looks for some."""
+        """Return whether it has enough rows for a filter."""
         return len(self.cells) >= MANY
 
     @cached_property
     def sides(self) -> list[str]:
-        """The side that each column stands on: numbers right, words left."""
+        """Return each column's alignment: ``number`` for right, ``text`` for left."""
         return [
             "number" if index and all(NUMBER.match(row[index].text) for row in self.rows) else "text"
             for index in range(len(self.columns))
@@ -68,7 +68,7 @@ class Table:
 
     @property
     def markdown(self) -> str:
-        """Without its title."""
+        """Return the table in Markdown, without its title."""
         lines = [self.columns, ["--:" if side == "number" else "---" for side in self.sides]]
         lines += [
             [f"{each.text}: {each.title}" if each.kind == "bad" and each.title else each.text for each in row]
@@ -79,7 +79,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``note`` in small type, ``warning`` in a box."""
+    """A paragraph; ``note`` is in small type, ``warning`` in a box."""
 
     text: str
     kind: str = "text"
@@ -87,7 +87,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines of a program, below their ``title``; ``language`` as Markdown's fences call it."""
+    """Lines of code below their ``title``; ``language`` is the name for Markdown's fences."""
 
     title: str
     language: str
@@ -98,7 +98,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart, or pixels that matplotlib laid out; ``text`` says what it shows to who does not see it."""
+    """A chart, or a matplotlib figure; ``text`` describes the latter for readers who do not see it."""
 
     name: str
     drawn: Chart | Figure
@@ -108,39 +108,39 @@ class Picture:
 
     @property
     def said(self) -> str:
-        """Its text, with the numbers."""
+        """Return its description, for a chart with the numbers."""
         return self.drawn.text if isinstance(self.drawn, Chart) else self.text
 
     @property
     def title(self) -> str:
-        """Shown above."""
+        """Return the title shown above it."""
         return self.drawn.title if isinstance(self.drawn, Chart) else self.text
 
     @cached_property
     def png(self) -> bytes:
-        """For Markdown."""
+        """Return it as a PNG, for Markdown."""
         return to_png(self.drawn) if isinstance(self.drawn, Chart) else figure_png(self.drawn)
 
     @cached_property
     def svg(self) -> str:
-        """What is printed, and shown without a script."""
+        """Return it as an SVG, for print and without scripts; empty for a matplotlib figure."""
         return to_svg(self.drawn) if isinstance(self.drawn, Chart) else ""
 
     @property
     def data(self) -> str:
-        """The pixels as an address."""
+        """Return the PNG as a data URL."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
     @property
     def spec(self) -> str:
-        """What makes it interactive, for a script element; empty for pixels."""
+        """Return the Vega-Lite JSON for a script element; empty for a matplotlib figure."""
         if not isinstance(self.drawn, Chart):
             return ""
         return json.dumps(self.drawn.spec, separators=(",", ":")).replace("<", "\\u003c")
 
     @property
     def logarithmic(self) -> bool:
-        """Whether it has a scale that may be made linear."""
+        """Return whether it has a logarithmic scale, which the reader may make linear."""
         return '"type":"log"' in self.spec
 
 
@@ -149,7 +149,7 @@ Block = Table | Text | Picture | Code
 
 @dataclass
 class Section:
-    """A chapter with its address on the page."""
+    """A chapter of the page, with its anchor."""
 
     id: str
     title: str
@@ -157,13 +157,13 @@ class Section:
 
     @property
     def pictures(self) -> list[Picture]:
-        """Its pictures."""
+        """Return the section's figures."""
         return [block for block in self.blocks if isinstance(block, Picture)]
 
 
 @dataclass(frozen=True)
 class Page:
-    """All of it; ``card`` is what it opens with."""
+    """A whole page; ``card`` is the summary at its top."""
 
     title: str
     sections: Sequence[Section]
@@ -173,40 +173,40 @@ class Page:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """A figure of matplotlib's without dates or versions in it."""
+    """Return a matplotlib figure as a PNG without dates or versions in it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None}, dpi=160)
     return buffer.getvalue()
 
 
 def number(value: float | None, form: str) -> str:
-    """A number, or a dash."""
+    """Format a number; a dash for None."""
     return NONE if value is None else format(value, form)
 
 
 def share(value: float | None) -> str:
-    """A share in per cent, or a dash."""
+    """Format a share in percent; a dash for None."""
     return NONE if value is None else percent(value)
 
 
 def minus(text: str) -> str:
-    """With a minus that looks like one."""
+    """Replace hyphens by minus signs."""
     return text.replace("-", "−")
 
 
 def signed(value: float) -> str:
-    """With its sign."""
+    """Format a number with its sign and two decimals."""
     return minus(f"{value:+.2f}")
 
 
-# The content of a report, between the functions that gather it and the templates that show it.
+# Content of a report.
 
 
 @dataclass(frozen=True)
 class ParityRow:
-    """A check with what the parity table shows of it: worst errors of grids (pixels) and outputs.
+    """A check and its figures in the parity table: largest errors of grids (pixels) and outputs.
 
-    ``pixels`` are those of the site whose grid is worst over the examples.
+    ``pixels`` are the largest mean and the largest worst grid error of any site over the examples.
     """
 
     check: Check
@@ -215,14 +215,14 @@ class ParityRow:
     pixels: GridPixels
 
     def as_dict(self) -> dict:
-        """Return it for ``report.json``, which counts the single comparisons."""
+        """Return it for ``report.json``, with the comparisons as a count."""
         shown = {"grid": self.grid, "output": self.output, "pixels": msgspec.to_builtins(self.pixels)}
         return self.check.as_dict() | shown | {"comparisons": len(self.check.comparisons)}
 
 
 @dataclass(frozen=True)
 class SiteRow:
-    """Worst errors by place of a lowering (or format, with any precision below float32) in a runner."""
+    """Largest errors by place of a lowering (or format; with any precision below float32) in a runner."""
 
     lowering: str
     runner: str
@@ -231,7 +231,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class SiteTable:
-    """A network's rows; ``places`` are its sites and outputs that they have errors of."""
+    """A network's rows; ``places`` are its sites and outputs for which there are errors."""
 
     network: str
     rows: list[SiteRow]
@@ -240,7 +240,7 @@ class SiteTable:
 
 @dataclass
 class Report:
-    """What the templates show; ``subject`` and ``plain`` are the labels of those networks, where there are such."""
+    """The content for the templates; ``subject`` and ``plain`` are the labels of those networks, if they exist."""
 
     name: str
     subject: str = ""
@@ -249,40 +249,40 @@ class Report:
     answer: dict = field(default_factory=dict)  # the same for a script
     warnings: list[str] = field(default_factory=list)
     networks: list[dict] = field(default_factory=list)
-    training: list[dict] = field(default_factory=list)  # a row each network and setting
-    gains: list[dict] = field(default_factory=list)  # a row each paired difference
-    verdicts: list[str] = field(default_factory=list)  # of gains, a sentence each run
-    learned: list[dict] = field(default_factory=list)  # an entry each site
-    unshown: list[str] = field(default_factory=list)  # sites that have none
+    training: list[dict] = field(default_factory=list)  # a row per network and setting
+    gains: list[dict] = field(default_factory=list)  # a row per paired difference
+    verdicts: list[str] = field(default_factory=list)  # a sentence on the gains per run
+    learned: list[dict] = field(default_factory=list)  # an entry per site
+    unshown: list[str] = field(default_factory=list)  # sites without an entry
     parity: list[ParityRow] = field(default_factory=list)
     sites: list[SiteTable] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
-    differing: dict[str, str] = field(default_factory=dict)  # a sentence by figure
+    differing: dict[str, str] = field(default_factory=dict)  # sentences by figure
     portability: Portability = field(default_factory=dict)
     bench: dict[str, dict] = field(default_factory=dict)  # tables, see report.bench.tables
     calls: list[HowToCall] = field(default_factory=list)  # of the first network's files
     environment: dict = field(default_factory=dict)
     figures: dict[str, Chart | Figure] = field(default_factory=dict)
-    cards: dict[str, dict[str, str]] = field(default_factory=dict)  # by run, where several stand side by side
+    cards: dict[str, dict[str, str]] = field(default_factory=dict)  # by run, if several are shown side by side
     timings: list[Timing] = field(default_factory=list)
     shipped: dict[str, Shipped] = field(default_factory=dict)  # by device
     marks: Marks = field(default_factory=lambda: Marks([]))  # of figures
 
     @property
     def title(self) -> str:
-        """What it is about."""
+        """Return the report's title."""
         about = f"{self.subject} against {self.plain}" if self.plain else self.subject
         return f"{about[:1].upper()}{about[1:]}: {self.name}"
 
     def pictures(self, *names: str) -> Iterator[Picture]:
-        """The charts whose names begin so, in the order of the names."""
+        """Yield the figures with these names or prefixes, in the order of the names."""
         for name in names:
             for each, drawn in self.figures.items():
                 if each == name or each.startswith(f"{name}-"):
                     yield Picture(each, drawn)
 
     def as_dict(self) -> dict:
-        """JSON-ready: everything but the figures and the single comparisons."""
+        """Convert to JSON-ready values: everything but the figures and the single comparisons."""
         left_out = ("figures", "timings", "shipped", "marks")
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         parity, sites = [row.as_dict() for row in self.parity], list(map(asdict, self.sites))

@@ -1,4 +1,4 @@
-"""The part of the report that says how equal the artifacts are, where they differ, and where they run."""
+"""Collect the report's content on verification: errors, the examples that differ most, and portability."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from stn_export.run.records import Check, GridPixels, NetworkEntry, Number, Poin
 from stn_export.run.schemas import Current, read_verified
 
 MOST_DIFFERENT = 10
-MOST_SITES = 4  # that are drawn of a network
-MEASURES = {"grid": "grid px", "warped": "warped", "theta": "theta"}  # at a site, the one to show first
+MOST_SITES = 4  # most sites drawn per network
+MEASURES = {"grid": "grid px", "warped": "warped", "theta": "theta"}  # in order of preference at a site
 OUTPUTS = "outputs"
 
 Checks = Sequence[Check]
@@ -24,13 +24,13 @@ Artifacts = Mapping[tuple[str, str], Artifact]  # by network and name
 
 
 def artifacts_of(directories: Iterable[NetworkDirectory]) -> Artifacts:
-    """What a run holds beside checkpoints."""
+    """Return the artifacts of a run, except checkpoints, by network and name."""
     listed = (artifact for directory in directories for artifact in directory.artifacts.values())
     return {(each.network, each.name): each for each in listed if each.name != CHECKPOINT}
 
 
 def add_parity(report: Report, run: Path, artifacts: Artifacts, current: Current) -> None:
-    """The tables of ``verify.json``."""
+    """Add the tables of ``verify.json`` to the report, or a warning if it is missing or stale."""
     content = read_verified(run)
     if content is None:
         report.warnings.append("Nothing has been verified yet: run 'make verify'.")
@@ -53,18 +53,18 @@ def add_parity(report: Report, run: Path, artifacts: Artifacts, current: Current
 
 
 def parity_row(check: Check, networks: Mapping[str, NetworkEntry]) -> ParityRow:
-    """Return what the parity table shows of a check."""
+    """Return the parity table's row for a check."""
     worst = worst_by_kind(check.errors, _points_of(check.network, networks))
     return ParityRow(check, worst.get("grid"), worst.get("output"), worst_pixels(check))
 
 
 def _points_of(network: str, networks: Mapping[str, NetworkEntry]) -> Mapping[str, PointEntry]:
-    """A network's points; none where no runner could open a file of it."""
+    """Return a network's points; none if no runner could open any of its files."""
     return networks[network].points if network in networks else {}
 
 
 def unverified(checks: Checks, artifacts: Artifacts) -> list[str]:
-    """The artifacts of today that nobody checked, but those of formats that no runner here takes."""
+    """Return the current artifacts without a check, except those of formats that no runner here supports."""
     checked = {check.sha256 for check in checks}
     formats = {artifact.format for artifact in artifacts.values() if artifact.sha256 in checked}
     return [
@@ -75,20 +75,20 @@ def unverified(checks: Checks, artifacts: Artifacts) -> list[str]:
 
 
 def worst_pixels(check: Check) -> GridPixels:
-    """The mean and the worst grid error over the examples, at the site where it is largest."""
+    """Return the largest mean and the largest worst grid error of any site over the examples."""
     sites = check.grid_pixels.values()
     return GridPixels(mean=_worst(site.mean for site in sites), worst=_worst(site.worst for site in sites))
 
 
 def _worst(errors: Iterable[Number]) -> Number:
-    """The largest; None where one is no number, or there is none."""
+    """Return the largest error; None if one is unknown, or there is none."""
     listed = list(errors)
     known = [error for error in listed if error is not None]
     return max(known, default=None) if len(known) == len(listed) else None
 
 
 def errors_by_kind(checks: Checks, points: Mapping[str, PointEntry]) -> dict[str, dict[str, list[Number]]]:
-    """The errors of every challenge, by kind of point and artifact; whole numbers are equal or not, and left out."""
+    """Return the errors for every test input, by kind of point and artifact, without those of integers."""
     kinds = [kind for kind in KINDS if any(point.kind == kind for point in points.values())]
     errors: dict[str, dict[str, list[Number]]] = {kind: {check.artifact: [] for check in checks} for kind in kinds}
     for check in checks:
@@ -100,7 +100,7 @@ def errors_by_kind(checks: Checks, points: Mapping[str, PointEntry]) -> dict[str
 
 
 def site_tables(checks: Checks, artifacts: Artifacts, networks: Mapping[str, NetworkEntry]) -> list[SiteTable]:
-    """How far every lowering is off in every runner at every site and at the outputs, a table each network."""
+    """Return a table per network of every lowering's error in every runner, at each site and at the outputs."""
     rows: dict[str, dict[tuple[str, str], dict[str, Number]]] = {}
     for check in checks:
         artifact = artifacts.get((check.network, check.artifact))
@@ -124,35 +124,35 @@ def _site_table(
 
 
 def worst_by_place(errors: Mapping[str, Number], points: Mapping[str, PointEntry]) -> dict[str, Number]:
-    """The worst error at each site and at the outputs, in their own units.
+    """Return the largest error at each site and at the outputs, in their own units.
 
-    At a site it is that of the grid in pixels, where a format shows no grid that of the warped image.
+    At a site it is the grid's in pixels; for formats that do not expose the grid, the warped image's, else theta's.
     """
     found = {}
     for site in dict.fromkeys(points[name].site for name in errors):
         here = worst_by_kind({name: error for name, error in errors.items() if points[name].site == site}, points)
         kind = next((kind for kind in (*MEASURES, "output") if kind in here), None)
-        if kind is None:  # whole numbers only
+        if kind is None:  # integers only
             continue
         found[f"{site}, {MEASURES[kind]}" if site else OUTPUTS] = here[kind]
     return found
 
 
 def add_portability(report: Report, directories: Sequence[NetworkDirectory], portability: Portability) -> None:
-    """Every lowering of the subject in every runtime: tried where it is installed, else what the rules say."""
+    """Add every lowering's verdict in every runtime: by trial if it is installed, else by rules."""
     if all(set(directory.artifacts) <= {CHECKPOINT, PROGRAM} for directory in directories):
         report.warnings.append("Nothing has been exported yet: run 'make export'.")
     report.portability = portability
 
 
 def add_differing(report: Report, directory: NetworkDirectory, points: Mapping | None, current: Current) -> None:
-    """The examples that a network's artifacts of today differ most on, in float32 and in less.
+    """Add the examples on which a network's current artifacts differ most, in float32 and at reduced precision.
 
     Args:
-        report: its parity rows must be in place.
+        report: its parity rows must be set.
         directory: the network.
-        points: what ``points.pt`` holds of it, where that is of today.
-        current: what results must be of to count.
+        points: its entry in ``points.pt``, if that is current.
+        current: decides which checks are current.
     """
     listed = [row.check for row in report.parity]
     checks = [check for check in listed if check.network == directory.name and current.holds(check)]
@@ -171,7 +171,7 @@ def add_differing(report: Report, directory: NetworkDirectory, points: Mapping |
 
 
 def most_different(checks: Checks) -> list[tuple[int, float, str, Check]]:
-    """The ten examples with the largest difference over all checks: index, difference, output, and whose it is."""
+    """Return the ten examples with the largest difference over all checks: index, difference, output and check."""
     worst: dict[int, tuple[float, str, Check]] = {}
     for check in checks:
         for index, error, output in check.differing:
@@ -184,7 +184,7 @@ def most_different(checks: Checks) -> list[tuple[int, float, str, Check]]:
 def differing_pictures(
     pictures: Mapping, rows: Sequence[tuple], classes: Sequence[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Those examples that there are pictures of, above what each site makes of them, and a title for each."""
+    """Return those of the examples that have images, above each site's warped images, and a title for each."""
     places = {int(index): place for place, index in enumerate(pictures["indices"])}
     known = [row for row in rows if row[0] in places]
     chosen = [places[index] for index, *_ in known]
@@ -197,7 +197,7 @@ def differing_pictures(
 
 
 def rows_of(pictures: Mapping, chosen: slice | list[int], sites: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Some of the pictures by what they are: the input, and what sites made of it."""
+    """Return some of the images by name: the input, and each site's warped image."""
     names = [name for name in pictures["warped"] if sites is None or name in sites][:MOST_SITES]
     labels = names if len(names) > 1 else ["warped"]
     warped = {label: pictures["warped"][name][chosen] for label, name in zip(labels, names, strict=False)}

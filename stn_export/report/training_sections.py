@@ -1,4 +1,4 @@
-"""The sections of what was learned, how it was trained, the networks and the environment."""
+"""Write the sections on what was learned, training, the networks and the environment."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,18 +15,18 @@ from stn_export.results.text import percent
 from stn_export.run.manifest import PLAIN, PROGRAM, TRAINING_FILE, NetworkDirectory
 from stn_export.run.schemas import ModelComparison, Points, read_points_file, read_trainings
 
-# The part of the report that says what the networks are: what goes in and out, where they sample.
+# Networks: inputs, outputs and sampling sites.
 
 
 def add_networks(report: Report, directories: Iterable[NetworkDirectory]) -> None:
-    """An entry each network, the subject first."""
+    """Add an entry per network, the network under test first."""
     report.networks = [network(directory) for directory in directories]
     report.subject = report.networks[0]["label"]
     report.plain = next((each["label"] for each in report.networks if each["role"] == PLAIN), "")
 
 
 def network(directory: NetworkDirectory) -> dict:
-    """What the manifest says of one network, JSON-ready."""
+    """Return the manifest's facts about one network, JSON-ready."""
     content, known = directory.read(), directory.facts
     program = content.artifacts.get(PROGRAM)
     specs = {side: getattr(program.contract, side) if program else () for side in ("inputs", "outputs")}
@@ -42,29 +42,29 @@ def network(directory: NetworkDirectory) -> dict:
 
 
 def site_row(site: Mapping) -> dict:
-    """A site as ``Facts`` keeps it, with its sizes in words: height×width of the image, and of the grid."""
+    """Return a site of ``Facts`` with its sizes as text: height×width of the image, and of the grid."""
     sizes = ("×".join(map(str, site[shape][-2:])) for shape in ("image_shape", "warped_shape"))
     shown = ("name", "where", "kind", "source", "mode", "padding_mode", "align_corners", "grid_align_corners")
     return {name: site[name] for name in shown} | dict(zip(("image", "grid"), sizes, strict=True))
 
 
-# The part of the report that says what was trained and whether the transformer helps: ``training.json``.
+# Training, from ``training.json``: accuracies and the transformer's gain.
 
 
 def numbered(name: str, index: int) -> str:
-    """A figure's name; the first of its kind has no number."""
+    """Return a figure's name; the first of its kind has no number."""
     return name if index == 0 else f"{name}-{index + 1}"
 
 
 def add_training(report: Report, runs: Sequence[Path]) -> None:
-    """What was trained in the report's own run, which comes first, and in those beside it, where anything was.
+    """Add the trainings of the report's own run, which comes first, and of those beside it.
 
     Raises:
-        UserError: where what a run says of it cannot be read.
+        UserError: if a run's ``training.json`` cannot be read.
     """
     every: list[ModelComparison] = []
     for index, run in enumerate(runs):
-        if not (run / TRAINING_FILE).exists():  # its networks came in trained
+        if not (run / TRAINING_FILE).exists():  # its networks were adopted
             continue
         found = read_trainings(run)
         report.warnings += found.caveats
@@ -75,13 +75,13 @@ def add_training(report: Report, runs: Sequence[Path]) -> None:
 
 
 def training_rows(one: ModelComparison) -> list[dict]:
-    """A row each network: what it is, how it was trained, and its accuracy over the seeds."""
+    """Return a row per network: what it is, how it was trained, and its accuracy over the seeds."""
     facts = {name: getattr(one, name) for name in ("title", "dataset", "recipe", "epochs", "precision", "measure")}
     return [facts | asdict(found) | {"network": name} for name, found in one.models.items()]
 
 
 def add_gains(report: Report, those: Sequence[ModelComparison]) -> None:
-    """The figures, the table and the sentences of what the transformer is worth, where there is a comparison."""
+    """Add figures, table rows and sentences on the transformer's gain, if there is a comparison."""
     if not those:
         return
     pairs = [(one, name, found) for one in those for name, found in one.differences.items()]
@@ -89,13 +89,13 @@ def add_gains(report: Report, those: Sequence[ModelComparison]) -> None:
     for one in those:
         verdicts = [f"against the {found.label} {found.sentence}" for found in one.differences.values()]
         report.verdicts.append(f"{one.title}: {'; '.join(verdicts)}.")
-    if max(row["count"] for row in report.gains) > 1:  # else there is no spread to draw
+    if max(row["count"] for row in report.gains) > 1:  # with one seed there is no spread to draw
         report.figures["gain"] = charts_training.seed_accuracies(those)
         report.figures["gain-differences"] = charts_training.differences(those)
 
 
 def learned(report: Report) -> Iterable[Block]:
-    """What the samplers look at."""
+    """Yield what the samplers look at: warped examples, charts and statistics of theta."""
     for one in report.learned:
         about = f"{one['title']}, over {one['examples']:,} examples"
         rows = [
@@ -123,7 +123,7 @@ def learned(report: Report) -> Iterable[Block]:
 
 
 def trained(report: Report) -> Iterable[Block]:
-    """Whether the transformer helps, and the trainings."""
+    """Yield whether the transformer helps, and the trainings."""
     for sentence in report.verdicts:
         yield Text(sentence)
     if report.gains:
@@ -179,7 +179,7 @@ def trained(report: Report) -> Iterable[Block]:
 
 
 def networks(report: Report) -> Iterable[Block]:
-    """What goes in and out, and where they sample."""
+    """Yield tables of inputs and outputs, sampling sites, and rejected export variants."""
     rows = [
         [
             one["name"],
@@ -216,7 +216,7 @@ def networks(report: Report) -> Iterable[Block]:
 
 
 def environment(report: Report) -> Iterable[Block]:
-    """Where it was measured."""
+    """Yield a table of the machine and the versions."""
     facts = {key: value for key, value in report.environment.items() if not isinstance(value, Mapping)}
     rows = [
         [key.replace("_", " "), _plain(value)]
@@ -231,7 +231,7 @@ def _plain(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-# The part of the report that says what the sites of a run's networks look at: what ``points.pt`` holds.
+# What the sampling sites look at, from ``points.pt``.
 
 
 PICTURES = 10
@@ -248,10 +248,10 @@ LABELS = {
 
 
 def read_points(report: Report, run: Path, directories: Sequence[NetworkDirectory]) -> dict[str, Points]:
-    """What verification kept of the points of each network whose program is today's; others are warned of.
+    """Return the entries of ``points.pt`` for networks whose program is current; add a warning for the others.
 
     Raises:
-        UserError: where the file is not one of ours.
+        UserError: if the file is not one of this package.
     """
     content = read_points_file(run)
     programs = {each.name: each.listed(PROGRAM).sha256 for each in directories}
@@ -262,13 +262,13 @@ def read_points(report: Report, run: Path, directories: Sequence[NetworkDirector
 
 
 def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, prefix: str = "") -> None:
-    """A network's first sites: examples above what the site made of them, and theta over all examples.
+    """Add a network's first sites: examples above their warped images, and theta over all examples.
 
     Args:
-        report: what is added to.
+        report: to add to.
         directory: the network.
-        points: what ``points.pt`` holds of it.
-        prefix: of the titles, where the network is of another run.
+        points: its entry in ``points.pt``.
+        prefix: of the titles, if the network is of another run.
     """
     facts = directory.facts
     where = {site["name"]: site["where"] for site in facts.sites}
@@ -305,7 +305,7 @@ def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, pr
 
 
 def spread(values: Tensor) -> dict[str, float]:
-    """Mean, standard deviation and what nine tenths of N values lie between."""
+    """Return mean, standard deviation, median, and the 5 % and 95 % quantiles of N values."""
     low, median, high = values.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)).tolist()
     deviation = values.std(correction=min(1, len(values) - 1))
     return {"mean": values.mean().item(), "deviation": deviation.item(), "low": low, "median": median, "high": high}

@@ -1,1 +1,1 @@
-"""What the stage ``train`` is made of: one training, many in step, and the grid of them."""
+"""The stage ``train``: one training, several in step, and the sweep over models and seeds."""

@@ -1,7 +1,7 @@
-"""Train a grid of models and seeds: ``python -m stn_export.train``.
+"""Train a sweep of models and seeds: ``python -m stn_export.train``.
 
-The first seed's models lie in the run directory itself, those of every further seed in a run of their own beneath it
-(``seed-1`` and so on). Under ``torchrun`` the ranks share the grid:
+The first seed's models are in the run directory itself, those of every further seed in a run of their own beneath it
+(``seed-1`` and so on). Under ``torchrun`` the ranks share the sweep:
 ``torchrun --nproc-per-node 2 -m -- stn_export.train --seeds 8`` (the ``--`` keeps torchrun from reading our options).
 """
 
@@ -42,14 +42,14 @@ def train_cells(
     interrupts: Interrupts,
     board: Board | None = None,
 ) -> None:
-    """Train every cell to its recipe's last epoch, going on where an earlier run stopped.
+    """Train every cell to its recipe's last epoch, resuming where an earlier run stopped.
 
-    Writes ``training.pt`` and ``history.jsonl`` after every epoch, at the end ``checkpoint.pt`` and its manifest entry,
-    and what the stages behind this one need: the program, the examples, ``training.json``.
+    Writes ``training.pt`` and ``history.jsonl`` after every epoch; at the end ``checkpoint.pt`` with its manifest
+    entry, the program, the examples and ``training.json``.
 
     Raises:
-        CheckFailedError: where a training diverges.
-        KeyboardInterrupt: with a line saying what was kept.
+        CheckFailedError: if a training diverges.
+        KeyboardInterrupt: with a line on what was kept.
     """
     settings = [cell.settings for cell in cells]
     weights = measured_weights(settings, dataset, device)
@@ -59,7 +59,7 @@ def train_cells(
         task = bar.add_task("training", total=plan.total, completed=plan.complete)
 
         def on_step(model: str, images: int) -> None:
-            if plan.complete == plan.before:  # this run's first
+            if plan.complete == plan.before:  # the first step of this run
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 cli.say(f"{model}: {FIRST_STEP}", target=bar.console)
@@ -78,7 +78,7 @@ def train_cells(
 
 
 def start(cell: Cell, dataset: Dataset, device: torch.device) -> Trainer:
-    """The cell's trainer, as an earlier run with the same settings left it."""
+    """Create the cell's trainer, restored from an earlier run with the same settings if there is one."""
     trainer = Trainer(cell.settings, dataset, device)
     path = cell.directory.path / STATE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,21 +88,21 @@ def start(cell: Cell, dataset: Dataset, device: torch.device) -> Trainer:
 
 
 def _restored(trainer: Trainer, path: Path) -> bool:
-    """Whether the trainer goes on from a file.
+    """Restore the trainer from a file; return False if it was made with other settings.
 
     Raises:
-        UserError: where the file is damaged, or another version wrote it.
+        UserError: if the file is damaged, or another version wrote it.
     """
     state = load_tensors(path)
     try:
         return trainer.restore(state)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # PyTorch's, by what does not fit
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # PyTorch raises various errors
         said = f"{path} is damaged or of another version: {one_line(error)}"
         raise UserError(said, "delete it to train that network from its beginning") from error
 
 
 def cohorts(started: Sequence[Pair], device: torch.device) -> list[list[Pair]]:
-    """What may advance in step: on CUDA all seeds of a model that stand at the same step, else each alone."""
+    """Group the trainings that can advance in step: on CUDA all seeds of a model at the same step, else each alone."""
     if device.type != "cuda":
         return [[pair] for pair in started]
 
@@ -113,7 +113,7 @@ def cohorts(started: Sequence[Pair], device: torch.device) -> list[list[Pair]]:
 
 
 def epochs(cohort: Sequence[Pair], on_step: Callable[[str, int], None], interrupts: Interrupts) -> Iterator[None]:
-    """Train a cohort to the end, saving after every epoch and where the user stops it; yields after each epoch."""
+    """Train a cohort to the end; save after every epoch and where the user stops it. Yields after each epoch."""
     trainers = [trainer for _, trainer in cohort]
     captures = trainers[0].device.type == "cuda"
     step_all = CapturedSteps(trainers) if captures and not trainers[0].done else advance
@@ -132,13 +132,13 @@ def epochs(cohort: Sequence[Pair], on_step: Callable[[str, int], None], interrup
 
 
 def save(path: Path, trainer: Trainer) -> None:
-    """Write what is needed to go on, and the history."""
+    """Write the trainer's state, to resume from, and its history."""
     write_atomically(path / STATE_FILE, serialise(trainer.state()))
     write_atomically(path / HISTORY_FILE, "".join(json.dumps(row) + "\n" for row in trainer.history).encode())
 
 
 def write_checkpoint(cell: Cell, trainer: Trainer, source: str) -> Artifact:
-    """Write the checkpoint and its manifest entry; the state to go on from is no longer needed."""
+    """Write the checkpoint and its manifest entry, and delete the state to resume from."""
     trainer.finish()
     path = cell.directory.path / CHECKPOINT_FILE
     save_checkpoint(path, trainer.model, _meta(trainer))
@@ -167,7 +167,7 @@ def _place(trainer: Trainer) -> str:
 
 
 def epoch_line(trainer: Trainer) -> str:
-    """One line on the last complete epoch."""
+    """Return a line of text on the last complete epoch."""
     figures, count = trainer.history[-1], trainer.settings.recipe.epochs
     held_out = f"validation accuracy {figures['validation_accuracy']:.2%}  " if trainer.settings.validation else ""
     return (
@@ -178,7 +178,7 @@ def epoch_line(trainer: Trainer) -> str:
 
 
 def _meta(trainer: Trainer) -> dict:
-    """What the checkpoint says of itself; no times, so that equal runs give equal bytes."""
+    """Return the checkpoint's metadata, without times, so that equal runs give equal bytes."""
     history = [{key: value for key, value in row.items() if key != "seconds"} for row in trainer.history]
     classes = list(DATASETS[trainer.settings.dataset].classes)
     return {
@@ -190,7 +190,7 @@ def _meta(trainer: Trainer) -> dict:
 
 
 def print_summary(cells: Sequence[Cell]) -> None:
-    """A row a model: the test accuracy that stands for each seed, over the seeds."""
+    """Print a row per model: its measured test accuracy over the seeds."""
     found = Group(cells[0].run.name, tuple(read_training(cell.directory) for cell in cells))
     rows = [
         (
@@ -210,10 +210,10 @@ def print_summary(cells: Sequence[Cell]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train every cell of the grid that is not up to date."""
+    """Train every cell of the sweep that is not up to date."""
     options = cli.parse("train", arguments)
     device = resolve_device(options.device)
-    refuse(options, device)  # before the data set, which may take a while
+    refuse(options, device)  # before loading the data set, which may take a while
     interrupts = Interrupts()
     with interrupts.installed(), joined(device) as world:
         dataset = load_dataset(options.dataset, options.data)
@@ -232,7 +232,7 @@ def _train(
 ) -> None:
     board = Board(options.tensorboard) if options.tensorboard else None
     todo = [cell for cell in cells if not cell.up_to_date]
-    world.wait()  # every rank has listed what there is to do before one of them has done any of it
+    world.wait()  # every rank must list the work before any rank does part of it
     if world.rank == 0:
         announce(cells, todo, dataset, device)
         enter_trained([cell for cell in cells if cell not in todo], dataset)
@@ -240,7 +240,7 @@ def _train(
     try:
         train_cells(mine, dataset.to(device), device, interrupts, board)
         world.wait()
-    finally:  # a training that was stopped is said to be unfinished
+    finally:  # a stopped training is listed as unfinished
         if world.rank == 0:
             write_trainings(cells[0].run)
     if world.rank == 0:
@@ -249,7 +249,7 @@ def _train(
 
 
 def announce(cells: Sequence[Cell], todo: Sequence[Cell], dataset: Dataset, device: torch.device) -> None:
-    """Say what is up to date and what is going to be trained, on what."""
+    """Print what is up to date and what is going to be trained, on which data and device."""
     for cell in cells:
         if cell not in todo:
             cli.say(f"{cell}: up to date ({cell.directory.path / CHECKPOINT_FILE})")

@@ -1,7 +1,7 @@
-"""Training steps recorded once as a CUDA graph and replayed: one launch a step instead of some hundred.
+"""Record training steps once as a CUDA graph and replay them: one launch per step instead of hundreds.
 
 Dropout and augmentation draw new numbers at every replay, because PyTorch advances the generator of a captured graph.
-Several trainers are recorded into one graph, each on a stream of its own, so that their small kernels overlap.
+Several trainers are recorded into one graph, each on its own stream, so that their small kernels overlap.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from stn_export.train.trainer import Trainer, advance, get_generators, set_generators
 
-WARM_UP_STEPS = 3  # before a capture: cuDNN and the optimiser make their choices and their buffers then
+WARM_UP_STEPS = 3  # before a capture: cuDNN chooses algorithms, the optimiser creates buffers
 
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 def record_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """Capture what ``work`` launches on CUDA; returns what launches it again, after warming up on a side stream."""
+    """Capture the CUDA work of ``work``, after warming up on a side stream; return a function that replays it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -25,13 +25,13 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
             work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):  # where cuBLAS has its workspace already
+    with torch.cuda.graph(graph, stream=side):  # cuBLAS already has a workspace on this stream
         work()
     return graph.replay
 
 
 class CapturedSteps:
-    """``advance`` for these trainers; a smaller last batch of an epoch is not captured."""
+    """A captured ``advance`` for these trainers; a smaller last batch of an epoch is not captured."""
 
     def __init__(self, trainers: Sequence[Trainer], record: Record = record_graph) -> None:
         size = trainers[0].settings.recipe.batch_size
@@ -42,13 +42,13 @@ class CapturedSteps:
         self.streams = [torch.cuda.Stream() for _ in trainers] if on_cuda and len(trainers) > 1 else []
         before = [Snapshot(trainer) for trainer in trainers]
         for trainer in trainers:
-            trainer.model.train()  # a graph keeps dropout as it was recorded; a test at an epoch's end turns it off
+            trainer.model.train()  # dropout must be on when recorded; evaluation turns it off
         self.replay = record(self._work)
         for snapshot in before:
             snapshot.put_back()
 
     def _work(self) -> None:
-        """A step of every trainer, on streams that fork from the current one and join it again."""
+        """Run a step of every trainer, on streams that fork from the current one and join it again."""
         if not self.streams:
             for index in range(len(self.trainers)):
                 self._step(index)
@@ -65,7 +65,7 @@ class CapturedSteps:
         self.losses[index].copy_(self.trainers[index].step(self.chosen[index]))
 
     def __call__(self, trainers: Sequence[Trainer]) -> None:
-        """One step of each trainer."""
+        """Run one step of each trainer."""
         if len(trainers[0].batches[trainers[0].position]) < len(self.chosen[0]):
             advance(trainers)
             return
@@ -77,7 +77,7 @@ class CapturedSteps:
 
 
 class Snapshot:
-    """A trainer's tensors before a capture, whose warm-up steps change them, and the generators."""
+    """A copy of a trainer's tensors and generators before a capture, whose warm-up steps change them."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -88,7 +88,7 @@ class Snapshot:
         self.generators = get_generators(trainer.device)
 
     def put_back(self) -> None:
-        """Write all of them back in place: the graph holds these very tensors."""
+        """Restore all of them in place: the graph refers to these very tensors."""
         for tensor, weights in zip(self.trainer.model.state_dict().values(), self.weights, strict=True):
             tensor.copy_(weights)
         for tensor in _moments(self.trainer):
@@ -97,5 +97,5 @@ class Snapshot:
 
 
 def _moments(trainer: Trainer) -> list[Tensor]:
-    """The optimiser's own tensors: momenta, and Adam's count of steps."""
+    """Return the optimiser's own tensors: momenta, and Adam's count of steps."""
     return [tensor for state in trainer.optimizer.state.values() for tensor in state.values() if tensor is not None]

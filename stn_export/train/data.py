@@ -1,4 +1,4 @@
-"""Data sets as uint8 NCHW tensors, decoded once and cached under ``data/cache``, and random changes to images."""
+"""Load data sets as uint8 NCHW tensors, decoded once and cached under ``data/cache``, and augment images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from stn_export.run.store import fingerprint, serialise, write_atomically
 from stn_export.train.digits import draw_digits
 from stn_export.train.recipes import ALIGN_CORNERS, DATASETS, MEAN, STD, AffineRange
 
-# Random changes to training images, a whole batch at a time on its own device.
+# Augmentation of a batch of images on its own device.
 
 
 def flip_and_crop(images: Tensor, flip: bool, crop: int) -> Tensor:
-    """Mirror half of the images and shift each by up to ``crop`` pixels either way; black comes in at the border."""
+    """Mirror half of the images at random, if ``flip``, and shift each by up to ``crop`` pixels; borders are black."""
     if not flip and not crop:
         return images
     count, channels, height, width = images.shape
@@ -37,7 +37,7 @@ def flip_and_crop(images: Tensor, flip: bool, crop: int) -> Tensor:
 
 
 def random_affine(images: Tensor, limits: AffineRange, generator: torch.Generator | None = None) -> Tensor:
-    """Turn, scale and shift each image about its centre, bilinearly; black where nothing was."""
+    """Rotate, scale and shift each image about its centre, with bilinear sampling; black outside the image."""
     theta = affine_matrices(len(images), limits, images.shape[-1], images.device, generator)
     grid = F.affine_grid(theta, list(images.shape), align_corners=ALIGN_CORNERS)
     warped = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=ALIGN_CORNERS)
@@ -47,7 +47,7 @@ def random_affine(images: Tensor, limits: AffineRange, generator: torch.Generato
 def affine_matrices(
     count: int, limits: AffineRange, size: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Random maps from output to input coordinates, N×2×3, in units of half the image's ``size`` in pixels."""
+    """Draw random maps from output to input coordinates, N×2×3, in units of half the image's ``size`` in pixels."""
     turn, zoom, right, down = torch.rand(4, count, device=device, generator=generator)
     angle = math.radians(limits.degrees) * (2 * turn - 1)
     low, high = limits.scale
@@ -61,7 +61,7 @@ def affine_matrices(
 PICKLED_CIFAR10 = "cifar-10-batches-py"
 DIGITS_TRAIN, DIGITS_TEST = 10_000, 2_000
 WARP_SEED = 0
-CACHE_VERSION = "1"  # raised whenever a decoder or the drawing of digits changes
+CACHE_VERSION = "1"  # increased whenever a decoder or the drawing of digits changes
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Split:
     labels: Tensor
 
     def to(self, device: torch.device) -> "Split":
-        """The same split on ``device``."""
+        """Return the split on ``device``."""
         return Split(self.images.to(device), self.labels.to(device))
 
     def __getitem__(self, part: slice) -> "Split":
@@ -93,23 +93,23 @@ class Dataset:
     source: str
 
     def to(self, device: torch.device) -> "Dataset":
-        """The same data set on ``device``."""
+        """Return the data set on ``device``."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 images of any shape to float32 in [-1, 1]: (x / 255 - MEAN) / STD; ``Pixels`` does the same."""
+    """Convert uint8 images of any shape to float32 in [-1, 1]: (x / 255 - MEAN) / STD; ``Pixels`` does the same."""
     return images.float().div_(255 * STD).sub_(MEAN / STD)
 
 
 def load_dataset(name: str, data: Path | None = None) -> Dataset:
     """Load ``digits`` (drawn here) or ``cifar10`` (from ``data``, else from ``data/``, else downloaded).
 
-    Of a variant with an affine range the test images are warped, once and for all; training images are warped when
-    they are seen (``seen_in_training``).
+    For a variant with an affine range, test images are warped here with a fixed seed, and training images each time
+    they are used (``seen_in_training``).
 
     Raises:
-        UserError: for an unknown name, and where CIFAR-10 cannot be found, fetched or read.
+        UserError: for an unknown name, or if CIFAR-10 cannot be found, downloaded or read.
     """
     require_choice("data set", name, list(DATASETS))
     dataset = _load_digits() if name == "digits" else _load_cifar10(data)
@@ -124,7 +124,7 @@ def _with_warped_test(dataset: Dataset, name: str, limits: AffineRange) -> Datas
 
 
 def seen_in_training(dataset: Dataset, count: int) -> Tensor:
-    """The first ``count`` training images, uint8, as training sees them up to its recipe's flips and crops."""
+    """Return the first ``count`` training images, uint8, warped as in training, but not flipped or cropped."""
     images, limits = dataset.train.images[:count], DATASETS[dataset.name].affine
     return images if limits is None else random_affine(images, limits, torch.Generator().manual_seed(WARP_SEED))
 
@@ -188,7 +188,7 @@ def _load_tree(folder: Path) -> Dataset:
 
 
 def _tree_files(folder: Path) -> list[Path]:
-    """Every PNG of ``<folder>/<class>/``, shuffled once and for all so that any prefix is a fair sample."""
+    """List every PNG of ``<folder>/<class>/``, shuffled with a fixed seed so that any prefix is a fair sample."""
     files = []
     for label in DATASETS["cifar10"].classes:
         found = sorted((folder / label).glob("*.png"))
@@ -199,7 +199,7 @@ def _tree_files(folder: Path) -> list[Path]:
 
 
 def _decode(file: Path) -> Tensor:
-    """One RGB picture as uint8 3×32×32."""
+    """Decode an RGB PNG as uint8 3×32×32."""
     try:
         with Image.open(file, formats=["PNG"]) as image:
             kind, pixels = (*image.size, image.mode), bytearray(image.tobytes())
@@ -211,19 +211,19 @@ def _decode(file: Path) -> Tensor:
 
 
 def _stamp(files: list[Path]) -> str:
-    """Changes whenever a file is added, removed, resized or written again."""
+    """Return a fingerprint that changes if a file is added, removed, resized or rewritten."""
     return fingerprint(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode() for file in files for stat in [file.stat()])
 
 
 def _cached(name: str, source: str, stamp: str, build: Callable[[], tuple[Split, Split]]) -> Dataset:
-    """The data set that ``build`` makes, read from the cache where the same stamp was built before."""
+    """Return the data set that ``build`` makes, from the cache if it was built with the same stamp before."""
     key = fingerprint(part.encode() for part in (CACHE_VERSION, torch.__version__, name, source, stamp))
     path = DATA / "cache" / f"{name}-{key[:16]}.pt"
     if path.exists():
         try:
             content = torch.load(path, weights_only=True, mmap=True)
             return _dataset(name, source, content["tensors"], content["fingerprint"])
-        except Exception:  # a damaged cache is no error: it is built again
+        except Exception:  # a damaged cache is rebuilt
             path.unlink()
     train, test = build()
     tensors = [train.images, train.labels, test.images, test.labels]

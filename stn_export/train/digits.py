@@ -1,7 +1,7 @@
-"""``digits``: the ten digits in twenty fonts, turned, scaled, shifted and coloured over clutter. Nothing is downloaded.
+"""Draw ``digits``: the ten digits in twenty fonts, rotated, scaled, shifted and coloured over clutter; no download.
 
-The fonts are those that matplotlib ships. Each image is one glyph sampled through a random affine grid on a dark
-ground with two random strokes across it, so that a network that first finds and straightens the digit has an edge.
+The fonts are those of matplotlib. Each image is one glyph sampled through a random affine grid on a dark background
+with two random strokes across it, so that a network that first locates and straightens the digit has an advantage.
 """
 
 import math
@@ -45,12 +45,12 @@ def draw_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
     fonts = torch.randint(len(FONTS), (count,), generator=random)
     batches = [
         _compose(glyphs, random) for glyphs in _glyphs()[fonts, labels].split(1000)
-    ]  # a thousand at a time keeps the stroke distances within the cache
+    ]  # in thousands, so that the stroke distances stay in the cache
     return torch.cat(batches), labels
 
 
 def _glyphs() -> Tensor:
-    """Coverage masks of every font's digits, fonts×10×64×64 in [0, 1]."""
+    """Return coverage masks of every font's digits, fonts×10×64×64 in [0, 1]."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     masks = [
         [_glyph(ImageFont.truetype(str(folder / f"{font}.ttf"), 100), str(digit)) for digit in range(10)]
@@ -60,7 +60,7 @@ def _glyphs() -> Tensor:
 
 
 def _glyph(font: ImageFont.FreeTypeFont, digit: str) -> Tensor:
-    """One digit, its outline centred and GLYPH_HEIGHT high."""
+    """Return the mask of one digit, with its outline centred and GLYPH_HEIGHT high."""
     left, top, right, bottom = font.getbbox(digit)
     font = font.font_variant(size=100 * GLYPH_HEIGHT / (bottom - top))
     left, top, right, bottom = font.getbbox(digit)
@@ -71,7 +71,7 @@ def _glyph(font: ImageFont.FreeTypeFont, digit: str) -> Tensor:
 
 
 def _compose(glyphs: Tensor, random: torch.Generator) -> Tensor:
-    """Warp N×64×64 masks and paint ground, strokes and digit over each other: N×3×32×32 uint8."""
+    """Warp N×64×64 masks, and paint background, strokes and digit over each other: N×3×32×32 uint8."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(len(glyphs), *shape, generator=random)
@@ -89,7 +89,7 @@ def _compose(glyphs: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _theta(angle: Tensor, height: Tensor, shift: Tensor) -> Tensor:
-    """N×2×3 matrices from output to glyph coordinates that show the digit ``height`` pixels high at ``shift``."""
+    """Return N×2×3 maps from output to glyph coordinates that show the digit ``height`` pixels high at ``shift``."""
     zoom = GLYPH_HEIGHT / GLYPH_SIZE * SIZE / height
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     rotation = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)
@@ -98,7 +98,7 @@ def _theta(angle: Tensor, height: Tensor, shift: Tensor) -> Tensor:
 
 
 def _stroke(start: Tensor, end: Tensor, width: Tensor) -> Tensor:
-    """Coverage N×1×32×32 of a straight stroke ``width`` pixels wide between N×2 points given in pixels."""
+    """Return the coverage, N×1×32×32, of a straight stroke ``width`` pixels wide between N×2 points given in pixels."""
     axis = torch.arange(SIZE) + 0.5
     pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # 32×32×2, x before y
     along, offset = (end - start)[:, None, None], pixels - start[:, None, None]

@@ -1,4 +1,4 @@
-"""What the stages behind training need of a network: its checkpoint, its program, and what it is tried on."""
+"""Prepare a trained network for the later stages: its checkpoint, its program, and its examples."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from stn_export.train.networks import build_model
 from stn_export.train.recipes import DATASETS, IMAGE_SHAPE, MEAN, MODELS, STD
 from stn_export.train.sweep import Cell
 
-# Checkpoints: weights and what is known of them, in one file that loads with ``weights_only=True``.
+# Checkpoints: weights and metadata in one file that loads with ``weights_only=True``.
 
 
 SCHEMA = "stn_export/checkpoint/1"
@@ -32,7 +32,7 @@ SCHEMA = "stn_export/checkpoint/1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model on the CPU in evaluation mode, with its ``meta``: model, dataset, classes, recipe, metrics."""
+    """A trained model on the CPU in evaluation mode, with its ``meta``: model, classes, settings and history."""
 
     model: nn.Module
     meta: dict
@@ -40,7 +40,7 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, model: nn.Module, meta: dict) -> None:
     """Write weights and ``meta`` (JSON-ready, with at least ``model`` and ``classes``) atomically."""
-    # meta travels as text: a pickled dict's bytes depend on which of its strings are one object
+    # meta is stored as text: a pickled dict's bytes depend on which of its strings are one object
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(path, serialise({"schema": SCHEMA, "meta": json.dumps(meta), "weights": weights}))
 
@@ -49,7 +49,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        UserError: where the file is missing, truncated, or no checkpoint of this package.
+        UserError: if the file is missing, truncated, or not a checkpoint of this package.
     """
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
@@ -62,7 +62,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise
     except RuntimeError as error:
         raise UserError(f"{path} holds weights of another network than {meta['model']}", "train it again") from error
-    except Exception as error:  # of torch, json and the rest, by what is missing
+    except Exception as error:  # torch, json and others raise various errors
         raise UserError(f"{path} holds no network of this version: {one_line(error)}", "train it again") from error
     return Checkpoint(model.eval().requires_grad_(False), meta)
 
@@ -76,28 +76,28 @@ CALIBRATION_IMAGES = 512
 
 
 def captured(model: nn.Module, name: str) -> Program:
-    """The program of one of our networks, which is on the CPU and in evaluation mode."""
+    """Capture one of this package's networks, on the CPU and in evaluation mode, as a program."""
     found = capture(model, (torch.zeros(2, *IMAGE_SHAPE),), [spec.shape for spec in CONTRACT.inputs])
     return Program(found.exported, CONTRACT, origin_of(BUILT_IN, name=name))
 
 
 @cache
 def cost(name: str) -> int:
-    """Multiply-adds of one image, which the time to train a network goes by."""
+    """Return the multiply-adds of one image, which the time of training is proportional to."""
     return captured(build_model(name).eval(), name).multiply_adds()
 
 
 def examples_of(dataset: Dataset) -> Examples:
-    """The test images with their labels; int8 is calibrated on training images as training sees them."""
+    """Return the test images with their labels; int8 is calibrated on training images as training sees them."""
     spec, dataset = DATASETS[dataset.name], dataset.to(torch.device("cpu"))
     seen = seen_in_training(dataset, CALIBRATION_IMAGES)
     parts = (dataset.test.images, dataset.test.labels, seen, dataset.train.labels[:CALIBRATION_IMAGES])
-    images, labels, seen, of_seen = (part.clone() for part in parts)  # a view would be written with all it looks into
+    images, labels, seen, of_seen = (part.clone() for part in parts)  # a view would be saved with its whole storage
     return Examples({IMAGES: images}, (IMAGES,), labels, spec.classes, {IMAGES: seen}, spec.note, of_seen)
 
 
 def enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
-    """Write the examples and the programs of cells that have their checkpoints, where they are not there already."""
+    """Register trained cells in their run: write the examples and the programs that are not there already."""
     if not cells:
         return
     with all_or_none():

@@ -1,4 +1,4 @@
-"""The spatial transformer, the classifier behind it, and nothing about training or files.
+"""Define the spatial transformer and the classifier behind it; nothing about training or files.
 
 Conventions: images are N×3×32×32 float32, normalised; theta is N×2×3 and maps output to input coordinates, both in
 [-1, 1] with x before y; ``align_corners`` is False everywhere and always written out.
@@ -21,19 +21,19 @@ IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse anything but N×3×32×32.
+    """Require images of shape N×3×32×32.
 
     Raises:
-        ValueError: with the shape found. Without it a wrong size would be folded into the batch in silence.
+        ValueError: with the actual shape. Otherwise a wrong size would silently be folded into the batch.
     """
-    if torch.jit.is_tracing():  # shapes are tensors there, and a traced branch would be frozen anyway
+    if torch.jit.is_tracing():  # shapes are tensors then, and the branch would be static in the trace
         return
     if images.ndim != 4 or tuple(images.shape[1:]) != IMAGE_SHAPE:
         raise ValueError(f"expected images of shape N×3×32×32, got {'×'.join(map(str, images.shape))}")
 
 
 class SpatialTransformer(nn.Module):
-    """Warps each image by an affine matrix that a small network reads off it: N×3×32×32 to the same shape."""
+    """Warp each image by an affine matrix that a small network predicts from it: N×3×32×32 to the same shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class SpatialTransformer(nn.Module):
         last.bias.data.copy_(torch.tensor(IDENTITY))
 
     def theta(self, images: Tensor) -> Tensor:
-        """The affine matrices, N×2×3, that map output coordinates to where each image is sampled."""
+        """Predict the affine matrices, N×2×3, from output coordinates to those where each image is sampled."""
         check_images(images)
         return self.regressor(self.localisation(images)).view(-1, 2, 3)
 
@@ -80,16 +80,16 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(nn.Linear(25 * second, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 10))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Natural-log probabilities of the 10 classes."""
+        """Return natural-log probabilities of the 10 classes."""
         check_images(images)
         return F.log_softmax(self.head(self.features(images)), dim=1)
 
 
 def build_model(name: str, dropout: float = 0.5) -> nn.Module:
-    """A freshly initialised model in training mode.
+    """Build a freshly initialised model in training mode.
 
-    ``stn`` has 39,884 parameters, ``cnn`` is its classifier alone (31,340), and ``cnn-matched`` is that one widened
-    until an image costs it as many multiply-adds as ``stn`` (``Program.multiply_adds`` counts them).
+    ``stn`` has 39,884 parameters, ``cnn`` is its classifier alone (31,340), and ``cnn-matched`` is that classifier
+    widened until an image costs as many multiply-adds as in ``stn`` (counted by ``Program.multiply_adds``).
 
     Raises:
         UserError: for any other name.

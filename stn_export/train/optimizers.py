@@ -1,4 +1,4 @@
-"""A recipe's optimiser, and its learning rate at every step."""
+"""Build a recipe's optimiser, and set its learning rate at every step."""
 
 import math
 from itertools import chain
@@ -10,7 +10,7 @@ from stn_export.train.recipes import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; on CUDA one that a graph can capture, its learning rates in tensors."""
+    """Build the recipe's optimiser; on CUDA one that a graph can capture, with its learning rates in tensors."""
     on_cuda = next(model.parameters()).is_cuda
     groups = list(chain.from_iterable(_groups(part, name, recipe) for name, part in model.named_children()))
     for group in groups:
@@ -18,11 +18,11 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         group["lr"] = torch.tensor(group["lr"], device="cuda") if on_cuda else group["lr"]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, fused=on_cuda, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-    return torch.optim.AdamW(groups, fused=on_cuda, capturable=on_cuda)  # without it a capture is refused
+    return torch.optim.AdamW(groups, fused=on_cuda, capturable=on_cuda)  # a capture fails without it
 
 
 def _groups(part: nn.Module, name: str, recipe: Recipe) -> list[dict]:
-    """The weights and the biases of the transformer or of the classifier."""
+    """Return parameter groups for the weights and the biases of the transformer or the classifier."""
     rate = recipe.learning_rate * (recipe.localisation_scale if name == "transformer" else 1)
     weights = [parameter for parameter in part.parameters() if parameter.ndim > 1]
     biases = [parameter for parameter in part.parameters() if parameter.ndim == 1]
@@ -33,7 +33,7 @@ def _groups(part: nn.Module, name: str, recipe: Recipe) -> list[dict]:
 
 
 def learning_rate_share(recipe: Recipe, step: int, steps: int) -> float:
-    """The share of its peak that the learning rate has at ``step`` (from 0) of ``steps``: one cycle, or always all.
+    """Return the learning rate at ``step`` (from 0) of ``steps`` as a share of its peak; 1 without a cycle.
 
     The cycle is ``torch.optim.lr_scheduler.OneCycleLR``'s: cosines from 1/25 up to 1 and down to 1/250,000.
     """
@@ -50,7 +50,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Give every group this share of its peak."""
+    """Set the learning rate of every group to this share of its peak."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(share * group["peak"])

@@ -1,4 +1,4 @@
-"""What the trainings of a run gave, written as ``training.json``, and what the transformer is worth over seeds."""
+"""Collect the results of a run's trainings in ``training.json``, with the transformer's gain over seeds."""
 
 import csv
 import io
@@ -18,17 +18,17 @@ from stn_export.run.schemas import Difference, Epoch, ModelComparison, Reference
 from stn_export.run.store import write_if_changed
 from stn_export.train.recipes import MODELS, PRECISIONS
 
-SETTLED = slice(40, 50)  # epochs 41 to 50, where the recipe ``reference`` goes up and down and no further
+SETTLED = slice(40, 50)  # epochs 41 to 50, where the recipe ``reference`` has converged
 SETTLED_WORDS = f"the mean over epochs {SETTLED.start + 1} to {SETTLED.stop}"
 TRANSFORMER = next(spec.name for spec in MODELS.values() if spec.role == SUBJECT)
 PLACES = ("*", "seed-*/*")  # of a run's networks: the first seed's, then those of the others
 
 
 def _held_out(row: Epoch) -> float:
-    """An epoch's accuracy on held-out images.
+    """Return an epoch's accuracy on held-out images.
 
     Raises:
-        ValueError: where none were held out.
+        ValueError: if none were held out.
     """
     accuracy = row.get("validation_accuracy")
     if accuracy is None:
@@ -38,7 +38,7 @@ def _held_out(row: Epoch) -> float:
 
 @dataclass(frozen=True)
 class Training:
-    """One model, finished with one seed; ``settings`` are those that must be equal to compare it with another."""
+    """One model trained with one seed; trainings can be compared if their ``settings`` are equal."""
 
     model: str
     seed: int
@@ -50,12 +50,12 @@ class Training:
 
     @property
     def accuracies(self) -> list[float]:
-        """Test accuracy after each epoch."""
+        """Return the test accuracy after each epoch."""
         return [row["test_accuracy"] for row in self.history]
 
     @cached_property
     def measured(self) -> tuple[str, float]:
-        """Which epochs' test accuracy stands for this training, in words, and what it is."""
+        """Return the training's measured test accuracy, after a description of the epochs that it is from."""
         if self.settings.get("keep") == "best":
             best = max(self.history, key=_held_out)
             return "the epoch that did best on held-out images", best["test_accuracy"]
@@ -66,7 +66,7 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """How long all epochs took."""
+        """Return the duration of all epochs."""
         return sum(row["seconds"] for row in self.history)
 
 
@@ -79,32 +79,32 @@ class Group:
 
     @property
     def settings(self) -> dict:
-        """What all of them were trained with."""
+        """Return the settings that all trainings share."""
         return self.trainings[0].settings
 
     @property
     def measure(self) -> str:
-        """Which epochs' test accuracy stands for a training, in words."""
+        """Describe the epochs that the measured test accuracy is from."""
         return self.trainings[0].measured[0]
 
     @cached_property
     def models(self) -> dict[str, list[Training]]:
-        """The trainings of each model by rising seed, models in the order of ``MODELS``."""
+        """Return the trainings of each model by increasing seed, models in the order of ``MODELS``."""
         found = {model: [training for training in self.trainings if training.model == model] for model in MODELS}
         return {model: sorted(those, key=lambda one: one.seed) for model, those in found.items() if those}
 
     def accuracies(self, model: str) -> dict[int, float]:
-        """The accuracy that stands for each seed."""
+        """Return the measured test accuracy by seed."""
         return {training.seed: training.measured[1] for training in self.models[model]}
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """Mean accuracy and its interval by model."""
+        """Return the mean accuracy by model, with its interval."""
         return {model: estimate(list(self.accuracies(model).values())).within(0, 1) for model in self.models}
 
     @property
     def differences(self) -> dict[str, dict[int, float]]:
-        """By model other than the transformer: how many points the transformer is ahead, by common seed, if any."""
+        """Return the transformer's lead in points, by other model and common seed; models without one are left out."""
         if TRANSFORMER not in self.models:
             return {}
         ours = self.accuracies(TRANSFORMER)
@@ -117,12 +117,12 @@ class Group:
 
     @property
     def gains(self) -> dict[str, Estimate]:
-        """The mean of each difference, in points, and its interval."""
+        """Return the mean difference by other model, in points, with its interval."""
         return {model: estimate(list(values.values())) for model, values in self.differences.items()}
 
 
 def finding(gain: Estimate) -> str:
-    """What an interval allows one to say."""
+    """Return what an interval allows to conclude."""
     if gain.count == 1:
         return "one seed only: no interval"
     if not gain.excludes_zero:
@@ -131,7 +131,7 @@ def finding(gain: Estimate) -> str:
 
 
 def verdict(gain: Estimate) -> str:
-    """One difference in words, in points."""
+    """Describe a difference in words, in points."""
     sentences = {
         "one seed only: no interval": f"the transformer is at {signed(gain.mean)} points, one seed only: no interval",
         "no measurable gain": f"there is no measurable gain: {signed(gain.mean)} points",
@@ -145,15 +145,15 @@ def verdict(gain: Estimate) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign, one digit behind the point."""
+    """Format a number with its sign and one decimal."""
     return f"{value:+.1f}".replace("-", "−")
 
 
 def groups(run: Path) -> list[Group]:
-    """The finished trainings of a run, those with equal settings together; the run's own come first.
+    """Return the finished trainings of a run, grouped by equal settings; the run's own come first.
 
     Raises:
-        UserError: where there is no run, or no finished training in it.
+        UserError: if there is no run, or no finished training in it.
     """
     if not run.is_dir():
         raise UserError(f"there is no run at {run}", "run 'make train' first, or name another")
@@ -163,14 +163,14 @@ def groups(run: Path) -> list[Group]:
         if group is None:
             found.append([training])
         elif all((other.model, other.seed) != (training.model, training.seed) for other in group):
-            group.append(training)  # a seed of an older run with another first seed may be there twice
+            group.append(training)  # a seed may exist twice, from an older run with another first seed
     if not found:
         raise UserError(f"no training in {run} is finished", "run 'make train' again to go on")
     return [Group(run.name, tuple(group)) for group in found]
 
 
 def _finished(run: Path) -> list[Training]:
-    """By place, then by model."""
+    """Return the finished trainings, sorted by directory, then by model."""
     busy, found = unfinished(run), []
     for pattern in PLACES:
         directories = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"{pattern}/{MANIFEST}"))]
@@ -185,12 +185,12 @@ def _is_trained(directory: NetworkDirectory) -> bool:
 
 
 def unfinished(run: Path) -> list[Path]:
-    """The model directories of a run where a training is going on or was stopped."""
+    """Return the model directories of a run in which a training is unfinished."""
     return [path.parent for pattern in PLACES for path in sorted(run.glob(f"{pattern}/{STATE_FILE}"))]
 
 
 def read_training(directory: NetworkDirectory) -> Training:
-    """What the manifest and the history say of one model."""
+    """Read a training from the manifest and the history of its model's directory."""
     checkpoint = directory.listed(CHECKPOINT)
     settings = {key: value for key, value in checkpoint.settings.items() if key not in ("model", "seed")}
     return Training(
@@ -205,7 +205,7 @@ def read_training(directory: NetworkDirectory) -> Training:
 
 
 def caveats(run: Path, found: Sequence[Group]) -> list[str]:
-    """What a reader of a run's groups has to know: trainings left out, settings that differ."""
+    """Return the caveats on a run's groups: trainings left out, settings that differ."""
     lines = [f"{path.relative_to(run.parent)} is not finished and left out." for path in unfinished(run)]
     differing = [
         key for key in found[0].settings if any(one.settings.get(key) != found[0].settings[key] for one in found)
@@ -216,17 +216,17 @@ def caveats(run: Path, found: Sequence[Group]) -> list[str]:
     return lines
 
 
-# What the trainings of a run gave, written as ``training.json``: see ``run.schemas``.
+# Content of ``training.json``, see ``run.schemas``.
 
 
 REFERENCE_RUN, REFERENCE_DATASET = "reference_run.csv", "cifar10"
 LOCK = ".training.lock"
-DIGITS = 6  # behind the point
-ACCURACY_DIGITS = 4  # what ten thousand test images tell apart
+DIGITS = 6  # decimals
+ACCURACY_DIGITS = 4  # the resolution of ten thousand test images
 
 
 def write_trainings(run: Path) -> None:
-    """Write ``training.json`` where a training is finished and it changes; the last of several writers knows most."""
+    """Write ``training.json`` if a training is finished and the content changes; the last of several writers wins."""
     with FileLock(run / LOCK):
         try:
             found = groups(run)
@@ -237,9 +237,9 @@ def write_trainings(run: Path) -> None:
 
 
 def comparison(one: Group) -> ModelComparison:
-    """All that is kept of trainings with equal settings."""
+    """Return the stored content for trainings with equal settings."""
     dataset, recipe = one.settings["dataset"], one.settings["recipe"]
-    precision = one.settings.get("precision", PRECISIONS[0])  # runs from before there was a choice do not name it
+    precision = one.settings.get("precision", PRECISIONS[0])  # older runs, before there was a choice, do not name it
     title = f"{dataset}, {recipe['name']}, {recipe['epochs']} epochs"
     environments = [each.environment | {"device": each.device} for each in one.trainings]
     return ModelComparison(
@@ -260,7 +260,7 @@ def comparison(one: Group) -> ModelComparison:
 
 
 def trained(one: Group, model: str) -> Trained:
-    """One network's part of it."""
+    """Return the stored content for one network."""
     those = one.models[model]
     facts, seconds = those[0].facts, [each.seconds for each in those]
     return Trained(
@@ -278,7 +278,7 @@ def trained(one: Group, model: str) -> Trained:
 
 
 def difference(one: Group, model: str) -> Difference:
-    """What the transformer is worth against one network."""
+    """Return the stored content for the transformer's gain over one network."""
     gain = one.gains[model]
     return Difference(
         **_figures(gain),
@@ -298,7 +298,7 @@ def _figures(found: Estimate) -> dict:
 
 
 def accuracy_sentence(one: Group) -> str:
-    """Every model's accuracy, and the reference run's where that is of the same recipe and epochs."""
+    """Describe every model's accuracy, and the reference run's if it is of the same recipe and epochs."""
     sentence = "Test accuracy: " + ", ".join(
         f"{MODELS[model].label} {found.mean:.2%}" + (f" ({found.count} seeds)" if found.count > 1 else "")
         for model, found in one.estimates.items()
@@ -310,7 +310,7 @@ def accuracy_sentence(one: Group) -> str:
 
 
 def reference_for(one: Group) -> Reference | None:
-    """The published run, where it was of the same data set."""
+    """Return the published run, if it is of the same data set."""
     if one.settings["dataset"] != REFERENCE_DATASET:
         return None
     accuracies = read_reference()
@@ -318,6 +318,6 @@ def reference_for(one: Group) -> Reference | None:
 
 
 def read_reference() -> list[float]:
-    """Test accuracy after each epoch of the published CIFAR-10 run."""
+    """Read the test accuracy after each epoch of the published CIFAR-10 run."""
     text = (resources.files("stn_export") / "resources" / REFERENCE_RUN).read_text(encoding="utf-8")
     return [float(row["test_accuracy"]) for row in csv.DictReader(io.StringIO(text))]

@@ -1,4 +1,4 @@
-"""Networks, recipes and data sets of training, stated once as frozen dataclasses and tables.
+"""Define networks, recipes and data sets of training once, as frozen dataclasses and tables.
 
 Images are NCHW, uint8 or float32 normalised as ``(x / 255 - MEAN) / STD``.
 """
@@ -15,7 +15,7 @@ ALIGN_CORNERS = False
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network by name, and what its run says of it."""
+    """A network by name, and its description for the run."""
 
     name: str
     label: str
@@ -40,11 +40,11 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: ``learning_rate`` is the peak where there is one cycle, momentum is Nesterov's.
+    """How a model is trained; ``learning_rate`` is the peak of a one-cycle schedule, momentum is Nesterov's.
 
-    ``localisation_scale`` multiplies the transformer's learning rate. Biases, which hold theta's identity, are not
-    decayed by ``weight_decay``. ``flip`` mirrors half of the images, ``crop`` shifts each by up to so many pixels.
-    ``label_smoothing`` is the share of a label's weight that all classes divide among them.
+    ``localisation_scale`` multiplies the transformer's learning rate. ``weight_decay`` does not apply to biases, which
+    hold theta's identity. ``flip`` mirrors half of the images, ``crop`` shifts each by up to that many pixels.
+    ``label_smoothing`` is the share of a label's weight that is divided among all classes.
     """
 
     name: str
@@ -98,14 +98,14 @@ RECIPES = {  # the localisation scales, and all of ``tuned``, were chosen on hel
 }
 
 PRECISIONS = ("fp32", "tf32", "bf16")  # of training; evaluation is in fp32
-KEEP = ("last", "best")  # epoch's weights; the best is told on held-out training images
+KEEP = ("last", "best")  # which epoch's weights; the best is chosen on held-out training images
 
 
 @dataclass(frozen=True)
 class AffineRange:
-    """Random affine maps: turned by up to ``degrees`` and shifted by up to ``shift`` pixels either way, then scaled.
+    """Random affine maps: rotation by up to ``degrees`` and shift by up to ``shift`` pixels either way, then scaling.
 
-    ``scale`` is the range of the object's size against the original's; all three are drawn uniformly.
+    ``scale`` is the range of the object's size relative to the original; all three are drawn uniformly.
     """
 
     degrees: float
@@ -115,9 +115,9 @@ class AffineRange:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set by name: its classes in label order, the recipe it is trained with by default, and what it is.
+    """A data set by name: its classes in label order, its default recipe, and a description.
 
-    Where there is an ``affine`` range, training images are warped afresh each time they are seen, test images once.
+    If there is an ``affine`` range, training images are warped afresh each time they are used, test images once.
     """
 
     name: str

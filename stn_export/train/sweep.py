@@ -1,4 +1,4 @@
-"""The sweep that a command line asks for: models by seeds, what is done, what is left, over several devices."""
+"""Define the sweep of a command line: models by seeds, progress, interrupts, and sharing over devices."""
 
 import os
 import signal
@@ -24,14 +24,14 @@ from stn_export.train.data import MEAN, STD, Dataset, normalise
 from stn_export.train.recipes import DATASETS, KEEP, MODELS, PRECISIONS, RECIPES, Recipe
 from stn_export.train.trainer import Settings, Trainer, advance
 
-# How much of a grid of trainings is done, and how long the rest takes.
+# Progress of a sweep.
 
 
 TRIAL_STEPS = 4
 
 
 class Plan:
-    """The work of these trainings; ``weights`` are by model."""
+    """The total work of some trainings, and how much is complete; ``weights`` are the cost of an image by model."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class Plan:
         self.before = self.complete = sum(weights[t.settings.model] * _images_seen(t) for t in trainers)
 
     def advance(self, model: str, images: int) -> float:
-        """Count images that ``model`` was trained on; returns what is complete."""
+        """Add the work of images that ``model`` was trained on; return the complete work."""
         self.complete += self.weights[model] * images
         return self.complete
 
     def seconds_left(self) -> float:
-        """What the rest takes at the pace so far."""
+        """Estimate the seconds left at the pace so far."""
         return (self.clock() - self.started) * (self.total - self.complete) / max(self.complete - self.before, 1.0)
 
     def eta(self) -> str:
-        """The same as hours, minutes and seconds."""
+        """Return the estimated time left as hours, minutes and seconds."""
         minutes, seconds = divmod(round(self.seconds_left()), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
@@ -64,7 +64,7 @@ def _images_seen(trainer: Trainer) -> int:
 
 
 def measured_weights(settings: Sequence[Settings], dataset: Dataset, device: torch.device) -> dict[str, float]:
-    """What a step of each model takes, in units of the first one's; measured only where there are several."""
+    """Measure the time of each model's step in units of the first model's; 1 if there is only one."""
     models = {item.model: item for item in settings}
     if len(models) < 2:
         return dict.fromkeys(models, 1.0)
@@ -73,7 +73,7 @@ def measured_weights(settings: Sequence[Settings], dataset: Dataset, device: tor
 
 
 def _step_seconds(trainer: Trainer) -> float:
-    """The fastest of a few steps, captured where training captures them: interruptions only ever add."""
+    """Return the shortest of a few steps, since interruptions only add time; captured if training captures steps."""
     step_all = CapturedSteps([trainer]) if trainer.device.type == "cuda" else advance
     trainer.begin_epoch()
     trials = []
@@ -85,14 +85,14 @@ def _step_seconds(trainer: Trainer) -> float:
     return min(trials)
 
 
-# SIGINT and SIGTERM: at once outside of training, after the step within it.
+# SIGINT and SIGTERM: they interrupt at once, in training after the current step.
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Turns both signals into KeyboardInterrupt; while ``deferred``, the first one is only ``requested``."""
+    """Turn both signals into KeyboardInterrupt; while ``deferred``, the first one only sets ``requested``."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -100,7 +100,7 @@ class Interrupts:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals in this block; only a process's main thread may."""
+        """Handle the signals in this block; only allowed in a process's main thread."""
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
@@ -110,7 +110,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let this block finish what it does and look at ``requested``; a second signal ends it at once."""
+        """Let this block complete its step and look at ``requested``; a second signal interrupts at once."""
         self._deferred = True
         try:
             yield
@@ -123,7 +123,7 @@ class Interrupts:
         self.requested = True
 
 
-# Training on more than one device or machine under ``torchrun``: a grid of models and seeds, shared out.
+# Training on several devices or machines under ``torchrun``.
 
 
 Item = TypeVar("Item")
@@ -131,13 +131,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together; without torchrun a single one."""
+    """The processes that train together; a single one without torchrun."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, items: Sequence[Item], cost: Callable[[Item], int]) -> list[Item]:
-        """This rank's part of a grid: the dearest first, each to the rank that has least to do."""
+        """Return this rank's part of a sweep: the most expensive item first, each to the rank with the least work."""
         if self.size == 1:
             return list(items)
         costs, loads = list(map(cost, items)), [0] * self.size
@@ -149,7 +149,7 @@ class World:
         return [items[index] for index in sorted(mine)]
 
     def wait(self) -> None:
-        """Until every rank has come this far."""
+        """Wait until every rank has called this."""
         if self.size > 1:
             dist.barrier()
 
@@ -159,7 +159,7 @@ ALONE = World()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The world that torchrun started this process in, each rank on a GPU of its own where ``device`` is CUDA."""
+    """Join the world that torchrun started this process in, on CUDA with one GPU per rank."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE
         return
@@ -174,7 +174,7 @@ def joined(device: torch.device) -> Iterator[World]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the grid and where it goes: into ``run`` itself or a run of its seed's own beneath it."""
+    """One training of the sweep and its place: ``run`` itself, or its seed's run beneath it."""
 
     settings: Settings
     directory: NetworkDirectory
@@ -182,7 +182,7 @@ class Cell:
 
     @property
     def up_to_date(self) -> bool:
-        """Whether it was trained with these settings before and its checkpoint is as it was."""
+        """Return whether it was trained with these settings and its checkpoint is unchanged."""
         return self.directory.holds(CHECKPOINT, None, self.settings.as_dict())
 
     def __str__(self) -> str:
@@ -190,10 +190,10 @@ class Cell:
 
 
 def recipe_for(dataset: str, name: str | None, epochs: int | None) -> Recipe:
-    """The named recipe, or the data set's own, with its epochs replaced where given.
+    """Return the named recipe, or the data set's own, with its number of epochs replaced if given.
 
     Raises:
-        UserError: for an unknown recipe or a count of epochs below 1.
+        UserError: for an unknown recipe or a number of epochs below 1.
     """
     name = name or DATASETS[require_choice("data set", dataset, list(DATASETS))].recipe
     recipe = RECIPES[require_choice("recipe", name, list(RECIPES))]
@@ -203,15 +203,15 @@ def recipe_for(dataset: str, name: str | None, epochs: int | None) -> Recipe:
 
 
 def run_of(options: Namespace) -> Path:
-    """The run directory that the command line means."""
+    """Return the run directory that the command line names."""
     return options.run or ARTIFACTS / options.dataset
 
 
 def refuse(options: Namespace, device: torch.device) -> None:
-    """Say before any work what cannot be trained with, as far as that does not depend on the data set.
+    """Check all settings that do not depend on the data set, before any work.
 
     Raises:
-        UserError: naming the setting.
+        UserError: naming the setting that cannot be trained with.
     """
     recipe = recipe_for(options.dataset, options.recipe, options.epochs)
     require("epochs", recipe.epochs, "EPOCHS")
@@ -231,10 +231,10 @@ def refuse(options: Namespace, device: torch.device) -> None:
 
 
 def grid(options: Namespace, dataset: Dataset) -> list[Cell]:
-    """Every model with every seed.
+    """Return a cell for every model and seed.
 
     Raises:
-        UserError: for settings that cannot be trained with.
+        UserError: for an unknown recipe, or if more images are to be held out than there are.
     """
     recipe = recipe_for(options.dataset, options.recipe, options.epochs)
     if not 0 <= options.validation < len(dataset.train):
@@ -253,18 +253,18 @@ def grid(options: Namespace, dataset: Dataset) -> list[Cell]:
 
 
 def seed_directory(run: Path, first: int, seed: int) -> Path:
-    """Where a seed's models lie: the first one's in the run itself, any other's in a run of its own beneath it."""
+    """Return the directory of a seed's models: the run for the first seed, a run of its own beneath it for others."""
     return run if seed == first else run / f"seed-{seed}"
 
 
-# What a training gives, epoch by epoch, for TensorBoard; ``tensorboard`` is an extra.
+# Output for TensorBoard; ``tensorboard`` is an extra.
 
 
 PICTURES = 16
 
 
 class Board:
-    """Losses, accuracies and seconds of every epoch, and test images beside what the transformer makes of them."""
+    """Write losses, accuracies and seconds of every epoch to TensorBoard, and test images beside the warped ones."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -273,7 +273,7 @@ class Board:
         self.writers: dict[str, SummaryWriter] = {}
 
     def epoch(self, cell: Cell, trainer: Trainer) -> None:
-        """The epoch that the trainer has just tested; a training that goes on writes on."""
+        """Write the epoch that the trainer has just finished; a resumed training appends."""
         writer = self.writers.setdefault(str(cell), self.open(self.folder / str(cell).replace(" ", "-")))
         row = trainer.history[-1]
         for name in row.keys() - {"epoch"}:

@@ -1,7 +1,7 @@
-"""A model with its optimiser and data, advanced step by step and restorable between any two steps.
+"""Train a model step by step; its state can be saved and restored between any two steps.
 
-Random numbers are drawn afresh from (seed, epoch) at every epoch's start, and a state holds the generators, so that a
-run that was interrupted and goes on is, byte for byte on the CPU, the run that was not.
+Random numbers are seeded from (seed, epoch) at every epoch's start, and a state contains the generators, so that an
+interrupted and resumed run is, byte for byte on the CPU, the uninterrupted one.
 """
 
 import json
@@ -29,7 +29,7 @@ IN_BFLOAT16 = ("transformer.localisation", "classifier")  # theta, grid and samp
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides a checkpoint's bytes on one machine.
+    """Everything that determines a checkpoint's bytes on one machine.
 
     ``validation`` images are held out of the training set; ``keep`` is ``last``, or ``best`` for the epoch with the
     highest accuracy on them.
@@ -45,18 +45,18 @@ class Settings:
     keep: str = "last"
 
     def as_dict(self) -> dict:
-        """JSON-ready, as the manifest and the checkpoint keep it."""
+        """Convert to JSON-ready values, as stored in the manifest and the checkpoint."""
         return asdict(self)
 
 
 def layout_of(precision: str, device: torch.device) -> torch.memory_format:
-    """How images and weights lie: channels last is 1.5 times faster on a CPU, and what tensor cores ask for."""
+    """Return the memory layout: channels last is 1.5 times faster on a CPU, and what tensor cores need."""
     on_cores = device.type == "cpu" or precision != "fp32"
     return torch.channels_last if on_cores else torch.contiguous_format
 
 
 class State(TypedDict):
-    """What ``Trainer.state`` gives and ``Trainer.restore`` takes."""
+    """A trainer's saved state: returned by ``Trainer.state``, accepted by ``Trainer.restore``."""
 
     settings: str
     history: str
@@ -88,43 +88,43 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.position = 0
         self.losses = torch.full((self.steps_per_epoch,), math.nan, device=device)
-        self.generators: dict[str, Tensor] | None = None  # of a state within an epoch
-        self.started = self.elapsed = 0.0  # elapsed: what the epoch took before it was interrupted, in seconds
+        self.generators: dict[str, Tensor] | None = None  # of a state saved within an epoch
+        self.started = self.elapsed = 0.0  # elapsed: seconds of the epoch before it was interrupted
 
     @property
     def epoch(self) -> int:
-        """How many epochs are complete."""
+        """Return the number of complete epochs."""
         return len(self.history)
 
     @property
     def done(self) -> bool:
-        """Whether the recipe's last epoch is complete."""
+        """Return whether the recipe's last epoch is complete."""
         return self.epoch >= self.settings.recipe.epochs
 
     def begin_epoch(self) -> None:
-        """Draw the epoch's order of images, or take it up again where a restored state stands within it."""
+        """Draw the epoch's order of images; in a restored epoch, also set the generators as they were."""
         self.started, self.elapsed = time.perf_counter() - self.elapsed, 0.0
         allow_tf32(self.settings.precision == "tf32", self.device)  # another trainer may have changed it
         self.model.train()
         torch.manual_seed(self.settings.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.train)).to(self.device)  # drawn on the CPU: one order for every device
+        order = torch.randperm(len(self.train)).to(self.device)  # drawn on the CPU: the same order on every device
         self.batches = order.split(self.settings.recipe.batch_size)
         if self.generators is not None:
             set_generators(self.generators)
             self.generators = None
 
     def next_batch(self) -> Tensor:
-        """The indices of the next step's images, its learning rate set; the last batch of an epoch may be smaller."""
+        """Set the next step's learning rate; return the indices of its images, fewer for an epoch's last batch."""
         set_learning_rates(self.optimizer, self._learning_rate_share(self.position))
         return self.batches[self.position]
 
     def _learning_rate_share(self, position: int) -> float:
-        """The share of its peak that the learning rate has at a step of the epoch that is going on."""
+        """Return the learning rate at a step of the current epoch as a share of its peak."""
         recipe, steps = self.settings.recipe, self.steps_per_epoch
         return learning_rate_share(recipe, self.epoch * steps + position, recipe.epochs * steps)
 
     def step(self, chosen: Tensor) -> Tensor:
-        """One optimisation step on the training images at these indices; returns their mean loss."""
+        """Run one optimisation step on the training images at these indices; return their mean loss."""
         images = self.train.images[chosen]
         if self.affine is not None:
             images = random_affine(images, self.affine)
@@ -136,19 +136,19 @@ class Trainer:
         return loss.detach()
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of a batch."""
+        """Return the mean loss of a batch."""
         return loss_of(self.model(images), labels, self.settings.recipe.label_smoothing)
 
     def note(self, loss: Tensor) -> None:
-        """Remember a step's loss, which may still be on its way, and go on to the next step."""
+        """Record a step's loss, which the device may still be computing, and advance to the next step."""
         self.losses[self.position] = loss
         self.position += 1
 
     def check(self) -> None:
-        """See that every loss of this epoch so far is finite.
+        """Check that every loss of this epoch so far is finite.
 
         Raises:
-            CheckFailedError: with the first step where it is not, the learning rate there and what is kept.
+            CheckFailedError: with the first step where it is not, its learning rate and what is kept.
         """
         finite = self.losses[: self.position].isfinite()
         if finite.all():
@@ -162,10 +162,10 @@ class Trainer:
         )
 
     def finish_epoch(self) -> None:
-        """Test after an epoch's last step, and remember the epoch's figures.
+        """Evaluate after an epoch's last step, and record the epoch's figures.
 
         Raises:
-            CheckFailedError: where a loss was not finite.
+            CheckFailedError: if a loss was not finite.
         """
         self.check()
         sizes = torch.tensor([len(batch) for batch in self.batches], device=self.device)
@@ -182,12 +182,12 @@ class Trainer:
         return all(figures["validation_accuracy"] > row["validation_accuracy"] for row in self.history)
 
     def finish(self) -> None:
-        """Put the weights to keep into ``model``: the last epoch's, unless the best were asked for."""
+        """Load the weights to keep into ``model``: the best epoch's if requested, else the last one's."""
         if self.best:
             self.model.load_state_dict(self.best)
 
     def state(self) -> dict:
-        """What ``restore`` needs to go on from here."""
+        """Return the state that ``restore`` accepts."""
         return {
             "settings": json.dumps(self.settings.as_dict()),
             "history": json.dumps(self.history),
@@ -201,10 +201,10 @@ class Trainer:
         }
 
     def restore(self, content: object) -> bool:
-        """Go on from a ``State`` if it was made with these settings; whether it was.
+        """Restore a ``State``; return False, and change nothing, if it was made with other settings.
 
         Raises:
-            ValueError: where it is no such state, or stands beyond the epoch's end.
+            ValueError: if it is no such state, or is beyond the epoch's end.
         """
         state = msgspec.convert(content, State)
         if json.loads(state["settings"]) != self.settings.as_dict():
@@ -214,7 +214,7 @@ class Trainer:
         if not fits or [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
             raise ValueError(f"step {state['position']} of {self.steps_per_epoch} after {len(history)} epochs")
         self.model.load_state_dict(state["model"])
-        ours = self.optimizer.state_dict()["param_groups"]  # how to step is this device's own affair
+        ours = self.optimizer.state_dict()["param_groups"]  # options such as ``fused`` depend on the device
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": ours})
         self.history = history
         self.best, self.position, self.generators = state["best"], state["position"], state["generators"]
@@ -224,14 +224,14 @@ class Trainer:
 
 
 def loss_of(log_probs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """The negative log-likelihood of labels, or their cross-entropy where they are smoothed."""
+    """Return the negative log-likelihood of labels, or their cross-entropy if they are smoothed."""
     if not smoothing:
         return F.nll_loss(log_probs, labels)
-    return F.cross_entropy(log_probs, labels, label_smoothing=smoothing)  # of itself normalised
+    return F.cross_entropy(log_probs, labels, label_smoothing=smoothing)  # normalises by itself
 
 
 def advance(trainers: Sequence[Trainer]) -> None:
-    """One step of each, one after the other."""
+    """Run one step of each trainer, one after the other."""
     for trainer in trainers:
         trainer.note(trainer.step(trainer.next_batch()))
 
@@ -242,13 +242,13 @@ def run_epoch(
     stopped: Callable[[], bool] = lambda: False,
     step_all: Callable[[Sequence[Trainer]], None] = advance,
 ) -> bool:
-    """Finish the epoch that all trainers stand in, in step; ``on_step`` gets the images of each step.
+    """Finish the current epoch of all trainers in step; ``on_step`` gets the number of images of each step.
 
     Returns:
-        whether the epoch is complete: False where ``stopped`` said so after a step.
+        Whether the epoch is complete: False if ``stopped`` returned True after a step.
 
     Raises:
-        CheckFailedError: where a loss was not finite.
+        CheckFailedError: if a loss was not finite.
     """
     for trainer in trainers:
         trainer.begin_epoch()
@@ -267,7 +267,7 @@ def run_epoch(
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:
-    """Train ``model`` in ``fp32``, ``tf32`` (CUDA's own setting, for the whole process) or ``bf16``."""
+    """Train ``model`` in ``fp32``, ``tf32`` (a CUDA setting for the whole process) or ``bf16``."""
     allow_tf32(precision == "tf32", device)
     parts = dict(model.named_modules()) if precision == "bf16" else {}
     for part in (parts[name] for name in IN_BFLOAT16 if name in parts):
@@ -275,7 +275,7 @@ def set_precision(model: nn.Module, precision: str, device: torch.device) -> Non
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:
-    """Whether float32 products may be rounded to TF32 on CUDA from now on, in the whole process."""
+    """Set whether float32 products may be rounded to TF32 on CUDA, for the whole process."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
@@ -286,13 +286,13 @@ def _autocast(part: nn.Module, forward: Callable[[Tensor], Tensor], device: str,
 
 
 def get_generators(device: torch.device) -> dict[str, Tensor]:
-    """The states of the random generators that training on ``device`` draws from."""
+    """Return the states of the random generators that training on ``device`` uses."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def set_generators(states: dict[str, Tensor]) -> None:
-    """Put the generators back into these states."""
+    """Set the random generators to these states."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
@@ -300,7 +300,7 @@ def set_generators(states: dict[str, Tensor]) -> None:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean negative log-likelihood and accuracy in [0, 1] over a split, in evaluation mode."""
+    """Return mean negative log-likelihood and accuracy in [0, 1] over a split, in evaluation mode."""
     model.eval()
     loss = torch.zeros((), device=split.labels.device)
     correct = torch.zeros((), device=split.labels.device)

@@ -1,1 +1,1 @@
-"""What the stage ``verify`` is made of: an artifact against the reference, and files against each other."""
+"""The stage ``verify``: compare artifacts with the float64 reference, and files with each other."""

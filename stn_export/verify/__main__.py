@@ -1,10 +1,10 @@
-"""Prove every artifact equal to PyTorch: ``stn-export verify --run artifacts/<run>``.
+"""Verify every artifact of a run against PyTorch: ``stn-export verify --run artifacts/<run>``.
 
-Two files, or a run and ``--against`` another, are compared with each other instead; see ``versus``.
+Two files, or a run and ``--against`` another, are compared with each other instead; see ``file_comparison.versus``.
 
-Every artifact goes through every runner that is available here. The reference is the captured network in float64; eager
-PyTorch in float32 is measured beside it, so that "as accurate as PyTorch" is a number. ``checks`` says what is
-compared; this module chooses, shows and writes ``verify.json`` and ``points.pt``.
+Every artifact is run by every runner that is available. The reference is the captured network in float64; the error of
+eager PyTorch in float32 is measured too, so that "as accurate as PyTorch" is a number. ``checks`` defines what is
+compared; this module selects, prints, and writes ``verify.json`` and ``points.pt``.
 """
 
 import json
@@ -49,15 +49,17 @@ from stn_export.verify.bounds import Asked
 from stn_export.verify.checks import check_artifact, unchecked
 from stn_export.verify.oracle import Reference, reference_of
 
-# Checks as they are made, so that a verification that was interrupted goes on where it stood.
+# Journal of checks, from which an interrupted verification resumes.
 
 
 JOURNAL = ".checks.jsonl"
 
 
 class Journal:
-    """Lines of ``key`` and check in a run directory; those of another ``key`` (another network, examples, machine) and
-    half a line at its end are as if they were not there. Of one that begins ``again`` nothing is left.
+    """Checks of an unfinished verification, one JSON line each with its ``key``, in the run directory.
+
+    Lines with another key (another network, other examples, another machine) and incomplete lines are ignored. With
+    ``again`` the journal starts empty.
     """
 
     def __init__(self, run: Path, key: str, again: bool = False) -> None:
@@ -67,7 +69,7 @@ class Journal:
         self.checks: dict[tuple[str, ...], Check] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
             try:
-                found = json.loads(line)  # with NaN, which strict JSON has not
+                found = json.loads(line)  # accepts NaN, unlike strict JSON
                 check = msgspec.convert(found["check"], Check)
             except (ValueError, KeyError, TypeError):
                 continue
@@ -75,29 +77,29 @@ class Journal:
                 self.checks[check.network, check.artifact, check.sha256, check.runner] = check
 
     def of(self, artifact: Artifact, runner: str) -> Check | None:
-        """What was found before."""
+        """Return the check of an artifact in a runner from an earlier session; None if there is none."""
         return self.checks.get((artifact.network, artifact.name, artifact.sha256, runner))
 
     def add(self, check: Check) -> None:
-        """Keep one."""
+        """Append a check."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": self.key, "check": msgspec.to_builtins(check)}) + "\n")
 
     def close(self) -> None:
-        """All are kept elsewhere now."""
+        """Delete the journal, once all its checks are in ``verify.json``."""
         self.path.unlink(missing_ok=True)
 
 
 Job = tuple[Artifact, Path, RunnerSpec]
-SMALL = 10**8  # multiply-adds of an example, below which waking other threads costs more than they do
+SMALL = 10**8  # multiply-adds of an example, below which one thread is faster
 COLUMNS = ("artifact", "runner", "grid px", "output", "× eager", "agreement", "accuracy", "repeats", "verdict")
 DROP = ("repeats", "grid px", "× eager", "accuracy", "agreement", "output")
 
 
 def jobs_of(artifacts: Sequence[tuple[Artifact, Path]], only: Sequence[str]) -> list[Job]:
-    """Every artifact of a network with every runner available here, those named in ``only`` if any are; a GPU's first.
+    """Pair every artifact of a network with every runner available here, or with those in ``only``; GPU runners first.
 
-    What answers most comes before what the minutes on a lent GPU may not suffice for.
+    They come first because the time on a rented GPU may end before the rest is done.
     """
     jobs = [
         (artifact, path, spec)
@@ -110,7 +112,7 @@ def jobs_of(artifacts: Sequence[tuple[Artifact, Path]], only: Sequence[str]) -> 
 
 
 def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> Iterator[Check]:
-    """A failed check for every artifact that would not go through the runner that its format requires."""
+    """Yield a failed check for every artifact that the runner required for its format will not run."""
     planned = {(artifact.name, spec.name) for artifact, _, spec in jobs}
     for artifact, _ in artifacts:
         runner = REQUIRED_RUNNERS[artifact.format]
@@ -122,9 +124,9 @@ def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> 
 
 @dataclass(frozen=True)
 class Verification:
-    """A network of a run, the checks of its artifacts so far, and the reference that they were held against.
+    """A network of a run with its reference and the checks of its artifacts so far.
 
-    ``refused`` is why another runtime does not take an artifact, by both.
+    ``refused`` is the reason why an external runtime does not support an artifact, by artifact and runner.
     """
 
     directory: NetworkDirectory
@@ -135,13 +137,13 @@ class Verification:
 
     @cached_property
     def reference(self) -> Reference:
-        """Made when it is first asked for: it takes long."""
+        """Return the float64 reference, computed when first asked for, which takes long."""
         return reference_of(self.directory.program(), self.directory.examples())
 
     def run(self, seconds: float = 0, journal: Journal | None = None) -> Iterator[Check]:
-        """Check one artifact after the other; each that passes is searched for worse inputs over ``seconds``.
+        """Check one artifact after the other; search each that passes for worse inputs for ``seconds``.
 
-        What the journal holds is not checked again.
+        Checks in the journal are reused.
         """
         for check in self.skipped:
             self.checks.append(check)
@@ -164,12 +166,12 @@ class Verification:
         check = check_artifact(artifact, path, spec, self.reference)
         if not seconds:
             return check
-        from stn_export.verify.search import with_search  # an extra
+        from stn_export.verify.search import with_search  # an optional dependency
 
         return with_search(check, artifact, path, spec, self.reference, seconds)
 
     def entry(self) -> NetworkEntry:
-        """Return what ``verify.json`` says of the network."""
+        """Return the network's entry in ``verify.json``."""
         reference = self.reference
         points = {name: point.entry() for name, point in reference.points.items()}
         labels = reference.examples.labels is not None
@@ -178,15 +180,15 @@ class Verification:
         )
 
     def points(self) -> Points | None:
-        """For ``points.pt``; None where the network samples nowhere."""
+        """Return the network's entry in ``points.pt``; None if it does not sample."""
         return points_file.points_of(self.reference, self.checks, self.directory.listed(PROGRAM).sha256)
 
 
 def planned(run: Path, only: Sequence[str]) -> list[Verification]:
-    """What is to be checked of a run.
+    """List what is to be checked in a run.
 
     Raises:
-        UserError: where there is no run, an artifact is missing, edited or stale, or ``only`` names nothing of it.
+        UserError: if there is no run, an artifact is missing, edited or stale, or ``only`` names nothing in it.
     """
     found = []
     for directory in network_directories(run):
@@ -199,14 +201,14 @@ def planned(run: Path, only: Sequence[str]) -> list[Verification]:
 
 
 def unavailable_runners() -> dict[str, str]:
-    """The runners that cannot run here, with the reason."""
+    """Return the runners that cannot run here, with the reason."""
     return {spec.name: reason for spec in RUNNERS if (reason := spec.unavailable())}
 
 
 def verify(
     networks: Sequence[Verification], fail_fast: bool, seconds: float = 0, journal: Journal | None = None
 ) -> list[Check]:
-    """Check everything, or all up to the first failure, with progress."""
+    """Run all checks, or up to the first failure, with a progress bar."""
     checks, total = [], sum(len(each.jobs) + len(each.skipped) for each in networks)
     with cli.progress(word="verify", unit="checks") as bar:
         task = bar.add_task("verify", total=total)
@@ -223,7 +225,10 @@ def verify(
 
 
 def key_of(networks: Sequence[Verification], seconds: float) -> str:
-    """What checks of one verification share: programs, examples, tolerances, versions and machine."""
+    """Return a fingerprint of what all checks depend on.
+
+    That is programs, examples, tolerances, seconds of search, versions and machine.
+    """
     facts = [(each.directory.listed(PROGRAM).sha256, each.directory.facts.examples["sha256"]) for each in networks]
     return fingerprint([repr((facts, seconds, _tolerances(), describe(), runtimes_here())).encode()])
 
@@ -233,7 +238,7 @@ def _tolerances() -> dict[str, dict]:
 
 
 def result_of(networks: Sequence[Verification], checks: Sequence[Check]) -> Verified:
-    """Gather the content of ``verify.json``, as it will be read back."""
+    """Collect the content of ``verify.json``, in the types that it is read back as."""
     examples = {each.directory.name: each.directory.facts.examples["sha256"] for each in networks}
     content = Verified(
         passed=bool(checks) and not any(check.failure for check in checks),
@@ -248,7 +253,7 @@ def result_of(networks: Sequence[Verification], checks: Sequence[Check]) -> Veri
 
 
 def write(run: Path, networks: Sequence[Verification], content: Verified) -> None:
-    """Write both files."""
+    """Write ``points.pt`` and ``verify.json``."""
     points = {each.directory.name: each.points() for each in networks if each.jobs and each.checks}
     kept = {"schema": POINTS_SCHEMA, "networks": {name: said for name, said in points.items() if said}}
     write_atomically(run / POINTS_FILE, serialise(kept))
@@ -256,11 +261,11 @@ def write(run: Path, networks: Sequence[Verification], content: Verified) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Verify a run, print the table, write ``verify.json``.
+    """Verify a run, print the table and write ``verify.json``; or compare two files or two runs.
 
     Raises:
-        CheckFailedError: where any artifact differs, or nothing was compared.
-        UserError: where there is nothing to compare, or options contradict each other.
+        CheckFailedError: if any artifact differs, or nothing was compared.
+        UserError: if there is nothing to compare, or options contradict each other.
     """
     options = cli.parse("verify", arguments)
     if options.files or options.against:
@@ -306,7 +311,7 @@ def _verify(run: Path, options: Namespace) -> None:
 
 
 def _without_jobs(networks: Sequence[Verification], only: Sequence[str]) -> list[str]:
-    """The names asked for that nothing was checked of."""
+    """Return the names in ``only`` for which nothing was checked."""
     jobs = [(artifact, spec) for network in networks for artifact, _, spec in network.jobs]
     known = {name for a, spec in jobs for name in (a.name, f"{a.network}/{a.name}", spec.name)}
     return [name for name in only if name not in known]
@@ -317,7 +322,7 @@ def _line(check: Check) -> str:
 
 
 def show(content: Verified) -> None:
-    """The table, what failed first."""
+    """Print the table of checks, failures first, the notes, and the artifacts that external runtimes do not support."""
     rows = [_row(check, content.networks) for check in sorted(content.checks, key=lambda check: check.passed)]
     cli.table("Parity with PyTorch: worst errors against float64", COLUMNS, rows, DROP)
     for name, network in content.networks.items():
@@ -328,7 +333,7 @@ def show(content: Verified) -> None:
 
 
 def _row(check: Check, networks: Mapping[str, NetworkEntry]) -> tuple[str | Text, ...]:
-    """A check's cells."""
+    """Return the table cells of a check."""
     worst = worst_by_kind(check.errors, networks[check.network].points if check.network in networks else {})
     return (
         f"{check.network}/{check.artifact}",

@@ -1,4 +1,4 @@
-"""How far two files may lie apart where nobody knows what float64 gives: from precision, type, channel and rounding."""
+"""Bound the difference of two files without a float64 reference: by precision, dtype, channel and input rounding."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from stn_export.errors import require_choice
 from stn_export.program.specs import Arrays
 from stn_export.results.tolerances import ANY, OUTPUT, RESAMPLED, TOLERANCES, WARPED, Bound, distance
 
-ROUNDING = 2.0**-22  # inputs are moved by so much of themselves: float32 keeps 24 bits
+ROUNDING = 2.0**-22  # relative rounding of inputs: float32 has 24 bits
 DRAWS = 2
 FURTHER = 4.0
-MOVED = 4  # times the largest movement may two files lie apart
-IMAGE = 32  # pixels, for which the bounds of warped and resized images are made
+MOVED = 4  # multiple of the largest movement that is allowed
+IMAGE = 32  # pixels: the image size for which bounds are set
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user asks of a comparison: a precision instead of the assumed one, or plain bounds."""
+    """What the user sets for a comparison: a precision instead of the assumed one, or explicit bounds."""
 
     precision: str | None = None
     atol: float | None = None
@@ -31,13 +31,13 @@ class Asked:
 
     @property
     def bound(self) -> Bound | None:
-        """``|a - b| <= atol + rtol |b|`` where either is given; the other is 0 then."""
+        """Return ``|a - b| <= atol + rtol |b|`` if either is given, with 0 for the other; else None."""
         return None if self.atol is None and self.rtol is None else Bound(self.atol or 0.0, self.rtol or 0.0)
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """The bound of one output, and what is added to it in a shape that broadcasts to the output; ``rule`` in words."""
+    """The bound of one output plus ``room``, whose shape broadcasts to the output; ``rule`` describes it in words."""
 
     bound: Bound
     room: np.ndarray | float
@@ -45,7 +45,7 @@ class Allowance:
     movable: bool  # whether the movement of the output counts
 
     def most(self, values: np.ndarray) -> float:
-        """The largest difference that is allowed for any element of ``values``."""
+        """Return the largest difference that is allowed for any element of ``values``."""
         if values.dtype.kind != "f":
             return 0.0
         magnitude = np.where(np.isfinite(values), np.abs(values.astype(np.float64)), 0.0)
@@ -53,7 +53,7 @@ class Allowance:
         return float(np.max(allowed, initial=0.0))
 
     def moved(self, movement: np.ndarray) -> "Allowance":
-        """The same where inputs that are moved by a rounding move the output by so much."""
+        """Return the bound widened by ``MOVED`` times how far a rounding of the inputs moves the output."""
         said = (
             f"{self.rule} + {MOVED} × how far a rounding of the inputs, {ROUNDING:.1e} of each, moves b in the channel"
         )
@@ -61,13 +61,13 @@ class Allowance:
 
 
 def allowance(values: np.ndarray, kind: str, precision: str, asked: Asked) -> Allowance:
-    """How far an output may lie from ``values``.
+    """Return how far an output may differ from ``values``.
 
     Args:
-        values: of the side that the other one is judged by.
-        kind: ``warped`` or ``resampled`` where our own manifest says so, else ``output``.
+        values: of the other side, which the output is judged by.
+        kind: ``warped`` or ``resampled`` if our own manifest says so, else ``output``.
         precision: a row of ``TOLERANCES``.
-        asked: what overrides it.
+        asked: bounds that override it.
     """
     if asked.bound:
         return Allowance(asked.bound, 0.0, f"as asked: {formula(asked.bound, '')}", False)
@@ -81,29 +81,30 @@ def allowance(values: np.ndarray, kind: str, precision: str, asked: Asked) -> Al
 
 
 def formula(bound: Bound, where: str) -> str:
-    """A bound in words; without ``where`` its absolute part is no share of anything."""
+    """Describe a bound in words; ``where`` names the unit of its absolute part, empty for none."""
     unit = f" max |b|{where}" if where else ""
     return f"|a - b| <= {bound.absolute:.2g}{unit} + {bound.relative:.2g} |b|"
 
 
 def _longer(values: np.ndarray, kind: str) -> float:
-    """The longer side in units of 32 pixels: the grid is rounded by more pixels in larger images."""
+    """Return the longer side in units of 32 pixels: a rounding of the grid is more pixels in a larger image."""
     return max(1.0, max(values.shape[2:], default=1) / IMAGE) if kind in (WARPED, RESAMPLED) else 1.0
 
 
 def channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes along which an output's numbers may mean different things: of images the second, of others all but the
-    first; a vector in any number of dimensions has one.
+    """Return the axes along which an output's numbers may have different meanings.
+
+    For images that is the second axis, for other outputs all but the first; axes of size 1 do not count.
     """
     wide = tuple(axis for axis in range(1, len(shape)) if shape[axis] > 1)
     return tuple(axis for axis in wide if axis == 1) if len(shape) > 3 and len(wide) > 1 else wide
 
 
 def scales(values: np.ndarray) -> np.ndarray:
-    """The unit of the absolute bound: each channel's largest magnitude, but no less than 1 or the largest of all.
+    """Return the unit of the absolute bound: each channel's largest magnitude, but at least 1 or the largest of all.
 
-    One large channel hides no other; a channel close to zero, as of log-probabilities of a class that is certain, is
-    rounded as numbers about 1 are.
+    One large channel thus hides no other; a channel close to zero, such as the log-probabilities of a certain class, is
+    rounded as numbers around 1 are.
     """
     magnitude = np.where(np.isfinite(values), np.abs(values.astype(np.float64)), 0.0)
     least = max(min(1.0, float(magnitude.max(initial=0.0))), float(np.finfo(np.float32).tiny))
@@ -111,7 +112,7 @@ def scales(values: np.ndarray) -> np.ndarray:
 
 
 def _by_channel(values: np.ndarray) -> np.ndarray:
-    """The largest of each channel, the least of an element's channels, in a shape that broadcasts to ``values``."""
+    """Return each channel's largest value, broadcastable to ``values``; if an element has several, the least one."""
     others: list[tuple[int, ...] | None] = [
         tuple(a for a in range(values.ndim) if a != axis) for axis in channel_axes(values.shape)
     ]
@@ -120,7 +121,7 @@ def _by_channel(values: np.ndarray) -> np.ndarray:
 
 
 def rounded(feeds: Arrays, seed: int, times: float = 1.0) -> Arrays:
-    """The inputs with every floating number moved by ``times`` ``ROUNDING`` of itself, up or down by chance."""
+    """Return the inputs with every float moved by ``times`` ``ROUNDING`` of itself, up or down at random."""
     random = np.random.default_rng(seed)
     return {
         name: (value * (1 + times * ROUNDING * random.choice((-1.0, 1.0), value.shape))).astype(value.dtype)
@@ -131,13 +132,13 @@ def rounded(feeds: Arrays, seed: int, times: float = 1.0) -> Arrays:
 
 
 def movement(values: np.ndarray, draws: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """How far an output moves in each channel, at most over some draws.
+    """Return how far an output moves in each channel, at most over some draws.
 
     Args:
         values: the output.
-        draws: what it is where the inputs are moved by a rounding, and by ``FURTHER`` roundings the same way. An
-            element that moves as far for one as for many has jumped, over a threshold or to another pixel: that is no
-            rounding, and does not count.
+        draws: pairs of the output for inputs moved by one rounding and by ``FURTHER`` roundings the same way. An
+            element that moves as far for one as for many has jumped over a threshold or to another pixel; that is not
+            rounding and does not count.
     """
     if values.dtype.kind != "f" or not values.size:
         return np.zeros(())

@@ -1,6 +1,6 @@
-"""What artifacts are verified on: inputs of every kind, and thetas that a trained network would rarely give.
+"""Build the test inputs for verification: batches of every kind, and thetas that a trained network rarely predicts.
 
-Everything is made of a program's contract and its examples, and always the same. Whole numbers come from the examples.
+They depend only on a program's contract and its examples. Integer inputs come from the examples.
 """
 
 import math
@@ -15,10 +15,10 @@ from stn_export.run.examples import Examples
 BATCHES = (1, 2, 3, 7, 64, 257)
 NOISE_BATCHES = (1, 64)
 GREYS = (0, 1, 127, 128, 254, 255)
-MANY = 7  # examples that are never too large together
-FAR = ("constants", "single pixels")  # from the data: what divides by next to no variance magnifies roundings there
-LARGEST = 2**24  # numbers in the inputs of larger batches
-QUARTERS = {"smaller size": 3, "larger size": 5}  # of an open size of the examples
+MANY = 7  # batches up to this size are never too large
+FAR = ("constants", "single pixels")  # far from the data: normalising almost no variance magnifies roundings
+LARGEST = 2**24  # most numbers in the inputs of larger batches
+QUARTERS = {"smaller size": 3, "larger size": 5}  # quarters of a dynamic size
 
 
 def _rotation(degrees: float) -> list[list[float]]:
@@ -43,7 +43,7 @@ THETAS = {
 
 
 def theta_of(name: str, pixels_per_unit: float) -> Tensor:
-    """One of ``THETAS``, 2×3 float32, for an image that has so many pixels in one unit of x."""
+    """Return one of ``THETAS``, 2×3 float32, for an image with ``pixels_per_unit`` pixels per unit of x."""
     theta = torch.tensor(THETAS[name])
     if name == A_THIRD:
         theta[0, 2] /= pixels_per_unit
@@ -51,9 +51,9 @@ def theta_of(name: str, pixels_per_unit: float) -> Tensor:
 
 
 def challenges(contract: Contract, examples: Examples, most: int | None = None) -> dict[str, Batch]:
-    """Batches by name: examples, noise, constants, single bright pixels, and other sizes where sizes are open.
+    """Return test batches by name: examples, noise, constants, single bright pixels, other sizes if sizes are dynamic.
 
-    Where the program's batch is fixed, each has exactly that size; ``most`` examples may be put to it at once.
+    If the program's batch is static, each batch has that size; at most ``most`` examples are run at once.
     """
     random, fixed = torch.Generator().manual_seed(0), contract.batch
     found = {
@@ -69,14 +69,14 @@ def challenges(contract: Contract, examples: Examples, most: int | None = None) 
 
 
 def fits(examples: Examples, count: int, most: int | None = None) -> bool:
-    """Whether so many examples may be put to a network in float64 at once, of which ``most`` fit into memory."""
+    """Return whether ``count`` examples can be run at once in float64; at most ``most`` of them fit into memory."""
     if most is not None and count > max(MANY, most):
         return False
     return count <= MANY or count * sum(value.numel() for value in examples.take(1).values()) <= LARGEST
 
 
 def _noise(contract: Contract, examples: Examples, count: int, random: torch.Generator) -> Batch:
-    """Uniform between the smallest and the largest value of each floating input."""
+    """Return examples with every float input replaced by uniform noise between its smallest and its largest value."""
     batch = dict(examples.take(count))
     for spec in contract.inputs:
         values = batch[spec.name]
@@ -89,12 +89,12 @@ def _noise(contract: Contract, examples: Examples, count: int, random: torch.Gen
 
 
 def range_of(values: Tensor) -> tuple[float, float]:
-    """What is black and what is white in an input."""
+    """Return the values that are black and white in an input."""
     return (0.0, 255.0) if values.dtype == torch.uint8 else (float(values.min()), float(values.max()))
 
 
 def _drawn(contract: Contract, examples: Examples) -> dict[str, Batch]:
-    """Pictures of one grey, and black ones with one white pixel; nothing where no input is a picture."""
+    """Return constant grey images, and black ones with one white pixel; nothing if no input is an image."""
     pictures = [spec for spec in contract.inputs if spec.is_picture and spec.is_float and spec.batched]
     if not pictures:
         return {}
@@ -114,7 +114,7 @@ def _drawn(contract: Contract, examples: Examples) -> dict[str, Batch]:
 
 
 def _places(height: int, width: int, count: int | None = None) -> list[tuple[int, int]]:
-    """Rows and columns at the edges and in the middle, ``count`` of them where that is given."""
+    """Return rows and columns of pixels at the edges and in the middle; ``count`` of them, cyclically, if given."""
     rows, columns = (
         dict.fromkeys(max(0, min(each, size - 1)) for each in wanted)
         for size, wanted in (
@@ -127,7 +127,7 @@ def _places(height: int, width: int, count: int | None = None) -> list[tuple[int
 
 
 def _resized(contract: Contract, examples: Examples) -> dict[str, Batch]:
-    """A few examples with every open size smaller, and larger."""
+    """Return three examples with every dynamic size smaller, and larger."""
     if not contract.open_sizes:
         return {}
     return {
@@ -146,7 +146,7 @@ def _stretched(spec: TensorSpec, values: Tensor, quarters: int) -> Tensor:
 
 
 def _as_batches(name: str, batch: Batch, contract: Contract) -> dict[str, Batch]:
-    """The batch itself or, where the program fixes its size, as many of that size as it takes, the last filled up."""
+    """Return the batch, split into batches of the program's static size if it has one; the last one is padded."""
     size = size_of(batch, contract)
     if contract.batch in (None, size):
         return {name: batch}
@@ -155,16 +155,16 @@ def _as_batches(name: str, batch: Batch, contract: Contract) -> dict[str, Batch]
 
 
 def filled(count: int, size: int) -> Iterator[tuple[Tensor, int]]:
-    """The rows of batches of one size that hold ``count`` examples, and how many count: the last is filled up."""
+    """Yield the rows of batches of ``size`` that hold ``count`` examples, the last padded, and how many rows count."""
     for start in range(0, count, size):
         yield torch.arange(start, start + size) % count, min(size, count - start)
 
 
 def size_of(batch: Batch, contract: Contract) -> int:
-    """How many examples a batch holds; 1 where no input is batched."""
+    """Return the number of examples in a batch; 1 if no input is batched."""
     return next((len(batch[spec.name]) for spec in contract.inputs if spec.batched), 1)
 
 
 def rows_of(batch: Mapping[str, Tensor], contract: Contract, chosen: Tensor) -> Batch:
-    """Some examples of a batch."""
+    """Return the chosen examples of a batch."""
     return {spec.name: batch[spec.name][chosen] if spec.batched else batch[spec.name] for spec in contract.inputs}

@@ -1,4 +1,4 @@
-"""Check an artifact through a runner against the float64 reference: every challenge, point, and all examples."""
+"""Check an artifact in a runner against the float64 reference: every test input, every point, and all examples."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,21 +37,21 @@ from stn_export.verify.diagnosis import diagnose
 from stn_export.verify.oracle import Challenge, Reference, check_weights, parts_of, predictions, share_of
 from stn_export.verify.points import Point, in_pixels
 
-# A runner fed with batches of any size, whatever its own.
+# Running batches of any size, whatever the artifact's own.
 
 
 Call = Callable[[Arrays], Arrays | None]
 
 
 def uncut(batch: Batch, contract: Contract, reference: Reference) -> set[str]:
-    """The outputs and points that an artifact of another batch size cannot be compared at."""
+    """Return the outputs and points that an artifact with another batch size cannot be compared at."""
     if contract.batch in (None, size_of(batch, contract)):
         return set()
     return {name for name, rows in reference.rows.items() if not rows}
 
 
 def takes(contract: Contract, batch: Batch) -> bool:
-    """Whether an artifact can be fed with a batch, in parts if need be: it may fix sizes that are open else."""
+    """Return whether an artifact accepts a batch, in parts if need be: it may have static sizes of its own."""
     arrays = contract.arrays(batch)
     return all(
         spec.fits((_length(spec, contract, array), *array.shape[1:]))
@@ -60,7 +60,7 @@ def takes(contract: Contract, batch: Batch) -> bool:
 
 
 def _length(spec: TensorSpec, contract: Contract, array: np.ndarray) -> int:
-    """How many examples an artifact would be fed with at once."""
+    """Return how many examples an artifact is run on at once."""
     own = spec.shape[0]
     return own if spec.batched and contract.batch and isinstance(own, int) else len(array)
 
@@ -76,13 +76,14 @@ def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) 
 
 
 def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) -> Arrays | None:
-    """What ``call`` gives for a batch; in filled-up batches where the artifact's own is fixed.
+    """Run ``call`` on a batch, in padded batches if the artifact's batch is static.
 
     Args:
-        call: of a runner.
+        call: a method of a runner.
         batch: of any size.
         contract: the artifact's.
-        rows: how many of each value's first dimension are one example's; what is none's own is not given in parts.
+        rows: by value, how many rows of its first dimension belong to one example; values with 0 are left out if the
+            batch is split.
     """
     size, fixed = size_of(batch, contract), contract.batch
     if fixed in (None, size):
@@ -95,7 +96,7 @@ def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) 
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-# An artifact over all examples: predictions, grids in pixels, the examples that differ most.
+# An artifact on all examples: predictions, grid errors in pixels, and the examples that differ most.
 
 
 MOST_DIFFERENT = 10
@@ -103,11 +104,11 @@ MOST_DIFFERENT = 10
 
 @dataclass(frozen=True)
 class OverExamples:
-    """An artifact over all examples.
+    """The results of an artifact on all examples.
 
-    ``whole`` is how many of each output's whole numbers are right, and of how many, ``rms`` the root mean squared error
-    of each other output against its root mean square; ``broken`` names what is not finite; ``left_out`` is what could
-    not be compared.
+    ``whole`` is, for each output of integers, how many are right and of how many; ``rms`` for each other output the
+    root mean squared error divided by the root mean square; ``broken`` names what is not finite; ``left_out`` is what
+    could not be compared.
     """
 
     agreement: float
@@ -121,7 +122,7 @@ class OverExamples:
 
 
 def over_examples(runner: Runner, reference: Reference) -> OverExamples:
-    """Agreement, accuracy, the grids' errors in pixels, and the examples that differ most."""
+    """Run an artifact on all examples; return agreement, accuracy, grid errors, and the examples that differ most."""
     tally = _Tally(reference)
     for (batch, count), true in zip(parts_of(reference.examples, reference.program), reference.parts, strict=True):
         actual = in_pixels(feed(runner.points, batch, runner.contract, reference.rows), reference.units)
@@ -133,7 +134,7 @@ def over_examples(runner: Runner, reference: Reference) -> OverExamples:
 
 
 def _without_unclear(shown: Arrays, true: Arrays, batch: Batch, reference: Reference) -> Arrays:
-    """The same with the reference where float32 eager itself is finite and float64 is not, or the other way round."""
+    """Return the values with the reference's wherever only one of float64 and float32 eager is finite."""
     odd = [name for name, value in shown.items() if unlike_where_not_finite(value, true[name])]
     if not odd:
         return shown
@@ -143,17 +144,17 @@ def _without_unclear(shown: Arrays, true: Arrays, batch: Batch, reference: Refer
 
 
 class _Tally:
-    """What is added up over the examples, by point."""
+    """Sums of errors over the examples, by point."""
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
-        self.sums: dict[str, np.ndarray] = {}  # of errors, of what they are measured in, and the worst
+        self.sums: dict[str, np.ndarray] = {}  # sum of errors, sum of their units, largest error
         self.strayed: dict[str, list[np.ndarray]] = {}  # by output, the worst error of each example
         self.classes: list[np.ndarray] = []
         self.broken = ""
 
     def add(self, point: Point, actual: np.ndarray, true: np.ndarray, count: int) -> None:
-        """A part of ``count`` examples; whole arrays where a point is not one example's own."""
+        """Add the errors of ``count`` examples at a point, or of whole arrays if the point is not per example."""
         if unlike := unlike_where_not_finite(actual, true):
             self.broken = self.broken or f"{point.name} over the examples: {unlike}"
         if point.kind == GRID:
@@ -176,7 +177,7 @@ class _Tally:
         self.sums[name] = np.array([before[0] + error, before[1] + whole, max(before[2], worst)])
 
     def result(self, left_out: set[str]) -> OverExamples:
-        """All of it."""
+        """Return the results over all examples that were added."""
         points, sums = self.reference.points, self.sums
         shares = {name: float(error / max(whole, 1e-300)) for name, (error, whole, _) in sums.items()}
         grids = {
@@ -200,7 +201,7 @@ class _Tally:
         )
 
     def _differing(self) -> tuple[tuple[int, float, str], ...]:
-        """The examples whose worst output, in units of its magnitude, strays furthest."""
+        """Return the examples with the largest error of an output in units of its magnitude."""
         if not self.strayed:
             return ()
         names = sorted(self.strayed, key=list(self.reference.points).index)
@@ -216,7 +217,7 @@ NEIGHBOURS = 7
 
 
 def unchecked(artifact: Artifact, runner: str, precision: str, failure: str) -> Check:
-    """Return the failed check of an artifact that nothing was compared of."""
+    """Return a failed check for an artifact that was not compared."""
     return Check(
         network=artifact.network,
         artifact=artifact.name,
@@ -237,10 +238,10 @@ def unchecked(artifact: Artifact, runner: str, precision: str, failure: str) -> 
 
 
 def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, reference: Reference) -> Check:
-    """Run one artifact through one runner; whatever it raises is a failed check, never a missing one.
+    """Run one artifact in one runner and check it; any exception is a failed check, never a missing one.
 
     Raises:
-        RefusedError: where a runner of others' refuses the file, which is no mistake of the file's.
+        RefusedError: if an external runtime does not support the file, which is no error of the file.
     """
     precision = spec.tolerance_of(artifact.precision)
     blank = unchecked(artifact, spec.name, precision, NOTHING)
@@ -251,7 +252,7 @@ def check_artifact(artifact: Artifact, path: Path, spec: RunnerSpec, reference: 
         return replace(check, failure=saturation_of(path))
     except (RefusedError, KeyboardInterrupt):
         raise
-    except BaseException as problem:  # a module's own code may raise anything, also what ends a process
+    except BaseException as problem:  # a module's code may raise anything, even SystemExit
         return replace(blank, failure=one_line(problem))
 
 
@@ -261,7 +262,7 @@ def _check(blank: Check, runner: Runner, reference: Reference) -> Check:
     comparisons: dict[str, dict[str, Comparison]] = {}
     failures = [check_weights(runner.weights(), *reference.weights)] if blank.precision == "fp32" else []
     unforced: list[str] = []
-    magnified = () if math.isinf(tolerance.multiple) else FAR  # ONNX Runtime normalises them with sums in order
+    magnified = () if math.isinf(tolerance.multiple) else FAR  # there ONNX Runtime normalises with sequential sums
     for name, challenge, actual in answers(runner, reference):
         if actual is None:
             unforced.append(name)
@@ -271,7 +272,7 @@ def _check(blank: Check, runner: Runner, reference: Reference) -> Check:
             runner, actual, challenge, reference, tolerance.in_order if drawn else tolerance, far=drawn
         )
         if not any(failures) and (failure := first_failure(comparisons[name], actual, challenge, reference)):
-            failures.append(f"{name}: {failure}")  # of the others nobody hears: finding their causes takes long
+            failures.append(f"{name}: {failure}")  # only the first is reported: a diagnosis takes long
     errors = worst_errors(comparisons)
     usual = worst_errors({name: compared for name, compared in comparisons.items() if name not in magnified})
     multiple = max((_multiple(reference.points[name], error) for name, error in usual.items()), default=float("nan"))
@@ -308,14 +309,14 @@ def _multiple(point: Point, error: float) -> float:
 
 
 def _uncompared(comparisons: Mapping[str, Mapping[str, Comparison]], over: OverExamples, reference: Reference) -> str:
-    """Say which output no challenge could compare; one that a fixed batch cannot cut is noted instead."""
+    """Name the outputs that no test input compared; those left out for a static batch are noted elsewhere."""
     seen = {point for results in comparisons.values() for point in results} | over.left_out
     lost = [spec.name for spec in reference.contract.outputs if spec.name not in seen]
     return f"{', '.join(lost)}: nothing was compared, it is empty or not finite in PyTorch itself" if lost else ""
 
 
 def _forcing(unforced: Sequence[str], comparisons: Mapping[str, Mapping[str, Comparison]], reference: Reference) -> str:
-    """Say which theta was not forced though the artifact shows it, or shows the grid that stands for it."""
+    """Name a theta that was not overridden although the artifact exposes it, or the grid that stands for it."""
     shown = {point for results in comparisons.values() for point in results}
     for name in unforced:
         forced = reference.challenges[name].forced
@@ -329,7 +330,10 @@ def _forcing(unforced: Sequence[str], comparisons: Mapping[str, Mapping[str, Com
 
 
 def answers(runner: Runner, reference: Reference) -> Iterator[tuple[str, Challenge, Arrays | None]]:
-    """Put every challenge to a runner that its sizes take; None where it cannot force a theta. Grids are in pixels."""
+    """Run a runner on every test input of a size that it accepts, with grids in pixels.
+
+    The values are None if the runner cannot override a theta.
+    """
     for name, challenge in reference.challenges.items():
         if not takes(runner.contract, challenge.batch):
             continue
@@ -346,9 +350,9 @@ def answers(runner: Runner, reference: Reference) -> Iterator[tuple[str, Challen
 def compare_points(
     runner: Runner, actual: Arrays, challenge: Challenge, reference: Reference, tolerance: Tolerance, far: bool = False
 ) -> dict[str, Comparison]:
-    """Compare every point that the artifact shows, in the network's order; outputs must be among them.
+    """Compare every point that the artifact exposes, in the network's order; a missing output is a failure.
 
-    With ``far`` the challenge is far from the data, see ``Tolerance.far``.
+    With ``far`` the test input is far from the data, see ``Tolerance.far``.
     """
     left_out = uncut(challenge.batch, runner.contract, reference)
     results = {}
@@ -370,7 +374,7 @@ def _compare(actual: np.ndarray | None, challenge: Challenge, point: Point, boun
 
 
 def first_failure(results: Mapping[str, Comparison], actual: Arrays, challenge: Challenge, reference: Reference) -> str:
-    """The first point that differs and what was probably done wrong there; empty where none does."""
+    """Describe the first point that differs and the probable mistake there; empty if none differs."""
     for name, result in results.items():
         if not result:
             cause = (
@@ -381,7 +385,7 @@ def first_failure(results: Mapping[str, Comparison], actual: Arrays, challenge: 
 
 
 def worst_errors(comparisons: Mapping[str, Mapping[str, Comparison]]) -> dict[str, float]:
-    """The largest error by point; infinite where one could not be told, as what is not finite knows no bound."""
+    """Return the largest error by point; infinite if one is unknown because values are not finite."""
     errors: dict[str, float] = {}
     for results in comparisons.values():
         for point, result in results.items():
@@ -391,7 +395,7 @@ def worst_errors(comparisons: Mapping[str, Mapping[str, Comparison]]) -> dict[st
 
 
 def check_repeats(runner: Runner, reference: Reference, tolerance: Tolerance) -> tuple[bool, str]:
-    """Whether ten runs are identical, and what is wrong where an example's output depends on its neighbours."""
+    """Return whether ten runs are identical, and what is wrong if an example's output depends on its neighbours."""
     contract = reference.contract
     batch = reference.examples.take(contract.batch or NEIGHBOURS)
     size = size_of(batch, contract)
@@ -418,12 +422,12 @@ def check_repeats(runner: Runner, reference: Reference, tolerance: Tolerance) ->
 
 
 def same_numbers(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are the same to the bit but for the payload of NaN."""
+    """Return whether two arrays are bitwise equal, except for the payload of NaN."""
     return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def check_refusals(runner: Runner, reference: Reference) -> str:
-    """What is wrong where an input that is not finite is answered; whole numbers are always finite."""
+    """Return what is wrong if an input that is not finite gets an answer instead of an error."""
     feeds = runner.contract.arrays(reference.examples.take(runner.contract.batch or 1))
     for spec in runner.contract.inputs:
         for value in (float("nan"), float("inf")) if spec.is_float else ():
@@ -436,7 +440,7 @@ def check_refusals(runner: Runner, reference: Reference) -> str:
 
 
 def judge(multiple: float, over: OverExamples, reference: Reference, tolerance: Tolerance) -> str:
-    """What is wrong with the worst error and over all examples, or an empty string."""
+    """Return what is wrong with the worst error or with the results over all examples; empty if nothing is."""
     if not multiple <= tolerance.multiple:
         return f"the worst error is {multiple:.1f} times float32 eager's own, more than {tolerance.multiple:g} times"
     if over.broken:

@@ -1,7 +1,7 @@
-"""What usually makes a point differ, tried out: each row computes the wrong result that a known mistake would give.
+"""Diagnose why a point differs: compute the wrong result that each known mistake would produce.
 
-A mistake whose result lies within tolerance of what the artifact gave is named; the first point that differs tells
-which rows to try. Nothing here decides whether something differs: ``compare`` has done that.
+A mistake is named if its result is within tolerance of the artifact's; which mistakes are tried depends on the first
+point that differs. Whether something differs is decided by ``compare``, not here.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,13 +27,13 @@ CLOSE = {
     OUTPUT: 1e-3,
     RESAMPLED: 1e-3,
     COUNT: 0.0,
-}  # of the magnitude, but of a grid in pixels
-LARGEST_ORDER = 2**22  # numbers that are compared to tell an order
+}  # share of the magnitude; for a grid in pixels
+LARGEST_ORDER = 2**22  # numbers compared to find an order
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A challenge seen from one point of a program."""
+    """A test input seen from one point of a program."""
 
     point: Point
     challenge: Challenge
@@ -42,60 +42,60 @@ class Scene:
 
     @property
     def site(self) -> Site:
-        """The site that the point belongs to.
+        """Return the sampling site that the point belongs to.
 
         Raises:
-            TypeError: where it is an output.
+            TypeError: if the point is an output.
         """
         if self.point.site is None:
             raise TypeError(f"{self.point.name} belongs to no site")
         return self.point.site
 
     def true(self, kind: str) -> np.ndarray:
-        """A point of the same site, or the output itself."""
+        """Return the reference's value at a point of the same site, or of the output itself."""
         return self.challenge.true[self.point.site.point(kind) if self.point.site else self.point.name]
 
     @cached_property
     def values(self) -> tuple[Tensor, ...]:
-        """The inputs as the program takes them."""
+        """Return the inputs as tensors that the program takes."""
         return self.program.values(self.challenge.batch)
 
     @cached_property
     def image(self) -> Tensor:
-        """What the site samples, float64."""
+        """Return the image that the site samples, float64."""
         return sampled_images(self.program, self.values, self.challenge.forcing)[self.site.name]
 
     def fed(self, index: int, change: Callable[[Tensor], Tensor]) -> np.ndarray:
-        """The point where one input is changed."""
+        """Return the point's value if one input is changed."""
         values = [change(value) if each == index else value for each, value in enumerate(self.values)]
         points = {name: value.numpy() for name, value in self.program.exact.points(values).items()}
         return in_pixels(points, self.challenge.units)[self.point.name]
 
     def grid(self, theta: np.ndarray, align_corners: bool | None = None) -> np.ndarray:
-        """What a theta gives, in pixels."""
+        """Return the affine grid of a theta, in pixels."""
         align = self.site.grid_align_corners if align_corners is None else align_corners
         height, width = self.true(GRID).shape[1:3]
         grid = F.affine_grid(torch.from_numpy(theta), [len(theta), 1, height, width], align_corners=align).numpy()
         return grid * self.challenge.units[self.site.point(GRID)]
 
     def warp(self, **changes: object) -> np.ndarray:
-        """The image sampled on the true grid, otherwise than the site does it."""
+        """Sample the image on the true grid, with some of the site's options changed."""
         grid = torch.from_numpy(self.true(GRID) / self.challenge.units[self.site.point(GRID)])
         options = {name: getattr(self.site, name) for name in ("mode", "padding_mode", "align_corners")}
         return F.grid_sample(self.image, grid, **(options | changes)).numpy()
 
     def moved(self) -> np.ndarray:
-        """The theta that takes output pixels at their corners instead of their centres."""
+        """Return the theta that takes output pixels at their corners instead of their centres."""
         theta, (height, width) = self.true(THETA).copy(), self.true(GRID).shape[1:3]
         theta[:, :, 2] -= theta[:, :, 0] / width + theta[:, :, 1] / height
         return theta
 
 
-Mistake = tuple[str, Callable[[], np.ndarray]]  # its name and what the point would be
+Mistake = tuple[str, Callable[[], np.ndarray]]  # its name, and the point's value with it
 
 
 def _mistakes(scene: Scene) -> Iterator[Mistake]:
-    """Those that could be made at the point or before it."""
+    """Yield the mistakes that can be made at the point or before it."""
     yield from BY_KIND[scene.point.name.rpartition("/")[2] if scene.point.site else OUTPUT](scene)
     for index, spec in enumerate(scene.program.contract.inputs):
         if spec.is_picture and spec.is_float:
@@ -162,29 +162,29 @@ BY_KIND = {THETA: _of_theta, GRID: _of_grid, WARPED: _of_warped, OUTPUT: _of_out
 
 
 def _normalised_axis(values: np.ndarray) -> int:
-    """The axis along which these are log-probabilities; 0 where they are none."""
+    """Return the axis along which values are log-probabilities; 0 if there is none."""
     axes = (axis for axis in range(values.ndim - 1, 0, -1) if values.shape[axis] > 1)
     return next((axis for axis in axes if np.abs(np.exp(np.minimum(values, 1)).sum(axis) - 1).max() < 1e-6), 0)
 
 
 def _transposed(theta: np.ndarray) -> np.ndarray:
-    """The 2×2 part transposed."""
+    """Transpose the 2×2 part of theta."""
     return np.concatenate([theta[:, :, :2].transpose(0, 2, 1), theta[:, :, 2:]], axis=2)
 
 
 def _swapped(scene: Scene) -> np.ndarray:
-    """x in the place of y, each in pixels of the other's side."""
+    """Swap x and y, each scaled to pixels of the other side."""
     unit = scene.challenge.units[scene.site.point(GRID)]
     return (scene.true(GRID) / unit)[..., ::-1] * unit
 
 
 def diagnose(point: Point, actual: np.ndarray, challenge: Challenge, program: Program) -> str:
-    """Name the mistakes that would give ``actual`` at the first ``point`` that differs, or what usually does.
+    """Name the mistakes that would produce ``actual`` at ``point``, the first that differs, or the usual ones.
 
     Args:
-        point: where.
+        point: the first point that differs.
         actual: the artifact's value there, a grid in pixels.
-        challenge: that it was put to.
+        challenge: the test input.
         program: the reference.
     """
     scene, true = Scene(point, challenge, program, actual), challenge.true[point.name]
@@ -203,12 +203,12 @@ def diagnose(point: Point, actual: np.ndarray, challenge: Challenge, program: Pr
 
 
 def _has_classes(point: Point, true: np.ndarray) -> bool:
-    """Whether an output may be a score for each class, an example a row, or the log-probabilities of classes."""
+    """Return whether an output may be scores by class, one example per row, or log-probabilities of classes."""
     return point.kind in (OUTPUT, COUNT) and true.ndim > 1 and (true.ndim == 2 or bool(_normalised_axis(true)))
 
 
 def _usual(scene: Scene) -> Iterator[str]:
-    """Name what usually makes such a point differ, of what the network has."""
+    """Yield the usual reasons why such a point differs, as far as they apply to the network."""
     kind = scene.point.name.rpartition("/")[2] if scene.point.site else scene.point.kind
     yield from {THETA: _usual_of_theta, GRID: _usual_of_grid}.get(kind, _usual_of_values)(scene)
     yield "precision"
@@ -231,7 +231,7 @@ def _usual_of_grid(scene: Scene) -> Iterator[str]:
 
 
 def _usual_of_values(scene: Scene) -> Iterator[str]:
-    """Of warped images and of outputs."""
+    """Yield the usual reasons for warped images and outputs."""
     samples, true = scene.point.site is not None or scene.point.kind == WARPED, scene.challenge.true[scene.point.name]
     if samples:
         yield from ("the interpolation mode", "the padding mode", "align_corners")
@@ -250,10 +250,10 @@ def _usual_of_values(scene: Scene) -> Iterator[str]:
 
 
 def _explains(result: Callable[[], np.ndarray], actual: np.ndarray, true: np.ndarray, close: float) -> bool:
-    """Whether a mistake's result is close to what was found, and far closer than the reference is."""
+    """Return whether a mistake's result is close to the artifact's, and far closer than the reference is."""
     try:
         expected = result()
-    except (RuntimeError, ValueError, KeyError):  # a network may refuse what is not its usual input
+    except (RuntimeError, ValueError, KeyError):  # a network may reject unusual inputs
         return False
     if not expected.shape == actual.shape == true.shape:
         return False
@@ -262,7 +262,7 @@ def _explains(result: Callable[[], np.ndarray], actual: np.ndarray, true: np.nda
 
 
 def class_order(actual: np.ndarray, expected: np.ndarray, close: float = 1e-3, axis: int = -1) -> str:
-    """Says so where what lies along an axis is what was expected in another order."""
+    """Describe the order of classes if values along an axis are the expected ones in another order; else empty."""
     if actual.shape != expected.shape or actual.ndim < 2 or not np.isfinite([actual, expected]).all():
         return ""
     rows = [np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]) for values in (actual, expected)]

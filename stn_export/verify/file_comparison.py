@@ -1,11 +1,13 @@
-"""Two artifacts, or two runs, against each other: ``python -m stn_export.verify A B`` and ``--against RUN``.
+"""Compare two artifacts, or two runs: ``python -m stn_export.verify A B`` and ``--against RUN``.
 
-Both sides get the same inputs: random ones by the shapes and types that they declare (floats of several ranges, whole
-numbers over all that runs), and examples where a manifest says which. Raw pictures go through each side's own contract.
-An element passes where ``|a - b|`` is no more than the looser precision's bound for each side (files that no manifest
-of the user's own lists count as fp32), in units of the largest ``|b|`` of its channel, see ``bounds``; whole numbers
-must be the same, equal places that are not finite are equal, and int8 is judged over the examples. What was compared
-nowhere is not comparable.
+Both sides get the same inputs: random ones of the shapes and dtypes that they declare (floats of several ranges,
+integers over the whole range that runs), and examples if a manifest names them. Raw images go through each side's own
+contract.
+
+An element passes if ``|a - b|`` is at most the bound of the looser precision for each side (a file that no manifest of
+the user lists counts as fp32), in units of the largest ``|b|`` of its channel, see ``bounds``. Integers must be equal,
+values that are not finite must be so at the same places, and int8 is judged over the examples. An output that could be
+compared on no input is not comparable.
 """
 
 import math
@@ -51,7 +53,7 @@ from stn_export.verify.foreign_files import (
 SCHEMA = "stn_export/versus/3"
 SOME = 64
 JUDGED = 1000  # examples, over which int8 is judged
-MOST_NUMBERS = 2**22  # in the outputs for one example: a whole number may be a size
+MOST_NUMBERS = 2**22  # in the outputs for one example: an integer input may be a size
 ASKED = Asked()
 COLUMNS = ("inputs", "output", "max abs", "allowed", "max rel", "agreement", "verdict")
 
@@ -60,10 +62,11 @@ Listed = tuple[NetworkDirectory, Artifact]
 
 @dataclass(frozen=True)
 class Row:
-    """One output on one set of inputs, in two runs of one artifact; ``reason`` is empty where both sides agree.
+    """The comparison of one output on one set of inputs; ``reason`` is empty if both sides agree.
 
-    ``note`` says why nothing was compared on these inputs; where that is so on all, it is the ``reason`` and the row
-    not ``comparable``. ``bound`` is the largest difference that was allowed.
+    ``note`` says why nothing was compared on these inputs; if that holds for all inputs, it becomes the ``reason`` and
+    the row is not ``comparable``. ``bound`` is the largest difference allowed. ``artifact`` is set if two runs are
+    compared.
     """
 
     output: str
@@ -80,7 +83,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """Return the verdict in words."""
         if self.note:
             return "not compared"
         if not self.reason:
@@ -88,14 +91,14 @@ class Row:
         return "DIFFERENT" if self.comparable else "not comparable"
 
     def as_dict(self) -> dict:
-        """JSON-ready, with the verdict; ``passed`` is null where nothing was compared."""
+        """Convert to JSON-ready values with the verdict; ``passed`` is None if nothing was compared."""
         return finite({"passed": None if self.note else not self.reason} | asdict(self))
 
 
 def compare_files(
     left: Path, right: Path, given: Path | None = None, trust: bool = False, asked: Asked = ASKED
 ) -> list[Row]:
-    """Compare two files, in a process of its own, on random inputs and, where a manifest says which, on examples.
+    """Compare two files in a separate process, on random inputs and, if a manifest names them, on examples.
 
     Args:
         left: the file whose outputs are judged; ONNX of any origin, TorchScript or ``.pt2``.
@@ -105,7 +108,7 @@ def compare_files(
         asked: bounds instead of those that follow from the manifests.
 
     Raises:
-        UserError: where a file cannot be opened, or int8 has no examples.
+        UserError: if a file cannot be opened, int8 has no examples, or the comparison exceeds its limits.
     """
     place = f"{__name__}:compare_here"
     try:
@@ -115,7 +118,7 @@ def compare_files(
 
 
 def compare_here(left: Path, right: Path, given: Path | None, trust: bool, asked: Asked) -> list[Row]:
-    """Compare two files in this process, which somebody watches: some crash PyTorch, and others take for ever."""
+    """Compare two files in this process, which another one limits: some files crash PyTorch or never finish."""
     sides = open_side(left, trust), open_side(right, trust)
     precision = precision_of(*sides, asked)
     examples = next((side.examples for side in sides if side.directory), None)
@@ -127,7 +130,7 @@ def compare_here(left: Path, right: Path, given: Path | None, trust: bool, asked
     def batches(inputs: Contract) -> dict[str, Batch]:
         if given:
             batch = load_arrays_as_tensors(given)
-            inputs.arrays(batch)  # all that it takes is there
+            inputs.arrays(batch)  # raises if an input is missing
             return {given.name: batch}
         found = dict(random_batches(inputs, SPANS if precision == "fp32" else SPANS[:NEAR]))
         if examples and all(spec.name in examples.inputs for spec in inputs.inputs):
@@ -146,16 +149,16 @@ def compare_sides(
     asked: Asked = ASKED,
     ranges: bool = False,
 ) -> list[Row]:
-    """Compare on ``batches`` of the inputs that both can take.
+    """Compare two sides on ``batches`` of the inputs that both accept.
 
-    Where the programs are known to differ, every failure says so.
+    If they are known to come from different programs, every failure says so.
 
     Args:
         left: whose outputs are judged.
         right: that they are judged by.
-        batches: made for the inputs that both take.
+        batches: makes batches for the inputs that both accept.
         asked: bounds instead of those that follow from the manifests.
-        ranges: whether to try all whole numbers that both run on, too.
+        ranges: whether to try all integers on which both run, too.
     """
     fed = agreed(left, right)
     if isinstance(fed, str):
@@ -178,7 +181,7 @@ def compare_sides(
 
 
 def settled(rows: Sequence[Row]) -> list[Row]:
-    """The rows of one pair of files; of outputs that were compared nowhere the notes become reasons."""
+    """Return the rows of one pair of files; for outputs never compared, the notes become reasons."""
     seen = {row.output for row in rows if not row.note and row.comparable}
     return [
         replace(row, reason=row.note, note="", comparable=False)
@@ -193,7 +196,7 @@ def _judged(precision: str) -> tuple[int, ...]:
 
 
 def _spans(inputs: Contract, sides: tuple[Side, Side]) -> Iterator[Row | tuple[str, Span]]:
-    """The range of every input of whole numbers in which both files run, or a row where one runs further up."""
+    """Yield the range of every integer input in which both files run, or a row if their upper ends differ."""
     for spec in whole_inputs(inputs):
         one, other = (span_of(spec, inputs, partial(_runs, side, sides)) for side in sides)
         if one is None or other is None:
@@ -210,14 +213,14 @@ def _runs(side: Side, sides: tuple[Side, Side], batch: Batch) -> bool:
 
 
 def _named_for(side: Side, sides: tuple[Side, Side], batch: Batch) -> Batch:
-    """A batch under the names of one side's inputs; batches are made under the left one's."""
+    """Return a batch under the names of one side's inputs; batches are made under the left side's."""
     if side is sides[0]:
         return batch
     return {other.name: batch[one.name] for one, other in paired(*(each.contract for each in sides))}
 
 
 def precision_of(left: Side, right: Side, asked: Asked = ASKED) -> str:
-    """What the user asked for, else the looser of what the manifests say; files that none of ours lists are fp32."""
+    """Return the precision that the user set, else the looser of both sides'; unlisted files count as fp32."""
     if asked.precision:
         return asked.precision
     names = [require_choice("precision", side.precision, list(TOLERANCES)) for side in (left, right)]
@@ -225,7 +228,7 @@ def precision_of(left: Side, right: Side, asked: Asked = ASKED) -> str:
 
 
 def assumptions(sides: Sequence[Side]) -> Iterator[str]:
-    """What was assumed of a file that says something else of itself."""
+    """Yield what was assumed about a file whose own metadata says something else."""
     for side in sides:
         if side.artifact.precision != side.precision:
             yield (
@@ -235,7 +238,7 @@ def assumptions(sides: Sequence[Side]) -> Iterator[str]:
 
 
 def compare_on(left: Side, right: Side, batch: Batch, inputs: str, asked: Asked = ASKED) -> Iterator[Row]:
-    """Run both on a batch and compare every output; where one side only runs, or gives others, that is a failure."""
+    """Run both sides on a batch and compare every output; a side that fails alone, or other outputs, is a failure."""
     sides = left, right
     fed = [_named_for(side, sides, batch) for side in sides]
     a, b = left.run(fed[0]), right.run(fed[1])
@@ -269,7 +272,7 @@ def _again(
     moved: "_Moved",
     names: tuple[str, str],
 ) -> Row:
-    """A row that failed, with the room that roundings of the inputs make; no row where a file differs from itself."""
+    """Compare a failed row again with room for rounding of the inputs; a note replaces it if b is not deterministic."""
     if moved.unsteady(names[1], b, allowed):
         return Row(row.output, row.inputs, note="nothing was compared: b answers the same inputs otherwise each time")
     if not allowed.movable or a.shape != b.shape:
@@ -280,19 +283,19 @@ def _again(
 
 
 class _Moved:
-    """Two sides run once more on a batch: as it is, and with its floats rounded otherwise. Only where rows fail."""
+    """Two sides run again on a batch, as it is and with its floats rounded differently; only needed if rows fail."""
 
     def __init__(self, sides: tuple[Side, Side], fed: Sequence[Batch]) -> None:
         self.sides, self.fed = sides, fed
 
     @cached_property
     def repeated(self) -> Arrays | str:
-        """What the right side gives again."""
+        """Return the right side's outputs of a second run."""
         return self.sides[1].run(self.fed[1])
 
     @cached_property
     def drawn(self) -> list[list[tuple[Arrays, Arrays]]]:
-        """By side what it gives for inputs that are moved by a rounding, and by some."""
+        """Return, by side, pairs of outputs for inputs moved by one rounding and by several."""
         return [
             [pair for seed in range(DRAWS) if (pair := self._pair(side, batch, seed))]
             for side, batch in zip(self.sides, self.fed, strict=True)
@@ -304,14 +307,14 @@ class _Moved:
         return None if isinstance(near, str) or isinstance(far, str) else (near, far)
 
     def unsteady(self, name: str, values: np.ndarray, allowed: Allowance) -> bool:
-        """Whether an output is another one the second time."""
+        """Return whether an output differs the second time."""
         if isinstance(self.repeated, str):
             return True
         found = compare_typed(self.repeated[name], values, allowed.bound, allowed.room)
         return not found and not found.reason.startswith(NOTHING)
 
     def of(self, names: tuple[str, str], values: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-        """By side how far its output moves; a side without floats to move counts as the other one does."""
+        """Return, by side, how far its output moves; a side without float inputs gets the other side's movement."""
         found = [
             movement(value, [(near[name], far[name]) for near, far in drawn])
             for name, value, drawn in zip(names, values, self.drawn, strict=True)
@@ -321,7 +324,7 @@ class _Moved:
 
 
 def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str, allowed: Allowance) -> Row:
-    """One output ``a`` against ``b``, of the same name on the same inputs."""
+    """Compare output ``a`` with output ``b`` on the same inputs."""
     result = compare_typed(a, b, allowed.bound, allowed.room)
     if result.reason.startswith(NOTHING):
         return Row(name, inputs, note=result.reason)
@@ -340,7 +343,7 @@ def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inpu
 
 
 def rule_of(precision: str) -> str:
-    """In words, what outputs without a bound must keep to."""
+    """Describe the criterion for outputs without a bound."""
     return f"{precision}: {TOLERANCES[precision].agreement:.0%} of the predictions agree on examples ×{JUDGED}"
 
 
@@ -348,7 +351,7 @@ def compare_runs(run: Path, other: Path, trust: bool = False, asked: Asked = ASK
     """Compare every artifact of two runs, network by network, on ``run``'s examples.
 
     Raises:
-        UserError: where either run is missing, or the examples cannot be had.
+        UserError: if either run is missing, or the examples cannot be read.
     """
     ours, theirs = _listed(run), _listed(other)
     batches = {}
@@ -378,7 +381,7 @@ def _listed(run: Path) -> dict[str, Listed]:
 
 
 def _pair(ours: Listed, theirs: Listed, batches: dict[str, Batch], trust: bool, asked: Asked) -> list[Row]:
-    """One artifact of two runs; a file that cannot be used is a failure, and the others are still compared."""
+    """Compare one artifact of two runs; a file that cannot be used is a failure, and the others are still compared."""
     try:
         return compare_sides(open_listed(*ours, trust), open_listed(*theirs, trust), lambda _: batches, asked)
     except UserError as error:
@@ -393,12 +396,12 @@ def versus(
     trust: bool = False,
     asked: Asked = ASKED,
 ) -> None:
-    """Compare two files, or a run against another, and print the table or JSON.
+    """Compare two files, or a run with another, and print the table or JSON.
 
     Raises:
-        UserError: for one file or more than two, for files and runs together, where one cannot be used, or where
-            nothing differs and something could not be compared.
-        CheckFailedError: where anything differs.
+        UserError: for one file or more than two, for files and runs together, if a file cannot be used, or if nothing
+            could be compared.
+        CheckFailedError: if anything differs.
     """
     if files and (run or against):
         raise UserError("two files and two runs cannot be compared at once", "leave out --run and --against")
@@ -434,13 +437,13 @@ def versus(
 
 
 def in_short(rows: Sequence[Row]) -> Sequence[Row]:
-    """Every row of two files; of two runs the worst for each artifact."""
+    """Return every row of two files; of two runs the worst row of each artifact."""
     worst = {row.artifact: row for row in sorted(rows, key=lambda row: (bool(row.reason), row.max_abs or 0.0))}
     return [worst[name] for name in sorted(worst)] if all(worst) else rows
 
 
 def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
-    """The table of ``in_short``, and below it what the outputs had to keep to."""
+    """Print the table of ``in_short``, and below it the notes and the criteria."""
     shown = in_short(rows)
     first = ("artifact",) if any(row.artifact for row in rows) else ()
     lines = [

@@ -1,4 +1,4 @@
-"""Files of any origin, opened to be compared, and the inputs that they are tried on."""
+"""Open files of any origin for comparison, and make inputs to compare them on."""
 
 import json
 import zipfile
@@ -28,7 +28,7 @@ from stn_export.verify.points import output_kinds
 
 FORMATS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "pt2", ".aoti.pt2": "aotinductor"}
 USABLE = "name two .onnx, .ts or .pt2 files"
-TYPES = {"float": "float32", "double": "float64"}  # as ONNX Runtime calls them, where NumPy says otherwise
+TYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names, where NumPy has others
 BLANK = Contract((), ())
 
 
@@ -36,80 +36,80 @@ BLANK = Contract((), ())
 class Side:
     """An opened file.
 
-    ``known`` says whether it knows what it takes: a TorchScript file of others does not. ``believed`` is whether a
-    manifest of this machine's user, or one that is trusted, lists it: no other file says how it is judged.
+    ``known`` says whether it declares its inputs: a TorchScript file of other origin does not. ``believed`` says
+    whether a manifest of this user, or a trusted one, lists it: only then is it judged by the precision it states.
     """
 
     path: Path
     artifact: Artifact
     runner: Runner
     known: bool = True
-    directory: NetworkDirectory | None = None  # where a manifest lists the file
+    directory: NetworkDirectory | None = None  # if a manifest lists the file
     believed: bool = False
 
     @property
     def contract(self) -> Contract:
-        """What goes in and comes out."""
+        """Return its inputs and outputs."""
         return self.runner.contract
 
     @property
     def precision(self) -> str:
-        """What it is judged as: its manifest's precision, and float32 whatever a file says of itself."""
+        """Return the precision it is judged by: its manifest's, or fp32 whatever the file itself says."""
         return self.artifact.precision if self.believed else "fp32"
 
     @cached_property
     def kinds(self) -> dict[str, str]:
-        """What its outputs are, by name, where a manifest lists it beside its program."""
+        """Return the kinds of its outputs by name, if a manifest lists it beside its program; else nothing."""
         if not self.believed or self.directory is None:
             return {}
         try:
             program = self.directory.program()
-        except UserError:  # edited or stale: then nothing says what the outputs are
+        except UserError:  # edited or stale: the outputs' kinds are unknown
             return {}
         return {name: each.kind for name, each in output_kinds(program).items()}
 
     @property
     def origin(self) -> str | None:
-        """The sha256 of the program that it was made from, or that it is; None where it is not known."""
+        """Return the sha256 of the program that it was made from, or that it is; None if unknown."""
         return (self.artifact.sha256 if self.artifact.name == PROGRAM else self.artifact.parent_sha256) or None
 
     @property
     def examples(self) -> Examples | None:
-        """What the run tries it on."""
+        """Return the examples of its run; None if no manifest lists it."""
         return self.directory.examples() if self.directory else None
 
     def taking(self, contract: Contract) -> "Side":
-        """The same under another contract."""
+        """Return the side with another contract; its runner is changed too."""
         self.runner.contract, self.runner.outputs = contract, tuple(spec.name for spec in contract.outputs)
         return replace(self, artifact=replace(self.artifact, contract=contract), known=True)
 
     def run(self, batch: Batch, change: Callable[[Arrays], Arrays] = lambda feeds: feeds) -> Arrays | str:
-        """Every output by name, or why there is none; ``change`` is made to the arrays that it is fed.
+        """Return every output by name, or why there is none; ``change`` is applied to the input arrays.
 
-        Where the file's batch is fixed it gets filled-up ones, and what is not an example's own is left out.
+        If the file's batch is static, it gets padded batches, and outputs that are not per example are left out.
         """
         try:
             axes = {s.name: int(s.batched) for s in self.contract.outputs}
             return feed(lambda feeds: self._arrays(change(feeds)), batch, self.contract, axes)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # what a foreign file raises is its own affair
+        except BaseException as error:  # a foreign file may raise anything
             return f"{self.path} does not run on it: {one_line(error)}"
 
     def _arrays(self, feeds: Arrays) -> Arrays:
-        """The outputs, sequences and maps among them as arrays."""
+        """Return the outputs as arrays, including sequences and maps."""
         return {name: as_array(value) for name, value in self.runner.infer(feeds).items()}
 
 
 def open_side(path: Path, trust: bool = False) -> Side:
-    """Open a file; where a manifest beside it lists it, its bytes are checked and its contract is taken from there.
+    """Open a file; if a manifest beside it lists it, check its bytes and take its contract from there.
 
     Args:
         path: the file.
-        trust: whether to load what runs code even where none of this user's commands wrote it.
+        trust: whether to load a file that runs code even if none of this user's commands wrote it.
 
     Raises:
-        UserError: where it is missing, edited, of an unknown kind, unreadable or not trusted.
+        UserError: if it is missing, edited, of an unknown kind, unreadable or not trusted.
     """
     regular(path, "archive", USABLE)
     directory = NetworkDirectory(path.parent)
@@ -125,17 +125,17 @@ def open_side(path: Path, trust: bool = False) -> Side:
 
 
 def _entries(directory: NetworkDirectory) -> dict[str, Artifact]:
-    """What the manifest lists; nothing where there is none, or where it is somebody else's."""
+    """Return the manifest's entries; nothing if there is no manifest, or it is not one of this package."""
     path = directory.path / MANIFEST
     ours = path.is_file() and '"stn_export/' in regular(path, "json").read_text(errors="replace", encoding="utf-8")
     return directory.artifacts if ours else {}
 
 
 def open_listed(directory: NetworkDirectory, artifact: Artifact, trust: bool = False) -> Side:
-    """Open an artifact of a run; one made from an older program will do.
+    """Open an artifact of a run; it may be stale.
 
     Raises:
-        UserError: where it is missing, edited, unreadable, or runs code and is neither this user's nor trusted.
+        UserError: if it is missing, edited, unreadable, or runs code and is neither this user's nor trusted.
     """
     runner = _runner(directory.intact(artifact, trust), artifact)
     believed = trust or provenance.is_known(artifact.files.values())
@@ -143,7 +143,7 @@ def open_listed(directory: NetworkDirectory, artifact: Artifact, trust: bool = F
 
 
 def _open_unlisted(path: Path, kind: str) -> Side:
-    """A file on its own: what it says that it takes is believed, its precision is not."""
+    """Open a file that no manifest lists; the inputs that it declares are believed, its precision is not."""
     said = _metadata(path, kind)
     ours = isinstance(said.get("contract"), dict)
     artifact = Artifact(
@@ -171,7 +171,7 @@ def _metadata(path: Path, kind: str) -> dict:
 
 
 def _parsed(text: str) -> object:
-    """A value of an ONNX file's metadata: ours are JSON, other people's any text."""
+    """Parse a value of an ONNX file's metadata: JSON if this package wrote it, else any text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -186,14 +186,15 @@ def _runner(path: Path, artifact: Artifact) -> Runner:
         return specs[0].open(path, artifact.contract)
     except UserError:
         raise
-    except Exception as error:  # what PyTorch and ONNX Runtime raise depends on the kind of damage
+    except Exception as error:  # PyTorch and ONNX Runtime raise various errors for damaged files
         raise UserError(f"{path} cannot be opened as {artifact.format}: {one_line(error)}", USABLE) from error
 
 
 def contract_of_session(session: onnxruntime.InferenceSession) -> Contract:
-    """What other people's ONNX file declares. What is called as the first input's first dimension is the batch.
+    """Return the contract that an ONNX file of any origin declares.
 
-    A first dimension that all inputs and outputs share is a batch of fixed size.
+    A first dimension with the name of the first input's is the batch; one that all inputs and outputs share is a batch
+    of static size.
     """
     sides = session.get_inputs(), session.get_outputs()
     shapes = [
@@ -222,7 +223,7 @@ def _size(size: int | str | None, axis: int, place: str, batch: str | None) -> i
 
 
 def agreed(left: Side, right: Side) -> tuple[Side, Side] | str:
-    """Both sides, what one does not know of itself taken from the other, or why they cannot be fed with the same."""
+    """Complete what one side does not declare from the other; return both, or why they have no inputs in common."""
     if not left.known and not right.known:
         return f"neither {left.path} nor {right.path} says what it takes"
     if not (left.known and right.known):
@@ -236,13 +237,13 @@ def agreed(left: Side, right: Side) -> tuple[Side, Side] | str:
 
 
 def paired(left: Contract, right: Contract) -> list[tuple[TensorSpec, TensorSpec]]:
-    """The inputs of two contracts that take the same."""
+    """Return the pairs of inputs of two contracts that take the same values."""
     ours, theirs = ({spec.name: spec for spec in each.inputs} for each in (left, right))
     return [(ours[one], theirs[other]) for one, other in matched(ours, theirs)]
 
 
 def _normalised(side: Side, others: Mapping[str, TensorSpec]) -> Side:
-    """A side that normalises pictures as the other one does, where it does not know by itself."""
+    """Return a side that normalises images as the other does, if it declares no normalisation."""
     inputs = tuple(
         replace(spec, pixels=others[spec.name].pixels) if spec.is_float and spec.pixels is None else spec
         for spec in side.contract.inputs
@@ -251,7 +252,7 @@ def _normalised(side: Side, others: Mapping[str, TensorSpec]) -> Side:
 
 
 def alike(left: TensorSpec, right: TensorSpec) -> bool:
-    """Whether two inputs can be fed with the same: raw pictures, and normalised ones, are."""
+    """Return whether two inputs accept the same values: equal dtypes and shapes, or raw and normalised images."""
     raw = {left.dtype, right.dtype} == {"uint8", "float32"} and bool(left.pixels or right.pixels)
     shapes = left.nchw, right.nchw
     return (
@@ -265,12 +266,12 @@ def alike(left: TensorSpec, right: TensorSpec) -> bool:
 
 
 def said(contract: Contract) -> str:
-    """The inputs for a person."""
+    """Describe the inputs for people."""
     return ", ".join(f"{spec.name} {spec.text}" for spec in contract.inputs) or "nothing"
 
 
 def matched(left: Iterable[str], right: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of one name, then the others by position where there are as many on both sides."""
+    """Pair equal names, then the other names by position if both sides have the same number."""
     left, right = list(left), list(right)
     others = [name for name in left if name not in right], [name for name in right if name not in left]
     same = [(name, name) for name in left if name in right]
@@ -278,7 +279,7 @@ def matched(left: Iterable[str], right: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def common(left: Contract, right: Contract) -> Contract:
-    """What both can be fed with: inputs under the left one's names, NCHW, bytes where either takes them.
+    """Return the inputs that both sides accept: the left one's names, NCHW, bytes if either takes them.
 
     Raises:
         UserError: for an input that is no tensor of numbers.
@@ -296,36 +297,36 @@ def _both(left: TensorSpec, right: TensorSpec) -> TensorSpec:
     return both.opened()
 
 
-# What two files of any origin are tried on: floats of several scales, whole numbers over the range that runs.
+# Inputs for files of any origin: floats of several scales, integers over the range that runs.
 
 
 Runs = Callable[[Batch], bool]
 SPANS = ((1, -1.0, 1.0), (2, -1.0, 1.0), (7, -1.0, 1.0), (7, 0.0, 1.0), (7, -30.0, 30.0), (7, -1000.0, 1000.0))
-NEAR = 4  # spans that half precision does not overflow in
-FURTHEST = 2**20  # whole numbers are tried up to it
-CALLS = 8  # that cover the range of one input
-COVERED = 2**13  # numbers of it in a call
+NEAR = 4  # the first spans, in which half precision does not overflow
+FURTHEST = 2**20  # largest integer that is tried
+CALLS = 8  # calls to cover the range of one input
+COVERED = 2**13  # numbers of the range per call
 
 
 @dataclass(frozen=True)
 class Span:
-    """The whole numbers that an input may hold, both ends included."""
+    """The range of integers that an input may hold, both ends included."""
 
     low: int
     high: int
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Return how many integers there are."""
         return self.high - self.low + 1
 
 
 def random_batches(
     contract: Contract, spans: Sequence[tuple[int, float, float]] = SPANS
 ) -> Iterator[tuple[str, Batch]]:
-    """Batches of floats from several ranges and whole numbers of 0 and 1, named by shape; the same every time.
+    """Yield batches of floats from several ranges and integers 0 and 1, named by shape; always the same ones.
 
-    Pictures of known normalisation are bytes: where nothing else is a float, ranges make no difference.
+    Images with a known normalisation are bytes; ranges are skipped if no other input is a float.
     """
     plain = [spec.name for spec in contract.inputs if spec.is_float and spec.pixels is None]
     for seed, (size, low, high) in enumerate(spans):
@@ -339,7 +340,7 @@ def random_batches(
 
 
 def _over(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Numbers from [-1, 1] stretched over another range, both of whose ends are among them."""
+    """Stretch numbers from [-1, 1] over another range, and include both of its ends."""
     if (low, high) == SPANS[0][1:]:
         return values
     wide = low + (values.double() + 1) / 2 * (high - low)
@@ -349,21 +350,21 @@ def _over(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def shapes_of(batch: Batch) -> str:
-    """The inputs with their sizes, for a person."""
+    """Describe the inputs with their sizes for people."""
     return ", ".join(f"{name} {by(values.shape)}" for name, values in batch.items())
 
 
 def whole_inputs(contract: Contract) -> list[TensorSpec]:
-    """The inputs of whole numbers whose range has to be found; bytes of pictures may be anything."""
+    """Return the integer inputs whose range must be found; bytes of images may take any value."""
     return [spec for spec in contract.inputs if not (spec.is_float or spec.is_picture or spec.dtype == "bool")]
 
 
 def span_of(spec: TensorSpec, contract: Contract, runs: Runs) -> Span | None:
-    """The range of one input in which a file runs, found by trying; None where it runs with neither 0 nor 1.
+    """Find by trial the range of one input in which a file runs; None if it runs with neither 0 nor 1.
 
     Args:
         spec: the input.
-        contract: of all inputs; the others hold what ``random_batches`` gives them.
+        contract: of all inputs; the others hold the values of ``random_batches``.
         runs: whether the file runs on a batch.
     """
     usual = contract.random(1, 0)
@@ -381,7 +382,7 @@ def span_of(spec: TensorSpec, contract: Contract, runs: Runs) -> Span | None:
 
 
 def _furthest(start: int, limit: int, takes: Callable[[int], bool]) -> int:
-    """The largest number up to ``limit`` that is taken, if all below it are: by doubling, then by halving."""
+    """Return the largest number up to ``limit`` that is accepted, by doubling and bisection; assumes all below are."""
     known, step = start, max(1, 2 * start)
     while step < limit and takes(step):
         known, step = step, 2 * step
@@ -396,7 +397,7 @@ def _furthest(start: int, limit: int, takes: Callable[[int], bool]) -> int:
 
 
 def covering(spec: TensorSpec, contract: Contract, span: Span) -> Iterator[tuple[str, Batch]]:
-    """Batches in which one input takes every number of its range, or as many of them as ``CALLS`` calls hold."""
+    """Yield batches in which an input takes every number of its range, or as many as ``CALLS`` calls hold."""
     one = contract.random(1, 0)[spec.name].numel()
     size = -(-min(COVERED, -(-span.count // CALLS)) // one) if spec.batched else 1
     batches = [contract.random(size, seed) for seed in range(CALLS)]
@@ -414,7 +415,7 @@ def covering(spec: TensorSpec, contract: Contract, span: Span) -> Iterator[tuple
 
 
 def _numbers(span: Span, count: int) -> np.ndarray:
-    """The numbers of a range in any order, or ``count`` of them with both ends."""
+    """Return the numbers of a range in random order, or ``count`` of them including both ends."""
     random = np.random.default_rng(0)
     if span.count <= count:
         return random.permutation(np.arange(span.low, span.high + 1))

@@ -1,4 +1,4 @@
-"""The float64 reference that artifacts are compared with: a program in float64, by challenge and over all examples."""
+"""Compute the float64 reference that artifacts are compared with: per test input, and over all examples."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -19,21 +19,20 @@ from stn_export.run.examples import Examples, scored_output
 from stn_export.verify.challenges import THETAS, challenges, filled, theta_of
 from stn_export.verify.points import Point, in_pixels, measured, points_of, units_of
 
-# Parameters that an artifact shows: in float32 they are the program's to the bit, or folded with what follows
-# them.
+# Parameters that an artifact exposes: bitwise the program's, or folded with the layer behind them.
 
 
-FOLDED = 1e-6  # of the largest: a product of three is rounded
+FOLDED = 1e-6  # share of the largest: a product of three is rounded
 BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 def weights_of(program: Program) -> Arrays:
-    """Parameters and buffers by name."""
+    """Return parameters and buffers by name."""
     return {name: numbers_of(tensor) for name, tensor in program.state().items()}
 
 
 def folded_weights(program: Program) -> Arrays:
-    """What weights and biases become where an exporter folds the batch normalisation behind them into them."""
+    """Return the weights and biases that result if an exporter folds the batch normalisation behind them into them."""
     state = {name: value.astype(np.float64) for name, value in weights_of(program).items()}
     found = {}
     for node in program.module.graph.find_nodes(op="call_function", target=BATCH_NORM):
@@ -55,7 +54,7 @@ def _name(value: object) -> str:
 
 
 def check_weights(actual: Arrays, expected: Arrays, folded: Mapping[str, np.ndarray]) -> str:
-    """What is wrong with the parameters that an artifact shows, or an empty string."""
+    """Return what is wrong with the parameters that an artifact exposes; empty if nothing is."""
     for name, array in expected.items():
         found = actual.get(name, array)
         if found.shape != array.shape:
@@ -70,18 +69,18 @@ def check_weights(actual: Arrays, expected: Arrays, folded: Mapping[str, np.ndar
 
 
 PART = 1000  # examples at once
-PART_NUMBERS = 2**22  # or so many numbers in their inputs
+PART_NUMBERS = 2**22  # numbers in their inputs at once
 FORCED_EXAMPLES = 16
 TIES = 100  # times the usual error
 
 
 @dataclass(frozen=True)
 class Challenge:
-    """A batch, what float64 and float32 eager give for it, and the theta that is forced on a site, if one is.
+    """A test input with its float64 reference, the error of float32 eager, and the overridden theta, if any.
 
-    ``units`` are the pixels in one unit of x and of y of each grid, ``whole`` what float32 eager gives where a point
-    holds whole numbers. ``unclear`` marks the elements of a point that are finite in one of float64 and float32 eager
-    only, or another infinity: nobody knows what is right there.
+    ``units`` are the pixels in one unit of x and of y of each grid; ``whole`` holds float32 eager's integers.
+    ``unclear`` marks the elements of a point that are finite in only one of float64 and float32 eager, or infinite with
+    another sign: their right value is unknown.
     """
 
     batch: Batch
@@ -94,16 +93,16 @@ class Challenge:
 
     @property
     def forcing(self) -> dict[str, Tensor]:
-        """As ``Program.points`` takes it."""
+        """Return the override as an argument for ``Program.points``."""
         return {self.forced[0].point(THETA): self.forced[1]} if self.forced else {}
 
     def clear(self, name: str, actual: np.ndarray) -> np.ndarray:
-        """What an artifact gives at a point, with the reference in the place of what is unclear."""
+        """Return an artifact's values at a point, with the reference's where the right value is unknown."""
         mask = self.unclear.get(name)
         return actual if mask is None or mask.shape != actual.shape else np.where(mask, self.true[name], actual)
 
     def strays(self, point: Point, tolerance: Tolerance) -> int:
-        """How many elements of a point may be anything."""
+        """Return how many elements of a point may differ without bound."""
         true = self.true[point.name]
         if point.kind == COUNT:
             return math.ceil(tolerance.own * np.count_nonzero(self.whole[point.name] != true))
@@ -112,10 +111,10 @@ class Challenge:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a program gives in float64, challenge by challenge and, in ``parts``, over all examples.
+    """The outputs of a program in float64, per test input and, in ``parts``, over all examples.
 
-    ``parts`` hold thetas, grids (float32) and outputs; ``predicted`` is what float32 eager says of every
-    example, where there are labels; ``notes`` say what was left out.
+    ``parts`` hold thetas, grids (in pixels, float32) and outputs; ``predicted`` is the class that float32 eager
+    predicts for every example, if there are labels; ``notes`` say what was left out.
     """
 
     program: Program
@@ -128,58 +127,58 @@ class Reference:
 
     @cached_property
     def weights(self) -> tuple[Arrays, Arrays]:
-        """The program's parameters, and what some of them become where an exporter folds them with others."""
+        """Return the program's parameters, and those that an exporter may fold with others, folded."""
         return weights_of(self.program), folded_weights(self.program)
 
     @property
     def contract(self) -> Contract:
-        """The program's."""
+        """Return the program's contract."""
         return self.program.contract
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """By point, how many of its first dimension are one example's."""
+        """Return, by point, how many rows of its first dimension belong to one example."""
         return {name: point.rows for name, point in self.points.items()}
 
     @property
     def scored(self) -> str | None:
-        """The output that predicts labels."""
+        """Return the name of the output that predicts labels; None if there is none."""
         spec = scored_output(self.contract, self.examples)
         return spec.name if spec else None
 
     @cached_property
     def accuracy(self) -> float:
-        """Of float32 eager over the examples, in [0, 1]; NaN without labels."""
+        """Return float32 eager's accuracy on the examples, in [0, 1]; NaN without labels."""
         return share_of(self.predicted, self.examples.labels)
 
     @property
     def units(self) -> dict[str, np.ndarray]:
-        """The pixels in one unit of x and of y of every grid over the examples."""
+        """Return the pixels in one unit of x and of y of every grid, for the examples."""
         return next(iter(self.challenges.values())).units if self.challenges else {}
 
     def challenge(self, batch: Batch) -> Challenge:
-        """One more."""
+        """Compute the reference for one more test input."""
         return make_challenge(self.program, self.points, batch)
 
     def eager(self, batch: Batch) -> Arrays:
-        """What float32 eager gives at every point, grids in pixels."""
+        """Return float32 eager's values at every point, grids in pixels."""
         points = self.program.points(self.program.values(batch))
         return in_pixels({name: numbers_of(value) for name, value in points.items()}, self.units)
 
     def called(self, point: str) -> str:
-        """A point's name for a person: without its site where there is one only."""
+        """Return a point's name for people: without its site if there is only one."""
         return point.removeprefix("site0/") if len(self.program.sites) == 1 else point
 
 
 def share_of(classes: np.ndarray | None, expected: np.ndarray | Tensor | None) -> float:
-    """How many are the same, in [0, 1]; NaN where there are none."""
+    """Return the share of equal classes, in [0, 1]; NaN without classes."""
     return float("nan") if classes is None else float((classes == np.asarray(expected)).mean())
 
 
 def parts_of(examples: Examples, program: Program) -> Iterator[tuple[Batch, int]]:
-    """All examples in order, as many at once as may be, and how many of each batch count.
+    """Yield all examples in order, in batches as large as memory allows, and how many rows of each count.
 
-    Where the program's batch is fixed, the last one is filled up.
+    If the program's batch is static, the last batch is padded.
     """
     contract, numbers = program.contract, sum(value.numel() for value in examples.take(1).values())
     size = contract.batch or max(1, min(PART, PART_NUMBERS // numbers, program.most_examples))
@@ -188,15 +187,15 @@ def parts_of(examples: Examples, program: Program) -> Iterator[tuple[Batch, int]
 
 
 def predictions(scores: np.ndarray) -> np.ndarray:
-    """The likeliest class of each row."""
+    """Return the class with the highest score in each row."""
     return scores.reshape(len(scores), -1).argmax(1)
 
 
 def reference_of(program: Program, examples: Examples) -> Reference:
-    """Run a program in float64 and in float32 on the CPU.
+    """Compute the reference: run a program in float64 and in float32 on the CPU.
 
     Raises:
-        UserError: where it takes or gives bfloat16.
+        UserError: if an input or output is bfloat16.
     """
     for spec in (*program.contract.inputs, *program.contract.outputs):
         if spec.dtype == "bfloat16":
@@ -217,12 +216,12 @@ def reference_of(program: Program, examples: Examples) -> Reference:
 def _challenges_of(
     program: Program, points: Mapping[str, Point], examples: Examples
 ) -> tuple[dict[str, Challenge], list[str]]:
-    """Every challenge that the program itself can take, and why others are left out."""
+    """Compute every test input that the program itself accepts, and note why others are left out."""
     made, notes = {}, []
     for name, batch in challenges(program.contract, examples, program.most_examples).items():
         try:
             made[name] = make_challenge(program, points, batch)
-        except Exception as error:  # what a network raises at a size that it cannot take is its own affair
+        except Exception as error:  # a network may raise anything at an unsupported size
             if name.startswith("examples"):
                 raise
             notes.append(f"{name}: the network itself cannot take it ({type(error).__name__})")
@@ -244,7 +243,10 @@ def _challenges_of(
 
 
 def _drop_ties(points: Mapping[str, Point], made: Mapping[str, Challenge]) -> list[str]:
-    """Leave out points where float32 eager often takes another nearest pixel: between two, which is a rounding's."""
+    """Skip nearest-mode points that often fall between two pixels: rounding decides which one eager takes.
+
+    They are recognised by an error of float32 eager above ``TIES`` times its usual one.
+    """
     notes = []
     for name in (name for name, point in points.items() if not point.steady):
         errors = {label: each.eager_errors[name] for label, each in made.items() if name in each.eager_errors}
@@ -258,7 +260,7 @@ def _drop_ties(points: Mapping[str, Point], made: Mapping[str, Challenge]) -> li
 def make_challenge(
     program: Program, points: Mapping[str, Point], batch: Batch, forced: tuple[Site, Tensor] | None = None
 ) -> Challenge:
-    """Put a batch to a program in float64 and in float32; points without a finite element there are left out."""
+    """Run a program on a batch in float64 and in float32; points without a finite element are left out."""
     values = program.values(batch)
     blank = Challenge(batch, {}, {}, units_of(program, values), forced=forced)
     true, eager = (
@@ -277,7 +279,7 @@ def make_challenge(
 def _over_examples(
     program: Program, points: Mapping[str, Point], examples: Examples
 ) -> tuple[tuple[Arrays, ...], np.ndarray | None]:
-    """Thetas, grids and outputs of all examples in float64, and what float32 eager predicts."""
+    """Return thetas, grids and outputs of all examples in float64, and the classes that float32 eager predicts."""
     scored, parts, predicted = scored_output(program.contract, examples), [], []
     for batch, count in parts_of(examples, program):
         values = program.values(batch)
@@ -290,6 +292,6 @@ def _over_examples(
 
 
 def _kept(value: np.ndarray, rows: int, unit: np.ndarray | None) -> np.ndarray:
-    """A value without what filled up its batch; a grid in pixels, as float32."""
+    """Return a value without the rows that padded its batch; a grid in pixels, as float32."""
     value = value[: rows or None]
     return value if unit is None else (value * unit).astype(np.float32)

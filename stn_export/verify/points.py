@@ -1,4 +1,4 @@
-"""What artifacts are compared at: theta, grid and warped image of every site, then the outputs, each with its kind."""
+"""Define the points where artifacts are compared: theta, grid and warped image of every site, then the outputs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,19 +17,19 @@ from stn_export.run.examples import Examples
 from stn_export.run.records import PointEntry
 from stn_export.verify.challenges import rows_of, size_of
 
-# What an output is, by the captured graph: which tolerance it has follows from the operators behind it.
+# Kinds of outputs: the tolerance follows from the operators that compute an output.
 
 
 @dataclass(frozen=True)
 class OutputKind:
-    """The column of ``TOLERANCES`` that bounds an output; ``side`` is the longest size of the images resized for it."""
+    """The column of ``TOLERANCES`` that bounds an output; ``side`` is the longest side of the images resized for it."""
 
     kind: str
     side: int = 0
 
 
 def output_kinds(program: Program) -> dict[str, OutputKind]:
-    """Tell warped and resized images from all other outputs, by name."""
+    """Return the kind of every output by name: warped image, resized image, integer or other."""
     results = next(iter(reversed(program.module.graph.nodes))).args[0]
     specs = program.contract.outputs
     return {spec.name: _kind(spec, node, program) for spec, node in zip(specs, results, strict=True)}
@@ -49,18 +49,18 @@ def _kind(spec: TensorSpec, node: Node, program: Program) -> OutputKind:
 
 
 def _is_image(spec: TensorSpec) -> bool:
-    """Whether both height and width are more than 1: a vector of four dimensions is no image."""
+    """Return whether both height and width are more than 1: a vector with four dimensions is no image."""
     return spec.is_picture and 1 not in spec.shape[2:]
 
 
 def resizes(node: Node) -> bool:
-    """Whether a node blends neighbouring pixels by fractions of a pixel; the nearest pixel is taken as it is."""
+    """Return whether a node resizes by blending neighbouring pixels; resizing to the nearest pixel does not count."""
     name = node.target._schema.name.partition("::")[2] if isinstance(node.target, OpOverload) else ""
     return name.lstrip("_").startswith("upsample_") and "nearest" not in name
 
 
 def _behind(node: object) -> Iterator[Node]:
-    """The nodes that a value is computed from, itself first."""
+    """Yield the nodes that a value is computed from, starting with its own."""
     seen: set[Node] = set()
     waiting = [node] if isinstance(node, Node) else []
     while waiting:
@@ -71,34 +71,34 @@ def _behind(node: object) -> Iterator[Node]:
 
 
 def _sizes(node: Node) -> Iterator[int]:
-    """The sizes of a resized image before and after, as far as they are fixed."""
+    """Yield the static sizes of a resized image before and after."""
     for each in (node, *node.all_input_nodes):
         value = each.meta.get("val")
         if isinstance(value, Tensor):
             yield from (size for size in value.shape[2:] if isinstance(size, int))
 
 
-TRIED = 3  # examples that say which rows of a point belong to which example
+TRIED = 3  # examples used to find the rows of a point per example
 SAME = 1e-9  # in float64, of the largest magnitude
-STEADY = 0.999  # the quantile of float32 eager's errors that counts behind a sampler of the nearest pixel
+STEADY = 0.999  # the quantile of float32 eager's errors that counts behind a nearest-mode sampler
 ULP = 2.0**-24  # half a unit in float32's last place
 TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class Point:
-    """Something that artifacts are compared at.
+    """A value at which artifacts are compared.
 
     Attributes:
-        name: ``site0/theta`` and so on, or an output's.
+        name: ``site0/theta`` and so on, or an output's name.
         kind: the column of ``TOLERANCES`` that bounds it.
-        site: where it belongs to one.
-        rows: how many of its first dimension are one example's; 0 where it is not one example's own.
+        site: its sampling site; None for an output.
+        rows: how many rows of its first dimension belong to one example; 0 if it is not per example.
         scale: the unit of its bound, see ``Tolerance``.
-        magnitude: its largest over the examples.
-        steady: whether no sampler of the nearest pixel lies before it.
-        eager_error: float32 eager's worst over all challenges.
-        side: the longest size of the images that were resized for it, as far as it is fixed.
+        magnitude: its largest magnitude over the examples.
+        steady: whether no nearest-mode sampler comes before it.
+        eager_error: float32 eager's largest error over all test inputs.
+        side: the longest side of the images that were resized for it, as far as it is static.
     """
 
     name: str
@@ -112,28 +112,28 @@ class Point:
     side: int = 0
 
     def bound(self, tolerance: Tolerance) -> Bound:
-        """How far an artifact may lie from the reference here."""
+        """Return how far an artifact may differ from the reference here."""
         return tolerance.at(self.kind, self.scale, self.eager_error)
 
     def error(self, actual: np.ndarray, true: np.ndarray) -> float:
-        """The worst error of float32 eager, but for what another nearest pixel makes of it."""
+        """Return float32 eager's largest error; behind a nearest-mode sampler a high quantile of it."""
         error = distance(actual, true)
         return float(error.max() if self.steady else np.quantile(error, STEADY, method="lower"))
 
     @property
     def rounding(self) -> float:
-        """The least error that float32 may be expected to make."""
+        """Return the smallest error to be expected of float32."""
         return ULP * self.magnitude or TINY
 
     def entry(self) -> PointEntry:
-        """Return what ``verify.json`` says of the point."""
+        """Return the point's entry in ``verify.json``."""
         kind = self.name.rpartition("/")[2] if self.site else COUNT if self.kind == COUNT else OUTPUT
         site = self.site.name if self.site else None
         return PointEntry(kind=kind, site=site, eager_error=self.eager_error, scale=self.magnitude)
 
 
 def points_of(program: Program, examples: Examples) -> tuple[dict[str, Point], list[str]]:
-    """Every point of a program with its rows, and which outputs mix the examples of a batch on purpose."""
+    """Return every point of a program with its rows, and notes on outputs that mix the examples of a batch."""
     specs, outputs = {spec.name: spec for spec in program.contract.outputs}, output_kinds(program)
     kinds = {site.point(kind): (kind, site) for site in program.sites for kind in (THETA, GRID, WARPED)}
     rows, points, steady, notes = _rows(program, examples), {}, True, []
@@ -150,7 +150,7 @@ def points_of(program: Program, examples: Examples) -> tuple[dict[str, Point], l
 
 
 def _rows(program: Program, examples: Examples) -> dict[str, int]:
-    """By point, how many rows belong to one example and depend on no other; 0 where that is not so."""
+    """Return, by point, how many rows belong to one example and depend on no other; 0 if they do."""
     contract = program.contract
     batch = examples.take(contract.batch or TRIED)
     size = size_of(batch, contract)
@@ -177,12 +177,12 @@ def _same(value: Tensor, other: Tensor) -> bool:
 
 
 def in_pixels(points: Arrays, units: Mapping[str, np.ndarray]) -> Arrays:
-    """The same with grids in pixels."""
+    """Return the points with grids in pixels."""
     return {name: value * units[name] if name in units else value for name, value in points.items()}
 
 
 def units_of(program: Program, values: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
-    """The pixels in one unit of x and of y, by grid: half the sampled image's size, less with aligned corners."""
+    """Return the pixels per unit of x and of y, by grid: half the image's size, or of size - 1 with align_corners."""
     if all(isinstance(size, int) for site in program.sites for size in site.image_shape[-2:]):
         sizes = {site.name: whole(site.image_shape[-2:]) for site in program.sites}
     else:
@@ -194,19 +194,19 @@ def units_of(program: Program, values: tuple[Tensor, ...]) -> dict[str, np.ndarr
 
 
 def sampled_images(program: Program, values: tuple[Tensor, ...], forced: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What every site samples, N×C×H×W float64, by its name."""
+    """Return the image that every site samples, N×C×H×W float64, by the site's name."""
     points = program.exact.points(values, forced, ("image",))
     return {site.name: points[site.point("image")] for site in program.sites}
 
 
 def measured(point: Point, true: Iterable[Arrays], units: Mapping[str, np.ndarray], errors: Iterable[float]) -> Point:
-    """A point with its scale and what float32 eager does there.
+    """Return a point with its scale, its magnitude and float32 eager's error.
 
     Args:
         point: without them.
-        true: what float64 gives for examples.
+        true: float64 values for the examples.
         units: of their grids.
-        errors: float32 eager's.
+        errors: float32 eager's, over the test inputs.
     """
     values = [each[point.name] for each in true if point.name in each]
     magnitude = max(map(largest, values), default=0.0)
@@ -221,5 +221,5 @@ def measured(point: Point, true: Iterable[Arrays], units: Mapping[str, np.ndarra
 
 
 def largest(values: np.ndarray) -> float:
-    """The largest magnitude among the finite elements; 0 where there is none."""
+    """Return the largest magnitude of the finite elements; 0 if there is none."""
     return float(np.abs(values, where=np.isfinite(values), out=np.zeros(values.shape)).max(initial=0.0))

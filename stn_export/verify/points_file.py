@@ -1,4 +1,4 @@
-"""What goes into ``points.pt``, see ``run.schemas``."""
+"""Collect the content of ``points.pt``, see ``run.schemas``."""
 
 import math
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ from stn_export.verify.oracle import Reference
 from stn_export.verify.points import sampled_images
 
 FIRST = 10
-MOST_DIFFERENT = 10  # in float32, and in less
+MOST_DIFFERENT = 10  # in float32, and at reduced precision
 
 
 def points_of(reference: Reference, checks: Iterable[Check], sha256: str) -> Points | None:
-    """What is kept of one network; None where it samples nowhere.
+    """Return what is stored of one network; None if it does not sample.
 
     Args:
         reference: of the network.
@@ -41,7 +41,7 @@ def points_of(reference: Reference, checks: Iterable[Check], sha256: str) -> Poi
 
 
 def chosen(count: int, checks: Iterable[Check]) -> list[int]:
-    """The first examples and those that differ most, in float32 and in less, each once."""
+    """Return the indices of the first examples and of those that differ most, in float32 and in less, each once."""
     indices = list(range(min(FIRST, count)))
     for full in (True, False):
         worst: dict[int, float] = {}
@@ -78,7 +78,7 @@ def _sites(reference: Reference, sites: list[Site]) -> dict[str, SitePoints]:
 
 
 def _pictures(reference: Reference, spec: TensorSpec, sites: list[Site], indices: list[int]) -> Pictures:
-    """The input's pictures and what each site makes of them, as bytes; no site that samples other sizes each time."""
+    """Return the input images and each site's warped images, as bytes; sites whose sizes vary are left out."""
     examples, fixed = reference.examples, reference.contract.batch
     pictures = examples.inputs[spec.name][indices]
     warped: dict[str, list[Tensor]] = {site.name: [] for site in sites}
@@ -105,14 +105,14 @@ def _pictures(reference: Reference, spec: TensorSpec, sites: list[Site], indices
 
 
 def _seen(warped: Tensor, channels: int, pixels: Pixels | None) -> Tensor:
-    """A warped image as the input's pictures are where it has as many channels, else over its own range."""
+    """Convert a warped image to bytes, denormalised if it has the input's channels, else over its own range."""
     if pixels and warped.shape[1] == channels:
         return as_bytes(pixels.denormalise(warped), (0, 255))
     return as_bytes(warped, range_of(warped))
 
 
 def as_bytes(pictures: Tensor, span: tuple[float, float]) -> Tensor:
-    """uint8 N×C×H×W with C 1 or 3; other channels are averaged, and ``span`` is what becomes black and white."""
+    """Convert images to uint8 N×C×H×W with C 1 or 3; other channels are averaged; ``span`` becomes black and white."""
     if pictures.shape[1] not in (1, 3):
         pictures = pictures.float().mean(1, keepdim=True)
     if span == (0.0, 255.0):

@@ -1,4 +1,4 @@
-"""A bounded search for inputs that an artifact gets wrong, told as pictures that can be drawn again."""
+"""Search for inputs that an artifact gets wrong, within limits, as images that words can reproduce."""
 
 import math
 import random
@@ -30,7 +30,7 @@ from stn_export.verify.checks import compare_points, feed, first_failure
 from stn_export.verify.oracle import Challenge, Reference
 from stn_export.verify.points import Point, in_pixels
 
-# Structured images told by a few numbers each, which put into words say how to draw them again.
+# Structured images, each described by a few parameters.
 
 
 STRIPES = ("rows", "columns", "a checkerboard")
@@ -38,15 +38,15 @@ Colour = tuple[int, ...]  # a level of 255 for each channel
 
 
 class Picture(Protocol):
-    """One image, told by its parameters; ``str`` puts them into words."""
+    """An image described by its parameters; ``str`` puts them into words."""
 
     def draw(self, images: Tensor) -> Tensor:
-        """uint8 C×H×W; ``images`` are the examples to start from, uint8 N×C×H×W."""
+        """Draw the image, uint8 C×H×W; ``images`` are the examples to start from, uint8 N×C×H×W."""
 
 
 @dataclass(frozen=True)
 class Changed:
-    """An example cut, mirrored, stretched about grey and made brighter, in this order."""
+    """An example that is cropped, mirrored, and changed in contrast and brightness, in this order."""
 
     index: int
     margin: int  # pixels cut off every side before it is enlarged again
@@ -55,6 +55,7 @@ class Changed:
     brightness: int  # steps of 255
 
     def draw(self, images: Tensor) -> Tensor:
+        """Draw the changed example."""
         height, width = images.shape[2:]
         rows, columns = (slice(self.margin, size - self.margin) for size in (height, width))
         image = F.interpolate(images[self.index, None, :, rows, columns].float(), (height, width))[0]
@@ -73,18 +74,19 @@ class Changed:
 
 @dataclass(frozen=True)
 class Noisy:
-    """An example blended with uniform noise; where no input is a picture, all its floating inputs."""
+    """An example blended with uniform noise; if no input is an image, all its float inputs are blended."""
 
     index: int
     share: int  # per cent of noise
     seed: int
 
     def draw(self, images: Tensor) -> Tensor:
+        """Draw the blended example."""
         noise = torch.randint(256, images.shape[1:], generator=torch.Generator().manual_seed(self.seed))
         return _bytes(images[self.index] * (1 - self.share / 100) + noise * (self.share / 100))
 
     def blend(self, row: Mapping[str, Tensor], ranges: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
-        """The example's inputs; ``ranges`` are those of the floating ones, which the noise has too."""
+        """Blend the example's float inputs with noise over their ``ranges``."""
         random, blended = torch.Generator().manual_seed(self.seed), dict(row)
         for name, (low, high) in ranges.items():
             noise = low + (high - low) * torch.rand(row[name].shape, generator=random)
@@ -97,13 +99,14 @@ class Noisy:
 
 @dataclass(frozen=True)
 class Stripes:
-    """Stripes of one width, or the squares of a checkerboard."""
+    """Stripes of one width, or a checkerboard."""
 
     kind: str  # one of STRIPES
     width: int
     colours: tuple[Colour, Colour]
 
     def draw(self, images: Tensor) -> Tensor:
+        """Draw the stripes."""
         height, width = images.shape[2:]
         y, x = torch.arange(height)[:, None] // self.width, torch.arange(width) // self.width
         second = {"rows": y + 0 * x, "columns": x + 0 * y, "a checkerboard": x + y}[self.kind] % 2
@@ -115,13 +118,14 @@ class Stripes:
 
 @dataclass(frozen=True)
 class Edge:
-    """Two flat halves, side by side or one over the other."""
+    """Two flat halves, side by side or one above the other."""
 
     upright: bool
     at: int  # where the second begins, in pixels
     colours: tuple[Colour, Colour]
 
     def draw(self, images: Tensor) -> Tensor:
+        """Draw both halves."""
         image = _flat(self.colours[0]).expand(images.shape[1:]).clone()
         (image[:, :, self.at :] if self.upright else image[:, self.at :])[:] = _flat(self.colours[1])
         return image
@@ -135,11 +139,12 @@ class Edge:
 
 @dataclass(frozen=True)
 class Sparse:
-    """Black but for a few pixels."""
+    """A black image with a few coloured pixels."""
 
     pixels: tuple[tuple[int, int, Colour], ...]  # y, x, colour
 
     def draw(self, images: Tensor) -> Tensor:
+        """Draw the pixels."""
         image = torch.zeros(images.shape[1:], dtype=torch.uint8)
         for y, x, colour in self.pixels:
             image[:, y, x] = torch.tensor(colour, dtype=torch.uint8)
@@ -165,7 +170,7 @@ def _name(colour: Colour) -> str:
 MOST_IMAGES = 4
 MOST_PIXELS = 8
 SEED = 0
-ROUND = 100  # examples a round: between rounds the clock is looked at and the climb starts anew
+ROUND = 100  # examples per round; between rounds the time is checked and the search restarts
 MOST_EXAMPLES = 1_000_000
 INFINITE = math.inf
 QUIET = settings(
@@ -183,11 +188,11 @@ Items = tuple[Picture, ...]
 
 
 def batches(examples: int, size: tuple[int, int, int] | None) -> st.SearchStrategy[Items]:
-    """Batches of one to four pictures, the simplest kind first.
+    """Return a strategy for batches of one to four images, the simplest kind first.
 
     Args:
         examples: how many there are to be changed or blended.
-        size: channels, height and width; None where no input is a picture.
+        size: channels, height and width; None if no input is an image.
     """
     noisy = st.builds(Noisy, st.integers(0, examples - 1), st.integers(1, 100), st.integers(0, 2**16))
     kind = st.one_of(*_pictures(examples, *size), noisy) if size else noisy
@@ -212,17 +217,17 @@ def _pictures(examples: int, channels: int, height: int, width: int) -> Iterator
 
 
 def describe(batch: Items) -> str:
-    """The pictures of a batch in words."""
+    """Describe the images of a batch in words."""
     return "; ".join(map(str, batch))
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to.
+    """The outcome of a search.
 
-    ``examples`` batches were tried; ``excess`` is the worst error of an output in units of its tolerance
-    (1.0 at the bound, infinite where an output was missing or no number), at the batch that ``worst`` describes.
-    ``failure`` describes the smallest batch that fails, and how; it is empty where none was found.
+    ``examples`` batches were tried; ``excess`` is the largest error of an output in units of its tolerance (1.0 at the
+    bound, infinite if an output was missing or not a number), at the batch that ``worst`` describes. ``failure``
+    describes the smallest batch that fails, and how; it is empty if none was found.
     """
 
     examples: int
@@ -233,14 +238,14 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class _Canvas:
-    """The input that pictures are drawn for, and the examples to start from, uint8 N×C×H×W."""
+    """The input that images are drawn for, and the examples to start from, uint8 N×C×H×W."""
 
     name: str
     images: Tensor
 
 
 class _Drawer:
-    """Makes batches for a program of what is drawn."""
+    """Convert drawn images to batches for a program."""
 
     def __init__(self, reference: Reference) -> None:
         self.contract, self.examples = reference.contract, reference.examples
@@ -251,7 +256,7 @@ class _Drawer:
 
     @property
     def size(self) -> tuple[int, int, int] | None:
-        """Of a picture."""
+        """Return channels, height and width of an image; None if no input is one."""
         if self.canvas is None:
             return None
         channels, height, width = self.canvas.images.shape[1:]
@@ -264,7 +269,7 @@ class _Drawer:
         return _Canvas(name, ((given - low) / max(high - low, 1e-30) * 255).to(torch.uint8))
 
     def batch(self, items: Items) -> Batch:
-        """As many examples as there are items, or as the program takes."""
+        """Return as many examples as there are items, or as the program's static batch."""
         count = self.contract.batch or len(items)
         rows = [self._row(position, items[position % len(items)]) for position in range(count)]
         return rows[0] | {name: torch.cat([row[name] for row in rows]) for name in self.examples.batched}
@@ -282,20 +287,21 @@ class _Drawer:
 
 
 class _Hunt:
-    """One artifact in one runner under search: what was tried, and the clock."""
+    """The search for one artifact in one runner: what was tried, and the time limit."""
 
     def __init__(self, runner: Runner, reference: Reference, tolerance: Tolerance, seconds: float) -> None:
         self.runner, self.reference, self.tolerance = runner, reference, tolerance
         self.drawer = _Drawer(reference)
         self.end = time.monotonic() + seconds
-        self.tried: dict[Items, tuple[float, bool]] = {}  # the excess, and whether the batch fails
+        self.tried: dict[Items, tuple[float, bool]] = {}  # excess, and whether the batch fails
 
     @property
     def late(self) -> bool:
+        """Return whether the time is over."""
         return time.monotonic() >= self.end
 
     def fails(self, batch: Items) -> bool:
-        """Whether a batch fails. Out of time, one that was never tried does not: shrinking ends with what it has."""
+        """Return whether a batch fails; once the time is over, an untried batch does not, which ends the shrinking."""
         if batch not in self.tried:
             if self.late:
                 return False
@@ -305,9 +311,10 @@ class _Hunt:
         return failed
 
     def run(self, batch: Items) -> tuple[float, bool]:
+        """Return the excess of a batch, and whether it fails."""
         try:
             results, actual, challenge = self.compare(batch)
-        except Exception:  # whatever a runner raises is a failure, named by ``explain``
+        except Exception:  # any exception is a failure, described by ``explain``
             return INFINITE, True
         outputs = [point for name, point in self.reference.points.items() if point.site is None and name in results]
         if any(point.name not in actual for point in outputs):
@@ -317,12 +324,13 @@ class _Hunt:
         return excess, not all(results.values())
 
     def excess(self, point: Point, actual: Arrays, challenge: Challenge) -> float:
-        """An output's error in units of what it would be bound by near the data."""
+        """Return an output's error in units of its bound for inputs near the data."""
         bound = self.tolerance.at(point.kind, point.scale)
         excess = compare(actual[point.name], challenge.true[point.name], bound).excess
         return INFINITE if excess is None else excess
 
     def compare(self, batch: Items) -> tuple[dict[str, Comparison], Arrays, Challenge]:
+        """Run the artifact on a batch and compare it with the reference."""
         challenge = self.reference.challenge(self.drawer.batch(batch))
         actual = in_pixels(
             feed(self.runner.points, challenge.batch, self.runner.contract, self.reference.rows), challenge.units
@@ -334,12 +342,14 @@ class _Hunt:
         )
 
     def explain(self, batch: Items) -> str:
+        """Describe why a batch fails."""
         try:
             return first_failure(*self.compare(batch), self.reference) or "it fails only now and then"
         except Exception as problem:
             return one_line(problem)
 
     def result(self, smallest: Items | None) -> SearchResult:
+        """Return the search's outcome, given the smallest batch that fails."""
         worst = max(self.tried, key=lambda batch: self.tried[batch][0], default=())
         excess = self.tried[worst][0] if worst else 0.0
         failure = f"search: {describe(smallest)}: {self.explain(smallest)}" if smallest else ""
@@ -354,12 +364,13 @@ def search(
     seed: int = SEED,
     examples: int = MOST_EXAMPLES,
 ) -> SearchResult:
-    """Look for a batch whose points leave ``tolerance.far`` of the network in float64, and shrink it.
+    """Search for a batch whose points exceed ``tolerance.far``, and shrink it.
 
     Args:
         runner: of the artifact.
         reference: of the program that the artifact was made from.
-        seconds: how long to search; what is found late is shrunk as far as time allows.
+        tolerance: of the artifact's precision.
+        seconds: how long to search; a late find is shrunk as far as time allows.
         seed: the same seed tries the same batches in the same order.
         examples: how many to draw at most, in rounds of 100.
     """
@@ -378,7 +389,7 @@ def search(
 
 @contextmanager
 def _no_traces() -> Iterator[None]:
-    """Hypothesis keeps notes in the working directory: let it keep them elsewhere meanwhile."""
+    """Keep Hypothesis's files, which it puts into the working directory, in a temporary one."""
     with tempfile.TemporaryDirectory() as folder:
         set_hypothesis_home_dir(folder)
         try:
@@ -390,7 +401,7 @@ def _no_traces() -> Iterator[None]:
 def with_search(
     check: Check, artifact: Artifact, path: Path, spec: RunnerSpec, reference: Reference, seconds: float
 ) -> Check:
-    """A check that passed with what a search of ``seconds`` came to; what it finds makes the check fail."""
+    """Search for ``seconds`` if the check passed, and add the outcome; a find makes the check fail."""
     if check.failure:
         return check
     runner = spec.open(path, spec.verified_as(artifact.contract))
