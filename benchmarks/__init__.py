@@ -1,0 +1,1 @@
+"""The pytest-benchmark suites, which the wheel brings as ``stn_export.suites``, and what they are kept in."""
