@@ -222,8 +222,8 @@ def test_the_chain_takes_it_like_every_other_row(entered: Path, capsys: pytest.C
 
 
 def test_without_a_compiler_there_is_one_clear_line(
-    entered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("CC", "/nowhere/cc")
-    assert cli.run(export.main, ["--run", str(entered), "--only", "native-fp32"]) == 2
+    assert cli.run(export.main, ["--run", str(enter_networks(tmp_path)), "--only", "native-fp32"]) == 2
     assert "native code needs a C compiler, and $CC, which is '/nowhere/cc', names none that" in capsys.readouterr().err
