@@ -6,6 +6,8 @@ import msgspec
 
 from stn_export.run import records
 from stn_export.run.records import Check, NetworkEntry, Timing, Verified
+from tests import bench_rows
+from tests.bench_rows import Artifact
 
 CHECK = {
     "network": "stn",
@@ -75,3 +77,18 @@ def timing(known: Mapping[str, object]) -> MadeTiming:
 def timings(rows: Iterable[Mapping[str, object]]) -> list[MadeTiming]:
     """Such rows."""
     return list(map(timing, rows))
+
+
+def timed(artifact: Artifact, seconds: float, batch: int = 1, **more: object) -> MadeTiming:
+    """A row of an artifact on the CPU, timed by itself: ``seconds`` a batch."""
+    runner = "eager-cpu" if artifact[2] == "pt2" else "onnxruntime-cpu"
+    known = bench_rows.facts(artifact, runner, "cpu", batch, "device") | bench_rows.timing(seconds, batch, 0.01)
+    return timing(known | more)
+
+
+def in_contest(artifact: Artifact, name: str, ratio: float, batch: int = 1, **more: object) -> MadeTiming:
+    """A row of a paired comparison of an artifact on the CPU: ``ratio`` times the baseline's time."""
+    known = bench_rows.facts(artifact, "onnxruntime-cpu", "cpu", batch, "contest") | bench_rows.contest(
+        name, 1e-4, ratio, **more
+    )
+    return timing(known)

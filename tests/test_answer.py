@@ -27,8 +27,8 @@ from stn_export.run.manifest import Facts
 from stn_export.run.records import Timing
 from stn_export.run.schemas import ModelComparison
 from tests import made_records
-from tests.bench_rows import ENVIRONMENT, FEW, NETWORKS, contest, facts, timing
-from tests.made_records import MadeTiming
+from tests.bench_rows import ENVIRONMENT, FEW, NETWORKS
+from tests.made_records import in_contest, timed
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
 PROVED = {
@@ -53,19 +53,6 @@ class Directory:
 
     def read(self) -> object:
         return type("Content", (), {"refused": {}})
-
-
-def timed(artifact: tuple[str, str, str, str], seconds: float, batch: int = 1, **more: object) -> MadeTiming:
-    runner = "eager-cpu" if artifact[2] == "pt2" else "onnxruntime-cpu"
-    known = facts(artifact, runner, "cpu", batch, "device") | timing(seconds, batch, 0.01)
-    return made_records.timing(known | more)
-
-
-def in_contest(
-    artifact: tuple[str, str, str, str], name: str, ratio: float, batch: int = 1, **more: object
-) -> MadeTiming:
-    known = facts(artifact, "onnxruntime-cpu", "cpu", batch, "contest") | contest(name, 1e-4, ratio, **more)
-    return made_records.timing(known)
 
 
 def content(

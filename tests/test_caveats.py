@@ -17,8 +17,9 @@ from stn_export.results.contents import Held
 from stn_export.run.records import Check, Timing
 from tests import made_records
 from tests.bench_files import prove
+from tests.made_records import in_contest, timed
 from tests.report_files import comparison
-from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, content, in_contest, timed
+from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, content
 from tests.test_disturbance import PLAIN_NAME, speedup
 
 ORT = "onnxruntime-cpu"

@@ -17,8 +17,8 @@ from stn_export.results.choice import (
     was_disturbed,
 )
 from stn_export.results.statistics import METHOD, RUN_SPREAD, drift
-from tests.made_records import MadeTiming
-from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, PROVED, content, in_contest, timed
+from tests.made_records import MadeTiming, in_contest, timed
+from tests.test_answer import EAGER, FOLDED, INT8, PLAIN, PROVED, content
 
 EAGER_NAME, PLAIN_NAME = "stn-eager-cpu-program", "cnn-onnxruntime-cpu-plain-fp32"
 

@@ -17,8 +17,8 @@ from stn_export.results.text import span
 from stn_export.runners import Step
 from tests import made_records
 from tests.bench_rows import facts, timing
-from tests.made_records import MadeTiming
-from tests.test_answer import FOLDED, INT8, content, in_contest, timed
+from tests.made_records import MadeTiming, in_contest, timed
+from tests.test_answer import FOLDED, INT8, content
 
 REQUEST = made_records.timing(facts(FOLDED, "onnxruntime-cpu", "cpu", 1, "request") | timing(1.3e-4, 1, 0.01))
 

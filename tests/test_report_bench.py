@@ -22,8 +22,8 @@ from stn_export.report.costs import (
 from stn_export.report.page import Picture, Report
 from stn_export.results.choice import Marks, program, steps
 from tests import made_records
-from tests.bench_rows import FEW, NETWORKS, contest, facts, rows, timing
-from tests.made_records import MadeTiming
+from tests.bench_rows import FEW, NETWORKS, facts, rows
+from tests.made_records import MadeTiming, in_contest, timed
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
 LOOKS = charts.looks((name, *said) for name, said in NETWORKS.items())
@@ -33,19 +33,6 @@ PROVED = {
     ("stn", "matmul-int8", "onnxruntime-cpu"): 0.895,
     ("cnn", "plain-fp32", "onnxruntime-cpu"): 0.7,
 }
-
-
-def timed(artifact: tuple[str, str, str, str], seconds: float, batch: int = 1, **more: object) -> MadeTiming:
-    runner = "eager-cpu" if artifact[2] == "pt2" else "onnxruntime-cpu"
-    known = facts(artifact, runner, "cpu", batch, "device") | timing(seconds, batch, 0.01)
-    return made_records.timing(known | more)
-
-
-def in_contest(
-    artifact: tuple[str, str, str, str], name: str, ratio: float, batch: int = 1, **more: object
-) -> MadeTiming:
-    known = facts(artifact, "onnxruntime-cpu", "cpu", batch, "contest") | contest(name, 1e-4, ratio, **more)
-    return made_records.timing(known)
 
 
 def test_every_row_of_a_run_finds_its_place():

@@ -58,10 +58,8 @@ def _sites(reference: Reference, sites: list[Site]) -> dict[str, SitePoints]:
     kept: dict[str, SitePoints] = {}
     for site in sites:
         size, theta = images[site.name].shape[-2:], reference.points.get(site.point(THETA))
-        rows, edge = (
-            reference.points[site.point(GRID)].rows,
-            np.array([size[1], size[0]]) / 2,
-        )  # from the middle, in pixels
+        rows = reference.points[site.point(GRID)].rows
+        edge = np.array([size[1], size[0]]) / 2  # from the middle, in pixels
         outside = [
             (np.abs(part[site.point(GRID)]) > edge).any(-1).reshape(len(part[site.point(GRID)]) // rows, -1).mean(1)
             for part in reference.parts
