@@ -20,6 +20,7 @@ from stn_export.train import __main__ as train
 from stn_export.train.data import Dataset, Split, load_dataset
 from stn_export.train.sweep import recipe_for
 from stn_export.train.trainer import Settings
+from tests import signal_stack
 from tests.runs import enter_networks
 from tests.widths import draw_at_every_width
 
@@ -91,6 +92,13 @@ def _tables_lose_no_cell() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "draw", draw_at_every_width)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _signals_can_be_heard() -> Iterator[None]:
+    """No test leaves the process unable to handle a signal, as a library did whose signal stack was unmapped."""
+    yield
+    assert signal_stack.is_usable(), "the next signal ends this process: its alternate signal stack is unmapped"
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -23,6 +23,9 @@ from stn_export.limits import require
 from stn_export.onnx_graph.model import Shape, as_array, inputs_of, walk
 from stn_export.onnx_graph.placement import REFUSALS, reason_of
 from stn_export.onnx_graph.records import Tried
+
+if TYPE_CHECKING:
+    import openvino
 
 Value = np.ndarray | list[np.ndarray]
 Feeds = dict[str, Value]
@@ -385,6 +388,19 @@ def _packed(values: np.ndarray, numbers: int) -> np.ndarray:
     found = np.zeros(values.shape, np.uint8)
     found.reshape(-1)[: len(rows)] = (rows << (bits * np.arange(numbers, dtype=np.uint8))).sum(1)
     return found
+
+
+@cache
+def openvino_core() -> "openvino.Core":
+    """Return the one OpenVINO core of this process, which lives as long as the process.
+
+    A core gives the thread that loads its CPU plugin an alternate signal stack, and restores the previous one when it
+    is freed. Two cores that are freed in the order of their making leave a stack that is unmapped: from then on any
+    signal, Ctrl-C too, ends the process with a segmentation fault.
+    """
+    import openvino  # optional: only where it is installed
+
+    return openvino.Core()
 
 
 def of_openvino(result: np.ndarray, kind: str) -> np.ndarray:

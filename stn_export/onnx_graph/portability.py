@@ -21,7 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from stn_export.cli.apart import BeyondLimitError
 from stn_export.errors import UserError, one_line
 from stn_export.onnx_graph.costs import macs
-from stn_export.onnx_graph.inputs import Outputs, of_openvino
+from stn_export.onnx_graph.inputs import Outputs, of_openvino, openvino_core
 from stn_export.onnx_graph.lint import Finding, Subject, findings
 from stn_export.onnx_graph.model import as_array
 from stn_export.onnx_graph.placement import free_nodes, predict_cuda
@@ -53,9 +53,7 @@ def _reference(subject: Subject) -> Outputs:
 
 
 def _openvino(subject: Subject) -> Outputs:
-    import openvino  # optional: only where it is installed
-
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(
         core.read_model(subject.model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stn_export.errors import one_line
-from stn_export.onnx_graph.inputs import OPENVINO, of_openvino
+from stn_export.onnx_graph.inputs import OPENVINO, of_openvino, openvino_core
 from stn_export.program.specs import Arrays
 from stn_export.runners.base import Runner, Step
 from stn_export.runners.external import RefusedError
@@ -23,10 +23,8 @@ class OpenVino(Runner[Result]):
         Raises:
             RefusedError: where OpenVINO cannot convert the file, although it is valid.
         """
-        import openvino
-
         self.options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        core, threads = openvino.Core(), {"INFERENCE_NUM_THREADS": self.threads}
+        core, threads = openvino_core(), {"INFERENCE_NUM_THREADS": self.threads}
         try:
             compiled = core.compile_model(core.read_model(path), "CPU", self.options | threads)
         except RuntimeError as error:  # the only exception of its C++ code
