@@ -8,6 +8,7 @@ from typing import Any
 
 from stn_export import cli
 from stn_export.results.text import by_reason
+from stn_export.run import gpu
 from stn_export.run.environment import describe
 from stn_export.runners import RUNNERS
 
@@ -24,7 +25,19 @@ REMEDIES = (  # by a word of the reason why a runner is unavailable
 
 def remedy(reason: str) -> str:
     """Return how to install what a reason names as missing; a dash where there is no reason, or no known remedy."""
-    return next((told for word, told in REMEDIES if word in reason), cli.NONE)
+    if (obstacle := gpu.obstacle()) and reason == obstacle.reason:
+        return obstacle.remedy
+    return next((command for word, command in REMEDIES if word in reason), cli.NONE)
+
+
+def _gpu(environment: dict[str, Any]) -> str:
+    """Say which GPU PyTorch uses, of how many and with which driver; or why it uses none, and what to do."""
+    if obstacle := gpu.obstacle():
+        return f"none: {obstacle.reason}; {obstacle.remedy}"
+    others = f", the first of {environment['gpus']} (CUDA_VISIBLE_DEVICES chooses)" if environment["gpus"] > 1 else ""
+    return (
+        f"{environment['gpu']}{others}, compute capability {environment['compute_capability']}, {environment['driver']}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Python": f"{platform.python_version()} ({sys.executable})",
         "CPU": f"{environment['cpu']}, {os.cpu_count()} cores",
         "instruction sets": ", ".join(environment["instruction_sets"]) or "none known",
-        "GPU": environment["gpu"] or "none that PyTorch sees",
+        "GPU": _gpu(environment),
         "commit": str(environment["git_commit"]),
     }
     cli.table("This machine", ("what", "here"), list(facts.items()))

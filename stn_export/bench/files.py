@@ -32,6 +32,7 @@ from stn_export.results.choice import DISTURBED, LEGEND
 from stn_export.results.statistics import METHOD, summarise
 from stn_export.results.text import by_reason, counted, significant, span, speed_ratio
 from stn_export.run.environment import DEVICES, cpu_name, using_threads
+from stn_export.run.gpu import is_usable
 from stn_export.run.manifest import Artifact
 from stn_export.run.store import sha256_of
 from stn_export.runners import RUNNERS, RunnerSpec, Step
@@ -153,7 +154,7 @@ class FileBench:
             | {"sizes": each.inputs.origin}
             for each in self.subjects
         ]
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        gpu = torch.cuda.get_device_name() if is_usable() else None
         machine = {"cpu": cpu_name(), "gpu": gpu, "threads": torch.get_num_threads()}
         timings, pairs = list(map(asdict, self.timings)), list(map(asdict, self.pairs))
         return {"files": files} | machine | {"timings": timings, "pairs": pairs, "not_timed": self.not_timed}

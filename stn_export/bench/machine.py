@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stn_export.results.statistics import METHOD
+from stn_export.run.gpu import management
 from stn_export.runners import Runner, Step
 
 if TYPE_CHECKING:  # an optional dependency that `check` does not need
@@ -181,18 +181,14 @@ def gpu_disturbed(before: dict | None, after: dict | None) -> bool:
 
 @cache
 def _nvml() -> tuple[ModuleType, object] | None:
-    """Return NVIDIA's management library and the handle of PyTorch's GPU; None if either is not available."""
-    if not torch.cuda.is_available() or find_spec("pynvml") is None:
+    """Return NVIDIA's management library and the handle of PyTorch's GPU; None if its state cannot be read."""
+    if (found := management()) is None:
         return None
-    import pynvml  # an optional package
-
     try:
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-        read_gpu(pynvml, gpu)
-    except pynvml.NVMLError:  # NVML may not work in a container or on part of a GPU
+        read_gpu(*found)
+    except found[0].NVMLError:  # NVML does not tell the state of a part of a GPU
         return None
-    return pynvml, gpu
+    return found
 
 
 def gpu_state() -> dict | None:

@@ -112,6 +112,7 @@ NO_MEMORY = re.compile(  # messages of library loaders and PyTorch's allocators
     r"failed to map segment|can(no|')t allocate memory|not enough memory|out of memory|std::bad_alloc",
     re.IGNORECASE,
 )
+GPU_MEMORY = re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA failure 2:")
 SHELLS = ("bash", "zsh", "tcsh")
 NONE = "–"
 TELL = "STN_EXPORT_FAILED"  # names a file that a stage writes its failures to
@@ -219,6 +220,8 @@ def as_user_error(error: Exception) -> UserError | None:
         return UserError(f"{place}{reason}", HINTS.get(error.errno, "see that it can be read and written"))
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return UserError(f"{error.object[:200]!a} is not UTF-8", "rename the file or directory that is named so")
+    if isinstance(error, RuntimeError) and GPU_MEMORY.search(str(error)):
+        return UserError("the GPU's memory is full", "take smaller batches, or end what else uses it (nvidia-smi)")
     if isinstance(error, MemoryError) or (
         isinstance(error, ImportError | RuntimeError) and NO_MEMORY.search(str(error))
     ):

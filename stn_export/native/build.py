@@ -104,7 +104,7 @@ def built(source: Path) -> Path:
         UserError: where this processor cannot run it, or as ``build`` does.
     """
     target = target_of(source)
-    if lacking := [each for each in TARGETS[target][1] if each not in _processor().split()]:
+    if lacking := [flag for flag in TARGETS[target][1] if flag not in _processor().split()]:
         raise UserError(f"{source.name} is for {target}: this processor has no {lacking[0]}", "choose another target")
     library = source.with_name(f"{source.stem}-{_digest(source, target)}.so")
     if library.exists():
@@ -122,8 +122,8 @@ def _processor() -> str:
 
 
 def _digest(source: Path, target: str) -> str:
-    found = hashlib.sha256("\n".join([*compiler(), *flags_of(target)]).encode())
-    found.update((_processor() if target == HERE else platform.machine()).encode())
+    digest = hashlib.sha256("\n".join([*compiler(), *flags_of(target)]).encode())
+    digest.update((_processor() if target == HERE else platform.machine()).encode())
     for path in (source, source.with_suffix(".h"), source.with_suffix(".bin")):
-        found.update(path.read_bytes() if path.exists() else b"")
-    return found.hexdigest()[:12]
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()[:12]

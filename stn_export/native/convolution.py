@@ -88,26 +88,29 @@ def convolution(w: Writer, node: Node) -> None:
     last, low, high = w.clamped(last)
     size, pool = w.example.shapes[last][1:], w.follower(last, "max_pool2d")
     if pooled := pool is not None and _halves(pool):
-        size = (size[0], *(2 * each for each in w.example.shapes[pool][2:]))
+        size = (size[0], *(2 * size for size in w.example.shapes[pool][2:]))
         last, low, high = (pool, low, high) if math.isfinite(low) or math.isfinite(high) else w.clamped(pool)
-    w.absorbed |= {each for each in (norm, pool if pooled else None) if each is not None}
+    w.absorbed |= {node for node in (norm, pool if pooled else None) if node is not None}
     sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
     sizes += [int(pooled), _block(len(weight) // args.groups), 0]
     layer = Layer(*sizes)
-    way = min((each for each in (_plain(layer, weight), _fast(layer, weight)) if each), key=lambda each: each.cost)
+    way = min(
+        (layer_way for layer_way in (_plain(layer, weight), _fast(layer, weight)) if layer_way),
+        key=lambda layer_way: layer_way.cost,
+    )
     products = x.shape[0] * layer.out_height * len(weight) * weight.shape[1] * weight.shape[2] * way.per_row
     w.multiply_adds_saved += math.prod(w.example.shapes[node]) * weight[0].numel() - products
     layer.strip = way.strip
     out, function = w.new(last), _function(w, node, layer, way, bias, (low, high))
-    strides = [contiguous(each.shape)[:1] for each in (x, out)]
+    strides = [contiguous(value.shape)[:1] for value in (x, out)]
     lines = loops(x.shape[:1], strides, lambda at: [f"{function}({x.at(at[0])}, {out.at(at[1])}, scratch);"])
     w.step(node, lines, [x, out], way.room)
 
 
 def _halves(pool: Node) -> bool:
     args = arguments(pool)
-    given = (args.kernel_size, args.stride or args.kernel_size, args.padding, args.dilation)
-    return [*map(pair, given)] == [[2, 2], [2, 2], [0, 0], [1, 1]] and not args.ceil_mode
+    window = (args.kernel_size, args.stride or args.kernel_size, args.padding, args.dilation)
+    return [*map(pair, window)] == [[2, 2], [2, 2], [0, 0], [1, 1]] and not args.ceil_mode
 
 
 def pair(value: int | list[int]) -> list[int]:
@@ -171,9 +174,9 @@ def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bound
     """Write the C function of a layer, from input, output and scratch, and return its name."""
     names = [w.constant(f"{node.name}_{name}", _laid(part, layer)) for name, part in way.parts.items()]
     names.append(w.constant(f"{node.name}_bias", bias))
-    given = [f".{name} = {size}" for name, size in vars(layer).items()]
-    given += [f".{name} = {scalar(bound)}" for name, bound in zip(("low", "high"), bounds, strict=True)]
-    rows = ",\n                           ".join(", ".join(given[at : at + 4]) for at in range(0, len(given), 4))
+    fields = [f".{name} = {size}" for name, size in vars(layer).items()]
+    fields += [f".{name} = {scalar(bound)}" for name, bound in zip(("low", "high"), bounds, strict=True)]
+    rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
     w.functions[f"convolve_{layer.block}"] = (
         f"APART convolve_{layer.block}(const float *in, int planes, int plane, int rows, int row, const float *weights,\n"  # noqa: E501
         "                 int positions, float *out, int pitch) {\n"

@@ -117,13 +117,15 @@ def _constants(program: Program, fixed: list[Node]) -> dict[Node, Tensor]:
 def arguments(node: Node) -> SimpleNamespace:
     """Return an operator's arguments by name, sizes as numbers at batch 1."""
     schema = operator_of(node)._schema.arguments
-    given = dict(zip([each.name for each in schema], node.args, strict=False)) | node.kwargs
-    return SimpleNamespace(**{each.name: _plain(given.get(each.name, each.default_value)) for each in schema})
+    arguments = dict(zip([argument.name for argument in schema], node.args, strict=False)) | node.kwargs
+    return SimpleNamespace(
+        **{argument.name: _plain(arguments.get(argument.name, argument.default_value)) for argument in schema}
+    )
 
 
 def _plain(value: object) -> object:
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     size = value.meta.get("val") if isinstance(value, Node) else None
     return integer(size) if isinstance(size, torch.SymInt) else value
 
@@ -131,8 +133,8 @@ def _plain(value: object) -> object:
 def axes_of(example: Example, node: Node, source: Node, dims: int | list[int] | None) -> list[int]:
     """Return dimensions counted from the front, by default all; reject the batch's."""
     rank = len(example.shapes[source])
-    given = dims if isinstance(dims, list) else [] if dims is None else [dims]
-    axes = [dim % rank for dim in given] or list(range(rank))
+    listed = dims if isinstance(dims, list) else [] if dims is None else [dims]
+    axes = [dim % rank for dim in listed] or list(range(rank))
     if 0 in axes and source in example.batched:
         raise refusal(node, "works across the examples of a batch")
     return axes

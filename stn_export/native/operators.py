@@ -60,13 +60,13 @@ POINTWISE = {  # the names in braces are PyTorch's argument names
 
 def pointwise(w: Writer, node: Node) -> None:
     """Write an elementwise expression, its operands broadcast."""
-    given = vars(arguments(node))
-    if given.get("rounding_mode") or given.get("approximate", "none") != "none":
+    named = vars(arguments(node))
+    if named.get("rounding_mode") or named.get("approximate", "none") != "none":
         raise refusal(node, "rounds or approximates in a way that is not written in C")
-    if any(isinstance(each, Node) and each not in w.example.shapes for each in node.args):
+    if any(isinstance(argument, Node) and argument not in w.example.shapes for argument in node.args):
         raise refusal(node, "computes with the size of the batch")
-    tensors = {name: w.value(each) for name, each in given.items() if isinstance(each, Node)}
-    texts = {name: name if name in tensors else _number(name, each) for name, each in given.items()}
+    tensors = {name: w.value(value) for name, value in named.items() if isinstance(value, Node)}
+    texts = {name: name if name in tensors else _number(name, value) for name, value in named.items()}
     expression(w, node, POINTWISE[name_of(node)].format(**texts), tensors)
 
 
@@ -80,10 +80,12 @@ def expression(w: Writer, node: Node, text: str, tensors: dict[str, Value]) -> N
     """Write the C expression ``text`` for every element; ``tensors`` are the values of its names."""
     float_only(node, torch.bool)
     out = w.new(node)
-    strides = [contiguous(out.shape), *(broadcast(each.shape, out.shape) for each in tensors.values())]
+    strides = [contiguous(out.shape), *(broadcast(tensor.shape, out.shape) for tensor in tensors.values())]
 
     def body(at: list[str]) -> list[str]:
-        read = [f"{name} = ({each.text})[{place}]" for (name, each), place in zip(tensors.items(), at[1:], strict=True)]
+        read = [
+            f"{name} = ({tensor.text})[{place}]" for (name, tensor), place in zip(tensors.items(), at[1:], strict=True)
+        ]
         return [f"const float {', '.join(read)};", f"{out.text}[{at[0]}] = {text};"]
 
     w.step(node, loops(out.shape, strides, body), [out, *tensors.values()])
@@ -95,9 +97,9 @@ def float_only(node: Node, *others: torch.dtype) -> None:
         raise refusal(node, f"gives {node.meta['val'].dtype}; float32 alone is written in C")
 
 
-def broadcast(shape: Shape, wanted: Shape) -> Shape:
+def broadcast(shape: Shape, target: Shape) -> Shape:
     """Return the strides that read a tensor as if it had another shape."""
-    return torch.empty(shape, device="meta").expand(wanted).stride()
+    return torch.empty(shape, device="meta").expand(target).stride()
 
 
 def per_channel(w: Writer, node: Node, text: str, **constants: Tensor) -> None:
@@ -129,14 +131,14 @@ def view(w: Writer, node: Node) -> None:
     if name_of(source) not in VIEWS:
         raise refusal(node, f"takes a part of {name_of(source)}, which is not written in C")
     operator = operator_of(source)
-    given, first = vars(arguments(source)), operator._schema.arguments[0].name
-    x = w.value(given[first])
-    seen = operator(**given | {first: torch.empty(x.shape, device="meta")})
+    named, first = vars(arguments(source)), operator._schema.arguments[0].name
+    x = w.value(named[first])
+    seen = operator(**named | {first: torch.empty(x.shape, device="meta")})
     for pick in picks:
         seen = seen[pick]
-    if given[first] in w.example.batched and given.get("dim") in (0, -len(x.shape)) and seen.shape != x.shape:
+    if named[first] in w.example.batched and named.get("dim") in (0, -len(x.shape)) and seen.shape != x.shape:
         raise refusal(node, "works across the examples of a batch")
-    float_only(node, given[first].meta["val"].dtype)
+    float_only(node, named[first].meta["val"].dtype)
     seen = torch.empty(seen.shape, device="meta") if seen._base is None else seen  # a clone has the same values
     begin, shape = x.at(seen.storage_offset()), tuple(seen.shape)
     if seen.is_contiguous():
@@ -155,7 +157,7 @@ def copied(out: Value, part: Tensor, x: Value, shape: Shape) -> list[str]:
 def joined(w: Writer, node: Node) -> None:
     """Concatenate tensors along a dimension, or stack them along a new one."""
     args, out, lines, begin = arguments(node), w.new(node), [], 0
-    axis, values = args.dim % len(out.shape), [w.value(each) for each in args.tensors]
+    axis, values = args.dim % len(out.shape), [w.value(tensor) for tensor in args.tensors]
     if axis == 0 and node in w.example.batched:
         raise refusal(node, "works across the examples of a batch")
     for value in values:
@@ -203,17 +205,17 @@ def linear(w: Writer, node: Node) -> None:
 
 def matmul(w: Writer, node: Node) -> None:
     """Multiply matrices, broadcast over all but their last two dimensions."""
-    left, right, out = w.value(operand(node)), w.value(operand(node, 1)), w.new(node)
-    inner, across = left.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
-    rows = left.shape[-2] if len(left.shape) > 1 else 1
-    lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    strides = [broadcast(each.shape, (*lead, *each.shape[-2:]))[: len(lead)] for each in (left, right)]
+    first, right, out = w.value(operand(node)), w.value(operand(node, 1)), w.new(node)
+    inner, across = first.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
+    rows = first.shape[-2] if len(first.shape) > 1 else 1
+    lead = torch.broadcast_shapes(first.shape[:-2], right.shape[:-2])
+    strides = [broadcast(value.shape, (*lead, *value.shape[-2:]))[: len(lead)] for value in (first, right)]
     strides.append(tuple(step * rows * across for step in contiguous(lead)))
 
     def body(at: list[str]) -> list[str]:
-        return [f"matrix_matrix({left.at(at[0])}, {right.at(at[1])}, {rows}, {inner}, {across}, {out.at(at[2])});"]
+        return [f"matrix_matrix({first.at(at[0])}, {right.at(at[1])}, {rows}, {inner}, {across}, {out.at(at[2])});"]
 
-    w.step(node, loops(lead, strides, body), [left, right, out])
+    w.step(node, loops(lead, strides, body), [first, right, out])
 
 
 def gru_cell(w: Writer, node: Node) -> None:
@@ -240,8 +242,8 @@ def max_pool(w: Writer, node: Node) -> None:
     args, x, out = arguments(node), w.value(operand(node)), w.new(node)
     if pair(args.dilation) != [1, 1]:
         raise refusal(node, "has gaps in its windows, which is not written in C")
-    given = [pair(each) for each in (args.kernel_size, args.stride or args.kernel_size, args.padding)]
-    texts = [f"(const int[]){{{', '.join(map(str, each))}}}" for each in given]
+    pairs = [pair(setting) for setting in (args.kernel_size, args.stride or args.kernel_size, args.padding)]
+    texts = [f"(const int[]){{{', '.join(map(str, values))}}}" for values in pairs]
     sizes = f"{math.prod(x.shape[:-2])}, {x.shape[-2]}, {x.shape[-1]}, {', '.join(texts)}"
     w.step(node, [f"max_pool({x.text}, {sizes}, {out.shape[-2]}, {out.shape[-1]}, {out.text});"], [x, out])
 
@@ -250,10 +252,10 @@ def resampled(w: Writer, node: Node) -> None:
     """Write average pooling or resizing as two constant matrices, as it is linear along height and along width."""
     x, out, operator = w.value(operand(node)), w.new(node), operator_of(node)
     (height, width), (out_height, out_width) = x.shape[-2:], out.shape[-2:]
-    given, first = vars(arguments(node)), operator._schema.arguments[0].name
+    named, first = vars(arguments(node)), operator._schema.arguments[0].name
 
     def asked(images: Tensor) -> Tensor:
-        return operator(**given | {first: images.double()[:, None]})[:, 0]
+        return operator(**named | {first: images.double()[:, None]})[:, 0]
 
     scale = asked(torch.ones(1, height, width))[0, 0, 0]
     rows = asked(torch.eye(height)[:, :, None].expand(-1, -1, width))[:, :, 0].T  # out_height × height
@@ -306,7 +308,7 @@ def affine_grid(w: Writer, node: Node) -> None:
         return
     theta, out = w.value(operand(node)), w.new(node)
     sizes = f"{out.shape[1]}, {out.shape[2]}, {int(arguments(node).align_corners)}"
-    strides = [contiguous(each.shape)[:1] for each in (theta, out)]
+    strides = [contiguous(value.shape)[:1] for value in (theta, out)]
     lines = loops(out.shape[:1], strides, lambda at: [f"affine_grid({theta.at(at[0])}, {sizes}, {out.at(at[1])});"])
     w.step(node, lines, [theta, out])
 
@@ -324,7 +326,7 @@ def grid_sample(w: Writer, node: Node) -> None:
         points = f"{where.at(at[1])}, NULL" if affine else f"NULL, {where.at(at[1])}"
         return [f"{kernel}, {x.at(at[0])}, {points}, {out.at(at[2])}{', scratch' if mode == 0 else ''});"]
 
-    strides = [contiguous(each.shape)[:1] for each in (x, where, out)]
+    strides = [contiguous(value.shape)[:1] for value in (x, where, out)]
     room = 4 * (x.shape[2] + 3) * (x.shape[3] + 3) + 16 if mode == 0 else 0
     w.step(node, loops(x.shape[:1], strides, body), [x, where, out], room)
 

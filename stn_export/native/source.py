@@ -58,14 +58,14 @@ class Source:
             path.with_suffix(".bin").write_bytes(self.weights)
 
 
-def write_source(program: Program, name: str, target: str = HERE, said: str = "") -> Source:
+def write_source(program: Program, name: str, target: str = HERE, comment: str = "") -> Source:
     """Generate the C source of a program.
 
     Args:
         program: captured with a dynamic batch.
         name: of files and functions.
         target: one of ``TARGETS``.
-        said: a line on what it was generated from.
+        comment: a line on what it was generated from.
 
     Raises:
         UserError: where an operator is not supported, or examples of a batch depend on each other; it names the
@@ -75,7 +75,7 @@ def write_source(program: Program, name: str, target: str = HERE, said: str = ""
         raise UserError(f"{name!r} is no name in C", "use letters, digits and underscores")
     require_choice("target", target, tuple(TARGETS))
     w, arrays = _written(program)
-    return _assembled(name, w, arrays, {"target": target, "flags": " ".join(flags_of(target)), "said": said})
+    return _assembled(name, w, arrays, {"target": target, "flags": " ".join(flags_of(target)), "said": comment})
 
 
 def multiply_adds_saved(program: Program) -> int:
@@ -152,7 +152,7 @@ def _give(w: Writer, value: Value, spec: TensorSpec) -> _Array:
     return array
 
 
-def _assembled(name: str, w: Writer, arrays: Sequence[_Array], said: dict[str, str]) -> Source:
+def _assembled(name: str, w: Writer, arrays: Sequence[_Array], facts: dict[str, str]) -> Source:
     """Fill the templates of all files."""
     places, floats = planned(w.steps, {root: value.count for root, value in w.buffers.items()})
     count = sum(data.size for data in w.constants.values())
@@ -166,7 +166,7 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], said: dict[str, s
     passed.insert(len(inputs), "n")
     small, upper = memory <= ON_STACK, name.upper()
     run = f"float memory[{upper}_MEMORY / sizeof(float)];\n    return {name}_run_in({', '.join(passed)}, memory, sizeof memory);"  # noqa: E501
-    fields = said | {
+    fields = facts | {
         "name": name,
         "upper": upper,
         "abi": ABI,
@@ -181,7 +181,9 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], said: dict[str, s
         "stack": f"Takes {upper}_MEMORY bytes of the stack."
         if small
         else f"Too large for a stack: call {name}_run_in.",
-        "run": run if small else f"{', '.join(f'(void){each}' for each in passed)};\n    return {upper}_NO_MEMORY;",
+        "run": run
+        if small
+        else f"{', '.join(f'(void){parameter}' for parameter in passed)};\n    return {upper}_NO_MEMORY;",
         "version": hashlib.sha256((weights + functions + steps).encode() + binary).hexdigest()[:16],
         "kernels": _kernels(functions + steps),
         "weights": weights,
@@ -229,10 +231,10 @@ def _kernels(text: str) -> str:
     chunks = (FOLDER / "kernels.c").read_text(encoding="utf-8").strip().split("\n\n")
     names = [re.search(r"^INLINE .*?(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
     named = [(name and rf"\b{name[1]}\(", chunk) for name, chunk in zip(names, chunks, strict=True)]
-    wanted: list[str] = []
+    needed: list[str] = []
     while True:
-        used = text + "".join(wanted)
+        used = text + "".join(needed)
         more = [chunk for name, chunk in named if name is None or re.search(name, used)]
-        if len(more) == len(wanted):
+        if len(more) == len(needed):
             return "\n\n".join(more) + "\n"
-        wanted = more
+        needed = more

@@ -88,7 +88,7 @@ class Writer:
     def step(self, what: Node | str, lines: Sequence[str], values: Sequence[Value], scratch: int = 0) -> None:
         """Add lines to the run; ``values`` are read or written, and ``scratch`` in the lines points to scratch."""
         comment = what if isinstance(what, str) else f"{name_of(what)} at {location(what)}"
-        self.steps.append(Step(comment, tuple(lines), frozenset(each.root for each in values) - {""}, scratch))
+        self.steps.append(Step(comment, tuple(lines), frozenset(value.root for value in values) - {""}, scratch))
 
     def follower(self, node: Node, *names: str) -> Node | None:
         """Return a node's only reader if it is one of these operators, else None."""
@@ -132,8 +132,8 @@ def loops(
         elif size != 1:
             dims.append((size, tuple(steps)))
     places = []
-    for each in range(len(strides)):
-        terms = [(name, steps[each]) for name, (_, steps) in zip(names, dims, strict=False) if steps[each]]
+    for axis in range(len(strides)):
+        terms = [(name, steps[axis]) for name, (_, steps) in zip(names, dims, strict=False) if steps[axis]]
         places.append(" + ".join(name if step == 1 else f"{name} * {step}" for name, step in terms) or "0")
     heads = [
         f"for (int {name} = 0; {name} < {size}; {name}++) {{" for name, (size, _) in zip(names, dims, strict=False)

@@ -43,7 +43,7 @@ def calls_of(directories: Iterable[NetworkDirectory]) -> Iterator[HowToCall]:
     languages = list(LANGUAGES)
     for directory in directories:
         groups: dict[tuple, list[Artifact]] = {}
-        for artifact in sorted(directory.artifacts.values(), key=lambda each: each.lowering == DEFAULT_EXPORT):
+        for artifact in sorted(directory.artifacts.values(), key=lambda artifact: artifact.lowering == DEFAULT_EXPORT):
             if artifact.name != CHECKPOINT:
                 groups.setdefault((artifact.format, artifact.contract.inputs), []).append(artifact)
         for artifacts in groups.values():

@@ -43,15 +43,17 @@ def contract_of(file: OnnxFile, path: Path | None = None) -> FileContract:
     return FileContract(
         inputs=tuple(_described(value, pixels.get(value.name)) for value in inputs_of(graph)),
         outputs=tuple(_described(value) for value in graph.output),
-        opsets={each.domain or "ai.onnx": each.version for each in model.opset_import},
+        opsets={opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
         ir_version=model.ir_version,
         producer=f"by {model.producer_name} {model.producer_version}".strip() if model.producer_name else "by nobody",
-        parameters=sum(math.prod(each.dims) for each in weights if each.data_type not in NO_WEIGHTS),
+        parameters=sum(math.prod(weight.dims) for weight in weights if weight.data_type not in NO_WEIGHTS),
         nodes=operators.total(),
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
         functions=len(model.functions),
         bytes=path.stat().st_size if path else None,
-        external_bytes=sum(len(each.raw_data) for each in graph.initializer if each.name in external),
+        external_bytes=sum(
+            len(initializer.raw_data) for initializer in graph.initializer if initializer.name in external
+        ),
     )
 
 
@@ -68,7 +70,7 @@ def _weights(model: onnx.ModelProto) -> Iterator[TensorProto]:
     """Yield the initialisers of all graphs, the values of sparse ones, and the tensors of Constant nodes."""
     graphs = [model.graph, *chain.from_iterable(map(bodies_of, (model.graph, *model.functions)))]
     yield from chain.from_iterable(graph.initializer for graph in graphs)
-    yield from (each.values for graph in graphs for each in graph.sparse_initializer)
+    yield from (sparse.values for graph in graphs for sparse in graph.sparse_initializer)
     for node in _nodes(model):
         if node.op_type == "Constant" and isinstance(value := attribute(node, "value", None), TensorProto):
             yield value
@@ -80,10 +82,10 @@ def _described(value: onnx.ValueInfoProto, pixels: _Pixels | None = None) -> Des
         return Described(value.name, NO_TENSORS[kind], None)
     tensor = value.type.sparse_tensor_type if kind == "sparse_tensor_type" else value.type.tensor_type
     shape = tuple(map(_size, tensor.shape.dim)) if tensor.HasField("shape") else None
-    found = Described(value.name, _dtype(tensor.elem_type), shape)
-    if pixels is None or not _fits(pixels, found):
-        return found
-    return Described(found.name, found.dtype, found.shape, pixels.mean, pixels.std)
+    described = Described(value.name, _dtype(tensor.elem_type), shape)
+    if pixels is None or not _fits(pixels, described):
+        return described
+    return Described(described.name, described.dtype, described.shape, pixels.mean, pixels.std)
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
@@ -102,12 +104,12 @@ def _dtype(element: int) -> str:
 
 def _pixels(model: onnx.ModelProto) -> dict[str, _Pixels]:
     """Return the image normalisation by input that a file of this package states; empty for any other file."""
-    text = next((each.value for each in model.metadata_props if each.key == "contract"), "{}")
+    text = next((entry.value for entry in model.metadata_props if entry.key == "contract"), "{}")
     try:
-        said = msgspec.json.decode(text, type=_Contract)
+        contract = msgspec.json.decode(text, type=_Contract)
     except (msgspec.DecodeError, RecursionError):
         return {}
-    return {each.name: each.pixels for each in said.inputs if each.pixels}
+    return {spec.name: spec.pixels for spec in contract.inputs if spec.pixels}
 
 
 def _fits(pixels: _Pixels, declared: Described) -> bool:

@@ -219,7 +219,9 @@ def macs(node: NodeProto, infos: Infos, runs: Runs | None = None) -> int | None:
         infos: of the tensors that it reads and writes.
         runs: for every node that ran, also inside control flow, the shapes of its tensors each time.
     """
-    bodies = [inner for each in node.attribute if each.type == AttributeProto.GRAPH for inner in walk(each.g)]
+    bodies = [
+        inner for attribute in node.attribute if attribute.type == AttributeProto.GRAPH for inner in walk(attribute.g)
+    ]
     if bodies:
         costs = [_once(inner, infos) if _free(inner) else None for inner in bodies]
         return 0 if not any(cost != 0 for cost in costs) else None if not runs else _in_runs(bodies, infos, runs)

@@ -80,7 +80,7 @@ def placement_of(
         provider=provider,
         predicted=read is None,
         nodes=nodes,
-        copies=tuple(each for each in crossings if each.tensor not in shapes),
+        copies=tuple(crossing for crossing in crossings if crossing.tensor not in shapes),
         capturable=not obstacle,
         capture_reason=obstacle or "every compute node on the GPU, no control flow; one graph per input shape",
         initialiser_bytes=initialiser_bytes(model),
@@ -99,15 +99,15 @@ def _placed(
 ) -> tuple[dict[str, Placed], str]:
     names = [node.name for node in model.graph.node]
     if provider == "cuda":
-        predicted, said = (
+        predicted, asked = (
             predict_cuda(model, infos, free),
             f"predicted from the kernels of ONNX Runtime {kernels().release}",
         )
     else:
         predicted = {name: Placed(CPU, "") for name in names}
-        said = f"predicted: ONNX Runtime {onnxruntime.__version__} does not tell"
+        asked = f"predicted: ONNX Runtime {onnxruntime.__version__} does not tell"
     if read is None:
-        return predicted, said
+        return predicted, asked
     actual = {name: read.get(name, predicted[name].provider) for name in names}  # Constant nodes are not listed
     placed = {
         name: predicted[name] if predicted[name].provider == actual[name] else Placed(actual[name], "placed there")
@@ -134,7 +134,7 @@ def _node(
 def _crossings(model: onnx.ModelProto, placed: dict[str, Placed], free: dict[str, str]) -> list[Copy]:
     """Return the tensors that ONNX Runtime copies between devices; an input needed on both is uploaded once."""
     lies: dict[str, str] = {}
-    wanted: dict[str, set[str]] = {}
+    readers: dict[str, set[str]] = {}
     for node in model.graph.node:
         if free.get(node.name) == FOLDED:
             continue
@@ -142,10 +142,12 @@ def _crossings(model: onnx.ModelProto, placed: dict[str, Placed], free: dict[str
         lies.update(dict.fromkeys(node.output, CPU if node.op_type in CPU_OUTPUTS else provider))
         for index, name in enumerate(node.input if node.op_type not in CPU_OUTPUTS else ()):
             target = CPU if index in CPU_INPUTS.get(node.op_type, ()) else provider
-            wanted.setdefault(name, set()).add(target)
-    fed = {each.name for each in inputs_of(model.graph)}
-    lies |= {name: CPU for name in fed if len(wanted.get(name, ())) > 1}
-    return [Copy(name, lies[name], to) for name in wanted if name in lies for to in sorted(wanted[name] - {lies[name]})]
+            readers.setdefault(name, set()).add(target)
+    fed = {value.name for value in inputs_of(model.graph)}
+    lies |= {name: CPU for name in fed if len(readers.get(name, ())) > 1}
+    return [
+        Copy(name, lies[name], to) for name in readers if name in lies for to in sorted(readers[name] - {lies[name]})
+    ]
 
 
 def _obstacle(nodes: Sequence[NodePlacement], fallen: Sequence[NodePlacement], copies: Sequence[Copy]) -> str:
@@ -154,4 +156,4 @@ def _obstacle(nodes: Sequence[NodePlacement], fallen: Sequence[NodePlacement], c
         return f"control flow: {', '.join(control)}"
     if fallen:
         return f"compute nodes on the CPU: {', '.join(node.name for node in fallen)}"
-    return f"copies of {', '.join(each.tensor for each in copies)}" if copies else ""
+    return f"copies of {', '.join(crossing.tensor for crossing in copies)}" if copies else ""

@@ -90,7 +90,7 @@ class Inputs:
     @property
     def batches(self) -> list[str]:
         """The dynamic sizes that are first axes."""
-        return [each.dims[0] for each in self.declared if each.dims and isinstance(each.dims[0], str)]
+        return [declared.dims[0] for declared in self.declared if declared.dims and isinstance(declared.dims[0], str)]
 
     @property
     def sizes(self) -> dict[str, Shape]:
@@ -100,8 +100,8 @@ class Inputs:
     def at(self, batch: int | None = None) -> dict[str, Shape]:
         """Return the shapes, with another batch if given."""
         sizes = dict(self.chosen) | dict.fromkeys(self.batches if batch else (), batch or 0)
-        found = {each.name: tuple(_size(dim, sizes) for dim in each.dims) for each in self.declared}
-        return found | {name: array.shape for name, array in self.given.items()}
+        shapes = {declared.name: tuple(_size(dim, sizes) for dim in declared.dims) for declared in self.declared}
+        return shapes | {name: array.shape for name, array in self.given.items()}
 
     def draw(self, seed: int = 0, batch: int | None = None, scale: float = 1.0) -> Feeds:
         """Draw the inputs: floats from -scale to scale, integers 0 and 1, lengths the longest size; or those given.
@@ -112,10 +112,10 @@ class Inputs:
         generator, shapes = np.random.default_rng(seed), self.at(batch)
         longest = max((n for name, n in self.chosen.items() if name not in self.batches), default=1)
         drawn: Feeds = {}
-        for each in self.declared:
-            require("tensors", prod(shapes[each.name]), f"input {each.name}")
-            one = _drawn(each, shapes[each.name], generator, scale, longest)
-            drawn[each.name] = one if each.kind == "tensor" else [one, one.copy()]
+        for declared in self.declared:
+            require("tensors", prod(shapes[declared.name]), f"input {declared.name}")
+            one = _drawn(declared, shapes[declared.name], generator, scale, longest)
+            drawn[declared.name] = one if declared.kind == "tensor" else [one, one.copy()]
         return drawn | dict(self.given)
 
     @property
@@ -131,17 +131,17 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
     return sizes[dim] if isinstance(dim, str) else dim
 
 
-def _drawn(each: Declared, shape: Shape, generator: np.random.Generator, scale: float, longest: int) -> np.ndarray:
+def _drawn(declared: Declared, shape: Shape, generator: np.random.Generator, scale: float, longest: int) -> np.ndarray:
     """Draw one array; inputs named as a length or a sample rate get plausible values."""
-    if each.dtype == TensorProto.STRING:
+    if declared.dtype == TensorProto.STRING:
         return np.array([f"{n % 10}" for n in range(prod(shape))], object).reshape(shape)
-    if each.dtype in UNCASTABLE:
-        raise UserError(f"input {each.name} holds what this cannot draw", "give it with --inputs FILE.npz")
-    dtype = helper.tensor_dtype_to_np_dtype(each.dtype)
+    if declared.dtype in UNCASTABLE:
+        raise UserError(f"input {declared.name} holds what this cannot draw", "give it with --inputs FILE.npz")
+    dtype = helper.tensor_dtype_to_np_dtype(declared.dtype)
     if dtype.kind in "iu" and dtype.itemsize >= 4:
-        if re.search(r"len(gth)?s?\b|_len", each.name.lower()):
+        if re.search(r"len(gth)?s?\b|_len", declared.name.lower()):
             return np.full(shape, longest, dtype)
-        if re.fullmatch(r"sr|.*rate", each.name.lower()):
+        if re.fullmatch(r"sr|.*rate", declared.name.lower()):
             return np.full(shape, SAMPLE_RATE, dtype)
     whole = dtype.kind in "iub" or np.dtype(dtype).name.startswith(("int", "uint"))
     return (generator.integers(0, 2, shape) if whole else generator.uniform(-scale, scale, shape)).astype(dtype)
@@ -185,16 +185,16 @@ def settled(declared: Sequence[Declared], asked: Asked) -> Inputs:
         UserError: where what was asked for contradicts the file.
     """
     shapes = dict(asked.shapes) | {name: array.shape for name, array in asked.arrays.items()}
-    by_name, fixed = {each.name: each for each in declared}, dict[str, int]()
+    by_name, fixed = {entry.name: entry for entry in declared}, dict[str, int]()
     for name, shape in shapes.items():
         if name not in by_name:
             raise UserError(f"there is no input {name}", f"the inputs are {', '.join(by_name) or 'none'}")
-        each = by_name[name] = _at_rank(by_name[name], len(shape))
-        if len(each.dims) != len(shape):
-            raise UserError(f"input {name} has {len(each.dims)} sizes, not {len(shape)}", f"it is {_words(each)}")
-        for dim, size in zip(each.dims, shape, strict=True):
+        entry = by_name[name] = _at_rank(by_name[name], len(shape))
+        if len(entry.dims) != len(shape):
+            raise UserError(f"input {name} has {len(entry.dims)} sizes, not {len(shape)}", f"it is {_words(entry)}")
+        for dim, size in zip(entry.dims, shape, strict=True):
             if size != (dim if isinstance(dim, int) else fixed.setdefault(dim, size)):
-                raise UserError(f"input {name} cannot be {shape}", f"it is {_words(each)}, and equal names are equal")
+                raise UserError(f"input {name} cannot be {shape}", f"it is {_words(entry)}, and equal names are equal")
     for name, array in asked.arrays.items():
         dtype = helper.tensor_dtype_to_np_dtype(by_name[name].dtype)
         if array.dtype != dtype and by_name[name].dtype != TensorProto.STRING:
@@ -206,28 +206,32 @@ def settled(declared: Sequence[Declared], asked: Asked) -> Inputs:
     return Inputs(rows, chosen, dict(asked.arrays), origin if set(chosen) <= set(fixed) else "chosen")
 
 
-def _at_rank(each: Declared, rank: int) -> Declared:
+def _at_rank(declared: Declared, rank: int) -> Declared:
     """Return the input with a rank, where the file does not state one."""
-    return each if each.ranked else replace(each, dims=tuple(f"{each.name}.{axis}" for axis in range(rank)))
+    return (
+        declared
+        if declared.ranked
+        else replace(declared, dims=tuple(f"{declared.name}.{axis}" for axis in range(rank)))
+    )
 
 
-def _words(each: Declared) -> str:
-    return "×".join(map(str, each.dims)) or "a scalar"
+def _words(declared: Declared) -> str:
+    return "×".join(map(str, declared.dims)) or "a scalar"
 
 
 def _candidates(declared: Sequence[Declared]) -> dict[str, tuple[int, ...]]:
     """Return candidates for each dynamic size, the likeliest first; a first axis counts as a batch."""
-    found: dict[str, tuple[int, ...]] = {}
-    for each in declared:
-        if each.dims and isinstance(each.dims[0], str):
-            found[each.dims[0]] = (1, 2)
-    for each in declared:
-        for axis, dim in enumerate(each.dims):
-            channels = len(each.dims) > 3 and axis == 1
-            sizes = SIDES if axis in each.sides else (3, 1, 4) if channels else LENGTHS
+    shapes: dict[str, tuple[int, ...]] = {}
+    for entry in declared:
+        if entry.dims and isinstance(entry.dims[0], str):
+            shapes[entry.dims[0]] = (1, 2)
+    for entry in declared:
+        for axis, dim in enumerate(entry.dims):
+            channels = len(entry.dims) > 3 and axis == 1
+            sizes = SIDES if axis in entry.sides else (3, 1, 4) if channels else LENGTHS
             if isinstance(dim, str):
-                found.setdefault(dim, sizes)
-    return found
+                shapes.setdefault(dim, sizes)
+    return shapes
 
 
 def concrete_inputs(model: onnx.ModelProto, run: Run, asked: Asked = Asked()) -> Inputs:
@@ -246,12 +250,12 @@ def concrete_inputs(model: onnx.ModelProto, run: Run, asked: Asked = Asked()) ->
     """
     order = {node.name: index for index, node in enumerate(walk(model.graph))}
     declared, first = declared_inputs(model), None
-    for rank in RANKS if any(not each.ranked for each in declared) else RANKS[:1]:
-        inputs = settled([each if each.name in asked.shapes else _at_rank(each, rank) for each in declared], asked)
-        found = _searched(inputs, run, asked, order)
-        if not found.problem:
-            return found
-        first = first or found
+    for rank in RANKS if any(not entry.ranked for entry in declared) else RANKS[:1]:
+        inputs = settled([entry if entry.name in asked.shapes else _at_rank(entry, rank) for entry in declared], asked)
+        result = _searched(inputs, run, asked, order)
+        if not result.problem:
+            return result
+        first = first or result
     assert first  # RANKS is not empty
     return first
 
@@ -261,15 +265,15 @@ def _searched(inputs: Inputs, run: Run, asked: Asked, order: Mapping[str, int]) 
     end, first, empty = time.monotonic() + SECONDS, replace(inputs, problem="it was not run"), None
     search = _Search(inputs, {name for name in inputs.chosen if not _is_fixed(name, inputs, asked)}, order)
     for count, attempt in enumerate(search):
-        found = _attempt(run, attempt)
-        if not isinstance(found, str):
-            told = attempt if attempt.chosen == inputs.chosen else replace(attempt, origin="found by running it")
-            if any(each.size for each in found.values()):
-                return told
-            empty = empty or told
+        outputs = _attempt(run, attempt)
+        if not isinstance(outputs, str):
+            tried = attempt if attempt.chosen == inputs.chosen else replace(attempt, origin="found by running it")
+            if any(output.size for output in outputs.values()):
+                return tried
+            empty = empty or tried
         elif count == 0:
-            first = replace(attempt, problem=found)
-        search.learn(attempt, found if isinstance(found, str) else "")
+            first = replace(attempt, problem=outputs)
+        search.learn(attempt, outputs if isinstance(outputs, str) else "")
         if count + 1 >= TRIES or time.monotonic() > end:
             break
     return empty or first
@@ -277,7 +281,7 @@ def _searched(inputs: Inputs, run: Run, asked: Asked, order: Mapping[str, int]) 
 
 def _is_fixed(name: str, inputs: Inputs, asked: Asked) -> bool:
     """Return whether a dynamic size follows from a given shape or array."""
-    return any(name in each.dims for each in inputs.declared if each.name in {*asked.shapes, *asked.arrays})
+    return any(name in entry.dims for entry in inputs.declared if entry.name in {*asked.shapes, *asked.arrays})
 
 
 def _attempt(run: Run, inputs: Inputs) -> Outputs | str:
@@ -327,29 +331,29 @@ class _Search:
         place = max((self.order.get(name, 0) for name in re.findall(r"Name:'([^']*)'", message)), default=0)
         if message and place > self.furthest:
             named = (int(word) for word in re.findall(r"(?<![\w.])\d+(?![\w.])", message))
-            self.numbers = [each for each in dict.fromkeys(named) if 1 < each <= LARGEST]
+            self.numbers = [number for number in dict.fromkeys(named) if 1 < number <= LARGEST]
             self.best, self.furthest = attempt, place
 
 
 def session_run(session: onnxruntime.InferenceSession) -> Run:
     """Return a function that runs a session: every output as an array, or ONNX Runtime's message."""
-    names = [each.name for each in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     session_outputs = runs_of(session)
 
     def run(feeds: Feeds) -> Outputs | str:
         try:
-            found = session_outputs(names, feeds)
+            outputs = session_outputs(names, feeds)
         except (*REFUSALS, RuntimeError, ValueError, TypeError) as error:  # its binding cannot pass some values
             return reason_of(error)
-        return {name: as_array(value) for name, value in zip(names, found, strict=True) if value is not None}
+        return {name: as_array(value) for name, value in zip(names, outputs, strict=True) if value is not None}
 
     return run
 
 
 def runs_of(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
     """Return a function that runs a session as its own ``run`` does, also with types that only ml_dtypes provides."""
-    given, got = (any(map(_has_bits, values)) for values in (session.get_inputs(), session.get_outputs()))
-    return partial(_read_by_bits, session) if got else partial(_fed_by_bits, session) if given else session.run
+    taken, got = (any(map(_has_bits, values)) for values in (session.get_inputs(), session.get_outputs()))
+    return partial(_read_by_bits, session) if got else partial(_fed_by_bits, session) if taken else session.run
 
 
 def _has_bits(value: onnxruntime.NodeArg) -> bool:
@@ -366,7 +370,7 @@ def _read_by_bits(session: onnxruntime.InferenceSession, names: Sequence[str], f
         name: value if isinstance(value, onnxruntime.OrtValue) else onnxruntime.OrtValue.ortvalue_from_numpy(value)
         for name, value in handed
     }
-    return [_read(each) for each in session.run_with_ort_values(names, values)]
+    return [_read(value) for value in session.run_with_ort_values(names, values)]
 
 
 def _handed_over(value: Value) -> Value | onnxruntime.OrtValue:
@@ -385,9 +389,9 @@ def _packed(values: np.ndarray, numbers: int) -> np.ndarray:
     bits = 8 // numbers
     rows = np.zeros((-(-values.size // numbers), numbers), np.uint8)
     rows.reshape(-1)[: values.size] = values.reshape(-1) & (2**bits - 1)
-    found = np.zeros(values.shape, np.uint8)
-    found.reshape(-1)[: len(rows)] = (rows << (bits * np.arange(numbers, dtype=np.uint8))).sum(1)
-    return found
+    packed = np.zeros(values.shape, np.uint8)
+    packed.reshape(-1)[: len(rows)] = (rows << (bits * np.arange(numbers, dtype=np.uint8))).sum(1)
+    return packed
 
 
 @cache

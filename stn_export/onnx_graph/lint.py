@@ -51,13 +51,13 @@ class Subject:
     def __init__(
         self, model: onnx.ModelProto, external: Sequence[str] = (), asked: Asked = ASKED, step: Step = here
     ) -> None:
-        still = (each.name for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL)
+        still = (tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL)
         self.model = flat(model)
         self.loaded = not (unloaded := tuple(still))
         self.external = tuple(external) or unloaded
         self.asked, self.step = asked, step
         self.opset = opset_of(model)
-        self.metadata = {each.key: each.value for each in model.metadata_props}
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
 
     @cached_property
     def trial(self) -> Trial:
@@ -115,8 +115,8 @@ def _odd_mode(subject: Subject, node: NodeProto) -> str:
 
 def _frozen_batch(subject: Subject) -> Found:
     """Report inputs with a static batch: a first dimension that all outputs share, scalars aside."""
-    given = [value.type.tensor_type.shape.dim for value in subject.model.graph.output]
-    firsts = {dims[0].dim_value for dims in given if dims}
+    shapes = [value.type.tensor_type.shape.dim for value in subject.model.graph.output]
+    firsts = {dims[0].dim_value for dims in shapes if dims}
     for value in inputs_of(subject.model.graph):
         dims = value.type.tensor_type.shape.dim
         if len(dims) > 1 and dims[0].HasField("dim_value") and firsts == {dims[0].dim_value}:
@@ -141,26 +141,32 @@ def _missing_metadata(subject: Subject) -> Found:
 
 
 def _align_corners(subject: Subject) -> Found:
-    said = {node.name: bool(attribute(node, "align_corners", 0)) for node in subject.nodes("GridSample", "AffineGrid")}
+    aligned = {
+        node.name: bool(attribute(node, "align_corners", 0)) for node in subject.nodes("GridSample", "AffineGrid")
+    }
     if "align_corners" in subject.metadata:
-        said["the metadata"] = subject.metadata["align_corners"].lower() in ("true", "1")
-    if len(set(said.values())) > 1:
-        yield ", ".join(name for name, value in said.items() if value), "align_corners here and not elsewhere"
+        aligned["the metadata"] = subject.metadata["align_corners"].lower() in ("true", "1")
+    if len(set(aligned.values())) > 1:
+        yield ", ".join(name for name, value in aligned.items() if value), "align_corners here and not elsewhere"
 
 
 def _dead_outputs(subject: Subject) -> Found:
-    reached = {each.name for each in inputs_of(subject.model.graph)}
+    reached = {value.name for value in inputs_of(subject.model.graph)}
     for node in subject.model.graph.node:
         if node.op_type not in ("Shape", "Size") and (_reads(node) & reached):
             reached.update(node.output)
-    outputs = [each.name for each in subject.model.graph.output]
+    outputs = [output.name for output in subject.model.graph.output]
     unreachable = [name for name in outputs if name not in reached]
     yield from ((name, "no path from the data of an input leads to it") for name in unreachable)
     yield from ((name, "other inputs gave the same") for name in subject.trial.constant if name in reached)
 
 
 def _reads(node: NodeProto) -> set[str]:
-    bodies = (helper.get_attribute_value(each) for each in node.attribute if each.type == onnx.AttributeProto.GRAPH)
+    bodies = (
+        helper.get_attribute_value(attribute)
+        for attribute in node.attribute
+        if attribute.type == onnx.AttributeProto.GRAPH
+    )
     return {*node.input, *(name for body in bodies for inner in walk(body) for name in inner.input)}
 
 
@@ -176,9 +182,9 @@ def _external(subject: Subject) -> Found:
 
 def _unused(subject: Subject) -> Found:
     used = used_names(subject.model.graph)
-    for each in subject.model.graph.initializer:
-        if each.name not in used:
-            yield each.name, "an initialiser that nothing reads"
+    for tensor in subject.model.graph.initializer:
+        if tensor.name not in used:
+            yield tensor.name, "an initialiser that nothing reads"
 
 
 def _saturating(subject: Subject) -> Found:

@@ -72,7 +72,7 @@ def read_model(path: Path) -> OnnxFile:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value < 0:  # some exporters mark a dynamic size so
                 dim.ClearField("dim_value")
-    external = tuple(each.name for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL)
+    external = tuple(tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:  # onnx's C++ raises RuntimeError
@@ -83,7 +83,7 @@ def read_model(path: Path) -> OnnxFile:
     return OnnxFile(model, external)
 
 
-def _require_bounded(graph: onnx.GraphProto, said: str) -> None:
+def _require_bounded(graph: onnx.GraphProto, label: str) -> None:
     """Reject a graph that would take too much time or memory, before it is processed.
 
     Raises:
@@ -91,23 +91,23 @@ def _require_bounded(graph: onnx.GraphProto, said: str) -> None:
     """
     level, depth, nodes = [graph], 0, 0
     while level:
-        depth, nodes = depth + 1, nodes + sum(len(each.node) for each in level)
-        require("depth", depth, said)
-        require("nodes", nodes, said)
+        depth, nodes = depth + 1, nodes + sum(len(inner.node) for inner in level)
+        require("depth", depth, label)
+        require("nodes", nodes, label)
         level = [
             inner
-            for each in level
-            for node in each.node
+            for body in level
+            for node in body.node
             for attribute in node.attribute
             for inner in (attribute.g, *attribute.graphs)
             if inner.node
         ]
     sizes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.dim_value > 0] for value in graph.input]
-    require("tensors", sum(map(prod, sizes)), f"{said} declares inputs")
-    _require_whole(graph, said)
+    require("tensors", sum(map(prod, sizes)), f"{label} declares inputs")
+    _require_whole(graph, label)
 
 
-def _require_whole(graph: onnx.GraphProto, said: str) -> None:
+def _require_whole(graph: onnx.GraphProto, label: str) -> None:
     """Reject tensors whose bytes do not match their shapes.
 
     Raises:
@@ -115,8 +115,8 @@ def _require_whole(graph: onnx.GraphProto, said: str) -> None:
     """
     for tensor in graph.initializer:
         if not _is_whole(tensor):
-            said = f"{said} is not an ONNX file: its tensor {tensor.name} has another size than its shape"
-            raise UserError(said, "name a file that an ONNX exporter wrote")
+            label = f"{label} is not an ONNX file: its tensor {tensor.name} has another size than its shape"
+            raise UserError(label, "name a file that an ONNX exporter wrote")
 
 
 def _is_whole(tensor: TensorProto) -> bool:
@@ -134,13 +134,13 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [np.asarray(value)]
-    return np.concatenate([np.zeros(0, np.float32), *(as_array(each).ravel() for each in parts)])
+    return np.concatenate([np.zeros(0, np.float32), *(as_array(part).ravel() for part in parts)])
 
 
 def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
     """Return the version of an operator set that the model imports; 0 where it imports none."""
     aliases = ("", ALIAS) if domain in ("", ALIAS) else (domain,)
-    return max((each.version for each in model.opset_import if each.domain in aliases), default=0)
+    return max((opset.version for opset in model.opset_import if opset.domain in aliases), default=0)
 
 
 def since_version(node: NodeProto, opset: int) -> int:
@@ -181,18 +181,18 @@ def flat(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def used_names(graph: onnx.GraphProto) -> set[str]:
     """Return what nodes read, also inside control flow, and the graph's outputs."""
-    return {name for node in walk(graph) for name in node.input} | {each.name for each in graph.output}
+    return {name for node in walk(graph) for name in node.input} | {output.name for output in graph.output}
 
 
 def large_initialisers(model: onnx.ModelProto) -> list[TensorProto]:
     """Return the weights: large initialisers of NumPy's types, on which no shape or type depends."""
-    return [each for each in model.graph.initializer if each.ByteSize() > LARGE and each.data_type in WEIGHTS]
+    return [tensor for tensor in model.graph.initializer if tensor.ByteSize() > LARGE and tensor.data_type in WEIGHTS]
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copy a model with its large initialisers marked as external, small enough for type and shape inference."""
-    graph, large = model.graph, {each.name for each in large_initialisers(model)}
-    initialisers = [_elsewhere(each) if each.name in large else each for each in graph.initializer]
+    graph, large = model.graph, {tensor.name for tensor in large_initialisers(model)}
+    initialisers = [_elsewhere(tensor) if tensor.name in large else tensor for tensor in graph.initializer]
     return helper.make_model(
         helper.make_graph(
             graph.node,
@@ -238,9 +238,9 @@ def bodies_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Grap
 
 
 def _bodies(node: NodeProto) -> Iterator[onnx.GraphProto]:
-    for each in node.attribute:
-        if each.type in _BODIES:
-            yield from (each.g, *each.graphs)
+    for attribute in node.attribute:
+        if attribute.type in _BODIES:
+            yield from (attribute.g, *attribute.graphs)
 
 
 _BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
@@ -248,31 +248,31 @@ _BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
     """Return an attribute's value, strings decoded, or the default."""
-    for each in node.attribute:
-        if each.name == name:
-            value = helper.get_attribute_value(each)
+    for attribute in node.attribute:
+        if attribute.name == name:
+            value = helper.get_attribute_value(attribute)
             return value.decode() if isinstance(value, bytes) else value
     return default
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     """Return the initialisers, and the tensors of Constant nodes, by name."""
-    found = {each.name: each for each in graph.initializer}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and isinstance(value := attribute(node, "value", None), TensorProto):
-            found[node.output[0]] = value
-    return found
+            tensors[node.output[0]] = value
+    return tensors
 
 
 def all_constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     """Return the constants of the graph and of all control flow inside it, by name."""
-    return {name: each for inner in graphs_of(graph) for name, each in constants(inner).items()}
+    return {name: tensor for inner in graphs_of(graph) for name, tensor in constants(inner).items()}
 
 
 def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """Return the inputs that a caller has to feed: those that are not initialisers."""
-    initialised = {each.name for each in graph.initializer}
-    return [each for each in graph.input if each.name not in initialised]
+    initialised = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in initialised]
 
 
 def infer(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> dict[str, TensorInfo]:
@@ -306,21 +306,21 @@ def _bind(shape: TensorShapeProto, sizes: Shape) -> None:
 
 
 def _infos(graph: onnx.GraphProto) -> dict[str, TensorInfo]:
-    fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in constants(graph).items()}
-    return {each.name: _info(each) for each in (*graph.value_info, *graph.input, *graph.output)} | fixed
+    fixed = {name: TensorInfo(tensor.data_type, tuple(tensor.dims)) for name, tensor in constants(graph).items()}
+    return {value.name: _info(value) for value in (*graph.value_info, *graph.input, *graph.output)} | fixed
 
 
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     tensor = value.type.tensor_type
-    known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
-    shape = tuple(dim.dim_value for dim in tensor.shape.dim) if known else None
+    complete = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+    shape = tuple(dim.dim_value for dim in tensor.shape.dim) if complete else None
     return TensorInfo(tensor.elem_type, None if shape is None or min(shape, default=0) < 0 else shape)
 
 
 def initialiser_bytes(model: onnx.ModelProto) -> int:
     """Return the bytes of all initialisers and Constant nodes of the main graph."""
-    each = constants(model.graph).values()
-    return sum(TensorInfo(tensor.data_type, tuple(tensor.dims)).nbytes or 0 for tensor in each)
+    tensors = constants(model.graph).values()
+    return sum(TensorInfo(tensor.data_type, tuple(tensor.dims)).nbytes or 0 for tensor in tensors)
 
 
 def activation_bytes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> int:

@@ -1,6 +1,5 @@
 """Find where ONNX Runtime runs each node: read from a session where possible, else predicted from a kernel table."""
 
-import ctypes
 import json
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 from onnx import NodeProto, TensorProto, numpy_helper
+from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from stn_export.cli import children
@@ -30,6 +30,7 @@ from stn_export.onnx_graph.model import (
     without_weights,
 )
 from stn_export.onnx_graph.records import CPU, CUDA, PROVIDERS
+from stn_export.run.gpu import driver
 from stn_export.run.store import read_json, write_out
 
 CONTRIBUTED = "com.microsoft"
@@ -88,7 +89,7 @@ def write_kernels(path: Path) -> int:
         if provider == CPU or domain:
             (contributed if provider == CUDA else cpu if not domain else set()).add(name)
             continue
-        types = {each: sorted(map(_element, allowed)) for each, allowed in constraints.items()}
+        types = {variable: sorted(map(_element, allowed)) for variable, allowed in constraints.items()}
         _merge(rows.setdefault(name, []), [since, None if until == UNBOUNDED else until, types])
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sorted(rows[name], key=str))}" for name in sorted(rows))
     head = {"schema": SCHEMA, "onnxruntime": onnxruntime.__version__, "cpu_operators": sorted(cpu)}
@@ -116,13 +117,13 @@ def _registrations() -> list[tuple[str, str, str, int, int, dict[str, list[str]]
     """List the kernels of both providers, in a child process, as a provider that cannot load may crash."""
     asked = children.run([sys.executable, "-P", "-c", _LIST])
     lines = asked.stdout.splitlines()
-    found = json.loads(lines[-1]) if asked.returncode == 0 and lines else []
-    if CUDA not in {row[0] for row in found}:
+    answer = json.loads(lines[-1]) if asked.returncode == 0 and lines else []
+    if CUDA not in {row[0] for row in answer}:
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} does not list its CUDA kernels here",
             "write the table where the libraries of all its providers load: an NVIDIA driver, CUDA, TensorRT",
         )
-    return found
+    return answer
 
 
 def _element(name: str) -> str:
@@ -143,8 +144,8 @@ def _merge(rows: list[list], new: list) -> None:
 def lacks_kernel(node: NodeProto, opset: int, infos: dict[str, TensorInfo]) -> str:
     """Return why the CUDA provider of ``kernels().release`` cannot run a node; "" where it can."""
     if node.domain == CONTRIBUTED:
-        known = node.op_type in kernels().contributed
-        return "" if known else f"no CUDA kernel of {node.op_type} in {kernels().source}"
+        contributed = node.op_type in kernels().contributed
+        return "" if contributed else f"no CUDA kernel of {node.op_type} in {kernels().source}"
     if node.domain not in ("", ALIAS):
         return f"the table has no kernels of domain {node.domain}"
     table = kernels().cuda
@@ -228,24 +229,24 @@ def free_nodes(model: onnx.ModelProto, infos: dict[str, TensorInfo]) -> dict[str
     """
     fixed = set(constants(model.graph))
     sizes: set[str] = set()
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for node in model.graph.node:
         needed = {name for name in node.input if name}
         if node.op_type in CONTROL_FLOW:
             continue
         if needed <= fixed and not node.op_type.startswith("Random"):
-            found[node.name] = FOLDED
+            reasons[node.name] = FOLDED
             fixed.update(node.output)
         elif node.op_type in CPU_OUTPUTS or (needed <= fixed | sizes and _small(node, infos)):
-            found[node.name] = "computes a shape"
+            reasons[node.name] = "computes a shape"
             sizes.update(node.output)
-    return found
+    return reasons
 
 
 def _small(node: NodeProto, infos: dict[str, TensorInfo]) -> bool:
-    found = [infos.get(name, UNKNOWN) for name in node.output if name]
-    return all((0 if each.elements is None else each.elements) <= SMALL for each in found) and all(
-        each.elements is not None or each.dtype in (TensorProto.INT64, TensorProto.INT32) for each in found
+    outputs = [infos.get(name, UNKNOWN) for name in node.output if name]
+    return all((0 if info.elements is None else info.elements) <= SMALL for info in outputs) and all(
+        info.elements is not None or info.dtype in (TensorProto.INT64, TensorProto.INT32) for info in outputs
     )
 
 
@@ -258,7 +259,7 @@ def predict_cuda(model: onnx.ModelProto, infos: dict[str, TensorInfo], free: dic
         free: its ``free_nodes``.
     """
     harmless = {name for name in constants(model.graph) if (infos[name].elements or 0) <= SMALL}
-    harmless |= {each.name for each in inputs_of(model.graph)}
+    harmless |= {value.name for value in inputs_of(model.graph)}
     on_cpu: set[str] = set()  # tensors in CPU memory that a chain of CPU nodes has reached, starting at Shape and Size
     placed = {}
     for node in model.graph.node:
@@ -319,12 +320,9 @@ def cuda_works() -> bool:
     """Return whether a session can run on a GPU of this machine."""
     if CUDA not in onnxruntime.get_available_providers():
         return False
-    try:  # the driver itself, as PyTorch takes seconds to import
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int()
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    found = driver()  # PyTorch takes seconds to import
+    wanted = str(getattr(build_and_package_info, "cuda_version", None) or "0")
+    return found is not None and found.devices > 0 and found.cuda[0] >= int(wanted.partition(".")[0])
 
 
 def cpu_session(model: onnx.ModelProto | Path, **settings: object) -> onnxruntime.InferenceSession:
@@ -356,14 +354,16 @@ def open_session(
     options.add_session_config_entry(RECORD, "1")
     for key, value in (entries or {}).items():
         setattr(options, key, value)
-    large, used = {each.name: each for each in large_initialisers(model)}, used_names(model.graph)
-    weights = {name: numpy_helper.to_array(each) for name, each in large.items() if name in used}
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(each) for each in weights.values()]
+    large, used = {tensor.name: tensor for tensor in large_initialisers(model)}, used_names(model.graph)
+    weights = {name: numpy_helper.to_array(tensor) for name, tensor in large.items() if name in used}
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)  # within the model's bytes they would take memory thrice
     small = without_weights(model)
     for held in (small.graph.initializer, small.graph.input):  # unused ones are rejected, as their data is not passed
-        for each in [each for each in held if each.name in large and each.name not in used]:
-            held.remove(each)
+        for tensor in [
+            initializer for initializer in held if initializer.name in large and initializer.name not in used
+        ]:
+            held.remove(tensor)
     content = small.SerializeToString()
     try:
         return onnxruntime.InferenceSession(content, options, providers=[PROVIDERS[provider]])

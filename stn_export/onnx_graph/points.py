@@ -16,10 +16,10 @@ SITES = "sites"  # metadata key: a list with the values of each site by point
 
 def site_values(model: onnx.ModelProto) -> list[dict[str, str]]:
     """Return by site the values of its image, theta, grid and warped image; empty for files of other tools."""
-    found = {prop.key: prop.value for prop in model.metadata_props}.get(SITES)
-    made = {name for node in model.graph.node for name in node.output} | {each.name for each in model.graph.input}
+    entry = {prop.key: prop.value for prop in model.metadata_props}.get(SITES)
+    made = {name for node in model.graph.node for name in node.output} | {value.name for value in model.graph.input}
     try:
-        sites = json.loads(found) if found else []
+        sites = json.loads(entry) if entry else []
         return [{point: value for point, value in site.items() if value in made} for site in sites]
     except (ValueError, AttributeError, TypeError):
         return []  # another tool's key of that name
@@ -34,9 +34,9 @@ def point_values(model: onnx.ModelProto) -> dict[str, str]:
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     """Copy the model with these values as additional outputs."""
     copy = copied(model)
-    known = {each.name for each in (*copy.graph.output, *copy.graph.input)}
+    listed = {value.name for value in (*copy.graph.output, *copy.graph.input)}
     for name in dict.fromkeys(names):
-        if name not in known:
+        if name not in listed:
             copy.graph.output.append(onnx.ValueInfoProto(name=name))  # its type is inferred from the graph
     return copy
 
@@ -48,7 +48,7 @@ def with_input(model: onnx.ModelProto, name: str, dtype: np.dtype) -> onnx.Model
         for index, output in enumerate(node.output):
             if output == name:
                 node.output[index] = f"{name}/computed"
-    if name not in {each.name for each in copy.graph.input}:
+    if name not in {value.name for value in copy.graph.input}:
         kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
         copy.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
     return copy

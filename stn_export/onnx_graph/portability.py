@@ -46,10 +46,10 @@ BYTES = ("QLinear", "Integer", "DequantizeLinear", "QuantizeLinear", "QGemm", "Q
 
 
 def _reference(subject: Subject) -> Outputs:
-    names = [each.name for each in subject.model.graph.output]
+    names = [output.name for output in subject.model.graph.output]
     with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):  # of divisions by 0 in foreign files
-        found = ReferenceEvaluator(subject.model).run(names, dict(subject.trial.inputs.draw()))
-    return dict(zip(names, map(as_array, found), strict=True))
+        values = ReferenceEvaluator(subject.model).run(names, dict(subject.trial.inputs.draw()))
+    return dict(zip(names, map(as_array, values), strict=True))
 
 
 def _openvino(subject: Subject) -> Outputs:
@@ -60,8 +60,8 @@ def _openvino(subject: Subject) -> Outputs:
     taken = {name for port in compiled.inputs for name in port.names}  # without inputs that nothing reads
     results = compiled({name: value for name, value in subject.trial.inputs.draw().items() if name in taken})
     return {
-        each.name: of_openvino(results[index], compiled.outputs[index].element_type.get_type_name())
-        for index, each in enumerate(subject.model.graph.output)
+        output.name: of_openvino(results[index], compiled.outputs[index].element_type.get_type_name())
+        for index, output in enumerate(subject.model.graph.output)
     }
 
 
@@ -119,8 +119,8 @@ def portability(model: onnx.ModelProto) -> dict[str, Verdict]:
 
 def verdicts(subject: Subject, against: list[Finding] | None = None) -> dict[str, Verdict]:
     """Return the verdicts on a model that may have been examined already."""
-    found = findings(subject) if against is None else against
-    return {runtime.name: _verdict(runtime, subject, found) for runtime in RUNTIMES}
+    all_findings = findings(subject) if against is None else against
+    return {runtime.name: _verdict(runtime, subject, all_findings) for runtime in RUNTIMES}
 
 
 def _verdict(runtime: Runtime, subject: Subject, against: list[Finding]) -> Verdict:
@@ -163,13 +163,13 @@ def ruled(runtime: Runtime, subject: Subject, against: list[Finding]) -> Verdict
     """Return the verdict of rules and lists on a runtime that is not tried here."""
     if runtime.name == "ONNX Runtime CUDA":
         return _on_cuda(subject)
-    if found := [each for each in against if each.rule in runtime.refuses]:
-        return REFUSED, f"{found[0].rule} at {found[0].where}: {found[0].reason}."
+    if against_it := [finding for finding in against if finding.rule in runtime.refuses]:
+        return REFUSED, f"{against_it[0].rule} at {against_it[0].where}: {against_it[0].reason}."
     if runtime.alone:
         return _listed(runtime, subject)
     if not subject.trial.loads:
         return UNSURE, "ONNX Runtime on the CPU, which would take what others lack, does not load it."
-    slowed = sorted({f"{each.rule} {each.where}" for each in against if each.rule in runtime.slows})
+    slowed = sorted({f"{finding.rule} {finding.where}" for finding in against if finding.rule in runtime.slows})
     return SHOULD, f"These run on the CPU: {', '.join(slowed)}." if slowed else NOTHING_AGAINST
 
 
@@ -211,7 +211,7 @@ def _tried(trial: Callable[[Subject], Outputs], subject: Subject) -> Verdict:
 
 def _compared(actual: Outputs, expected: Outputs, subject: Subject) -> Verdict:
     allowed = APART[least_exact(subject)]
-    shaped = {each.name for each in subject.model.graph.output if each.type.WhichOneof("value") not in NO_TENSORS}
+    shaped = {output.name for output in subject.model.graph.output if output.type.WhichOneof("value") not in NO_TENSORS}
     flat = {name for name in expected if name not in shaped}  # outputs of sequences and optionals, flattened
     pairs = ((name, actual[name], expected[name]) for name in expected if name in actual)
     worst = max((difference(*_in_a_row(pair, name in flat)) for name, *pair in pairs), default=0.0)
@@ -221,12 +221,12 @@ def _compared(actual: Outputs, expected: Outputs, subject: Subject) -> Verdict:
 
 
 def _in_a_row(arrays: Sequence[np.ndarray], flat: bool) -> list[np.ndarray]:
-    return [each.ravel() if flat else each for each in arrays]
+    return [array.ravel() if flat else array for array in arrays]
 
 
 def least_exact(subject: Subject) -> str:
     """Return the least exact type that a file computes in, as a key of ``APART``."""
-    types = {each.dtype for each in subject.infos.values()}
+    types = {info.dtype for info in subject.infos.values()}
     if any(mark in node.op_type for node in subject.nodes() for mark in BYTES):
         return "int8"
     return "bf16" if types.intersection(BRAIN) else "fp16" if types.intersection(HALF) else "fp32"
@@ -256,7 +256,7 @@ def _on_cuda(subject: Subject) -> Verdict:
         return UNSURE, "ONNX Runtime on the CPU, which would take what CUDA lacks, does not load it."
     free = free_nodes(subject.model, subject.infos)
     placed = predict_cuda(subject.model, subject.infos, free)
-    fallen = [name for name, each in placed.items() if each.provider == CPU and name not in free]
+    fallen = [name for name, placement in placed.items() if placement.provider == CPU and name not in free]
     if fallen:
         return SHOULD, f"These nodes run on the CPU: {', '.join(fallen)}."
     return SHOULD, "Every compute node has a CUDA kernel."

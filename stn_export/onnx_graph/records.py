@@ -213,7 +213,9 @@ class Report:
             "model": self.model,
             "contract": self.contract.as_dict(),
             "inputs": asdict(self.tried),
-            "audits": [each.as_dict() for each in self.audits],
-            "findings": [asdict(each) for each in self.findings],
-            "portability": {name: {"verdict": said, "why": why} for name, (said, why) in self.portability.items()},
+            "audits": [audit.as_dict() for audit in self.audits],
+            "findings": [asdict(finding) for finding in self.findings],
+            "portability": {
+                name: {"verdict": verdict, "why": why} for name, (verdict, why) in self.portability.items()
+            },
         }

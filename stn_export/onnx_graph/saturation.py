@@ -69,8 +69,8 @@ def saturating_layers(model: onnx.ModelProto) -> list[SaturatingLayer]:
     count as full-range ones; weights in a file that was not loaded are left out.
     """
     graph = _Graph(model)
-    found = (graph.judge(node, weights) for node in graph.nodes for weights in graph.weights_of(node))
-    return [layer for layer in found if layer]
+    verdicts = (graph.judge(node, weights) for node in graph.nodes for weights in graph.weights_of(node))
+    return [layer for layer in verdicts if layer]
 
 
 def saturation_of(path: Path) -> str:
@@ -101,7 +101,7 @@ class _Graph:
         self.nodes = list(walk(model.graph))
         self.producers = {output: node for node in self.nodes for output in node.output}
         self.tensors = all_constants(model.graph)
-        self.inputs = {each.name: each.type.tensor_type.elem_type for each in inputs_of(model.graph)}
+        self.inputs = {value.name: value.type.tensor_type.elem_type for value in inputs_of(model.graph)}
 
     def weights_of(self, node: NodeProto) -> Iterator[_Weights]:
         """Yield the int8 weights that a node multiplies bytes by; none where it computes in floating point."""

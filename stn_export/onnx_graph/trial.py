@@ -140,30 +140,32 @@ class _Further:
     def steady(self) -> bool:
         """Return whether the same inputs give the same outputs again."""
         again = self.run(self.inputs.draw()) if self.in_time else self.outputs
-        return not isinstance(again, str) and all(same(again[name], each) for name, each in self.outputs.items())
+        return not isinstance(again, str) and all(same(again[name], output) for name, output in self.outputs.items())
 
     def constant(self) -> tuple[str, ...]:
         """Return the float outputs that other inputs leave unchanged, empty and NaN ones aside."""
         if self.inputs.given or not self.inputs.declared:
             return ()
-        left = [
-            name for name, each in self.outputs.items() if each.size and _is_float(each) and not np.isnan(each).all()
+        comparable = [
+            name
+            for name, output in self.outputs.items()
+            if output.size and _is_float(output) and not np.isnan(output).all()
         ]
         tried = 0
         for seed, scale in DRAWS:
-            other = self.run(self.inputs.draw(seed, scale=scale)) if left and self.in_time else "not run"
+            other = self.run(self.inputs.draw(seed, scale=scale)) if comparable and self.in_time else "not run"
             if not isinstance(other, str):
                 tried += 1
-                left = [name for name in left if same(other[name], self.outputs[name])]
-        return tuple(left) if tried > 1 else ()
+                comparable = [name for name in comparable if same(other[name], self.outputs[name])]
+        return tuple(comparable) if tried > 1 else ()
 
     def batch(self) -> str:
         """Return why another batch does not run; empty where it does, or where the batch cannot be chosen."""
         ones = [self.inputs.chosen[name] == 1 for name in self.inputs.batches]
         if not ones or not all(ones) or self.inputs.given or self.inputs.origin == "given" or not self.in_time:
             return ""
-        found = self.run(self.inputs.draw(batch=ANOTHER_BATCH))
-        return found if isinstance(found, str) else ""
+        outputs = self.run(self.inputs.draw(batch=ANOTHER_BATCH))
+        return outputs if isinstance(outputs, str) else ""
 
 
 def _is_float(array: np.ndarray) -> bool:
@@ -193,7 +195,7 @@ def _profiled(model: onnx.ModelProto, inputs: Inputs) -> Runs:
         content = Path(session.end_profiling()).read_bytes()
     nodes, runs = {node.name: node for node in walk(model.graph)}, dict[str, list[dict[str, TensorInfo]]]()
     tensors = all_constants(model.graph)
-    fixed = {name: TensorInfo(each.data_type, tuple(each.dims)) for name, each in tensors.items()}
+    fixed = {name: TensorInfo(tensor.data_type, tuple(tensor.dims)) for name, tensor in tensors.items()}
     for name, event in kernels(json.loads(content)):
         node = nodes.get(name)
         if node is not None:
@@ -215,23 +217,23 @@ def _tensors(
     names: Sequence[str], rows: Sequence[Mapping[str, list[int]]], fixed: Mapping[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
     """Match the tensors of one run of a node; a profile leaves out non-tensors, and a body's outer constants."""
-    given = [name for name in names if name]
-    found = {name: fixed[name] for name in given if name in fixed}
-    if len(given) != len(rows):
-        given = [name for name in given if name not in fixed]
-    if len(given) != len(rows):
-        return found
-    for name, row in zip(given, rows, strict=True):
+    named = [name for name in names if name]
+    infos = {name: fixed[name] for name in named if name in fixed}
+    if len(named) != len(rows):
+        named = [name for name in named if name not in fixed]
+    if len(named) != len(rows):
+        return infos
+    for name, row in zip(named, rows, strict=True):
         for kind, shape in row.items():
-            found[name] = TensorInfo(getattr(TensorProto, kind.upper(), TensorProto.UNDEFINED), tuple(shape))
-    return found
+            infos[name] = TensorInfo(getattr(TensorProto, kind.upper(), TensorProto.UNDEFINED), tuple(shape))
+    return infos
 
 
 def observed(infos: Mapping[str, TensorInfo], model: onnx.ModelProto, runs: Runs) -> dict[str, TensorInfo]:
     """Merge the types and shapes of inference with those seen in a run, where inference knows no shape."""
-    seen = {name: each for node in model.graph.node for run in runs.get(node.name, ()) for name, each in run.items()}
-    lacking = {name: each for name, each in seen.items() if name not in infos or infos[name].shape is None}
+    seen = {name: info for node in model.graph.node for run in runs.get(node.name, ()) for name, info in run.items()}
+    lacking = {name: info for name, info in seen.items() if name not in infos or infos[name].shape is None}
     return dict(infos) | {
-        name: TensorInfo(infos[name].dtype or each.dtype if name in infos else each.dtype, each.shape)
-        for name, each in lacking.items()
+        name: TensorInfo(infos[name].dtype or info.dtype if name in infos else info.dtype, info.shape)
+        for name, info in lacking.items()
     }

@@ -61,10 +61,10 @@ def outputs_of(result: Node) -> tuple[Node, ...]:
     Raises:
         TypeError: where the graph returns a constant, or no tuple.
     """
-    given = result.args[0]
-    nodes = tuple(each for each in given if isinstance(each, Node)) if isinstance(given, tuple | list) else ()
-    if not isinstance(given, tuple | list) or len(nodes) != len(given):
-        raise TypeError(f"{result.name} gives {given!r}, which are not all nodes")
+    outputs = result.args[0]
+    nodes = tuple(output for output in outputs if isinstance(output, Node)) if isinstance(outputs, tuple | list) else ()
+    if not isinstance(outputs, tuple | list) or len(nodes) != len(outputs):
+        raise TypeError(f"{result.name} gives {outputs!r}, which are not all nodes")
     return nodes
 
 
@@ -215,14 +215,14 @@ def capture(
             raise
         except BaseException as error:  # raised by the module's code, sys.exit too, or by PyTorch
             problem, cause = problem or " ".join(str(error).split())[:300], error
-    said = f"{type(cause).__name__}: {cause}"
-    hint = _hint(said, any(isinstance(size, str) for shape in shapes for size in shape))
-    raise UserError(f"torch.export cannot capture {type(module).__name__}: {problem or said}", hint) from cause
+    message = f"{type(cause).__name__}: {cause}"
+    hint = _hint(message, any(isinstance(size, str) for shape in shapes for size in shape))
+    raise UserError(f"torch.export cannot capture {type(module).__name__}: {problem or message}", hint) from cause
 
 
-def _hint(said: str, dynamic: bool) -> str:
+def _hint(message: str, dynamic: bool) -> str:
     """Return the hint for an error of ``torch.export``; hints on dynamic sizes only where there are some."""
-    hints = (hint for pattern, hint in CAUSES if (dynamic or hint is not FEWER) and re.search(pattern, said))
+    hints = (hint for pattern, hint in CAUSES if (dynamic or hint is not FEWER) and re.search(pattern, message))
     return next(hints, "see what torch.export.export says to it")
 
 
@@ -231,7 +231,7 @@ def _check_sizes(inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> None:
         raise UserError(f"{len(inputs)} inputs have {len(shapes)} shapes", "give every input its shape")
     for tensor, shape in zip(inputs, shapes, strict=True):
         if tensor.ndim != len(shape) or any(
-            isinstance(wanted, int) and wanted != size for wanted, size in zip(shape, tensor.shape, strict=True)
+            isinstance(fixed, int) and fixed != size for fixed, size in zip(shape, tensor.shape, strict=True)
         ):
             raise UserError(
                 f"an example of shape {tuple(tensor.shape)} is not {by(shape)}",
@@ -266,7 +266,7 @@ def _attempts(module: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[Shap
     if joined is not module:
         yield Attempt(module, automatic)
     fixed = [
-        tuple(size if wanted == BATCH else wanted for wanted, size in zip(shape, tensor.shape, strict=True))
+        tuple(size if fixed == BATCH else fixed for fixed, size in zip(shape, tensor.shape, strict=True))
         for shape, tensor in zip(shapes, inputs, strict=True)
     ]
     if fixed != list(map(tuple, shapes)):
@@ -286,10 +286,10 @@ def _with_equal_sizes(module: nn.Module, shapes: Sequence[Shape]) -> nn.Module:
     own = module.forward
 
     @functools.wraps(own)
-    def forward(*given: Tensor) -> Any:
+    def forward(*tensors: Tensor) -> Any:
         for (index, axis), (other, other_axis) in pairs:
-            torch._check(given[index].shape[axis] == given[other].shape[other_axis])
-        return own(*given)
+            torch._check(tensors[index].shape[axis] == tensors[other].shape[other_axis])
+        return own(*tensors)
 
     shell = copy.copy(module)
     shell.forward = forward
@@ -301,7 +301,7 @@ def _refuted(captured: Captured, shapes: Sequence[Shape], inputs: Sequence[Tenso
     pairs = [
         pair for shape, kept in zip(shapes, captured.shapes, strict=True) for pair in zip(shape, kept, strict=True)
     ]
-    batches = {kept for wanted, kept in pairs if wanted == BATCH and isinstance(kept, str)}
+    batches = {kept for declared, kept in pairs if declared == BATCH and isinstance(kept, str)}
     if len(batches) > 1:
         return "the batches of its inputs are not one number to it"
     most = captured.limits.get(BATCH, max(OTHER_BATCHES))
@@ -314,15 +314,17 @@ def _refuted(captured: Captured, shapes: Sequence[Shape], inputs: Sequence[Tenso
 def _problem_at(captured: Captured, inputs: Sequence[Tensor], count: int) -> str:
     """Run a captured graph at another batch on fake tensors, and return its error; empty where values decide shapes."""
     module = captured.exported.module(check_guards=False)
-    module = copy.deepcopy(module, {id(each): each for each in module.parameters()})  # it may write into its buffers
+    module = copy.deepcopy(
+        module, {id(parameter): parameter for parameter in module.parameters()}
+    )  # it may write into its buffers
     sizes = [
         [count if name == BATCH else size for name, size in zip(kept, tensor.shape, strict=True)]
         for kept, tensor in zip(captured.shapes, inputs, strict=True)
     ]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            given = zip(inputs, sizes, strict=True)
-            module(*(torch.empty(size, dtype=each.dtype, device=each.device) for each, size in given))
+            resized = zip(inputs, sizes, strict=True)
+            module(*(torch.empty(size, dtype=tensor.dtype, device=tensor.device) for tensor, size in resized))
     except VALUES_DECIDE:
         return ""
     except Exception as error:  # whatever an operator raises for sizes that do not fit
@@ -340,27 +342,27 @@ def _dynamic(shapes: Sequence[Shape], make: Callable[..., Any]) -> tuple[dict[in
 def _checked(exported: ExportedProgram, shapes: Sequence[Shape], problem: str) -> Captured:
     for node in exported.graph.nodes:
         node.meta.pop("from_node", None)  # contains addresses, and equal captures must give equal files
-    found = {node.name: node.meta["val"].shape for node in exported.graph.nodes if node.op == "placeholder"}
+    shape_of = {node.name: node.meta["val"].shape for node in exported.graph.nodes if node.op == "placeholder"}
     names: dict[str, str] = {}  # by symbol; two symbols must not share a name
     kept = tuple(
-        tuple(_named(each, wanted, names) for each, wanted in zip(found[name], shape, strict=True))
+        tuple(_named(size, declared, names) for size, declared in zip(shape_of[name], shape, strict=True))
         for name, shape in zip(exported.graph_signature.user_inputs, shapes, strict=True)
     )
     _own_memory(exported)
-    ranges = {names.get(str(symbol)): each.upper for symbol, each in exported.range_constraints.items()}
+    ranges = {names.get(str(symbol)): limits.upper for symbol, limits in exported.range_constraints.items()}
     limits = {
         name: int(upper) for name, upper in ranges.items() if name and upper.is_Integer and upper < sys.maxsize // 2
     }
     return Captured(exported, kept, problem, limits)
 
 
-def _named(size: int | torch.SymInt, wanted: int | str, names: dict[str, str]) -> int | str:
+def _named(size: int | torch.SymInt, declared: int | str, names: dict[str, str]) -> int | str:
     fixed = _fixed(size)
     if fixed is not None:
         return fixed
-    if isinstance(wanted, int):
-        return wanted
-    return names.setdefault(str(size), wanted if wanted not in names.values() else f"{wanted}{len(names) + 1}")
+    if isinstance(declared, int):
+        return declared
+    return names.setdefault(str(size), declared if declared not in names.values() else f"{declared}{len(names) + 1}")
 
 
 def _fixed(size: int | torch.SymInt) -> int | None:
@@ -406,8 +408,8 @@ def symbols_of(exported: ExportedProgram, shapes: Sequence[Shape] | None = None)
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
     inputs = exported.graph_signature.user_inputs
     symbols: dict[str, str] = {}
-    given: Sequence[Shape | None] = shapes or [None] * len(inputs)
-    for name, shape in zip(inputs, given, strict=True):
+    shapes_or_none: Sequence[Shape | None] = shapes or [None] * len(inputs)
+    for name, shape in zip(inputs, shapes_or_none, strict=True):
         for axis, size in enumerate(values[name].shape):
             if _fixed(size) is None:
                 named = shape[axis] if shape else BATCH if axis == 0 else f"size{len(symbols)}"
@@ -424,7 +426,7 @@ def _with_names(size: int | torch.SymInt, symbols: Mapping[str, str]) -> int | s
     fixed = _fixed(size)
     if fixed is not None:
         return fixed
-    return re.sub(r"[A-Za-z_]\w*", lambda found: symbols.get(found[0], found[0]), str(size))
+    return re.sub(r"[A-Za-z_]\w*", lambda match: symbols.get(match[0], match[0]), str(size))
 
 
 def file_names(shapes: Sequence[Shape]) -> tuple[dict[int, str], ...]:

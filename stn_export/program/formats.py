@@ -42,8 +42,8 @@ def to_torchscript(module: GraphModule, metadata: dict) -> bytes:
         try:
             scripted = torch.jit.freeze(torch.jit.script(_scriptable(module)).eval())
         except Exception as error:  # RuntimeError, NotSupportedError and others
-            said = f"torch.jit.script does not take the graph: {one_line(error)}"
-            raise UserError(said, "use another format") from error
+            reason = f"torch.jit.script does not take the graph: {one_line(error)}"
+            raise UserError(reason, "use another format") from error
         torch.jit.save(scripted, buffer, _extra_files={METADATA: json.dumps(metadata)})
     return buffer.getvalue()
 

@@ -40,10 +40,10 @@ def resolve(text: str, root: Path | None = None) -> Callable[..., Any]:
     _look_in(file.parent if file.suffix == ".py" else root or Path.cwd())
     with others_code(f"{place} cannot be imported:", f"write {FORM}"):
         module = _from_file(file) if file.suffix == ".py" else importlib.import_module(place)
-    found = getattr(module, name, None)
-    if not callable(found):
+    attribute = getattr(module, name, None)
+    if not callable(attribute):
         raise UserError(f"{place} has no callable {name}", f"write {FORM}")
-    return found
+    return attribute
 
 
 def _look_in(folder: Path) -> None:
@@ -125,12 +125,12 @@ MODULE = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 def packages_of(exported: ExportedProgram) -> dict[str, str]:
     """Return the modules that register a program's operators, by namespace; empty names where unknown."""
-    found: dict[str, str] = {}
-    for graph in (each.graph for each in exported.graph_module.modules() if isinstance(each, torch.fx.GraphModule)):
+    files: dict[str, str] = {}
+    for graph in (part.graph for part in exported.graph_module.modules() if isinstance(part, torch.fx.GraphModule)):
         for node in graph.nodes:
             if isinstance(node.target, OpOverload) and node.target.namespace not in OWN:
-                found[node.target.namespace] = found.get(node.target.namespace) or _module_of(node.target)
-    return dict(sorted(found.items()))
+                files[node.target.namespace] = files.get(node.target.namespace) or _module_of(node.target)
+    return dict(sorted(files.items()))
 
 
 def _module_of(operator: OpOverload) -> str:

@@ -55,7 +55,7 @@ def _out_of_place(module: GraphModule) -> None:
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     for node in list(module.graph.nodes):
         plain = _plain_operator(node)
-        if plain is None or any(_is_view(each) for each in (node.args[0], *node.args[0].users)):
+        if plain is None or any(_is_view(viewer) for viewer in (node.args[0], *node.args[0].users)):
             continue
         with module.graph.inserting_before(node):
             made = module.graph.call_function(plain, node.args, node.kwargs)
@@ -80,7 +80,7 @@ def _keep_what_is_given(module: GraphModule) -> None:
 def _writes(node: Node) -> bool:
     """Return whether an operator writes into its first argument."""
     first = node.target._schema.arguments[:1] if isinstance(node.target, OpOverload) else ()
-    return any(each.alias_info is not None and each.alias_info.is_write for each in first)
+    return any(argument.alias_info is not None and argument.alias_info.is_write for argument in first)
 
 
 def _root(node: object) -> Node | None:
@@ -97,8 +97,12 @@ def _plain_operator(node: Node) -> OpOverload | None:
         return None
     packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::")[:-1], None)
     plain = getattr(packet, target._overloadname, None)
-    types = {each.meta["val"].dtype for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.Tensor)}
-    fits = plain is not None and len(types) == 1 and not any(each.alias_info for each in plain._schema.returns)
+    types = {
+        operand_node.meta["val"].dtype
+        for operand_node in node.all_input_nodes
+        if isinstance(operand_node.meta.get("val"), torch.Tensor)
+    }
+    fits = plain is not None and len(types) == 1 and not any(returned.alias_info for returned in plain._schema.returns)
     return plain if fits else None
 
 
@@ -110,12 +114,12 @@ def overwrites(module: GraphModule) -> bool:
 
 def _is_view(node: Node) -> bool:
     returns = node.target._schema.returns if isinstance(node.target, OpOverload) else ()
-    return any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
+    return any(returned.alias_info is not None and not returned.alias_info.is_write for returned in returns)
 
 
 def sharing_copy(module: GraphModule) -> GraphModule:
     """Copy the graph but share its tensors, as weights may be large."""
-    return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
 
 
 def in_float64(module: GraphModule) -> GraphModule:
@@ -157,23 +161,23 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def resized(module: GraphModule, sampler: Node) -> Node:
     """Return the sampler's image, resized bilinearly to the size of its output where the two differ."""
-    image, wanted = operand(sampler), sampler.meta["val"].shape[-2:]
-    if image.meta["val"].shape[-2:] == wanted:
+    image, size = operand(sampler), sampler.meta["val"].shape[-2:]
+    if image.meta["val"].shape[-2:] == size:
         return image
     with module.graph.inserting_before(sampler):
-        sizes = [size if isinstance(size, int) else _size_of_input(module, size) for size in wanted]
+        sizes = [size if isinstance(size, int) else _size_of_input(module, size) for size in size]
         resize = module.graph.call_function(torch.ops.aten.upsample_bilinear2d.vec, (image, sizes, False, None))
     resize.meta["val"] = sampler.meta["val"]
     return resize
 
 
-def _size_of_input(module: GraphModule, wanted: torch.SymInt) -> Node:
+def _size_of_input(module: GraphModule, length: torch.SymInt) -> Node:
     """Add a node that reads a dynamic size from an input."""
     for node in module.graph.find_nodes(op="placeholder"):
         for axis, size in enumerate(node.meta["val"].shape):
-            if str(size) == str(wanted):
+            if str(size) == str(length):
                 return module.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
-    raise UserError(f"a sampler gives pictures of an open size, {wanted}, that no input has", "give one with --plain")
+    raise UserError(f"a sampler gives pictures of an open size, {length}, that no input has", "give one with --plain")
 
 
 def on_device(module: GraphModule, device: torch.device) -> GraphModule:
@@ -218,9 +222,9 @@ class Meter(Interpreter):
     def run_node(self, node: Node) -> Any:
         """Run a node and update the peak."""
         result = bounded(self, node)
-        held = [value for each, value in self.env.items() if each.op != "get_attr"]
+        held = [value for source, value in self.env.items() if source.op != "get_attr"]
         leaves = tree_leaves([held, result if node.op != "get_attr" else None])
-        storages = [each.untyped_storage() for each in leaves if isinstance(each, Tensor)]
+        storages = [tensor.untyped_storage() for tensor in leaves if isinstance(tensor, Tensor)]
         sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
         self.peak = max(self.peak, sum(sizes.values()) + self._windows(node))
         return result

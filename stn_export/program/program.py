@@ -65,9 +65,9 @@ class Program:
     @cached_property
     def module(self) -> GraphModule:
         """The network as one graph: tensors in by position, a tuple of tensors out; no checks, no dropout."""
-        found = self.exported.module(check_guards=False)
-        found.graph.set_codegen(CodeGen())  # inputs and outputs are flat in the graph already
-        return bare(GraphModule(found, found.graph))
+        module = self.exported.module(check_guards=False)
+        module.graph.set_codegen(CodeGen())  # inputs and outputs are flat in the graph already
+        return bare(GraphModule(module, module.graph))
 
     def on(self, device: torch.device | str) -> GraphModule:
         """Move ``module`` itself to a device, and the devices that its graph names."""
@@ -94,7 +94,7 @@ class Program:
     @property
     def parameters(self) -> int:
         """The number of trained values; a shared tensor counts once."""
-        return sum({each.data_ptr(): each.numel() for each in self.exported.parameters()}.values())
+        return sum({parameter.data_ptr(): parameter.numel() for parameter in self.exported.parameters()}.values())
 
     def own_module(self) -> nn.Module | str:
         """Rebuild the captured module from its own code with these weights; return the reason where that fails."""
@@ -130,7 +130,9 @@ class Program:
             module: by default ``module``; else a copy of it, such as one in float64.
         """
         forced, module = forced or {}, module or self.module
-        shown, nodes = ({k: v for site in self.sites for k, v in site.nodes(each).items()} for each in (kinds, POINTS))
+        shown, nodes = (
+            {k: v for site in self.sites for k, v in site.nodes(table).items()} for table in (kinds, POINTS)
+        )
         probe = _Probe(module, shown.values(), {nodes[point]: value for point, value in forced.items()})
         values = [value.clone() for value in values] if probe.overwrites else values
         results = probe.run(*values)
@@ -159,7 +161,7 @@ class Program:
     def parts(self) -> dict[str, str]:
         """Return the part of the network that each node of ``module.graph`` belongs to; constants, inputs: none."""
         steps = [
-            Step(node.name, [each.name for each in node.all_input_nodes], [node.name])
+            Step(node.name, [source.name for source in node.all_input_nodes], [node.name])
             for node in self.module.graph.nodes
             if node.op == "call_function"
         ]
@@ -175,8 +177,9 @@ class Program:
     @property
     def sizes(self) -> dict[str, int]:
         """The dynamic sizes other than the batch, as they were at capture."""
-        given = [each for each in tree_leaves(self.exported.example_inputs) if isinstance(each, Tensor)]
-        pairs = [pair for spec, each in zip(self.contract.inputs, given) for pair in zip(spec.shape, each.shape)]  # noqa: B905
+        examples = [leaf for leaf in tree_leaves(self.exported.example_inputs) if isinstance(leaf, Tensor)]
+        tensors = zip(self.contract.inputs, examples, strict=False)
+        pairs = [pair for spec, example in tensors for pair in zip(spec.shape, example.shape, strict=False)]
         return {name: size for name, size in pairs if isinstance(name, str) and name != BATCH}
 
     def multiply_adds(self, values: Sequence[Tensor] | None = None) -> int:
@@ -193,10 +196,10 @@ class Program:
     def to_bytes(self, metadata: dict) -> bytes:
         """Return a ``.pt2`` file that contains the contract and ``metadata``."""
         buffer = io.BytesIO()
-        said = metadata | {"contract": self.contract.as_dict(), "origin": self.origin}
+        entries = metadata | {"contract": self.contract.as_dict(), "origin": self.origin}
         if packages := packages_of(self.exported):
-            said["packages"] = packages
-        torch.export.save(_answering_plainly(self.exported), buffer, extra_files={CONTRACT_FILE: json.dumps(said)})
+            entries["packages"] = packages
+        torch.export.save(_answering_plainly(self.exported), buffer, extra_files={CONTRACT_FILE: json.dumps(entries)})
         return buffer.getvalue()
 
 
@@ -220,10 +223,10 @@ def _of_python(spec: TreeSpec) -> bool:
 @contextmanager
 def _quiet_loading() -> Iterator[list[str]]:
     """Collect, instead of print, the messages of PyTorch as it loads a file: only they say why loading fails."""
-    said: list[str] = []
+    notes: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        said.append(f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}")
+        notes.append(f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}")
         return False
 
     logger = logging.getLogger("torch.export")
@@ -231,7 +234,7 @@ def _quiet_loading() -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")
-            yield said
+            yield notes
     finally:
         logger.removeFilter(keep)
 
@@ -243,9 +246,9 @@ def _said_inside(packed: zipfile.ZipFile) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _why_not(path: Path, error: Exception, said: Sequence[str]) -> UserError:
+def _why_not(path: Path, error: Exception, notes: Sequence[str]) -> UserError:
     """Return the error for a file that PyTorch cannot load, from its exception and its messages."""
-    if unknown := UNKNOWN_OPERATOR.search(" ".join(said)):
+    if unknown := UNKNOWN_OPERATOR.search(" ".join(notes)):
         return UserError(
             f"{path} needs the operator {unknown[1]}, which nothing here registers",
             "import the package that registers it first",
@@ -264,19 +267,19 @@ def load_program(path: Path, contract: Contract | None = None, own: bool = False
     Raises:
         UserError: where PyTorch or this package cannot read it.
     """
-    extra, said = {CONTRACT_FILE: ""}, []
+    extra, notes = {CONTRACT_FILE: ""}, []
     try:
         with zipfile.ZipFile(archive(path)) as packed:
             names, packages = packed.namelist(), _said_inside(packed).get("packages")
         if FORMAT not in {name.partition("/")[2] for name in names} or OLDER in names:  # old ones would be unpickled
             raise ValueError("it is not of the format of torch 2.8 and later")
         import_packages(packages, str(path))
-        with _quiet_loading() as said:
+        with _quiet_loading() as notes:
             exported = torch.export.load(path, extra_files=extra)
     except UserError:
         raise
     except Exception as error:  # what PyTorch raises depends on the kind of damage
-        raise _why_not(path, error, said) from error
+        raise _why_not(path, error, notes) from error
     try:
         content = json.loads(extra[CONTRACT_FILE] or "{}")
         if contract is None:
@@ -305,8 +308,8 @@ def contract_of(
     """
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
     signature = exported.graph_signature
-    for side, found in (("input", signature.user_inputs), ("output", signature.user_outputs)):
-        if unsuitable := [name for name in found if not isinstance(values.get(name), Tensor)]:
+    for side, user_specs in (("input", signature.user_inputs), ("output", signature.user_outputs)):
+        if unsuitable := [name for name in user_specs if not isinstance(values.get(name), Tensor)]:
             raise UserError(
                 f"{side} {unsuitable[0]} is no tensor", "leave it out in a module of your own around this one"
             )

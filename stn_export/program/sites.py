@@ -79,14 +79,14 @@ def find_sites(graph: Graph, symbols: Mapping[str, str]) -> tuple[Site, ...]:
 
 def not_looked_into(graph: Graph) -> tuple[str, ...]:
     """Describe each other operator that samples, one sentence each: only the network's outputs are compared for it."""
-    found = []
+    sites = []
     for node in graph.nodes:
         operator = str(node.target).split(".")[1] if str(node.target).startswith("torchvision.") else ""
         if node.target in GRID_SAMPLES and not samples_pictures(node):
             operator = "grid_sample of volumes"
         if node.op == "call_function" and operator in UNSEEN:
-            found.append(f"{operator} in {location(node)}: not looked into, outputs compared")
-    return tuple(found)
+            sites.append(f"{operator} in {location(node)}: not looked into, outputs compared")
+    return tuple(sites)
 
 
 def _site(index: int, node: Node, symbols: Mapping[str, str], varying: set[Node]) -> Site:
@@ -116,7 +116,7 @@ def _origin(node: Node, varying: set[Node]) -> str:
     while node.op == "call_function" and _operator(node) not in WEIGHTED:
         if _operator(node) not in SHAPING:
             behind.insert(0, _operator(node))
-        before = [each for each in node.all_input_nodes if each in varying]
+        before = [source for source in node.all_input_nodes if source in varying]
         if not before:
             break
         node = before[0]
@@ -136,12 +136,12 @@ def _operator(node: Node) -> str:
 
 def _varying(graph: Graph) -> set[Node]:
     """Return the nodes that depend on an input's values, not just on its size."""
-    found: set[Node] = set()
+    nodes: set[Node] = set()
     for node in graph.nodes:
         size = isinstance(node.meta.get("val"), torch.SymInt)
-        if node.op == "placeholder" or not (size or found.isdisjoint(node.all_input_nodes)):
-            found.add(node)
-    return found
+        if node.op == "placeholder" or not (size or nodes.isdisjoint(node.all_input_nodes)):
+            nodes.add(node)
+    return nodes
 
 
 # Which part of a network a node belongs to, by reachability: localisation, grid, sampler, or the rest of it.
@@ -197,13 +197,13 @@ class _Graph:
 
     def behind(self, values: Iterable[str], stops: Iterable[str] = ()) -> set[str]:
         """Return every node that ``values`` depend on, not looking past ``stops``."""
-        stops, found = set(stops), set()
+        stops, nodes = set(stops), set()
         waiting = list(values)
         while waiting:
             value = waiting.pop()
             step = self.maker.get(value)
-            if value in stops or step is None or step.name in found:
+            if value in stops or step is None or step.name in nodes:
                 continue
-            found.add(step.name)
+            nodes.add(step.name)
             waiting += step.reads
-        return found
+        return nodes

@@ -112,8 +112,8 @@ class TensorSpec:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return whether an array of this shape fits; sizes that share a name are not compared."""
         return len(shape) == len(self.shape) and all(
-            size > 0 if isinstance(wanted, str) else size == wanted
-            for size, wanted in zip(shape, self.shape, strict=True)
+            size > 0 if isinstance(expected, str) else size == expected
+            for size, expected in zip(shape, self.shape, strict=True)
         )
 
 
@@ -266,15 +266,17 @@ class Call:
 
 
 def _lookup(dynamic: Any, keys: tuple[Any, ...], every: Sequence[tuple[Any, ...]]) -> Any:
-    first = keys[0] if isinstance(dynamic, Mapping) else list(dict.fromkeys(each[0] for each in every)).index(keys[0])
+    first = keys[0] if isinstance(dynamic, Mapping) else list(dict.fromkeys(key[0] for key in every)).index(keys[0])
     for key in (first, *keys[1:]):
         dynamic = None if dynamic is None else dynamic[key]
     return dynamic
 
 
 def _axes(dims: Any) -> dict[int, Any]:
-    given = dims if isinstance(dims, Mapping) else dict(enumerate(dims or ()))
-    return {axis: dim for axis, dim in given.items() if dim is not None and dim != Dim.STATIC and type(dim) is not int}
+    by_axis = dims if isinstance(dims, Mapping) else dict(enumerate(dims or ()))
+    return {
+        axis: dim for axis, dim in by_axis.items() if dim is not None and dim != Dim.STATIC and type(dim) is not int
+    }
 
 
 def call_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Call:
@@ -301,12 +303,12 @@ def call_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, 
     if not places:
         raise UserError(f"{kind} is given no tensor", "give example inputs as forward takes them")
     keys = tuple(tuple(_keys(paths[place])) for place in places)
-    names = tuple(re.sub(r"\W", "_", "_".join(map(str, each))) for each in keys)
+    names = tuple(re.sub(r"\W", "_", "_".join(map(str, part))) for part in keys)
     tensors = tuple(values[place] for place in places)
     if len(values) == len(places) and _in_order(signature, keys):
         return Call(module, tensors, names, keys)
     shell = copy.copy(module)
-    fixed = [None if isinstance(each, Tensor) else each for each in values]
+    fixed = [None if isinstance(value, Tensor) else value for value in values]
     shell.forward = MethodType(_flat(module, bound.signature, structure, fixed, places, names), shell)
     return Call(shell, tensors, names, keys)
 
@@ -320,14 +322,20 @@ def _bound(
         UserError: where they do not fit; it lists the parameters.
     """
     parameters, kinds = signature.parameters.values(), inspect.Parameter
-    names = [each.name for each in parameters if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
-    variable = {each.kind for each in parameters}
+    names = [
+        parameter.name for parameter in parameters if parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    ]
+    variable = {parameter.kind for parameter in parameters}
     unknown = [name for name in keywords if name not in names]
     if unknown and kinds.VAR_KEYWORD not in variable:
         if kinds.VAR_POSITIONAL not in variable or len(unknown) < len(keywords):
             raise UserError(f"{kind} has no input {unknown[0]}", f"forward takes {', '.join(names) or 'nothing'}")
         arguments, keywords = (*arguments, *keywords.values()), {}
-    only = [each.name for each in parameters if each.kind is kinds.POSITIONAL_ONLY and each.name in keywords]
+    only = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is kinds.POSITIONAL_ONLY and parameter.name in keywords
+    ]
     arguments = (*arguments, *(keywords.pop(name) for name in only))
     try:
         return signature.bind(*arguments, **keywords)
@@ -341,7 +349,7 @@ def _bound(
 def _in_order(signature: inspect.Signature, keys: Sequence[tuple[Any, ...]]) -> bool:
     """Return whether the tensors are the first parameters, so that they can be passed by position as they are."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    first = [each.name for each in signature.parameters.values() if each.kind in kinds][: len(keys)]
+    first = [parameter.name for parameter in signature.parameters.values() if parameter.kind in kinds][: len(keys)]
     return [(name,) for name in first] == list(keys)
 
 
@@ -363,12 +371,12 @@ def _flat(
         own, method = own.__func__, True
     inside: list[bool] = []  # one entry during a call
 
-    def forward(self: nn.Module, *given: Any, **keywords: Any) -> Any:
+    def forward(self: nn.Module, *tensors: Any, **keywords: Any) -> Any:
         call = MethodType(own, self) if method else own
         if inside:
-            return call(*given, **keywords)
+            return call(*tensors, **keywords)
         filled = list(fixed)
-        for place, value in zip(places, given, strict=True):
+        for place, value in zip(places, tensors, strict=True):
             filled[place] = value
         again = inspect.BoundArguments(signature, _pytree.tree_unflatten(filled, structure))
         inside.append(True)
@@ -384,8 +392,8 @@ def _flat(
 
 
 def _keys(path: Sequence[object]) -> Iterator[Any]:
-    for each in path:
-        yield next(getattr(each, name) for name in ("key", "idx", "name") if hasattr(each, name))
+    for key in path:
+        yield next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
 
 
 def output_names(exported: ExportedProgram) -> list[str]:
@@ -401,15 +409,17 @@ def output_names(exported: ExportedProgram) -> list[str]:
 
 def distinct(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
     """Make names distinct from each other and from ``others``, by a suffix where needed."""
-    taken, found = set(others), []
+    taken, unique = set(others), []
     for name in names:
-        found.append(free_name(name if name not in others else f"{name}_output", taken))
-        taken.add(found[-1])
-    return found
+        unique.append(free_name(name if name not in others else f"{name}_output", taken))
+        taken.add(unique[-1])
+    return unique
 
 
 def free_name(name: str, taken: Container[str]) -> str:
     """Return the name, with the first number appended that makes it unused."""
     return next(
-        each for each in (name if count == 1 else f"{name}{count}" for count in itertools.count(1)) if each not in taken
+        candidate
+        for candidate in (name if count == 1 else f"{name}{count}" for count in itertools.count(1))
+        if candidate not in taken
     )

@@ -115,8 +115,12 @@ def deep_copy(module: nn.Module) -> nn.Module:
 def copied(values: Any) -> Any:
     """Copy the tensors and arrays in arguments, as code that runs on them may write into them."""
     return _pytree.tree_map(
-        lambda each: (
-            each.detach().clone() if isinstance(each, Tensor) else each.copy() if isinstance(each, np.ndarray) else each
+        lambda tensor: (
+            tensor.detach().clone()
+            if isinstance(tensor, Tensor)
+            else tensor.copy()
+            if isinstance(tensor, np.ndarray)
+            else tensor
         ),
         values,
     )
@@ -131,19 +135,22 @@ def mutations(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str
     return list(trial(Copies(module), (tuple(arguments), dict(keywords or {}))).mutations)
 
 
-def told(module: nn.Module, found: Sequence[Mutation]) -> list[str]:
+def told(module: nn.Module, mutations: Sequence[Mutation]) -> list[str]:
     """Return one sentence for each change that no output was seen to depend on.
 
     Raises:
         UserError: where outputs depend on earlier calls; it names the state, and the line that changes it.
     """
     name = type(module).__name__
-    if any(each.matters for each in found):
+    if any(mutation.matters for mutation in mutations):
         raise UserError(
-            f"what {name} gives depends on calls before: it keeps {'; '.join(map(str, found))}",
+            f"what {name} gives depends on calls before: it keeps {'; '.join(map(str, mutations))}",
             "take what it keeps as an input and give it as an output; a file keeps nothing between calls",
         )
-    return [f"{name} keeps {each}; what it gives did not depend on it, and files keep it as it is" for each in found]
+    return [
+        f"{name} keeps {name_of_state}; what it gives did not depend on it, and files keep it as it is"
+        for name_of_state in mutations
+    ]
 
 
 def trial(copies: Copies, first: Batch, second: Batch | None = None) -> Trial:
@@ -166,13 +173,13 @@ def trial(copies: Copies, first: Batch, second: Batch | None = None) -> Trial:
     changed = _not_by_copying(copies, changed)
     matters = bool(changed) and not (steady and _same_on_its_own(copies, second, answers[1]))
     lines = _lines(copies, changed, (first, second)) if changed else {}
-    found = tuple(Mutation(*item, lines.get(item, "its code"), matters) for item in changed)
-    return Trial((first, second), (answers[0], answers[1]), found, steady, copies.note)
+    mutations = tuple(Mutation(*item, lines.get(item, "its code"), matters) for item in changed)
+    return Trial((first, second), (answers[0], answers[1]), mutations, steady, copies.note)
 
 
 def following(batch: Batch) -> Batch:
     """Make another batch that a network accepts wherever it accepts this one."""
-    return _pytree.tree_map(lambda each: _other(each) if isinstance(each, Tensor) else each, batch)
+    return _pytree.tree_map(lambda leaf: _other(leaf) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def _other(value: Tensor) -> Tensor:
@@ -191,9 +198,9 @@ def answer(module: nn.Module, batch: Batch, seed: int = 0) -> list[Tensor]:
         UserError: where the module raises.
     """
     arguments, keywords = copied(batch)
-    given = [leaf for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    sizes = ", ".join(by(leaf.shape) for leaf in given)
-    devices = {leaf.device for leaf in (*given, *module.parameters()) if leaf.device.type == "cuda"}
+    tensors = [leaf for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    sizes = ", ".join(by(leaf.shape) for leaf in tensors)
+    devices = {leaf.device for leaf in (*tensors, *module.parameters()) if leaf.device.type == "cuda"}
     with (
         others_code(f"{type(module).__name__} does not take {sizes}:", "see --input"),
         torch.random.fork_rng(sorted(device.index or 0 for device in devices)),
@@ -237,7 +244,7 @@ def _usual(size: Tensor) -> Tensor:
     if size.ndim < 2:
         return size.median() if size.ndim else size
     axes = range(1, size.ndim)
-    means = [size.mean([each for each in range(size.ndim) if each != axis], keepdim=True) for axis in axes]
+    means = [size.mean([other for other in range(size.ndim) if other != axis], keepdim=True) for axis in axes]
     usual = means[0]
     for mean in means[1:]:
         usual = torch.minimum(usual, mean)
@@ -259,7 +266,7 @@ def _items(module: nn.Module) -> Iterator[tuple[Item, Any]]:
         dotted = f"{prefix}." if prefix else ""
         for kind, held in (("parameter", part._parameters), ("buffer", part._buffers)):
             yield from (((kind, dotted + name), value) for name, value in held.items())
-        yield from ((("attribute", dotted + name), each) for name, each in vars(part).items() if name not in INTERNAL)
+        yield from ((("attribute", dotted + name), value) for name, value in vars(part).items() if name not in INTERNAL)
 
 
 def _differences(before: Mapping[Item, Any], after: Mapping[Item, Any]) -> list[Item]:
@@ -445,9 +452,9 @@ def _fingerprint(value: Any, depth: int = 0) -> object:
     if isinstance(value, np.ndarray):
         return id(value), hash(value.tobytes())
     if isinstance(value, Mapping):
-        return len(value), *(_fingerprint(each, depth + 1) for each in value.values() if depth < DEEPEST)
+        return len(value), *(_fingerprint(item, depth + 1) for item in value.values() if depth < DEEPEST)
     if isinstance(value, list | tuple | deque | set | frozenset):
-        return len(value), *(_fingerprint(each, depth + 1) for each in value if depth < DEEPEST)
+        return len(value), *(_fingerprint(item, depth + 1) for item in value if depth < DEEPEST)
     if isinstance(value, bool | int | float | complex | str | bytes | None):
         return value
     inner = vars(value) if hasattr(value, "__dict__") and not isinstance(value, ATOMIC) and depth < DEEPEST else {}

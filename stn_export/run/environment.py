@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from stn_export import __version__
+from stn_export import __version__, cli
 from stn_export.cli import children
 from stn_export.errors import UserError, require_choice
+from stn_export.run import gpu
 from stn_export.run.store import private_folder
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
@@ -39,13 +40,13 @@ INSTRUCTION_SETS = {  # by short name: Linux's CPU flags on x86 and aarch64, any
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, this package and the installed packages that affect results."""
-    found = {"python": platform.python_version(), "stn_export": __version__}
+    packages = {"python": platform.python_version(), "stn_export": __version__}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            packages[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return packages
 
 
 def cache_directory() -> Path:
@@ -114,7 +115,7 @@ def instruction_sets() -> list[str]:
     """Return the short names of the processor's instruction sets that affect results and times."""
     facts = cpu_facts()
     flags = set(facts.get("flags", facts.get("Features", "")).split())
-    return [name for name, needed in INSTRUCTION_SETS.items() if any(set(each.split()) <= flags for each in needed)]
+    return [name for name, needed in INSTRUCTION_SETS.items() if any(set(names.split()) <= flags for names in needed)]
 
 
 def describe() -> dict[str, object]:
@@ -126,24 +127,24 @@ def describe() -> dict[str, object]:
         "instruction_sets": instruction_sets(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "git_commit": git_commit(),
-    }
+    } | gpu.describe()
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu`` or ``cuda`` into a device; ``auto`` takes CUDA where there is one.
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device; ``auto`` takes CUDA where it can be used, and says why not.
 
     Raises:
-        UserError: for an unknown name, or ``cuda`` where PyTorch sees no GPU. It never falls back.
+        UserError: for an unknown name, or ``cuda`` where PyTorch cannot use a GPU. It never falls back.
     """
     require_choice("device", name, DEVICES)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "DEVICE=cuda, but PyTorch sees no GPU here",
-            "use DEVICE=cpu, or DEVICE=auto to take what there is",
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu":
+        return torch.device("cpu")
+    obstacle = gpu.obstacle()
+    if obstacle is None:
+        return torch.device("cuda")
+    if name == "cuda":
+        raise UserError(f"DEVICE=cuda, but {obstacle.reason}", f"{obstacle.remedy}; DEVICE=auto takes what there is")
+    if obstacle.reason != gpu.UNSEEN:
+        cli.say(f"not on the GPU: {obstacle.reason} ({obstacle.remedy})", "yellow")
+    return torch.device("cpu")

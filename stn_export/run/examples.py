@@ -53,9 +53,9 @@ class Examples:
         if self.labels is not None:
             lengths["labels"] = len(self.labels)
         if len(set(lengths.values())) > 1 or not all(lengths.values()):
-            said = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise UserError(
-                f"examples differ in number, or there are none: {said}", "give as many of each, at least one"
+                f"examples differ in number, or there are none: {counts}", "give as many of each, at least one"
             )
 
     def __len__(self) -> int:
@@ -97,12 +97,12 @@ def scored_output(contract: Contract, examples: Examples) -> TensorSpec | None:
     """Return the first output with one value per class, where the examples have labels; else None."""
     if examples.labels is None:
         return None
-    known, least = len(examples.classes), int(examples.labels.max()) + 1
+    classes, least = len(examples.classes), int(examples.labels.max()) + 1
     for spec in contract.outputs:
         sizes = [size for size in spec.shape[1:] if size != 1]
         if not (spec.batched and spec.is_float and len(sizes) == 1 and isinstance(sizes[0], int)):
             continue
-        if sizes[0] == known if known else sizes[0] >= least:
+        if sizes[0] == classes if classes else sizes[0] >= least:
             return spec
     return None
 
@@ -121,13 +121,20 @@ def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size
     Raises:
         UserError: where there is none with a known normalisation, or it is neither grey nor RGB.
     """
-    spec = next((each for each in contract.inputs if each.is_picture and (each.pixels or not each.is_float)), None)
+    spec = next(
+        (
+            candidate
+            for candidate in contract.inputs
+            if candidate.is_picture and (candidate.pixels or not candidate.is_float)
+        ),
+        None,
+    )
     if spec is None:
-        said = "; ".join(f"{each.name}: {each.text}" for each in contract.inputs)
-        raise UserError(f"no input takes pictures ({said})", "adopt it again and say how its pictures are normalised")
-    known = examples.inputs[spec.name].shape
+        inputs = "; ".join(f"{spec.name}: {spec.text}" for spec in contract.inputs)
+        raise UserError(f"no input takes pictures ({inputs})", "adopt it again and say how its pictures are normalised")
+    shape = examples.inputs[spec.name].shape
     channels, height, width = (
-        size if isinstance(size, int) else known[axis] for axis, size in enumerate(spec.nchw[1:], start=1)
+        size if isinstance(size, int) else shape[axis] for axis, size in enumerate(spec.nchw[1:], start=1)
     )
     if channels not in (1, 3):
         raise UserError(
@@ -178,14 +185,16 @@ def read_picture(path: Path, channels: int, height: int | None = None, width: in
     return torch.from_numpy(pixels.reshape(size[1], size[0], channels)).permute(2, 0, 1)
 
 
-def on_white(image: Image.Image, said: str = "the picture") -> Image.Image:
+def on_white(image: Image.Image, subject: str = "the picture") -> Image.Image:
     """Convert an image to 8-bit grey or RGB, transparent parts on white.
 
     Raises:
         UserError: where the range of its values is not known.
     """
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise UserError(f"{said} holds 32-bit numbers, and nothing says which is white", "convert it to 8 or 16 bits")
+        raise UserError(
+            f"{subject} holds 32-bit numbers, and nothing says which is white", "convert it to 8 or 16 bits"
+        )
     if image.mode.startswith("I"):  # 16-bit greys, which Pillow would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

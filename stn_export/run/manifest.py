@@ -168,8 +168,8 @@ class NetworkDirectory:
         path = latest(self.path / MANIFEST)
         if not path.exists():
             return _Content()
-        said = read_json(path, MANIFEST_SCHEMA, _Written)
-        read = _Content(said.network, said.artifacts, said.rows, said.refused)
+        content = read_json(path, MANIFEST_SCHEMA, _Written)
+        read = _Content(content.network, content.artifacts, content.rows, content.refused)
         if read.facts:
             for site in read.facts.sites:
                 checked(path, site, Site)
@@ -218,8 +218,8 @@ class NetworkDirectory:
 
     def describes(self, facts: Facts) -> bool:
         """Return whether the manifest holds exactly this description."""
-        found = self.read().facts
-        return found is not None and json.dumps(asdict(found)) == json.dumps(asdict(facts))
+        written = self.read().facts
+        return written is not None and json.dumps(asdict(written)) == json.dumps(asdict(facts))
 
     def plan(self, rows: tuple[str, ...], refused: dict[str, str]) -> None:
         """Write which export variants the network is to have, and why others are refused."""
@@ -235,7 +235,7 @@ class NetworkDirectory:
         """Remove ``name`` from the list; its file stays."""
         self.change(
             lambda content: replace(
-                content, artifacts={key: each for key, each in content.artifacts.items() if key != name}
+                content, artifacts={key: artifact for key, artifact in content.artifacts.items() if key != name}
             )
         )
 
@@ -276,9 +276,9 @@ class NetworkDirectory:
         Raises:
             UserError: where the file is missing or was edited.
         """
-        said = self.facts.examples
-        path, remedy = self.path / said["file"], "run 'make train' or adopt again"
-        return load_examples(copied(path, said["sha256"], private_folder() / said["sha256"], remedy))
+        entry = self.facts.examples
+        path, remedy = self.path / entry["file"], "run 'make train' or adopt again"
+        return load_examples(copied(path, entry["sha256"], private_folder() / entry["sha256"], remedy))
 
     def trust(self) -> None:
         """Trust all files that the manifest lists now, wherever they come from; remembered for this user."""
@@ -327,8 +327,8 @@ class NetworkDirectory:
         parent = {PROGRAM: CHECKPOINT, CHECKPOINT: ""}.get(artifact.name, PROGRAM)
         listed = self.artifacts.get(parent)
         if listed is not None and artifact.parent_sha256 != listed.sha256:
-            said = self.path / artifact.file
-            raise UserError(f"{said} is stale: it was made from another {parent}", "run 'make train export' again")
+            source = self.path / artifact.file
+            raise UserError(f"{source} is stale: it was made from another {parent}", "run 'make train export' again")
         return path
 
 
@@ -348,8 +348,8 @@ def copied(path: Path, sha256: str, folder: Path, remedy: str) -> Path:
             copy.write(part)
     if digest.hexdigest() != sha256:
         made.unlink()
-        said = f"{path} was changed after it was written (its sha256 differs)"
-        raise UserError(said, f"delete it, then {remedy} to write it again")
+        reason = f"{path} was changed after it was written (its sha256 differs)"
+        raise UserError(reason, f"delete it, then {remedy} to write it again")
     if not target.exists():  # an older copy may be mapped into memory
         made.replace(target)
     made.unlink(missing_ok=True)
@@ -365,12 +365,12 @@ def network_directories(run: Path) -> list[NetworkDirectory]:
     remedy = "run 'make train' or adopt first, or name another with --run"
     if not run.is_dir():
         raise UserError(f"there is no run at {run}", remedy)
-    found = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"*/{MANIFEST}"))]
-    found = [directory for directory in found if directory.read().facts]
-    if not found:
+    directories = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"*/{MANIFEST}"))]
+    directories = [directory for directory in directories if directory.read().facts]
+    if not directories:
         raise UserError(f"{run} holds no network", remedy)
     order = (SUBJECT, PLAIN, OTHER)
-    return sorted(found, key=lambda directory: (order.index(directory.facts.role), directory.name))
+    return sorted(directories, key=lambda directory: (order.index(directory.facts.role), directory.name))
 
 
 def trust_run(run: Path) -> None:

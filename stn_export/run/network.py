@@ -88,6 +88,6 @@ def enter(
 
 def program_settings(contract: Contract, origin: Mapping[str, Any]) -> dict:
     """Return what a program depends on beside the module that it was captured from."""
-    found = versions()
-    stamp = fingerprint(f"{name}={found[name]}".encode() for name in ("torch", "stn_export"))[:16]
+    packages = versions()
+    stamp = fingerprint(f"{name}={packages[name]}".encode() for name in ("torch", "stn_export"))[:16]
     return {"contract": contract.as_dict(), "origin": dict(origin), "versions": stamp}

@@ -41,10 +41,10 @@ def remember(digests: Iterable[str], provenance: Provenance) -> None:
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(lines)
     except OSError as error:
-        said = (
+        reason = (
             f"cannot note in {path} which files were written here ({error.strerror}): other commands will not load them"
         )
-        cli.say(f"{said}; set XDG_STATE_HOME to a folder that you can write", "yellow")
+        cli.say(f"{reason}; set XDG_STATE_HOME to a folder that you can write", "yellow")
 
 
 def known(*provenances: Provenance) -> frozenset[str]:

@@ -19,9 +19,9 @@ Value = TypeVar("Value")
 def finite(value: Any) -> Any:
     """Replace every non-finite number by None, as strict JSON requires."""
     if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -186,10 +186,10 @@ def timings(content: Mapping[str, Any]) -> list[Timing]:
     Raises:
         UserError: where it is of an older format, whose rows lack fields.
     """
-    found = [row["extra_info"] for row in content["benchmarks"]]
-    if lost := [name for row in found for name in sorted(FACTS - row.keys())]:
+    rows = [row["extra_info"] for row in content["benchmarks"]]
+    if lost := [name for row in rows for name in sorted(FACTS - row.keys())]:
         raise UserError(f"a row has no {lost[0]}: it is of an older format", "run 'make bench' again")
-    return [msgspec.convert(row, Timing) for row in found]
+    return [msgspec.convert(row, Timing) for row in rows]
 
 
 def timing(facts: Mapping[str, Any]) -> Timing:

@@ -131,7 +131,7 @@ def read_verified(run: Path) -> Verified | None:
         if entry.get("passed") is not check.passed:
             raise UserError(f"{path} is damaged: whether {where} passed and its failure contradict each other", AGAIN)
         network = verified.networks.get(check.network)
-        compared = [*check.errors, *(point for each in check.comparisons.values() for point in each)]
+        compared = [*check.errors, *(point for comparison in check.comparisons.values() for point in comparison)]
         if unknown := [name for name in compared if network is None or name not in network.points]:
             raise UserError(f"{path} is damaged: no network of it has a point {unknown[0]}", AGAIN)
     return verified
@@ -145,7 +145,7 @@ def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
     """
     try:
         content: Bench | Result = read_json(path, kind=kind)
-        for index, row in enumerate(each["extra_info"] for each in content["benchmarks"]):
+        for index, row in enumerate(benchmark["extra_info"] for benchmark in content["benchmarks"]):
             for name, others in TOGETHER.items():
                 if name in row and (missing := [other for other in others if other not in row]):
                     raise UserError(f"row {index} has {name} and no {missing[0]}", AGAIN)
@@ -273,7 +273,7 @@ class Trainings:
     def to_bytes(self) -> bytes:
         """Serialise as JSON, each innermost list on one line for readability."""
         content = json_bytes(TRAINING_SCHEMA, asdict(self))
-        return re.sub(rb"\[[^][{}]*\]", lambda found: re.sub(rb"\n\s*", b" ", found.group()), content)
+        return re.sub(rb"\[[^][{}]*\]", lambda match: re.sub(rb"\n\s*", b" ", match.group()), content)
 
 
 def read_trainings(run: Path) -> Trainings:
@@ -364,7 +364,7 @@ class Current:
         networks = list(directories)
         artifacts = (artifact for network in networks for artifact in network.artifacts.values())
         examples = {network.name: network.facts.examples["sha256"] for network in networks}
-        return cls(frozenset(each.sha256 for each in artifacts if each.name != CHECKPOINT), examples)
+        return cls(frozenset(artifact.sha256 for artifact in artifacts if artifact.name != CHECKPOINT), examples)
 
     def holds(self, result: Check | Timing) -> bool:
         """Return whether a check or a timing is of today's files and examples."""

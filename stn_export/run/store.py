@@ -121,10 +121,10 @@ def _mode() -> int:
 def write_out(path: Path, content: bytes) -> None:
     """Write a file that a user named, creating its directories, and delete what dead processes left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name[:64])}.*{PARTIAL}"):
-        owner = left.name.removesuffix(PARTIAL).split(".")[-2]
+    for partial_file in path.parent.glob(f".{glob.escape(path.name[:64])}.*{PARTIAL}"):
+        owner = partial_file.name.removesuffix(PARTIAL).split(".")[-2]
         if owner.isdecimal() and not _lives(int(owner)):
-            left.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
     write_atomically(path, content)
 
 
@@ -151,9 +151,9 @@ def own_folder(path: Path) -> Path:
 def private_folder() -> Path:
     """Return this process's temporary directory, locked while it lives; delete those of dead processes."""
     prefix = "stn-export-"
-    for left in filter(_is_ours, Path(tempfile.gettempdir()).glob(f"{prefix}*/{LOCK}")):
-        with suppress(OSError, Timeout), FileLock(left, timeout=0):  # a dead process holds no lock
-            shutil.rmtree(left.parent, ignore_errors=True)
+    for lock_file in filter(_is_ours, Path(tempfile.gettempdir()).glob(f"{prefix}*/{LOCK}")):
+        with suppress(OSError, Timeout), FileLock(lock_file, timeout=0):  # a dead process holds no lock
+            shutil.rmtree(lock_file.parent, ignore_errors=True)
     made = Path(tempfile.mkdtemp(prefix=f".{prefix}"))
     lock = FileLock(made / LOCK)
     lock.acquire()
@@ -346,10 +346,10 @@ def alone(run: Path, wait: bool = True, make: bool = False) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        said = f"{run} is being changed by {_holder(run)}"
+        reason = f"{run} is being changed by {_holder(run)}"
         if not wait:
-            raise UserError(said, "wait until it has ended, or leave out --no-wait") from None
-        cli.say(f"{said}; waiting")
+            raise UserError(reason, "wait until it has ended, or leave out --no-wait") from None
+        cli.say(f"{reason}; waiting")
         lock.acquire()
     except OSError as error:
         raise UserError(f"nothing can be written into {run}: {error.strerror}", "make it writable") from error

@@ -105,8 +105,8 @@ class Runner(ABC, Generic[Result]):
         for spec in self.contract.inputs:
             array = feeds.get(spec.name)
             if array is None or array.dtype != np.dtype(spec.dtype) or not spec.fits(array.shape):
-                found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-                raise UserError(f"input {spec.name} cannot be {found}", f"give at least one example, as {spec.text}")
+                got = "nothing" if array is None else f"{array.dtype} {array.shape}"
+                raise UserError(f"input {spec.name} cannot be {got}", f"give at least one example, as {spec.text}")
             if spec.is_float and not np.isfinite(array).all():
                 raise UserError(f"input {spec.name} is not finite", "leave out examples with NaN or infinity")
         sizes = {len(feeds[spec.name]) for spec in self.contract.inputs if spec.batched}

@@ -23,10 +23,10 @@ class Native(Runner[Arrays]):
     def load(self, path: Path) -> None:
         """Compile the source if needed, and load its function."""
         library = ctypes.CDLL(str(built(path)))
-        found = re.search(r"^int (\w+)_run_in\(", path.read_text(encoding="utf-8"), re.MULTILINE)
-        if found is None:
+        declaration = re.search(r"^int (\w+)_run_in\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if declaration is None:
             raise UserError(f"{path.name} has no function that runs a network", "run 'make export' again")
-        name = found[1]
+        name = declaration[1]
         self.function, self.memory = library[f"{name}_run_in"], library[f"{name}_memory"]
         self.memory.restype = ctypes.c_size_t
         self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
@@ -38,13 +38,13 @@ class Native(Runner[Arrays]):
     def bind_one(self, feeds: Arrays) -> Step[Arrays]:
         """Bind a batch and output arrays; small batches run on fewer threads."""
         count = next(len(feeds[spec.name]) for spec in self.contract.inputs if spec.batched)
-        given = [np.ascontiguousarray(feeds[spec.name]) for spec in self.contract.inputs]
+        arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.contract.inputs]
         outputs = self.contract.outputs
         shapes = [(count, *whole(spec.shape[1:])) if spec.batched else whole(spec.shape) for spec in outputs]
-        results = {each.name: np.empty(shape, each.dtype) for each, shape in zip(outputs, shapes, strict=True)}
+        results = {spec.name: np.empty(shape, spec.dtype) for spec, shape in zip(outputs, shapes, strict=True)}
         parts = max(1, min(self.threads, count // SMALLEST))
         edges = [count * part // parts for part in range(parts + 1)]
-        calls = [self._call([*given, *results.values()], begin, end) for begin, end in pairwise(edges)]
+        calls = [self._call([*arrays, *results.values()], begin, end) for begin, end in pairwise(edges)]
 
         pool = self.pool
 
@@ -58,7 +58,7 @@ class Native(Runner[Arrays]):
     def _call(self, arrays: list[np.ndarray], begin: int, end: int) -> partial:
         """Bind the function to a slice of the examples, with memory of its own."""
         specs = (*self.contract.inputs, *self.contract.outputs)
-        parts = [each[begin:end] if spec.batched else each for spec, each in zip(specs, arrays, strict=True)]
+        parts = [array[begin:end] if spec.batched else array for spec, array in zip(specs, arrays, strict=True)]
         pointers = [part.ctypes.data_as(ctypes.c_void_p) for part in parts]  # these keep the arrays alive
         inputs, outputs = pointers[: len(self.contract.inputs)], pointers[len(self.contract.inputs) :]
         count, memory = ctypes.c_size_t(end - begin), np.empty(self.memory(), np.uint8)

@@ -97,7 +97,7 @@ class OnnxRuntime(Runner[Result]):
             if value is not None and name is not None:
                 usual = self._points_of(self.probe_session, feeds, {point: name})[point]
                 fed = np.ascontiguousarray(np.broadcast_to(value, usual.shape).astype(usual.dtype))
-                shown = {other: each for other, each in self.shown.items() if other != point}
+                shown = {other: shape for other, shape in self.shown.items() if other != point}
                 if name not in feeds and name not in self.forcing:
                     self.forcing[name] = self.open_probe(with_input(self.model, name, fed.dtype))
                 session = self.probe_session if name in feeds else self.forcing[name]
@@ -108,8 +108,8 @@ class OnnxRuntime(Runner[Result]):
     def _points_of(session: onnxruntime.InferenceSession, feeds: Arrays, shown: dict[str, str]) -> Arrays:
         computed = {point: name for point, name in shown.items() if name not in feeds}
         values = session.run(list(computed.values()), feeds) if computed else []  # an empty list would mean all outputs
-        found = dict(zip(computed, values, strict=True))
-        return {point: found[point] if point in found else feeds[name] for point, name in shown.items()}
+        points = dict(zip(computed, values, strict=True))
+        return {point: points[point] if point in points else feeds[name] for point, name in shown.items()}
 
     def infer_impl(self, feeds: Arrays) -> Arrays:
         """Run the session on host arrays."""

@@ -75,8 +75,8 @@ class TorchRunner(Runner[object]):
         """Copy the tensors of a result to host arrays, by output name."""
         leaves = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         if len(leaves) != len(self.outputs):
-            said = f"gives {len(leaves)} outputs instead of {len(self.outputs)}: {', '.join(self.outputs)}"
-            raise UserError(f"the file {said}", "name them all in its contract")
+            mismatch = f"gives {len(leaves)} outputs instead of {len(self.outputs)}: {', '.join(self.outputs)}"
+            raise UserError(f"the file {mismatch}", "name them all in its contract")
         return {name: leaf.detach().cpu().numpy() for name, leaf in zip(self.outputs, leaves, strict=True)}
 
 
@@ -110,9 +110,9 @@ class Captured(TorchRunner):
 
     def forced_points(self, feeds: Arrays, site: str, theta: np.ndarray, grid: np.ndarray | None) -> Arrays | None:
         """Run the graph with theta, or else the grid, overridden."""
-        known = {point for each in self.program.sites for point in each.nodes()}
+        points = {point for site in self.program.sites for point in site.nodes()}
         for point, value in ((f"{site}/theta", theta), (f"{site}/grid", grid)):
-            if point in known and value is not None:
+            if point in points and value is not None:
                 forced = {point: torch.from_numpy(value.astype(np.float32)).to(self.device)}
                 return _arrays(self.program.points(self.place(feeds), forced))
         return None

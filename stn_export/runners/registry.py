@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import onnxruntime
-import torch
 
 from stn_export.native.build import no_compiler
 from stn_export.program.specs import BATCH, Contract
+from stn_export.run import gpu
 from stn_export.run.manifest import DEFAULT_EXPORT, Artifact
 from stn_export.runners.base import Runner
 from stn_export.runners.external import RUNTIMES, Runtime
@@ -40,8 +40,14 @@ from stn_export.runners.pytorch import (
 
 
 def no_gpu() -> str:
-    """Return why PyTorch has no GPU here; empty where it has one."""
-    return "" if torch.cuda.is_available() else "PyTorch sees no GPU here"
+    """Return why PyTorch cannot use a GPU here; empty where it can."""
+    obstacle = gpu.obstacle()
+    return obstacle.reason if obstacle else ""
+
+
+def _with_tf32(missing: Callable[[], str]) -> Callable[[], str]:
+    """Extend what tells why a runner is unavailable by GPUs that have no TF32."""
+    return lambda: missing() or gpu.no_tf32()
 
 
 def _no_compiler() -> str:
@@ -167,12 +173,20 @@ RUNNERS = (
     RunnerSpec("onnxruntime-cuda", "onnx", "cuda", OnnxRuntime, _no_cuda_provider),
     RunnerSpec("onnxruntime-stream-cuda", "onnx", "cuda", OnnxRuntimeStream, _no_cuda_provider),
     RunnerSpec("onnxruntime-graph-cuda", "onnx", "cuda", OnnxRuntimeGraph, _no_cuda_provider, captures=True),
-    RunnerSpec("eager-cuda-tf32", "pt2", "cuda", Eager, no_gpu, tf32=True),
-    RunnerSpec("cudagraph-cuda-tf32", "pt2", "cuda", CudaGraph, no_gpu, tf32=True),
-    RunnerSpec("torchscript-cuda-tf32", "torchscript", "cuda", TorchScript, no_gpu, tf32=True),
-    RunnerSpec("onnxruntime-cuda-tf32", "onnx", "cuda", OnnxRuntime, _no_cuda_provider, tf32=True),
-    RunnerSpec("onnxruntime-graph-cuda-tf32", "onnx", "cuda", OnnxRuntimeGraph, _no_cuda_provider, True, captures=True),
-    RunnerSpec("onnxruntime-tensorrt-cuda-tf32", "onnx", "cuda", TensorRt, _no_tensorrt, tf32=True),
+    RunnerSpec("eager-cuda-tf32", "pt2", "cuda", Eager, _with_tf32(no_gpu), tf32=True),
+    RunnerSpec("cudagraph-cuda-tf32", "pt2", "cuda", CudaGraph, _with_tf32(no_gpu), tf32=True),
+    RunnerSpec("torchscript-cuda-tf32", "torchscript", "cuda", TorchScript, _with_tf32(no_gpu), tf32=True),
+    RunnerSpec("onnxruntime-cuda-tf32", "onnx", "cuda", OnnxRuntime, _with_tf32(_no_cuda_provider), tf32=True),
+    RunnerSpec(
+        "onnxruntime-graph-cuda-tf32",
+        "onnx",
+        "cuda",
+        OnnxRuntimeGraph,
+        _with_tf32(_no_cuda_provider),
+        tf32=True,
+        captures=True,
+    ),
+    RunnerSpec("onnxruntime-tensorrt-cuda-tf32", "onnx", "cuda", TensorRt, _with_tf32(_no_tensorrt), tf32=True),
     RunnerSpec("eager-autograd-cuda", "pt2", "cuda", EagerAutograd, no_gpu, tf32=True),
     RunnerSpec(
         "onnxruntime-default-cuda",

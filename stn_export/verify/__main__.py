@@ -69,11 +69,11 @@ class Journal:
         self.checks: dict[tuple[str, ...], Check] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
             try:
-                found = json.loads(line)  # accepts NaN, unlike strict JSON
-                check = msgspec.convert(found["check"], Check)
+                entry = json.loads(line)  # accepts NaN, unlike strict JSON
+                check = msgspec.convert(entry["check"], Check)
             except (ValueError, KeyError, TypeError):
                 continue
-            if found["key"] == key:
+            if entry["key"] == key:
                 self.checks[check.network, check.artifact, check.sha256, check.runner] = check
 
     def of(self, artifact: Artifact, runner: str) -> Check | None:
@@ -150,17 +150,17 @@ class Verification:
             yield check
         with using_threads(1 if self.directory.facts.multiply_adds < SMALL else torch.get_num_threads()):
             for artifact, path, spec in self.jobs:
-                known = journal.of(artifact, spec.name) if journal else None
-                if known is None:
+                earlier = journal.of(artifact, spec.name) if journal else None
+                if earlier is None:
                     try:
-                        known = self._check(artifact, path, spec, seconds)
+                        earlier = self._check(artifact, path, spec, seconds)
                     except RefusedError as why:
                         self.refused[f"{artifact.network}/{artifact.name} in {spec.name}"] = str(why)
                         continue
                     if journal:
-                        journal.add(known)
-                self.checks.append(known)
-                yield known
+                        journal.add(earlier)
+                self.checks.append(earlier)
+                yield earlier
 
     def _check(self, artifact: Artifact, path: Path, spec: RunnerSpec, seconds: float) -> Check:
         check = check_artifact(artifact, path, spec, self.reference)
@@ -190,14 +190,14 @@ def planned(run: Path, only: Sequence[str]) -> list[Verification]:
     Raises:
         UserError: if there is no run, an artifact is missing, edited or stale, or ``only`` names nothing in it.
     """
-    found = []
+    networks = []
     for directory in network_directories(run):
         artifacts = directory.expected()
         jobs = jobs_of(artifacts, only)
-        found.append(Verification(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
-    if only and not any(network.jobs for network in found):
+        networks.append(Verification(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
+    if only and not any(network.jobs for network in networks):
         raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "stn-export export --list")
-    return found
+    return networks
 
 
 def unavailable_runners() -> dict[str, str]:
@@ -209,11 +209,11 @@ def verify(
     networks: Sequence[Verification], fail_fast: bool, seconds: float = 0, journal: Journal | None = None
 ) -> list[Check]:
     """Run all checks, or up to the first failure, with a progress bar."""
-    checks, total = [], sum(len(each.jobs) + len(each.skipped) for each in networks)
+    checks, total = [], sum(len(network.jobs) + len(network.skipped) for network in networks)
     with cli.progress(word="verify", unit="checks") as bar:
         task = bar.add_task("verify", total=total)
         try:
-            for check in (check for each in networks for check in each.run(seconds, journal)):
+            for check in (check for network in networks for check in network.run(seconds, journal)):
                 checks.append(check)
                 bar.update(task, advance=1, description=f"{check.network}/{check.artifact}")
                 if fail_fast and check.failure:
@@ -229,7 +229,9 @@ def key_of(networks: Sequence[Verification], seconds: float) -> str:
 
     That is programs, examples, tolerances, seconds of search, versions and machine.
     """
-    facts = [(each.directory.listed(PROGRAM).sha256, each.directory.facts.examples["sha256"]) for each in networks]
+    facts = [
+        (network.directory.listed(PROGRAM).sha256, network.directory.facts.examples["sha256"]) for network in networks
+    ]
     return fingerprint([repr((facts, seconds, _tolerances(), describe(), runtimes_here())).encode()])
 
 
@@ -239,13 +241,13 @@ def _tolerances() -> dict[str, dict]:
 
 def result_of(networks: Sequence[Verification], checks: Sequence[Check]) -> Verified:
     """Collect the content of ``verify.json``, in the types that it is read back as."""
-    examples = {each.directory.name: each.directory.facts.examples["sha256"] for each in networks}
+    examples = {network.directory.name: network.directory.facts.examples["sha256"] for network in networks}
     content = Verified(
         passed=bool(checks) and not any(check.failure for check in checks),
         checks=tuple(replace(check, examples_sha256=examples[check.network]) for check in checks),
-        networks={each.directory.name: each.entry() for each in networks if each.jobs and each.checks},
+        networks={network.directory.name: network.entry() for network in networks if network.jobs and network.checks},
         unavailable=unavailable_runners(),
-        refused={where: why for each in networks for where, why in each.refused.items()},
+        refused={where: why for network in networks for where, why in network.refused.items()},
         tolerances=_tolerances(),
         environment=describe() | {"runtimes": runtimes_here()},
     )
@@ -254,8 +256,11 @@ def result_of(networks: Sequence[Verification], checks: Sequence[Check]) -> Veri
 
 def write(run: Path, networks: Sequence[Verification], content: Verified) -> None:
     """Write ``points.pt`` and ``verify.json``."""
-    points = {each.directory.name: each.points() for each in networks if each.jobs and each.checks}
-    kept = {"schema": POINTS_SCHEMA, "networks": {name: said for name, said in points.items() if said}}
+    points = {network.directory.name: network.points() for network in networks if network.jobs and network.checks}
+    kept = {
+        "schema": POINTS_SCHEMA,
+        "networks": {name: content_of for name, content_of in points.items() if content_of},
+    }
     write_atomically(run / POINTS_FILE, serialise(kept))
     write_json(run / VERIFY_FILE, VERIFY_SCHEMA, content.as_dict())
 
@@ -274,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = Asked(options.precision, options.atol, options.rtol)
         file_comparison.versus(options.files, options.run, options.against, options.inputs, options.trust, asked)
         return
-    if any(each is not None for each in (options.precision, options.atol, options.rtol)):
+    if any(option is not None for option in (options.precision, options.atol, options.rtol)):
         raise UserError("--precision, --atol and --rtol are for two files or two runs", "leave them out")
     run = options.run or DEFAULT_RUN
     with alone(run, options.wait), asked_for(options.runtimes):
@@ -313,8 +318,8 @@ def _verify(run: Path, options: Namespace) -> None:
 def _without_jobs(networks: Sequence[Verification], only: Sequence[str]) -> list[str]:
     """Return the names in ``only`` for which nothing was checked."""
     jobs = [(artifact, spec) for network in networks for artifact, _, spec in network.jobs]
-    known = {name for a, spec in jobs for name in (a.name, f"{a.network}/{a.name}", spec.name)}
-    return [name for name in only if name not in known]
+    names = {name for a, spec in jobs for name in (a.name, f"{a.network}/{a.name}", spec.name)}
+    return [name for name in only if name not in names]
 
 
 def _line(check: Check) -> str:

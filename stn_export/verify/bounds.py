@@ -54,10 +54,10 @@ class Allowance:
 
     def moved(self, movement: np.ndarray) -> "Allowance":
         """Return the bound widened by ``MOVED`` times how far a rounding of the inputs moves the output."""
-        said = (
+        terms = (
             f"{self.rule} + {MOVED} × how far a rounding of the inputs, {ROUNDING:.1e} of each, moves b in the channel"
         )
-        return Allowance(self.bound, self.room + MOVED * movement, said, False)
+        return Allowance(self.bound, self.room + MOVED * movement, terms, False)
 
 
 def allowance(values: np.ndarray, kind: str, precision: str, asked: Asked) -> Allowance:
@@ -116,8 +116,8 @@ def _by_channel(values: np.ndarray) -> np.ndarray:
     others: list[tuple[int, ...] | None] = [
         tuple(a for a in range(values.ndim) if a != axis) for axis in channel_axes(values.shape)
     ]
-    found = [values.max(axis=each, keepdims=True, initial=0.0) for each in others or [None]]
-    return np.minimum.reduce(np.broadcast_arrays(*found))
+    maxima = [values.max(axis=axis, keepdims=True, initial=0.0) for axis in others or [None]]
+    return np.minimum.reduce(np.broadcast_arrays(*maxima))
 
 
 def rounded(feeds: Arrays, seed: int, times: float = 1.0) -> Arrays:
@@ -142,7 +142,9 @@ def movement(values: np.ndarray, draws: Sequence[tuple[np.ndarray, np.ndarray]])
     """
     if values.dtype.kind != "f" or not values.size:
         return np.zeros(())
-    moves = [_continuous(*(distance(each, values) for each in draw)) for draw in draws if draw[0].shape == values.shape]
+    moves = [
+        _continuous(*(distance(points, values) for points in draw)) for draw in draws if draw[0].shape == values.shape
+    ]
     return np.maximum.reduce([_by_channel(move) for move in moves]) if moves else np.zeros(())
 
 

@@ -56,16 +56,16 @@ def challenges(contract: Contract, examples: Examples, most: int | None = None) 
     If the program's batch is static, each batch has that size; at most ``most`` examples are run at once.
     """
     random, fixed = torch.Generator().manual_seed(0), contract.batch
-    found = {
+    batches = {
         f"examples ×{n}": examples.take(n) for n in ((fixed,) if fixed else BATCHES) if fixed or fits(examples, n, most)
     }
     if any(spec.is_float for spec in contract.inputs):
         for n in (fixed,) if fixed else NOISE_BATCHES:
             if fixed or fits(examples, n, most):
-                found[f"noise ×{n}"] = _noise(contract, examples, n, random)
+                batches[f"noise ×{n}"] = _noise(contract, examples, n, random)
     for name, batch in (_drawn(contract, examples) | _resized(contract, examples)).items():
-        found |= _as_batches(name, batch, contract)
-    return found
+        batches |= _as_batches(name, batch, contract)
+    return batches
 
 
 def fits(examples: Examples, count: int, most: int | None = None) -> bool:
@@ -102,12 +102,12 @@ def _drawn(contract: Contract, examples: Examples) -> dict[str, Batch]:
     places = _places(height, width)
     greys, single = (dict(examples.take(count)) for count in (len(GREYS), len(places)))
     for spec in pictures:
-        given = examples.inputs[spec.name]
-        low, high = range_of(given)
+        values = examples.inputs[spec.name]
+        low, high = range_of(values)
         levels = low + (high - low) * torch.tensor(GREYS).double() / 255
-        greys[spec.name] = torch.zeros_like(greys[spec.name]) + levels.view(-1, 1, 1, 1).to(given.dtype)
+        greys[spec.name] = torch.zeros_like(greys[spec.name]) + levels.view(-1, 1, 1, 1).to(values.dtype)
         single[spec.name] = torch.full_like(single[spec.name], low)
-        height, width = given.shape[-2:]
+        height, width = values.shape[-2:]
         for picture, (y, x) in zip(single[spec.name], _places(height, width, len(places)), strict=True):
             picture[:, y, x] = high
     return dict(zip(FAR, (greys, single), strict=True))
@@ -116,8 +116,8 @@ def _drawn(contract: Contract, examples: Examples) -> dict[str, Batch]:
 def _places(height: int, width: int, count: int | None = None) -> list[tuple[int, int]]:
     """Return rows and columns of pixels at the edges and in the middle; ``count`` of them, cyclically, if given."""
     rows, columns = (
-        dict.fromkeys(max(0, min(each, size - 1)) for each in wanted)
-        for size, wanted in (
+        dict.fromkeys(max(0, min(place, size - 1)) for place in places)
+        for size, places in (
             (height, (0, 1, height // 2 - 1, height // 2, height - 1)),
             (width, (0, width // 2, width - 1)),
         )
@@ -140,8 +140,8 @@ def _stretched(spec: TensorSpec, values: Tensor, quarters: int) -> Tensor:
     for axis, name in enumerate(spec.shape):
         if isinstance(name, str) and not (spec.batched and axis == 0):
             size = values.shape[axis]
-            wanted = max(2, size // 4 * quarters if size % 4 == 0 else round(size * quarters / 4))
-            values = values.index_select(axis, torch.arange(wanted) * size // wanted)
+            side = max(2, size // 4 * quarters if size % 4 == 0 else round(size * quarters / 4))
+            values = values.index_select(axis, torch.arange(side) * size // side)
     return values
 
 
@@ -151,7 +151,7 @@ def _as_batches(name: str, batch: Batch, contract: Contract) -> dict[str, Batch]
     if contract.batch in (None, size):
         return {name: batch}
     parts = [rows_of(batch, contract, rows) for rows, _ in filled(size, contract.batch)]
-    return {name if len(parts) == 1 else f"{name} {part}": each for part, each in enumerate(parts, 1)}
+    return {name if len(parts) == 1 else f"{name} {part}": batch for part, batch in enumerate(parts, 1)}
 
 
 def filled(count: int, size: int) -> Iterator[tuple[Tensor, int]]:

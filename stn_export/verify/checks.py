@@ -90,9 +90,9 @@ def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) 
         return call(contract.arrays(batch))
     parts = []
     for chosen, count in filled(size, fixed):
-        if (found := call(contract.arrays(rows_of(batch, contract, chosen)))) is None:
+        if (outputs := call(contract.arrays(rows_of(batch, contract, chosen)))) is None:
             return None
-        parts.append({name: found[name][: rows[name] * count] for name in found if rows.get(name)})
+        parts.append({name: outputs[name][: rows[name] * count] for name in outputs if rows.get(name)})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -412,11 +412,11 @@ def check_repeats(runner: Runner, reference: Reference, tolerance: Tolerance) ->
             point = reference.points.get(name)
             if point is None or not point.rows:
                 continue
-            wanted = np.concatenate([first[name][point.rows * row : point.rows * (row + 1)] for row in order])
-            if not np.isfinite(wanted).any():
+            expected = np.concatenate([first[name][point.rows * row : point.rows * (row + 1)] for row in order])
+            if not np.isfinite(expected).any():
                 continue
-            strays = 0 if point.steady else int(np.ceil(tolerance.strays * wanted.size))
-            if not (result := compare(values[: len(wanted)], wanted, point.bound(tolerance), strays)):
+            strays = 0 if point.steady else int(np.ceil(tolerance.strays * expected.size))
+            if not (result := compare(values[: len(expected)], expected, point.bound(tolerance), strays)):
                 return deterministic, f"an example's {name} depends on its neighbours: {result.reason}"
     return deterministic, ""
 

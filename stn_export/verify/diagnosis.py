@@ -67,7 +67,7 @@ class Scene:
 
     def fed(self, index: int, change: Callable[[Tensor], Tensor]) -> np.ndarray:
         """Return the point's value if one input is changed."""
-        values = [change(value) if each == index else value for each, value in enumerate(self.values)]
+        values = [change(value) if position == index else value for position, value in enumerate(self.values)]
         points = {name: value.numpy() for name, value in self.program.exact.points(values).items()}
         return in_pixels(points, self.challenge.units)[self.point.name]
 
@@ -266,7 +266,7 @@ def class_order(actual: np.ndarray, expected: np.ndarray, close: float = 1e-3, a
     if actual.shape != expected.shape or actual.ndim < 2 or not np.isfinite([actual, expected]).all():
         return ""
     rows = [np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]) for values in (actual, expected)]
-    a, b = (each[: max(1, LARGEST_ORDER // each.shape[1] ** 2)].astype(np.float64) for each in rows)
+    a, b = (side[: max(1, LARGEST_ORDER // side.shape[1] ** 2)].astype(np.float64) for side in rows)
     nearest = np.abs(a[:, :, None] - b[:, None, :]).max(axis=0)
     order = nearest.argmin(axis=1)
     straight = list(range(len(order)))

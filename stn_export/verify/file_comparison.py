@@ -96,14 +96,14 @@ class Row:
 
 
 def compare_files(
-    left: Path, right: Path, given: Path | None = None, trust: bool = False, asked: Asked = ASKED
+    left: Path, right: Path, inputs_file: Path | None = None, trust: bool = False, asked: Asked = ASKED
 ) -> list[Row]:
     """Compare two files in a separate process, on random inputs and, if a manifest names them, on examples.
 
     Args:
         left: the file whose outputs are judged; ONNX of any origin, TorchScript or ``.pt2``.
         right: the file that it is judged by.
-        given: an ``.npz`` of inputs by name to compare on instead.
+        inputs_file: an ``.npz`` of inputs by name to compare on instead.
         trust: see ``open_side``.
         asked: bounds instead of those that follow from the manifests.
 
@@ -112,12 +112,12 @@ def compare_files(
     """
     place = f"{__name__}:compare_here"
     try:
-        return apart(place, left, right, given, trust, asked, seconds=LIMITS["comparison"].value)
+        return apart(place, left, right, inputs_file, trust, asked, seconds=LIMITS["comparison"].value)
     except BeyondLimitError as error:
         raise UserError(f"comparing {left} with {right}: {error.message}", error.hint) from error
 
 
-def compare_here(left: Path, right: Path, given: Path | None, trust: bool, asked: Asked) -> list[Row]:
+def compare_here(left: Path, right: Path, inputs_file: Path | None, trust: bool, asked: Asked) -> list[Row]:
     """Compare two files in this process, which another one limits: some files crash PyTorch or never finish."""
     sides = open_side(left, trust), open_side(right, trust)
     precision = precision_of(*sides, asked)
@@ -128,18 +128,18 @@ def compare_here(left: Path, right: Path, given: Path | None, trust: bool, asked
         )
 
     def batches(inputs: Contract) -> dict[str, Batch]:
-        if given:
-            batch = load_arrays_as_tensors(given)
+        if inputs_file:
+            batch = load_arrays_as_tensors(inputs_file)
             inputs.arrays(batch)  # raises if an input is missing
-            return {given.name: batch}
-        found = dict(random_batches(inputs, SPANS if precision == "fp32" else SPANS[:NEAR]))
+            return {inputs_file.name: batch}
+        batches = dict(random_batches(inputs, SPANS if precision == "fp32" else SPANS[:NEAR]))
         if examples and all(spec.name in examples.inputs for spec in inputs.inputs):
-            found |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision))}
-        return found
+            batches |= {f"examples ×{n}": examples.take(n) for n in (SOME, *_judged(precision))}
+        return batches
 
-    rows = compare_sides(*sides, batches, asked, ranges=not given)
-    told = "" if asked.precision or asked.bound else "; ".join(assumptions(sides))
-    return [replace(row, rule=f"{row.rule}; {told}") if told and row.rule else row for row in rows]
+    rows = compare_sides(*sides, batches, asked, ranges=not inputs_file)
+    notes = "" if asked.precision or asked.bound else "; ".join(assumptions(sides))
+    return [replace(row, rule=f"{row.rule}; {notes}") if notes and row.rule else row for row in rows]
 
 
 def compare_sides(
@@ -166,9 +166,9 @@ def compare_sides(
     else:
         inputs = common(*(side.contract for side in fed))
         tried = dict(batches(inputs))
-        found = list(_spans(inputs, fed)) if ranges else []
-        rows = [each for each in found if isinstance(each, Row)]
-        spans = dict(each for each in found if not isinstance(each, Row))
+        results = list(_spans(inputs, fed)) if ranges else []
+        rows = [result for result in results if isinstance(result, Row)]
+        spans = dict(result for result in results if not isinstance(result, Row))
         for spec in inputs.inputs:
             if spec.name in spans:
                 tried |= dict(covering(spec, inputs, spans[spec.name]))
@@ -208,15 +208,15 @@ def _spans(inputs: Contract, sides: tuple[Side, Side]) -> Iterator[Row | tuple[s
 
 
 def _runs(side: Side, sides: tuple[Side, Side], batch: Batch) -> bool:
-    found = side.run(_named_for(side, sides, batch))
-    return not isinstance(found, str) and sum(each.size for each in found.values()) <= MOST_NUMBERS
+    outputs = side.run(_named_for(side, sides, batch))
+    return not isinstance(outputs, str) and sum(output.size for output in outputs.values()) <= MOST_NUMBERS
 
 
 def _named_for(side: Side, sides: tuple[Side, Side], batch: Batch) -> Batch:
     """Return a batch under the names of one side's inputs; batches are made under the left side's."""
     if side is sides[0]:
         return batch
-    return {other.name: batch[one.name] for one, other in paired(*(each.contract for each in sides))}
+    return {other.name: batch[one.name] for one, other in paired(*(side.contract for side in sides))}
 
 
 def precision_of(left: Side, right: Side, asked: Asked = ASKED) -> str:
@@ -310,17 +310,19 @@ class _Moved:
         """Return whether an output differs the second time."""
         if isinstance(self.repeated, str):
             return True
-        found = compare_typed(self.repeated[name], values, allowed.bound, allowed.room)
-        return not found and not found.reason.startswith(NOTHING)
+        comparison = compare_typed(self.repeated[name], values, allowed.bound, allowed.room)
+        return not comparison and not comparison.reason.startswith(NOTHING)
 
     def of(self, names: tuple[str, str], values: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
         """Return, by side, how far its output moves; a side without float inputs gets the other side's movement."""
-        found = [
+        comparisons = [
             movement(value, [(near[name], far[name]) for near, far in drawn])
             for name, value, drawn in zip(names, values, self.drawn, strict=True)
         ]
         floats = [any(spec.is_float for spec in side.contract.inputs) for side in self.sides]
-        return found if all(floats) else [found[floats.index(True)]] * 2 if any(floats) else [np.zeros(())] * 2
+        return (
+            comparisons if all(floats) else [comparisons[floats.index(True)]] * 2 if any(floats) else [np.zeros(())] * 2
+        )
 
 
 def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str, allowed: Allowance) -> Row:
@@ -332,7 +334,7 @@ def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inpu
     reason, agreement = result.reason, result.agreement if a.ndim == 2 and a.shape[1] > 1 else None
     if not reason and math.isinf(allowed.bound.absolute) and inputs == f"examples ×{JUDGED}":
         if agreement is None:
-            wide = [each.astype(np.float64) for each in (a, b)]
+            wide = [values.astype(np.float64) for values in (a, b)]
             off = float(np.sqrt(np.square(wide[0] - wide[1]).mean() / max(np.square(wide[1]).mean(), 1e-30)))
             reason = "" if off <= 2 * tolerance.rms else f"{off:.2%} apart in root mean square"
         elif agreement < tolerance.agreement:
@@ -362,12 +364,12 @@ def compare_runs(run: Path, other: Path, trust: bool = False, asked: Asked = ASK
     rows, names = [], sorted(ours | theirs)
     with cli.progress() as bar:
         for name in bar.track(names, description="compare"):
-            missing = next((run for run, each in ((run, ours), (other, theirs)) if name not in each), None)
+            missing = next((run for run, outputs in ((run, ours), (other, theirs)) if name not in outputs), None)
             if missing:
-                found = [Row("", "", reason=f"{missing} has none")]
+                mismatches = [Row("", "", reason=f"{missing} has none")]
             else:
-                found = _pair(ours[name], theirs[name], batches[ours[name][0].name], trust, asked)
-            rows += [replace(row, artifact=name) for row in found]
+                mismatches = _pair(ours[name], theirs[name], batches[ours[name][0].name], trust, asked)
+            rows += [replace(row, artifact=name) for row in mismatches]
     return rows
 
 
@@ -392,7 +394,7 @@ def versus(
     files: Sequence[Path],
     run: Path | None,
     against: Path | None,
-    given: Path | None = None,
+    inputs_file: Path | None = None,
     trust: bool = False,
     asked: Asked = ASKED,
 ) -> None:
@@ -409,7 +411,7 @@ def versus(
         raise UserError(f"{len(files)} file{'s' * (len(files) > 1)} cannot be compared", USABLE)
     if files:
         left, right = files
-        rows = compare_files(left, right, given, trust, asked)
+        rows = compare_files(left, right, inputs_file, trust, asked)
     elif against is not None:
         left, right = run or DEFAULT_RUN, against
         rows = compare_runs(left, right, trust, asked)
@@ -431,8 +433,8 @@ def versus(
         hint = same if lost.inputs == "declared" else "give inputs that both run on with --inputs FILE.npz"
         raise UserError(f"not comparable: {': '.join(filter(None, (lost.output, lost.reason)))}", hint)
     if failures or not rows:
-        told = [row for row in in_short(rows) if row.reason]
-        lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in told]
+        reasons = [row for row in in_short(rows) if row.reason]
+        lines = [": ".join(filter(None, (row.artifact, row.inputs, row.output, row.reason))) for row in reasons]
         raise CheckFailedError(f"{len(failures)} of {len(compared)} comparisons", *lines)
 
 

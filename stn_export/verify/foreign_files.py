@@ -66,7 +66,7 @@ class Side:
             program = self.directory.program()
         except UserError:  # edited or stale: the outputs' kinds are unknown
             return {}
-        return {name: each.kind for name, each in output_kinds(program).items()}
+        return {name: kind.kind for name, kind in output_kinds(program).items()}
 
     @property
     def origin(self) -> str | None:
@@ -116,7 +116,9 @@ def open_side(path: Path, trust: bool = False) -> Side:
     for artifact in _entries(directory).values():
         if artifact.file == path.name and artifact.format in FORMATS.values():
             return open_listed(directory, artifact, trust)
-    suffix = next((each for each in sorted(FORMATS, key=len, reverse=True) if path.name.endswith(each)), None)
+    suffix = next(
+        (candidate for candidate in sorted(FORMATS, key=len, reverse=True) if path.name.endswith(candidate)), None
+    )
     if suffix is None:
         raise UserError(f"{path} is of no kind that can be compared", USABLE)
     provenance.require_kind(path, FORMATS[suffix])
@@ -144,17 +146,17 @@ def open_listed(directory: NetworkDirectory, artifact: Artifact, trust: bool = F
 
 def _open_unlisted(path: Path, kind: str) -> Side:
     """Open a file that no manifest lists; the inputs that it declares are believed, its precision is not."""
-    said = _metadata(path, kind)
-    ours = isinstance(said.get("contract"), dict)
+    metadata = _metadata(path, kind)
+    ours = isinstance(metadata.get("contract"), dict)
     artifact = Artifact(
         name=path.name,
         file=path.name,
         network="",
         format=kind,
         sha256="",
-        contract=Contract.from_dict(said["contract"]) if ours else BLANK,
-        parent_sha256=said.get("program_sha256") if ours else None,
-        precision=said.get("precision", "fp32") if ours else "fp32",
+        contract=Contract.from_dict(metadata["contract"]) if ours else BLANK,
+        parent_sha256=metadata.get("program_sha256") if ours else None,
+        precision=metadata.get("precision", "fp32") if ours else "fp32",
     )
     side = Side(path, artifact, _runner(path, artifact), known=ours)
     if not ours and isinstance(side.runner, OnnxRuntime):
@@ -164,7 +166,7 @@ def _open_unlisted(path: Path, kind: str) -> Side:
 
 def _metadata(path: Path, kind: str) -> dict:
     if kind == "onnx":
-        return {each.key: _parsed(each.value) for each in read_model(path).model.metadata_props}
+        return {entry.key: _parsed(entry.value) for entry in read_model(path).model.metadata_props}
     if not zipfile.is_zipfile(archive(path)):
         raise UserError(f"{path} is truncated or no PyTorch file", USABLE)
     return {"contract": load_program(path).contract.as_dict()} if kind == "pt2" else read_metadata(path)
@@ -198,21 +200,21 @@ def contract_of_session(session: onnxruntime.InferenceSession) -> Contract:
     """
     sides = session.get_inputs(), session.get_outputs()
     shapes = [
-        [None if size == -1 else size for size in each.shape]
+        [None if size == -1 else size for size in argument.shape]
         for side in sides
-        for each in side
-        if each.shape is not None
+        for argument in side
+        if argument.shape is not None
     ]
     first = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
     shared = len({shape[0] if shape else None for shape in shapes}) == 1
 
-    def spec(place: str, each: onnxruntime.NodeArg) -> TensorSpec:
-        shape = tuple(_size(size, axis, place, first) for axis, size in enumerate(each.shape or ()))
+    def spec(place: str, argument: onnxruntime.NodeArg) -> TensorSpec:
+        shape = tuple(_size(size, axis, place, first) for axis, size in enumerate(argument.shape or ()))
         batched = bool(shape) and (shape[0] == BATCH or (shared and isinstance(shape[0], int)))
-        kind = each.type.removeprefix("tensor(").removesuffix(")")
-        return TensorSpec(each.name, TYPES.get(kind, kind), shape, batched)
+        kind = argument.type.removeprefix("tensor(").removesuffix(")")
+        return TensorSpec(argument.name, TYPES.get(kind, kind), shape, batched)
 
-    return Contract(*(tuple(spec(each.name, each) for each in side) for side in sides))
+    return Contract(*(tuple(spec(argument.name, argument) for argument in side) for side in sides))
 
 
 def _size(size: int | str | None, axis: int, place: str, batch: str | None) -> int | str:
@@ -238,7 +240,7 @@ def agreed(left: Side, right: Side) -> tuple[Side, Side] | str:
 
 def paired(left: Contract, right: Contract) -> list[tuple[TensorSpec, TensorSpec]]:
     """Return the pairs of inputs of two contracts that take the same values."""
-    ours, theirs = ({spec.name: spec for spec in each.inputs} for each in (left, right))
+    ours, theirs = ({spec.name: spec for spec in contract.inputs} for contract in (left, right))
     return [(ours[one], theirs[other]) for one, other in matched(ours, theirs)]
 
 
@@ -383,17 +385,17 @@ def span_of(spec: TensorSpec, contract: Contract, runs: Runs) -> Span | None:
 
 def _furthest(start: int, limit: int, takes: Callable[[int], bool]) -> int:
     """Return the largest number up to ``limit`` that is accepted, by doubling and bisection; assumes all below are."""
-    known, step = start, max(1, 2 * start)
+    accepted, step = start, max(1, 2 * start)
     while step < limit and takes(step):
-        known, step = step, 2 * step
+        accepted, step = step, 2 * step
     if step >= limit:
         if takes(limit):
             return limit
         step = limit
-    while step - known > 1:
-        middle = (known + step) // 2
-        known, step = (middle, step) if takes(middle) else (known, middle)
-    return known
+    while step - accepted > 1:
+        middle = (accepted + step) // 2
+        accepted, step = (middle, step) if takes(middle) else (accepted, middle)
+    return accepted
 
 
 def covering(spec: TensorSpec, contract: Contract, span: Span) -> Iterator[tuple[str, Batch]]:
@@ -404,12 +406,12 @@ def covering(spec: TensorSpec, contract: Contract, span: Span) -> Iterator[tuple
     room = batches[0][spec.name].numel()
     numbers = _numbers(span, room * CALLS)
     calls = -(-len(numbers) // room)
-    said = "all" if len(numbers) == span.count else f"{len(numbers)} of {span.count}"
+    amount = "all" if len(numbers) == span.count else f"{len(numbers)} of {span.count}"
     for index in range(calls):
         chosen = np.resize(numbers[index * room : (index + 1) * room], room)
         values = torch.from_numpy(chosen).view(batches[index][spec.name].shape).to(batches[index][spec.name].dtype)
         yield (
-            f"{spec.name} {span.low} to {span.high}, {said}, {index + 1}/{calls}",
+            f"{spec.name} {span.low} to {span.high}, {amount}, {index + 1}/{calls}",
             batches[index] | {spec.name: values},
         )
 

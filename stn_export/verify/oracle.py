@@ -34,19 +34,19 @@ def weights_of(program: Program) -> Arrays:
 def folded_weights(program: Program) -> Arrays:
     """Return the weights and biases that result if an exporter folds the batch normalisation behind them into them."""
     state = {name: value.astype(np.float64) for name, value in weights_of(program).items()}
-    found = {}
+    weights = {}
     for node in program.module.graph.find_nodes(op="call_function", target=BATCH_NORM):
         layer, *parameters = node.args[:5]
-        names = [_name(each) for each in (*(*layer.args[1:3], None, None)[:2], *parameters)]
+        names = [_name(argument) for argument in (*(*layer.args[1:3], None, None)[:2], *parameters)]
         weight, bias, gain, shift, mean, variance = map(state.get, names)
         if weight is None or mean is None or variance is None:
             continue
         factor = (1.0 if gain is None else gain) / np.sqrt(variance + node.args[7])
         if len(weight) == len(factor):
-            found[names[0]] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+            weights[names[0]] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
             offset = (0.0 if bias is None else bias) - mean
-            found[names[1]] = offset * factor + (0.0 if shift is None else shift)
-    return found
+            weights[names[1]] = offset * factor + (0.0 if shift is None else shift)
+    return weights
 
 
 def _name(value: object) -> str:
@@ -56,13 +56,13 @@ def _name(value: object) -> str:
 def check_weights(actual: Arrays, expected: Arrays, folded: Mapping[str, np.ndarray]) -> str:
     """Return what is wrong with the parameters that an artifact exposes; empty if nothing is."""
     for name, array in expected.items():
-        found = actual.get(name, array)
-        if found.shape != array.shape:
-            return f"first wrong at weights: {name} has shape {found.shape} instead of {array.shape}"
+        exposed = actual.get(name, array)
+        if exposed.shape != array.shape:
+            return f"first wrong at weights: {name} has shape {exposed.shape} instead of {array.shape}"
         product = folded.get(name, array)
-        close = name in folded and np.abs(found - product).max() <= FOLDED * np.abs(product).max()
-        if not close and not np.array_equal(found, array):
-            difference = np.abs(found.astype(np.float64) - array)
+        close = name in folded and np.abs(exposed - product).max() <= FOLDED * np.abs(product).max()
+        if not close and not np.array_equal(exposed, array):
+            difference = np.abs(exposed.astype(np.float64) - array)
             at = tuple(map(int, np.unravel_index(difference.argmax(), array.shape)))
             return f"first wrong at weights: {name} is {difference[at]:.1e} off at {at}; usually other weights"
     return ""
@@ -207,8 +207,8 @@ def reference_of(program: Program, examples: Examples) -> Reference:
     skipped += _drop_ties(points, made)
     usual = [challenge for name, challenge in made.items() if name.startswith("examples")]
     for name, point in points.items():
-        errors = [each.eager_errors[name] for each in made.values() if name in each.eager_errors]
-        points[name] = measured(point, (each.true for each in usual), usual[0].units, errors)
+        errors = [batch.eager_errors[name] for batch in made.values() if name in batch.eager_errors]
+        points[name] = measured(point, (batch.true for batch in usual), usual[0].units, errors)
     parts, predicted = _over_examples(program, points, examples)
     return Reference(program, examples, points, made, parts, predicted, (*notes, *skipped))
 
@@ -249,7 +249,7 @@ def _drop_ties(points: Mapping[str, Point], made: Mapping[str, Challenge]) -> li
     """
     notes = []
     for name in (name for name, point in points.items() if not point.steady):
-        errors = {label: each.eager_errors[name] for label, each in made.items() if name in each.eager_errors}
+        errors = {label: batch.eager_errors[name] for label, batch in made.items() if name in batch.eager_errors}
         usual = max((error for label, error in errors.items() if label.startswith("examples")), default=0.0)
         for label in (label for label, error in errors.items() if error > TIES * usual):
             del made[label].true[name], made[label].eager_errors[name]

@@ -40,11 +40,11 @@ def _kind(spec: TensorSpec, node: Node, program: Program) -> OutputKind:
         return OutputKind(COUNT)
     behind = list(_behind(node))
     samplers = {site.warped for site in program.sites}
-    if _is_image(spec) and any(each.name in samplers for each in behind):
+    if _is_image(spec) and any(node.name in samplers for node in behind):
         return OutputKind(WARPED)
-    resized = [each for each in behind if resizes(each)]
+    resized = [node for node in behind if resizes(node)]
     if resized and any(size != 1 for size in spec.shape[2:]):
-        return OutputKind(RESAMPLED, max(size for each in resized for size in (*_sizes(each), 1)))
+        return OutputKind(RESAMPLED, max(size for node in resized for size in (*_sizes(node), 1)))
     return OutputKind(OUTPUT)
 
 
@@ -64,16 +64,16 @@ def _behind(node: object) -> Iterator[Node]:
     seen: set[Node] = set()
     waiting = [node] if isinstance(node, Node) else []
     while waiting:
-        if (each := waiting.pop()) not in seen:
-            seen.add(each)
-            waiting += each.all_input_nodes
-            yield each
+        if (current := waiting.pop()) not in seen:
+            seen.add(current)
+            waiting += current.all_input_nodes
+            yield current
 
 
 def _sizes(node: Node) -> Iterator[int]:
     """Yield the static sizes of a resized image before and after."""
-    for each in (node, *node.all_input_nodes):
-        value = each.meta.get("val")
+    for neighbour in (node, *node.all_input_nodes):
+        value = neighbour.meta.get("val")
         if isinstance(value, Tensor):
             yield from (size for size in value.shape[2:] if isinstance(size, int))
 
@@ -139,13 +139,13 @@ def points_of(program: Program, examples: Examples) -> tuple[dict[str, Point], l
     rows, points, steady, notes = _rows(program, examples), {}, True, []
     for name, count in rows.items():
         kind, site = kinds.get(name, ("", None))
-        known = OutputKind(kind) if site else outputs[name]
+        declared = OutputKind(kind) if site else outputs[name]
         if site is None:
-            kind = known.kind
+            kind = declared.kind
             if specs[name].batched and not count:
                 notes.append(f"{name} mixes the examples of a batch in float64 too: not tried among other neighbours")
         steady = steady and not (kind == WARPED and site and site.mode == "nearest")
-        points[name] = Point(name, kind, site, count, steady=steady, side=known.side)
+        points[name] = Point(name, kind, site, count, steady=steady, side=declared.side)
     return points, notes
 
 
@@ -159,15 +159,15 @@ def _rows(program: Program, examples: Examples) -> dict[str, int]:
         program.exact.points(program.values(rows_of(batch, contract, order))) for order in orders
     )
     batched = {spec.name: spec.batched for spec in contract.outputs}
-    found = {}
+    points = {}
     for name, value in straight.items():
         count = len(value) // size if value.ndim and len(value) % size == 0 and batched.get(name, True) else 0
         alike = count and all(
             _same(value.view(size, count, *value.shape[1:])[order].flatten(0, 1), other)
             for order, other in zip(orders[1:], (backwards[name], first[name]), strict=True)
         )
-        found[name] = count if alike else 0
-    return found
+        points[name] = count if alike else 0
+    return points
 
 
 def _same(value: Tensor, other: Tensor) -> bool:
@@ -208,16 +208,16 @@ def measured(point: Point, true: Iterable[Arrays], units: Mapping[str, np.ndarra
         units: of their grids.
         errors: float32 eager's, over the test inputs.
     """
-    values = [each[point.name] for each in true if point.name in each]
+    values = [values[point.name] for values in true if point.name in values]
     magnitude = max(map(largest, values), default=0.0)
-    known = replace(point, magnitude=magnitude, eager_error=max(errors, default=0.0))
+    located = replace(point, magnitude=magnitude, eager_error=max(errors, default=0.0))
     halves = {name: float(unit.max()) / 16 for name, unit in units.items()}
     side = halves.get(point.site.point(GRID) if point.site else "", max(halves.values(), default=1.0))
     moved = magnitude * max(1.0, side)  # in larger images the grid, and so what is sampled, moves by more pixels
     longest = max((point.side, *(size for value in values[:1] for size in value.shape[2:])), default=0)
     resized = magnitude * max(1.0, longest / 32)
     scales = {GRID: side, WARPED: moved, RESAMPLED: resized, OUTPUT: magnitude}
-    return replace(known, scale=max(scales[point.kind], TINY) if point.kind in scales else 1.0)
+    return replace(located, scale=max(scales[point.kind], TINY) if point.kind in scales else 1.0)
 
 
 def largest(values: np.ndarray) -> float:

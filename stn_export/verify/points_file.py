@@ -85,8 +85,8 @@ def _pictures(reference: Reference, spec: TensorSpec, sites: list[Site], indices
         points = reference.program.points(reference.program.values(batch))
         for site in sites:
             value = points[site.point(WARPED)]
-            each = value.reshape(len(value) // reference.rows[site.point(WARPED)], -1, *value.shape[-2:])
-            warped[site.name].append(each[:count])  # the channels of all its rows
+            picture = value.reshape(len(value) // reference.rows[site.point(WARPED)], -1, *value.shape[-2:])
+            warped[site.name].append(picture[:count])  # the channels of all its rows
     kept: Pictures = {
         "of": spec.name,
         "indices": torch.tensor(indices),

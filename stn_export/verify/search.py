@@ -263,10 +263,10 @@ class _Drawer:
         return channels, height, width
 
     def _canvas(self, name: str) -> _Canvas:
-        given, (low, high) = self.examples.inputs[name], self.ranges[name]
-        if given.dtype == torch.uint8:
-            return _Canvas(name, given)
-        return _Canvas(name, ((given - low) / max(high - low, 1e-30) * 255).to(torch.uint8))
+        example, (low, high) = self.examples.inputs[name], self.ranges[name]
+        if example.dtype == torch.uint8:
+            return _Canvas(name, example)
+        return _Canvas(name, ((example - low) / max(high - low, 1e-30) * 255).to(torch.uint8))
 
     def batch(self, items: Items) -> Batch:
         """Return as many examples as there are items, or as the program's static batch."""
@@ -282,8 +282,8 @@ class _Drawer:
             return item.blend(row, self.ranges)
         name = self.canvas.name
         drawn, (low, high) = item.draw(self.canvas.images)[None], self.ranges[name]
-        given = self.examples.inputs[name].dtype
-        return row | {name: drawn if given == torch.uint8 else (low + drawn.double() * (high - low) / 255).to(given)}
+        dtype = self.examples.inputs[name].dtype
+        return row | {name: drawn if dtype == torch.uint8 else (low + drawn.double() * (high - low) / 255).to(dtype)}
 
 
 class _Hunt:

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from stn_export.bench import machine
 from stn_export.program.program import load_program
+from stn_export.run import gpu
 from stn_export.runners import onnx_runtime, registry
 from tests.rehearsal.clocks import Event, Stream
 from tests.rehearsal.device import DEVICE, Device, Graph
 from tests.rehearsal.sessions import Session, Value
 
 MEMORY = 80 * 2**30
-PROPERTIES = SimpleNamespace(L2_cache_size=2**20, uuid="rehearsal", name="NVIDIA H100, rehearsed", total_memory=MEMORY)
+PROPERTIES = SimpleNamespace(
+    L2_cache_size=2**20, uuid="rehearsal", name="NVIDIA H100, rehearsed", total_memory=MEMORY, major=9, minor=0
+)
 
 
 @contextmanager
@@ -65,8 +68,14 @@ def rehearsed() -> Iterator[Device]:
         patch.setattr(onnxruntime, "InferenceSession", partial(Session, device, onnxruntime.InferenceSession))
         patch.setattr(onnx_runtime, "OrtValue", Value.on(device))
         patch.setitem(sys.modules, "pynvml", management())
-        machine._nvml.cache_clear()
+        forget_management()
         yield device
+    forget_management()
+
+
+def forget_management() -> None:
+    """Ask for the management library anew."""
+    gpu.management.cache_clear()
     machine._nvml.cache_clear()
 
 
@@ -106,4 +115,8 @@ def management() -> SimpleNamespace:
         nvmlDeviceGetPowerUsage=lambda gpu: 350_500,
         nvmlDeviceGetTemperature=lambda gpu, sensor: 41,
         nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 0,
+        nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 700_000,
+        nvmlDeviceGetMaxClockInfo=lambda gpu, clock: 1980,
+        nvmlDeviceGetPersistenceMode=lambda gpu: 1,
+        nvmlDeviceGetMigMode=lambda gpu: (0, 0),
     )

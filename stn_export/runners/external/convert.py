@@ -52,8 +52,8 @@ def main(name: str, program: str, inputs: str, out: str) -> None:
     """Convert one program and write the file."""
     converter: Callable[[nn.Module, Inputs, Path], None] = globals()[name]
     with np.load(inputs) as content:
-        given = tuple(torch.from_numpy(content[key]) for key in content.files)
-    converter(Flat(torch.export.load(program).module()), given, Path(out))
+        tensors = tuple(torch.from_numpy(content[key]) for key in content.files)
+    converter(Flat(torch.export.load(program).module()), tensors, Path(out))
 
 
 if __name__ == "__main__":

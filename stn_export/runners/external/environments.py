@@ -27,7 +27,7 @@ def folder() -> Path:
 
 def runtimes_here() -> dict[str, str]:
     """Return the requested and installed runtimes with their versions; empty where none were requested."""
-    return {each.name: each.version for each in RUNTIMES if each.version} if VARIABLE in os.environ else {}
+    return {runtime.name: runtime.version for runtime in RUNTIMES if runtime.version} if VARIABLE in os.environ else {}
 
 
 def by_name(name: str) -> "Runtime":
@@ -114,8 +114,8 @@ class Runtime:
     @property
     def packaged_version(self) -> str:
         """The version in its first package's metadata; empty where there is none."""
-        found = distributions(name=self.packages[0], path=list(map(str, self.site_packages)))
-        return next((each.version for each in found), "")
+        installed = distributions(name=self.packages[0], path=list(map(str, self.site_packages)))
+        return next((package.version for package in installed), "")
 
     @property
     def tried(self) -> Path:

@@ -53,12 +53,12 @@ class Child:
         job = {"runtime": runtime.name, "file": str(file), "outputs": list(outputs), "threads": threads}
         # not on standard streams, which libraries print to
         command = [*runtime.command, json.dumps(job | {"read": requests, "write": replies})]
-        with self.said.open("wb") as said:
+        with self.said.open("wb") as log:
             self.process = children.start(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=log,
+                stderr=log,
                 pass_fds=(requests, replies),
                 env=os.environ | CALM,
                 cwd=self.folder.name,
@@ -95,8 +95,8 @@ class Child:
         Raises:
             RefusedError: where the runtime fails, crashes or exceeds the time limit.
         """
-        head, found = self._ask({"batch": batch, "place": False, "hot": hot}, {})
-        return head["seconds"], found
+        head, arrays = self._ask({"batch": batch, "place": False, "hot": hot}, {})
+        return head["seconds"], arrays
 
     def _ask(self, head: dict, arrays: Arrays) -> tuple[dict, Arrays]:
         try:
@@ -104,12 +104,12 @@ class Child:
             if not select([self.replies], [], [], self.limit)[0]:
                 _kill(self.process)
                 raise RefusedError(f"takes more than {self.limit:g} s")
-            reply, found = receive(self.replies)
+            reply, received = receive(self.replies)
         except (EOFError, OSError) as gone:
             raise RefusedError(self._why()) from gone
         if "failed" in reply:
             raise RefusedError(reason(reply["failed"]))
-        return reply, found
+        return reply, received
 
     def _why(self) -> str:
         return _ended(self.process.wait(), self.said.read_text(errors="replace", encoding="utf-8"))
@@ -155,29 +155,29 @@ def converted(runtime: Runtime, program: Path, inputs: Arrays) -> bytes:
         return out.read_bytes()
 
 
-def _ended(code: int, said: str) -> str:
-    return f"ended by signal {-code}" if code < 0 else reason(said)
+def _ended(code: int, log: str) -> str:
+    return f"ended by signal {-code}" if code < 0 else reason(log)
 
 
 def reason(text: str) -> str:
     """Shorten an error output to the exception and the line that names its cause, without this machine's folders."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    told = lines[raised[-1] :] if raised else lines[-1:]
-    caused = [line for line in told if CAUSES.search(line)]
-    return FOLDERS.sub("", " … ".join(dict.fromkeys([*told[:1], *caused[:1]]))) or "no reason given"
+    shown = lines[raised[-1] :] if raised else lines[-1:]
+    caused = [line for line in shown if CAUSES.search(line)]
+    return FOLDERS.sub("", " … ".join(dict.fromkeys([*shown[:1], *caused[:1]]))) or "no reason given"
 
 
 def sized(content: bytes, feeds: Arrays) -> bytes:
     """Return an ONNX file with its dynamic sizes made static, from the arrays: most runtimes need that."""
     copy = onnx.load_from_string(content)
-    known: dict[str, int] = {}
+    limits: dict[str, int] = {}
     for value in copy.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True):
             if dim.dim_param:
-                known[dim.dim_param] = size
+                limits[dim.dim_param] = size
     for value in (*copy.graph.input, *copy.graph.output):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in known:
-                dim.dim_value = known[dim.dim_param]
+            if dim.dim_param in limits:
+                dim.dim_value = limits[dim.dim_param]
     return copy.SerializeToString()

@@ -34,14 +34,14 @@ class Elsewhere(Runner[Arrays]):
 
     def _placed(self, feeds: Arrays, batch: int | None = None) -> tuple[Child, int]:
         """Send a batch to a child for its sizes, the current one if it fits; return child and batch number."""
-        given = {spec.name: feeds[spec.name] for spec in self.contract.inputs}
+        arrays = {spec.name: feeds[spec.name] for spec in self.contract.inputs}
         as_it_is = self.runtime.open_sizes or self.runtime.format != "onnx"
-        sizes = None if as_it_is else shapes_of(given)
+        sizes = None if as_it_is else shapes_of(arrays)
         child = self.child
         if child is None or self.sizes != sizes:
-            content = self.content if as_it_is else sized(self.content, given)
+            content = self.content if as_it_is else sized(self.content, arrays)
             child = Child(self.runtime, content, self.outputs, self.threads)
-        number = child.place(given, batch)
+        number = child.place(arrays, batch)
         self.child, self.sizes = child, sizes  # a bound step keeps its own child
         return child, number
 
@@ -55,9 +55,9 @@ class Elsewhere(Runner[Arrays]):
         child, batch = self._placed(feeds)
 
         def run() -> Arrays:
-            seconds, found = child.run(batch, hot=True)
+            seconds, outputs = child.run(batch, hot=True)
             self.seconds += seconds
-            return found
+            return outputs
 
         return Step(run, lambda: self.seconds)
 

@@ -24,7 +24,7 @@ SHORT = 0.01  # seconds; shorter calls are slower right after a message, so hot 
 
 def send(stream: BinaryIO, head: dict, arrays: Arrays) -> None:
     """Write a message."""
-    listed = [{"name": name, "type": each.dtype.name, "shape": each.shape} for name, each in arrays.items()]
+    listed = [{"name": name, "type": array.dtype.name, "shape": array.shape} for name, array in arrays.items()]
     stream.write(json.dumps(head | {"arrays": listed}).encode() + b"\n")
     for array in arrays.values():
         stream.write(array.tobytes())
@@ -41,7 +41,7 @@ def receive(stream: BinaryIO) -> tuple[dict, Arrays]:
     if not line:
         raise EOFError
     head = json.loads(line)
-    return head, {each["name"]: _read(stream, np.dtype(each["type"]), each["shape"]) for each in head.pop("arrays")}
+    return head, {entry["name"]: _read(stream, np.dtype(entry["type"]), entry["shape"]) for entry in head.pop("arrays")}
 
 
 def _read(stream: BinaryIO, kind: np.dtype, shape: Sequence[int]) -> np.ndarray:
@@ -62,7 +62,7 @@ def onnxruntime(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda given: session.run(outputs, given)
+    return lambda batch: session.run(outputs, batch)
 
 
 def openvino(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
@@ -73,9 +73,9 @@ def openvino(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) ->
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(core.read_model(file), "CPU", settings)
 
-    def call(given: Arrays) -> list[np.ndarray]:
-        results = compiled(given)
-        return [results[each] for each in compiled.outputs]
+    def call(batch: Arrays) -> list[np.ndarray]:
+        results = compiled(batch)
+        return [results[output] for output in compiled.outputs]
 
     return call
 
@@ -90,7 +90,7 @@ def tract(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Ca
         kind = {"float32": "f32", "uint8": "u8"}[feeds[name].dtype.name]
         model.set_input_fact(index, ",".join(map(str, (*feeds[name].shape, kind))))
     runnable = model.into_model().into_runnable()
-    return lambda given: [each.to_numpy() for each in runnable.run([given[name] for name in names])]
+    return lambda batch: [output.to_numpy() for output in runnable.run([batch[name] for name in names])]
 
 
 def tvm(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
@@ -104,9 +104,9 @@ def tvm(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call
     module = relax.transform.DecomposeOpsForInference()(from_onnx(onnx.load(file)))
     machine = relax.VirtualMachine(tvm.compile(module, tvm.target.Target("llvm")), tvm.cpu())
 
-    def call(given: Arrays) -> list[np.ndarray]:
-        result = machine["main"](*(tvm.runtime.tensor(value) for value in given.values()))
-        return [each.numpy() for each in ([result] if hasattr(result, "numpy") else result)]
+    def call(batch: Arrays) -> list[np.ndarray]:
+        result = machine["main"](*(tvm.runtime.tensor(value) for value in batch.values()))
+        return [output.numpy() for output in ([result] if hasattr(result, "numpy") else result)]
 
     return call
 
@@ -128,9 +128,9 @@ def iree(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Cal
     module = runtime.load_vm_module(runtime.VmModule.copy_buffer(config.vm_instance, content), config)
     function = next(module[name] for name in module.vm_module.function_names if "$" not in name and name != "__init")
 
-    def call(given: Arrays) -> list[np.ndarray]:
-        result = function(*given.values())
-        return [each.to_host() for each in (result if isinstance(result, tuple | list) else [result])]
+    def call(batch: Arrays) -> list[np.ndarray]:
+        result = function(*batch.values())
+        return [output.to_host() for output in (result if isinstance(result, tuple | list) else [result])]
 
     return call
 
@@ -146,19 +146,24 @@ def mnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call
         [*converter, str(file), "--MNNModel", str(model)], capture_output=True, encoding="utf-8", errors="replace"
     )
     if not model.is_file():
-        said = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "Don't" in line]
-        raise RuntimeError(said[0].rpartition("] ")[2] if said else "mnnconvert writes no file")  # minus the time
+        complaints = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "Don't" in line]
+        raise RuntimeError(
+            complaints[0].rpartition("] ")[2] if complaints else "mnnconvert writes no file"
+        )  # minus the time
     manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
     module = MNN.nn.load_module_from_file(str(model), list(feeds), list(outputs), runtime_manager=manager)
     kinds = {"float32": MNN.expr.float, "uint8": MNN.expr.uint8, "int64": MNN.expr.int64}
 
-    def call(given: Arrays) -> list[np.ndarray]:
+    def call(batch: Arrays) -> list[np.ndarray]:
         constants = [
             MNN.expr.const(np.ascontiguousarray(value), list(value.shape), MNN.expr.NCHW, kinds[value.dtype.name])
-            for value in given.values()
+            for value in batch.values()
         ]
-        packed = [MNN.expr.convert(each, MNN.expr.NC4HW4) if len(each.shape) == 4 else each for each in constants]
-        return [np.array(MNN.expr.convert(each, MNN.expr.NCHW).read()) for each in module.onForward(packed)]
+        packed = [
+            MNN.expr.convert(constant, MNN.expr.NC4HW4) if len(constant.shape) == 4 else constant
+            for constant in constants
+        ]
+        return [np.array(MNN.expr.convert(output, MNN.expr.NCHW).read()) for output in module.onForward(packed)]
 
     return call
 
@@ -183,9 +188,9 @@ def ncnn(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Cal
     if net.load_param(str(written[0])) or net.load_model(str(written[1])):
         raise RuntimeError("ncnn does not load what pnnx wrote")
 
-    def call(given: Arrays) -> list[np.ndarray]:
+    def call(batch: Arrays) -> list[np.ndarray]:
         extractor = net.create_extractor()
-        for index, value in enumerate(given.values()):
+        for index, value in enumerate(batch.values()):
             extractor.input(f"in{index}", ncnn.Mat(np.ascontiguousarray(value[0])).clone())
         return [_extracted(extractor, f"out{index}") for index in range(len(outputs))]
 
@@ -206,8 +211,8 @@ def opencv(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> C
     cv2.setNumThreads(threads)
     net = cv2.dnn.readNetFromONNX(str(file))
 
-    def call(given: Arrays) -> list[np.ndarray]:
-        for name, value in given.items():
+    def call(batch: Arrays) -> list[np.ndarray]:
+        for name, value in batch.items():
             net.setInput(value, name)
         return list(net.forward(list(outputs)))
 
@@ -223,8 +228,8 @@ def executorch(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) 
     portable_lib._unsafe_reset_threadpool(threads)
     method = Runtime.get().load_program(file).load_method("forward")
 
-    def call(given: Arrays) -> list[np.ndarray]:
-        return [each.numpy() for each in method.execute([torch.from_numpy(value) for value in given.values()])]
+    def call(batch: Arrays) -> list[np.ndarray]:
+        return [output.numpy() for output in method.execute([torch.from_numpy(value) for value in batch.values()])]
 
     return call
 
@@ -235,9 +240,9 @@ def litert(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> C
 
     run = Interpreter(str(file), num_threads=threads).get_signature_runner()
 
-    def call(given: Arrays) -> list[np.ndarray]:
-        found = run(**{f"args_{index}": value for index, value in enumerate(given.values())})
-        return [found[f"output_{index}"] for index in range(len(outputs))]
+    def call(batch: Arrays) -> list[np.ndarray]:
+        results = run(**{f"args_{index}": value for index, value in enumerate(batch.values())})
+        return [results[f"output_{index}"] for index in range(len(outputs))]
 
     return call
 
@@ -262,16 +267,16 @@ def serve(load: Callable[[Arrays], Call], outputs: Sequence[str], requests: Bina
                 send(replies, {}, {})
             else:
                 assert call, "nothing was placed"
-                given = placed[head["batch"]]
+                batch = placed[head["batch"]]
                 if head["hot"] and seconds < SHORT:
-                    call(given)
+                    call(batch)
                 start = time.perf_counter()
-                found = call(given)
+                results = call(batch)
                 seconds = time.perf_counter() - start
-                send(replies, {"seconds": seconds}, dict(zip(outputs, map(np.asarray, found), strict=True)))
+                send(replies, {"seconds": seconds}, dict(zip(outputs, map(np.asarray, results), strict=True)))
         except Exception as error:
-            said = "".join(traceback.format_exception_only(error))
-            send(replies, {"failed": said}, {})
+            message = "".join(traceback.format_exception_only(error))
+            send(replies, {"failed": message}, {})
 
 
 # pragma: no mutate start  # runs in a process of its own, where mutants are not seen
