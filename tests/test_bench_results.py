@@ -18,7 +18,6 @@ from torch import nn
 from benchmarks.tools import gpu_results, kept, proof, results_page
 from benchmarks.tools.gpu_results import GPU_RESULTS, Step, bounded, perform, with_onnx_runtime
 from benchmarks.tools.kept import PROOF_SCHEMA, file_name
-from benchmarks.tools.peak_share import PEAKS, published_peak
 from benchmarks.tools.proof import PROOF
 from stn_export import cli
 from stn_export.bench.profiling import all_work, work
@@ -144,11 +143,6 @@ def test_what_is_done_in_place_is_work_and_a_view_is_none():
     found = work(Program(captured.exported, contract_of(captured.exported)), (torch.empty(4, 4),))
     assert (found["flops"], found["launches"]) == (2 * 4**3, 2)
     assert (found["bytes_fused"], found["bytes_unfused"]) == (2 * 64, 3 * 64 + 2 * 64)
-
-
-def test_peaks_by_name():
-    assert published_peak("NVIDIA H100 80GB HBM3")["bytes"] == PEAKS["H100"].bytes
-    assert published_peak("NVIDIA T4") is None
 
 
 @pytest.mark.parametrize(("held", "misled", "passed"), [(20, 0, True), (16, 0, True), (15, 0, False), (19, 1, False)])
