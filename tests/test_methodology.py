@@ -9,7 +9,7 @@ import pytest
 from stn_export.bench import machine
 from stn_export.bench.machine import Watch, gpu_disturbed, reasons
 from stn_export.bench.plan import GRIDS
-from stn_export.bench.timing import Interleaved, WarmUp, calls_for, interleave, load_pairs, warm_up
+from stn_export.bench.timing import Interleaved, WarmUp, interleave, load_pairs, samples_for, warm_up
 from stn_export.results.statistics import METHOD
 from stn_export.runners import Step
 
@@ -38,8 +38,8 @@ def test_the_contenders_take_turns_in_random_order():
     called, turns = contenders((1.1e-3, 2.2e-3))
     for _ in range(turns.blocks):
         turns.block()
-    assert (turns.blocks, turns.calls, turns.watch.device) == (BLOCKS, (9, 5), "cpu")
-    block = sum(turns.calls)
+    assert (turns.blocks, turns.samples, turns.watch.device) == (BLOCKS, (9, 5), "cpu")
+    block = sum(turns.samples)
     blocks = ["".join(called[start : start + block]) for start in range(0, len(called), block)]
     firsts = [text[0] for text in blocks]
     assert {"a" * 9 + "b" * 5, "b" * 5 + "a" * 9} == set(blocks)
@@ -49,7 +49,7 @@ def test_the_contenders_take_turns_in_random_order():
 
 @pytest.mark.parametrize("seconds", [(1.1e-3, 2.2e-3), (2.2e-3, 1.1e-3)])
 def test_a_block_is_as_long_for_either(seconds: tuple[float, float]):
-    assert contenders(seconds)[1].calls == ((9, 5) if seconds[0] < seconds[1] else (5, 9))
+    assert contenders(seconds)[1].samples == ((9, 5) if seconds[0] < seconds[1] else (5, 9))
 
 
 def test_the_fastest_load_says_how_many_calls_fill_a_block():
@@ -63,7 +63,7 @@ def test_the_fastest_load_says_how_many_calls_fill_a_block():
         return Step(step, lambda: clock.now)
 
     turns = interleave(lambda: load(next(took)), lambda: load(2e-3), "cpu", GRIDS["quick"], 0, lambda: clock.now)
-    assert turns.calls == (9, 5)
+    assert turns.samples == (9, 5)
     # ten loads are warmed up for a fifth of the time, in two windows that end with the call that runs into their end
     assert clock.now == pytest.approx(10 * 0.02, rel=0.5)
 
@@ -87,7 +87,7 @@ def test_what_a_contest_says():
 
 def test_slow_calls_get_fewer_blocks():
     _, turns = contenders((0.1, 0.2))
-    assert (turns.blocks, turns.calls) == (METHOD.fewest_blocks, (5, 5))
+    assert (turns.blocks, turns.samples) == (METHOD.fewest_blocks, (5, 5))
     assert contenders((0.02, 0.02))[1].blocks == 15  # 0.2 s a block, six times 25 blocks of 0.02 s
 
 
@@ -117,9 +117,9 @@ def test_either_is_loaded_several_times_and_first_in_turn():
 
 
 def test_calls_stay_in_bounds():
-    assert calls_for(1e-9, 1.0) == 5000
-    assert calls_for(100.0, 1.0) == 5
-    assert calls_for(0.01, 1.0) == 100
+    assert samples_for(1e-9, 1.0) == 5000
+    assert samples_for(100.0, 1.0) == 5
+    assert samples_for(0.01, 1.0) == 100
 
 
 def warming(took: Callable[[float], float], seconds: float) -> tuple[WarmUp, SimpleNamespace]:

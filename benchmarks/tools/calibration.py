@@ -17,7 +17,7 @@ from benchmarks.tools.simulated import CALL, CONTESTS, MEDIANS, Condition, Machi
 from stn_export import cli
 from stn_export.bench.compare import Measured, changes, measured
 from stn_export.bench.plan import GRIDS
-from stn_export.bench.timing import calls_for, interleave, timed
+from stn_export.bench.timing import interleave, samples_for, timed
 from stn_export.results.choice import choose
 from stn_export.results.statistics import METHOD, estimate, ratio_interval, summarise
 from stn_export.run.records import Timing, timing
@@ -107,7 +107,7 @@ def _simulated(found: Mapping[str, object]) -> Timing:
 
 def _timed(random: np.random.Generator, moment: float) -> Timing:
     """Summarise a row of independent calls at a moment when each takes ``moment`` times as long."""
-    return _simulated(summarise(CALL * moment * np.exp(random.normal(0, 0.03, calls_for(CALL, QUICK.row_seconds)))))
+    return _simulated(summarise(CALL * moment * np.exp(random.normal(0, 0.03, samples_for(CALL, QUICK.row_seconds)))))
 
 
 def gains(draw: Noise, seeds: int, count: int) -> dict:
@@ -148,7 +148,7 @@ def calibrate(count: int) -> dict:
             content["contests"][condition.name] = contests(condition, count) | {"claimed": condition.claimed}
             bar.advance(task)
         for condition in MEDIANS:
-            for calls in (calls_for(CALL, QUICK.row_seconds), calls_for(CALL, GRIDS["full"].row_seconds)):
+            for calls in (samples_for(CALL, QUICK.row_seconds), samples_for(CALL, GRIDS["full"].row_seconds)):
                 name = f"{condition.name}, {calls} calls"
                 content["medians"][name] = medians(condition, calls, 4 * count) | {"claimed": condition.claimed}
                 bar.advance(task)

@@ -69,14 +69,14 @@ def slowed(step: Step, share: float) -> Step:
         added += share * (step.clock() - started)
         return result
 
-    return Step(run, lambda: step.clock() + added)
+    return replace(step, run=run, clock=lambda: step.clock() + added)
 
 
 def trial(case: Case, grid: BenchGrid, slowdown: float, seed: int) -> dict:
     """Compare a target with itself, with our side slower by ``slowdown``; ``planted`` is the true ratio."""
 
     def load(share: float) -> Step:
-        return slowed(Step(case.target.step(case.batch).run), share)  # by wall time on any device
+        return slowed(case.target.step(case.batch), share)  # on the very clock of its paired comparisons
 
     turns = interleave(lambda: load(slowdown), lambda: load(0.0), case.target.runner.device, grid, seed)
     return turns.hold().summary() | {"planted": 1 + slowdown}

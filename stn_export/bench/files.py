@@ -22,7 +22,7 @@ from stn_export.bench.foreign import look
 from stn_export.bench.machine import Watch
 from stn_export.bench.plan import GRIDS, BenchGrid
 from stn_export.bench.targets import ROUNDED_TF32
-from stn_export.bench.timing import Budget, calls_for, interleave, timed, warm_up
+from stn_export.bench.timing import Budget, interleave, samples_for, timed, warm_up
 from stn_export.errors import UserError, one_line, require_choice
 from stn_export.onnx_graph.inputs import Feeds, Inputs
 from stn_export.onnx_graph.model import Shape, as_array
@@ -198,7 +198,7 @@ def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -
     off = subject.off(outputs, batch)
     warm = warm_up(step, grid.warmup_seconds)
     with Watch(spec.device) as watch:
-        samples = np.array([timed(step) for _ in range(calls_for(warm.call_seconds, grid.row_seconds))])
+        samples = np.array([timed(step) for _ in range(samples_for(warm.sample_seconds, grid.row_seconds))])
     found = summarise(samples)
     p50, low, high, p90 = (float(found[name] or 0.0) for name in ("p50", "p50_low", "p50_high", "p90"))
     return Timing(

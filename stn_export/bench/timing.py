@@ -77,14 +77,18 @@ class Budget:
 
 Clock = Callable[[], float]  # seconds
 ENDLESS = Budget()
-CALLS = (5, 5000)  # one interruption would distort a median of fewer than 5 calls
+SAMPLES = (5, 5000)  # one interruption would distort a median of fewer than 5
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """The outcome of a warm-up: the median seconds of a call at its end, its duration, and whether it had settled."""
+    """The outcome of a warm-up: the median seconds of a call at its end, its duration, and whether it had settled.
+
+    ``sample_seconds`` is what one sample takes, which on a GPU is many calls.
+    """
 
     call_seconds: float
+    sample_seconds: float
     seconds: float
     stable: bool
 
@@ -94,12 +98,18 @@ class WarmUp:
 
 
 def warm_up(step: Step, seconds: float, now: Clock = time.perf_counter) -> WarmUp:
-    """Call ``step`` for at least ``seconds``, until the medians of successive windows agree or a limit is reached."""
+    """Call ``step`` for at least ``seconds``, until the medians of successive windows agree or a limit is reached.
+
+    After the first window a step on a GPU takes as many calls for a sample as its clock needs.
+    """
     started, medians, stable = now(), [_window(step, seconds / 2, now)], False
+    if step.events:
+        step.events.settle(medians[0])
+        medians = [_window(step, seconds / 2, now)]
     while not stable and len(medians) < METHOD.warm_windows:
         medians.append(_window(step, seconds / 2, now))
         stable = abs(medians[-1] / medians[-2] - 1) <= METHOD.warm_agreement
-    return WarmUp(medians[-1], now() - started, stable)
+    return WarmUp(medians[-1], medians[-1] * step.repeats, now() - started, stable)
 
 
 def _window(step: Step, seconds: float, now: Clock) -> float:
@@ -110,15 +120,15 @@ def _window(step: Step, seconds: float, now: Clock) -> float:
 
 
 def timed(step: Step) -> float:
-    """Return the seconds of one call."""
+    """Return the seconds of one call: the mean of all calls of a sample."""
     started = step.clock()
     step()
     return step.clock() - started
 
 
-def calls_for(call_seconds: float, seconds: float) -> int:
-    """Return how many calls fill ``seconds``, within ``CALLS``."""
-    return int(np.clip(seconds / call_seconds, *CALLS))
+def samples_for(sample_seconds: float, seconds: float) -> int:
+    """Return how many samples fill ``seconds``, within ``SAMPLES``."""
+    return int(np.clip(seconds / sample_seconds, *SAMPLES))
 
 
 def time_case(
@@ -134,8 +144,10 @@ def time_case(
     use_clock(benchmark, step.clock)
     warm = warm_up(step, grid.warmup_seconds)
     with Watch(target.runner.device) as watch:
-        benchmark.pedantic(step, rounds=calls_for(warm.call_seconds, grid.row_seconds))
+        benchmark.pedantic(step, rounds=samples_for(warm.sample_seconds, grid.row_seconds))
     benchmark.extra_info.update(target.facts(batch) | {"warm_up": warm.facts(), "machine": watch.facts()})
+    if step.events:
+        benchmark.extra_info["launch_seconds"] = step.events.launch_seconds
     if benchmark.stats:  # None with --benchmark-disable
         times = summarise(np.array(benchmark.stats.stats.data))
         disturbed = watch.disturbed[0] or not warm.stable
@@ -144,11 +156,11 @@ def time_case(
 
 @dataclass
 class Interleaved:
-    """Two steps timed alternately, ``calls`` calls per block; every block keeps the median of each.
+    """Two steps timed alternately, ``samples`` of each per block; every block keeps the median of each.
 
     Attributes:
         loads: pairs of steps, ours and the baseline's; successive blocks use successive pairs.
-        calls: per block, of ours and of the baseline.
+        samples: per block, of ours and of the baseline.
         order: for every block whether the baseline goes first; balanced over every ``blocks``.
         blocks: how many are requested.
         watch: observes the machine during each block.
@@ -156,7 +168,7 @@ class Interleaved:
     """
 
     loads: list[tuple[Step, Step]]
-    calls: tuple[int, int]
+    samples: tuple[int, int]
     order: list[bool]
     blocks: int
     watch: Watch
@@ -168,7 +180,7 @@ class Interleaved:
         with self.watch:
             for side in (1, 0) if self.order[number % len(self.order)] else (0, 1):
                 step = self.loads[number % len(self.loads)][side]
-                taken[side] = statistics.median(timed(step) for _ in range(self.calls[side]))
+                taken[side] = statistics.median(timed(step) for _ in range(self.samples[side]))
         self.medians.append((taken[0], taken[1]))
 
     def hold(self, budget: Budget = ENDLESS) -> Self:
@@ -243,15 +255,15 @@ def interleave(
     ``now`` is the clock for loading and warming up; blocks are timed by the steps' own clocks.
     """
     loads = load_pairs(ours, theirs, now)
-    found = [warm_up(step, grid.warmup_seconds / len(loads), now).call_seconds for pair in loads for step in pair]
-    seconds = (min(found[0::2]), min(found[1::2]))
-    calls = (calls_for(seconds[0], grid.block_seconds), calls_for(seconds[1], grid.block_seconds))
-    block_seconds = sum(count * call_seconds for count, call_seconds in zip(calls, seconds, strict=True))
+    warm = [warm_up(step, grid.warmup_seconds / len(loads), now).sample_seconds for pair in loads for step in pair]
+    seconds = (min(warm[0::2]), min(warm[1::2]))
+    samples = (samples_for(seconds[0], grid.block_seconds), samples_for(seconds[1], grid.block_seconds))
+    block_seconds = sum(count * sample for count, sample in zip(samples, seconds, strict=True))
     longest = METHOD.overtime * 2 * grid.block_seconds * grid.blocks
     blocks = int(np.clip(longest / block_seconds, METHOD.fewest_blocks, grid.blocks))
     random = np.random.default_rng(seed)
     order = [random.permutation(np.arange(blocks) % 2 == part % 2) for part in range(METHOD.patience)]
-    return Interleaved(loads, calls, np.concatenate(order).tolist(), blocks, Watch(device))
+    return Interleaved(loads, samples, np.concatenate(order).tolist(), blocks, Watch(device))
 
 
 def on_one_clock(ours: Target, theirs: Target) -> tuple[Target, Target]:

@@ -138,6 +138,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     iqr: float | None = None
     examples_per_second: float | None = None
     disturbed: bool | None = None
+    launch_seconds: float | None = None  # on a GPU: how long the host took to queue a call
     breakdown: dict[str, float] | None = None
     nodes: list[tuple[Any, ...]] | None = None  # the last item of each is its seconds
     sites_shown: int | None = None

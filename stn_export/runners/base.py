@@ -1,5 +1,6 @@
 """The interface of every runner, and the steps that are timed."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -23,44 +24,86 @@ Other = TypeVar("Other")
 class Step(Generic[Result]):
     """Something to time: calling it runs it, waits for it to finish and returns its result.
 
-    ``clock`` returns seconds, as ``time.perf_counter`` does; on a GPU it sums those between events on a stream.
+    ``clock`` returns seconds, as ``time.perf_counter`` does. A step on a GPU has ``events``, which sum the seconds of
+    calls between events on a stream, and ``launch``, which only queues the work of one call.
     """
 
     run: Callable[[], Result]
     clock: Callable[[], float] = time.perf_counter
+    events: "EventClock | None" = None
+    launch: Callable[[], Result] | None = None
 
     def __call__(self) -> Result:
-        """Run once."""
+        """Run once; on a GPU ``repeats`` times, of which the clock counts the mean."""
         return self.run()
+
+    @property
+    def repeats(self) -> int:
+        """How many calls one sample takes."""
+        return self.events.repeats if self.events else 1
 
 
 def in_turn(steps: Sequence[Step[Result]]) -> Step[Result]:
     """Combine steps of one runner into one that runs them in turn, one per call."""
     if len(steps) == 1:
         return steps[0]
+    if (events := steps[0].events) is not None:
+        launches = cycle([step.launch for step in steps if step.launch])
+        return events.step(lambda: next(launches)())
     turn = cycle(steps)
     return Step(lambda: next(turn).run(), steps[0].clock)
 
 
+RESOLUTION = 0.5e-6  # seconds between two readings of an event: CUDA Runtime API, cudaEventElapsedTime
+LATENCY = 5e-6  # seconds from a launch to the start of its work on an idle GPU, at most
+SHARE = 1e-3  # of a sample that the resolution or the latency may be
+MOST_REPEATS = 1000
+
+
 class EventClock:
-    """Sum of seconds between two events on a CUDA stream, over all steps: work, and waiting for launches."""
+    """Sum of seconds of calls on a CUDA stream: work, and waiting for launches.
+
+    A sample is ``repeats`` calls between two events, and counts as the mean of one: a single call would be known to
+    half a microsecond only. Another call goes ahead of them where they are short (``leads``), as the GPU would else
+    idle after the first event until the host has launched.
+
+    ``launch_seconds`` is how long the host took to queue a call, in the mean of all calls.
+    """
 
     def __init__(self, stream: "torch.cuda.Stream") -> None:
-        self.stream, self.seconds = stream, 0.0
+        self.stream, self.seconds, self.repeats, self.leads = stream, 0.0, 1, True
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.calls, self.launching = 0, 0.0
+
+    def settle(self, call_seconds: float) -> None:
+        """Choose ``repeats`` and ``leads`` for calls of about this length; forget how long queueing took so far."""
+        self.repeats = max(1, min(math.ceil(RESOLUTION / SHARE / call_seconds), MOST_REPEATS))
+        self.leads = call_seconds < LATENCY / SHARE
+        self.calls, self.launching = 0, 0.0
+
+    @property
+    def launch_seconds(self) -> float:
+        """Return the mean seconds that the host took to queue a call."""
+        return self.launching / self.calls if self.calls else 0.0
 
     def step(self, launch: Callable[[], Result]) -> Step[Result]:
         """Make a step on this clock; ``launch`` must only queue its work on the stream."""
 
         def run() -> Result:
+            if self.leads:
+                launch()
             self.start.record(self.stream)
-            result = launch()
+            began = time.perf_counter()
+            for _ in range(self.repeats):
+                result = launch()
+            self.launching += time.perf_counter() - began
+            self.calls += self.repeats
             self.end.record(self.stream)
             self.end.synchronize()
-            self.seconds += self.start.elapsed_time(self.end) / 1e3
+            self.seconds += self.start.elapsed_time(self.end) / 1e3 / self.repeats
             return result
 
-        return Step(run, self.read)
+        return Step(run, self.read, self, launch)
 
     def read(self) -> float:
         """Return the seconds so far."""
