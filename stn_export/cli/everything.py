@@ -13,7 +13,7 @@ from pathlib import Path
 from stn_export import cli
 from stn_export.cli import children
 from stn_export.cli.options import PARSERS
-from stn_export.config import ARTIFACTS, DEFAULT_RUN
+from stn_export.config import DEFAULT_RUN, run_for
 from stn_export.errors import EXIT_CHECK_FAILED, EXIT_OK, CheckFailedError
 
 PACKAGE = "stn_export"
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options, of_training = PARSERS["all"]().parse_known_args(arguments)
     trained = PARSERS["train"]().parse_args(of_training)  # rejects wrong options before anything starts
-    run = options.run or (ARTIFACTS / trained.dataset if of_training else DEFAULT_RUN)
+    run = options.run or (run_for(trained.dataset, trained.data) if of_training else DEFAULT_RUN)
     trusted = ["--trust"] if options.trust else []  # later stages remember it
     place = ["--run", str(run), *([] if options.verbose else ["--brief"])]
     timing = ["--device", options.device, "--grid", options.grid]
