@@ -324,7 +324,7 @@ def train(
     with _as_in_python():
         from stn_export.train import __main__ as training
 
-        training.main(_arguments(place, options))
+        training.main(_arguments(place, options)[1:])  # epoch by epoch, and how pictures were read
     return Run(place)
 
 

@@ -5,6 +5,7 @@ and pixels, and no symbolic link leads out of the folder.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -386,13 +387,14 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _inside(path: Path, root: Path) -> Path:
-    """Return a path that is no symbolic link out of ``root``.
+    """Return a path that leads nowhere out of ``root``.
 
     Raises:
         UserError: where it is: a stranger's folder could take in any picture of this machine.
     """
-    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{path} is a symbolic link out of {root}", "put the picture itself there")
+    place = Path(os.path.realpath(path))  # unlike ``Path.resolve``, this takes links that lead round in a circle
+    if not place.is_relative_to(os.path.realpath(root)):
+        raise UserError(f"{path} leads out of {root} by a symbolic link", "put the pictures themselves there")
     return path
 
 

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = resolve_device(options.device)
     refuse(options, device)
     dataset = dataset_of(options)
+    cli.say(dataset.spec.note)
     cells = grid(options, dataset)
     cli.say(estimate([cell for cell in cells if not cell.up_to_date], dataset, device))
     failed = chain(stages(options, run))
@@ -137,7 +138,7 @@ def costs(one: ModelComparison, content: Held) -> str:
     work = f"{ours.multiply_adds / plain.multiply_adds:.2f} × the multiply-adds"
     measured = Answer(content)
     overhead = measured.overhead()
-    said = f"{overhead} ({measured.deploy()})" if overhead else "a latency that was not measured"
+    said = f"{overhead}, measured on {measured.deploy()}" if overhead else "a latency that was not measured"
     return f"It costs {size}, {work} and {said}."
 
 
