@@ -24,6 +24,7 @@ from stn_export.train.handover import captured, contract_of, cost, load_checkpoi
 from stn_export.train.networks import SMALLEST, build_model, matched_width
 from stn_export.train.recipes import CIFAR10_SIZES, LEAST_STEPS, RECIPES, Sizes
 from stn_export.train.sweep import grid
+from tests.conftest import REPOSITORY
 
 COLOURS = {"blue": (10, 20, 200), "green": (30, 190, 40), "red": (220, 50, 60)}
 FORMATS = (("png", "RGB"), ("jpg", "L"), ("webp", "RGBA"), ("gif", "P"), ("bmp", "RGB"), ("tiff", "LA"), ("ppm", "RGB"))
@@ -282,6 +283,7 @@ def test_few_pictures_are_trained_on_for_as_many_steps_as_the_digits(divided: Pa
     told = parse("train", ["--dataset", "folder", "--data", str(divided), "--epochs", "3"])
     assert {cell.settings.recipe.epochs for cell in grid(told, dataset)} == {3}
     assert -(-data.DIGITS_TRAIN // RECIPES["quick"].batch_size) * RECIPES["quick"].epochs == LEAST_STEPS
+    assert f"({LEAST_STEPS:,})" in (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 # The networks.

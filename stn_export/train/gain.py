@@ -92,7 +92,8 @@ def estimate(todo: Sequence[Cell], dataset: Dataset, device: torch.device) -> st
     seconds = sum(per_epoch[cell.settings.model] * cell.settings.recipe.epochs for cell in todo)
     trainings = f"{len(todo)} training{'s' * (len(todo) > 1)} of {todo[0].settings.recipe.epochs} epochs"
     whole = cli.duration(seconds + OTHERS + BUDGET)
-    return f"about {whole}: {trainings} in {cli.duration(seconds)}, export, verify, bench and report in {others}"
+    parts = f"{trainings} in {cli.duration(seconds)}, export, verify, bench and report in {others}"
+    return f"about {whole} if this machine has nothing else to do: {parts}"
 
 
 def _epoch_seconds(trainer: Trainer) -> float:
