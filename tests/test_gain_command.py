@@ -54,7 +54,7 @@ def test_it_says_how_long_before_it_starts_and_ends_in_the_answer(
     lines = out.splitlines()
     assert lines[0].startswith("pictures of shapes: 5 classes, 15 for training and 10 for testing")
     assert lines[1].startswith("about ")
-    assert "9 trainings of 2 epochs in" in lines[1]
+    assert "15 trainings of 2 epochs in" in lines[1]
     assert lines[2].startswith("train (1 of 5")
     assert lines[-1].startswith("answer     Test accuracy with the spatial transformer: 91.00 %; against the plain CNN")
     assert "failed: verify: stn/matmul-fp32 on r: off" in err
@@ -62,7 +62,7 @@ def test_it_says_how_long_before_it_starts_and_ends_in_the_answer(
     training = started[0][1]
     assert training == [
         *("--run", str(run), "--brief", "--dataset", "folder", "--data", str(folder), "--size", "20"),
-        *("--epochs", "2", "--seed", "4", "--seeds", "3", "--precision", "fp32", "--device", "auto"),
+        *("--epochs", "2", "--seed", "4", "--seeds", "5", "--precision", "fp32", "--device", "auto"),
         *("--models", "stn,cnn,cnn-matched"),
     ]
     cli.parse("train", training)  # which it takes

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from stn_export import cli
+from stn_export.cli import everything
 from stn_export.cli.options import parse
 from stn_export.config import run_for
 from stn_export.errors import UserError
@@ -196,7 +197,8 @@ def test_what_cannot_be_used_is_named_in_one_line_with_a_hint(
     spoil, words = SPOILT[name]
     spoil(divided)
     run = tmp_path / "run"
-    code = cli.run(train.main, ["--dataset", "folder", "--data", str(divided), "--size", "20", "--run", str(run)])
+    arguments = ["--dataset", "folder", "--data", str(divided), "--size", "20", "--epochs", "1", "--models", "cnn"]
+    code = cli.run(train.main, [*arguments, "--run", str(run)])
     error, hint = capsys.readouterr().err.splitlines()
     assert code == 2
     assert error.startswith("error: ")
@@ -252,10 +254,12 @@ WITHOUT_EFFECT = {
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
 @pytest.mark.parametrize("stage", ["train", "gain"])
 def test_an_option_that_is_of_no_use_is_an_error(
-    name: str, stage: str, divided: Path, capsys: pytest.CaptureFixture[str]
+    name: str, stage: str, divided: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     arguments, words = WITHOUT_EFFECT[name]
     chosen = [] if "--dataset" in arguments else ["--dataset", "digits"]
+    for module, name_of in ((train, "_train"), (everything, "perform")):
+        monkeypatch.setattr(module, name_of, lambda *_: pytest.fail("it was started"))
     assert cli.start([stage, *chosen, *(word.replace("{folder}", str(divided)) for word in arguments)]) == 2
     error, hint = capsys.readouterr().err.splitlines()
     assert words in error

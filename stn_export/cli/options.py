@@ -171,7 +171,7 @@ def gain() -> Parser:
     """Make the parser of ``gain``."""
     words = "Train with and without a spatial transformer, and say what it gains on your data and what it costs."
     parser = _training(stage("gain", words))
-    parser.set_defaults(dataset=FOLDER, seeds=3)
+    parser.set_defaults(dataset=FOLDER, seeds=5)  # over three, hardly any interval excludes zero
     return parser
 
 
