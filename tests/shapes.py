@@ -5,18 +5,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-STROKES = {  # lines through points in [-1, 1], x before y
-    "arrow": (((0, 1), (0, -1)), ((-0.6, -0.3), (0, -1), (0.6, -0.3))),
+STROKES = {  # lines through points in [-1, 1], x before y; either shape also in a mirror, which no turn undoes
     "chair": (((-0.5, -1), (-0.5, 1)), ((-0.5, 0), (0.5, 0), (0.5, 1))),
+    "chair-mirrored": (((0.5, -1), (0.5, 1)), ((0.5, 0), (-0.5, 0), (-0.5, 1))),
     "flag": (((-0.5, 1), (-0.5, -1), (0.6, -0.5), (-0.5, 0)),),
-    "fork": (((0, 1), (0, 0)), ((-0.6, -1), (-0.6, 0), (0.6, 0), (0.6, -1))),
-    "key": (((0, 1), (0, -0.2)), ((0, 1), (0.5, 1)), ((-0.5, -0.2), (0.5, -0.2), (0.5, -1), (-0.5, -1), (-0.5, -0.2))),
+    "flag-mirrored": (((0.5, 1), (0.5, -1), (-0.6, -0.5), (0.5, 0)),),
 }
 SIZE, SCALE = 40, 3  # pixels of a picture's side; drawn three times as large
 
 
 def shape(name: str, random: np.random.Generator, turned: bool) -> Image.Image:
-    """A shape in grey on a dark, noisy ground."""
+    """A shape in grey on a dark ground with a little noise."""
     angle = random.uniform(-np.pi / 2, np.pi / 2) if turned else random.uniform(-0.05, 0.05)
     size = random.uniform(0.4, 0.7) * SIZE / 2 if turned else 0.6 * SIZE / 2
     centre = SIZE / 2 + random.uniform(-1, 1, 2) * (SIZE / 2 - size if turned else 1)
@@ -27,7 +26,7 @@ def shape(name: str, random: np.random.Generator, turned: bool) -> Image.Image:
         points = SCALE * (np.array(line, float) @ turn + centre)
         draw.line([tuple(point) for point in points], fill=170, width=round(SCALE * 2), joint="curve")
     small = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), float)
-    return Image.fromarray((small + random.normal(0, 30, small.shape)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((small + random.normal(0, 10, small.shape)).clip(0, 255).astype(np.uint8))
 
 
 def draw_folder(folder: Path, train: int, test: int, turned: bool, seed: int = 0) -> Path:

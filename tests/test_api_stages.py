@@ -163,7 +163,7 @@ def test_a_run_on_ones_own_pictures_goes_through_every_stage(
     assert all(isinstance(row, Timing) for row in rows)
     page = stn_export.report(trained)
     text = page.read_text(encoding="utf-8")
-    assert "5 classes, 100 for training and 30 for testing" in text
+    assert "4 classes, 80 for training and 24 for testing" in text
     assert str(trained).startswith("deploy")
 
     picture = next((trained.path.parent / "shapes" / "test" / "flag").iterdir())
