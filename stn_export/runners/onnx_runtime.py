@@ -13,6 +13,7 @@ import torch
 from onnxruntime import OrtValue
 
 from stn_export.onnx_graph.inputs import runs_of
+from stn_export.onnx_graph.model import HALVES
 from stn_export.onnx_graph.points import point_values, weights_of, with_input, with_outputs
 from stn_export.program.specs import Arrays, TensorSpec
 from stn_export.runners.base import Runner, Step, shapes_of
@@ -41,7 +42,13 @@ class OnnxRuntime(Runner[Result]):
         """Return the settings that the provider is pinned to."""
         if self.device == "cpu":
             return {}
-        return {"use_tf32": str(int(self.tf32)), "cudnn_conv_algo_search": "EXHAUSTIVE"}
+        # Without TF32 ONNX Runtime keeps convolutions off the tensor cores, in half precision too.
+        return {"use_tf32": str(int(self.tf32 or self.is_half)), "cudnn_conv_algo_search": "EXHAUSTIVE"}
+
+    @cached_property
+    def is_half(self) -> bool:
+        """Whether the file has weights in half precision."""
+        return any(tensor.data_type in HALVES for tensor in self.model.graph.initializer)
 
     def open_session(self, model: Path | bytes, provider_options: dict[str, str]) -> onnxruntime.InferenceSession:
         """Open a session on this device, without fallback to another."""
@@ -122,19 +129,21 @@ class OnnxRuntime(Runner[Result]):
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
         """Bind a batch on the device."""
-        return self.step(self.place(feeds, self.run_options).run)
+        return self.step(self.place(feeds, self.session, self.run_options).run)
 
-    def place(self, feeds: Arrays, run_options: onnxruntime.RunOptions | None) -> "Placed":
-        """Copy a batch to the device, allocate its outputs there, and bind both to the session."""
+    def place(
+        self, feeds: Arrays, session: onnxruntime.InferenceSession, run_options: onnxruntime.RunOptions | None
+    ) -> "Placed":
+        """Copy a batch to the device, allocate its outputs there, and bind both to a session."""
         inputs = {name: OrtValue.ortvalue_from_numpy(array, self.device) for name, array in feeds.items()}
         room = {name: np.zeros_like(array) for name, array in self.infer_plainly(feeds).items()}
         outputs = {name: OrtValue.ortvalue_from_numpy(array, self.device) for name, array in room.items()}
-        binding = self.session.io_binding()
+        binding = session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        return Placed(self.session, binding, inputs, outputs, run_options)
+        return Placed(session, binding, inputs, outputs, run_options)
 
     def infer_plainly(self, feeds: Arrays) -> Arrays:
         """Return the outputs of an ordinary run, even if the session captures CUDA graphs."""
@@ -178,15 +187,16 @@ class OnnxRuntimeStream(OnnxRuntime):
 
 
 class OnnxRuntimeGraph(OnnxRuntimeStream):
-    """ONNX Runtime with its own CUDA graphs, one for each bound batch.
+    """ONNX Runtime with its own CUDA graphs, one for each bound batch, each in a session of its own.
 
+    A session plans convolutions anew for each new shape, and a graph that it captured before would replay the old plan.
     ONNX Runtime before 1.27 waits for a replay by itself; then the time until the host is notified counts too.
     """
 
     def load(self, path: Path) -> None:
         """Open a session for the file, without captured graphs yet."""
         super().load(path)
-        self.graphs = 0
+        self.sessions = [self.session]  # without a captured graph yet
         self.captured: dict[tuple, Placed] = {}
 
     def provider_options(self) -> dict[str, str]:
@@ -204,8 +214,8 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
 
     def capture(self, feeds: Arrays) -> Placed:
         """Bind a batch and capture its run; later runs replay it."""
-        self.graphs += 1
-        placed = self.place(feeds, not_waiting(gpu_graph_id=str(self.graphs)))
+        session = self.sessions.pop() if self.sessions else self.open_session(self.path, self.provider_options())
+        placed = self.place(feeds, session, not_waiting(gpu_graph_id="1"))
         for _ in range(GRAPH_WARM_UPS):
             placed.run()
         self.wait()

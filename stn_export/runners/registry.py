@@ -90,7 +90,7 @@ class RunnerSpec:
     CUDA graph. With ``verify_batch`` it is verified in batches of that size only, padded: it compiles anew for each
     size, which is ``slow`` where it takes seconds or minutes. A ``foreign`` one may refuse a file, and is timed only
     where it was verified; an ``approximate`` one computes float32 files less exactly. ``bounds`` is the row of
-    ``TOLERANCES`` for float32 files.
+    ``TOLERANCES`` for float32 files, where it does not follow from these.
     """
 
     name: str
@@ -105,7 +105,7 @@ class RunnerSpec:
     slow: bool = False
     foreign: bool = False
     approximate: bool = False
-    bounds: str = "fp32"
+    bounds: str = ""
 
     @property
     def on_events(self) -> bool:
@@ -135,7 +135,11 @@ class RunnerSpec:
         """Return the key of ``TOLERANCES`` for an artifact of this precision in this runner."""
         if precision != "fp32":
             return precision
-        return "tf32" if self.tf32 else "approximate" if self.approximate else self.bounds
+        if self.bounds:
+            return self.bounds
+        return (
+            "tf32" if self.tf32 else "approximate" if self.approximate else "cudnn" if self.device == "cuda" else "fp32"
+        )
 
 
 def _elsewhere(runtime: Runtime) -> RunnerSpec:

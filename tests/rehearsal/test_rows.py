@@ -99,6 +99,16 @@ def test_a_row_is_verified(name: str, targets: list[Target], reference: Referenc
     assert not check.failure
 
 
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-stream-cuda", "onnxruntime-graph-cuda"])
+def test_half_precision_is_run_on_the_tensor_cores(name: str, targets: list[Target], device: Device):
+    pinned = {
+        target.artifact.precision: replace(target, runner=SPECS[name]).open().options["use_tf32"]
+        for target in targets
+        if (target.artifact.format, target.artifact.lowering) == ("onnx", "folded")
+    }
+    assert pinned == {"fp32": "0", "fp16": "1"}
+
+
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-graph-cuda"])
 def test_contests_are_held_on_one_clock(name: str, targets: list[Target], device: Device):
     """Against the plain network in the same runner, against eager, and against what people get by default."""
