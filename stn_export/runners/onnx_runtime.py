@@ -1,9 +1,11 @@
 """Runners on ONNX Runtime: CPU, CUDA in several ways, TensorRT, and its defaults."""
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import torch
 from onnxruntime import OrtValue
 
 from stn_export.onnx_graph.inputs import runs_of
-from stn_export.onnx_graph.model import HALVES
+from stn_export.onnx_graph.model import HALVES, walk
 from stn_export.onnx_graph.points import point_values, weights_of, with_input, with_outputs
 from stn_export.program.specs import Arrays, TensorSpec
+from stn_export.run.environment import cache_directory
 from stn_export.runners.base import Runner, Step, shapes_of
 
 GRAPH_WARM_UPS = 3  # ONNX Runtime captures after two ordinary runs
@@ -242,21 +245,63 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
         return self.step(self.capture(feeds).run)
 
 
+TENSORRT_LIBRARIES = ("libnvinfer.so", "libnvinfer_plugin.so", "libnvonnxparser.so")  # in the order of their needs
+
+
 class TensorRt(OnnxRuntimeStream):
-    """TensorRT as ONNX Runtime's provider: one engine for all batches up to the largest; TF32 is its default."""
+    """TensorRT as ONNX Runtime's provider; TF32 is its default.
+
+    What is timed runs in an engine built for its very batch, everything else in one for all batches up to the largest.
+    """
 
     PROVIDERS = {"cuda": "TensorrtExecutionProvider"}
     PROFILE = {"min": 1, "opt": 64, "max": 8192}
 
+    def load(self, path: Path) -> None:
+        """Open a session for the file, with TensorRT's libraries from wherever they are installed."""
+        preload_tensorrt()
+        super().load(path)
+
     def provider_options(self) -> dict[str, str]:
-        """Return the smallest, typical and largest shapes of the engine, with its cache disabled."""
+        """Return the smallest, typical and largest shapes of the engine, and the precisions that the file has."""
+        return self.options_for(self.PROFILE)
+
+    def options_for(self, profile: Mapping[str, int]) -> dict[str, str]:
+        """Return the settings for an engine of these batches; how fast kernels are is kept for the next build."""
         shapes = {
             f"trt_profile_{bound}_shapes": ",".join(
                 f"{spec.name}:{_sizes(spec, batch)}" for spec in self.contract.inputs
             )
-            for bound, batch in self.PROFILE.items()
+            for bound, batch in profile.items()
         }
-        return shapes | {"trt_engine_cache_enable": "0"}
+        switches = {
+            "trt_fp16_enable": self.is_half,
+            "trt_bf16_enable": self.is_half,
+            "trt_int8_enable": self.is_quantised,
+        }
+        kept = {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(cache_directory() / "tensorrt")}
+        return shapes | {name: str(int(on)) for name, on in switches.items()} | kept | {"trt_engine_cache_enable": "0"}
+
+    @cached_property
+    def is_quantised(self) -> bool:
+        """Whether the file has quantised values."""
+        return any(node.op_type == "DequantizeLinear" for node in walk(self.model.graph))
+
+    def bind_one(self, feeds: Arrays) -> Step[Result]:
+        """Bind a batch to a session with an engine of its own."""
+        spec = next((spec for spec in self.contract.inputs if spec.batched), self.contract.inputs[0])
+        batch = len(feeds[spec.name]) if spec.batched else 1
+        session = self.open_session(self.path, self.options_for(dict.fromkeys(self.PROFILE, batch)))
+        return self.step(self.place(feeds, session, self.run_options).run)
+
+
+def preload_tensorrt() -> None:
+    """Load TensorRT's libraries from its pip packages, where ONNX Runtime does not look; nothing without them."""
+    found = find_spec("tensorrt_libs")
+    for folder in map(Path, (found.submodule_search_locations or ()) if found else ()):
+        for name in TENSORRT_LIBRARIES:
+            for path in sorted(folder.glob(f"{name}*"))[:1]:
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def _sizes(spec: TensorSpec, batch: int) -> str:
