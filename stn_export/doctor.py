@@ -15,6 +15,7 @@ from stn_export.runners import RUNNERS
 REMEDIES = (  # by a word of the reason why a runner is unavailable
     ("--runtimes", "stn-export runtimes, then --runtimes .runtimes"),
     ("openvino", "pip install '.[openvino]'"),
+    ("Python.h", "install Python's headers, such as Debian's python3-dev"),
     ("compiler", "install a C++ compiler, such as Debian's g++"),
     ("Triton", "pip install triton"),
     ("TensorRT", "install TensorRT 10 beside CUDA"),

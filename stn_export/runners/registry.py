@@ -2,6 +2,7 @@
 
 import ctypes.util
 import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,10 @@ def _with_tf32(missing: Callable[[], str]) -> Callable[[], str]:
 
 
 def _no_compiler() -> str:
-    return "" if shutil.which("c++") else "torch.compile needs a C++ compiler (c++), and there is none here"
+    if not shutil.which("c++"):
+        return "torch.compile needs a C++ compiler (c++), and there is none here"
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return "" if headers.is_file() else "torch.compile needs Python's headers (Python.h), and they are not here"
 
 
 def _no_triton() -> str:
