@@ -33,6 +33,7 @@ from stn_export.errors import (
     EXIT_USER,
     CheckFailedError,
     UserError,
+    installing,
     require_choice,
 )
 
@@ -213,7 +214,7 @@ def as_user_error(error: Exception) -> UserError | None:
     if isinstance(error, UserError):
         return error
     if isinstance(error, ModuleNotFoundError) and (package := str(error.name).partition(".")[0]) in EXTRAS:
-        return UserError(f"{package} is not installed", f"pip install '.[{EXTRAS[package]}]'")
+        return UserError(f"{package} is not installed", installing(EXTRAS[package]))
     if isinstance(error, OSError) and error.errno:
         place = f"{error.filename} " if error.filename else ""
         reason = error.strerror if str(error.strerror).startswith("cannot") else f"cannot be used: {error.strerror}"

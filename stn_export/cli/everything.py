@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with the exit code of a stage that could not run to its end.
     """
     options, of_training = PARSERS["all"]().parse_known_args(arguments)
-    trained = PARSERS["train"]().parse_args(of_training)  # rejects wrong options before anything starts
+    training = PARSERS["train"]()
+    training.prog = "stn-export all"  # whose help lists them too
+    trained = training.parse_args(of_training)  # rejects wrong options before anything starts
     run = options.run or (ARTIFACTS / trained.dataset if of_training else DEFAULT_RUN)
     trusted = ["--trust"] if options.trust else []  # later stages remember it
     place = ["--run", str(run), *([] if options.verbose else ["--brief"])]

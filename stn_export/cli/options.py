@@ -223,7 +223,7 @@ def export() -> Parser:
         nargs="+",
         metavar="DESTINATION",
         default=[],
-        help="write the file that was equal there, by the table of make runtimes, and say why; or everything",
+        help="write the file that was equal there, by the kept table of runtimes, and say why; or everything",
     )
     parser.add_argument("--triton", type=path_or_none, metavar="DIR", help="write a Triton model repository there")
     parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
@@ -369,8 +369,16 @@ def everything() -> Parser:
     parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
     parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
     parser.add_argument("--budget", type=time, metavar="TIME", help=f"{BUDGET}; 90s for the quick grid")
-    parser.add_argument("--verbose", action="store_true", help="every stage's tables too")
-    return with_trust(parser)
+    parser.add_argument("--verbose", action="store_true", help="print every stage's tables too")
+    return showing(with_trust(parser), "options of train, which are handed on to it", train())
+
+
+def showing(parser: Parser, title: str, other: Parser) -> Parser:
+    """List in a parser's help the options of another command that it hands on; it parses none of them itself."""
+    own = {option for action in parser._actions for option in action.option_strings}
+    handed_on = [action for action in other._actions if own.isdisjoint(action.option_strings)]
+    parser.add_argument_group(title)._group_actions.extend(handed_on)
+    return parser
 
 
 PARSERS: dict[str, Callable[[], Parser]] = {

@@ -28,7 +28,7 @@ from torch import Tensor
 from stn_export import cli
 from stn_export.cli import children
 from stn_export.config import DEFAULT_RUN
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.onnx_graph.points import point_values, with_outputs
 from stn_export.program.specs import Pixels
 from stn_export.run.environment import cache_directory
@@ -175,7 +175,9 @@ def _best(directory: NetworkDirectory) -> Artifact:
     for name in (f"{lowering}-fp32" for lowering in LOWERINGS):
         if name in directory.artifacts:
             return directory.artifacts[name]
-    raise UserError(f"{directory.path} holds no ONNX file for the page", "run 'make export' first")
+    raise UserError(
+        f"{directory.path} holds no ONNX file for the page", f"run {command('export', run=directory.path.parent)} first"
+    )
 
 
 def _bytes(pixels: Pixels, pictures: Tensor) -> Tensor:

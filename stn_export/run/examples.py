@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.limits import LIMITS, regular, require
 from stn_export.program.specs import Batch, Contract, TensorSpec
 from stn_export.run.store import checked, load_tensors, serialise
@@ -89,7 +89,7 @@ def load_examples(path: Path) -> Examples:
     """
     content = load_tensors(path)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
-        raise UserError(f"{path} holds no examples of stn_export", "run 'make train' or adopt again")
+        raise UserError(f"{path} holds no examples of stn_export", f"run {command('train')} or adopt again")
     return checked(path, content, Examples)
 
 
