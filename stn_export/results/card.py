@@ -40,9 +40,9 @@ Line = tuple[str, str]  # a word and a sentence
 
 def seconds_of(row: Timing, marks: str = "") -> str:
     """Format a row's milliseconds per example with their interval, and what the time includes."""
-    middle, low, high = (1e3 * seconds for seconds in row.median)
-    interval = span(low, high)
-    return f"{significant(middle)} ms per example ({interval}){marks}{included(row)}"
+    middle, low, high = (1e3 * seconds / row.batch for seconds in row.median)
+    batches = f" in batches of {row.batch:,}" if row.batch > 1 else ""
+    return f"{significant(middle)} ms per example{batches} ({span(low, high)}){marks}{included(row)}"
 
 
 def rate(row: Timing, marks: str = "") -> str:
@@ -90,7 +90,7 @@ class Answer:
         rows, found = self.held.verified_rows, {}
         for device in sorted({row.device for row in rows}):
             ours = [row for row in rows if row.device == device]
-            if chosen := shipped(ours, self.held.proved, self.held.portability):
+            if chosen := shipped(ours, self.held.proved, self.held.portability, self.held.smallest_batch):
                 found[device] = chosen
         return dict(sorted(found.items(), key=lambda pair: pair[1].quick.row.median.middle))
 
@@ -120,12 +120,21 @@ class Answer:
         return seconds_of(row, self.marks.of(row)) + self._speedup(row)
 
     def throughput(self) -> str:
-        """State the throughput, its file where that is another, and the speed-up over PyTorch."""
-        if self.deployed is None:
+        """State the throughput, its file where that is another, and the speed-up over PyTorch.
+
+        Empty where one example at a time was timed of a network that takes more: that is the latency.
+        """
+        if self.deployed is None or not self._several_at_once():
             return ""
         row, quick = headline(self.held.rows, self.deployed.most.row), self.deployed.quick.row
         by = "" if program(row) == program(quick) else f" by {row_name(row)}"
         return f"{rate(row, self.marks.of(row))}, at batch {row.batch:,}{by}{self._speedup(row)}"
+
+    def _several_at_once(self) -> bool:
+        """Return whether anything was timed with several examples a call, or the network takes one at a time only."""
+        contracts = [each.contract for each in self.held.artifacts if each.name == PROGRAM]
+        only_one = any(contract.batch == 1 for contract in contracts[:1])
+        return only_one or any(row.batch > 1 for row in self.held.rows)
 
     def _speedup(self, row: Timing) -> str:
         said = speedup_words(self.held.rows, row, self.marks)

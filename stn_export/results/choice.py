@@ -79,17 +79,18 @@ def choose(rows: Rows, portability: Portability) -> Choice:
     return Choice(chosen, fastest, tied, len(rows) == 1)
 
 
-def choices(rows: Rows, portability: Portability) -> tuple[Choice, Choice] | None:
-    """Choose the file for one example, and the file for many.
+def choices(rows: Rows, portability: Portability, smallest: int = 1) -> tuple[Choice, Choice] | None:
+    """Choose the file for one call of the smallest batch, and the file for many examples.
 
     Args:
         rows: one per verified program and batch.
         portability: see ``portability_of``.
+        smallest: the smallest batch that the network takes: 1, or its static one.
 
     Returns:
-        None where nothing was timed at batch 1.
+        None where nothing was timed at that batch.
     """
-    single = [row for row in rows if row.batch == 1]
+    single = [row for row in rows if row.batch == smallest]
     return (choose(single, portability), choose(_best_batches(rows), portability)) if single else None
 
 
@@ -307,16 +308,16 @@ def baseline_words(contest: Timing) -> str:
 
 @dataclass(frozen=True)
 class Shipped:
-    """The choices on one device: for one example (``quick``) and for many (``most``)."""
+    """The choices on one device: for one call of the smallest batch (``quick``), and for many examples (``most``)."""
 
     quick: Choice
     most: Choice
 
 
-def shipped(rows: Iterable[Timing], proved: Proved, portability: Portability) -> Shipped | None:
-    """Choose what to deploy from a device's rows; None where no verified file was timed at batch 1."""
+def shipped(rows: Iterable[Timing], proved: Proved, portability: Portability, smallest: int = 1) -> Shipped | None:
+    """Choose what to deploy from a device's rows; None where no verified file was timed at the smallest batch."""
     ours = [row for row in steps(rows) if row.role == SUBJECT and program(row) in proved and not is_baseline(row)]
-    chosen = choices(ours, portability)
+    chosen = choices(ours, portability, smallest)
     return Shipped(*chosen) if chosen else None
 
 

@@ -96,6 +96,12 @@ class Held:
         return [*found, *broken_by_accuracies(self.trained_accuracies, current)]
 
     @property
+    def smallest_batch(self) -> int:
+        """The smallest batch that the network under test takes: its static one, else 1."""
+        program = self.directories[0].artifacts.get(PROGRAM) if self.directories else None
+        return (program.contract.batch if program else None) or 1
+
+    @property
     def portability(self) -> Portability:
         """For each float32 lowering of the network under test, a verdict per runtime, and why."""
         return portability_of(each for each in self.directories[0].artifacts.values() if each.lowering)
