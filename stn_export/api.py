@@ -30,7 +30,15 @@ from stn_export.results.card import Line, by_word, card, figures
 from stn_export.results.contents import Held, held
 from stn_export.results.statistics import load_interval
 from stn_export.run.environment import describe, using_threads
-from stn_export.run.manifest import BENCH_FILE, LOWERINGS, PROGRAM, network_directories
+from stn_export.run.manifest import (
+    BENCH_FILE,
+    LOWERINGS,
+    PROGRAM,
+    Artifact,
+    is_oversized,
+    network_directories,
+    size_words,
+)
 from stn_export.run.records import Check, timing
 from stn_export.run.store import write_atomically, write_out
 from stn_export.verify import __main__ as verify
@@ -38,6 +46,7 @@ from stn_export.verify.file_comparison import Row, compare_files
 
 ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first one that the network supports is checked
 RUNNERS = ("onnxruntime-cpu", "eager-cpu")
+WEIGHED = 2  # files of which the smaller one is checked, where the first is oversized
 LARGER = (64, 16, 4)  # batches for the throughput, the first whose calls take no longer than this
 LONGEST_CALL = 0.1  # seconds
 
@@ -135,7 +144,8 @@ def _checked(run: Path, notes: tuple[str, ...], kept: bool) -> Result:
     for other in others:  # the samplers' overhead is not measured here
         other.plan((PROGRAM,), {})
     source = Source(directory)
-    name = _exported(source)
+    name, of_its_size = _exported(source)
+    notes = (*notes, *filter(None, [of_its_size]))
     checks = _verified(run, f"{directory.name}/{name}")
     path = directory.path / directory.artifacts[name].file
     passed = all(check.passed for check in checks)
@@ -154,18 +164,37 @@ def _checked(run: Path, notes: tuple[str, ...], kept: bool) -> Result:
     )
 
 
-def _exported(source: Source) -> str:
-    """Export the first of ``ROWS`` that the network supports, and return its name."""
+def _exported(source: Source) -> tuple[str, str]:
+    """Export the first of ``ROWS`` that the network supports; return its name, and what was said of its size.
+
+    Where that file is oversized beside the network's weights, the next row's is written too, and the one is kept that
+    is to be taken, see ``preferred``.
+    """
     refused: dict[str, str] = {}
+    written: list[Artifact] = []
     for spec in [spec for name in ROWS for spec in source.rows if spec.name == name]:
-        written = export(source, [spec])[0][spec.name]
-        if not isinstance(written, str):
-            source.directory.plan((spec.name,), refused)
-            return spec.name
-        refused[spec.name] = written
+        artifact = export(source, [spec])[0][spec.name]
+        if isinstance(artifact, str):
+            refused[spec.name] = artifact
+            continue
+        written.append(artifact)
+        if len(written) == WEIGHED or not is_oversized(artifact.details["bytes"], 4 * source.facts.parameters):
+            return _taken(source, refused)
+    if written:
+        return _taken(source, refused)
     reason = next(iter(refused.values()), "no row of the export matrix fits it")
     tried = ", ".join(refused) or "nothing"
     raise UserError(f"{source.directory.name} cannot be exported: {reason}", f"compute that part otherwise ({tried})")
+
+
+def _taken(source: Source, refused: Mapping[str, str]) -> tuple[str, str]:
+    """Keep the file to take of those that were written; return its name, and what was said of its size."""
+    sizes = source.directory.lowering_sizes
+    name, *others = (f"{lowering}-fp32" for lowering in sizes)
+    for other in others:
+        source.directory.forget(other)
+    source.directory.plan((name,), dict(refused))
+    return name, size_words(sizes)
 
 
 def _verified(run: Path, artifact: str) -> Sequence[Check]:

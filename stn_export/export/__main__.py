@@ -14,7 +14,7 @@ from stn_export.cli import NONE
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError, require_choice
 from stn_export.export import triton, writing
-from stn_export.export.destinations import DESTINATIONS, Choice, choose
+from stn_export.export.destinations import DESTINATIONS, RULES, Choice, choose
 from stn_export.export.rows import EXPORTS, ExportSpec, Source, with_variants
 from stn_export.export.writing import unavailable, write
 from stn_export.onnx_graph.saturation import saturation_of
@@ -25,7 +25,9 @@ from stn_export.run.manifest import (
     PROGRAM,
     Artifact,
     NetworkDirectory,
+    is_oversized,
     network_directories,
+    size_words,
     trust_run,
 )
 from stn_export.run.schemas import Current, read_verified
@@ -219,8 +221,23 @@ def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:
         if choice.lowering is None:
             rows.append(ExportSpec(choice.destination, None, default=False, batch=choice.batch))
         else:
-            rows.append(ExportSpec("onnx", choice.lowering if source.facts.sites else "plain", batch=choice.batch))
+            lowering = _weighed(source, choice, choice.lowering) if source.facts.sites else "plain"
+            rows.append(ExportSpec("onnx", lowering, batch=choice.batch))
     return list(dict.fromkeys(rows))
+
+
+def _weighed(source: Source, choice: Choice, lowering: str) -> str:
+    """Return a rule's lowering, or the one to take instead where its file is known to be oversized, and say so."""
+    sizes = source.directory.lowering_sizes
+    if (
+        choice.destination not in RULES
+        or lowering not in sizes
+        or not is_oversized(sizes[lowering], min(sizes.values()))
+    ):
+        return lowering
+    instead = next(iter(sizes))
+    cli.say(f"{source.directory.name} for {choice.destination}: {instead}, as {size_words(sizes)}")
+    return instead
 
 
 def _check(outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequence[str]) -> None:

@@ -34,7 +34,6 @@ from stn_export.program.specs import Pixels
 from stn_export.run.environment import cache_directory
 from stn_export.run.examples import picture_of
 from stn_export.run.manifest import (
-    LOWERINGS,
     PLAIN,
     PROGRAM,
     SUBJECT,
@@ -172,7 +171,7 @@ def _network(directory: NetworkDirectory, folder: Path) -> dict:
 
 
 def _best(directory: NetworkDirectory) -> Artifact:
-    for name in (f"{lowering}-fp32" for lowering in LOWERINGS):
+    for name in (f"{lowering}-fp32" for lowering in directory.lowering_sizes):
         if name in directory.artifacts:
             return directory.artifacts[name]
     raise UserError(

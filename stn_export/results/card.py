@@ -38,6 +38,11 @@ INCONCLUSIVE = "cannot tell"  # a verdict of paired comparisons
 Line = tuple[str, str]  # a word and a sentence
 
 
+def _of(row: Timing, other: Timing) -> float:
+    """Return how many times as large the file of one row is as another's."""
+    return (row.file_bytes or 0) / max(1, other.file_bytes or 0)
+
+
 def seconds_of(row: Timing, marks: str = "") -> str:
     """Format a row's milliseconds per example with their interval, and what the time includes."""
     middle, low, high = (1e3 * seconds / row.batch for seconds in row.median)
@@ -194,12 +199,17 @@ class Answer:
         return f"{self._rivals(self.deployed.quick)}; {self._machine(row)}"
 
     def _rivals(self, choice: Choice) -> str:
+        large = [f"{row_name(row)} ({times(_of(row, choice.row))} × as large)" for row in choice.oversized]
+        more = f"; not worth its size, and not measurably faster: {listed(large)}" if large else ""
+        return self._tied(choice) + more
+
+    def _tied(self, choice: Choice) -> str:
         if tied := others(choice):
             names = listed(list(map(row_name, tied)))
             return f"not measurably faster than {names}; the most portable of them is deployed"
-        if choice.single:
+        if choice.single and not choice.oversized:
             return "the only verified file that was timed"
-        return "measurably faster than every other verified file"
+        return f"measurably faster than every other verified file{' but those below' * bool(choice.oversized)}"
 
     def _machine(self, row: Timing) -> str:
         environment = self.held.environment

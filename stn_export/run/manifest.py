@@ -7,7 +7,7 @@ meaning of a file is stated there, never in its name.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -152,6 +152,32 @@ class _Written:
     refused: dict[str, str]
 
 
+TIMES_LARGER, BYTES_LARGER = 2, 2**20  # beyond both, a file is oversized beside another of the same network
+
+
+def is_oversized(size: int, other: int) -> bool:
+    """Return whether a file is so much larger than another that it is worth it only where it is measurably faster."""
+    return size > TIMES_LARGER * other and size - other > BYTES_LARGER
+
+
+def preferred(sizes: Mapping[str, int]) -> list[str]:
+    """Order lowerings by which one to take where no time is known: as in ``LOWERINGS``, but oversized ones last.
+
+    Args:
+        sizes: bytes by lowering.
+    """
+    order = [name for name in LOWERINGS if name in sizes]
+    return sorted(order, key=lambda name: is_oversized(sizes[name], min(sizes.values())))
+
+
+def size_words(sizes: Mapping[str, int]) -> str:
+    """Say which lowerings are oversized, and beside what; empty where none is."""
+    least = min(sizes, key=lambda name: sizes[name], default="")
+    large = [name for name in sizes if is_oversized(sizes[name], sizes[least])]
+    told = ", ".join(f"{name} takes {sizes[name] / 1e6:,.1f} MB" for name in large)
+    return f"{told}, {least} {sizes[least] / 1e6:,.1f} MB: the smaller file is taken" if large else ""
+
+
 class NetworkDirectory:
     """The directory of one network in a run, with its manifest and artifacts."""
 
@@ -197,6 +223,16 @@ class NetworkDirectory:
             plain = asdict(change(self.read()))
             plain["network"] = plain.pop("facts")
             write_atomically(self.path / MANIFEST, json_bytes(MANIFEST_SCHEMA, plain))
+
+    @property
+    def lowering_sizes(self) -> dict[str, int]:
+        """The bytes of the float32 file of each lowering, the lowering to take first first: see ``preferred``."""
+        sizes: dict[str, int] = {}
+        for each in self.artifacts.values():
+            if each.lowering in LOWERINGS and each.precision == "fp32":
+                size = each.details.get("bytes", 0)
+                sizes[each.lowering] = min(size, sizes.get(each.lowering, size))
+        return {name: sizes[name] for name in preferred(sizes)}
 
     @property
     def facts(self) -> Facts:
