@@ -1,8 +1,9 @@
 """Errors that a user can mend, the commands that mend them, and the exit codes of commands."""
 
+import difflib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -140,5 +141,15 @@ def require_choice(kind: str, value: str, choices: tuple[str, ...] | list[str]) 
         UserError: naming the value, what kind of thing it should be and every choice.
     """
     if value not in choices:
-        raise UserError(f"unknown {kind} {value!r}", f"choose one of: {', '.join(choices)}")
+        raise UserError(
+            f"unknown {kind} {value!r}", f"{did_you_mean(value, choices)}choose one of: {', '.join(choices)}"
+        )
     return value
+
+
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """Return a question with the choice that is nearest to a mistyped value; empty where none is near."""
+    listed = list(choices)
+    begun = [choice for choice in listed if value and choice.startswith(value)]
+    near = begun or difflib.get_close_matches(value, listed, 1)
+    return f"did you mean {near[0]}? " if near else ""

@@ -134,9 +134,10 @@ def _runs(
 
 
 def _line(failing: _Steps, working: _Steps, size: int) -> str:
-    """Return the first line that makes ``size`` of any batch: the same shape from others; else the one that failed."""
-    for (line, given, made), (_, other, same) in zip(failing.made, working.made, strict=False):
-        if made and made == same and given != other and made[0][:1] == (size,):
+    """Return the first line that makes ``size`` rows of another number in both runs; else the one that failed."""
+    for (line, given, made), (_, _, same) in zip(failing.made, working.made, strict=False):
+        rows = [shapes[0][:1] if shapes else None for shapes in (given, made, same)]
+        if rows[0] != (size,) and rows[1] == rows[2] == (size,):
             return _short(line)
     return _short(failing.made[-1][0]) if failing.made else ""
 

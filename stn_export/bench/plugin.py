@@ -43,6 +43,7 @@ class Plugin:
         ended: why a suite ended the session.
         bar: the progress bar, if one is shown.
         task: its task.
+        opened: the session, where the stage opened it before it started pytest.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Plugin:
     ended: str = ""
     bar: Progress | None = None
     task: TaskID | None = None
+    opened: Session | None = None
 
     @property
     def kept(self) -> int:

@@ -205,7 +205,7 @@ def _export(run: Path, options: Namespace) -> None:
         lines += told
     columns = ("artifact", "format", "opset", "KiB", "nodes", "state")
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
-    _check(outcomes, names, chosen)
+    _check(run, outcomes, names, chosen)
     for choice in choices:
         cli.say(f"{choice.destination}: {choice.what}, {choice.sizes}: {choice.why}")
     if writing.write_model_card(run):
@@ -240,7 +240,7 @@ def _weighed(source: Source, choice: Choice, lowering: str) -> str:
     return instead
 
 
-def _check(outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequence[str]) -> None:
+def _check(run: Path, outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequence[str]) -> None:
     """Print which of the rows asked for were not written.
 
     Raises:
@@ -248,12 +248,12 @@ def _check(outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequenc
     """
     if not any(outcomes):
         asked = ", ".join([*rows, *destinations])
-        raise UserError(f"no network of this run takes {asked}", "stn-export export --list")
+        raise UserError(f"no network of this run takes {asked}", f"stn-export export --list --run {run}")
     found = [row for outcome in outcomes for row in outcome.items()]
     refused = [(name, why) for name, why in found if isinstance(why, str)]
     if len(refused) == len(found):
         name, why = refused[0]
-        raise UserError(f"{name} cannot be written: {why}", "stn-export export --list")
+        raise UserError(f"{name} cannot be written: {why}", f"stn-export export --list --run {run}")
     if rows or destinations:
         for name, why in dict(refused).items():
             cli.say(f"{name} cannot be written: {why}; the others are")

@@ -131,7 +131,10 @@ def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size
     )
     if spec is None:
         inputs = "; ".join(f"{spec.name}: {spec.text}" for spec in contract.inputs)
-        raise UserError(f"no input takes pictures ({inputs})", "adopt it again and say how its pictures are normalised")
+        raise UserError(
+            f"no input takes pictures ({inputs})",
+            "adopt it again and say with --mean and --std how its pictures are normalised",
+        )
     shape = examples.inputs[spec.name].shape
     channels, height, width = (
         size if isinstance(size, int) else shape[axis] for axis, size in enumerate(spec.nchw[1:], start=1)

@@ -196,7 +196,7 @@ def planned(run: Path, only: Sequence[str]) -> list[Verification]:
         jobs = jobs_of(artifacts, only)
         networks.append(Verification(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
     if only and not any(network.jobs for network in networks):
-        raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "stn-export export --list")
+        raise UserError(f"{run} has no artifact or runner {', '.join(only)}", f"stn-export export --list --run {run}")
     return networks
 
 
