@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Open the session, or stop with a user error before anything is collected."""
-    opened = [each.opened for each in config.pluginmanager.get_plugins() if isinstance(each, Plugin)]
+    opened = [each.opened for _, each in config.pluginmanager.list_name_plugin() if isinstance(each, Plugin)]
     config.timing = next(iter(opened), None)
     if config.timing is None:  # pytest was not started by the stage
         with refusing():

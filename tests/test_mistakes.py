@@ -169,7 +169,7 @@ MISTAKES = [
     Mistake("train --recipe tunned", "unknown recipe 'tunned'", "did you mean tuned?", "train --recipe tuned"),
     Mistake("all --epochs x", "'x' is no whole number", "stn-export all --help"),
     Mistake("all --epochz 3", "unrecognized arguments: --epochz 3", "did you mean --epochs?", "all --epochs 3"),
-    Mistake("bench --run {run} --budget 3min", "'3min' as 90s, 3m or 1h", "bench --help", "bench --budget 3m"),
+    Mistake("bench --run {run} --budget 3min", "'3min': write 90s, 3m or 1h", "bench --help", "bench --budget 3m"),
     Mistake("bench --run {run} --device cdua", "unknown device 'cdua'", "did you mean cuda?", "bench --device cuda"),
     Mistake("bench --run {run} --suites latenzy", "unknown suite", "did you mean latency?", "bench --suites latency"),
     Mistake("bench --run {tmp}/nowhere", "there is no run", "'stn-export train --run {tmp}/nowhere'"),

@@ -90,7 +90,7 @@ def time(text: str) -> float | None:
     except ValueError:
         value = 0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"invalid: write {text[:80]!r} as 90s, 3m or 1h")
+        raise argparse.ArgumentTypeError(f"invalid time value {text[:80]!r}: write 90s, 3m or 1h")
     return value
 
 
