@@ -95,7 +95,7 @@ class Answer:
         rows, found = self.held.verified_rows, {}
         for device in sorted({row.device for row in rows}):
             ours = [row for row in rows if row.device == device]
-            if chosen := shipped(ours, self.held.proved, self.held.portability, self.held.smallest_batch):
+            if chosen := shipped(ours, self.held.proved, self.held.portability, self.held.static_batch or 1):
                 found[device] = chosen
         return dict(sorted(found.items(), key=lambda pair: pair[1].quick.row.median.middle))
 
@@ -137,9 +137,7 @@ class Answer:
 
     def _several_at_once(self) -> bool:
         """Return whether anything was timed with several examples a call, or the network takes one at a time only."""
-        contracts = [each.contract for each in self.held.artifacts if each.name == PROGRAM]
-        only_one = any(contract.batch == 1 for contract in contracts[:1])
-        return only_one or any(row.batch > 1 for row in self.held.rows)
+        return self.held.static_batch == 1 or any(row.batch > 1 for row in self.held.rows)
 
     def _speedup(self, row: Timing) -> str:
         said = speedup_words(self.held.rows, row, self.marks)

@@ -96,10 +96,10 @@ class Held:
         return [*found, *broken_by_accuracies(self.trained_accuracies, current)]
 
     @property
-    def smallest_batch(self) -> int:
-        """The smallest batch that the network under test takes: its static one, else 1."""
+    def static_batch(self) -> int | None:
+        """The one batch that the network under test takes; None where it takes any, or has none."""
         program = self.directories[0].artifacts.get(PROGRAM) if self.directories else None
-        return (program.contract.batch if program else None) or 1
+        return program.contract.batch if program else None
 
     @property
     def portability(self) -> Portability:
