@@ -118,3 +118,29 @@ def test_help_of_all_shows_the_options_of_training_too():
     options = [option for action in PARSERS["train"]()._actions for option in action.option_strings]
     assert [option for option in options if option not in said] == []
     assert said.count("--device") == 2  # usage and one line: of all stages, training too
+
+
+NO_BEGINNINGS = {
+    "a",
+    "an",
+    "the",
+    "of",
+    "also",
+    "likewise",
+    "only",
+    "instead",
+    "in",
+    "on",
+    "where",
+    "how",
+    "some",
+    "what",
+}
+
+
+@pytest.mark.parametrize("name", sorted({*PARSERS} - {"train"}))  # train's are reworded with its own data
+def test_help_texts_begin_with_a_verb_or_a_noun_and_end_without_a_stop(name: str):
+    parser = PARSERS[name]()
+    said = [action.help for action in parser._actions if action.help]
+    assert {text for text in said if text.split()[0].lower().strip(",") in NO_BEGINNINGS or text.endswith(".")} == set()
+    assert parser.description.endswith(".")
