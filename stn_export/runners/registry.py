@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from stn_export.errors import installing
 from stn_export.native.build import no_compiler
 from stn_export.program.specs import BATCH, Contract
 from stn_export.run import gpu
@@ -77,7 +78,7 @@ def _no_tensorrt() -> str:
 
 def _no_openvino() -> str:
     installed = find_spec("openvino") or not why_not(by_name("openvino"))
-    return "" if installed else "openvino is not installed (pip install '.[openvino]')"
+    return "" if installed else f"openvino is not installed ({installing('openvino')})"
 
 
 def _openvino(path: Path, device: str, contract: Contract, tf32: bool) -> Runner:
