@@ -74,7 +74,7 @@ train: $(READY) ## train the spatial transformer and the plain CNN
 	@$(STAGE).train --dataset "$$DATASET" --recipe "$$RECIPE" --run "$$RUN" $(TRAINING) \
 		$(if $(MODELS),--models "$$MODELS") $(if $(SEEDS),--seeds "$$SEEDS")
 
-export: $(READY) ## write TorchScript and ONNX files
+export: $(READY) ## write every network as ONNX, TorchScript and C
 	@$(STAGE).export --run "$$RUN"
 
 verify: $(READY) ## check every file against PyTorch in float64

@@ -10,6 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from stn_export.bench.plan import BenchGrid
+from stn_export.bench.plugin import Plugin
 from stn_export.bench.session import Session, refusing
 from stn_export.bench.timing import Budget
 from stn_export.config import DEFAULT_RUN
@@ -29,9 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Open the session, or stop with a user error before anything is collected."""
-    config.timing = None
-    with refusing():
-        config.timing = Session.open(*map(config.getoption, ("--run", "--device", "--grid")))
+    opened = [each.opened for _, each in config.pluginmanager.list_name_plugin() if isinstance(each, Plugin)]
+    config.timing = next(iter(opened), None)
+    if config.timing is None:  # pytest was not started by the stage
+        with refusing():
+            config.timing = Session.open(*map(config.getoption, ("--run", "--device", "--grid")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -32,8 +32,16 @@ from stn_export.results.card import Line, by_word, card, figures
 from stn_export.results.contents import Held, held
 from stn_export.results.statistics import load_interval
 from stn_export.run.environment import describe, using_threads
-from stn_export.run.manifest import BENCH_FILE, LOWERINGS, PROGRAM, Artifact, network_directories
-from stn_export.run.records import Check, Timing, Verified, timing
+from stn_export.run.manifest import (
+    BENCH_FILE,
+    LOWERINGS,
+    PROGRAM,
+    Artifact,
+    is_oversized,
+    network_directories,
+    size_words,
+)
+from stn_export.run.records import Check, Timing, Verified, known, timing
 from stn_export.run.schemas import ModelComparison
 from stn_export.run.store import write_atomically, write_out
 from stn_export.verify import __main__ as verifying
@@ -41,6 +49,9 @@ from stn_export.verify.file_comparison import Row, compare_files
 
 ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first one that the network supports is checked
 RUNNERS = ("onnxruntime-cpu", "eager-cpu")
+WEIGHED = 2  # files of which the smaller one is checked, where the first is oversized
+LARGER = (64, 16, 4)  # batches for the throughput, the first whose calls take no longer than this
+LONGEST_CALL = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -134,25 +145,27 @@ def check(
         OUTPUT.brief = True
         try:
             adopted = adopt(module, given, run=place, name=default_name(module), labels=labels)
-            return _checked(place, tuple(adopted.notes))
+            return _checked(place, tuple(adopted.notes), kept=run is not None)
         finally:
             OUTPUT.brief = before
 
 
-def _checked(run: Path, notes: tuple[str, ...]) -> Result:
+def _checked(run: Path, notes: tuple[str, ...], kept: bool) -> Result:
     directory, *others = network_directories(run)
     for other in others:  # the samplers' overhead is not measured here
         other.plan((PROGRAM,), {})
     source = Source(directory)
-    name = _exported(source)
+    name, of_its_size = _exported(source)
+    notes = (*notes, *filter(None, [of_its_size]))
     checks = _verified(run, f"{directory.name}/{name}")
     path = directory.path / directory.artifacts[name].file
     passed = all(check.passed for check in checks)
     contest = _timed(run, name) if passed else {}
     content: Held = held(run)
     lines = [line for line in card(content) if line[0] != "next"] + [("note", note) for note in notes]
+    there = str(path) if kept else f"{path.name}, in memory only: result.save({path.name!r}) writes it"
     return Result(
-        lines,
+        [*lines[:1], ("file", there), *lines[1:]],
         onnx.load(path),
         checks,
         examined(str(path), read_model(path)).as_dict(),
@@ -162,18 +175,37 @@ def _checked(run: Path, notes: tuple[str, ...]) -> Result:
     )
 
 
-def _exported(source: Source) -> str:
-    """Export the first of ``ROWS`` that the network supports, and return its name."""
+def _exported(source: Source) -> tuple[str, str]:
+    """Export the first of ``ROWS`` that the network supports; return its name, and what was said of its size.
+
+    Where that file is oversized beside the network's weights, the next row's is written too, and the one is kept that
+    is to be taken, see ``preferred``.
+    """
     refused: dict[str, str] = {}
+    written: list[Artifact] = []
     for spec in [spec for name in ROWS for spec in source.rows if spec.name == name]:
-        written = exporting.export(source, [spec])[0][spec.name]
-        if not isinstance(written, str):
-            source.directory.plan((spec.name,), refused)
-            return spec.name
-        refused[spec.name] = written
+        artifact = exporting.export(source, [spec])[0][spec.name]
+        if isinstance(artifact, str):
+            refused[spec.name] = artifact
+            continue
+        written.append(artifact)
+        if len(written) == WEIGHED or not is_oversized(artifact.details.get("bytes", 0), 4 * source.facts.parameters):
+            return _taken(source, refused)
+    if written:
+        return _taken(source, refused)
     reason = next(iter(refused.values()), "no row of the export matrix fits it")
     tried = ", ".join(refused) or "nothing"
     raise UserError(f"{source.directory.name} cannot be exported: {reason}", f"compute that part otherwise ({tried})")
+
+
+def _taken(source: Source, refused: Mapping[str, str]) -> tuple[str, str]:
+    """Keep the file to take of those that were written; return its name, and what was said of its size."""
+    sizes = source.directory.lowering_sizes
+    name, *others = (f"{lowering}-fp32" for lowering in sizes)
+    for other in others:
+        source.directory.forget(other)
+    source.directory.plan((name,), dict(refused))
+    return name, size_words(sizes)
 
 
 def _verified(run: Path, artifact: str) -> Sequence[Check]:
@@ -188,9 +220,10 @@ def _verified(run: Path, artifact: str) -> Sequence[Check]:
 
 
 def _timed(run: Path, name: str) -> dict:
-    """Time the file against eager PyTorch in one paired comparison, write ``bench.json`` and return the comparison.
+    """Time the file against eager PyTorch, write ``bench.json`` and return the paired comparison of one example.
 
-    The block medians of both sides are written too, as timings of their own.
+    A larger batch is timed too where a call of it is quick, for the throughput. The block medians of both sides are
+    written as timings of their own.
     """
     grid = GRIDS["quick"]
     with using_threads(grid.threads):
@@ -198,19 +231,32 @@ def _timed(run: Path, name: str) -> dict:
         target = next(each for each in targets if (each.artifact.name, each.runner.name) == (name, RUNNERS[0]))
         baseline = eager_of(target, targets)
         assert baseline is not None, "every program has eager PyTorch"
-        batch = own_batch(target.network.contract) or 1
-        ours, theirs = (partial(each.step, batch) for each in (target, baseline))
-        turns = interleave(ours, theirs, "cpu", grid, seed=0).hold()
-    contest = contest_row("eager", target, baseline, batch, turns)
-    sides = zip((target, baseline), zip(*turns.medians, strict=True), strict=True)
-    disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
-    loads = np.arange(len(turns.medians)) % len(turns.loads)
-    rows = [contest, *(_row(each, batch, times, loads) | {"disturbed": disturbed} for each, times in sides)]
+        own = own_batch(target.network.contract)
+        rows = _contest(target, baseline, own or 1)
+        if own is None and (larger := _larger_batch(timing(rows[0]))):
+            rows += _contest(target, baseline, larger)
     for row in rows:
         timing(row)  # raises on unknown fields
     content = {"machine_info": {"stn_export": describe()}, "benchmarks": [{"extra_info": row} for row in rows]}
     write_atomically(run / BENCH_FILE, json.dumps(content).encode())
-    return contest
+    return rows[0]
+
+
+def _larger_batch(single: Timing) -> int | None:
+    """Return the batch to time for the throughput, from the times of one example; None where calls would be long."""
+    slower = max(known(single.seconds), known(single.baseline_seconds))
+    return next((size for size in LARGER if size * slower <= LONGEST_CALL), None)
+
+
+def _contest(target: Target, baseline: Target, batch: int) -> list[dict]:
+    """Return the rows of a paired comparison: itself, and the timing of either side."""
+    ours, theirs = (partial(each.step, batch) for each in (target, baseline))
+    turns = interleave(ours, theirs, "cpu", GRIDS["quick"], seed=0).hold()
+    contest = contest_row("eager", target, baseline, batch, turns)
+    sides = zip((target, baseline), zip(*turns.medians, strict=True), strict=True)
+    disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
+    loads = np.arange(len(turns.medians)) % len(turns.loads)
+    return [contest, *(_row(each, batch, times, loads) | {"disturbed": disturbed} for each, times in sides)]
 
 
 def _row(target: Target, batch: int, medians: Sequence[float], loads: np.ndarray) -> dict:

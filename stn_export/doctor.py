@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stn_export import cli
+from stn_export.errors import installing
 from stn_export.results.text import by_reason
 from stn_export.run import gpu
 from stn_export.run.environment import describe
@@ -14,7 +15,8 @@ from stn_export.runners import RUNNERS
 
 REMEDIES = (  # by a word of the reason why a runner is unavailable
     ("--runtimes", "stn-export runtimes, then --runtimes .runtimes"),
-    ("openvino", "pip install '.[openvino]'"),
+    ("openvino", installing("openvino")),
+    ("Python.h", "install Python's headers, such as Debian's python3-dev"),
     ("compiler", "install a C++ compiler, such as Debian's g++"),
     ("Triton", "pip install triton"),
     ("TensorRT", "install TensorRT 10 beside CUDA"),

@@ -1,13 +1,78 @@
-"""Errors that a user can mend, and the exit codes of commands."""
+"""Errors that a user can mend, the commands that mend them, and the exit codes of commands."""
 
-from collections.abc import Iterator
+import difflib
+import os
+import shlex
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USER = 2
 EXIT_BUG = 70  # a stage raised something unexpected, printed with a traceback
 EXIT_INTERRUPTED = 130
+
+
+ROOT = Path(__file__).resolve().parents[1]  # a clone's folder, or site-packages
+NAME = "stn-export"  # of the console script and of the distribution
+DEFAULT = Path("artifacts", "digits")  # the run that commands take unless another is named
+
+
+def is_clone() -> bool:
+    """Return whether this package is imported from a clone of its repository, not from an installed wheel."""
+    return (ROOT / "Makefile").is_file() and (ROOT / "pyproject.toml").is_file()
+
+
+def has_make() -> bool:
+    """Return whether ``make`` finds this package's targets: in the folder of a clone."""
+    try:
+        return is_clone() and ROOT.samefile(os.curdir)
+    except OSError:  # the current directory was deleted
+        return False
+
+
+def command(*stages: str, run: Path | None = None) -> str:
+    """Name in quotes what runs stages, one after the other: ``make`` where it can, else ``stn-export``.
+
+    Args:
+        stages: names of stages.
+        run: the run directory; left out where it is the default.
+    """
+    place = "" if run in (None, DEFAULT) else shlex.quote(str(run))
+    if has_make():
+        return f"'make {' '.join(stages)}{f' RUN={place}' if place else ''}'"
+    return ", then ".join(f"'{NAME} {stage}{f' --run {place}' if place else ''}'" for stage in stages)
+
+
+def in_clone(hint: str, otherwise: str) -> str:
+    """Return a hint that needs a clone's ``make`` or files where they are at hand, else the other one."""
+    return hint if has_make() else otherwise
+
+
+def installing(extra: str) -> str:
+    """Return the ``pip`` command that installs an extra: of the clone, or of a wheel's own metadata.
+
+    This package is on no index, so the command never names it.
+    """
+    if is_clone():
+        return f"pip install '{'.' if has_make() else ROOT}[{extra}]'"
+    try:
+        return f"pip install {' '.join(map(shlex.quote, _requirements(extra)))}"
+    except metadata.PackageNotFoundError:  # only copied somewhere
+        return f"install this package with its extra {extra}"
+
+
+def _requirements(extra: str) -> list[str]:
+    """Return what an extra requires, extras inside it included."""
+    found: list[str] = []
+    for line in metadata.requires(NAME) or ():  # such as: torchvision>=0.26; extra == "train"
+        wanted, _, marker = map(str.strip, line.partition(";"))
+        if marker.replace("'", '"') == f'extra == "{extra}"':
+            name, _, inner = wanted.rstrip("]").partition("[")
+            found += [each for one in inner.split(",") for each in _requirements(one)] if name == NAME else [wanted]
+    return list(dict.fromkeys(found))
 
 
 REASON = 400  # longest reason, in characters
@@ -76,5 +141,15 @@ def require_choice(kind: str, value: str, choices: tuple[str, ...] | list[str]) 
         UserError: naming the value, what kind of thing it should be and every choice.
     """
     if value not in choices:
-        raise UserError(f"unknown {kind} {value!r}", f"choose one of: {', '.join(choices)}")
+        raise UserError(
+            f"unknown {kind} {value!r}", f"{did_you_mean(value, choices)}choose one of: {', '.join(choices)}"
+        )
     return value
+
+
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """Return a question with the choice that is nearest to a mistyped value; empty where none is near."""
+    listed = list(choices)
+    begun = [choice for choice in listed if value and choice.startswith(value)]
+    near = begun or difflib.get_close_matches(value, listed, 1)
+    return f"did you mean {near[0]}? " if near else ""

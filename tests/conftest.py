@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from filelock import FileLock
 
-from stn_export import cli
+from stn_export import cli, errors
 from stn_export.cli import tables
 from stn_export.run.manifest import NetworkDirectory
 from stn_export.train import __main__ as train
@@ -72,7 +73,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working directory of the whole session."""
     before, path = Path.cwd(), tmp_path_factory.mktemp("workspace")
     os.chdir(path)
-    yield path
+    with mock.patch.object(errors, "has_make", errors.is_clone):  # hints as in the clone's folder
+        yield path
     os.chdir(before)
 
 

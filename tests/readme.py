@@ -144,6 +144,7 @@ def answer() -> Answer:
         proved=proved,
         verified_rows=[row for row in rows if program(row) in proved or is_baseline(row)],
         portability=content["portability"],
+        static_batch=None,
         environment=content["machine_info"]["stn_export"],
         directories=[SimpleNamespace(name=name, facts=each) for name, each in facts.items()],
     )

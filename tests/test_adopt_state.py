@@ -133,7 +133,7 @@ def test_check_takes_what_export_onnx_takes(inputs: object, keywords: dict, monk
         return adopted[-1]
 
     monkeypatch.setattr(api, "adopt", adopting)
-    monkeypatch.setattr(api, "_checked", lambda place, notes: notes)
+    monkeypatch.setattr(api, "_checked", lambda place, notes, kept: notes)
     assert stn_export.check(stateful.Nested().eval(), inputs, keywords) == tuple(adopted[0].notes)
     [program] = [each.program for each in adopted]
     assert [spec.name for spec in program.contract.inputs] == ["pair_0", "pair_1", "more_bias"]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
+from stn_export.program.specs import Contract
 from stn_export.results.card import STAGES, by_word, card, close, figures
 from stn_export.results.choice import (
     Proved,
@@ -86,6 +87,7 @@ def content(
     for artifacts in listed.values():
         for name, artifact in artifacts.items():
             artifact.file, artifact.precision, artifact.lowering, artifact.details = f"{name}.onnx", "int8", None, {}
+            artifact.contract = Contract((), ())
     verified = made_records.verified(*checks, networks={"stn": made_records.network(labels=True)})
     return Held(
         Path("a/run"), [Directory(*each) for each in listed.items()], trainings, verified, list(rows), ENVIRONMENT

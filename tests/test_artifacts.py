@@ -101,13 +101,13 @@ def test_a_manifest_of_nothing(tmp_path: Path):
     assert not nothing.holds("matmul-fp32", None, {})
     with pytest.raises(UserError, match="new holds no network yet") as caught:
         nothing.facts  # noqa: B018
-    assert caught.value.hint == "run 'make train' or adopt first"
+    assert caught.value.hint == f"run 'make train RUN={tmp_path}' or adopt first"
     with pytest.raises(UserError, match="new holds no program") as caught:
         nothing.listed(PROGRAM)
-    assert caught.value.hint == "run 'make train' or adopt first"
+    assert caught.value.hint == f"run 'make train RUN={tmp_path}' or adopt first"
     with pytest.raises(UserError, match="new holds no exports") as caught:
         nothing.expected()
-    assert caught.value.hint == "run 'make export' first"
+    assert caught.value.hint == f"run 'make export RUN={tmp_path}' first"
 
 
 def test_an_entry_of_one_name_replaces_the_older_and_can_be_forgotten(made: NetworkDirectory):
@@ -144,7 +144,7 @@ def test_an_edited_artifact_is_refused(made: NetworkDirectory, name: str):
     with pytest.raises(UserError, match=r"changed after it was written \(its sha256 differs\)") as caught:
         made.open(made.listed(name))
     stage = "train" if name == PROGRAM else "export"
-    assert caught.value.hint == f"delete it, then run 'make {stage}' to write it again"
+    assert caught.value.hint == f"delete it, then run 'make {stage} RUN={made.path.parent}' to write it again"
     with pytest.raises(UserError, match="changed after it was written"):
         made.intact(made.listed(name))
 
@@ -154,7 +154,8 @@ def test_a_missing_artifact_is_refused(made: NetworkDirectory, name: str):
     (made.path / f"{name}.file").unlink()
     with pytest.raises(UserError, match=r"is listed in the manifest but missing") as caught:
         made.open(made.listed(name))
-    assert caught.value.hint == f"run 'make {'train' if name == CHECKPOINT else 'export'}' to write it again"
+    stage = "train" if name == CHECKPOINT else "export"
+    assert caught.value.hint == f"run 'make {stage} RUN={made.path.parent}' to write it again"
     if name != CHECKPOINT:
         with pytest.raises(UserError, match="missing"):
             made.expected()
@@ -165,7 +166,7 @@ def test_an_artifact_that_was_never_listed_is_missed(made: NetworkDirectory, los
     edit(made, lambda content: [content["artifacts"].pop(name) for name in lost])
     with pytest.raises(UserError, match=f"stn lacks {', '.join(lost)}\\n") as caught:
         made.expected()
-    assert caught.value.hint == "run 'make export' first"
+    assert caught.value.hint == f"run 'make export RUN={made.path.parent}' first"
 
 
 def test_a_network_that_can_have_no_export_is_planned_all_the_same(made: NetworkDirectory):
@@ -181,7 +182,7 @@ def test_what_was_made_from_another_parent_is_stale(made: NetworkDirectory, name
     edit(made, lambda content: content["artifacts"][name].update(parent_sha256="0" * 64))
     with pytest.raises(UserError, match=f"is stale: it was made from another {of}\\n") as caught:
         made.open(made.listed(name))
-    assert caught.value.hint == "run 'make train export' again"
+    assert caught.value.hint == f"run 'make train export RUN={made.path.parent}' again"
     assert made.intact(made.listed(name)).read_text(encoding="utf-8") == name
     assert made.open(made.listed(CHECKPOINT)).read_text(encoding="utf-8") == CHECKPOINT  # of nothing in the run
 
@@ -217,7 +218,7 @@ def test_examples_are_those_that_were_written(made: NetworkDirectory):
         with pytest.raises(UserError) as caught:
             made.examples()
         assert str(caught.value).splitlines()[0] == f"{path} {said}"
-        assert "run 'make train' or adopt again to write it" in caught.value.hint
+        assert f"run 'make train RUN={made.path.parent}' or adopt again to write it" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_runs_that_hold_nothing(tmp_path: Path):
     for path, said in ((tmp_path / "nowhere", r"there is no run at .*nowhere"), (tmp_path, "holds no network")):
         with pytest.raises(UserError, match=said) as caught:
             network_directories(path)
-        assert caught.value.hint == "run 'make train' or adopt first, or name another with --run"
+        assert caught.value.hint == f"run 'make train RUN={path}' or adopt first, or name another with --run"
 
 
 def test_what_was_deleted_is_not_made_anew(made: NetworkDirectory):

@@ -121,7 +121,7 @@ def shown(rows: tuple[MadeTiming, ...]) -> dict[str, str]:
 def test_figures_taken_while_disturbed_are_marked_wherever_they_are_shown():
     busy, quiet = shown(BUSY), shown(QUIET)
     assert busy.keys() == quiet.keys()
-    assert len(busy) == 13
+    assert len(busy) == 12
     for place, text in busy.items():
         assert DISTURBED in text, place
         assert DISTURBED not in quiet[place], place

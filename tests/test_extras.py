@@ -34,7 +34,8 @@ START = "from stn_export.cli import start; sys.exit(start({words}))"
 
 
 def run(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, encoding="utf-8", check=False)
+    command = [sys.executable, "-c", WITHOUT + code]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False)
 
 
 @pytest.mark.slow

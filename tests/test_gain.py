@@ -191,10 +191,10 @@ def test_a_run_where_nothing_is_finished(tmp_path: Path):
     (write(tmp_path, "stn", 0, [0.5]) / STATE_FILE).touch()
     with pytest.raises(UserError, match=r"no training in .* is finished") as caught:
         groups(tmp_path)
-    assert caught.value.hint == "run 'make train' again to go on"
+    assert caught.value.hint == f"run 'make train RUN={tmp_path}' again to go on"
     with pytest.raises(UserError, match=r"there is no run at .*nowhere") as caught:
         groups(tmp_path / "nowhere")
-    assert caught.value.hint == "run 'make train' first, or name another"
+    assert caught.value.hint == f"run 'make train RUN={tmp_path / 'nowhere'}' first, or name another"
 
 
 def test_five_lines_of_markdown(grid: Path, tmp_path: Path):

@@ -55,7 +55,8 @@ def test_it_says_how_long_before_it_starts_and_ends_in_the_answer(
     assert lines[0].startswith("pictures of shapes: 4 classes, 12 for training and 8 for testing")
     assert lines[1].startswith("about ")
     assert "15 trainings of 2 epochs in" in lines[1]
-    assert lines[2].startswith("train (1 of 5")
+    assert lines[2].startswith("gain: 5 stages")
+    assert lines[3].startswith("train (1 of 5")
     assert lines[-1].startswith("answer     Test accuracy with the spatial transformer: 91.00 %; against the plain CNN")
     assert "failed: verify: stn/matmul-fp32 on r: off" in err
     assert [stage for stage, _ in started] == ["train", "export", "verify", "bench", "report"]

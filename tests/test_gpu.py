@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stn_export import cli
+from stn_export import cli, doctor
 from stn_export.errors import UserError
 from stn_export.run import environment, gpu
 from stn_export.run.gpu import Driver
-from stn_export.runners import RUNNERS
+from stn_export.runners import RUNNERS, registry
 from tests.rehearsal.surface import rehearsed
 
 STUB = """
@@ -105,7 +105,7 @@ def test_a_real_process_with_an_old_driver_says_so_everywhere(tmp_path: Path):
     (tmp_path / "driver.c").write_text(STUB, encoding="utf-8")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", tmp_path / "driver.c"], check=True)
     script = """
-from stn_export import cli
+from stn_export import cli, doctor
 from stn_export.onnx_graph.placement import cuda_works
 print(cli.start(["doctor"]), cuda_works())
 print(cli.start(["train", "--device", "cuda", "--run", "nowhere"]))
@@ -179,6 +179,16 @@ def test_results_carry_how_the_gpu_is_set_up():
     assert (facts["gpus"], facts["compute_capability"]) == (1, "9.0")
     assert (facts["gpu_power_limit_watts"], facts["gpu_largest_sm_clock_mhz"]) == (700.0, 1980)
     assert (facts["gpu_persistence_mode"], facts["gpu_mig_mode"]) == (True, False)
+
+
+def test_what_compiling_needs_is_asked_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    [compiled] = [spec for spec in RUNNERS if spec.name == "compiled-cpu"]
+    monkeypatch.setattr(registry.shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(registry.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert compiled.unavailable() == "torch.compile needs Python's headers (Python.h), and they are not here"
+    assert "python3-dev" in doctor.remedy(compiled.unavailable())
+    (tmp_path / "Python.h").touch()
+    assert not compiled.unavailable()
 
 
 def test_a_full_gpu_is_told_from_a_full_machine():

@@ -177,10 +177,8 @@ GATED = {  # every place that loads, executes or starts something, and what stan
     "run/store.py": {"torch.load": "weights_only"},
     "bench/machine.py": {"ctypes.CDLL": "the C library of this process"},
     "bench/startup.py": {"children.run": "this package's own module, on a path from NetworkDirectory.intact"},
-    "onnx_graph/placement.py": {
-        "children.run": "Python, on text of our own",
-        "ctypes.CDLL": "the system's CUDA driver",
-    },
+    "run/gpu.py": {"ctypes.CDLL": "the system's CUDA driver"},
+    "onnx_graph/placement.py": {"children.run": "Python, on text of our own"},
     "native/build.py": {"children.run": "$CC, on a path from NetworkDirectory.intact"},
     "play/__main__.py": {"children.run": "npm, for a pinned package without its scripts"},
     "program/origin.py": {
@@ -194,6 +192,7 @@ GATED = {  # every place that loads, executes or starts something, and what stan
         "torch.export.load": "provenance.require in NetworkDirectory.intact and open_side, or adopt"
     },
     "program/formats.py": {"torch.jit.load": "provenance.require in NetworkDirectory.intact and open_side"},
+    "runners/onnx_runtime.py": {"ctypes.CDLL": "TensorRT's libraries, from the installed package of NVIDIA"},
     "runners/native.py": {"ctypes.CDLL": "provenance.require in NetworkDirectory.intact"},
     "runners/pytorch.py": {"torch._inductor.aoti_load_package": "provenance.require in intact and open_side"},
     "runners/external/process.py": {

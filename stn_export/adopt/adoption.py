@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from stn_export.adopt.batches import InputsError, with_fixed_batch
 from stn_export.adopt.network import in_evaluation, load_captured, load_module, require_adoptable
 from stn_export.adopt.programs import program_of, values_of, watched, with_origin
 from stn_export.adopt.samples import gather, with_classes, with_pixels
@@ -130,15 +131,17 @@ def adopt(
         specs, sizes = network.contract.inputs, network.sizes | dict(sizes or {})
     if not specs:
         raise UserError("no input is named", "give each with --input NAME=N,3,24,94, by forward's names")
+    if isinstance(network, nn.Module) and not given:
+        specs = with_fixed_batch(network, specs, sizes or {})
     specs = with_pixels(specs, pixels) if pixels else specs
     tried, classes = gather(examples or given, labels, specs, sizes or {}, data_seed)
     if any(tried.inputs[spec.name].dtype == torch.uint8 and spec.is_float and not spec.pixels for spec in specs):
         specs = with_pixels(specs, Pixels())
     result = Adoption(name, tried)
     try:
-        program = program_of(network, specs, outputs, tried, result.notes)
+        program = program_of(network, specs, outputs, tried, result.notes, isinstance(what, str))
     except UserError as error:
-        if run is not None or isinstance(network, Program):
+        if run is not None or isinstance(network, Program) or isinstance(error, InputsError):
             raise
         result.notes.append(error.message)
         result.sites = watched(network, values_of(specs, tried))

@@ -30,6 +30,7 @@ ELSEWHERE = {
 }
 INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>[\w=]+(,[\w=]+)*)(:(?P<dtype>\w+))?", re.ASCII)
 SIZE = re.compile(r"(?!\d)(?P<name>\w+)(=(?P<open>[1-9]\d{0,17}))?|(?P<fixed>[1-9]\d{0,17})", re.ASCII)
+FITTING = "give what was saved from this network, as torch.save(network.state_dict(), FILE)"
 LONGEST = 80  # characters of invalid text that a message quotes
 RANK = 8  # most dimensions of an input, as in ONNX runtimes
 
@@ -139,7 +140,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ("sparse, complex or without numbers", unlike),
     )
     if found := [f"{len(names)} {how} (first {names[0]})" for how, names in problems if names]:
-        raise UserError(f"{path} does not fit {type(module).__name__}: {', '.join(found)}", "give its own")
+        raise UserError(f"{path} does not fit {type(module).__name__}: {', '.join(found)}", FITTING)
     module.load_state_dict(state)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
+from stn_export.adopt.batches import fixed_batch, without_batch
 from stn_export.adopt.network import output_names
 from stn_export.errors import UserError, one_line
 from stn_export.program.capture import OTHER_BATCHES, SMALLEST, Captured, Shape, capture
@@ -37,17 +38,27 @@ def program_of(
     outputs: Sequence[str],
     tried: Examples,
     notes: list[str],
+    typed: bool = False,
 ) -> Program:
     """Capture a network as a program; a note is added for every size that cannot stay dynamic.
+
+    ``typed`` says whether the inputs were named on a command line, in whose terms an error then offers others.
 
     Raises:
         UserError: if it cannot be captured, or the captured graph computes something else.
     """
     if isinstance(network, Program):
         return replace(network, contract=replace(network.contract, inputs=tuple(specs)))
-    count = 1 if any(spec.shape[0] == 1 for spec in specs if spec.batched) else SMALLEST
-    copies = Copies(network)
-    seen = trial(copies, *_two_batches(specs, tried, count))  # its errors are clearer than those of a capture
+    copies, count = Copies(network), _static(specs) or SMALLEST
+    try:
+        seen = trial(copies, *_two_batches(specs, tried, count))  # its errors are clearer than those of a capture
+    except UserError as error:
+        fixed = fixed_batch(copies, specs, tried, error, typed)
+        notes.append(f"{fixed.text}, as many as the examples are")
+        return program_of(network, fixed.fixed(specs), outputs, tried, notes, typed)
+    notes += [
+        f"{each} is taken too: as adopted, the network has no batch" for each in without_batch(copies, specs, tried)
+    ]
     notes += [*filter(None, [seen.note]), *told(network, seen.mutations)]
     if not seen.steady:
         raise UserError(f"{type(network).__name__} answers differently when it is called again", REMEDY)
@@ -55,9 +66,8 @@ def program_of(
     notes += [*_closed(specs, found), *not_looked_into(found.exported.graph)]
     contract = contract_of(found.exported, found.shapes, outputs=_names(found.exported, specs, outputs))
     inputs = tuple(replace(spec, shape=shape) for spec, shape in zip(specs, found.shapes, strict=True))
-    given = tuple(
-        replace(spec, batched=spec.shape[:1] == (BATCH if count > 1 else count,)) for spec in contract.outputs
-    )
+    batch = Contract(inputs, ()).batch or (BATCH if any(spec.batched for spec in inputs) else None)
+    given = tuple(replace(spec, batched=spec.shape[:1] == (batch,)) for spec in contract.outputs)
     program = Program(found.exported, Contract(inputs, given))
     for (values, _), answers in zip(seen.batches, seen.answers, strict=True):
         _require_same(copies, program, values, answers)
@@ -84,10 +94,10 @@ def _captured(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, coun
     refusals: list[UserError] = []
     try:
         found = _capture(copies, specs, tried, count, shapes)
-        if count == 1 or not (problem := _batch_problem(copies, specs, tried, found)):
+        if _static(specs) or not (problem := _batch_problem(copies, specs, tried, found)):
             return found, count
     except UserError as error:
-        if count == 1 or not any(spec.batched for spec in specs):
+        if _static(specs) or not any(spec.batched for spec in specs):
             raise
         refusals, problem = [error], error.message
     for size in (1, count):
@@ -99,6 +109,11 @@ def _captured(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, coun
             continue
         return replace(found, problem=found.problem or problem), size
     raise refusals[0]
+
+
+def _static(specs: Sequence[TensorSpec]) -> int | None:
+    """Return the one size of a batch that was asked for; None where it is to be dynamic, or there is none."""
+    return next((spec.shape[0] for spec in specs if spec.batched and isinstance(spec.shape[0], int)), None)
 
 
 def _capture(

@@ -107,7 +107,7 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
     sizes: dict[str, int] = {}
     for spec in specs:
         if spec.name not in found:
-            raise UserError(f"the examples lack input {spec.name}", f"they hold {', '.join(found) or 'nothing'}")
+            raise UserError(f"the examples lack input {spec.name}", _stored_by_name(spec, found))
         value, dtype = found[spec.name], getattr(torch, spec.dtype)
         bytes_of_picture = spec.is_float and spec.is_picture and value.dtype == torch.uint8
         same_kind = value.is_floating_point() == spec.is_float
@@ -124,6 +124,11 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
             )
         samples[spec.name] = value if bytes_of_picture else _converted(spec, value, dtype)
     return samples
+
+
+def _stored_by_name(spec: TensorSpec, found: Mapping[str, Tensor]) -> str:
+    said = f"they hold {', '.join(found) or 'nothing'}"
+    return f"{said}; store each input under its name, as in numpy.savez(FILE, {spec.name}=...)"
 
 
 def _converted(spec: TensorSpec, value: Tensor, dtype: torch.dtype) -> Tensor:

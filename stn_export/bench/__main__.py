@@ -19,7 +19,7 @@ import pytest
 from stn_export import cli
 from stn_export.bench import files as bench_files
 from stn_export.bench.plugin import Plugin, say_broken
-from stn_export.bench.session import SUITES, suite_files
+from stn_export.bench.session import SUITES, Session, suite_files
 from stn_export.bench.timing import Budget
 from stn_export.cli.options import PARSERS
 from stn_export.errors import EXIT_BUG, EXIT_USER, REASON, CheckFailedError, UserError, require_choice
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for name in OF_A_FILE:
         if getattr(options, name):
-            raise UserError(f"--{name} is of a file", "name an ONNX file")
+            raise UserError(f"--{name} is of a file", f"name an ONNX file, or leave --{name} out")
     budget = Budget(options.budget)
     suites = suite_files()
     chosen = [suites[require_choice("suite", name, list(suites))] for name in options.suites or ()] or [SUITES]
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.trust:
         trust_run(options.run)
     with alone(options.run, options.wait), asked_for(options.runtimes):
+        plugin.opened = Session.open(options.run, options.device, options.grid)  # its errors are one line here
         with _whole(path) as written:
             code = _timed(options, plugin, written, [*others, *map(str, chosen)])
             in_file = written.exists() and written.stat().st_size
@@ -88,7 +89,7 @@ def _require_of_a_file(options: Namespace, others: Sequence[str]) -> None:
     parser = PARSERS["bench"]()
     idle = [f"--{name.replace('_', '-')}" for name in OF_A_RUN if getattr(options, name) != parser.get_default(name)]
     if unknown := [*idle, *others]:
-        raise UserError(f"{unknown[0]} has no effect on an ONNX file", "see stn-export bench --help")
+        raise UserError(f"{unknown[0]} has no effect on an ONNX file", f"leave {unknown[0]} out")
 
 
 def _timed(options: Namespace, plugin: Plugin, written: Path, others: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Compare two runs of the benchmarks: `make bench-compare`.
+"""Compare two runs of the benchmarks.
 
 Two runs are two moments of a machine, so comparing two medians by their own intervals would claim too much. A row is
 compared by the best figure that it has:
@@ -26,7 +26,7 @@ from statistics import NormalDist
 import numpy as np
 
 from stn_export import cli
-from stn_export.errors import CheckFailedError, UserError
+from stn_export.errors import CheckFailedError, UserError, in_clone
 from stn_export.results import laws
 from stn_export.results.statistics import CONFIDENCE, METHOD, scatter, student, verdict
 from stn_export.run.records import Estimate, Timing, timings
@@ -150,13 +150,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = build_parser().parse_args(arguments)
     if options.base is None:
-        raise UserError("there is nothing to compare with", "make bench-compare BASE=file.json")
+        by_python = "python -m stn_export.bench.compare BASE.json NEW.json"
+        hint = in_clone("make bench-compare BASE=file.json", by_python)
+        raise UserError("there is nothing to compare with", hint)
     base, new = (read_bench(path, Result) for path in (options.base, options.new))
     for path, content in ((options.base, base), (options.new, new)):
         laws.require(content, path)
     differing = different_machine(base, new)
     if differing and not options.across_machines:
-        hint = "time both on one machine, or add --across-machines (ACROSS=1) to see ratios to eager only"
+        across = in_clone("--across-machines (ACROSS=1)", "--across-machines")
+        hint = f"time both on one machine, or add {across} to see ratios to eager only"
         raise UserError(f"the files are of different machines: {'; '.join(differing)}", hint)
     ours, theirs = rows_of(base), rows_of(new)
     found = changes(measured(ours), measured(theirs))

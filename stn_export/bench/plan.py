@@ -27,7 +27,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class BenchGrid:
-    """The plan of ``make bench``: what each suite times, and for how long.
+    """The plan of ``bench``: what each suite times, and for how long.
 
     ``latency`` is at batch 1 with its input in the cache, ``cold`` with its input out of it; ``request`` includes the
     copies; ``throughput`` is at larger batches; ``startup`` is a fresh process, ``startups`` times; ``breakdown``

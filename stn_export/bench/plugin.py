@@ -5,6 +5,7 @@ Without ``--verbose`` pytest itself prints nothing; failures and interrupts are 
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from rich.progress import TaskID
 from stn_export import cli
 from stn_export.bench.session import RowJournal, Session, suite_of
 from stn_export.bench.timing import Budget, worth
-from stn_export.cli.progress_bar import Progress
+from stn_export.cli.progress_bar import Paces, Progress
 
 OVER = "budget"  # the reason recorded for a row beyond the budget
 
@@ -43,6 +44,7 @@ class Plugin:
         ended: why a suite ended the session.
         bar: the progress bar, if one is shown.
         task: its task.
+        opened: the session, where the stage opened it before it started pytest.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Plugin:
     ended: str = ""
     bar: Progress | None = None
     task: TaskID | None = None
+    opened: Session | None = None
 
     @property
     def kept(self) -> int:
@@ -92,8 +95,28 @@ class Plugin:
             if self.timing and session.items and not self.loud:
                 self.bar = stack.enter_context(cli.progress(word="bench", unit="rows", still=True))
                 self.bar.most = lambda: self.budget.left
+                self.bar.announce(len(session.items), self._expected(len(session.items)))
                 self.task = self.bar.add_task("bench", total=self.total, completed=self.done)
-            return (yield)
+            before, started = self.done, time.monotonic()
+            result = yield
+            if self.timing and session.items:
+                Paces.read().keep(self._stage, self._size, self.done - before, time.monotonic() - started)
+            return result
+
+    def _expected(self, rows: int) -> float | None:
+        """Return the seconds that rows will take by earlier sessions, at most those of the budget."""
+        known = (Paces.read().expected(self._stage, [(self._size, rows)]), self.budget.left)
+        return min((each for each in known if each is not None), default=None)
+
+    @property
+    def _stage(self) -> str:
+        return f"bench, grid {self.timing.grid.name}" if self.timing else "bench"
+
+    @property
+    def _size(self) -> int:
+        """The multiply-adds of the largest network that is timed."""
+        targets = self.timing.targets if self.timing else []
+        return max((target.network.facts.multiply_adds for target in targets), default=0)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:

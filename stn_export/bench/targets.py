@@ -17,7 +17,7 @@ from stn_export.program.program import Program
 from stn_export.program.specs import Arrays, Contract
 from stn_export.results.choice import Proved, proved_by
 from stn_export.run.examples import Examples
-from stn_export.run.manifest import LOWERINGS, PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
+from stn_export.run.manifest import PROGRAM, Artifact, Facts, NetworkDirectory, network_directories
 from stn_export.run.schemas import Current, read_verified
 from stn_export.runners import RUNNERS, Runner, RunnerSpec, Step
 from stn_export.runners.pytorch import Compiled, Eager
@@ -79,9 +79,8 @@ class Network:
 
     @cached_property
     def best(self) -> str | None:
-        """Return the first of ``LOWERINGS`` that it was exported with; None if there is none."""
-        there = {each.lowering for each in self.directory.artifacts.values() if each.precision == "fp32"}
-        return next((lowering for lowering in LOWERINGS if lowering in there), None)
+        """Return the lowering to take first of those it was exported with, see ``preferred``; None if there is none."""
+        return next(iter(self.directory.lowering_sizes), None)
 
     def shapes(self, batch: int) -> tuple[Tensor, ...]:
         """Return a call's inputs for ``batch`` examples, as its program takes them, without data: on ``meta``."""

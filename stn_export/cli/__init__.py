@@ -23,7 +23,7 @@ from rich.text import Text
 
 from stn_export.cli.children import heeding
 from stn_export.cli.options import PARSERS, Parser, names, parse, path_or_none, stage
-from stn_export.cli.progress_bar import Progress, duration
+from stn_export.cli.progress_bar import Paces, Progress, duration, measured
 from stn_export.cli.tables import OUTPUT, console, markdown, markdown_table, table, visible
 from stn_export.errors import (
     EXIT_BUG,
@@ -33,15 +33,18 @@ from stn_export.errors import (
     EXIT_USER,
     CheckFailedError,
     UserError,
+    installing,
     require_choice,
 )
 
 __all__ = [
     "OUTPUT",
+    "Paces",
     "console",
     "duration",
     "markdown",
     "markdown_table",
+    "measured",
     "names",
     "parse",
     "path_or_none",
@@ -214,7 +217,7 @@ def as_user_error(error: Exception) -> UserError | None:
     if isinstance(error, UserError):
         return error
     if isinstance(error, ModuleNotFoundError) and (package := str(error.name).partition(".")[0]) in EXTRAS:
-        return UserError(f"{package} is not installed", f"pip install '.[{EXTRAS[package]}]'")
+        return UserError(f"{package} is not installed", installing(EXTRAS[package]))
     if isinstance(error, OSError) and error.errno:
         place = f"{error.filename} " if error.filename else ""
         reason = error.strerror if str(error.strerror).startswith("cannot") else f"cannot be used: {error.strerror}"

@@ -7,7 +7,9 @@ must change something first; 70, a bug of this package; 130, interrupted; above 
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stn_export import cli
@@ -18,6 +20,7 @@ from stn_export.errors import EXIT_CHECK_FAILED, EXIT_OK, CheckFailedError
 
 PACKAGE = "stn_export"
 QUICK_BUDGET = 90.0  # seconds of bench on the quick grid; the other stages take a few minutes
+UP_TO_DATE = 0.3  # share of the time that a stage took before, below which it found its files there already
 FOUNDATION = "train"  # if it fails, later stages would see an older network or none
 
 
@@ -29,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with the exit code of a stage that could not run to its end.
     """
     options, of_training = PARSERS["all"]().parse_known_args(arguments)
-    trained = PARSERS["train"]().parse_args(of_training)  # rejects wrong options before anything starts
+    training = PARSERS["train"]()
+    training.prog = "stn-export all"  # whose help lists them too
+    trained = training.parse_args(of_training)  # rejects wrong options before anything starts
     run = options.run or (run_for(trained.dataset, trained.data) if of_training else DEFAULT_RUN)
     trusted = ["--trust"] if options.trust else []  # later stages remember it
     place = ["--run", str(run), *([] if options.verbose else ["--brief"])]
@@ -44,20 +49,55 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if not of_training and adopted(run):
         del stages["train"]
-    if failed := chain(stages):
+    if failed := chain(stages, _work(stages, run, options, trained, budget)):
         raise CheckFailedError(*(line for text in failed for line in text.split("\n")))
 
 
-def chain(stages: Mapping[str, Sequence[str]]) -> list[str]:
+def _work(
+    stages: Iterable[str], run: Path, options: Namespace, trained: Namespace, budget: float | None
+) -> dict[str, "Work"]:
+    """Count the work of each stage: networks, in training by seeds and epochs."""
+    trains = "train" in stages
+    networks = len(trained.models) if trains else max(1, len(list(run.glob("*/program.pt2"))))
+    epochs = f"{trained.recipe or 'own'} recipe, {'epochs' if trained.epochs else 'its own epochs'}"
+    names = {"train": f" {trained.dataset}, {epochs}", "bench": f" {options.grid}, {budget or 'no budget'}"}
+    times = {"train": trained.seeds * (trained.epochs or 1)}
+    return {stage: Work(f"all, {stage}{names.get(stage, '')}", networks * times.get(stage, 1)) for stage in stages}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The name under which the pace of a stage is kept, and how many units of work it has."""
+
+    name: str
+    units: int
+
+    @property
+    def expected(self) -> float | None:
+        """The seconds that it will take, by earlier commands; None where no such work was ever timed."""
+        return cli.Paces.read().expected(self.name, [(1, self.units)])
+
+    def took(self, seconds: float) -> None:
+        """Keep its pace, unless it was so quick that most of it was up to date."""
+        if self.expected is None or seconds > UP_TO_DATE * self.expected:
+            cli.Paces.read().keep(self.name, 1, self.units, seconds)
+
+
+def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work], command: str = "all") -> list[str]:
     """Run stages, given as name and options, and return a text per stage that failed a check, of one or more lines.
 
     Raises:
         SystemExit: with the exit code of a stage that could not run to its end.
     """
     failed, started = [], time.monotonic()
+    cli.say(f"{command}: {len(stages)} stages, {left_words(list(work), work)}", "bold")
     for number, (stage, options) in enumerate(stages.items(), 1):
-        cli.say(f"{stage} ({number} of {len(stages)}, after {cli.duration(time.monotonic() - started)})", "bold")
+        after, left = cli.duration(time.monotonic() - started), left_words(list(work)[number - 1 :], work)
+        cli.say(f"{stage} ({number} of {len(stages)}, after {after}; {left} left)", "bold")
+        begun = time.monotonic()
         code, said = perform(stage, options)
+        if code in (EXIT_OK, EXIT_CHECK_FAILED):
+            work[stage].took(time.monotonic() - begun)
         red = code == EXIT_CHECK_FAILED and stage != FOUNDATION
         if code != EXIT_OK and not red:
             cli.say(f"{stage} ended with exit code {code}; the same command goes on from there", "bold red")
@@ -66,6 +106,16 @@ def chain(stages: Mapping[str, Sequence[str]]) -> list[str]:
             failed.append(f"{stage}: {said or 'a check'}")
     cli.say(f"{len(stages)} stages took {cli.duration(time.monotonic() - started)}", "bold")
     return failed
+
+
+def left_words(stages: Sequence[str], work: Mapping[str, Work]) -> str:
+    """Say about how long stages take, by earlier commands here, and which of them were never timed."""
+    expected = {stage: work[stage].expected for stage in stages}
+    known = [seconds for seconds in expected.values() if seconds is not None]
+    unknown = [stage for stage, seconds in expected.items() if seconds is None]
+    parts = [f"about {cli.duration(sum(known))}"] if known else []
+    parts += [f"{', '.join(unknown)} never timed on this machine so far"] if unknown else []
+    return " and ".join(parts)
 
 
 def perform(stage: str, options: Sequence[str]) -> tuple[int, str]:

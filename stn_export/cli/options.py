@@ -1,13 +1,14 @@
 """Command-line parsers, one function per stage; quick to import, so that ``--help`` is quick."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from stn_export.cli.tables import FORMS, OUTPUT
 from stn_export.config import ARTIFACTS, DEFAULT_RUN, FOLDER
-from stn_export.errors import UserError
+from stn_export.errors import UserError, did_you_mean
 from stn_export.limits import require
 
 SHAPE = "sizes of an input that the file leaves open; others are searched"
@@ -39,7 +40,11 @@ def number(limit: str, least: int = 0) -> Callable[[str], int]:
     """Make an argument type: a whole number from ``least`` to the limit ``limit`` in ``LIMITS``."""
 
     def whole(text: str) -> int:
-        if (value := int(text)) < least:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"invalid: {text[:80]!r} is no whole number") from None
+        if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
         return require(limit, value, "it")
 
@@ -54,10 +59,10 @@ def names(text: str) -> tuple[str, ...]:
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
     """Convert ``NAME=1,16000`` to a name and sizes; ``NAME=`` is a scalar."""
     name, _, sizes = text.rpartition("=")
-    found = tuple(int(size) for size in sizes.replace("x", ",").split(",") if size.strip())
-    if not name or min(found, default=0) < 0:
-        raise ValueError(text)
-    return name, found
+    found = [size.strip() for size in sizes.replace("x", ",").split(",") if size.strip()]
+    if not name or not all(size.isdecimal() for size in found):
+        raise argparse.ArgumentTypeError(f"invalid: write {text[:80]!r} as NAME=1,16000")
+    return name, tuple(map(int, found))
 
 
 def tolerance(text: str) -> float:
@@ -67,9 +72,12 @@ def tolerance(text: str) -> float:
 
 def seconds(text: str) -> float:
     """Convert an argument to seconds: finite and not negative."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
     if not 0 <= value < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"invalid: {text[:80]!r} is no number from 0")
     return value
 
 
@@ -77,9 +85,12 @@ def time(text: str) -> float | None:
     """Convert a time such as 90s, 3m or 1h to seconds, above zero; None for the empty string."""
     if not text:
         return None
-    value = seconds(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else seconds(text)
-    if not value:
-        raise ValueError
+    try:
+        value = float(text.removesuffix(text[-1]) if text[-1] in UNITS else text) * UNITS.get(text[-1], 1)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"invalid time value {text[:80]!r}: write 90s, 3m or 1h")
     return value
 
 
@@ -96,7 +107,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a parsing error as a ``UserError``."""
-        raise UserError(message, f"see {self.prog} --help")
+        unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
+        near = [did_you_mean(option, self._option_string_actions) for option in unknown]
+        raise UserError(message, f"{''.join(near[:1])}see {self.prog} --help")
 
     def parse_known_args(  # type: ignore[override]  # typeshed has an overload for every kind of namespace
         self, args: Any = None, namespace: Any = None
@@ -111,8 +124,10 @@ def stage(module: str, description: str) -> Parser:
     """Make the parser of a stage, or of a module such as ``package.tool``, with the options that all share."""
     command = f"python -m {module}" if "." in module else f"stn-export {module}"
     parser = Parser(command, description=description, formatter_class=_Help)
-    parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="of what is printed")
-    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+    parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="format of what is printed")
+    parser.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="print JSON, as --format json does"
+    )
     parser.add_argument("--brief", action="store_true", help="print the closing card only")
     return parser
 
@@ -128,7 +143,7 @@ def with_lock(parser: Parser) -> Parser:
 def with_runtimes(parser: Parser) -> Parser:
     """Add ``--runtimes``, for stages that can run files in external runtimes."""
     parser.add_argument(
-        "--runtimes", type=path_or_none, metavar="DIR", help="also in the runtimes that were installed there"
+        "--runtimes", type=path_or_none, metavar="DIR", help="folder of other runtimes; files run in these too"
     )
     return parser
 
@@ -204,27 +219,40 @@ def _training(parser: Parser) -> Parser:
 
 def adopt() -> Parser:
     """Make the parser of ``adopt``."""
-    parser = with_lock(stage("adopt", "Capture anyone's network, say where it samples, and put it into a run."))
+    parser = with_lock(stage("adopt", "Add your own network to a run, and list its sampling sites."))
     parser.add_argument("what", help="file.py:callable, package.module:callable, or a .pt2 file")
-    parser.add_argument("--weights", type=path_or_none, help=".pt, .pth or .safetensors")
+    parser.add_argument("--weights", type=path_or_none, help="file of its weights: .pt, .pth or .safetensors")
     parser.add_argument(
         "--input",
         action="append",
         default=[],
         metavar="NAME=N,3,24,94",
-        help="a name that forward has, with its shape or an example",
+        help="input by its name in forward, and its shape: N is the batch, other names are sizes that may vary; "
+        "8,3,24,94 takes batches of 8 only",
     )
-    parser.add_argument("--output", action="append", default=[], metavar="NAME", help="in the order of what it gives")
-    parser.add_argument("--examples", type=path_or_none, help=".npz, .pt, or a folder of pictures")
-    parser.add_argument("--labels", type=path_or_none, help="lines of file name or index, and class number")
-    parser.add_argument("--mean", type=float, nargs="+", metavar="X", help="of pictures in [0, 1], also a channel each")
-    parser.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise")
-    parser.add_argument("--plain", help="a callable that gives a plain network, instead of the twin")
-    parser.add_argument("--name", help="of the network; by default the run's")
+    parser.add_argument(
+        "--output", action="append", default=[], metavar="NAME", help="name of an output, in their order"
+    )
+    parser.add_argument(
+        "--examples",
+        type=path_or_none,
+        help="examples it is tried on: .npz, .pt or a folder of pictures; by default random numbers",
+    )
+    parser.add_argument(
+        "--labels", type=path_or_none, help="file of labels: lines of file name or index, and class number"
+    )
+    parser.add_argument(
+        "--mean", type=float, nargs="+", metavar="X", help="mean of pictures in [0, 1], one number or one a channel"
+    )
+    parser.add_argument("--std", type=float, nargs="+", metavar="X", help="standard deviation, given like the mean")
+    parser.add_argument(
+        "--plain", help="callable that returns a baseline, instead of the network with its samplers bypassed"
+    )
+    parser.add_argument("--name", help="name of the network; by default the run's")
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<name>")
     parser.add_argument("--eval", action="store_true", help="put the module into evaluation mode")
-    parser.add_argument("--data-seed", type=number("seed"), default=0, help="of random examples")
-    parser.add_argument("--inspect", action="store_true", help="write nothing")
+    parser.add_argument("--data-seed", type=number("seed"), default=0, help="seed of random examples")
+    parser.add_argument("--inspect", action="store_true", help="show what would be added, and write nothing")
     return parser
 
 
@@ -234,12 +262,12 @@ def export() -> Parser:
         stage("export", "Export a run's networks: ONNX, TorchScript, AOTInductor, C, ExecuTorch, LiteRT.")
     )
     parser = with_trust(with_runtimes(with_lock(parser)))
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, also those that are not default")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows to write, also those that are not default")
     parser.add_argument(
-        "--batch", type=number("batch", 1), metavar="N", help="also write the chosen ONNX rows with a batch of N, fixed"
+        "--batch", type=number("batch", 1), metavar="N", help="write the chosen ONNX rows with a static batch of N too"
     )
     parser.add_argument(
-        "--optimise", action="store_true", help="also write the chosen ONNX rows optimised ahead of time"
+        "--optimise", action="store_true", help="write the chosen ONNX rows optimised ahead of time too"
     )
     parser.add_argument(
         "--for",
@@ -247,7 +275,7 @@ def export() -> Parser:
         nargs="+",
         metavar="DESTINATION",
         default=[],
-        help="write the file that was equal there, by the table of make runtimes, and say why; or everything",
+        help="write the file that was equal there, by the kept table of runtimes, and say why; or everything",
     )
     parser.add_argument("--triton", type=path_or_none, metavar="DIR", help="write a Triton model repository there")
     parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
@@ -256,10 +284,16 @@ def export() -> Parser:
 
 def verify() -> Parser:
     """Make the parser of ``verify``."""
-    parser = with_run(stage("verify", "Prove that every artifact of a run gives what PyTorch gives."))
+    parser = with_run(
+        stage("verify", "Check every file of a run against PyTorch in float64, or compare two files of any origin.")
+    )
     parser = with_runtimes(with_lock(parser))
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="artifacts or runners; writes no verify.json"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="artifacts or runners to check; verify.json is not written",
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
     with_again(parser, "checks of the same files on this machine are not made")
@@ -273,24 +307,39 @@ def verify() -> Parser:
     parser.add_argument(
         "files", nargs="*", type=path, metavar="FILE", help="two files of any origin to compare with each other"
     )
-    parser.add_argument("--inputs", type=path_or_none, metavar="FILE.npz", help="compare two files on these, by input")
+    parser.add_argument(
+        "--inputs", type=path_or_none, metavar="FILE.npz", help="arrays by input to compare two files on"
+    )
     parser = with_trust(parser)
     parser.add_argument(
         "--precision",
         metavar="P",
-        help="bounds of two files: of fp32, fp16, bf16 or int8; by default their manifest's, else fp32",
+        help="precision whose bounds two files must keep: fp32, fp16, bf16 or int8; by default that of their manifest",
     )
-    parser.add_argument("--atol", type=tolerance, metavar="X", help="of two files: |a - b| <= atol + rtol |b| instead")
-    parser.add_argument("--rtol", type=tolerance, metavar="X", help="likewise")
-    parser.add_argument("--against", type=path_or_none, metavar="RUN", help="compare --run with this run instead")
+    parser.add_argument(
+        "--atol",
+        type=tolerance,
+        metavar="X",
+        help="absolute tolerance of two files, instead: |a - b| <= atol + rtol |b|",
+    )
+    parser.add_argument("--rtol", type=tolerance, metavar="X", help="relative tolerance of two files, likewise")
+    parser.add_argument(
+        "--against", type=path_or_none, metavar="RUN", help="run to compare --run with, instead of checking it"
+    )
     return parser
 
 
 def audit() -> Parser:
     """Make the parser of ``audit``."""
-    parser = stage("audit", "Say where the nodes of an ONNX file run, what they cost, and what to mind.")
-    parser.add_argument("model", type=path_or_none, nargs="?", help="an ONNX file")
-    parser.add_argument("--provider", nargs="+", choices=["cpu", "cuda"], default=["cpu", "cuda"], help="where to")
+    parser = stage("audit", "Show where the nodes of an ONNX file run, what they cost and what may fail.")
+    parser.add_argument("model", type=path_or_none, nargs="?", help="ONNX file")
+    parser.add_argument(
+        "--provider",
+        nargs="+",
+        choices=["cpu", "cuda"],
+        default=["cpu", "cuda"],
+        help="execution providers of ONNX Runtime to place its nodes on",
+    )
     parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
     parser.add_argument("--strict", action="store_true", help="fail on any finding")
     parser.add_argument(
@@ -314,27 +363,34 @@ def bench() -> Parser:
     parser.usage = "%(prog)s [FILE.onnx [OTHER.onnx]] [options]"
     parser = with_trust(with_runtimes(with_lock(parser)))
     parser.add_argument("--run", type=path, default=DEFAULT_RUN, help="run directory")
-    parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
-    parser.add_argument("--device", default="auto", help="cpu or cuda; auto takes both")
-    parser.add_argument("--suites", type=names, help="some of them, with commas, such as latency,overhead")
-    parser.add_argument("--benchmark-json", type=path_or_none, help="what is written; by default RUN/bench.json")
+    parser.add_argument("--grid", default="quick", help="amount of timing, one of: quick, full, gpu")
+    parser.add_argument("--device", default="auto", help="device to time on: cpu, cuda, or auto for both")
+    parser.add_argument(
+        "--suites", type=names, help="suites to time, with commas, such as latency,overhead; by default all"
+    )
+    parser.add_argument("--benchmark-json", type=path_or_none, help="file to write; by default RUN/bench.json")
     parser.add_argument("--budget", type=time, metavar="TIME", help=BUDGET)
     with_again(parser, "rows of the same files, settings and machine are not timed")
     parser.add_argument(
         "--shape", type=shape, nargs="+", action="extend", default=[], metavar="NAME=1,16000", help=SHAPE
     )
+    parser.add_argument("--inputs", type=path_or_none, metavar="FILE.npz", help="arrays by name to call a FILE with")
     parser.add_argument(
-        "--inputs", type=path_or_none, metavar="FILE.npz", help="of a FILE: arrays by name to call it with"
+        "--threads",
+        type=number("threads", 1),
+        metavar="N",
+        help="threads that a FILE is timed on; by default the grid's, 1",
     )
-    parser.add_argument("--threads", type=number("threads", 1), metavar="N", help="of a FILE; by default the grid's, 1")
-    parser.add_argument("--verbose", action="store_true", help="pytest's own lines and tables too")
+    parser.add_argument("--verbose", action="store_true", help="print pytest's own lines and tables too")
     return parser
 
 
 def report() -> Parser:
     """Make the parser of ``report``."""
     parser = with_lock(with_run(stage("report", "Write a run's report.")))
-    parser.add_argument("--beside", type=path, nargs="+", default=(), metavar="RUN", help="runs shown side by side")
+    parser.add_argument(
+        "--beside", type=path, nargs="+", default=(), metavar="RUN", help="runs to show side by side with it"
+    )
     parser.add_argument(
         "--history", type=path_or_none, metavar="DIR", help="draw the kept results in there over commits instead"
     )
@@ -344,7 +400,7 @@ def report() -> Parser:
 def predict() -> Parser:
     """Make the parser of ``predict``."""
     parser = with_trust(stage("predict", "Run pictures through an artifact of a run."))
-    parser.add_argument("pictures", nargs="+", type=path, metavar="IMAGE", help="a picture file of any size and mode")
+    parser.add_argument("pictures", nargs="+", type=path, metavar="IMAGE", help="picture file of any size and mode")
     parser.add_argument(
         "--artifact",
         type=path_or_none,
@@ -362,15 +418,19 @@ def predict() -> Parser:
 def runtimes() -> Parser:
     """Make the parser of ``runtimes``."""
     parser = stage("runtimes", "Install other runtimes, each into an environment of its own, for verify and bench.")
-    parser.add_argument("--into", type=path_or_none, metavar="DIR", help="their folder; by default .runtimes")
+    parser.add_argument(
+        "--into", type=path_or_none, metavar="DIR", help="folder to install them into; by default .runtimes"
+    )
     return parser
 
 
 def play() -> Parser:
     """Make the parser of ``play``."""
     parser = with_run(stage("play", "Turn a picture by hand in a browser and see what the networks make of it."))
-    parser.add_argument("--output", type=path_or_none, metavar="DIR", help="the page's folder; by default RUN/play")
-    parser.add_argument("--port", type=number("port"), default=0, help="on the loopback; 0 is any that is free")
+    parser.add_argument(
+        "--output", type=path_or_none, metavar="DIR", help="folder to write the page into; by default RUN/play"
+    )
+    parser.add_argument("--port", type=number("port"), default=0, help="port on the loopback; 0 is any that is free")
     parser.add_argument("--build-only", action="store_true", help="write the folder and serve nothing")
     parser.add_argument(
         "--runtime", type=path_or_none, metavar="DIR", help="onnxruntime-web's dist, instead of fetching it with npm"
@@ -390,11 +450,19 @@ def everything() -> Parser:
             "all", "Train (unless the run holds an adopted network), export, verify, bench, report; options of train."
         )
     )
-    parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
-    parser.add_argument("--grid", default="quick", help="how much is timed, one of: quick, full, gpu")
+    parser.add_argument("--device", default="auto", help="device, one of: auto, cpu, cuda")
+    parser.add_argument("--grid", default="quick", help="amount of timing, one of: quick, full, gpu")
     parser.add_argument("--budget", type=time, metavar="TIME", help=f"{BUDGET}; 90s for the quick grid")
-    parser.add_argument("--verbose", action="store_true", help="every stage's tables too")
-    return with_trust(parser)
+    parser.add_argument("--verbose", action="store_true", help="print every stage's tables too")
+    return showing(with_trust(parser), "options of train, which are handed on to it", train())
+
+
+def showing(parser: Parser, title: str, other: Parser) -> Parser:
+    """List in a parser's help the options of another command that it hands on; it parses none of them itself."""
+    own = {option for action in parser._actions for option in action.option_strings}
+    handed_on = [action for action in other._actions if own.isdisjoint(action.option_strings)]
+    parser.add_argument_group(title)._group_actions.extend(handed_on)
+    return parser
 
 
 PARSERS: dict[str, Callable[[], Parser]] = {

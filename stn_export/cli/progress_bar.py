@@ -1,6 +1,18 @@
-"""Progress of long work: a bar on a terminal, a plain line every ten seconds in a pipe."""
+"""Progress of long work: a bar on a terminal, a plain line every ten seconds in a pipe; and how long it will take.
 
-from collections.abc import Callable, Sequence
+How long is estimated from the counted work and from what a unit of such work took this user on this machine before.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event, Thread
 from typing import IO, Any
 
@@ -9,9 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from stn_export.cli.tables import visible
+from stn_export.cli.tables import OUTPUT, visible
 
 EACH = 10.0  # seconds between two lines
+EARLY = 0.2  # share of the work before which earlier commands tell more of the pace than this one
 
 
 def duration(seconds: float) -> str:
@@ -22,6 +35,77 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = ((hours, "h"), (minutes, "min"), (0 if hours else rest, "s"))
     return " ".join(f"{count} {unit}" for count, unit in parts if count)
+
+
+@dataclass
+class Paces:
+    """Seconds that a unit of work took, by stage and size of network, as measured by earlier commands on this machine.
+
+    Sizes are decades of multiply-adds; where a size was never measured, the nearest one counts.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls) -> "Paces":
+        """Read what was measured so far; nothing where there is no file of it, or a damaged one."""
+        try:
+            content = json.loads(_paces_file().read_text(encoding="utf-8"))
+            return cls({str(name): float(value) for name, value in content.items()})
+        except (OSError, ValueError, TypeError, AttributeError):
+            return cls()
+
+    def keep(self, stage: str, size: float, units: float, seconds: float) -> None:
+        """Note what a number of units took; only an estimate is lost where it cannot be written."""
+        if units <= 0:
+            return
+        self.seconds = Paces.read().seconds | {_pace_name(stage, size): seconds / units}
+        path = _paces_file()
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made = path.with_name(f".{path.name}.{os.getpid()}")
+            made.write_text(json.dumps(self.seconds), encoding="utf-8")
+            made.replace(path)
+
+    def of(self, stage: str, size: float = 1) -> float | None:
+        """Return the seconds of a unit; None where no such stage was measured."""
+        found = [name.rpartition("/")[2] for name in self.seconds if name.rpartition("/")[0] == stage]
+        near = min(filter(str.isdecimal, found), key=lambda each: abs(int(each) - _decade(size)), default=None)
+        return None if near is None else self.seconds[f"{stage}/{near}"]
+
+    def expected(self, stage: str, work: Iterable[tuple[float, float]]) -> float | None:
+        """Return the seconds that work will take, given as sizes with their units; None where no pace is known."""
+        paces = [(count, self.of(stage, size)) for size, count in work if count]
+        known = [count * pace for count, pace in paces if pace is not None]
+        return sum(known) if len(known) == len(paces) else None
+
+
+def _paces_file() -> Path:
+    """Return the file of paces in the user's state directory, one for each machine that shares it."""
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    folder = state if state.is_absolute() else Path.home() / ".local" / "state"
+    return folder / "stn_export" / f"paces-{re.sub(r'[^A-Za-z0-9.-]', '_', platform.node()) or 'here'}.json"
+
+
+def _decade(size: float) -> int:
+    return round(math.log10(max(size, 1)))
+
+
+def _pace_name(stage: str, size: float) -> str:
+    return f"{stage}/{_decade(size)}"
+
+
+@contextmanager
+def measured(stage: str, size: float, units: float) -> Iterator[None]:
+    """Keep the pace of the work in this block, if it runs to its end."""
+    started = time.monotonic()
+    yield
+    Paces.read().keep(stage, size, units, time.monotonic() - started)
+
+
+def forecast(work: str, seconds: float | None) -> str:
+    """Say how much there is to do, and about how long it takes: ``22 files, about 40 s``."""
+    return f"{work}, {f'about {duration(seconds)}' if seconds is not None else 'never timed on this machine so far'}"
 
 
 class Progress(Bar):
@@ -55,6 +139,7 @@ class Progress(Bar):
         )
         self.word, self.unit, self.still, self.each = word, unit, still, EACH
         self.most: Callable[[], float | None] = lambda: None  # upper bound on the seconds left
+        self.expected: float | None = None  # seconds of the whole work, from earlier commands
         self.before = 0.0  # how much was completed at the start
         self.duplicate: IO[str] | None = None  # a stream opened for this bar alone
         self._ended, self._thread = Event(), None if shown else Thread(target=self._say_lines, daemon=True)
@@ -64,6 +149,13 @@ class Progress(Bar):
         super().start()
         if self._thread:
             self._thread.start()
+
+    def announce(self, total: float, expected: float | None) -> None:
+        """Say before the work starts how much there is, and about how long it takes."""
+        self.expected = expected
+        if total > 0 and not OUTPUT.brief:
+            said = forecast(f"{total:,.0f} {self.unit}", expected)
+            self.console.print(Text(visible(f"{self.word}: {said}")))
 
     def add_task(self, *arguments: Any, **options: Any) -> TaskID:
         """Add a task; what is already ``completed`` does not count for the pace."""
@@ -88,14 +180,18 @@ class Progress(Bar):
         return counted if left is None else f"{counted}, about {duration(left)} left"
 
     def left(self) -> float | None:
-        """Estimate the seconds left from the pace so far, at most ``most()``; before any progress return ``most()``."""
+        """Estimate the seconds left from the pace so far, early on from earlier commands; at most ``most()``."""
+        paces = [each for each in (self._by_pace(), self.most()) if each is not None]
+        return min(paces, default=None)
+
+    def _by_pace(self) -> float | None:
         task = self.tasks[0]
-        done = task.completed - self.before
-        if not done or task.elapsed is None or task.total is None:
-            return self.most()
-        by_pace = task.elapsed / done * (task.total - task.completed)
-        most = self.most()
-        return by_pace if most is None else min(by_pace, most)
+        done, total = task.completed - self.before, (task.total or 0) - self.before
+        if self.expected is not None and done < EARLY * total:
+            return self.expected * (1 - done / total)
+        if not done or task.elapsed is None:
+            return None
+        return task.elapsed / done * (total - done)
 
     def _say_lines(self) -> None:
         while not self._ended.wait(self.each):

@@ -6,15 +6,19 @@ manifest and the file itself record what it was made from. A row that a network 
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+
+from rich.progress import TaskID
 
 from stn_export import cli
 from stn_export.cli import NONE
+from stn_export.cli.progress_bar import Progress
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError, require_choice
 from stn_export.export import triton, writing
-from stn_export.export.destinations import DESTINATIONS, Choice, choose
+from stn_export.export.destinations import DESTINATIONS, RULES, Choice, choose
 from stn_export.export.rows import EXPORTS, ExportSpec, Source, with_variants
 from stn_export.export.writing import unavailable, write
 from stn_export.onnx_graph.saturation import saturation_of
@@ -25,7 +29,9 @@ from stn_export.run.manifest import (
     PROGRAM,
     Artifact,
     NetworkDirectory,
+    is_oversized,
     network_directories,
+    size_words,
     trust_run,
 )
 from stn_export.run.schemas import Current, read_verified
@@ -134,11 +140,16 @@ def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
     return chosen + [spec for spec in before if spec.name not in there]
 
 
-def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tuple[str, ...]]]:
-    """Write the artifacts that are not up to date; return each row's artifact or reason, and the lines of a table."""
+def export(
+    source: Source, specs: Sequence[ExportSpec], done: Callable[[str], None] = lambda _: None
+) -> tuple[Found, list[tuple[str, ...]]]:
+    """Write the artifacts that are not up to date; return each row's artifact or reason, and the lines of a table.
+
+    ``done`` is called with the name of each file that was written.
+    """
     found, lines = {}, []
     for spec in specs:
-        fresh = source.directory.holds(spec.name, source.parent.sha256, source.settings(spec))
+        fresh = is_fresh(source, spec)
         if fresh and spec.precision == "int8" and (why := saturation_of(source.directory.path / spec.file)):
             cli.say(f"{source.directory.name}/{spec.name}: {why}: made anew")
             fresh = False
@@ -150,7 +161,14 @@ def export(source: Source, specs: Sequence[ExportSpec]) -> tuple[Found, list[tup
         else:
             state = "up to date" if fresh else f"exported in {each.details['seconds']} s"
             lines.append((*kind, str(each.opset or NONE), *sizes(each), state))
+        if not fresh:
+            done(f"{source.directory.name}/{spec.name}")
     return found, lines
+
+
+def is_fresh(source: Source, spec: ExportSpec) -> bool:
+    """Return whether the row's file is there and made from today's program and settings."""
+    return source.directory.holds(spec.name, source.parent.sha256, source.settings(spec))
 
 
 def _plan(directory: NetworkDirectory, found: Found, partly: bool) -> None:
@@ -194,22 +212,50 @@ def _export(run: Path, options: Namespace) -> None:
     if EVERYTHING in chosen:
         asked = runtimes_here()
         chosen = [name for name in DESTINATIONS if name not in OWN or name in asked]
-    choices, outcomes, lines = [choose(name) for name in chosen], [], []
-    for source in map(Source, directories):  # one network in memory at a time
+    choices = [choose(name) for name in chosen]
+    outcomes: list[Found] = []
+    lines: list[tuple[str, ...]] = []
+    planned: list[tuple[NetworkDirectory, list[ExportSpec]]] = []
+    for source in map(Source, directories):
         specs = _for(source, choices) if choices else chosen_exports(source, names)
-        found, told = export(source, with_variants(specs, options.batch, options.optimise))
-        _plan(source.directory, found, partly=bool(names or choices))
+        planned.append((source.directory, with_variants(specs, options.batch, options.optimise)))
+    for found, told in _written(planned):
+        _plan(planned[len(outcomes)][0], found, partly=bool(names or choices))
         outcomes.append(found)
         lines += told
     columns = ("artifact", "format", "opset", "KiB", "nodes", "state")
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
-    _check(outcomes, names, chosen)
+    _check(run, outcomes, names, chosen)
     for choice in choices:
         cli.say(f"{choice.destination}: {choice.what}, {choice.sizes}: {choice.why}")
     if writing.write_model_card(run):
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:
         cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")
+
+
+def _written(
+    planned: Sequence[tuple[NetworkDirectory, Sequence[ExportSpec]]],
+) -> Iterator[tuple[Found, list[tuple[str, ...]]]]:
+    """Write the files of each network, with a progress bar; yield what ``export`` returns."""
+    counts = [sum(not is_fresh(Source(directory), spec) for spec in specs) for directory, specs in planned]
+    work = [(directory.facts.multiply_adds, count) for (directory, _), count in zip(planned, counts, strict=True)]
+    with cli.progress(word="export", unit="files") as bar:
+        bar.announce(sum(counts), cli.Paces.read().expected("export", work))
+        task = bar.add_task("export", total=sum(counts))
+        try:
+            for (directory, specs), each in zip(planned, work, strict=True):  # one network in memory at a time
+                with cli.measured("export", *each):
+                    written = export(Source(directory), specs, partial(_advance, bar, task))
+                yield written
+        except KeyboardInterrupt:
+            kept = f"{bar.tasks[0].completed:.0f} of {sum(counts)} files written; the same command goes on"
+            raise KeyboardInterrupt(kept) from None
+
+
+def _advance(bar: Progress, task: TaskID, name: str) -> None:
+    """Count a file that was written."""
+    bar.update(task, advance=1, description=name)
 
 
 def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:
@@ -219,11 +265,26 @@ def _for(source: Source, choices: Sequence[Choice]) -> list[ExportSpec]:
         if choice.lowering is None:
             rows.append(ExportSpec(choice.destination, None, default=False, batch=choice.batch))
         else:
-            rows.append(ExportSpec("onnx", choice.lowering if source.facts.sites else "plain", batch=choice.batch))
+            lowering = _weighed(source, choice, choice.lowering) if source.facts.sites else "plain"
+            rows.append(ExportSpec("onnx", lowering, batch=choice.batch))
     return list(dict.fromkeys(rows))
 
 
-def _check(outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequence[str]) -> None:
+def _weighed(source: Source, choice: Choice, lowering: str) -> str:
+    """Return a rule's lowering, or the one to take instead where its file is known to be oversized, and say so."""
+    sizes = source.directory.lowering_sizes
+    if (
+        choice.destination not in RULES
+        or lowering not in sizes
+        or not is_oversized(sizes[lowering], min(sizes.values()))
+    ):
+        return lowering
+    instead = next(iter(sizes))
+    cli.say(f"{source.directory.name} for {choice.destination}: {instead}, as {size_words(sizes)}")
+    return instead
+
+
+def _check(run: Path, outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequence[str]) -> None:
     """Print which of the rows asked for were not written.
 
     Raises:
@@ -231,12 +292,12 @@ def _check(outcomes: Sequence[Found], rows: Sequence[str], destinations: Sequenc
     """
     if not any(outcomes):
         asked = ", ".join([*rows, *destinations])
-        raise UserError(f"no network of this run takes {asked}", "stn-export export --list")
+        raise UserError(f"no network of this run takes {asked}", f"stn-export export --list --run {run}")
     found = [row for outcome in outcomes for row in outcome.items()]
     refused = [(name, why) for name, why in found if isinstance(why, str)]
     if len(refused) == len(found):
         name, why = refused[0]
-        raise UserError(f"{name} cannot be written: {why}", "stn-export export --list")
+        raise UserError(f"{name} cannot be written: {why}", f"stn-export export --list --run {run}")
     if rows or destinations:
         for name, why in dict(refused).items():
             cli.say(f"{name} cannot be written: {why}; the others are")

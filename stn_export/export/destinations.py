@@ -1,4 +1,4 @@
-"""Choose which file to deploy where, and say why, from the stored table of trials (``make runtimes``).
+"""Choose which file to deploy where, and say why, from the stored table of trials (see ``docs/runtimes.md``).
 
 A destination that was never tried gets the file that its rule names, and the answer says so.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from stn_export.errors import UserError, require_choice
+from stn_export.errors import UserError, in_clone, require_choice
 from stn_export.run.manifest import LOWERINGS
 from stn_export.runners.external.environments import OWN, RUNTIMES
 
@@ -58,7 +58,9 @@ def choose(destination: str, path: Path | None = None) -> Choice:
         return Choice(destination, lowering, None, f"rule, not tried here: {why}")
     path = path or KEPT
     if not path.is_file():
-        raise UserError(f"there is no table {path}", "make runtimes")
+        raise UserError(
+            f"there is no table {path}", in_clone("make runtimes", "install the package anew: it brings the table")
+        )
     if choice := chosen(destination, json.loads(path.read_text(encoding="utf-8"))):
         return choice
     raise UserError(f"no lowering was equal in {destination}", f"see {path}")

@@ -189,7 +189,7 @@ def write(source: Source, spec: ExportSpec) -> Artifact | str:
 def _lacking(spec: ExportSpec, error: ImportError) -> UserError:
     """Return the error for a missing exporter module, or a package too old to have it, with what to install."""
     package = (error.name or "").partition(".")[0]
-    hint = f"pip install --upgrade {package}" if package else "pip install --upgrade stn-export"
+    hint = f"pip install --upgrade {package}" if package else "install a newer version of the package that it names"
     return UserError(f"{spec.name} cannot be written here: {one_line(error)}", hint)
 
 

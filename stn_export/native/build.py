@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stn_export.cli import children
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.limits import LIMITS
 from stn_export.run.environment import cpu_facts
 from stn_export.run.store import private_folder
@@ -90,7 +90,7 @@ def target_of(source: Path) -> str:
     with source.open(encoding="utf-8") as file:
         named = re.search(r"Target: ([\w-]+)", file.read(1000))
     if named is None:
-        raise UserError(f"{source.name} does not say what it is to be compiled for", "run 'make export' again")
+        raise UserError(f"{source.name} does not say what it is to be compiled for", f"run {command('export')} again")
     return named[1]
 
 

@@ -70,7 +70,7 @@ class Runtime:
     """A runtime: lint rules that rule it out, rules that only slow it down, and how to try it, if possible.
 
     ``samples`` and ``products`` are the most sampled values and multiply-adds that it is tried with, for a runtime that
-    is slow at them. ``kept`` is its name in the table of ``make runtimes``, where it was tried there. ``alone`` is set
+    is slow at them. ``kept`` is its name in the kept table of runtimes, where it was tried there. ``alone`` is set
     where no other runtime takes over operators that it lacks: then its operator list decides.
     """
 

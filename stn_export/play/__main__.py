@@ -28,13 +28,12 @@ from torch import Tensor
 from stn_export import cli
 from stn_export.cli import children
 from stn_export.config import DEFAULT_RUN
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.onnx_graph.points import point_values, with_outputs
 from stn_export.program.specs import Pixels
 from stn_export.run.environment import cache_directory
 from stn_export.run.examples import picture_of
 from stn_export.run.manifest import (
-    LOWERINGS,
     PLAIN,
     PROGRAM,
     SUBJECT,
@@ -172,10 +171,12 @@ def _network(directory: NetworkDirectory, folder: Path) -> dict:
 
 
 def _best(directory: NetworkDirectory) -> Artifact:
-    for name in (f"{lowering}-fp32" for lowering in LOWERINGS):
+    for name in (f"{lowering}-fp32" for lowering in directory.lowering_sizes):
         if name in directory.artifacts:
             return directory.artifacts[name]
-    raise UserError(f"{directory.path} holds no ONNX file for the page", "run 'make export' first")
+    raise UserError(
+        f"{directory.path} holds no ONNX file for the page", f"run {command('export', run=directory.path.parent)} first"
+    )
 
 
 def _bytes(pixels: Pixels, pictures: Tensor) -> Tensor:

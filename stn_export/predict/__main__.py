@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stn_export import cli
 from stn_export.config import DEFAULT_RUN
-from stn_export.errors import CheckFailedError, UserError
+from stn_export.errors import CheckFailedError, UserError, command
 from stn_export.limits import require
 from stn_export.program.program import Program
 from stn_export.program.specs import Arrays, Batch, Contract, Pixels, by
@@ -185,7 +185,9 @@ def find_artifact(path: Path) -> tuple[NetworkDirectory, Artifact]:
     directory = NetworkDirectory(path.parent)
     entries = {artifact.file: artifact for artifact in directory.artifacts.values()}
     if not entries:
-        raise UserError(f"{path} has no {MANIFEST} beside it", "run 'make train export' first, or name another file")
+        raise UserError(
+            f"{path} has no {MANIFEST} beside it", f"run {command('train', 'export')} first, or name another file"
+        )
     if path.name not in entries:
         raise UserError(f"{path} is not listed in the {MANIFEST} beside it", f"name one of: {', '.join(entries)}")
     return directory, entries[path.name]

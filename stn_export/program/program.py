@@ -185,9 +185,12 @@ class Program:
     def multiply_adds(self, values: Sequence[Tensor] | None = None) -> int:
         """Count the multiply-adds of convolutions, matrix products and samplers in one call.
 
-        Without ``values``, the call is one example. Each bilinear output value counts as 4.
+        Without ``values`` they are those of one example: a share of a static batch. Each bilinear output value counts
+        as 4.
         """
-        values = self.values(self.contract.random(1, sizes=self.sizes)) if values is None else values
+        if values is None:
+            one = self.multiply_adds(self.values(self.contract.random(1, sizes=self.sizes)))
+            return one // (self.contract.batch or 1)
         with FlopCounterMode(display=False) as counter:
             points = self.points(values)
         taps = sum(TAPS[site.mode] * points[site.point("warped")].numel() for site in self.sites)

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree
 
 from stn_export.cli.tables import by, normalisation
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 
 SIDES = ("inputs", "outputs")
 BATCH = "N"  # the name of the dynamic batch in shapes
@@ -185,7 +185,9 @@ class Contract:
         try:
             return msgspec.convert(content, cls)
         except (msgspec.ValidationError, RecursionError) as error:
-            raise UserError(f"the contract is damaged: {error}", "run 'make export' again with this version") from error
+            raise UserError(
+                f"the contract is damaged: {error}", f"run {command('export')} again with this version"
+            ) from error
 
 
 def whole(shape: Sequence[int | str]) -> tuple[int, ...]:

@@ -202,7 +202,10 @@ def answer(module: nn.Module, batch: Batch, seed: int = 0) -> list[Tensor]:
     sizes = ", ".join(by(leaf.shape) for leaf in tensors)
     devices = {leaf.device for leaf in (*tensors, *module.parameters()) if leaf.device.type == "cuda"}
     with (
-        others_code(f"{type(module).__name__} does not take {sizes}:", "see --input"),
+        others_code(
+            f"{type(module).__name__} does not take {sizes}:",
+            "give inputs of the sizes, types and values that forward takes",
+        ),
         torch.random.fork_rng(sorted(device.index or 0 for device in devices)),
         torch.no_grad(),
     ):

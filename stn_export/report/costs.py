@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
+from stn_export.errors import command
 from stn_export.report import charts, charts_costs
 from stn_export.report.charts import DEVICES, Bar, Curves, Interval
 from stn_export.report.charts_costs import short_name
@@ -39,14 +40,16 @@ AGAINST = {  # baseline by kind of paired comparison
 def add_benchmarks(report: Report, content: Held) -> None:
     """Add the charts and tables of ``bench.json`` to the report, or a warning if it is missing or stale."""
     if content.outdated:
-        report.warnings.append("The timings are of an older format and not shown: run 'make bench' again.")
+        report.warnings.append(f"The timings are of an older format and not shown: run {command('bench')} again.")
         return
     if not content.environment:
-        report.warnings.append("Nothing has been benchmarked yet: run 'make bench'.")
+        report.warnings.append(f"Nothing has been benchmarked yet: run {command('bench')}.")
         return
     report.environment = dict(content.environment)
     if not all(content.is_current(row) for row in content.rows if not is_baseline(row)):
-        report.warnings.append("The timings are stale: they were taken of other files or examples. Run 'make bench'.")
+        report.warnings.append(
+            f"The timings are stale: they were taken of other files or examples. Run {command('bench')}."
+        )
     report.timings, report.shipped = list(content.rows), Answer(content).by_device
     report.marks = Marks(report.timings)
     report.bench = tables(report.timings, placements(content.directories))

@@ -7,7 +7,7 @@ machine that day.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, in_clone
 from stn_export.report.charts import LEGEND, RUNNERS, SHAPES, Chart, chart, measure, nominal, scale, tips
 from stn_export.report.charts_costs import short_name
 from stn_export.report.page import Page, Picture, Section, Table
@@ -28,7 +28,8 @@ def history(kept: Path) -> Page:
     """
     files = [path for path in sorted(kept.glob("*.json")) if b'"benchmarks"' in path.read_bytes()]
     if not files:
-        raise UserError(f"{kept} holds no kept results", "run 'make bench-keep' first, or name benchmarks/results")
+        hint = in_clone("run 'make bench-keep' first, or name benchmarks/results", "name a folder of them")
+        raise UserError(f"{kept} holds no kept results", hint)
     machines: dict[str, list[dict]] = {}
     for content in sorted(map(read_bench, files), key=lambda content: content["datetime"]):
         environment = content["machine_info"]["stn_export"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from stn_export.cli import visible
+from stn_export.errors import command
 from stn_export.report import charts_costs, drawing
 from stn_export.report.page import ParityRow, Report, SiteRow, SiteTable
 from stn_export.results.choice import Portability
@@ -33,15 +34,17 @@ def add_parity(report: Report, run: Path, artifacts: Artifacts, current: Current
     """Add the tables of ``verify.json`` to the report, or a warning if it is missing or stale."""
     content = read_verified(run)
     if content is None:
-        report.warnings.append("Nothing has been verified yet: run 'make verify'.")
+        report.warnings.append(f"Nothing has been verified yet: run {command('verify')}.")
         return
     checks, networks = content.checks, content.networks
     report.parity = [parity_row(check, networks) for check in checks]
     report.unavailable = content.unavailable | content.refused
     if not all(map(current.holds, checks)):
-        report.warnings.append("The parity table is stale: it was made of other files or examples. Run 'make verify'.")
+        report.warnings.append(
+            f"The parity table is stale: it was made of other files or examples. Run {command('verify')}."
+        )
     if missing := unverified(checks, artifacts):
-        report.warnings.append(f"Not verified: {', '.join(missing)}. Run 'make verify'.")
+        report.warnings.append(f"Not verified: {', '.join(missing)}. Run {command('verify')}.")
     report.sites = site_tables(checks, artifacts, networks)
     probed = [check for check in checks if check.grid_pixels and check.precision == "fp32"]
     if probed:
@@ -141,7 +144,7 @@ def worst_by_place(errors: Mapping[str, Number], points: Mapping[str, PointEntry
 def add_portability(report: Report, directories: Sequence[NetworkDirectory], portability: Portability) -> None:
     """Add every lowering's verdict in every runtime: by trial if it is installed, else by rules."""
     if all(set(directory.artifacts) <= {CHECKPOINT, PROGRAM} for directory in directories):
-        report.warnings.append("Nothing has been exported yet: run 'make export'.")
+        report.warnings.append(f"Nothing has been exported yet: run {command('export')}.")
     report.portability = portability
 
 

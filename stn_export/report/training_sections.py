@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stn_export.errors import command
 from stn_export.report import charts_training, drawing
 from stn_export.report.charts_training import Frame
 from stn_export.report.page import NONE, Block, Cell, Picture, Report, Table, Text, minus, number, signed
@@ -257,7 +258,7 @@ def read_points(report: Report, run: Path, directories: Sequence[NetworkDirector
     programs = {each.name: each.listed(PROGRAM).sha256 for each in directories}
     known = {name: each for name, each in content.items() if programs.get(name) == each["program"]}
     others = [f"{run.name}/{name}" for name in content if name not in known]
-    report.warnings += [f"The points of {name} are of another program. Run 'make verify'." for name in others]
+    report.warnings += [f"The points of {name} are of another program. Run {command('verify')}." for name in others]
     return known
 
 

@@ -38,11 +38,16 @@ INCONCLUSIVE = "cannot tell"  # a verdict of paired comparisons
 Line = tuple[str, str]  # a word and a sentence
 
 
+def _of(row: Timing, other: Timing) -> float:
+    """Return how many times as large the file of one row is as another's."""
+    return (row.file_bytes or 0) / max(1, other.file_bytes or 0)
+
+
 def seconds_of(row: Timing, marks: str = "") -> str:
     """Format a row's milliseconds per example with their interval, and what the time includes."""
-    middle, low, high = (1e3 * seconds for seconds in row.median)
-    interval = span(low, high)
-    return f"{significant(middle)} ms per example ({interval}){marks}{included(row)}"
+    middle, low, high = (1e3 * seconds / row.batch for seconds in row.median)
+    batches = f" in batches of {row.batch:,}" if row.batch > 1 else ""
+    return f"{significant(middle)} ms per example{batches} ({span(low, high)}){marks}{included(row)}"
 
 
 def rate(row: Timing, marks: str = "") -> str:
@@ -90,7 +95,7 @@ class Answer:
         rows, found = self.held.verified_rows, {}
         for device in sorted({row.device for row in rows}):
             ours = [row for row in rows if row.device == device]
-            if chosen := shipped(ours, self.held.proved, self.held.portability):
+            if chosen := shipped(ours, self.held.proved, self.held.portability, self.held.static_batch or 1):
                 found[device] = chosen
         return dict(sorted(found.items(), key=lambda pair: pair[1].quick.row.median.middle))
 
@@ -120,12 +125,19 @@ class Answer:
         return seconds_of(row, self.marks.of(row)) + self._speedup(row)
 
     def throughput(self) -> str:
-        """State the throughput, its file where that is another, and the speed-up over PyTorch."""
-        if self.deployed is None:
+        """State the throughput, its file where that is another, and the speed-up over PyTorch.
+
+        Empty where one example at a time was timed of a network that takes more: that is the latency.
+        """
+        if self.deployed is None or not self._several_at_once():
             return ""
         row, quick = headline(self.held.rows, self.deployed.most.row), self.deployed.quick.row
         by = "" if program(row) == program(quick) else f" by {row_name(row)}"
         return f"{rate(row, self.marks.of(row))}, at batch {row.batch:,}{by}{self._speedup(row)}"
+
+    def _several_at_once(self) -> bool:
+        """Return whether anything was timed with several examples a call, or the network takes one at a time only."""
+        return self.held.static_batch == 1 or any(row.batch > 1 for row in self.held.rows)
 
     def _speedup(self, row: Timing) -> str:
         said = speedup_words(self.held.rows, row, self.marks)
@@ -185,12 +197,17 @@ class Answer:
         return f"{self._rivals(self.deployed.quick)}; {self._machine(row)}"
 
     def _rivals(self, choice: Choice) -> str:
+        large = [f"{row_name(row)} ({times(_of(row, choice.row))} × as large)" for row in choice.oversized]
+        more = f"; not worth its size, and not measurably faster: {listed(large)}" if large else ""
+        return self._tied(choice) + more
+
+    def _tied(self, choice: Choice) -> str:
         if tied := others(choice):
             names = listed(list(map(row_name, tied)))
             return f"not measurably faster than {names}; the most portable of them is deployed"
-        if choice.single:
+        if choice.single and not choice.oversized:
             return "the only verified file that was timed"
-        return "measurably faster than every other verified file"
+        return f"measurably faster than every other verified file{' but those below' * bool(choice.oversized)}"
 
     def _machine(self, row: Timing) -> str:
         environment = self.held.environment

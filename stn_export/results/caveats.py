@@ -72,7 +72,7 @@ def faster(content: Held, deployed: Deployed) -> Iterator[str]:
     rows = [
         row
         for row in steps(content.rows)
-        if (row.batch, row.role, row.device) == (1, SUBJECT, fastest.device)
+        if (row.batch, row.role, row.device) == (fastest.batch, SUBJECT, fastest.device)
         and program(row) not in checked
         and row.median.middle < fastest.median.middle
     ]

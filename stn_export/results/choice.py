@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from stn_export.results.statistics import drift
 from stn_export.results.text import counted
-from stn_export.run.manifest import SUBJECT
+from stn_export.run.manifest import SUBJECT, is_oversized
 from stn_export.run.records import Check, Timing, known
 
 # The rule for the file to deploy: of verified programs, the most portable of those that tie for the fastest.
@@ -17,6 +17,7 @@ from stn_export.run.records import Check, Timing, known
 
 PORTABLE = ("onnx", "torchscript", "pt2")  # formats, the most portable first; all others rank last
 REFUSING = ("refused", "runs, WRONG")  # verdicts of portability
+ALIKE = ("network", "runner", "format", "precision", "input")  # of two files that differ in the lowering alone
 STEPS = ("device", "offline")  # regimes that time the step alone
 
 Rows = list[Timing]
@@ -61,35 +62,55 @@ def steps(rows: Iterable[Timing]) -> Rows:
 class Choice:
     """The row to deploy, the fastest row, and those not measurably slower than the fastest.
 
-    ``single`` is set where there was no other row to choose from.
+    ``single`` is set where there was no other row to choose from; ``oversized`` are rows of files too large for what
+    they save, see ``lean``.
     """
 
     row: Timing
     fastest: Timing
     tied: tuple[Timing, ...]
     single: bool = False
+    oversized: tuple[Timing, ...] = ()
 
 
 def choose(rows: Rows, portability: Portability) -> Choice:
-    """Choose the most portable of the fastest row and those that are not measurably slower, per example."""
+    """Choose the most portable of the fastest row and those that are not measurably slower, per example.
+
+    Oversized files are left out, unless they are measurably faster than a smaller file of the same network.
+    """
+    every, rows = rows, lean(rows)
     fastest = min(rows, key=lambda row: row.median.middle / row.batch)
     pairs = max(1, comb(len(rows), 2))  # any two rows could have been compared
     tied = tuple(row for row in rows if row is not fastest and not told_apart(fastest, row, pairs))
     chosen = min((fastest, *tied), key=lambda row: _portable(row, portability))
-    return Choice(chosen, fastest, tied, len(rows) == 1)
+    return Choice(chosen, fastest, tied, len(rows) == 1, tuple(row for row in every if row not in rows))
 
 
-def choices(rows: Rows, portability: Portability) -> tuple[Choice, Choice] | None:
-    """Choose the file for one example, and the file for many.
+def lean(rows: Rows) -> Rows:
+    """Leave out oversized files that are not measurably faster than another lowering's in the same runner."""
+    pairs = max(1, comb(len(rows), 2))
+    return [row for row in rows if not any(_in_vain(row, other, pairs) for other in rows)]
+
+
+def _in_vain(row: Timing, other: Timing, pairs: int) -> bool:
+    """Return whether a row's file is oversized beside another's with which it shares all but the lowering."""
+    alike = row.lowering != other.lowering and all(getattr(row, name) == getattr(other, name) for name in ALIKE)
+    large = alike and is_oversized(row.file_bytes or 0, other.file_bytes or 0)
+    return large and not told_apart(row, other, pairs)
+
+
+def choices(rows: Rows, portability: Portability, smallest: int = 1) -> tuple[Choice, Choice] | None:
+    """Choose the file for one call of the smallest batch, and the file for many examples.
 
     Args:
         rows: one per verified program and batch.
         portability: see ``portability_of``.
+        smallest: the smallest batch that the network takes: 1, or its static one.
 
     Returns:
-        None where nothing was timed at batch 1.
+        None where nothing was timed at that batch.
     """
-    single = [row for row in rows if row.batch == 1]
+    single = [row for row in rows if row.batch == smallest]
     return (choose(single, portability), choose(_best_batches(rows), portability)) if single else None
 
 
@@ -307,16 +328,16 @@ def baseline_words(contest: Timing) -> str:
 
 @dataclass(frozen=True)
 class Shipped:
-    """The choices on one device: for one example (``quick``) and for many (``most``)."""
+    """The choices on one device: for one call of the smallest batch (``quick``), and for many examples (``most``)."""
 
     quick: Choice
     most: Choice
 
 
-def shipped(rows: Iterable[Timing], proved: Proved, portability: Portability) -> Shipped | None:
-    """Choose what to deploy from a device's rows; None where no verified file was timed at batch 1."""
+def shipped(rows: Iterable[Timing], proved: Proved, portability: Portability, smallest: int = 1) -> Shipped | None:
+    """Choose what to deploy from a device's rows; None where no verified file was timed at the smallest batch."""
     ours = [row for row in steps(rows) if row.role == SUBJECT and program(row) in proved and not is_baseline(row)]
-    chosen = choices(ours, portability)
+    chosen = choices(ours, portability, smallest)
     return Shipped(*chosen) if chosen else None
 
 

@@ -96,6 +96,12 @@ class Held:
         return [*found, *broken_by_accuracies(self.trained_accuracies, current)]
 
     @property
+    def static_batch(self) -> int | None:
+        """The one batch that the network under test takes; None where it takes any, or has none."""
+        program = self.directories[0].artifacts.get(PROGRAM) if self.directories else None
+        return program.contract.batch if program else None
+
+    @property
     def portability(self) -> Portability:
         """For each float32 lowering of the network under test, a verdict per runtime, and why."""
         return portability_of(each for each in self.directories[0].artifacts.values() if each.lowering)

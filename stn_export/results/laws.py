@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.results.choice import CONTRADICTED, Marks
 from stn_export.results.text import counted, listed, percent, row_name
 from stn_export.run.records import Check, Timing, known, timings
@@ -18,7 +18,7 @@ EQUAL = 1e-6  # relative: figures of one source agree within it
 SAME_ACCURACY = 1e-3  # training and verification use other batches, so this share of predictions may differ
 NOISE = 1.25  # the ratio of two medians and the median of ratios per block agree within this factor
 PROGRAM = "program"  # the artifact that is the network itself
-AGAIN = "run 'make bench' again; if it stays so, the figures are made wrongly: please report it"
+AGAIN = f"run {command('bench')} again; if it stays so, the figures are made wrongly: please report it"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.limits import LIMITS, regular, require
 from stn_export.program.specs import Batch, Contract, TensorSpec
 from stn_export.run.store import checked, load_tensors, serialise
@@ -89,7 +89,7 @@ def load_examples(path: Path) -> Examples:
     """
     content = load_tensors(path)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
-        raise UserError(f"{path} holds no examples of stn_export", "run 'make train' or adopt again")
+        raise UserError(f"{path} holds no examples of stn_export", f"run {command('train')} or adopt again")
     return checked(path, content, Examples)
 
 
@@ -131,7 +131,10 @@ def picture_of(contract: Contract, examples: Examples) -> tuple[TensorSpec, Size
     )
     if spec is None:
         inputs = "; ".join(f"{spec.name}: {spec.text}" for spec in contract.inputs)
-        raise UserError(f"no input takes pictures ({inputs})", "adopt it again and say how its pictures are normalised")
+        raise UserError(
+            f"no input takes pictures ({inputs})",
+            "adopt it again and say with --mean and --std how its pictures are normalised",
+        )
     shape = examples.inputs[spec.name].shape
     channels, height, width = (
         size if isinstance(size, int) else shape[axis] for axis, size in enumerate(spec.nchw[1:], start=1)

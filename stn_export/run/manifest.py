@@ -7,7 +7,7 @@ meaning of a file is stated there, never in its name.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal, TypedDict
 import msgspec
 from filelock import FileLock
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.limits import regular
 from stn_export.program.program import Program, load_program
 from stn_export.program.sites import Site
@@ -152,6 +152,32 @@ class _Written:
     refused: dict[str, str]
 
 
+TIMES_LARGER, BYTES_LARGER = 2, 2**20  # beyond both, a file is oversized beside another of the same network
+
+
+def is_oversized(size: int, other: int) -> bool:
+    """Return whether a file is so much larger than another that it is worth it only where it is measurably faster."""
+    return size > TIMES_LARGER * other and size - other > BYTES_LARGER
+
+
+def preferred(sizes: Mapping[str, int]) -> list[str]:
+    """Order lowerings by which one to take where no time is known: as in ``LOWERINGS``, but oversized ones last.
+
+    Args:
+        sizes: bytes by lowering.
+    """
+    order = [name for name in LOWERINGS if name in sizes]
+    return sorted(order, key=lambda name: is_oversized(sizes[name], min(sizes.values())))
+
+
+def size_words(sizes: Mapping[str, int]) -> str:
+    """Say which lowerings are oversized, and beside what; empty where none is."""
+    least = min(sizes, key=lambda name: sizes[name], default="")
+    large = [name for name in sizes if is_oversized(sizes[name], sizes[least])]
+    told = ", ".join(f"{name} takes {sizes[name] / 1e6:,.1f} MB" for name in large)
+    return f"{told}, {least} {sizes[least] / 1e6:,.1f} MB: the smaller file is taken" if large else ""
+
+
 class NetworkDirectory:
     """The directory of one network in a run, with its manifest and artifacts."""
 
@@ -181,6 +207,10 @@ class NetworkDirectory:
                 raise UserError(f"{path} is damaged: {unsafe[0]!r} is no name of a file beside it", AGAIN)
         return read
 
+    def _by(self, *stages: str) -> str:
+        """Name the command that runs these stages on this run."""
+        return command(*stages, run=self.path.parent)
+
     def change(self, change: Callable[[_Content], _Content]) -> None:
         """Read the manifest, change it and write it, under its lock.
 
@@ -188,11 +218,21 @@ class NetworkDirectory:
             UserError: where the directory was deleted meanwhile; it is not created again.
         """
         if not self.path.is_dir():
-            raise UserError(f"{self.path} was deleted", "run 'make train' or adopt again")
+            raise UserError(f"{self.path} was deleted", f"run {self._by('train')} or adopt again")
         with FileLock(self.path / LOCK):
             plain = asdict(change(self.read()))
             plain["network"] = plain.pop("facts")
             write_atomically(self.path / MANIFEST, json_bytes(MANIFEST_SCHEMA, plain))
+
+    @property
+    def lowering_sizes(self) -> dict[str, int]:
+        """The bytes of the float32 file of each lowering, the lowering to take first first: see ``preferred``."""
+        sizes: dict[str, int] = {}
+        for each in self.artifacts.values():
+            if each.lowering in LOWERINGS and each.precision == "fp32":
+                size = each.details.get("bytes", 0)
+                sizes[each.lowering] = min(size, sizes.get(each.lowering, size))
+        return {name: sizes[name] for name in preferred(sizes)}
 
     @property
     def facts(self) -> Facts:
@@ -203,7 +243,7 @@ class NetworkDirectory:
         """
         facts = self.read().facts
         if facts is None:
-            raise UserError(f"{self.path} holds no network yet", "run 'make train' or adopt first")
+            raise UserError(f"{self.path} holds no network yet", f"run {self._by('train')} or adopt first")
         return facts
 
     @property
@@ -258,7 +298,7 @@ class NetworkDirectory:
         """
         artifact = self.artifacts.get(name)
         if artifact is None:
-            raise UserError(f"{self.path} holds no {name}", "run 'make train' or adopt first")
+            raise UserError(f"{self.path} holds no {name}", f"run {self._by('train')} or adopt first")
         return artifact
 
     def program(self) -> Program:
@@ -277,7 +317,7 @@ class NetworkDirectory:
             UserError: where the file is missing or was edited.
         """
         entry = self.facts.examples
-        path, remedy = self.path / entry["file"], "run 'make train' or adopt again"
+        path, remedy = self.path / entry["file"], f"run {self._by('train')} or adopt again"
         return load_examples(copied(path, entry["sha256"], private_folder() / entry["sha256"], remedy))
 
     def trust(self) -> None:
@@ -294,9 +334,9 @@ class NetworkDirectory:
         content = self.read()
         listed = {name: artifact for name, artifact in content.artifacts.items() if name != CHECKPOINT}
         if not content.rows and not content.refused:
-            raise UserError(f"{self.path} holds no exports", "run 'make export' first")
+            raise UserError(f"{self.path} holds no exports", f"run {self._by('export')} first")
         if missing := [name for name in (PROGRAM, *content.rows) if name not in listed]:
-            raise UserError(f"{self.path} lacks {', '.join(missing)}", "run 'make export' first")
+            raise UserError(f"{self.path} lacks {', '.join(missing)}", f"run {self._by('export')} first")
         return [(artifact, self.open(artifact)) for artifact in listed.values()]
 
     def intact(self, artifact: Artifact, trusted: bool = False) -> Path:
@@ -313,7 +353,7 @@ class NetworkDirectory:
         stage = "train" if artifact.name in (CHECKPOINT, PROGRAM) else "export"
         folder = private_folder() / fingerprint(map(str.encode, chain(*artifact.files.items())))
         for file, digest in artifact.files.items():
-            copied(self.path / file, digest, folder, f"run 'make {stage}'")
+            copied(self.path / file, digest, folder, f"run {self._by(stage)}")
         provenance.require_kind(folder / artifact.file, artifact.format)
         return folder / artifact.file
 
@@ -328,7 +368,9 @@ class NetworkDirectory:
         listed = self.artifacts.get(parent)
         if listed is not None and artifact.parent_sha256 != listed.sha256:
             source = self.path / artifact.file
-            raise UserError(f"{source} is stale: it was made from another {parent}", "run 'make train export' again")
+            raise UserError(
+                f"{source} is stale: it was made from another {parent}", f"run {self._by('train', 'export')} again"
+            )
         return path
 
 
@@ -362,7 +404,7 @@ def network_directories(run: Path) -> list[NetworkDirectory]:
     Raises:
         UserError: where the directory is missing or contains no network.
     """
-    remedy = "run 'make train' or adopt first, or name another with --run"
+    remedy = f"run {command('train', run=run)} or adopt first, or name another with --run"
     if not run.is_dir():
         raise UserError(f"there is no run at {run}", remedy)
     directories = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"*/{MANIFEST}"))]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 
 Number = float | None  # None where a value is missing or not finite
 Value = TypeVar("Value")
@@ -189,7 +189,7 @@ def timings(content: Mapping[str, Any]) -> list[Timing]:
     """
     rows = [row["extra_info"] for row in content["benchmarks"]]
     if lost := [name for row in rows for name in sorted(FACTS - row.keys())]:
-        raise UserError(f"a row has no {lost[0]}: it is of an older format", "run 'make bench' again")
+        raise UserError(f"a row has no {lost[0]}: it is of an older format", f"run {command('bench')} again")
     return [msgspec.convert(row, Timing) for row in rows]
 
 

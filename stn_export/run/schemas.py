@@ -13,7 +13,7 @@ from typing import Annotated, NotRequired, TypedDict
 import msgspec
 from torch import Tensor
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.limits import regular
 from stn_export.run.manifest import (
     CHECKPOINT,
@@ -154,7 +154,7 @@ def read_bench(path: Path, kind: type[Bench] | type[Result] = Bench) -> dict:
         return dict(content)
     except UserError as error:
         reason = error.message.removeprefix(f"{path} is damaged: ")
-        hint = "run 'make bench' again, or name a file that it wrote"
+        hint = f"run {command('bench')} again, or name a file that it wrote"
         raise UserError(f"{path} is not a benchmark file of stn_export: {reason}", hint) from error
 
 
@@ -284,9 +284,9 @@ def read_trainings(run: Path) -> Trainings:
     """
     path = run / TRAINING_FILE
     if not run.is_dir():
-        raise UserError(f"there is no run at {run}", "run 'make train' first, or name another")
+        raise UserError(f"there is no run at {run}", f"run {command('train', run=run)} first, or name another")
     if not path.is_file():
-        raise UserError(f"no training in {run} is finished", "run 'make train' (again) to go on")
+        raise UserError(f"no training in {run} is finished", f"run {command('train', run=run)} (again) to go on")
     return read_json(path, TRAINING_SCHEMA, Trainings)
 
 

@@ -21,7 +21,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from stn_export import cli
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.limits import archive, regular
 
 if TYPE_CHECKING:
@@ -309,11 +309,11 @@ def load_tensors(path: Path) -> object:
     """
     import torch
 
-    archive(path, "run 'make train' first, or name another")
+    archive(path, f"run {command('train')} first, or name another")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... by kind of damage
-        raise UserError(f"{path} is truncated or no PyTorch file", "delete it, then run 'make train'") from error
+        raise UserError(f"{path} is truncated or no PyTorch file", f"delete it, then run {command('train')}") from error
 
 
 # The run lock: one stage at a time changes a run directory.

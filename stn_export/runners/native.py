@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.native.build import built
 from stn_export.program.specs import Arrays, whole
 from stn_export.runners.base import Runner, Step
@@ -25,7 +25,7 @@ class Native(Runner[Arrays]):
         library = ctypes.CDLL(str(built(path)))
         declaration = re.search(r"^int (\w+)_run_in\(", path.read_text(encoding="utf-8"), re.MULTILINE)
         if declaration is None:
-            raise UserError(f"{path.name} has no function that runs a network", "run 'make export' again")
+            raise UserError(f"{path.name} has no function that runs a network", f"run {command('export')} again")
         name = declaration[1]
         self.function, self.memory = library[f"{name}_run_in"], library[f"{name}_memory"]
         self.memory.restype = ctypes.c_size_t

@@ -1,9 +1,11 @@
 """Runners on ONNX Runtime: CPU, CUDA in several ways, TensorRT, and its defaults."""
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import torch
 from onnxruntime import OrtValue
 
 from stn_export.onnx_graph.inputs import runs_of
+from stn_export.onnx_graph.model import HALVES, walk
 from stn_export.onnx_graph.points import point_values, weights_of, with_input, with_outputs
 from stn_export.program.specs import Arrays, TensorSpec
+from stn_export.run.environment import cache_directory
 from stn_export.runners.base import Runner, Step, shapes_of
 
 GRAPH_WARM_UPS = 3  # ONNX Runtime captures after two ordinary runs
@@ -41,7 +45,13 @@ class OnnxRuntime(Runner[Result]):
         """Return the settings that the provider is pinned to."""
         if self.device == "cpu":
             return {}
-        return {"use_tf32": str(int(self.tf32)), "cudnn_conv_algo_search": "EXHAUSTIVE"}
+        # Without TF32 ONNX Runtime keeps convolutions off the tensor cores, in half precision too.
+        return {"use_tf32": str(int(self.tf32 or self.is_half)), "cudnn_conv_algo_search": "EXHAUSTIVE"}
+
+    @cached_property
+    def is_half(self) -> bool:
+        """Whether the file has weights in half precision."""
+        return any(tensor.data_type in HALVES for tensor in self.model.graph.initializer)
 
     def open_session(self, model: Path | bytes, provider_options: dict[str, str]) -> onnxruntime.InferenceSession:
         """Open a session on this device, without fallback to another."""
@@ -122,19 +132,21 @@ class OnnxRuntime(Runner[Result]):
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
         """Bind a batch on the device."""
-        return self.step(self.place(feeds, self.run_options).run)
+        return self.step(self.place(feeds, self.session, self.run_options).run)
 
-    def place(self, feeds: Arrays, run_options: onnxruntime.RunOptions | None) -> "Placed":
-        """Copy a batch to the device, allocate its outputs there, and bind both to the session."""
+    def place(
+        self, feeds: Arrays, session: onnxruntime.InferenceSession, run_options: onnxruntime.RunOptions | None
+    ) -> "Placed":
+        """Copy a batch to the device, allocate its outputs there, and bind both to a session."""
         inputs = {name: OrtValue.ortvalue_from_numpy(array, self.device) for name, array in feeds.items()}
         room = {name: np.zeros_like(array) for name, array in self.infer_plainly(feeds).items()}
         outputs = {name: OrtValue.ortvalue_from_numpy(array, self.device) for name, array in room.items()}
-        binding = self.session.io_binding()
+        binding = session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        return Placed(self.session, binding, inputs, outputs, run_options)
+        return Placed(session, binding, inputs, outputs, run_options)
 
     def infer_plainly(self, feeds: Arrays) -> Arrays:
         """Return the outputs of an ordinary run, even if the session captures CUDA graphs."""
@@ -178,15 +190,16 @@ class OnnxRuntimeStream(OnnxRuntime):
 
 
 class OnnxRuntimeGraph(OnnxRuntimeStream):
-    """ONNX Runtime with its own CUDA graphs, one for each bound batch.
+    """ONNX Runtime with its own CUDA graphs, one for each bound batch, each in a session of its own.
 
+    A session plans convolutions anew for each new shape, and a graph that it captured before would replay the old plan.
     ONNX Runtime before 1.27 waits for a replay by itself; then the time until the host is notified counts too.
     """
 
     def load(self, path: Path) -> None:
         """Open a session for the file, without captured graphs yet."""
         super().load(path)
-        self.graphs = 0
+        self.sessions = [self.session]  # without a captured graph yet
         self.captured: dict[tuple, Placed] = {}
 
     def provider_options(self) -> dict[str, str]:
@@ -204,8 +217,8 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
 
     def capture(self, feeds: Arrays) -> Placed:
         """Bind a batch and capture its run; later runs replay it."""
-        self.graphs += 1
-        placed = self.place(feeds, not_waiting(gpu_graph_id=str(self.graphs)))
+        session = self.sessions.pop() if self.sessions else self.open_session(self.path, self.provider_options())
+        placed = self.place(feeds, session, not_waiting(gpu_graph_id="1"))
         for _ in range(GRAPH_WARM_UPS):
             placed.run()
         self.wait()
@@ -232,21 +245,63 @@ class OnnxRuntimeGraph(OnnxRuntimeStream):
         return self.step(self.capture(feeds).run)
 
 
+TENSORRT_LIBRARIES = ("libnvinfer.so", "libnvinfer_plugin.so", "libnvonnxparser.so")  # in the order of their needs
+
+
 class TensorRt(OnnxRuntimeStream):
-    """TensorRT as ONNX Runtime's provider: one engine for all batches up to the largest; TF32 is its default."""
+    """TensorRT as ONNX Runtime's provider; TF32 is its default.
+
+    What is timed runs in an engine built for its very batch, everything else in one for all batches up to the largest.
+    """
 
     PROVIDERS = {"cuda": "TensorrtExecutionProvider"}
     PROFILE = {"min": 1, "opt": 64, "max": 8192}
 
+    def load(self, path: Path) -> None:
+        """Open a session for the file, with TensorRT's libraries from wherever they are installed."""
+        preload_tensorrt()
+        super().load(path)
+
     def provider_options(self) -> dict[str, str]:
-        """Return the smallest, typical and largest shapes of the engine, with its cache disabled."""
+        """Return the smallest, typical and largest shapes of the engine, and the precisions that the file has."""
+        return self.options_for(self.PROFILE)
+
+    def options_for(self, profile: Mapping[str, int]) -> dict[str, str]:
+        """Return the settings for an engine of these batches; how fast kernels are is kept for the next build."""
         shapes = {
             f"trt_profile_{bound}_shapes": ",".join(
                 f"{spec.name}:{_sizes(spec, batch)}" for spec in self.contract.inputs
             )
-            for bound, batch in self.PROFILE.items()
+            for bound, batch in profile.items()
         }
-        return shapes | {"trt_engine_cache_enable": "0"}
+        switches = {
+            "trt_fp16_enable": self.is_half,
+            "trt_bf16_enable": self.is_half,
+            "trt_int8_enable": self.is_quantised,
+        }
+        kept = {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(cache_directory() / "tensorrt")}
+        return shapes | {name: str(int(on)) for name, on in switches.items()} | kept | {"trt_engine_cache_enable": "0"}
+
+    @cached_property
+    def is_quantised(self) -> bool:
+        """Whether the file has quantised values."""
+        return any(node.op_type == "DequantizeLinear" for node in walk(self.model.graph))
+
+    def bind_one(self, feeds: Arrays) -> Step[Result]:
+        """Bind a batch to a session with an engine of its own."""
+        spec = next((spec for spec in self.contract.inputs if spec.batched), self.contract.inputs[0])
+        batch = len(feeds[spec.name]) if spec.batched else 1
+        session = self.open_session(self.path, self.options_for(dict.fromkeys(self.PROFILE, batch)))
+        return self.step(self.place(feeds, session, self.run_options).run)
+
+
+def preload_tensorrt() -> None:
+    """Load TensorRT's libraries from its pip packages, where ONNX Runtime does not look; nothing without them."""
+    found = find_spec("tensorrt_libs")
+    for folder in map(Path, (found.submodule_search_locations or ()) if found else ()):
+        for name in TENSORRT_LIBRARIES:
+            for path in sorted(folder.glob(f"{name}*"))[:1]:
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def _sizes(spec: TensorSpec, batch: int) -> str:

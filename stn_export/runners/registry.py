@@ -2,6 +2,7 @@
 
 import ctypes.util
 import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from stn_export.errors import installing
 from stn_export.native.build import no_compiler
 from stn_export.program.specs import BATCH, Contract
 from stn_export.run import gpu
@@ -51,7 +53,10 @@ def _with_tf32(missing: Callable[[], str]) -> Callable[[], str]:
 
 
 def _no_compiler() -> str:
-    return "" if shutil.which("c++") else "torch.compile needs a C++ compiler (c++), and there is none here"
+    if not shutil.which("c++"):
+        return "torch.compile needs a C++ compiler (c++), and there is none here"
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return "" if headers.is_file() else "torch.compile needs Python's headers (Python.h), and they are not here"
 
 
 def _no_triton() -> str:
@@ -73,7 +78,7 @@ def _no_tensorrt() -> str:
 
 def _no_openvino() -> str:
     installed = find_spec("openvino") or not why_not(by_name("openvino"))
-    return "" if installed else "openvino is not installed (pip install '.[openvino]')"
+    return "" if installed else f"openvino is not installed ({installing('openvino')})"
 
 
 def _openvino(path: Path, device: str, contract: Contract, tf32: bool) -> Runner:
@@ -90,7 +95,7 @@ class RunnerSpec:
     CUDA graph. With ``verify_batch`` it is verified in batches of that size only, padded: it compiles anew for each
     size, which is ``slow`` where it takes seconds or minutes. A ``foreign`` one may refuse a file, and is timed only
     where it was verified; an ``approximate`` one computes float32 files less exactly. ``bounds`` is the row of
-    ``TOLERANCES`` for float32 files.
+    ``TOLERANCES`` for float32 files, where it does not follow from these.
     """
 
     name: str
@@ -105,7 +110,7 @@ class RunnerSpec:
     slow: bool = False
     foreign: bool = False
     approximate: bool = False
-    bounds: str = "fp32"
+    bounds: str = ""
 
     @property
     def on_events(self) -> bool:
@@ -135,7 +140,11 @@ class RunnerSpec:
         """Return the key of ``TOLERANCES`` for an artifact of this precision in this runner."""
         if precision != "fp32":
             return precision
-        return "tf32" if self.tf32 else "approximate" if self.approximate else self.bounds
+        if self.bounds:
+            return self.bounds
+        return (
+            "tf32" if self.tf32 else "approximate" if self.approximate else "cudnn" if self.device == "cuda" else "fp32"
+        )
 
 
 def _elsewhere(runtime: Runtime) -> RunnerSpec:

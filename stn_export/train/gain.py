@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from stn_export import cli
-from stn_export.cli.everything import chain
+from stn_export.cli.everything import Work, chain
 from stn_export.cli.tables import FORMS
 from stn_export.config import ARTIFACTS, run_for
 from stn_export.errors import CheckFailedError, UserError
@@ -59,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = dataset_of(options)
     cli.say(dataset.spec.note)
     cells = grid(options, dataset)
-    cli.say(estimate([cell for cell in cells if not cell.up_to_date], dataset, device))
-    failed = chain(stages(options, run))
+    todo = [cell for cell in cells if not cell.up_to_date]
+    cli.say(estimate(todo, dataset, device))
+    failed = chain(stages(options, run), work(todo, dataset), "gain")
     cli.say(f"the report is {run / 'report.html'}")
     cli.card([("answer", answer(held(run), dataset))])
     if failed:
@@ -79,6 +80,15 @@ def stages(options: Namespace, run: Path) -> dict[str, list[str]]:
         "verify": place,
         "bench": [*place, *timing],
         "report": place,
+    }
+
+
+def work(todo: Sequence[Cell], dataset: Dataset) -> dict[str, Work]:
+    """Count the work of each stage: networks, in training the pictures that they see."""
+    seen = sum(len(dataset.train) * cell.settings.recipe.epochs for cell in todo)
+    training = Work(f"gain, train {dataset.sizes.size} pixels a side", max(1, seen))
+    return {"train": training} | {
+        stage: Work(f"gain, {stage}", len(MODELS)) for stage in ("export", "verify", "bench", "report")
     }
 
 

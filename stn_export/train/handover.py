@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stn_export import cli
-from stn_export.errors import UserError, one_line
+from stn_export.errors import UserError, command, one_line
 from stn_export.program.capture import capture
 from stn_export.program.origin import BUILT_IN, origin_of
 from stn_export.program.program import Program
@@ -55,7 +55,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise UserError(f"{path} is not a checkpoint of stn_export", "name one that 'make train' wrote")
+        raise UserError(f"{path} is not a checkpoint of stn_export", f"name one that {command('train')} wrote")
     try:
         meta = json.loads(content["meta"])
         model = build_model(meta["model"], **meta.get(SIZES, {}))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from stn_export.errors import UserError
+from stn_export.errors import UserError, command
 from stn_export.results.statistics import Estimate, estimate
 from stn_export.run.manifest import CHECKPOINT, MANIFEST, STATE_FILE, SUBJECT, TRAINING_FILE, Facts, NetworkDirectory
 from stn_export.run.schemas import Difference, Epoch, ModelComparison, Reference, Trained, Trainings, read_history
@@ -156,7 +156,7 @@ def groups(run: Path) -> list[Group]:
         UserError: if there is no run, or no finished training in it.
     """
     if not run.is_dir():
-        raise UserError(f"there is no run at {run}", "run 'make train' first, or name another")
+        raise UserError(f"there is no run at {run}", f"run {command('train', run=run)} first, or name another")
     found: list[list[Training]] = []
     for training in _finished(run):
         group = next((group for group in found if group[0].settings == training.settings), None)
@@ -165,7 +165,7 @@ def groups(run: Path) -> list[Group]:
         elif all((other.model, other.seed) != (training.model, training.seed) for other in group):
             group.append(training)  # a seed may exist twice, from an older run with another first seed
     if not found:
-        raise UserError(f"no training in {run} is finished", "run 'make train' again to go on")
+        raise UserError(f"no training in {run} is finished", f"run {command('train', run=run)} again to go on")
     return [Group(run.name, tuple(group)) for group in found]
 
 

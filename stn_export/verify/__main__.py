@@ -80,6 +80,10 @@ class Journal:
         """Return the check of an artifact in a runner from an earlier session; None if there is none."""
         return self.checks.get((artifact.network, artifact.name, artifact.sha256, runner))
 
+    def knows(self, check: Check) -> bool:
+        """Return whether a check is from an earlier session."""
+        return (check.network, check.artifact, check.sha256, check.runner) in self.checks
+
     def add(self, check: Check) -> None:
         """Append a check."""
         with self.path.open("a", encoding="utf-8") as file:
@@ -140,6 +144,11 @@ class Verification:
         """Return the float64 reference, computed when first asked for, which takes long."""
         return reference_of(self.directory.program(), self.directory.examples())
 
+    def fresh(self, journal: Journal | None) -> int:
+        """Count the checks to make, which no earlier session made."""
+        known = [journal is not None and journal.of(artifact, spec.name) for artifact, _, spec in self.jobs]
+        return len(self.skipped) + sum(not each for each in known)
+
     def run(self, seconds: float = 0, journal: Journal | None = None) -> Iterator[Check]:
         """Check one artifact after the other; search each that passes for worse inputs for ``seconds``.
 
@@ -196,7 +205,7 @@ def planned(run: Path, only: Sequence[str]) -> list[Verification]:
         jobs = jobs_of(artifacts, only)
         networks.append(Verification(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
     if only and not any(network.jobs for network in networks):
-        raise UserError(f"{run} has no artifact or runner {', '.join(only)}", "stn-export export --list")
+        raise UserError(f"{run} has no artifact or runner {', '.join(only)}", f"stn-export export --list --run {run}")
     return networks
 
 
@@ -210,18 +219,37 @@ def verify(
 ) -> list[Check]:
     """Run all checks, or up to the first failure, with a progress bar."""
     checks, total = [], sum(len(network.jobs) + len(network.skipped) for network in networks)
+    fresh = {network.directory.name: network.fresh(journal) for network in networks}
+    stage = f"verify, search {seconds:g} s" if seconds else "verify"
     with cli.progress(word="verify", unit="checks") as bar:
-        task = bar.add_task("verify", total=total)
+        bar.announce(
+            sum(fresh.values()), cli.Paces.read().expected(stage, [_work(network, fresh) for network in networks])
+        )
+        task = bar.add_task("verify", total=total, completed=total - sum(fresh.values()))
         try:
-            for check in (check for network in networks for check in network.run(seconds, journal)):
+            for check in (check for network in networks for check in _timed(network, stage, fresh, seconds, journal)):
                 checks.append(check)
-                bar.update(task, advance=1, description=f"{check.network}/{check.artifact}")
+                known = journal is not None and journal.knows(check)
+                bar.update(task, advance=int(not known), description=f"{check.network}/{check.artifact}")
                 if fail_fast and check.failure:
                     break
         except KeyboardInterrupt:
             kept = f"{len(checks)} of {total} checks kept; the same command goes on" if journal else ""
             raise KeyboardInterrupt(kept) from None
     return checks
+
+
+def _work(network: Verification, fresh: Mapping[str, int]) -> tuple[int, int]:
+    """Return a network's multiply-adds, and the number of checks to make of it."""
+    return network.directory.facts.multiply_adds, fresh[network.directory.name]
+
+
+def _timed(
+    network: Verification, stage: str, fresh: Mapping[str, int], seconds: float, journal: Journal | None
+) -> Iterator[Check]:
+    """Yield the checks of a network, and keep their pace if it runs to its end."""
+    with cli.measured(stage, *_work(network, fresh)):
+        yield from network.run(seconds, journal)
 
 
 def key_of(networks: Sequence[Verification], seconds: float) -> str:

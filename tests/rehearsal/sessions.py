@@ -6,7 +6,9 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto
 
 from tests.rehearsal.clocks import BrokenRuleError
 from tests.rehearsal.device import Device
@@ -32,6 +34,12 @@ def check_options(provider: str, options: dict[str, str]) -> None:
             raise BrokenRuleError(f"this ONNX Runtime's {provider} knows no option {name}")
         if not isinstance(value, str):
             raise BrokenRuleError(f"option {name} is no string")
+
+
+def is_half(model: object) -> bool:
+    """Whether a file, or its content, has weights in half precision."""
+    graph = (onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)).graph
+    return any(tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16) for tensor in graph.initializer)
 
 
 class Value:
@@ -94,6 +102,8 @@ class Session:
         self.device, self.stream, self.recorded = device, None, {}
         if self.provider != CPU:
             check_options(self.provider, given)
+            if given.get("use_tf32") == "0" and is_half(model):
+                raise BrokenRuleError("half precision without use_tf32 is kept off the tensor cores")
             self.captures = given.get("enable_cuda_graph") == "1"
             if address := given.get("user_compute_stream"):
                 self.stream = next(each for each in device.streams.all if str(each.cuda_stream) == address)
@@ -133,7 +143,9 @@ class Session:
             value.written = (self.stream.cuda_stream, self.stream.clock[self.stream.cuda_stream]) if queued else None
 
     def check_graph(self, number: str, inputs: dict, outputs: dict) -> None:
-        """A graph is replayed with the buffers that it was recorded with."""
+        """A graph is replayed with the buffers that it was recorded with, and is the only one of its session."""
+        if self.recorded and number not in self.recorded:
+            raise BrokenRuleError("a session records a second graph: at another shape it plans its convolutions anew")
         where = [id(value) for value in (*inputs.values(), *outputs.values())]
         if self.recorded.setdefault(number, where) != where:
             raise BrokenRuleError(f"graph {number} is replayed with other buffers than it was recorded with")

@@ -22,10 +22,10 @@ from stn_export.bench.plan import GRIDS, Pick
 from stn_export.bench.targets import Target, find_targets
 from stn_export.run.manifest import PROGRAM, NetworkDirectory, network_directories
 from stn_export.run.schemas import read_bench
-from stn_export.runners import RUNNERS, RunnerSpec
+from stn_export.runners import RUNNERS, RunnerSpec, onnx_runtime
 from stn_export.runners import pytorch as pytorch_runners
 from stn_export.runners.base import EventClock
-from stn_export.runners.onnx_runtime import OnnxRuntimeGraph
+from stn_export.runners.onnx_runtime import OnnxRuntimeGraph, TensorRt
 from stn_export.train import optimizers
 from stn_export.train.cuda_graph import CapturedSteps
 from stn_export.train.data import Dataset
@@ -97,6 +97,56 @@ def test_a_row_is_verified(name: str, targets: list[Target], reference: Referenc
     target = target_of(targets, "stn", SPECS[name])
     check = check_artifact(target.artifact, target.path, SPECS[name], reference)
     assert not check.failure
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-stream-cuda", "onnxruntime-graph-cuda"])
+def test_half_precision_is_run_on_the_tensor_cores(name: str, targets: list[Target], device: Device):
+    pinned = {
+        target.artifact.precision: replace(target, runner=SPECS[name]).open().options["use_tf32"]
+        for target in targets
+        if (target.artifact.format, target.artifact.lowering) == ("onnx", "folded")
+    }
+    assert pinned == {"fp32": "0", "fp16": "1"}
+
+
+def test_tensorrt_is_told_precisions_and_timed_with_an_engine_of_the_batch(
+    targets: list[Target], tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[dict[str, str]] = []
+
+    class Watched(TensorRt):
+        def open_session(self, model: object, provider_options: dict[str, str]) -> object:
+            opened.append(provider_options)
+            return super().open_session(model, provider_options)
+
+    spec = replace(SPECS["onnxruntime-tensorrt-cuda-tf32"], load=Watched)
+    for target in targets:
+        if (target.network.name, target.artifact.lowering) == ("stn", "folded"):
+            opened.clear()
+            timed = replace(target, runner=spec)
+            timed.step(3)
+            half = str(int(target.artifact.precision == "fp16"))
+            assert {(each["trt_fp16_enable"], each["trt_int8_enable"]) for each in opened} == {(half, "0")}
+            name = target.artifact.contract.inputs[0].name
+            first, bound = opened[0], opened[-1]
+            assert first["trt_profile_max_shapes"].startswith(f"{name}:8192x")
+            assert {bound[f"trt_profile_{each}_shapes"] for each in ("min", "opt", "max")} == {
+                first["trt_profile_max_shapes"].replace("8192", "3")
+            }
+    assert opened
+
+
+def test_tensorrt_from_pip_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "tensorrt_libs"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    for name in ("libnvonnxparser.so.10", "libnvinfer.so.10", "libnvinfer_plugin.so.10"):
+        (folder / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded = []
+    monkeypatch.setattr(onnx_runtime.ctypes, "CDLL", lambda path, mode: loaded.append(Path(path).name))
+    onnx_runtime.preload_tensorrt()
+    assert loaded == ["libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10"]
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-graph-cuda"])

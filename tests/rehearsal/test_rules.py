@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from stn_export.runners import onnx_runtime
@@ -275,6 +276,22 @@ def replaying_with_other_buffers(device: Device) -> None:
     for _ in range(2):
         binding, *_kept = bound(of)
         of.run_with_iobinding(binding, not_waiting(gpu_graph_id="1"))
+
+
+@planted("a session records a second graph")
+def recording_a_graph_for_another_shape(device: Device) -> None:
+    of = session(enable_cuda_graph="1")
+    for number in "12":
+        binding, *_kept = bound(of)
+        of.run_with_iobinding(binding, not_waiting(gpu_graph_id=number))
+
+
+@planted("kept off the tensor cores")
+def running_half_precision_without_tf32(device: Device) -> None:
+    half = onnx.load_from_string(model())
+    half.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float16), "one"))
+    providers = [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    onnxruntime.InferenceSession(half.SerializeToString(), None, providers=providers)
 
 
 @planted("is run with arrays of the host")
