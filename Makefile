@@ -5,6 +5,7 @@ SHELL := /bin/sh
 
 DATASET ?= digits
 DATA ?=
+SIZE ?=
 RECIPE ?=
 EPOCHS ?=
 MODELS ?=
@@ -30,21 +31,22 @@ READY := $(if $(VENV),$(VENV)/.ready)
 STAGE := $(PYTHON) -m stn_export
 TOOL := $(PYTHON) -m benchmarks.tools
 TRAINING = --data "$$DATA" --epochs "$$EPOCHS" --seed "$$SEED" --device "$$DEVICE" \
-	$(if $(PRECISION),--precision "$$PRECISION")
+	$(if $(PRECISION),--precision "$$PRECISION") $(if $(SIZE),--size "$$SIZE")
 GAIN := artifacts/gain
 GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
 # Their values reach the shell as variables, never as text of a command.
-export DATASET DATA RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
+export DATASET DATA SIZE RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
 .PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  DATASET=$$DATASET  digits, cifar10 or cifar10-affine"
-	@echo "  DATA=$$DATA  directory holding cifar-10-batches-py or {train,test}/<class>/*.png"
+	@echo "  DATASET=$$DATASET  digits, cifar10, cifar10-affine or folder: pictures of your own"
+	@echo "  DATA=$$DATA  of folder {train,test}/<class>/* or <class>/*, of cifar10 where it is"
+	@echo "  SIZE=$$SIZE  side in pixels that the pictures of a folder are resized to; 32 unless given"
 	@echo "  RECIPE=$$RECIPE  reference, quick, short, affine or tuned; by default the data set's own"
 	@echo "  EPOCHS=$$EPOCHS  instead of the recipe's own"
 	@echo "  MODELS=$$MODELS  of stn, cnn and cnn-matched, with commas; 'make gain' takes all three"
@@ -122,6 +124,7 @@ gain: $(READY) $(GAIN_DATASETS:%=gain-%) ## does the transformer help? models by
 	@$(STAGE).report --run $(GAIN)/cifar10-affine --beside $(GAIN)/cifar10 $(GAIN)/digits
 
 gain-cifar10: OWN_RECIPE := short
+gain-digits: override DATA :=  # they are drawn
 gain-%: EPOCHS := $(or $(EPOCHS),20)
 gain-%: MODELS := $(or $(MODELS),$(EVERY_MODEL))
 gain-%: SEEDS := $(or $(SEEDS),3)

@@ -1,9 +1,10 @@
-"""All stages in one call: ``check(module, example_inputs)`` exports, verifies, audits and times any module."""
+"""The stages in Python: ``check`` runs all of them on any module, ``train`` and the others work on a run directory."""
 
 import html
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,11 @@ from stn_export.bench.cases import eager_of, own_batch
 from stn_export.bench.plan import GRIDS
 from stn_export.bench.targets import Target, find_targets
 from stn_export.bench.timing import contest_row, interleave
-from stn_export.cli import LABEL
+from stn_export.cli import LABEL, as_user_error
 from stn_export.cli.tables import OUTPUT
+from stn_export.config import FOLDER, run_for
 from stn_export.errors import UserError
-from stn_export.export.__main__ import export
+from stn_export.export import __main__ as exporting
 from stn_export.export.rows import Source
 from stn_export.onnx_graph.model import read_model
 from stn_export.program.specs import Given
@@ -39,9 +41,10 @@ from stn_export.run.manifest import (
     network_directories,
     size_words,
 )
-from stn_export.run.records import Check, Timing, known, timing
+from stn_export.run.records import Check, Timing, Verified, known, timing
+from stn_export.run.schemas import ModelComparison
 from stn_export.run.store import write_atomically, write_out
-from stn_export.verify import __main__ as verify
+from stn_export.verify import __main__ as verifying
 from stn_export.verify.file_comparison import Row, compare_files
 
 ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first one that the network supports is checked
@@ -82,18 +85,13 @@ class Result:
         return bool(self.checks) and not self.failures
 
     def __repr__(self) -> str:
-        return "\n".join(f"{word:<{LABEL}}{text}" for word, text in self.card)
+        return _as_text(self.card)
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
         """Format the card as an HTML table for a notebook."""
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(word)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for word, text in self.card
-        )
-        return f"<table>{rows}</table>"
+        return _as_html(self.card)
 
     def to_dict(self) -> dict:
         """Return everything but the model, JSON-ready."""
@@ -104,6 +102,19 @@ class Result:
     def save(self, path: Path | str) -> None:
         """Write the ONNX file."""
         write_out(Path(path), self.model.SerializeToString())
+
+
+def _as_text(card: Sequence[Line]) -> str:
+    return "\n".join(f"{word:<{LABEL}}{text}" for word, text in card)
+
+
+def _as_html(card: Sequence[Line]) -> str:
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(word)}</th>"
+        f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+        for word, text in card
+    )
+    return f"<table>{rows}</table>"
 
 
 def check(
@@ -173,7 +184,7 @@ def _exported(source: Source) -> tuple[str, str]:
     refused: dict[str, str] = {}
     written: list[Artifact] = []
     for spec in [spec for name in ROWS for spec in source.rows if spec.name == name]:
-        artifact = export(source, [spec])[0][spec.name]
+        artifact = exporting.export(source, [spec])[0][spec.name]
         if isinstance(artifact, str):
             refused[spec.name] = artifact
             continue
@@ -199,12 +210,12 @@ def _taken(source: Source, refused: Mapping[str, str]) -> tuple[str, str]:
 
 def _verified(run: Path, artifact: str) -> Sequence[Check]:
     """Check the file and eager PyTorch against the float64 reference, write ``verify.json`` and return the checks."""
-    networks = verify.planned(run, [artifact, f"{artifact.partition('/')[0]}/program"])
+    networks = verifying.planned(run, [artifact, f"{artifact.partition('/')[0]}/program"])
     for network in networks:
         network.jobs[:] = [job for job in network.jobs if job[2].name in RUNNERS]
-    checks = verify.verify(networks, fail_fast=False)
-    content = verify.result_of(networks, checks)
-    verify.write(run, networks, content)
+    checks = verifying.verify(networks, fail_fast=False)
+    content = verifying.result_of(networks, checks)
+    verifying.write(run, networks, content)
     return content.checks
 
 
@@ -274,3 +285,200 @@ def compare(one: Path | str, other: Path | str, trust: bool = False) -> list[Row
     if rows and not any(row.comparable for row in rows):
         raise UserError(f"not comparable: {rows[0].reason}", "compare files that take the same inputs")
     return rows
+
+
+# A run directory, stage by stage.
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A run directory: what the stages read and write. It prints as its card.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def contents(self) -> Held:
+        """Networks, trainings, checks and timings, as the run holds them now; what is missing is empty."""
+        return held(self.path)
+
+    @property
+    def card(self) -> list[Line]:
+        """The summary, one (word, sentence) pair per line."""
+        return card(self.contents)
+
+    @property
+    def trainings(self) -> Sequence[ModelComparison]:
+        """Test accuracies in [0, 1] by model and seed, and the transformer's gains in percentage points."""
+        return self.contents.trainings
+
+    def __repr__(self) -> str:
+        return _as_text(self.card)
+
+    def _repr_html_(self) -> str:
+        """Format the card as an HTML table for a notebook."""
+        return _as_html(self.card)
+
+
+AnyRun = Run | Path | str
+
+
+def train(
+    data: Path | str | None = None,
+    *,
+    dataset: str | None = None,
+    size: int | None = None,
+    models: Sequence[str] = ("stn", "cnn"),
+    recipe: str | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    precision: str = "fp32",
+    device: str = "auto",
+    run: Path | str | None = None,
+) -> Run:
+    """Train spatial transformers and plain CNNs, on one's own pictures where ``data`` names their folder.
+
+    Progress is printed. What an interrupted or earlier call has trained with the same settings is not trained again.
+
+    Args:
+        data: a folder, ``data/{train,test}/<class>/*`` or ``data/<class>/*``, of pictures of any size.
+        dataset: ``digits`` (the default without ``data``), ``cifar10`` or ``cifar10-affine``.
+        size: side in pixels that the pictures of a folder are resized to; by default 32.
+        models: of ``stn``, ``cnn`` and ``cnn-matched``, the CNN that costs as many multiply-adds as ``stn``.
+        recipe: ``reference``, ``quick``, ``short``, ``affine`` or ``tuned``; by default the data set's own.
+        epochs: instead of the recipe's own.
+        seed: the first one, of weights, order and dropout.
+        seeds: how many.
+        precision: ``fp32``, ``tf32`` or ``bf16``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        run: the run directory; by default ``artifacts/<dataset>``, of a folder ``artifacts/folder-<its name>``.
+
+    Raises:
+        UserError: for settings, a folder or a picture that cannot be used; its hint says what to do.
+        CheckFailedError: where a training diverges.
+        KeyboardInterrupt: with a line on what is kept.
+    """
+    name = dataset or ("digits" if data is None else FOLDER)
+    folder = None if data is None else Path(data)
+    place = Path(run) if run is not None else run_for(name, folder)
+    options = {"dataset": name, "data": folder, "size": size, "recipe": recipe, "epochs": epochs, "seed": seed}
+    options |= {"seeds": seeds, "precision": precision, "device": device, "models": ",".join(models)}
+    with _as_in_python():
+        from stn_export.train import __main__ as training
+
+        training.main(_arguments(place, options)[1:])  # epoch by epoch, and how pictures were read
+    return Run(place)
+
+
+def export(run: AnyRun, *, only: Sequence[str] = ()) -> list[Artifact]:
+    """Write a run's networks as files; those that are up to date stay as they are.
+
+    Args:
+        run: a run, or its directory.
+        only: names of rows of the export matrix, such as ``matmul-fp32``; by default all default rows.
+
+    Returns:
+        The exported artifacts of all networks; ``artifact.file`` lies in ``run/artifact.network``.
+
+    Raises:
+        UserError: where there is no such run or row.
+        CheckFailedError: where a file cannot be written.
+    """
+    path = _path(run)
+    with _as_in_python():
+        exporting.main([*_arguments(path, {}), *(["--only", *only] if only else [])])
+    return held(path).exports
+
+
+def verify(run: AnyRun) -> Verified:
+    """Check every file of a run against PyTorch in float64.
+
+    Returns:
+        The checks, one per artifact and runner.
+
+    Raises:
+        UserError: where there is no such run, or a file of it is missing or stale.
+        CheckFailedError: where a file differs, one line each; ``verify.json`` is written all the same.
+    """
+    path = _path(run)
+    with _as_in_python():
+        verifying.main(_arguments(path, {}))
+    found = held(path).verified
+    assert found is not None, "the stage has written it"
+    return found
+
+
+def bench(
+    run: AnyRun, *, grid: str = "quick", budget: float | None = None, suites: Sequence[str] = (), device: str = "auto"
+) -> Sequence[Timing]:
+    """Time every file of a run on every backend.
+
+    Args:
+        run: a run, or its directory.
+        grid: how much is timed: ``quick``, ``full`` or ``gpu``.
+        budget: seconds after which no other row is timed; what answers most comes first.
+        suites: some of them, such as ``latency`` and ``overhead``; by default all.
+        device: ``cpu`` or ``cuda``; ``auto`` takes both.
+
+    Returns:
+        Timings and paired comparisons, in seconds.
+
+    Raises:
+        UserError: where there is no such run, grid or suite.
+        CheckFailedError: where a row could not be timed.
+        RuntimeError: where the benchmarks themselves failed; what they print says why.
+        KeyboardInterrupt: with the number of rows that are kept.
+    """
+    path = _path(run)
+    limit = None if budget is None else f"{budget:g}s"
+    options = {"grid": grid, "budget": limit, "suites": ",".join(suites) or None, "device": device}
+    with _as_in_python():
+        from stn_export.bench import __main__ as benching
+
+        try:
+            benching.main(_arguments(path, options))
+        except SystemExit as ending:
+            raise RuntimeError(f"bench ended with exit code {ending.code}") from ending
+    return held(path).rows
+
+
+def report(run: AnyRun) -> Path:
+    """Write ``report.html``, ``report.md`` and ``report.json`` of a run, and return the first.
+
+    Raises:
+        UserError: where there is no such run, or one of its files cannot be read.
+    """
+    path = _path(run)
+    with _as_in_python():
+        from stn_export.report import __main__ as reporting
+
+        reporting.main(_arguments(path, {}))
+    return path / "report.html"
+
+
+def _path(run: AnyRun) -> Path:
+    return run.path if isinstance(run, Run) else Path(run)
+
+
+def _arguments(run: Path, options: Mapping[str, object]) -> list[str]:
+    """Return a stage's command line; an option that is None is left out."""
+    given = {"run": run, **options}
+    return ["--brief", *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+
+
+@contextmanager
+def _as_in_python() -> Iterator[None]:
+    """Run a stage in this process: how it prints stays in this block, and a missing extra is a ``UserError``."""
+    before = OUTPUT.form, OUTPUT.brief
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (known := as_user_error(error)) is None:
+            raise
+        raise known from error
+    finally:
+        OUTPUT.form, OUTPUT.brief = before

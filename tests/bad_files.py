@@ -228,6 +228,20 @@ CASES: Cases = [
     *(("report", ["--run", f"{{network-{name}}}"], words) for name, (_, words) in NETWORKS.items()),
     *(("bench", ["--run", "{run}", "--budget", text], "invalid") for text in ("0s", "nan", "inf", "3x", "m", "1e999h")),
     *(("all", ["--budget", text], "invalid") for text in ("0s", "nan", "10 parsecs")),
+    *((stage, arguments, words) for stage, own in (("gain", []), ("train", ["--dataset", "folder"]))
+      for arguments, words in (
+        (own, "takes pictures of your own"),
+        ([*own, "--data", "{five}"], "is not a directory"),
+        ([*own, "--data", "{tmp}/none"], "is not a directory"),
+        ([*own, "--data", "/proc"], ""),
+        ([*own, "--data", "{tmp}", "--size", "0"], "0 is less than 1"),
+        ([*own, "--data", "{tmp}", "--size", "9" * 30], "is more than 512 pixels"),
+        ([*own, "--data", "{tmp}", "--seeds", "0"], "0 is less than 1"),
+        ([*own, "--data", "{tmp}", "--recipe", "slow"], "unknown recipe"),
+    )),
+    ("train", ["--data", "{tmp}"], "has no effect: --dataset digits takes no files"),
+    ("train", ["--size", "64"], "--size 64 has no effect"),
+    ("gain", ["--json"], "is of single stages"),
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from tests.test_readme import commands
 NOT_RUN = {  # a word of the command, and why
     "make": "`make help` lists them, and each is run by a test or takes long",
     "torchrun": "trains for long",
+    "gain": "trains for minutes: tests/test_gain_command.py runs it",
     "pip": "changes the environment",
     "--search": "searches for minutes",
     "artifacts/digits": "serves until Ctrl-C",

@@ -79,7 +79,8 @@ def _is_own_process() -> bool:
 
 COMMANDS = {
     "all": ("cli.everything", "train, export, verify, bench and report one run, and show which file to deploy"),
-    "train": ("train.__main__", "train spatial transformers and plain CNNs on the built-in data sets"),
+    "train": ("train.__main__", "train spatial transformers and plain CNNs on built-in data sets or your own pictures"),
+    "gain": ("train.gain", "say what a spatial transformer gains on your own pictures, and what it costs"),
     "adopt": ("adopt.__main__", "add your own network to a run, and list its sampling sites"),
     "export": ("export.__main__", "write a run's networks in every format"),
     "verify": ("verify.__main__", "check every file against PyTorch in float64, or compare any two files"),
@@ -159,7 +160,7 @@ def progress(*columns: str, word: str = "", unit: str = "", still: bool = False)
         still: whether no thread may run beside the work, and the work's own output is being captured.
     """
     target, duplicate = _aside(), None
-    if still:
+    if still and isinstance(target.file, io.TextIOWrapper | _Stream):  # no notebook's, whose descriptor is another's
         with suppress(OSError, ValueError):  # a stream without a file descriptor
             duplicate = os.fdopen(os.dup(target.file.fileno()), "w", encoding="utf-8", errors="backslashreplace")
             target.file = duplicate

@@ -15,7 +15,7 @@ from pathlib import Path
 from stn_export import cli
 from stn_export.cli import children
 from stn_export.cli.options import PARSERS
-from stn_export.config import ARTIFACTS, DEFAULT_RUN
+from stn_export.config import DEFAULT_RUN, run_for
 from stn_export.errors import EXIT_CHECK_FAILED, EXIT_OK, CheckFailedError
 
 PACKAGE = "stn_export"
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = PARSERS["train"]()
     training.prog = "stn-export all"  # whose help lists them too
     trained = training.parse_args(of_training)  # rejects wrong options before anything starts
-    run = options.run or (ARTIFACTS / trained.dataset if of_training else DEFAULT_RUN)
+    run = options.run or (run_for(trained.dataset, trained.data) if of_training else DEFAULT_RUN)
     trusted = ["--trust"] if options.trust else []  # later stages remember it
     place = ["--run", str(run), *([] if options.verbose else ["--brief"])]
     timing = ["--device", options.device, "--grid", options.grid]
@@ -83,14 +83,14 @@ class Work:
             cli.Paces.read().keep(self.name, 1, self.units, seconds)
 
 
-def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work]) -> list[str]:
+def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work], command: str = "all") -> list[str]:
     """Run stages, given as name and options, and return a text per stage that failed a check, of one or more lines.
 
     Raises:
         SystemExit: with the exit code of a stage that could not run to its end.
     """
     failed, started = [], time.monotonic()
-    cli.say(f"all: {len(stages)} stages, {left_words(list(work), work)}", "bold")
+    cli.say(f"{command}: {len(stages)} stages, {left_words(list(work), work)}", "bold")
     for number, (stage, options) in enumerate(stages.items(), 1):
         after, left = cli.duration(time.monotonic() - started), left_words(list(work)[number - 1 :], work)
         cli.say(f"{stage} ({number} of {len(stages)}, after {after}; {left} left)", "bold")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stn_export.cli.tables import FORMS, OUTPUT
-from stn_export.config import ARTIFACTS, DEFAULT_RUN
+from stn_export.config import ARTIFACTS, DEFAULT_RUN, FOLDER
 from stn_export.errors import UserError, did_you_mean
 from stn_export.limits import require
 
@@ -172,10 +172,39 @@ def with_run(parser: Parser) -> Parser:
 
 def train() -> Parser:
     """Make the parser of ``train``."""
-    parser = with_lock(stage("train", "Train a grid of models and seeds."))
-    parser.add_argument("--dataset", default="digits", help="one of: digits, cifar10, cifar10-affine")
-    parser.add_argument("--data", type=path_or_none, help="directory that holds CIFAR-10")
+    parser = _training(with_lock(stage("train", "Train a grid of models and seeds.")))
     parser.add_argument("--models", type=names, default=("stn", "cnn"), help="of: stn, cnn, cnn-matched; with commas")
+    parser.add_argument("--validation", type=number("images"), default=0, help="training images to hold out")
+    parser.add_argument("--keep", default="last", help="last, or best: the epoch that did best on the held-out images")
+    parser.add_argument(
+        "--tensorboard", type=path_or_none, metavar="DIR", help="losses, accuracies and warped images, epoch by epoch"
+    )
+    return parser
+
+
+def gain() -> Parser:
+    """Make the parser of ``gain``."""
+    words = "Train with and without a spatial transformer, and say what it gains on your data and what it costs."
+    parser = _training(stage("gain", words))
+    parser.set_defaults(dataset=FOLDER, seeds=5)  # over three, hardly any interval excludes zero
+    return parser
+
+
+def _training(parser: Parser) -> Parser:
+    """Add the options of every command that trains."""
+    parser.add_argument("--dataset", default="digits", help="one of: digits, cifar10, cifar10-affine, folder")
+    parser.add_argument(
+        "--data",
+        type=path_or_none,
+        metavar="DIR",
+        help="of folder: DIR/{train,test}/<class>/* or DIR/<class>/*, any pictures; of cifar10: where it is",
+    )
+    parser.add_argument(
+        "--size",
+        type=number("side", 1),
+        metavar="PIXELS",
+        help="side that the pictures of a folder are resized to; by default 32",
+    )
     parser.add_argument(
         "--recipe", help="one of: reference, quick, short, affine, tuned; by default the data set's own"
     )
@@ -183,13 +212,8 @@ def train() -> Parser:
     parser.add_argument("--seed", type=number("seed"), default=0, help="the first seed, of weights, order and dropout")
     parser.add_argument("--seeds", type=number("seeds", 1), default=1, help="how many seeds")
     parser.add_argument("--precision", default="fp32", help="one of: fp32, tf32, bf16")
-    parser.add_argument("--validation", type=number("images"), default=0, help="training images to hold out")
-    parser.add_argument("--keep", default="last", help="last, or best: the epoch that did best on the held-out images")
     parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
-    parser.add_argument(
-        "--tensorboard", type=path_or_none, metavar="DIR", help="losses, accuracies and warped images, epoch by epoch"
-    )
     return parser
 
 
@@ -444,6 +468,7 @@ def showing(parser: Parser, title: str, other: Parser) -> Parser:
 PARSERS: dict[str, Callable[[], Parser]] = {
     "all": everything,
     "train": train,
+    "gain": gain,
     "adopt": adopt,
     "export": export,
     "verify": verify,

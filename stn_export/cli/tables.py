@@ -173,7 +173,8 @@ def console(stderr: bool = False) -> Console:
     """Make a console on standard output or standard error; plain and of unlimited width where it is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else ENDLESS
-    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+    # a notebook's stream is written to as a pipe is: rich's own way there displays HTML, from whatever thread
+    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty(), force_jupyter=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], drop: Sequence[str] = ()) -> None:

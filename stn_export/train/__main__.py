@@ -23,11 +23,21 @@ from stn_export.run.environment import describe, resolve_device
 from stn_export.run.manifest import CHECKPOINT, CHECKPOINT_FILE, HISTORY_FILE, STATE_FILE, Artifact
 from stn_export.run.store import alone, load_tensors, serialise, sha256_of, write_atomically
 from stn_export.train.cuda_graph import CapturedSteps
-from stn_export.train.data import Dataset, load_dataset
-from stn_export.train.handover import CONTRACT, cost, enter_trained, save_checkpoint
+from stn_export.train.data import Dataset, load_dataset, load_folder
+from stn_export.train.handover import SIZES, contract_of, cost, enter_trained, save_checkpoint
 from stn_export.train.outcomes import Group, read_training, write_trainings
-from stn_export.train.recipes import ALIGN_CORNERS, DATASETS
-from stn_export.train.sweep import Board, Cell, Interrupts, Plan, World, grid, joined, measured_weights, refuse
+from stn_export.train.recipes import ALIGN_CORNERS, FOLDER
+from stn_export.train.sweep import (
+    Board,
+    Cell,
+    Interrupts,
+    Plan,
+    World,
+    grid,
+    joined,
+    measured_weights,
+    refuse,
+)
 from stn_export.train.trainer import Trainer, advance, run_epoch
 
 FIRST_STEP = "the first step is done"
@@ -149,7 +159,7 @@ def write_checkpoint(cell: Cell, trainer: Trainer, source: str) -> Artifact:
             network=cell.directory.name,
             format="checkpoint",
             sha256=sha256_of(path),
-            contract=CONTRACT,
+            contract=contract_of(trainer.sizes),
             settings=cell.settings.as_dict(),
             details={"device": str(trainer.device), "data": source, "align_corners": ALIGN_CORNERS},
             environment=describe(),
@@ -180,13 +190,13 @@ def epoch_line(trainer: Trainer) -> str:
 def _meta(trainer: Trainer) -> dict:
     """Return the checkpoint's metadata, without times, so that equal runs give equal bytes."""
     history = [{key: value for key, value in row.items() if key != "seconds"} for row in trainer.history]
-    classes = list(DATASETS[trainer.settings.dataset].classes)
+    sizes = {SIZES: trainer.sizes.arguments} if trainer.sizes.arguments else {}
     return {
         "model": trainer.settings.model,
-        "classes": classes,
+        "classes": list(trainer.classes),
         "settings": trainer.settings.as_dict(),
         "history": history,
-    }
+    } | sizes
 
 
 def print_summary(cells: Sequence[Cell]) -> None:
@@ -209,6 +219,13 @@ def print_summary(cells: Sequence[Cell]) -> None:
     )
 
 
+def dataset_of(options: Namespace) -> Dataset:
+    """Load the data set that the command line names."""
+    if options.dataset == FOLDER:
+        return load_folder(options.data, options.size)
+    return load_dataset(options.dataset, options.data)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train every cell of the sweep that is not up to date."""
     options = cli.parse("train", arguments)
@@ -216,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     refuse(options, device)  # before loading the data set, which may take a while
     interrupts = Interrupts()
     with interrupts.installed(), joined(device) as world:
-        dataset = load_dataset(options.dataset, options.data)
+        dataset = dataset_of(options)
         cells = grid(options, dataset)
         with alone(cells[0].run, options.wait, make=True) if world.rank == 0 else nullcontext():
             _train(options, dataset, cells, device, interrupts, world)
@@ -236,7 +253,7 @@ def _train(
     if world.rank == 0:
         announce(cells, todo, dataset, device)
         enter_trained([cell for cell in cells if cell not in todo], dataset)
-    mine = world.share(todo, lambda cell: cost(cell.settings.model))
+    mine = world.share(todo, lambda cell: cost(cell.settings.model, dataset.sizes))
     try:
         train_cells(mine, dataset.to(device), device, interrupts, board)
         world.wait()
@@ -259,6 +276,8 @@ def announce(cells: Sequence[Cell], todo: Sequence[Cell], dataset: Dataset, devi
             f"training on {dataset.name} ({dataset.source}), recipe {recipe.name}, {recipe.epochs} epochs, "
             f"{precision}, on {device.type}"
         )
+        if dataset.own:
+            cli.say(dataset.spec.note)
     for model in dict.fromkeys(cell.settings.model for cell in todo):
         seeds = [str(cell.settings.seed) for cell in todo if cell.settings.model == model]
         cli.say(f"{model}: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")

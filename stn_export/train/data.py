@@ -1,22 +1,43 @@
-"""Load data sets as uint8 NCHW tensors, decoded once and cached under ``data/cache``, and augment images."""
+"""Load data sets as uint8 NCHW tensors, decoded once and cached under ``data/cache``, and augment images.
+
+A folder of one's own pictures holds strangers' files: only formats of an allow-list are decoded, within limits of bytes
+and pixels, and no symbolic link leads out of the folder.
+"""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
+import PIL
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
+from stn_export import cli
 from stn_export.config import DATA
 from stn_export.errors import UserError, require_choice
+from stn_export.limits import require
+from stn_export.run.examples import FORMATS, read_picture
 from stn_export.run.store import fingerprint, serialise, write_atomically
 from stn_export.train.digits import draw_digits
-from stn_export.train.recipes import ALIGN_CORNERS, DATASETS, MEAN, STD, AffineRange
+from stn_export.train.networks import checked_sizes
+from stn_export.train.recipes import (
+    ALIGN_CORNERS,
+    CIFAR10_SIZES,
+    DATASETS,
+    FOLDER,
+    MEAN,
+    STD,
+    AffineRange,
+    DatasetSpec,
+    Sizes,
+)
 
 # Augmentation of a batch of images on its own device.
 
@@ -66,7 +87,7 @@ CACHE_VERSION = "1"  # increased whenever a decoder or the drawing of digits cha
 
 @dataclass(frozen=True)
 class Split:
-    """uint8 images N×3×32×32 and int64 labels N."""
+    """uint8 images N×3×S×S and int64 labels N."""
 
     images: Tensor
     labels: Tensor
@@ -84,13 +105,27 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory; ``fingerprint`` is the sha256 of its pixels and labels."""
+    """A data set in memory; ``fingerprint`` is the sha256 of its pixels and labels.
+
+    ``own`` describes the user's own pictures; the others are described in ``DATASETS``.
+    """
 
     name: str
     train: Split
     test: Split
     fingerprint: str
     source: str
+    own: DatasetSpec | None = None
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Return its classes, default recipe and description."""
+        return self.own or DATASETS[self.name]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Return what the layers of a network for it follow from."""
+        return Sizes(self.train.images.shape[-1], len(self.spec.classes))
 
     def to(self, device: torch.device) -> "Dataset":
         """Return the data set on ``device``."""
@@ -105,13 +140,15 @@ def normalise(images: Tensor) -> Tensor:
 def load_dataset(name: str, data: Path | None = None) -> Dataset:
     """Load ``digits`` (drawn here) or ``cifar10`` (from ``data``, else from ``data/``, else downloaded).
 
+    The user's own pictures are loaded by ``load_folder``.
+
     For a variant with an affine range, test images are warped here with a fixed seed, and training images each time
     they are used (``seen_in_training``).
 
     Raises:
         UserError: for an unknown name, or if CIFAR-10 cannot be found, downloaded or read.
     """
-    require_choice("data set", name, list(DATASETS))
+    require_choice("data set", name, [each for each in DATASETS if each != FOLDER])
     dataset = _load_digits() if name == "digits" else _load_cifar10(data)
     limits = DATASETS[name].affine
     return dataset if limits is None else _with_warped_test(dataset, name, limits)
@@ -236,3 +273,157 @@ def _cached(name: str, source: str, stamp: str, build: Callable[[], tuple[Split,
 def _dataset(name: str, source: str, tensors: Sequence[Tensor], digest: str) -> Dataset:
     train_images, train_labels, test_images, test_labels = tensors
     return Dataset(name, Split(train_images, train_labels), Split(test_images, test_labels), digest, source)
+
+
+# A folder of one's own pictures: DIR/{train,test}/<class>/* or DIR/<class>/*.
+
+
+TEST_SHARE, SPLIT_SEED = 0.2, 0  # of each class's pictures, where the folder does not divide them itself
+SPLITS = ("train", "test")
+MOST_NAMED = 3  # unreadable pictures that an error names
+LAYOUT = "make it DIR/{train,test}/<class>/* or DIR/<class>/*"
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+Files = dict[str, list[Path]]  # pictures by class, both in label order
+
+
+def load_folder(data: Path, size: int | None = None) -> Dataset:
+    """Load the user's own pictures as RGB images of ``size`` pixels a side; by default as many as CIFAR-10 has.
+
+    Where there is no ``train/`` and ``test/``, ``TEST_SHARE`` of each class is drawn for testing with a fixed seed.
+    Hidden files are no pictures; every other file in a class's folder must be one.
+
+    Raises:
+        UserError: naming the folder, class or picture that cannot be used.
+    """
+    if not data.is_dir():
+        raise UserError(f"{data} is not a directory", f"name a folder of pictures: {LAYOUT}")
+    parts, divided = _divided(data)
+    classes = tuple(parts[0])
+    sizes = checked_sizes(Sizes(CIFAR10_SIZES.size if size is None else size, len(classes)))
+    files = {split: _shuffled(part) for split, part in zip(SPLITS, parts, strict=True)}
+    count = sum(map(len, files.values()))
+    require("dataset", count * math.prod(sizes.image), f"{count:,} pictures of {data} at --size {sizes.size}")
+    counts = " and ".join(f"{len(those):,} for {split}ing" for split, those in files.items())
+    note = (
+        f"pictures of {data.resolve().name}: {len(classes)} classes, {counts}, {divided}; each as RGB, on white where "
+        f"transparent, resized to {sizes.size}×{sizes.size} bilinearly whatever its proportions"
+    )
+    stamp = " ".join((PIL.__version__, repr(sizes), _stamp([file for split in SPLITS for file in files[split]])))
+    loaded = _cached(FOLDER, str(data), stamp, partial(_read_all, files, classes, sizes))
+    return replace(loaded, own=replace(DATASETS[FOLDER], classes=classes, note=note))
+
+
+def _divided(data: Path) -> tuple[tuple[Files, Files], str]:
+    """Return the pictures for training and testing, and how they were divided, in words.
+
+    Raises:
+        UserError: where one of the two is missing, their classes differ, or a class is too small to divide.
+    """
+    there = [split for split in SPLITS if (data / split).is_dir()]
+    if not there:
+        return _drawn(data, _by_class(data, data)), f"{TEST_SHARE:.0%} of each class drawn with seed {SPLIT_SEED}"
+    if len(there) == 1:
+        [missing] = set(SPLITS) - set(there)
+        hint = f"add it, or name {data / there[0]}: {TEST_SHARE:.0%} of each class is then drawn for testing"
+        raise UserError(f"{data} holds {there[0]}/ and no {missing}/", hint)
+    train, test = (_by_class(data / split, data) for split in SPLITS)
+    only = {
+        split: sorted(names) for split, names in zip(SPLITS, (train.keys() - test, test.keys() - train), strict=True)
+    }
+    if any(only.values()):
+        differing = "; ".join(f"only in {split}/: {', '.join(names)}" for split, names in only.items() if names)
+        raise UserError(f"the classes of {data} differ: {differing}", "give both the same folders")
+    others = [path.name for path in _visible(data) if path.is_dir() and path.name not in SPLITS]
+    return (train, test), "as its folders divide them" + (f" ({', '.join(others)} not used)" if others else "")
+
+
+def _drawn(data: Path, files: Files) -> tuple[Files, Files]:
+    """Divide each class's pictures at random, for training and for testing.
+
+    Raises:
+        UserError: where a class holds one picture.
+    """
+    random = torch.Generator().manual_seed(SPLIT_SEED)
+    train, test = Files(), Files()
+    for name, those in files.items():
+        if len(those) < 2:
+            said = f"{data / name} holds one picture, which cannot be both trained on and tested"
+            raise UserError(said, "add pictures of that class, or remove its folder")
+        order = torch.randperm(len(those), generator=random).tolist()
+        count = max(1, round(TEST_SHARE * len(those)))
+        test[name] = [those[index] for index in order[:count]]
+        train[name] = [those[index] for index in order[count:]]
+    return train, test
+
+
+def _by_class(folder: Path, root: Path) -> Files:
+    """List the pictures of a folder by class; the names of the classes' folders are sorted.
+
+    Raises:
+        UserError: where there are fewer than two classes, a class is empty, or a picture lies elsewhere.
+    """
+    there = _visible(folder)
+    files = {path.name: _pictures(path, root) for path in there if path.is_dir()}
+    if beside := [path for path in there if path.suffix.lower() in SUFFIXES and path.is_file()]:
+        raise UserError(f"{beside[0]} lies in no class's folder", LAYOUT)
+    if not files:
+        raise UserError(f"{folder} holds no folders of pictures", LAYOUT)
+    if len(files) == 1:
+        raise UserError(f"{folder} holds one class, {next(iter(files))}: nothing can be told apart", "add another")
+    if empty := [name for name, those in files.items() if not those]:
+        raise UserError(f"{folder} holds no picture of {', '.join(empty)}", "add pictures, or remove the empty folder")
+    return files
+
+
+def _pictures(folder: Path, root: Path) -> list[Path]:
+    files = [_inside(path, root) for path in _visible(_inside(folder, root))]
+    if nested := [path for path in files if path.is_dir()]:
+        raise UserError(f"{nested[0]} is a folder inside a class's", "put pictures straight into their class's folder")
+    return files
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _inside(path: Path, root: Path) -> Path:
+    """Return a path that leads nowhere out of ``root``.
+
+    Raises:
+        UserError: where it is: a stranger's folder could take in any picture of this machine.
+    """
+    place = Path(os.path.realpath(path))  # unlike ``Path.resolve``, this takes links that lead round in a circle
+    if not place.is_relative_to(os.path.realpath(root)):
+        raise UserError(f"{path} leads out of {root} by a symbolic link", "put the pictures themselves there")
+    return path
+
+
+def _shuffled(files: Files) -> list[Path]:
+    """Return all pictures in an order of which any prefix is a fair sample."""
+    whole = [path for those in files.values() for path in those]
+    return [whole[index] for index in torch.randperm(len(whole), generator=torch.Generator().manual_seed(SPLIT_SEED))]
+
+
+def _read_all(files: Files, classes: Sequence[str], sizes: Sizes) -> tuple[Split, Split]:
+    """Read the pictures of both splits, with a progress bar.
+
+    Raises:
+        UserError: naming pictures that cannot be read.
+    """
+    images = {split: torch.empty(len(those), *sizes.image, dtype=torch.uint8) for split, those in files.items()}
+    jobs = [(split, index, path) for split, those in files.items() for index, path in enumerate(those)]
+    unread: list[str] = []
+    with cli.progress(word="reading", unit="pictures") as bar:
+        task = bar.add_task("reading", total=len(jobs))
+        for split, index, path in jobs:
+            try:
+                images[split][index] = read_picture(path, *sizes.image)
+            except UserError as error:
+                unread.append(error.message)
+            bar.update(task, advance=1)
+    if unread:
+        named = "; ".join(unread[:MOST_NAMED]) + "; …" * (len(unread) > MOST_NAMED)
+        raise UserError(f"{len(unread)} of {len(jobs)} pictures cannot be used: {named}", "mend or remove them")
+    labels = {split: torch.tensor([classes.index(path.parent.name) for path in files[split]]) for split in files}
+    train, test = (Split(images[split], labels[split]) for split in SPLITS)
+    return train, test

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,13 +22,14 @@ from stn_export.run.network import enter, program_settings, write_examples
 from stn_export.run.store import all_or_none, latest, load_tensors, serialise, sha256_of, write_atomically
 from stn_export.train.data import Dataset, seen_in_training
 from stn_export.train.networks import build_model
-from stn_export.train.recipes import DATASETS, IMAGE_SHAPE, MEAN, MODELS, STD
+from stn_export.train.recipes import CIFAR10_SIZES, MEAN, MODELS, STD, Sizes
 from stn_export.train.sweep import Cell
 
 # Checkpoints: weights and metadata in one file that loads with ``weights_only=True``.
 
 
 SCHEMA = "stn_export/checkpoint/1"
+SIZES = "sizes"  # key of ``meta``: those of the network where they are not CIFAR-10's
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} is not a checkpoint of stn_export", f"name one that {command('train')} wrote")
     try:
         meta = json.loads(content["meta"])
-        model = build_model(meta["model"])
+        model = build_model(meta["model"], **meta.get(SIZES, {}))
         model.load_state_dict(content["weights"])
     except UserError:
         raise
@@ -68,28 +70,41 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 IMAGES = "images"
-CONTRACT = Contract(
-    (TensorSpec(IMAGES, "float32", (BATCH, *IMAGE_SHAPE), pixels=Pixels((MEAN,), (STD,))),),
-    (TensorSpec("log_probs", "float32", (BATCH, 10)),),
-)
 CALIBRATION_IMAGES = 512
 
 
-def captured(model: nn.Module, name: str) -> Program:
+def contract_of(sizes: Sizes) -> Contract:
+    """Return the inputs and outputs of one of this package's networks."""
+    return Contract(
+        (TensorSpec(IMAGES, "float32", (BATCH, *sizes.image), pixels=Pixels((MEAN,), (STD,))),),
+        (TensorSpec("log_probs", "float32", (BATCH, sizes.classes)),),
+    )
+
+
+CONTRACT = contract_of(CIFAR10_SIZES)
+
+
+def captured(model: nn.Module, name: str, sizes: Sizes = CIFAR10_SIZES) -> Program:
     """Capture one of this package's networks, on the CPU and in evaluation mode, as a program."""
-    found = capture(model, (torch.zeros(2, *IMAGE_SHAPE),), [spec.shape for spec in CONTRACT.inputs])
-    return Program(found.exported, CONTRACT, origin_of(BUILT_IN, name=name))
+    contract = contract_of(sizes)
+    found = capture(model, (torch.zeros(2, *sizes.image),), [spec.shape for spec in contract.inputs])
+    return Program(found.exported, contract, _origin(name, sizes))
+
+
+def _origin(name: str, sizes: Sizes) -> dict:
+    arguments: dict[str, Any] = {"name": name, **sizes.arguments}
+    return origin_of(BUILT_IN, **arguments)
 
 
 @cache
-def cost(name: str) -> int:
+def cost(name: str, sizes: Sizes = CIFAR10_SIZES) -> int:
     """Return the multiply-adds of one image, which the time of training is proportional to."""
-    return captured(build_model(name).eval(), name).multiply_adds()
+    return captured(build_model(name, **sizes.arguments).eval(), name, sizes).multiply_adds()
 
 
 def examples_of(dataset: Dataset) -> Examples:
     """Return the test images with their labels; int8 is calibrated on training images as training sees them."""
-    spec, dataset = DATASETS[dataset.name], dataset.to(torch.device("cpu"))
+    spec, dataset = dataset.spec, dataset.to(torch.device("cpu"))
     seen = seen_in_training(dataset, CALIBRATION_IMAGES)
     parts = (dataset.test.images, dataset.test.labels, seen, dataset.train.labels[:CALIBRATION_IMAGES])
     images, labels, seen, of_seen = (part.clone() for part in parts)  # a view would be saved with its whole storage
@@ -106,14 +121,14 @@ def enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
 
 def _enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
     examples = write_examples(cells[0].run, examples_of(dataset))
-    digest, said = sha256_of(latest(examples)), DATASETS[dataset.name]
+    digest, said, sizes = sha256_of(latest(examples)), dataset.spec, dataset.sizes
     for cell in cells:
         directory, network = cell.directory, MODELS[cell.settings.model]
         checkpoint = directory.listed(CHECKPOINT)
-        settings = program_settings(CONTRACT, origin_of(BUILT_IN, name=network.name))
+        settings = program_settings(contract_of(sizes), _origin(network.name, sizes))
         if directory.holds(PROGRAM, checkpoint.sha256, settings) and directory.facts.examples["sha256"] == digest:
             continue
-        program = captured(load_checkpoint(directory.open(checkpoint)).model, network.name)
+        program = captured(load_checkpoint(directory.open(checkpoint)).model, network.name, sizes)
         enter(
             directory,
             program,

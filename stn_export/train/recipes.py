@@ -5,12 +5,34 @@ Images are NCHW, uint8 or float32 normalised as ``(x / 255 - MEAN) / STD``.
 
 from dataclasses import dataclass, replace
 
+from stn_export.config import FOLDER
 from stn_export.run.manifest import OTHER, PLAIN, SUBJECT, Role
 
-IMAGE_SHAPE = (3, 32, 32)
+CHANNELS = 3
 MEAN = 0.5
 STD = 0.5
 ALIGN_CORNERS = False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network's layers follow from: the side of its square images in pixels, and its number of classes."""
+
+    size: int = 32
+    classes: int = 10
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Return the shape of an image: channels, height, width."""
+        return CHANNELS, self.size, self.size
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """Return the arguments of ``build_model``; none for CIFAR-10's sizes, which are its defaults."""
+        return {} if self == CIFAR10_SIZES else {"size": self.size, "classes": self.classes}
+
+
+CIFAR10_SIZES = Sizes()
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,7 @@ class DatasetSpec:
     affine: AffineRange | None = None
 
 
+LEAST_STEPS = 1_884  # of a training on a folder: those that ``quick`` takes on the digits
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DATASETS = {
     spec.name: spec
@@ -151,6 +174,12 @@ DATASETS = {
             recipe="quick",
             note="10,000 training and 2,000 test images of the digits 0 to 9, drawn from the fonts that matplotlib "
             "ships: turned, scaled, shifted and cluttered",
+        ),
+        DatasetSpec(
+            FOLDER,
+            (),  # those that the folder holds
+            recipe="quick",
+            note="pictures of one's own, a folder of them for each class",
         ),
     )
 }

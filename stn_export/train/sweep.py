@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +15,14 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from stn_export.config import ARTIFACTS
+from stn_export.config import run_for
 from stn_export.errors import UserError, require_choice
 from stn_export.limits import require
 from stn_export.program.specs import Pixels
 from stn_export.run.manifest import CHECKPOINT, NetworkDirectory
 from stn_export.train.cuda_graph import CapturedSteps
 from stn_export.train.data import MEAN, STD, Dataset, normalise
-from stn_export.train.recipes import DATASETS, KEEP, MODELS, PRECISIONS, RECIPES, Recipe
+from stn_export.train.recipes import DATASETS, FOLDER, KEEP, LEAST_STEPS, MODELS, PRECISIONS, RECIPES, Recipe
 from stn_export.train.trainer import Settings, Trainer, advance
 
 # Progress of a sweep.
@@ -68,11 +69,11 @@ def measured_weights(settings: Sequence[Settings], dataset: Dataset, device: tor
     models = {item.model: item for item in settings}
     if len(models) < 2:
         return dict.fromkeys(models, 1.0)
-    seconds = {model: _step_seconds(Trainer(item, dataset, device)) for model, item in models.items()}
+    seconds = {model: step_seconds(Trainer(item, dataset, device)) for model, item in models.items()}
     return {model: value / next(iter(seconds.values())) for model, value in seconds.items()}
 
 
-def _step_seconds(trainer: Trainer) -> float:
+def step_seconds(trainer: Trainer) -> float:
     """Return the shortest of a few steps, since interruptions only add time; captured if training captures steps."""
     step_all = CapturedSteps([trainer]) if trainer.device.type == "cuda" else advance
     trainer.begin_epoch()
@@ -100,7 +101,10 @@ class Interrupts:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals in this block; only allowed in a process's main thread."""
+        """Handle the signals in this block; outside the main thread, where Python allows no handlers, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
@@ -204,7 +208,7 @@ def recipe_for(dataset: str, name: str | None, epochs: int | None) -> Recipe:
 
 def run_of(options: Namespace) -> Path:
     """Return the run directory that the command line names."""
-    return options.run or ARTIFACTS / options.dataset
+    return options.run or run_for(options.dataset, options.data)
 
 
 def refuse(options: Namespace, device: torch.device) -> None:
@@ -214,6 +218,7 @@ def refuse(options: Namespace, device: torch.device) -> None:
         UserError: naming the setting that cannot be trained with.
     """
     recipe = recipe_for(options.dataset, options.recipe, options.epochs)
+    _refuse_data(options)
     require("epochs", recipe.epochs, "EPOCHS")
     if not options.models:
         raise UserError("no model is named", f"choose of: {', '.join(MODELS)}")
@@ -230,6 +235,29 @@ def refuse(options: Namespace, device: torch.device) -> None:
         raise UserError(f"{run} is a file, no run directory", "name another with --run")
 
 
+def _refuse_data(options: Namespace) -> None:
+    """Check the options that only some data sets have.
+
+    Raises:
+        UserError: naming an option that has no effect, or one that is missing.
+    """
+    own, name = options.dataset == FOLDER, options.dataset
+    if own and options.data is None:
+        raise UserError("--dataset folder takes pictures of your own", "name their folder with --data DIR")
+    if options.data is not None and not (own or name.startswith("cifar10")):
+        said = f"--data {options.data} has no effect: --dataset {name} takes no files"
+        raise UserError(said, "add --dataset folder to train on your own pictures, or leave out --data")
+    if options.size is not None and not own:
+        said = f"--size {options.size} has no effect: the images of --dataset {name} have a size already"
+        raise UserError(said, "leave it out; it is of --dataset folder")
+
+
+def _long_enough(recipe: Recipe, images: int) -> Recipe:
+    """Return the recipe with as many epochs as ``LEAST_STEPS`` take: few pictures are few steps an epoch."""
+    steps = -(-images // recipe.batch_size)
+    return replace(recipe, epochs=max(recipe.epochs, -(-LEAST_STEPS // steps)))
+
+
 def grid(options: Namespace, dataset: Dataset) -> list[Cell]:
     """Return a cell for every model and seed.
 
@@ -239,6 +267,8 @@ def grid(options: Namespace, dataset: Dataset) -> list[Cell]:
     recipe = recipe_for(options.dataset, options.recipe, options.epochs)
     if not 0 <= options.validation < len(dataset.train):
         raise UserError(f"{options.validation} images cannot be held out of {len(dataset.train)}", "hold out fewer")
+    if dataset.own and options.epochs is None:
+        recipe = _long_enough(recipe, len(dataset.train) - options.validation)
     run = run_of(options)
     fixed = (dataset.name, dataset.fingerprint, options.precision, options.validation, options.keep)
     return [

@@ -75,7 +75,8 @@ class Trainer:
     def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.device = settings, device
-        model = build_model(settings.model, settings.recipe.dropout).to(device)
+        self.sizes, self.classes = dataset.sizes, dataset.spec.classes
+        model = build_model(settings.model, settings.recipe.dropout, **self.sizes.arguments).to(device)
         self.model = model.to(memory_format=layout_of(settings.precision, device))
         set_precision(self.model, settings.precision, device)
         self.affine = DATASETS[settings.dataset].affine
