@@ -106,7 +106,8 @@ def test_without_a_script_and_in_print_the_pictures_stand_still(browser, page_fi
     assert printed.locator("details[open]").count() == 0
 
 
-# By chart: texts that stick out of the picture, pictures that stick out of their frame, and names that are cut short.
+# By chart: texts that stick out of the picture or lie on each other, pictures that stick out of their frame, names that
+# are cut short.
 CUT_CHARTS = """() => [...document.querySelectorAll("figure.chart")].flatMap((figure) => {
   const svg = figure.querySelector(".live svg");
   const own = svg.getBoundingClientRect(), frame = figure.getBoundingClientRect();
@@ -117,6 +118,15 @@ CUT_CHARTS = """() => [...document.querySelectorAll("figure.chart")].flatMap((fi
     if (!seen || text.textContent === "") continue;
     const out = box.right > own.right + 1.5 || box.left < own.left - 1.5 || box.bottom > own.bottom + 1.5;
     if (out || text.textContent.endsWith("…")) found.push([title, text.textContent]);
+  }
+  for (const axis of svg.querySelectorAll(".role-axis-label")) {
+    const boxes = [...axis.querySelectorAll("text")].filter((text) => getComputedStyle(text).opacity > 0)
+      .map((text) => [text.textContent, text.getBoundingClientRect()]);
+    boxes.forEach(([name, one], index) => boxes.slice(index + 1).forEach(([other, two]) => {
+      const wide = Math.min(one.right, two.right) - Math.max(one.left, two.left);
+      const high = Math.min(one.bottom, two.bottom) - Math.max(one.top, two.top);
+      if (wide > 1 && high > 3) found.push([title, name, other]);
+    }));
   }
   return found;
 })"""

@@ -28,19 +28,24 @@ function narrow(spec) {
   spec.config.lineBreak = "\n";
   spec.config.legend.layout = { bottom: { direction: "vertical", anchor: "start" } };
   spec.config.legend.labelLimit = 280;
-  for (const row of spec.data.values) if (row.front) row.name = wrapped(row.name, 20);
-  if (spec.height && spec.height.step) spec.height = { step: Math.max(spec.height.step, 28) };
+  for (const row of spec.data.values) if (row.front) row.name = wrapped(row.name, NAME);
+  let lines = 1;
   const change = (part) => {
     if (!part || typeof part !== "object") return;
     if (part.x && typeof part.x.title === "string") part.x = { ...part.x, title: wrapped(part.x.title) };
-    if (part.y && part.y.type === "nominal") part.y = { ...part.y, axis: { ...part.y.axis, ...NAMES } };
+    if (part.y && part.y.type === "nominal") {
+      for (const row of spec.data.values) lines = Math.max(lines, wrapped(String(row[part.y.field]), NAME).split("\n").length);
+      part.y = { ...part.y, axis: { ...part.y.axis, ...NAMES } };
+    }
     if (part.axis && part.axis.tickCount) part.axis = { ...part.axis, tickCount: Math.min(part.axis.tickCount, 4) };
     if (part.legend && part.legend.columns) part.legend = { ...part.legend, columns: 1 };
     Object.values(part).forEach(change);
   };
   change(spec);
+  if (spec.height && spec.height.step) spec.height = { step: Math.max(spec.height.step, 13 * lines + 4) };
 }
-const NAMES = { labelLimit: 150, labelExpr: "trim(replace(datum.label, regexp('(.{1,20})( +|$)', 'g'), '$1\\n'))" };
+const NAME = 20; // letters in a line of a name
+const NAMES = { labelLimit: 150, labelExpr: `trim(replace(datum.label, regexp('(.{1,${NAME}})( +|$)', 'g'), '$1\\n'))` };
 
 function wrapped(title, most = 38) {
   return title.replace(new RegExp(`(.{1,${most}})( +|$)`, "g"), "$1\n").trim();
