@@ -137,7 +137,7 @@ TABLES = """() => [...document.querySelectorAll(".scroll")].map((frame) => {
   const right = frame.querySelector("tbody tr").lastElementChild.getBoundingClientRect().right;
   const found = {
     name: frame.getAttribute("aria-label"), width: frame.scrollWidth, room: frame.clientWidth,
-    stays: first.getBoundingClientRect().left - left < 3,
+    stays: Math.abs(first.getBoundingClientRect().left - left) < 3,
     ends: right <= frame.getBoundingClientRect().right + 1,
     shadow: getComputedStyle(frame).backgroundImage.includes("gradient"),
     covered: first.getBoundingClientRect().width / frame.clientWidth,
