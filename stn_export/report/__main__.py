@@ -122,14 +122,15 @@ def parity_table(report: Report) -> Table:
         check = row.check
         full = check.precision == "fp32"
         words = verdict_words(check.precision, check.passed)
-        rows.append(
-            [row.name, check.runner, Cell(words, "good" if check.passed else "bad", check.failure)]
-            + [number(row.grid, ".1e")] * grids
+        verdict = Cell(words, "good" if check.passed else "bad", check.failure)
+        figures = (
+            [number(row.grid, ".1e")] * grids
             + [NONE if full else number(row.pixels.mean, ".4f")] * (grids and reduced)
             + [number(row.output, ".1e"), times(check.multiple if full else None)]
             + [share(check.agreement)] * agreed
             + [share(check.accuracy)] * known
         )
+        rows.append([row.name, check.runner, verdict, *figures])
     note = (
         f"Worst errors over every challenge{', every site' * grids} and every output; × eager is the worst of them in "
         "units of float32 eager's own, left out where less precision makes it meaningless."
