@@ -186,6 +186,7 @@ CHECKS: dict[tuple[str, str, str], tuple] = {
     ("cnn", "plain-fp32", "onnxruntime-cpu"): ((None,) * 5 + (4.4e-6, 6.8e-6), 1.33, 0.9996, 0.7849, (), ""),
     ("cnn", "plain-fp32", "onnxruntime-cuda"): ((None,) * 5 + (5.8e-6, 3.6e-6), 1.71, 0.9994, 0.7836, (), ""),
 }
+EXAMPLES = 2000
 EAGER = (0.9e-7, 1.2e-5, 1.9e-6, 1.5e-5, 2.2e-6, 2.8e-5, 2.5e-5)  # float32 eager's own errors
 THETAS = ((0.9, 0.1, 0.8, -0.2), (0.7, 0.25, 0.6, 0.15), (1.2, -0.3, 1.1, 0.35), (0.5, 0.4, 0.65, -0.45))
 OUTSIDE = (0.11, 0.02, 0.35, 0.07)  # shares of the output grid
@@ -335,7 +336,7 @@ def verify_content(shas: dict[tuple[str, str], str]) -> Verified:
         for point, kind, own in zip(ERRORS, kinds, EAGER, strict=True)
     }
     networks = {
-        name: made_records.network(labels=True, points=points if name == "stn" else outputs(points))
+        name: made_records.network(labels=True, points=points if name == "stn" else outputs(points), examples=EXAMPLES)
         for name in ("stn", "cnn")
     }
     return made_records.verified(*checks(shas), networks=networks)

@@ -50,9 +50,9 @@ def check(**known: object) -> Check:
     return msgspec.convert(CHECK | known, Check)
 
 
-def network(labels: bool, points: Mapping[str, object] | None = None) -> NetworkEntry:
-    """What a network was checked on, by a hundred examples."""
-    return msgspec.convert({"examples": 100, "labels": labels, "notes": [], "points": points or {}}, NetworkEntry)
+def network(labels: bool, points: Mapping[str, object] | None = None, examples: int = 100) -> NetworkEntry:
+    """What a network was checked on, by a hundred examples unless more are said."""
+    return msgspec.convert({"examples": examples, "labels": labels, "notes": [], "points": points or {}}, NetworkEntry)
 
 
 def verified(*checks: Check, networks: Mapping[str, NetworkEntry] | None = None, **more: object) -> Verified:

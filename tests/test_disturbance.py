@@ -4,13 +4,14 @@ import pytest
 
 from benchmarks.tools import results_page
 from stn_export.report.costs import add_charts, costs, deploys, tables
-from stn_export.report.page import Report, Table, Text
+from stn_export.report.page import Report, Table
 from stn_export.results.card import Answer, card
 from stn_export.results.choice import (
     CONTRADICTED,
     DISTURBED,
     Marks,
     Ratio,
+    Scored,
     disagree,
     disturbance,
     legend,
@@ -108,7 +109,8 @@ def shown(rows: tuple[MadeTiming, ...]) -> dict[str, str]:
     report = Report(
         "run", timings=list(rows), shipped=Answer(held).by_device, marks=Marks(rows), bench=tables(rows, {})
     )
-    add_charts(report, list(rows), "cpu", PROVED)
+    scored = {name: Scored(accuracy, 300, 1.0) for name, accuracy in PROVED.items() if accuracy is not None}
+    add_charts(report, list(rows), "cpu", scored)
     blocks = [*deploys(report), *costs(report)]
     found = {block.title: block.markdown for block in blocks if isinstance(block, Table)}
     found |= {name: chart.text for name, chart in report.figures.items()}
@@ -136,8 +138,9 @@ def test_figures_taken_while_disturbed_are_marked_wherever_they_are_shown():
 def test_tables_and_charts_explain_their_marks():
     report = Report("run", timings=list(BUSY), shipped=Answer(content(*BUSY)).by_device, bench=tables(list(BUSY), {}))
     blocks = [*deploys(report), *costs(report)]
-    notes = [block.note for block in blocks if isinstance(block, Table)]
-    notes += [block.text for block in blocks if isinstance(block, Text)]
-    assert len(notes) == 5
-    for note in notes:
-        assert legend(DISTURBED, CONTRADICTED) in note
+    shown = [block for block in blocks if isinstance(block, Table)]
+    assert len(shown) == 4
+    for table in shown:
+        assert f"{legend(table.markdown)}." in table.note
+        assert DISTURBED in legend(table.markdown)
+        assert CONTRADICTED not in table.markdown + table.note

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 
 from stn_export import cli
 from stn_export.errors import UserError
@@ -96,6 +98,82 @@ def test_the_page_gives_what_onnx_runtime_gives(run: Path):
         print(f"\n{page.evaluate('play.frames()')} frames a second: {page.inner_text('#speed')}")
         assert told == []
         browser.close()
+
+
+# Stands in for ONNX Runtime: the first three calls of a network take 120 ms, all others 2 ms or, of the second, 6 ms.
+STAND_IN = """
+const about = await (await fetch("play.json")).json();
+export const env = { wasm: {} };
+export class Tensor { constructor(type, data, dims) { Object.assign(this, { type, data, dims }); } }
+const wait = (milliseconds) => { const end = performance.now() + milliseconds; while (performance.now() < end); };
+export const InferenceSession = { async create(file) {
+  const second = about.networks[0].file !== file;
+  const { grid, warped } = about.networks[0];
+  let calls = 0;
+  return { async run() {
+    wait(++calls <= 3 ? 120 : second ? 6 : 2);
+    const values = (...dims) => ({ dims, data: new Float32Array(dims.reduce((a, b) => a * b, 1)) });
+    const named = { [grid]: values(1, 2, 2, 2), [warped]: values(1, 3, 4, 4) };
+    return new Proxy(named, { get: (known, name) => known[name] ?? values(1, 10) });
+  } };
+} };
+"""
+
+
+@pytest.fixture
+def phone(run: Path, runtime: Path):
+    """The page with a stand-in for the runtime, on a phone; it complains of nothing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'stn-export[browser]'")
+    (runtime / "ort.wasm.min.mjs").write_text(STAND_IN, encoding="utf-8")
+    names = play.build(run, run / "play", runtime)
+    with served(run / "play", names) as address, playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True).new_page()
+        told: list[str] = []
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.goto(address)
+        page.wait_for_function("document.getElementById('speed').textContent.includes(' ms')", timeout=60_000)
+        yield page
+        assert told == []
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium here")
+def test_a_phone_chooses_a_picture_turns_it_with_two_fingers_and_is_told_warm_times(phone, tmp_path: Path):
+    first = [float(found) for found in re.findall(r"([\d.]+) ms", phone.inner_text("#speed"))]
+    assert len(first) == 2
+    assert 2 <= first[0] < first[1] < 40, "the first calls count"
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "own.png")
+    phone.set_input_files("#file", tmp_path / "own.png")
+    phone.wait_for_function("play.size().join() === '30,20'")
+    (tmp_path / "none.png").write_text("no picture", encoding="utf-8")
+    phone.set_input_files("#file", tmp_path / "none.png")
+    phone.wait_for_function("document.getElementById('said').textContent.startsWith('none.png is no picture')")
+    assert phone.evaluate("play.size()") == [30, 20]
+
+    touch = phone.context.new_cdp_session(phone)
+
+    def fingers(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": left + x, "y": top + y, "id": index} for index, (x, y) in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    phone.locator("#input").scroll_into_view_if_needed()
+    box = phone.locator("#input").bounding_box()
+    left, top = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    fingers("touchStart", (-30, 0), (30, 0))
+    fingers("touchMove", (0, -60), (0, 60))
+    fingers("touchEnd")
+    pose = phone.evaluate("play.pose()")
+    assert pose["scale"] == pytest.approx(2, rel=0.05)
+    assert abs(pose["angle"]) == pytest.approx(90, abs=3)
+    fingers("touchStart", (0, 0))
+    fingers("touchMove", (25, 0))
+    fingers("touchEnd")
+    after = phone.evaluate("play.pose()")
+    assert (after["x"] - pose["x"], after["y"] - pose["y"]) == (pytest.approx(25 * 48 / box["width"], rel=0.05), 0)
 
 
 def status(address: str, path: str, host: str | None = None, method: str = "GET") -> int:

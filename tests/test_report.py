@@ -57,7 +57,8 @@ def test_a_whole_report(run: Path, capsys: pytest.CaptureFixture[str]):
     html, markdown = texts(run)
     assert html.partition("<script>")[0].count("<svg ") == 12
     assert len(html) < 2e6
-    assert not re.search(r'(src|href)="(?!#|data:)', html.partition("<script>")[0])
+    [link] = re.findall(r'(?:src|href)="(?!#|data:)([^"]*)', html.partition("<script>")[0])
+    assert f"<dd>{link.removeprefix('./')} (runner" in html  # beside the page: the file to deploy
     assert "var(--n0)" in html
     for name in ("latency", "throughput", "overhead", "pareto", "breakdown"):
         assert (run / "figures" / f"{name}-cpu.png").exists()

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from stn_export.report import charts, charts_costs, drawing
+from stn_export.report.charts import Point
 from stn_export.report.charts_costs import short_name
 from stn_export.report.costs import (
     add_charts,
@@ -20,18 +21,18 @@ from stn_export.report.costs import (
     throughput,
 )
 from stn_export.report.page import Picture, Report
-from stn_export.results.choice import Marks, program, steps
+from stn_export.results.choice import Marks, Scored, more_accurate, program, steps
 from tests import made_records
 from tests.bench_rows import FEW, NETWORKS, facts, rows
 from tests.made_records import MadeTiming, in_contest, timed
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
 LOOKS = charts.looks((name, *said) for name, said in NETWORKS.items())
-PROVED = {
-    ("stn", "program", "eager-cpu"): 0.9,
-    ("stn", "folded-fp32", "onnxruntime-cpu"): 0.9,
-    ("stn", "matmul-int8", "onnxruntime-cpu"): 0.895,
-    ("cnn", "plain-fp32", "onnxruntime-cpu"): 0.7,
+SCORED = {
+    ("stn", "program", "eager-cpu"): Scored(0.9, 2000, 1.0),
+    ("stn", "folded-fp32", "onnxruntime-cpu"): Scored(0.9, 2000, 1.0),
+    ("stn", "matmul-int8", "onnxruntime-cpu"): Scored(0.895, 2000, 0.99),
+    ("cnn", "plain-fp32", "onnxruntime-cpu"): Scored(0.7, 2000, 1.0),
 }
 
 
@@ -84,34 +85,63 @@ def test_the_overhead_of_each_runner_at_the_outer_batches():
     }
 
 
+def point(milliseconds: float, accuracy: float, agreement: float = 1.0, **more: object) -> Point:
+    """A program with an interval of 1 % about its latency, on 2,000 examples."""
+    return Point(
+        f"{milliseconds} {accuracy}", timed(FOLDED, milliseconds / 1e3, **more), Scored(accuracy, 2000, agreement)
+    )
+
+
 def test_the_front_is_what_nothing_beats_in_both():
-    points = [
-        {"milliseconds": milliseconds, "accuracy": accuracy}
-        for milliseconds, accuracy in ((1.0, 0.7), (2.0, 0.7), (3.0, 0.9), (3.0, 0.8), (4.0, 0.85), (5.0, 0.95))
-    ]
+    pairs = ((1.0, 0.7), (2.0, 0.7), (3.0, 0.9), (3.0, 0.8), (4.0, 0.85), (5.0, 0.95))
+    points = [point(*pair, agreement=0.0) for pair in pairs]
     assert front(points) == [points[0], points[2], points[5]]
+    assert front([]) == []
+
+
+def test_noise_makes_no_front():
+    two_more = [point(1.0, 0.9435, 0.999), point(2.0, 0.9445, 0.999)]  # 2 of 2,000 examples
+    assert front(two_more) == two_more[:1]
+    many_more = [point(1.0, 0.905, 0.985), point(2.0, 0.92)]  # 30 of 2,000, of which at most 30 differ
+    assert front(many_more) == many_more
+    of_two_networks = [point(1.0, 0.905, 0.985), point(2.0, 0.92, network="cnn")]  # of which 350 may differ
+    assert front(of_two_networks) == of_two_networks[:1]
+    as_fast = [point(1.0, 0.7, 0.5), point(1.02, 0.9, 0.5)]  # no slower, but more accurate
+    assert front(as_fast) == as_fast[1:]
+
+
+def test_more_accurate_needs_more_than_the_examples_on_which_two_files_may_differ():
+    assert more_accurate(Scored(0.9430, 2000, 1.0), Scored(0.9400, 2000, 0.997), same_network=True)  # 6 of 6
+    assert not more_accurate(Scored(0.9425, 2000, 1.0), Scored(0.9400, 2000, 0.9975), same_network=True)  # 5 of 5
+    assert not more_accurate(Scored(0.9430, 2000, 1.0), Scored(0.9400, 2000, 0.99), same_network=True)  # 6 of 20
+    assert not more_accurate(Scored(0.9430, 2000, 1.0), Scored(0.9400, 2000, 0.997), same_network=True, pairs=10)
+    assert not more_accurate(Scored(0.9400, 2000, 1.0), Scored(0.9430, 2000, 0.997), same_network=True)
 
 
 def test_only_what_is_proved_equal_is_set_against_accuracy():
-    content = [timed(FOLDED, 1e-4), timed(PLAIN, 5e-5), timed(PLAIN_EAGER, 1e-4), timed(FOLDED, 1e-3, 16)]
-    assert pareto_points(content, PROVED, "cpu") == [
-        {
-            "name": "stn onnxruntime folded-fp32",
-            "network": "stn",
-            "milliseconds": 0.1,
-            "interval": "0.0990 to 0.101",
-            "marks": "",
-            "accuracy": 0.9,
-        },
-        {
-            "name": "cnn onnxruntime plain-fp32",
-            "network": "cnn",
-            "milliseconds": 0.05,
-            "interval": "0.0495 to 0.0505",
-            "marks": "",
-            "accuracy": 0.7,
-        },
+    folded, plain = timed(FOLDED, 1e-4), timed(PLAIN, 5e-5)
+    content = [folded, plain, timed(PLAIN_EAGER, 1e-4), timed(FOLDED, 1e-3, 16)]
+    assert pareto_points(content, SCORED, "cpu") == [
+        Point("stn onnxruntime folded-fp32", folded, SCORED[program(folded)]),
+        Point("cnn onnxruntime plain-fp32", plain, SCORED[program(plain)]),
     ]
+
+
+def test_five_lines_are_drawn_the_best_of_the_network_under_test_and_one_of_another():
+    names = [(f"runner{index}", "x", network) for network in ("stn", "cnn") for index in range(6)]
+    values = {key: {1: charts.Interval(9.0 - index, 1, 1)} for index, key in enumerate(names)}
+    first = charts_costs.ranked(values, LOOKS, charts_costs.MS)[:5]
+    assert first == [("runner5", "x", "stn"), *names[4:1:-1], ("runner5", "x", "cnn")]
+    assert charts_costs.ranked(values, LOOKS, charts_costs.PER_SECOND)[0] == names[0]
+    chart = charts_costs.curves(values, LOOKS, "cpu", "Latency", charts_costs.MS)
+    assert chart.spec["transform"] == [{"filter": {"field": "line", "oneOf": chart.lines[:5]}}]
+    assert len(chart.lines) == 12
+    assert chart.lines[4] == "plain CNN, runner5 x"
+    drawn = drawing.to_svg(chart)
+    assert "runner5 x" in drawn
+    assert "runner0 x" not in drawn
+    only = {key: each for key, each in values.items() if key[2] == "cnn"}
+    assert charts_costs.ranked(only, LOOKS, charts_costs.MS)[:5] == names[:6:-1]
 
 
 def test_the_breakdown_has_the_plain_network_of_its_kind_below_each_of_the_subject():
@@ -130,7 +160,7 @@ def test_the_breakdown_has_the_plain_network_of_its_kind_below_each_of_the_subje
 
 def test_a_whole_run_is_drawn_and_an_empty_one_is_not():
     report = Report("run")
-    add_charts(report, made_records.timings(rows()), "cpu", PROVED)
+    add_charts(report, made_records.timings(rows()), "cpu", SCORED)
     assert list(report.figures) == [
         f"{name}-cpu" for name in ("latency", "throughput", "overhead", "pareto", "breakdown")
     ]
@@ -148,26 +178,34 @@ def test_colours_go_by_role_and_the_subject_comes_first():
 
 
 def test_a_chart_has_the_colours_of_its_page_and_says_its_numbers():
-    points = [
-        {"name": "a & <b>", "network": "cnn", "milliseconds": 0.123456, "interval": "", "marks": "†", "accuracy": 0.5},
-        {"name": "worse", "network": "stn", "milliseconds": 0.2, "interval": "", "marks": "", "accuracy": 0.4},
-    ]
+    cnn, stn = timed(PLAIN, 1.23456e-4), timed(FOLDED, 2e-4)
+    points = [Point("a & <b>", cnn, Scored(0.5, 100, 1.0), "†"), Point("worse", stn, Scored(0.4, 100, 1.0))]
     chart = charts_costs.pareto(points, points[:1], LOOKS, "cpu")
     svg = drawing.to_svg(chart)
     assert "var(--n1)" in svg
     assert "a &amp; &lt;b&gt;" in svg
     assert ">worse<" not in svg  # it stands in its tooltip
-    assert "on the front: a & <b> 0.123 ms†, 50.00 %; worse 0.200 ms, 40.00 %" in chart.text
-    assert chart.text.endswith(" † taken while other work disturbed the machine.")
+    assert chart.text.endswith("nothing is measurably faster and no less accurate than a & <b> (0.123 ms†, 50.00 %).")
     assert drawing.to_png(chart).startswith(b"\x89PNG")
     picture = Picture("pareto", chart)
+    assert picture.figures is not None
+    assert picture.figures.note == "† taken while other work disturbed the machine."
+    assert [row[0].text for row in picture.figures.rows] == ["a & <b>", "worse"]
     assert "<" not in picture.spec
     assert picture.logarithmic
 
 
+def test_every_chart_is_told_in_one_sentence():
+    report = Report("run")
+    add_charts(report, made_records.timings(rows()), "cpu", SCORED)
+    for chart in report.figures.values():
+        assert re.fullmatch(r"[^.]*(\.\d[^.]*)*\.", chart.text), chart.text
+        assert len(chart.text) < 250
+
+
 def test_every_colour_of_a_chart_is_one_of_the_page():
     report = Report("run")
-    add_charts(report, made_records.timings(rows()), "cpu", PROVED)
+    add_charts(report, made_records.timings(rows()), "cpu", SCORED)
     for chart in report.figures.values():
         assert set(re.findall(r"var\(--([\w-]+)\)", json.dumps(chart.spec))) <= set(drawing.PRINTED)
     assert set(drawing.DARK) <= set(drawing.PRINTED)
@@ -178,7 +216,7 @@ def test_runners_of_one_family_share_a_colour_and_have_shapes_of_their_own():
         (runner, "x", "stn"): {1: charts.Interval(1.0, 0.9, 1.1)}
         for runner in ("eager-cpu", "eager-autograd-cpu", "openvino-cpu")
     }
-    layer = charts_costs.curves(values, LOOKS, "cpu", "Latency", "ms", "ms").spec
+    layer = charts_costs.curves(values, LOOKS, "cpu", "Latency", charts_costs.MS).spec
     assert len(set(layer["encoding"]["color"]["scale"]["range"])) == 2
     assert len(set(layer["layer"][2]["encoding"]["shape"]["scale"]["range"])) == 3
 

@@ -52,6 +52,11 @@ def calls_of(directories: Iterable[NetworkDirectory]) -> Iterator[HowToCall]:
                 languages = list(PYTHON_ONLY)
 
 
+def call_of(directory: NetworkDirectory, artifact: Artifact) -> HowToCall | None:
+    """Return how one file is called, in Python where that can; None for a file that no snippet calls."""
+    return next(_calls(directory, [artifact], list(PYTHON_ONLY)), None)
+
+
 def _calls(directory: NetworkDirectory, artifacts: list[Artifact], languages: list[str]) -> Iterator[HowToCall]:
     first, *others = artifacts
     file, more = f"{directory.name}/{first.file}", tuple(artifact.file for artifact in others)

@@ -14,7 +14,7 @@ import markupsafe
 
 from stn_export import cli
 from stn_export.config import DEFAULT_RUN
-from stn_export.onnx_graph.calls import calls_of
+from stn_export.onnx_graph.calls import HowToCall, call_of, calls_of
 from stn_export.report.costs import add_benchmarks, costs, deploys
 from stn_export.report.drawing import DARK, PRINTED, library
 from stn_export.report.history import history
@@ -33,10 +33,13 @@ from stn_export.report.training_sections import (
 from stn_export.results import card as answer
 from stn_export.results.card import in_html, in_markdown
 from stn_export.results.choice import REFUSING
-from stn_export.results.contents import held
-from stn_export.results.text import by_reason, passed_words, times, verdict_words
+from stn_export.results.contents import Held, held
+from stn_export.results.text import by_reason, passed_words, sentence, times, verdict_words
 from stn_export.run.manifest import PROGRAM, REPORT_SCHEMA, network_directories
 from stn_export.run.store import alone, own_folder, write_atomically, write_json
+
+MOST_FAILED = 5  # failed checks that stand outside the folded table
+
 
 # Sections of the report, from what to deploy to how it was trained.
 
@@ -49,7 +52,7 @@ def sections(report: Report) -> list[Section]:
         Section("costs", "What it costs", list(costs(report))),
         Section("equal", "Is it equal", list(equal(report))),
         Section("runs", "Where it runs", list(runs(report))),
-        Section("call", "How to call it", [Code(each.title, each.fence, each.text) for each in report.calls]),
+        Section("call", "How to call the files", [Code(each.title, each.fence, each.text) for each in report.calls]),
         Section("learned", "What was learned", list(learned(report))),
         Section("trained", "How it was trained", list(trained(report))),
         Section("networks", "The networks", list(networks(report))),
@@ -67,27 +70,33 @@ def beside(report: Report) -> Iterable[Block]:
 
 
 def equal(report: Report) -> Iterable[Block]:
-    """Yield the parity table, the errors by site, and the examples that differ most."""
+    """Yield the checks that failed, the parity table, the errors by site, and the examples that differ most."""
     if report.parity:
         yield Text(
             f"{passed_words(sum(row.check.passed for row in report.parity), len(report.parity))} "
             "against the same network in float64."
         )
+        failed = [row for row in report.parity if not row.check.passed]
+        for row in failed[:MOST_FAILED]:
+            yield Text(sentence(f"{row.name} in {row.check.runner} FAILED: {row.check.failure}"), "warning")
+        if len(failed) > MOST_FAILED:
+            yield Text(f"{len(failed) - MOST_FAILED} more failed: the table has them, last.", "warning")
         yield parity_table(report)
         for line in by_reason(report.unavailable):
-            yield Text(f"Not run: {line}.", "note")
-    yield from report.pictures("errors")
+            yield Text(sentence(f"Not run: {line}"), "note")
+    yield from report.pictures("errors", folded=True)
     for known in report.sites:
         if len(known.places) > 1:
             rows = [
                 [row.lowering, row.runner, *(number(row.errors.get(place), ".1e") for place in known.places)]
                 for row in known.rows
             ]
-            yield Table(f"{known.network}: sites, lowerings and runners", ("lowering", "runner", *known.places), rows)
-    for name, sentence in report.differing.items():
-        yield Text(sentence)
-        if name in report.figures:
-            yield Picture(name, report.figures[name], sentence)
+            title = f"{known.network}: sites, lowerings and runners"
+            columns = ("lowering", "runner", *known.places)
+            yield Table(title, columns, rows, order=f"the smallest error of {known.places[-1]} first", folded=True)
+    for name, words in report.differing.items():
+        drawn = report.figures.get(name)
+        yield Text(words) if drawn is None else Picture(name, drawn, words, folded=True)
 
 
 def parity_table(report: Report) -> Table:
@@ -100,46 +109,57 @@ def parity_table(report: Report) -> Table:
     columns = [
         "artifact",
         "runner",
+        "verdict",
         *["grid, px"] * grids,
         *["mean grid error, px"] * (grids and reduced),
         "outputs",
         "× eager",
     ]
-    columns += [*["agreement"] * agreed, *["accuracy"] * known, "verdict"]
-    rows = []
-    for row in report.parity:
+    columns += [*["agreement"] * agreed, *["accuracy"] * known]
+    subject = report.networks[0]["name"] if report.networks else ""
+    rows: list[list[str | Cell]] = []
+    for row in sorted(report.parity, key=lambda row: (row.check.network != subject, row.rank)):
         check = row.check
         full = check.precision == "fp32"
         words = verdict_words(check.precision, check.passed)
-        rows.append(
-            [f"{check.network}/{check.artifact}", check.runner]
-            + [number(row.grid, ".1e")] * grids
+        verdict = Cell(words, "good" if check.passed else "bad", check.failure)
+        figures = (
+            [number(row.grid, ".1e")] * grids
             + [NONE if full else number(row.pixels.mean, ".4f")] * (grids and reduced)
             + [number(row.output, ".1e"), times(check.multiple if full else None)]
             + [share(check.agreement)] * agreed
             + [share(check.accuracy)] * known
-            + [Cell(words, "good" if check.passed else "bad", check.failure)]
         )
+        rows.append([row.name, check.runner, verdict, *figures])
     note = (
         f"Worst errors over every challenge{', every site' * grids} and every output; × eager is the worst of them in "
         "units of float32 eager's own, left out where less precision makes it meaningless."
     )
-    return Table("Parity with PyTorch", columns, rows, note)
+    order = (
+        "the network under test first; equal, within bounds, failed; of these the smallest error of the outputs first"
+    )
+    return Table("Parity with PyTorch", columns, rows, note, order=order, folded=True)
 
 
 def runs(report: Report) -> Iterable[Block]:
     """Yield the table of every lowering in every runtime, and the reasons why some do not run."""
     if not report.portability:
         return
+    yield Text(sentence(answer.runs_words(report.portability)))
     runtimes = next(iter(report.portability.values()))
     rows: list[list[str | Cell]] = [
         [runtime, *(_runs(*verdicts[runtime]) for verdicts in report.portability.values())] for runtime in runtimes
     ]
-    yield Table("Every float32 lowering in every runtime", ("runtime", *report.portability), rows, heading=False)
+    rows.sort(key=lambda row: sum(isinstance(each, Cell) and each.kind == "bad" for each in row))
+    title, order = "Every float32 lowering in every runtime", "the runtime that refuses the fewest first"
+    yield Table(title, ("runtime", *report.portability), rows, order=order, folded=True)
+    reasons: dict[tuple[str, str, str], list[str]] = {}
     for lowering, verdicts in report.portability.items():
         for runtime, (verdict, why) in verdicts.items():
             if verdict in REFUSING:
-                yield Text(f"{lowering} in {runtime}: {verdict}. {why}", "note")
+                reasons.setdefault((runtime, verdict, why), []).append(lowering)
+    for (runtime, verdict, why), lowerings in reasons.items():
+        yield Text(sentence(f"{', '.join(lowerings)} in {runtime}: {verdict}. {why}"), "note")
 
 
 def _runs(verdict: str, why: str) -> Cell:
@@ -169,7 +189,18 @@ def collect(run: Path, beside: Sequence[Path] = ()) -> Report:
     add_differing(report, directories[0], points[run].get(directories[0].name), content.current)
     add_benchmarks(report, content)
     report.calls = list(calls_of(directories[:1]))
+    report.call = call_to_show(content, report.calls)
     return report
+
+
+def call_to_show(content: Held, calls: Sequence[HowToCall]) -> HowToCall | None:
+    """Return how the file to deploy is called; where none is chosen yet, how the first ONNX file is."""
+    deployed = answer.Answer(content).deployed
+    if deployed is None:
+        return next((call for call in calls if call.file.endswith(".onnx")), None)
+    row = deployed.quick.row
+    directory = next(each for each in content.directories if each.name == row.network)
+    return call_of(directory, directory.artifacts[row.artifact])
 
 
 def render(template: str, page: Page) -> bytes:
@@ -186,7 +217,7 @@ def render(template: str, page: Page) -> bytes:
 def write_report(report: Report, run: Path) -> None:
     """Write the figures and the three report files."""
     lead = " ".join(f"The {one['label']}: {one['note']}." for one in report.networks if one["note"])
-    page = Page(report.title, sections(report), report.card, report.warnings, lead)
+    page = Page(report.title, sections(report), report.card, report.warnings, lead, report.call)
     own_folder(run / "figures")
     for section in page.sections:
         for picture in section.pictures:

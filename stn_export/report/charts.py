@@ -10,8 +10,9 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from stn_export.program.sites import PARTS
-from stn_export.results.choice import legend
+from stn_export.results.choice import Scored
 from stn_export.run.manifest import OTHER, PLAIN, SUBJECT
+from stn_export.run.records import Timing
 
 
 class Interval(NamedTuple):
@@ -28,7 +29,8 @@ Curves = Mapping[tuple[str, str, str], Mapping[int, Interval]]  # by (runner, ar
 Bar = tuple[str, Mapping[int, Mapping[str, float]], Mapping[int, float]]  # name; ms by batch and part; 100 % by batch
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-WIDTH, LOW, HIGH = 680, 230, 300
+WIDTH, HIGH = 680, 300
+MOST_LINES = 5  # lines drawn before a reader asks for the others
 INK, SOFT, LINE = "var(--ink)", "var(--soft)", "var(--line)"
 NETWORKS = {SUBJECT: "var(--n0)", PLAIN: "var(--n1)"}
 OTHERS = ("var(--n2)", "var(--n3)")
@@ -38,7 +40,6 @@ DARK_PARTS = PARTS[::2]  # dark enough for light text
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 DEVICES = {"cpu": "the CPU", "cuda": "the GPU"}
-MOST_TOLD = 12  # most points named in a chart's text description
 NAMED_SHARE = 0.08  # share of a bar; smaller parts have no room for a number
 CONFIG: Spec = {
     "background": None,
@@ -73,12 +74,40 @@ class Look(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Point:
+    """A verified program in the chart of accuracy against the latency of one example."""
+
+    name: str
+    row: Timing
+    scored: Scored
+    marks: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a chart draws, as a table; ``order`` says how its rows are sorted."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    order: str
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A chart with its title, and its content as text."""
+    """A chart with its title, one sentence for readers who do not see it, and its figures.
+
+    Where another table of the page holds these, ``figures`` is None.
+    """
 
     title: str
     spec: Spec
     text: str
+    figures: Figures | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """The names of its lines, the first drawn ones first; empty where all are drawn."""
+        return self.spec.get("usermeta", {}).get("lines", [])
 
 
 def looks(networks: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
@@ -88,26 +117,47 @@ def looks(networks: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
     return {name: Look(label, role, own.pop(role, "") or next(others)) for name, label, role in found}
 
 
-def chart(title: str, rows: Sequence[Mapping], text: Iterable[str], height: int | Spec = HIGH, **parts: Any) -> Chart:
-    """Build a chart of rows; ``text`` describes them, of which the first ``MOST_TOLD`` are shown."""
-    told = list(text)
-    more = f"; {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
-    size = {} if "facet" in parts else {"width": WIDTH, "height": height}
+def chart(
+    title: str,
+    rows: Sequence[Mapping],
+    sentence: str,
+    height: int | Spec = HIGH,
+    figures: Figures | None = None,
+    **parts: Any,
+) -> Chart:
+    """Build a chart of rows, as wide as all others; ``sentence`` says what it shows."""
+    fit = {"width": WIDTH, "height": height, "autosize": {"type": "fit-x", "contains": "padding"}}
+    size = {} if "facet" in parts else fit
     spec = {"$schema": SCHEMA, "config": CONFIG, "data": {"values": list(rows)}} | size | parts
-    meanings = f" {found}." if (found := legend(*told)) else ""
-    return Chart(title, spec, f"{title}. {'; '.join(told[:MOST_TOLD])}{more}.{meanings}")
+    return Chart(title, spec, f"{title}: {sentence}.", figures)
+
+
+def figures(rows: Iterable[Mapping[str, Any]], order: str, **titles: str) -> Figures:
+    """Return fields of a chart's rows, given with their headings, as its table."""
+    return Figures(list(titles.values()), [[str(row[name]) for name in titles] for row in rows], order)
+
+
+def first_lines(lines: Sequence[str]) -> Spec:
+    """Return the parts of a chart that draw the first ``MOST_LINES`` lines, by ``line`` of each row."""
+    shown = {"field": "line", "oneOf": list(lines[:MOST_LINES])}
+    return {"transform": [{"filter": shown}], "usermeta": {"lines": list(lines)}}
 
 
 def measure(field: str, title: str | None, scale: str = "linear", **more: Any) -> Spec:
     """Return a quantitative channel whose axis need not start at zero."""
-    plain = {"format": ",~r", "labelOverlap": True, "tickCount": 6 if scale == "log" else 10}
-    return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "scale": {"type": scale, "nice": False, "padding": 12} | ({"zero": False} if scale == "linear" else {}),
-        "axis": plain,
-    } | more
+    logarithmic = scale == "log"
+    plain = {"format": ",~r", "tickCount": 6 if logarithmic else 10, "labelBound": True, "labelSeparation": 4}
+    plain |= {"labelOverlap": "greedy" if logarithmic else True}
+    return (
+        {
+            "field": field,
+            "type": "quantitative",
+            "title": title,
+            "scale": {"type": scale, "nice": False, "padding": 12} | ({"zero": False} if scale == "linear" else {}),
+        }
+        | more
+        | {"axis": plain | more.get("axis", {})}
+    )
 
 
 def nominal(field: str, title: str | None = None, **more: Any) -> Spec:
@@ -133,9 +183,6 @@ def tips(**titles: str) -> list[Spec]:
 def toggled(field: str) -> list[Spec]:
     """Return a selection of series by clicks on the legend; all are shown at first."""
     return [{"name": "picked", "select": {"type": "point", "fields": [field], "toggle": "true"}, "bind": "legend"}]
-
-
-FADED = {"condition": {"param": "picked", "value": 1}, "value": 0.08}
 
 
 LEGEND = {"orient": "bottom", "columns": 2, "direction": "vertical", "symbolSize": 110}

@@ -1,15 +1,16 @@
 """Draw the charts of timings and of errors in Vega-Lite; see ``charts``."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from stn_export.program.sites import PARTS
 from stn_export.report.charts import (
     DARK_PARTS,
     DASHES,
     DEVICES,
-    FADED,
     INK,
     LEGEND,
+    MOST_LINES,
     NAMED_SHARE,
     NETWORKS,
     PART_COLOURS,
@@ -23,16 +24,19 @@ from stn_export.report.charts import (
     Curves,
     Interval,
     Look,
+    Point,
     Spec,
     chart,
     each_its,
+    figures,
+    first_lines,
     measure,
     nominal,
     scale,
     tips,
-    toggled,
 )
-from stn_export.results.text import percent, significant, span
+from stn_export.results.statistics import share_interval
+from stn_export.results.text import listed, percent, significant, span
 
 
 def family(runner: str) -> str:
@@ -46,53 +50,84 @@ def short_name(runner: str, artifact: str, device: str) -> str:
     return f"{name} {artifact.removeprefix(f'{name}-')}".strip()
 
 
-def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, unit: str, dot: str) -> Chart:
-    """Draw a value against batch size, one line per backend and network, with intervals; ``dot`` is the short unit."""
+@dataclass(frozen=True)
+class Unit:
+    """What curves are in: a name for their axis, a short one for a value, and whether less is better."""
+
+    axis: str
+    short: str
+    less_is_better: bool
+
+
+MS = Unit("ms a batch", "ms", True)
+PER_SECOND = Unit("examples a second", "examples a second", False)
+
+
+def ranked(values: Curves, looks: Mapping[str, Look], unit: Unit) -> list[tuple[str, str, str]]:
+    """Return the lines' keys, the first ones to draw first: of the network under test its best, and one of another."""
+    sign = 1 if unit.less_is_better else -1
+    best = {key: min(sign * each.middle for each in by_batch.values()) for key, by_batch in values.items()}
+    ordered = sorted(values, key=best.__getitem__)
+    ours = [key for key in ordered if looks[key[2]].role == SUBJECT]
+    others = [key for key in ordered if key not in ours]
+    first = ours[: MOST_LINES - min(1, len(others))]
+    first += others[: MOST_LINES - len(first)]
+    return first + [key for key in (*ours, *others) if key not in first]
+
+
+def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, unit: Unit) -> Chart:
+    """Draw a value against batch size, one line per backend and network, with intervals."""
+    keys = ranked(values, looks, unit)
+    several = len({network for _, _, network in keys}) > 1
+    series = {key: short_name(*key[:2], device) for key in keys}
+    lines = {key: f"{looks[key[2]].label}, {series[key]}" if several else series[key] for key in keys}
     rows: list[Spec] = [
         {
-            "series": short_name(runner, artifact, device),
-            "family": family(runner),
-            "network": looks[network].label,
+            "series": series[key],
+            "network": looks[key[2]].label,
+            "line": lines[key],
             "batch": batch,
             "value": middle,
             "low": low,
             "high": high,
-            "told": f"{significant(middle)} {dot}{marks}",
+            "told": f"{significant(middle)} {unit.short}{marks}",
             "interval": span(low, high),
         }
-        for (runner, artifact, network), by_batch in values.items()
-        for batch, (middle, low, high, marks) in sorted(by_batch.items())
+        for key in keys
+        for batch, (middle, low, high, marks) in sorted(values[key].items())
     ]
-    names = dict.fromkeys((row["series"], row["family"]) for row in rows)
-    families = each_its(dict.fromkeys(name for _, name in names), RUNNERS)
-    colours = {series: families[name] for series, name in names}
+    own = values[keys[0]]
+    batch = (min if unit.less_is_better else max)(own, key=lambda batch: own[batch].middle)
+    best = f"{significant(own[batch].middle)} {unit.short}{own[batch].marks} at batch {batch:,}"
+    families = each_its(dict.fromkeys(family(runner) for runner, _, _ in keys), RUNNERS)
+    colours = {series[key]: families[family(key[0])] for key in keys}
     shapes = each_its(colours, SHAPES)
+    legend = LEGEND | {"values": list(dict.fromkeys(series[key] for key in keys[:MOST_LINES]))}
     dashes = each_its(dict.fromkeys(row["network"] for row in rows), DASHES)
+    headings = {"series": "runner and file", "network": "network", "batch": "batch"}
     shared = {
         "x": measure("batch", "batch size", "log", axis={"values": sorted({row["batch"] for row in rows})}),
-        "color": nominal("series", "runner and file", scale=scale(colours), legend=LEGEND),
-        "opacity": FADED,
-        "tooltip": tips(series="runner and file", network="network", batch="batch", told=title, interval="95 %"),
+        "color": nominal("series", "runner and file", scale=scale(colours), legend=legend),
+        "detail": {"field": "line"},
+        "tooltip": tips(**headings, told=title, interval="95 %"),
     }
-    y, lasts = measure("value", unit, "log"), {(row["series"], row["network"]): row for row in rows}
+    y = measure("value", unit.axis, "log")
     return chart(
         f"{title} against batch size on {DEVICES[device]}",
         rows,
-        [f"{row['network']} in {row['series']} at batch {row['batch']}: {row['told']}" for row in lasts.values()],
+        f"{looks[keys[0][2]].label} in {series[keys[0]]} is best with {best}",
+        figures=figures(rows, "the network under test first, the best first", **headings, told=title, interval="95 %"),
+        **first_lines(list(dict.fromkeys(lines.values()))),
         encoding=shared,
         layer=[
-            {
-                "params": toggled("series"),
-                "mark": "rule",
-                "encoding": {"y": measure("low", unit, "log"), "y2": {"field": "high"}},
-            },
+            {"mark": "rule", "encoding": {"y": measure("low", unit.axis, "log"), "y2": {"field": "high"}}},
             {
                 "mark": {"type": "line", "strokeWidth": 2},
                 "encoding": {"y": y, "strokeDash": nominal("network", scale=scale(dashes), legend=LEGEND)},
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
-                "encoding": {"y": y, "shape": nominal("series", "runner and file", scale=scale(shapes), legend=LEGEND)},
+                "encoding": {"y": y, "shape": nominal("series", "runner and file", scale=scale(shapes), legend=legend)},
             },
         ],
     )
@@ -107,6 +142,7 @@ def ratios(values: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str]
         for backend, by_batch in values.items()
         for batch, (middle, low, high, marks) in by_batch.items()
     ]
+    least, most = (pick(rows, key=lambda row: row["value"]) for pick in (min, max))
     batches = each_its(sorted({row["batch"] for row in rows}, key=lambda text: (len(text), text)), SHAPES)
     y = nominal("backend", axis={"labelLimit": 220})
     offset = nominal("batch", sort=list(batches))
@@ -115,7 +151,7 @@ def ratios(values: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str]
     return chart(
         f"What the {ours} costs on {DEVICES[device]}",
         rows,
-        [f"{row['backend']} at {row['batch']}: {row['told']} ({row['interval']})" for row in rows],
+        f"it takes {least['told']} to {most['told']} the time of the {other}, by runner and batch",
         height={"step": 16},
         layer=[
             {
@@ -139,43 +175,43 @@ def ratios(values: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str]
     )
 
 
-def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[str, Look], device: str) -> Chart:
-    """Draw accuracy against the latency of one example; the points of the Pareto front are named.
+def pareto(points: Sequence[Point], front: Sequence[Point], looks: Mapping[str, Look], device: str) -> Chart:
+    """Draw accuracy against the latency of one example, the Pareto front with names and intervals of the accuracy.
 
     Args:
-        points: each with ``name``, ``network``, ``milliseconds``, ``interval``, ``marks``, ``accuracy`` (0 to 1).
-        front: the points on the Pareto front, the fastest first.
+        points: all programs.
+        front: those of them on the Pareto front, the fastest first.
         looks: of the networks.
         device: for the title.
     """
-    rows: list[Spec] = [
-        {
-            "name": point["name"],
-            "network": looks[point["network"]].label,
-            "ms": point["milliseconds"],
-            "accuracy": 100 * point["accuracy"],
-            "front": point in front,
-            "place": front.index(point) if point in front else 0,
-            "told": f"{significant(point['milliseconds'])} ms{point['marks']}",
-            "interval": point["interval"],
-            "share": percent(point["accuracy"]),
-        }
-        for point in points
-    ]
-    shown = {looks[point["network"]].label: looks[point["network"]] for point in points}
+    rows = [_pareto_row(point, front, looks) for point in sorted(points, key=lambda each: each.row.median.middle)]
+    shown = {looks[point.row.network].label: looks[point.row.network] for point in points}
     colours = scale({label: look.colour for label, look in shown.items()})
     shapes = scale(each_its(shown, SHAPES))
     x = measure("ms", "median latency of one example, ms (left is better)", "log")
     y = measure("accuracy", "accuracy, %")
     best = {"transform": [{"filter": "datum.front"}]}
-    ordered = sorted(rows, key=lambda row: (not row["front"], row["ms"]))
+    headings = {"name": "file", "network": "network", "told": "latency", "interval": "95 %, ms"}
+    headings |= {"share": "accuracy", "shares": "95 %, accuracy"}
+    ordered = sorted(rows, key=lambda row: not row["front"])
+    chosen = [f"{point.name} ({_milliseconds(point)}, {percent(point.scored.accuracy)})" for point in front]
     return chart(
         f"Accuracy against latency on {DEVICES[device]}",
         rows,
-        [f"{'on the front: ' * row['front']}{row['name']} {row['told']}, {row['share']}" for row in ordered],
+        f"nothing is measurably faster and no less accurate than {listed(chosen)}",
+        figures=figures(ordered, "the Pareto front first, then the fastest first", **headings, best="on the front"),
         encoding={"x": x, "y": y},
         layer=[
             {"mark": {"type": "line", "interpolate": "step-after", "color": SOFT, "strokeDash": [4, 3]}} | best,
+            {
+                "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.6},
+                "encoding": {
+                    "y": measure("low", "accuracy, %"),
+                    "y2": {"field": "high"},
+                    "color": nominal("network", scale=colours, legend=LEGEND),
+                },
+            }
+            | best,
             {
                 "mark": {"type": "point", "size": 70, "strokeWidth": 2},
                 "encoding": {
@@ -183,21 +219,46 @@ def pareto(points: Sequence[Mapping], front: Sequence[Mapping], looks: Mapping[s
                     "shape": nominal("network", scale=shapes, legend=LEGEND),
                     "fillOpacity": {"condition": {"test": "datum.front", "value": 1}, "value": 0},
                     "fill": nominal("network", scale=colours, legend=None),
-                    "tooltip": tips(
-                        name="file", network="network", told="latency", interval="95 %, ms", share="accuracy"
-                    ),
+                    "tooltip": tips(**headings),
                 },
             },
             *(
                 {
-                    "mark": {"type": "text", "align": "left", "dx": 8, "dy": rise, "limit": 240},
-                    "transform": [{"filter": f"datum.front && datum.place % 2 == {odd}"}],
+                    "mark": {"type": "text", "align": align, "dx": shift, "dy": rise, "limit": 200},
+                    "transform": [{"filter": f"datum.front && datum.left == {left} && datum.place % 2 == {odd}"}],
                     "encoding": {"text": {"field": "name"}},
                 }
                 for odd, rise in enumerate((14, -12))
+                for left, align, shift in (("true", "right", -8), ("false", "left", 8))
+                if any(row["front"] and (row["left"], row["place"] % 2) == (left == "true", odd) for row in rows)
             ),
         ],
     )
+
+
+def _milliseconds(point: Point) -> str:
+    return f"{significant(1e3 * point.row.median.middle)} ms{point.marks}"
+
+
+def _pareto_row(point: Point, front: Sequence[Point], looks: Mapping[str, Look]) -> Spec:
+    row, score, on_front = point.row, point.scored, point in front
+    low, high = share_interval(score.accuracy, score.examples)
+    return {
+        "name": point.name,
+        "network": looks[row.network].label,
+        "ms": 1e3 * row.median.middle,
+        "accuracy": 100 * score.accuracy,
+        "low": 100 * low,
+        "high": 100 * high,
+        "front": on_front,
+        "best": "yes" if on_front else "",
+        "place": front.index(point) if on_front else 0,
+        "left": on_front and len(front) > 1 and point is front[-1],  # of the last point: right of it there is no room
+        "told": _milliseconds(point),
+        "interval": span(1e3 * row.median.low, 1e3 * row.median.high),
+        "share": percent(score.accuracy),
+        "shares": f"{100 * low:.2f} to {100 * high:.2f} %",
+    }
 
 
 def breakdown(bars: Sequence[Bar], device: str) -> Chart:
@@ -218,12 +279,14 @@ def breakdown(bars: Sequence[Bar], device: str) -> Chart:
         for part in PARTS
         if parts.get(part) and batch in whole
     ]
-    y = nominal("name", axis={"labelLimit": 240})
+    longest = max((row for row in rows if row["name"] == rows[0]["name"]), key=lambda row: row["share"])
+    y = nominal("name", axis={"labelLimit": 330})
     x = {"type": "quantitative", "title": "share of the first network's time in that runner", "axis": {"format": "%"}}
     return chart(
         f"Where the time goes on {DEVICES[device]}: profiled calls, which are slower than others",
         rows,
-        [f"{row['name']}: {row['part']} {row['told']} ({row['percent']})" for row in rows],
+        f"most goes into {longest['part']}, {longest['percent']} in {longest['name']}",
+        figures=figures(rows, "as drawn", name="in", part="part", told="time", percent="share"),
         height={"step": 24},
         layer=[
             {
@@ -265,7 +328,7 @@ def error_strips(
             for value in values
             if value
         ]
-        worst = {row["artifact"]: row["told"] for row in sorted(rows, key=lambda row: row["error"])}
+        worst = {row["artifact"]: row for row in sorted(rows, key=lambda row: row["error"])}
         unit = "grid, pixels" if kind == "grid" else kind
         own = [{"own": eager[kind], "told": f"{eager[kind]:.1e}"}] if eager.get(kind) else []
         x = measure("error", f"error at {unit}; the line is float32 eager's own worst", "log", axis={"format": ".0e"})
@@ -273,8 +336,13 @@ def error_strips(
             charts[kind] = chart(
                 f"Errors against float64: {unit}",
                 rows,
-                [f"{artifact} up to {told}" for artifact, told in worst.items()]
-                + [f"float32 eager's own worst {each['told']}" for each in own],
+                f"the largest is {list(worst.values())[-1]['told']}, of {list(worst)[-1]}",
+                figures=figures(
+                    sorted(worst.values(), key=lambda row: row["error"]),
+                    "the smallest error first",
+                    artifact="artifact",
+                    told="largest error",
+                ),
                 height={"step": 18},
                 layer=[
                     {

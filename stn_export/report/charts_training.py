@@ -9,15 +9,18 @@ from torch import Tensor
 
 from stn_export.report.charts import (
     DASHES,
+    HIGH,
     INK,
     LEGEND,
     NETWORKS,
     SHAPES,
     SOFT,
+    WIDTH,
     Chart,
     Look,
     chart,
     each_its,
+    figures,
     looks,
     measure,
     nominal,
@@ -102,6 +105,7 @@ class Frame:
 
 
 BINS = 40
+PANEL = WIDTH // 3 - 14  # of three beside each other
 MIDDLE = (0.005, 0.995)  # quantiles shown in a histogram, so that one example cannot flatten it
 PANELS = {  # by part: its name and unit
     "rotation": "rotation, degrees",
@@ -146,7 +150,7 @@ def accuracy_curves(runs: Sequence[ModelComparison]) -> Chart:
     return chart(
         f"Test accuracy after each epoch: {runs[0].title}",
         rows,
-        [f"{row['network']} {row['told']} after {row['epoch']} epochs ({row['run']})" for row in last.values()],
+        ", ".join(f"{row['network']} {row['told']} after {row['epoch']} epochs" for row in last.values()),
         encoding={
             "x": measure("epoch", "epoch", axis={"tickMinStep": 1}),
             "color": nominal("network", scale=scale(colours), legend=LEGEND),
@@ -234,7 +238,8 @@ def _seeds(title: str, rows: list[dict], colours: Mapping[str, str], unit: str, 
     return chart(
         title,
         rows,
-        [f"{run}, {network}: {row['told']} ({row['interval']})" for (run, network), row in means.items()],
+        ", ".join(f"{network} {row['told']} on average" for (_, network), row in means.items()),
+        figures=figures(rows, "as drawn", run="run", network="network", seed="seed", own=unit),
         height={"step": 24},
         layer=[
             *zero * nothing,
@@ -266,7 +271,7 @@ def theta_histograms(parts: Mapping[str, np.ndarray], title: str) -> Chart:
         if not len(known):
             continue
         counts, edges = np.histogram(known, BINS, range=tuple(np.quantile(known, MIDDLE)))
-        told.append(f"{PANELS[part]}: median {np.median(known):.2f}")
+        told.append(f"{part.replace('_', ' ')} {np.median(known):.2f}")
         rows += [
             {"part": PANELS[part], "low": low, "high": high, "examples": count, "told": f"{low:.3g} to {high:.3g}"}
             for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
@@ -274,7 +279,7 @@ def theta_histograms(parts: Mapping[str, np.ndarray], title: str) -> Chart:
         ]
     x = measure("low", None, axis={"tickCount": 4, "format": "~r"}) | {"bin": "binned"}
     inner = {
-        "width": 190,
+        "width": PANEL,
         "height": 90,
         "mark": {"type": "bar", "color": NETWORKS[SUBJECT], "binSpacing": 0},
         "encoding": {
@@ -287,7 +292,7 @@ def theta_histograms(parts: Mapping[str, np.ndarray], title: str) -> Chart:
     return chart(
         title,
         rows,
-        told,
+        f"medians are {', '.join(told)}",
         facet=nominal("part", header={"labelOrient": "top"}),
         columns=3,
         spec=inner,
@@ -305,15 +310,17 @@ def windows(outlines: np.ndarray, frame: Frame, title: str) -> Chart:
         for order, (x, y) in enumerate([*corners, corners[0]])
     ]
     low, high = (float(pick([row[axis] for row in rows for axis in "xy"])) for pick in (min, max))
-    ends = {"scale": {"domain": [low - 1, high + 1]}, "type": "quantitative"}
-    made = chart(
+    middle, half = (low + high) / 2, (high - low) / 2 + 1
+    wide = half * WIDTH / HIGH  # pixels are squares; the page does the same at its own width
+    ends = [{"scale": {"domain": [middle - reach, middle + reach]}, "type": "quantitative"} for reach in (wide, half)]
+    return chart(
         title,
         rows,
-        [f"{len(outlines)} examples in an image of {frame.width}×{frame.height} pixels"],
+        f"windows of {len(outlines)} examples in an image of {frame.width}×{frame.height} pixels",
         mark={"type": "line", "clip": True},
         encoding={
-            "x": {"field": "x", "title": "pixels, the image's frame in bold"} | ends,
-            "y": {"field": "y", "title": None, "sort": "descending"} | ends,
+            "x": {"field": "x", "title": "pixels, the image's frame in bold"} | ends[0],
+            "y": {"field": "y", "title": None, "sort": "descending"} | ends[1],
             "order": {"field": "order"},
             "detail": {"field": "of"},
             "color": {"condition": {"test": "datum.frame", "value": INK}, "value": NETWORKS[SUBJECT]},
@@ -321,5 +328,5 @@ def windows(outlines: np.ndarray, frame: Frame, title: str) -> Chart:
             "opacity": {"condition": {"test": "datum.frame", "value": 1}, "value": 0.4},
             "tooltip": tips(of="window of"),
         },
+        usermeta={"square": True},
     )
-    return Chart(made.title, made.spec | {"width": 260, "height": 260}, made.text)

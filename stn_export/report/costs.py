@@ -1,36 +1,43 @@
 """Write the sections on which file to deploy and on costs, from ``bench.json``."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import comb
 
 from stn_export.errors import command
 from stn_export.report import charts, charts_costs
-from stn_export.report.charts import DEVICES, Bar, Curves, Interval
+from stn_export.report.charts import DEVICES, Bar, Curves, Interval, Point
 from stn_export.report.charts_costs import short_name
-from stn_export.report.page import NONE, Block, Cell, Report, Table, Text
+from stn_export.report.page import NONE, Block, Cell, Picture, Report, Table, Text, cell
 from stn_export.results.card import Answer, overhead_text, rate, seconds_of, speedup_text, speedup_words
 from stn_export.results.choice import (
-    LEGEND,
     STEPS,
     Marks,
-    Proved,
+    Program,
     Rows,
+    Scored,
     baseline_words,
     headline,
     is_baseline,
     legend,
+    more_accurate,
     others,
     program,
     steps,
+    told_apart,
 )
 from stn_export.results.contents import Held
-from stn_export.results.text import row_name, significant, span
+from stn_export.results.text import row_name, sentence, significant, span
 from stn_export.run.manifest import PLAIN, SUBJECT, NetworkDirectory
 from stn_export.run.records import Timing, known
 
 SINGLE = (*STEPS, "request", "start-up")  # regimes in the table of one example
+REGIMES = ("device", "request", "cold", "start-up")  # columns of it, the one that sorts the rows first
+EAGER = "eager"
 AGAINST = {  # baseline by kind of paired comparison
-    "eager": "eager",
+    EAGER: EAGER,
     "default": "default export",
     "lowering": "exporter's lowering",
     "pytorch": "request",
@@ -53,9 +60,9 @@ def add_benchmarks(report: Report, content: Held) -> None:
     report.timings, report.shipped = list(content.rows), Answer(content).by_device
     report.marks = Marks(report.timings)
     report.bench = tables(report.timings, placements(content.directories))
+    scored = {name: score for name, score in content.scored.items() if name in set(map(program, content.verified_rows))}
     for device in sorted({row.device for row in content.rows}):
-        proved = {program(row): content.proved[program(row)] for row in content.verified_rows}
-        add_charts(report, [row for row in content.rows if row.device == device], device, proved)
+        add_charts(report, [row for row in content.rows if row.device == device], device, scored)
 
 
 def placements(directories: Iterable[NetworkDirectory]) -> dict[str, dict]:
@@ -102,25 +109,37 @@ def pivot(rows: Iterable[Timing], column: Callable[[Timing], str]) -> dict:
     for row in ordered:
         names = {name: getattr(row, name) for name in ("device", "network", "role", "artifact", "runner", "sha256")}
         lines.setdefault((row.device, *program(row)), names | {"cells": {}})["cells"][column(row)] = row
-    return {
-        "columns": list(dict.fromkeys(map(column, ordered))),
-        "lines": sorted(lines.values(), key=lambda line: (line["device"], line["role"] != SUBJECT)),
-    }
+    columns = list(dict.fromkeys(map(column, ordered)))
+    ranked = sorted(columns, key=lambda name: REGIMES.index(name) if name in REGIMES else not name.startswith(EAGER))
+
+    def rank(line: Mapping) -> tuple:
+        speeds = [speed(line["cells"].get(name)) for name in ranked]
+        return line["device"], line["role"] != SUBJECT, speeds
+
+    return {"columns": columns, "lines": sorted(lines.values(), key=rank)}
 
 
-def add_charts(report: Report, rows: Rows, device: str, proved: Proved) -> None:
+def speed(row: Timing | None) -> float:
+    """Return a sort key, the fastest first: a ratio to the baseline's time, or seconds; without one infinite."""
+    if row is None:
+        return math.inf
+    known = row.ratio if row.contest else row.p50
+    return next((each for each in (known, row.first_seconds) if each is not None), math.inf)
+
+
+def add_charts(report: Report, rows: Rows, device: str, scored: Mapping[Program, Scored]) -> None:
     """Add a device's charts, as far as there is anything to draw."""
-    timed, points, marks = steps(rows), pareto_points(rows, proved, device), Marks(rows)
+    timed, points, marks = steps(rows), pareto_points(rows, scored, device), Marks(rows)
     seen = charts.looks((row.network, row.label, row.role) for row in rows)
-    ratios, bars, per = overheads(rows, device, marks), breakdowns(rows, device), "examples a second"
+    ratios, bars = overheads(rows, device, marks), breakdowns(rows, device)
     drawn = {
         "latency": (
             timed,
-            lambda: charts_costs.curves(latency(timed, marks), seen, device, "Latency", "ms a batch", "ms"),
+            lambda: charts_costs.curves(latency(timed, marks), seen, device, "Latency", charts_costs.MS),
         ),
         "throughput": (
             timed,
-            lambda: charts_costs.curves(throughput(timed, marks), seen, device, "Throughput", per, per),
+            lambda: charts_costs.curves(throughput(timed, marks), seen, device, "Throughput", charts_costs.PER_SECOND),
         ),
         "overhead": (ratios, lambda: charts_costs.ratios(ratios, contestants(rows), device)),
         "pareto": (points, lambda: charts_costs.pareto(points, front(points), seen, device)),
@@ -197,30 +216,40 @@ def _outer(batches: Iterable[int]) -> set[int]:
     return {*ordered[:1], *ordered[-1:]}
 
 
-def pareto_points(rows: Rows, proved: Proved, device: str) -> list[dict]:
-    """Return latency at batch 1 and accuracy of every timed program that is verified and has an accuracy."""
+def pareto_points(rows: Rows, scored: Mapping[Program, Scored], device: str) -> list[Point]:
+    """Return every timed program that is verified and has an accuracy, as timed at batch 1."""
     marks = Marks(rows)
     return [
-        {
-            "name": f"{row.network} {short_name(row.runner, row.artifact, device)}",
-            "network": row.network,
-            "milliseconds": 1e3 * row.median.middle,
-            "interval": span(1e3 * row.median.low, 1e3 * row.median.high),
-            "marks": marks.of(row),
-            "accuracy": proved[program(row)],
-        }
+        Point(f"{row.network} {short_name(row.runner, row.artifact, device)}", row, scored[program(row)], marks.of(row))
         for row in steps(rows)
-        if row.batch == 1 and proved.get(program(row)) is not None
+        if row.batch == 1 and program(row) in scored
     ]
 
 
-def front(points: list[dict]) -> list[dict]:
-    """Return the Pareto front: points with more accuracy than every faster one, the fastest first."""
-    best: list[dict] = []
-    for point in sorted(points, key=lambda point: (point["milliseconds"], -point["accuracy"])):
-        if not best or point["accuracy"] > best[-1]["accuracy"]:
-            best.append(point)
-    return best
+def front(points: Sequence[Point]) -> list[Point]:
+    """Return the Pareto front, the fastest first: no other point is measurably better in one and no worse in the other.
+
+    Of points that differ measurably in neither, only the fastest is on the front.
+    """
+    pairs = max(1, comb(len(points), 2))
+
+    def faster(one: Point, other: Point) -> bool:
+        return told_apart(one.row, other.row, pairs)
+
+    def better(one: Point, other: Point) -> bool:
+        return more_accurate(one.scored, other.scored, one.row.network == other.row.network, pairs)
+
+    def beats(one: Point, other: Point) -> bool:
+        return (faster(one, other) and not better(other, one)) or (better(one, other) and not faster(other, one))
+
+    def alike(one: Point, other: Point) -> bool:
+        return not (faster(one, other) or faster(other, one) or better(one, other) or better(other, one))
+
+    found: list[Point] = []
+    for point in sorted(points, key=lambda each: (each.row.median.middle, -each.scored.accuracy)):
+        if not any(beats(other, point) for other in points) and not any(alike(other, point) for other in found):
+            found.append(point)
+    return found
 
 
 def breakdowns(rows: Rows, device: str) -> list[Bar]:
@@ -259,8 +288,13 @@ def kind(row: Timing) -> tuple[str, str, str]:
 
 
 VERDICTS = {"faster": "good", "slower": "bad"}
-MARKS = f"{legend(*LEGEND)}."
 CHARTS = "each runner's best artifact of those timed at the most batches, with 95 % intervals"
+
+
+def marks_in(rows: Iterable[Iterable[str | Cell]]) -> str:
+    """Explain the marks that occur in a table's cells."""
+    found = legend(*(cell(each).text for row in rows for each in row))
+    return found and sentence(found)
 
 
 def deploys(report: Report) -> Iterable[Block]:
@@ -291,10 +325,29 @@ def deploys(report: Report) -> Iterable[Block]:
             columns,
             rows,
             "Among files that are not measurably different the most portable one is deployed. Brackets hold 95 % "
-            f"confidence intervals. {MARKS}",
+            f"confidence intervals. {marks_in(rows)}",
             heading=False,
+            order="the fastest device first",
         )
-    yield from report.pictures("pareto", "latency", "throughput")
+    if any(name.startswith("pareto") for name in report.figures):
+        yield from by_device(report, "pareto")
+        yield Text(
+            "Named points are on the Pareto front: no other file is measurably faster and as accurate, or measurably "
+            "more accurate and as fast. Vertical lines are 95 % intervals of their accuracy.",
+            "note",
+        )
+    yield from by_device(report, "latency", folded=len({row.batch for row in report.timings}) < 2)
+    yield from report.pictures("throughput", folded=True)
+    if any(name.startswith("latency") for name in report.figures):
+        yield Text(f"Curves show {CHARTS}.", "note")
+
+
+def by_device(report: Report, name: str, folded: bool = False) -> Iterable[Picture]:
+    """Yield a figure of each device, that of the device to deploy on first and the others folded."""
+    first = f"{name}-{next(iter(report.shipped), '')}"
+    pictures = sorted(report.pictures(name), key=lambda picture: picture.name != first)
+    for index, picture in enumerate(pictures):
+        yield replace(picture, folded=folded or index > 0)
 
 
 def _offer(report: Report, device: str, purpose: str, row: Timing) -> list[str]:
@@ -306,7 +359,8 @@ def _offer(report: Report, device: str, purpose: str, row: Timing) -> list[str]:
 
 def costs(report: Report) -> Iterable[Block]:
     """Yield overheads, breakdowns, other baselines, and the table of one example."""
-    yield from report.pictures("overhead", "breakdown")
+    yield from report.pictures("overhead")
+    yield from report.pictures("breakdown", folded=True)
     tables = report.bench
     if not tables:
         return
@@ -323,11 +377,13 @@ def costs(report: Report) -> Iterable[Block]:
             for line in tables["against"]["lines"]
         ]
         note = "How many times as fast: 2 × is half the time. “Same”: within 3 % for sure; “cannot tell”: 1 and more. "
-        note += MARKS
-        yield Table("Against what people get without this project", ("artifact", "runner", *columns), rows, note)
+        note += marks_in(rows)
+        first = next((column for column in columns if column.startswith(EAGER)), columns[0])
+        columns = ("artifact", "runner", *columns)
+        title = "Against what people get without this project"
+        yield Table(title, columns, rows, note, order=f"the largest speed-up over {first} first", folded=True)
     if tables["single"]["lines"]:
         yield single_table(report)
-        yield Text(f"Charts show {CHARTS}. {MARKS}", "note")
 
 
 def overhead_table(report: Report) -> Table:
@@ -345,9 +401,10 @@ def overhead_table(report: Report) -> Table:
     columns = ("artifact", "runner", *known["columns"], "nodes on GPU / CPU", "CUDA graph")
     note = (
         f"Time of the {known['ours']} by that of the {known['other']}, which took turns in blocks in random order. "
-        f"{MARKS} On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
+        f"{marks_in(rows)} On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
     )
-    return Table(f"The {known['ours']} against the {known['other']}", columns, rows, note)
+    title = f"The {known['ours']} against the {known['other']}"
+    return Table(title, columns, rows, note, order=f"device by device, the smallest overhead at {columns[2]} first")
 
 
 def interval(row: Timing | None, marks: Marks) -> str:
@@ -400,14 +457,16 @@ def single_table(report: Report) -> Table:
     shown = [index for index in range(len(columns)) if index < 2 or any(row[index] != NONE for row in rows)]
     note = (
         "One example, its inputs in place, in milliseconds; cold: out of the cache; request: host array in, host array "
-        f"out; load and first answer: a fresh process. p99 only from 662 samples on. {MARKS} Host: peak growth of a "
-        "fresh process's memory while it loads and answers once; GPU: that of the row."
+        f"out; load and first answer: a fresh process. p99 only from 662 samples on. {marks_in(rows)} Host: peak "
+        "growth of a fresh process's memory while it loads and answers once; GPU: that of the row."
     )
     return Table(
         "One example, and getting ready for it",
         [columns[index] for index in shown],
         [[row[index] for index in shown] for row in rows],
         note,
+        order="device by device, the network under test first, the fastest first",
+        folded=bool(report.bench["costs"]["lines"]),  # else it is all that is known about costs
     )
 
 

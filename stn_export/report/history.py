@@ -8,7 +8,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stn_export.errors import UserError, in_clone
-from stn_export.report.charts import LEGEND, RUNNERS, SHAPES, Chart, chart, measure, nominal, scale, tips
+from stn_export.report.charts import (
+    LEGEND,
+    MOST_LINES,
+    RUNNERS,
+    SHAPES,
+    Chart,
+    chart,
+    first_lines,
+    measure,
+    nominal,
+    scale,
+    tips,
+)
 from stn_export.report.charts_costs import short_name
 from stn_export.report.page import Page, Picture, Section, Table
 from stn_export.results.choice import Marks, legend, paired_ratio
@@ -53,7 +65,8 @@ def rows(content: Mapping) -> Iterator[dict]:
             middle, low, high = paired_ratio(row).inverse
             yield {
                 "commit": f"{when} {commit}",
-                "series": f"{row.network} {short_name(row.runner, row.artifact, row.device)}",
+                "series": (name := f"{row.network} {short_name(row.runner, row.artifact, row.device)}"),
+                "line": name,
                 "value": middle,
                 "low": low,
                 "high": high,
@@ -63,18 +76,22 @@ def rows(content: Mapping) -> Iterator[dict]:
 
 
 def drawn(machine: str, found: list[dict]) -> Chart:
-    """Draw one line per backend."""
-    series = list(dict.fromkeys(row["series"] for row in found))
+    """Draw one line per backend, at first those that are the fastest at their last commit."""
+    last = {row["line"]: row for row in found}
+    series = sorted(last, key=lambda name: -last[name]["value"])
+    best = last[series[0]]
     colours = scale({name: RUNNERS[index % len(RUNNERS)] for index, name in enumerate(series)})
     shapes = scale({name: SHAPES[index % len(SHAPES)] for index, name in enumerate(series)})
+    legend_of_drawn = LEGEND | {"values": series[:MOST_LINES]}
     title = "times as fast as eager PyTorch"
     return chart(
         f"Times as fast as eager PyTorch, one example, on {machine}",
         found,
-        [f"{row['series']} at {row['commit']}: {row['told']} ({row['interval']})" for row in found],
+        f"the fastest is {best['series']} with {best['told']} at {best['commit']}",
+        **first_lines(series),
         encoding={
             "x": nominal("commit", axis={"labelAngle": -30}),
-            "color": nominal("series", scale=colours, legend=LEGEND),
+            "color": nominal("series", scale=colours, legend=legend_of_drawn),
             "tooltip": tips(series="file", commit="commit", told="ratio", interval="95 %"),
         },
         layer=[
@@ -84,7 +101,7 @@ def drawn(machine: str, found: list[dict]) -> Chart:
                 "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
                 "encoding": {
                     "y": measure("value", title),
-                    "shape": nominal("series", scale=shapes, legend=LEGEND),
+                    "shape": nominal("series", scale=shapes, legend=legend_of_drawn),
                 },
             },
         ],
@@ -95,4 +112,4 @@ def table(found: list[dict]) -> Table:
     """Return the same figures as a table."""
     cells = [[row["series"], row["commit"], row["told"], row["interval"]] for row in found]
     note = legend(*(row["told"] for row in found))
-    return Table("In figures", ("file", "commit", "× eager PyTorch", "95 %"), cells, note)
+    return Table("In figures", ("file", "commit", "× eager PyTorch", "95 %"), cells, note, order="the oldest first")

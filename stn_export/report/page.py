@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from urllib.parse import quote
 
 import msgspec
 from matplotlib.figure import Figure
@@ -13,10 +15,10 @@ from matplotlib.figure import Figure
 from stn_export.cli import NONE, markdown
 from stn_export.cli.tables import NUMBER
 from stn_export.onnx_graph.calls import HowToCall
-from stn_export.report.charts import Chart
+from stn_export.report.charts import MOST_LINES, Chart
 from stn_export.report.drawing import to_png, to_svg
-from stn_export.results.choice import Marks, Portability, Shipped
-from stn_export.results.text import percent
+from stn_export.results.choice import Marks, Portability, Shipped, legend
+from stn_export.results.text import percent, sentence
 from stn_export.run.records import Check, GridPixels, Number, Timing
 
 MANY = 8  # a table with at least this many rows can be filtered
@@ -38,13 +40,18 @@ def cell(content: "str | Cell") -> Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that a reader can sort and filter; ``note`` explains the columns."""
+    """Rows that a reader can sort and filter; ``note`` explains the columns, ``order`` says how they are sorted.
+
+    A ``folded`` block shows its title only, until a reader opens it.
+    """
 
     title: str
     columns: Sequence[str]
     cells: Sequence[Sequence[str | Cell]]
     note: str = ""
     heading: bool = True
+    order: str = ""
+    folded: bool = False
 
     kind = "table"
 
@@ -52,6 +59,12 @@ class Table:
     def rows(self) -> list[list[Cell]]:
         """Return the rows as cells."""
         return [list(map(cell, row)) for row in self.cells]
+
+    @property
+    def explained(self) -> str:
+        """Return the note and the order of the rows, as one paragraph."""
+        order = sentence(f"Rows: {self.order}") if self.order and len(self.cells) > 1 else ""
+        return " ".join(filter(None, (order, self.note)))
 
     @property
     def filtered(self) -> bool:
@@ -103,18 +116,38 @@ class Picture:
     name: str
     drawn: Chart | Figure
     text: str = ""
+    folded: bool = False
 
     kind = "picture"
 
     @property
     def said(self) -> str:
-        """Return its description, for a chart with the numbers."""
+        """Return its description in one sentence."""
         return self.drawn.text if isinstance(self.drawn, Chart) else self.text
 
     @property
     def title(self) -> str:
         """Return the title shown above it."""
         return self.drawn.title if isinstance(self.drawn, Chart) else self.text
+
+    @property
+    def figures(self) -> Table | None:
+        """Return what it draws as a table, where no other table of the page holds that."""
+        known = self.drawn.figures if isinstance(self.drawn, Chart) else None
+        if known is None:
+            return None
+        title, note = f"In figures: {self.title}", legend(*(text for row in known.rows for text in row))
+        return Table(title, known.columns, known.rows, note and sentence(note), order=known.order, folded=True)
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the lines that a reader may show and hide, where there are too many to draw all."""
+        return self.drawn.lines if isinstance(self.drawn, Chart) else []
+
+    @property
+    def most_lines(self) -> int:
+        """Return how many lines are drawn at first."""
+        return min(MOST_LINES, len(self.lines))
 
     @cached_property
     def png(self) -> bytes:
@@ -163,13 +196,19 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page; ``card`` is the summary at its top."""
+    """A whole page; ``card`` is the summary at its top, ``call`` how the file to deploy is called."""
 
     title: str
     sections: Sequence[Section]
     card: Sequence[tuple[str, str]] = ()
     warnings: Sequence[str] = ()
     lead: str = ""
+    call: HowToCall | None = None
+
+    @property
+    def address(self) -> str:
+        """Return the link to the file that ``call`` calls, relative to the page; no name makes it anything else."""
+        return f"./{quote(self.call.file)}" if self.call else ""
 
 
 def figure_png(figure: Figure) -> bytes:
@@ -213,6 +252,17 @@ class ParityRow:
     grid: Number
     output: Number
     pixels: GridPixels
+
+    @property
+    def name(self) -> str:
+        """The artifact with its network."""
+        return f"{self.check.network}/{self.check.artifact}"
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """A sort key: equal, within bounds, failed; of each the smallest error of the outputs first."""
+        full = self.check.precision == "fp32"
+        return not self.check.passed, not full, math.inf if self.output is None else self.output
 
     def as_dict(self) -> dict:
         """Return it for ``report.json``, with the comparisons as a count."""
@@ -261,6 +311,7 @@ class Report:
     portability: Portability = field(default_factory=dict)
     bench: dict[str, dict] = field(default_factory=dict)  # tables, see report.bench.tables
     calls: list[HowToCall] = field(default_factory=list)  # of the first network's files
+    call: HowToCall | None = None  # of the file to deploy
     environment: dict = field(default_factory=dict)
     figures: dict[str, Chart | Figure] = field(default_factory=dict)
     cards: dict[str, dict[str, str]] = field(default_factory=dict)  # by run, if several are shown side by side
@@ -274,16 +325,16 @@ class Report:
         about = f"{self.subject} against {self.plain}" if self.plain else self.subject
         return f"{about[:1].upper()}{about[1:]}: {self.name}"
 
-    def pictures(self, *names: str) -> Iterator[Picture]:
+    def pictures(self, *names: str, folded: bool = False) -> Iterator[Picture]:
         """Yield the figures with these names or prefixes, in the order of the names."""
         for name in names:
             for each, drawn in self.figures.items():
                 if each == name or each.startswith(f"{name}-"):
-                    yield Picture(each, drawn)
+                    yield Picture(each, drawn, folded=folded)
 
     def as_dict(self) -> dict:
         """Convert to JSON-ready values: everything but the figures and the single comparisons."""
-        left_out = ("figures", "timings", "shipped", "marks")
+        left_out = ("figures", "timings", "shipped", "marks", "call")
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         parity, sites = [row.as_dict() for row in self.parity], list(map(asdict, self.sites))
         bench = msgspec.to_builtins(self.bench)

@@ -12,7 +12,7 @@ from stn_export.report import charts_training, drawing
 from stn_export.report.charts_training import Frame
 from stn_export.report.page import NONE, Block, Cell, Picture, Report, Table, Text, minus, number, signed
 from stn_export.report.parity import MOST_SITES, rows_of
-from stn_export.results.text import percent
+from stn_export.results.text import percent, sentence
 from stn_export.run.manifest import PLAIN, PROGRAM, TRAINING_FILE, NetworkDirectory
 from stn_export.run.schemas import ModelComparison, Points, read_points_file, read_trainings
 
@@ -110,10 +110,11 @@ def learned(report: Report) -> Iterable[Block]:
                 f"{one['title']}: examples above what the site makes of them",
             )
         for name in one.get("charts", ()):
-            yield Picture(name, report.figures[name])
-        yield Table(about, ("theta" if "charts" in one else "grid", "mean", "sd", "5 %", "median", "95 %"), rows)
+            yield Picture(name, report.figures[name], folded=True)
+        columns = ("theta" if "charts" in one else "grid", "mean", "sd", "5 %", "median", "95 %")
+        yield Table(about, columns, rows, folded=True)
     for line in report.unshown:
-        yield Text(f"Not drawn: {line}.", "note")
+        yield Text(sentence(f"Not drawn: {line}"), "note")
     if any("charts" in one for one in report.learned):
         yield Text(
             "Theta maps output to input coordinates, so these are the parts, in pixels of the sampled image, of the "
@@ -125,8 +126,9 @@ def learned(report: Report) -> Iterable[Block]:
 
 def trained(report: Report) -> Iterable[Block]:
     """Yield whether the transformer helps, and the trainings."""
-    for sentence in report.verdicts:
-        yield Text(sentence)
+    for verdict in report.verdicts:
+        yield Text(verdict)
+    titles = list(dict.fromkeys(row["title"] for row in (*report.training, *report.gains)))
     if report.gains:
         rows = [
             [
@@ -138,12 +140,12 @@ def trained(report: Report) -> Iterable[Block]:
                 NONE if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}",
                 row["finding"],
             ]
-            for row in report.gains
+            for row in sorted(report.gains, key=lambda row: (titles.index(row["title"]), -row["mean"]))
         ]
         columns = ("trained on", "against the", "seeds", "gain, points", "sd", "95 % interval", "that is")
         note = "Differences between models trained with the same seed, and so on the same batches in the same order."
-        yield Table("Does the transformer help?", columns, rows, note)
-    yield from report.pictures("gain", "accuracy")
+        yield Table("Does the transformer help?", columns, rows, note, order="run by run, the largest gain first")
+    yield from report.pictures("gain", "accuracy", folded=True)
     if report.training:
         facts = (
             "trained on",
@@ -168,7 +170,7 @@ def trained(report: Report) -> Iterable[Block]:
                 NONE if row["deviation"] is None else f"{100 * row['deviation']:.2f}",
                 NONE if row["low"] is None else minus(f"{100 * row['low']:.2f} to {100 * row['high']:.2f} %"),
             ]
-            for row in report.training
+            for row in sorted(report.training, key=lambda row: (titles.index(row["title"]), -row["mean"]))
         ]
         measures = " or ".join(dict.fromkeys(row["measure"] for row in report.training))
         yield Table(
@@ -176,6 +178,8 @@ def trained(report: Report) -> Iterable[Block]:
             facts,
             rows,
             f"Test accuracy: {measures}; over several seeds their mean, its deviation and Student's interval.",
+            order="run by run, the most accurate first",
+            folded=True,
         )
 
 
@@ -195,7 +199,8 @@ def networks(report: Report) -> Iterable[Block]:
         for one in report.networks
     ]
     columns = ("network", "what it is", "role", "parameters", "multiply-adds", "inputs", "outputs", "tried on")
-    yield Table("Inputs and outputs", columns, rows, "Multiply-adds are those of one example, samplers included.")
+    note = "Multiply-adds are those of one example, samplers included."
+    yield Table("Inputs and outputs", columns, rows, note, order="the network under test first", folded=True)
     rows = [
         [
             one["name"],
@@ -210,10 +215,12 @@ def networks(report: Report) -> Iterable[Block]:
             "Where they sample",
             ("network", "site", "where", "kind", "from", "mode", "padding", "align_corners", "image → grid"),
             rows,
+            order="as the network calls them",
+            folded=True,
         )
     for one in report.networks:
         for row, reason in one["refused"].items():
-            yield Text(f"{one['name']} has no {row}: {reason}", "note")
+            yield Text(sentence(f"{one['name']} has no {row}: {reason}"), "note")
 
 
 def environment(report: Report) -> Iterable[Block]:
@@ -223,7 +230,7 @@ def environment(report: Report) -> Iterable[Block]:
         [key.replace("_", " "), _plain(value)]
         for key, value in (facts | report.environment.get("versions", {})).items()
     ]
-    yield Table("Environment", ("what", "here"), rows, heading=False)
+    yield Table("Processor, threads and versions", ("what", "here"), rows, heading=False, folded=True)
 
 
 def _plain(value: object) -> str:

@@ -6,26 +6,64 @@ function sized(spec, width) {
   const made = structuredClone(spec);
   if (made.facet) {
     made.columns = Math.max(1, Math.min(3, Math.floor(width / 230)));
-    made.spec.width = Math.floor(width / made.columns) - 30;
-  } else if (made.width > 400) {
-    made.width = "container";
-    made.autosize = { type: "fit-x", contains: "padding" };
-    if (width < 520) narrow(made);
+    made.spec.width = Math.floor(width / made.columns) - 18;
+    return made;
   }
+  made.width = width;
+  if (made.usermeta && made.usermeta.square) square(made, width);
+  if (width < 520) narrow(made);
   return made;
 }
 
+// Equal units on both axes, whatever the width.
+function square(spec, width) {
+  const { x, y } = spec.encoding;
+  const [low, high] = y.scale.domain, [left, right] = x.scale.domain;
+  const reach = (((high - low) / 2) * (width - 40)) / spec.height;
+  x.scale.domain = [(left + right) / 2 - reach, (left + right) / 2 + reach];
+}
+
+// On a phone names stand in several lines, legends below each other, and axes have fewer ticks.
 function narrow(spec) {
-  spec.config.axis.labelLimit = spec.config.legend.labelLimit = 130;
-  spec.config.axis.titleLimit = 220;
+  spec.config.lineBreak = "\n";
+  spec.config.legend.layout = { bottom: { direction: "vertical", anchor: "start" } };
+  spec.config.legend.labelLimit = 280;
+  for (const row of spec.data.values) if (row.front) row.name = wrapped(row.name, NAME);
+  let lines = 1;
+  const change = (part) => {
+    if (!part || typeof part !== "object") return;
+    if (part.x && typeof part.x.title === "string") part.x = { ...part.x, title: wrapped(part.x.title) };
+    if (part.y && part.y.type === "nominal") {
+      for (const row of spec.data.values) lines = Math.max(lines, wrapped(String(row[part.y.field]), NAME).split("\n").length);
+      part.y = { ...part.y, axis: { ...part.y.axis, ...NAMES } };
+    }
+    if (part.axis && part.axis.tickCount) part.axis = { ...part.axis, tickCount: Math.min(part.axis.tickCount, 4) };
+    if (part.legend && part.legend.columns) part.legend = { ...part.legend, columns: 1 };
+    Object.values(part).forEach(change);
+  };
+  change(spec);
+  if (spec.height && spec.height.step) spec.height = { step: Math.max(spec.height.step, 13 * lines + 4) };
+}
+const NAME = 20; // letters in a line of a name
+const NAMES = { labelLimit: 150, labelExpr: `trim(replace(datum.label, regexp('(.{1,${NAME}})( +|$)', 'g'), '$1\\n'))` };
+
+function wrapped(title, most = 38) {
+  return title.replace(new RegExp(`(.{1,${most}})( +|$)`, "g"), "$1\n").trim();
+}
+
+// Draw only these lines, and name only them in the legend.
+function only(spec, lines) {
+  const made = structuredClone(spec);
+  made.transform[0].filter.oneOf = lines;
+  const series = [...new Set(made.data.values.filter((row) => lines.includes(row.line)).map((row) => row.series))];
   const legends = (part) => {
     if (part && typeof part === "object") {
-      if (part.legend && part.legend.columns) part.legend = { ...part.legend, columns: 1 };
-      if (part.axis && part.axis.labelLimit) part.axis = { ...part.axis, labelLimit: 130 };
+      if (part.legend && part.legend.values) part.legend.values = series;
       Object.values(part).forEach(legends);
     }
   };
-  legends(spec);
+  legends([made.encoding, made.layer]);
+  return made;
 }
 
 function linear(spec) {
@@ -33,9 +71,11 @@ function linear(spec) {
 }
 
 async function draw(figure) {
-  const spec = JSON.parse(figure.querySelector("script").textContent);
+  const whole = JSON.parse(figure.querySelector("script").textContent);
+  const spec = figure.lines ? only(whole, figure.lines) : whole;
   const live = figure.querySelector(".live");
   figure.classList.add("on");
+  figure.drawn = figure.clientWidth;
   const shown = sized(figure.dataset.scale === "linear" ? linear(spec) : spec, live.clientWidth);
   if (figure.view) figure.view.finalize();
   try {
@@ -56,7 +96,7 @@ const near = new IntersectionObserver((seen) => {
 }, { rootMargin: "600px" });
 charts.forEach((figure) => near.observe(figure));
 
-for (const button of document.querySelectorAll("figcaption button")) {
+for (const button of document.querySelectorAll("figcaption .scale")) {
   button.addEventListener("click", () => {
     const figure = button.closest("figure");
     figure.dataset.scale = figure.dataset.scale === "linear" ? "log" : "linear";
@@ -64,6 +104,47 @@ for (const button of document.querySelectorAll("figcaption button")) {
     draw(figure);
   });
 }
+
+for (const place of document.querySelectorAll("figure .lines")) {
+  const buttons = [...place.querySelectorAll("button")];
+  place.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
+    const figure = place.closest("figure");
+    figure.lines = buttons.filter((each) => each.getAttribute("aria-pressed") === "true").map((each) => each.textContent);
+    place.querySelector(".count").textContent = `${figure.lines.length} of ${buttons.length} lines drawn`;
+    draw(figure);
+  });
+}
+
+// Without leave for the clipboard (a page that is no file and not https), the text is selected and copied the old way.
+for (const button of document.querySelectorAll(".copy")) {
+  button.addEventListener("click", async () => {
+    const code = button.closest("section").querySelector("code");
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+      button.textContent = document.execCommand("copy") ? "copied" : "selected: copy it with the keyboard";
+    }
+    setTimeout(() => (button.textContent = "copy"), 3000);
+  });
+}
+
+// Paper shows what is folded; a chart that was drawn for another width is drawn again.
+let unfolded = [];
+addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("details:not([open])")];
+  unfolded.forEach((each) => (each.open = true));
+});
+addEventListener("afterprint", () => unfolded.forEach((each) => (each.open = false)));
+let resized;
+addEventListener("resize", () => {
+  clearTimeout(resized);
+  resized = setTimeout(() => charts.filter((each) => each.view && each.drawn !== each.clientWidth).forEach(draw), 200);
+});
 
 function key(cell) {
   const text = cell.textContent.trim().replaceAll(",", "").replace("−", "-");

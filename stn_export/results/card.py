@@ -14,6 +14,7 @@ from stn_export.results.caveats import caveats
 from stn_export.results.choice import (
     Choice,
     Marks,
+    Portability,
     Shipped,
     baseline_words,
     contest_of,
@@ -231,14 +232,7 @@ class Answer:
 
     def runs(self) -> str:
         """State in which runtimes the first float32 lowering runs."""
-        found = self.held.portability
-        lowering = next((name for name in (*LOWERINGS, *found) if name in found), None)
-        if lowering is None:
-            return ""
-        verdicts: dict[str, list[str]] = {}
-        for runtime, (verdict, _) in found[lowering].items():
-            verdicts.setdefault(verdict, []).append(runtime)
-        return f"{lowering} " + "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
+        return runs_words(self.held.portability)
 
     def refused(self) -> str:
         """State what could not be exported, and why."""
@@ -271,6 +265,17 @@ STAGES = {
     "verify": ("verified", "accuracy", "left_out", "caveat", "next"),
     "bench": ("deploy", "latency", "throughput", "overhead", "confidence", "caveat"),
 }
+
+
+def runs_words(portability: Portability) -> str:
+    """State in which runtimes the first float32 lowering runs; empty where none was exported."""
+    lowering = next((name for name in (*LOWERINGS, *portability) if name in portability), None)
+    if lowering is None:
+        return ""
+    verdicts: dict[str, list[str]] = {}
+    for runtime, (verdict, _) in portability[lowering].items():
+        verdicts.setdefault(verdict, []).append(runtime)
+    return f"{lowering} " + "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
 
 
 def inconclusive(contest: Timing) -> str:

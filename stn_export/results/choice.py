@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb
+from statistics import NormalDist
 from typing import NamedTuple
 
-from stn_export.results.statistics import drift
+from stn_export.results.statistics import CONFIDENCE, drift
 from stn_export.results.text import counted
 from stn_export.run.manifest import SUBJECT, is_oversized
 from stn_export.run.records import Check, Timing, known
@@ -121,6 +122,31 @@ def told_apart(fast: Timing, slow: Timing, pairs: int = 1) -> bool:
     a machine explains.
     """
     return slow.median.low / slow.batch > drift(pairs) * fast.median.high / fast.batch
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The accuracy of a verified program on so many examples, and the share of them on which it agrees with float64."""
+
+    accuracy: float
+    examples: int
+    agreement: float
+
+
+def more_accurate(one: Scored, other: Scored, same_network: bool, pairs: int = 1) -> bool:
+    """Return whether one program is measurably more accurate than another, as one of ``pairs`` compared together.
+
+    Both classify the same examples, so only those count that exactly one of them gets right: at most all wrong answers,
+    and, of one network's files, at most the examples on which either disagrees with float64. McNemar's test with
+    continuity correction (A. L. Edwards, Psychometrika 1948).
+    """
+    count = min(one.examples, other.examples)
+    gained = round(count * (one.accuracy - other.accuracy))
+    either = count * (2 - one.accuracy - other.accuracy)
+    if same_network:
+        either = min(either, count * (2 - one.agreement - other.agreement))
+    quantile = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / pairs)
+    return gained > 1 and gained - 1 > quantile * math.sqrt(max(gained, either))
 
 
 def _best_batches(rows: Rows) -> Rows:

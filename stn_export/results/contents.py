@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from stn_export.results.choice import Portability, Proved, portability_of, program, proved_by
+from stn_export.results.choice import Portability, Program, Proved, Scored, portability_of, program, proved_by
 from stn_export.results.laws import Broken, broken_by_accuracies, broken_by_checks, broken_by_rows
 from stn_export.run.manifest import (
     BENCH_FILE,
@@ -71,6 +71,17 @@ class Held:
         untrained = {each.name for each in self.directories if each.facts.note == TWIN_NOTE}
         proved = proved_by(self.checks, self.current.holds)
         return {name: None if name[0] in untrained else accuracy for name, accuracy in proved.items()}
+
+    @property
+    def scored(self) -> dict[Program, Scored]:
+        """The accuracies of verified programs, with the number of examples they were measured on."""
+        proved, networks = self.proved, self.verified.networks if self.verified else {}
+        found: dict[Program, Scored] = {}
+        for check in filter(self.is_current, self.checks):
+            accuracy = proved.get(program(check))
+            if accuracy is not None and check.network in networks:
+                found[program(check)] = Scored(accuracy, networks[check.network].examples, check.agreement or 0.0)
+        return found
 
     @property
     def trained_accuracies(self) -> dict[str, float]:

@@ -54,6 +54,16 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, deviation, mean - reach, mean + reach, count)
 
 
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of ``count`` independent examples.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    square = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2 / count
+    reach = math.sqrt(square * share * (1 - share) + square**2 / 4)
+    return (share + square / 2 - reach) / (1 + square), (share + square / 2 + reach) / (1 + square)
+
+
 @cache
 def student(confidence: float, freedom: int) -> float:
     """Return the two-sided quantile of Student's t at this confidence; ``freedom`` is 1 or more.

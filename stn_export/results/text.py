@@ -68,6 +68,11 @@ def times(multiple: float | None) -> str:
     return f"{multiple:.1f}" if multiple < 1e5 else f"{multiple:.0e}"
 
 
+def sentence(text: str) -> str:
+    """End a text with one full stop."""
+    return f"{text.rstrip('.')}."
+
+
 def passed_words(passed: int, count: int) -> str:
     """Format how many checks passed."""
     return f"{passed} of {count} passed"
