@@ -5,7 +5,7 @@ import pytest
 from stn_export.onnx_graph.calls import HowToCall
 from stn_export.report.__main__ import MOST_FAILED, equal, parity_table, render, runs
 from stn_export.report.costs import costs, tables
-from stn_export.report.page import Page, ParityRow, Report, Section, Table, Text
+from stn_export.report.page import Page, ParityRow, Report, Section, SiteRow, SiteTable, Table, Text
 from stn_export.results.statistics import share_interval
 from stn_export.results.text import sentence
 from stn_export.run.records import GridPixels
@@ -46,6 +46,12 @@ def test_checks_stand_in_their_order_and_failed_ones_outside_the_fold():
     texts = [block.text for block in equal(report) if isinstance(block, Text)]
     assert len(texts) == MOST_FAILED + 2
     assert texts[-1].startswith("3 more failed")
+
+
+def test_lowerings_stand_by_their_error_at_the_outputs():
+    errors: dict[str, float | None] = {"a": 2.0, "b": None, "c": 1.0}
+    rows = [SiteRow(name, "runner", {"outputs": error}) for name, error in errors.items()]
+    assert [row.lowering for row in SiteTable("stn", rows, ["site0, grid px", "outputs"]).ranked] == ["c", "a", "b"]
 
 
 def test_timings_stand_the_fastest_first():

@@ -89,7 +89,7 @@ def equal(report: Report) -> Iterable[Block]:
         if len(known.places) > 1:
             rows = [
                 [row.lowering, row.runner, *(number(row.errors.get(place), ".1e") for place in known.places)]
-                for row in known.rows
+                for row in known.ranked
             ]
             title = f"{known.network}: sites, lowerings and runners"
             columns = ("lowering", "runner", *known.places)

@@ -287,6 +287,12 @@ class SiteTable:
     rows: list[SiteRow]
     places: list[str]
 
+    @property
+    def ranked(self) -> list[SiteRow]:
+        """The rows, the smallest error at the last place first, unknown ones last."""
+        last = self.places[-1]
+        return sorted(self.rows, key=lambda row: math.inf if (error := row.errors.get(last)) is None else error)
+
 
 @dataclass
 class Report:

@@ -1,6 +1,5 @@
 """Collect the report's content on verification: errors, the examples that differ most, and portability."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -124,13 +123,7 @@ def _site_table(
     there = {place for row in rows for place in row.errors}
     sites = dict.fromkeys(point.site for point in points.values() if point.site)
     places = (f"{site}, {measure}" for site in sites for measure in MEASURES.values())
-    shown = [place for place in (*places, OUTPUTS) if place in there]
-    rows.sort(key=lambda row: _sortable(row.errors.get(shown[-1])) if shown else 0.0)
-    return SiteTable(network, rows, shown)
-
-
-def _sortable(error: Number) -> float:
-    return math.inf if error is None else error
+    return SiteTable(network, rows, [place for place in (*places, OUTPUTS) if place in there])
 
 
 def worst_by_place(errors: Mapping[str, Number], points: Mapping[str, PointEntry]) -> dict[str, Number]:
