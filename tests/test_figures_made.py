@@ -132,7 +132,7 @@ def test_a_row_is_the_median_of_its_calls_and_the_rate_is_that_of_the_median(mon
     assert row["batch"] == 64
 
 
-WARM = SimpleNamespace(call_seconds=1e-2, stable=False, facts=lambda: {})
+WARM = SimpleNamespace(call_seconds=1e-2, sample_seconds=1e-2, stable=False, facts=lambda: {})
 
 
 def test_the_peak_is_measured_with_the_threads_that_were_timed(monkeypatch: pytest.MonkeyPatch):

@@ -97,7 +97,7 @@ def test_a_row_is_disturbed_where_the_machine_was_busy_or_did_not_settle(
 
     watched = []
     monkeypatch.setattr(timing, "Watch", lambda device: watched.append(device) or Seen("cpu"))
-    monkeypatch.setattr(timing, "warm_up", lambda step, seconds: WarmUp(3e-2, 9.0, stable))
+    monkeypatch.setattr(timing, "warm_up", lambda step, seconds: WarmUp(3e-2, 3e-2, 9.0, stable))
     [target] = contenders(EXACT, 1.0)
     benchmark = Benchmark()
     time_case(benchmark, Case(target, 50), QUICK)

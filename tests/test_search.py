@@ -205,4 +205,4 @@ def test_verify_searches_where_it_is_told_to(run: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("value", ["-1", "nan", "inf", "soon"])
 def test_a_time_that_is_none(value: str, capsys: pytest.CaptureFixture[str]):
     assert cli.run(verify.main, ["--search", value]) == 2
-    assert "invalid seconds value" in capsys.readouterr().err
+    assert "is no number from 0" in capsys.readouterr().err

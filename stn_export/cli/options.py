@@ -197,7 +197,7 @@ def _training(parser: Parser) -> Parser:
         "--data",
         type=path_or_none,
         metavar="DIR",
-        help="of folder: DIR/{train,test}/<class>/* or DIR/<class>/*, any pictures; of cifar10: where it is",
+        help="directory of pictures: DIR/{train,test}/<class>/* or DIR/<class>/*; for cifar10, of CIFAR-10",
     )
     parser.add_argument(
         "--size",
@@ -208,9 +208,9 @@ def _training(parser: Parser) -> Parser:
     parser.add_argument(
         "--recipe", help="one of: reference, quick, short, affine, tuned; by default the data set's own"
     )
-    parser.add_argument("--epochs", type=int_or_none, help="instead of the recipe's own")
-    parser.add_argument("--seed", type=number("seed"), default=0, help="the first seed, of weights, order and dropout")
-    parser.add_argument("--seeds", type=number("seeds", 1), default=1, help="how many seeds")
+    parser.add_argument("--epochs", type=int_or_none, help="number of epochs; by default the recipe's own")
+    parser.add_argument("--seed", type=number("seed"), default=0, help="first seed of weights, order and dropout")
+    parser.add_argument("--seeds", type=number("seeds", 1), default=1, help="number of seeds")
     parser.add_argument("--precision", default="fp32", help="one of: fp32, tf32, bf16")
     parser.add_argument("--device", default="auto", help="one of: auto, cpu, cuda")
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
