@@ -27,5 +27,5 @@ def __getattr__(name: str) -> Any:
     if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, function = PUBLIC[name]
-    found = importlib.import_module(module)
-    return getattr(found, function) if function else found
+    loaded = importlib.import_module(module)
+    return getattr(loaded, function) if function else loaded

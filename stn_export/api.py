@@ -138,13 +138,13 @@ def check(
     Raises:
         UserError: where the module is in training mode, or cannot be captured or exported; its hint says what to do.
     """
-    given = Given.of(example_inputs, example_kwargs)
+    examples = Given.of(example_inputs, example_kwargs)
     before = OUTPUT.brief
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(run or scratch) / default_name(module) if run is None else Path(run)
         OUTPUT.brief = True
         try:
-            adopted = adopt(module, given, run=place, name=default_name(module), labels=labels)
+            adopted = adopt(module, examples, run=place, name=default_name(module), labels=labels)
             return _checked(place, tuple(adopted.notes), kept=run is not None)
         finally:
             OUTPUT.brief = before
@@ -228,7 +228,9 @@ def _timed(run: Path, name: str) -> dict:
     grid = GRIDS["quick"]
     with using_threads(grid.threads):
         targets = find_targets(run, "cpu")
-        target = next(each for each in targets if (each.artifact.name, each.runner.name) == (name, RUNNERS[0]))
+        target = next(
+            candidate for candidate in targets if (candidate.artifact.name, candidate.runner.name) == (name, RUNNERS[0])
+        )
         baseline = eager_of(target, targets)
         assert baseline is not None, "every program has eager PyTorch"
         own = own_batch(target.network.contract)
@@ -250,13 +252,13 @@ def _larger_batch(single: Timing) -> int | None:
 
 def _contest(target: Target, baseline: Target, batch: int) -> list[dict]:
     """Return the rows of a paired comparison: itself, and the timing of either side."""
-    ours, theirs = (partial(each.step, batch) for each in (target, baseline))
+    ours, theirs = (partial(side.step, batch) for side in (target, baseline))
     turns = interleave(ours, theirs, "cpu", GRIDS["quick"], seed=0).hold()
     contest = contest_row("eager", target, baseline, batch, turns)
     sides = zip((target, baseline), zip(*turns.medians, strict=True), strict=True)
     disturbed = 2 * contest["disturbed_blocks"] > contest["blocks"]
     loads = np.arange(len(turns.medians)) % len(turns.loads)
-    return [contest, *(_row(each, batch, times, loads) | {"disturbed": disturbed} for each, times in sides)]
+    return [contest, *(_row(side, batch, times, loads) | {"disturbed": disturbed} for side, times in sides)]
 
 
 def _row(target: Target, batch: int, medians: Sequence[float], loads: np.ndarray) -> dict:
@@ -407,9 +409,9 @@ def verify(run: AnyRun) -> Verified:
     path = _path(run)
     with _as_in_python():
         verifying.main(_arguments(path, {}))
-    found = held(path).verified
-    assert found is not None, "the stage has written it"
-    return found
+    verified = held(path).verified
+    assert verified is not None, "the stage has written it"
+    return verified
 
 
 def bench(
@@ -466,8 +468,8 @@ def _path(run: AnyRun) -> Path:
 
 def _arguments(run: Path, options: Mapping[str, object]) -> list[str]:
     """Return a stage's command line; an option that is None is left out."""
-    given = {"run": run, **options}
-    return ["--brief", *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+    named = {"run": run, **options}
+    return ["--brief", *(f"--{name}={value}" for name, value in named.items() if value is not None)]
 
 
 @contextmanager
@@ -477,8 +479,8 @@ def _as_in_python() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (known := as_user_error(error)) is None:
+        if (user_error := as_user_error(error)) is None:
             raise
-        raise known from error
+        raise user_error from error
     finally:
         OUTPUT.form, OUTPUT.brief = before

@@ -66,13 +66,15 @@ def installing(extra: str) -> str:
 
 def _requirements(extra: str) -> list[str]:
     """Return what an extra requires, extras inside it included."""
-    found: list[str] = []
+    requirements: list[str] = []
     for line in metadata.requires(NAME) or ():  # such as: torchvision>=0.26; extra == "train"
-        wanted, _, marker = map(str.strip, line.partition(";"))
+        requirement, _, marker = map(str.strip, line.partition(";"))
         if marker.replace("'", '"') == f'extra == "{extra}"':
-            name, _, inner = wanted.rstrip("]").partition("[")
-            found += [each for one in inner.split(",") for each in _requirements(one)] if name == NAME else [wanted]
-    return list(dict.fromkeys(found))
+            name, _, inner = requirement.rstrip("]").partition("[")
+            requirements += (
+                [name for one in inner.split(",") for name in _requirements(one)] if name == NAME else [requirement]
+            )
+    return list(dict.fromkeys(requirements))
 
 
 REASON = 400  # longest reason, in characters
@@ -83,12 +85,12 @@ def one_line(error: BaseException) -> str:
 
     Where that line ends in a colon, the next one follows.
     """
-    said = ""
+    text = ""
     for line in filter(None, map(str.strip, str(error).splitlines())):
-        said = f"{said} {line}".strip()
+        text = f"{text} {line}".strip()
         if not line.endswith(":"):
             break
-    return ": ".join(filter(None, (type(error).__name__, said)))[:REASON]
+    return ": ".join(filter(None, (type(error).__name__, text)))[:REASON]
 
 
 class UserError(Exception):

@@ -74,19 +74,19 @@ def regular(path: Path, kind: str, hint: str = "name another file") -> Path:
         UserError: where it is missing, a directory, a pipe or a device, too large, or cannot be accessed.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}", hint) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint) from error
-    if not stat.S_ISREG(found.st_mode):
-        kind_found = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device, no ordinary file"
+    if not stat.S_ISREG(status.st_mode):
+        kind_found = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device, no ordinary file"
         raise UserError(f"{path} is {kind_found}", hint)
-    if found.st_dev in _kernel_devices():  # reading one can wait for ever
+    if status.st_dev in _kernel_devices():  # reading one can wait for ever
         raise UserError(f"{path} is a file of the kernel's, no ordinary one", hint)
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be read: Permission denied", hint)
-    require(kind, found.st_size, str(path))
+    require(kind, status.st_size, str(path))
     return path
 
 
@@ -111,7 +111,7 @@ def archive(path: Path, hint: str = "name another file") -> Path:
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"{path} is a damaged archive: {error}", hint) from error
         require("members", len(members), str(path))
-        unpacked = sum(each.file_size for each in members)
+        unpacked = sum(member.file_size for member in members)
         if unpacked > path.stat().st_size:  # uncompressed members take no more than the file
             require("unpacked", unpacked, f"{path} unpacked")
     return path

@@ -24,11 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = cli.parse("adopt", arguments)
     if options.what.endswith(".pt2"):
         cli.say(f"{options.what}: {TRUST}", target=cli.console(stderr=True))
-    found = _adopted(options)
+    adoption = _adopted(options)
     if options.format == "json":
-        cli.print_json(found.as_dict())
+        cli.print_json(adoption.as_dict())
     else:
-        tell(found)
+        tell(adoption)
 
 
 def _adopted(options: Namespace) -> Adoption:
@@ -47,7 +47,7 @@ def _adopted(options: Namespace) -> Adoption:
         labels=options.labels,
         pixels=_pixels(options.mean, options.std),
         plain=options.plain,
-        sizes={name: size for each in sizes for name, size in each.items()},
+        sizes={name: size for part in sizes for name, size in part.items()},
         evaluation=options.eval,
         data_seed=options.data_seed,
         wait=options.wait,
@@ -60,23 +60,25 @@ def _pixels(mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels
     return Pixels(tuple(mean or Pixels().mean), tuple(std or Pixels().std))
 
 
-def tell(found: Adoption) -> None:
+def tell(adoption: Adoption) -> None:
     """Print the network's inputs, outputs, sampling sites, examples and notes, and the directories written."""
-    cli.say(found.name + (f": {_costs(found.program)}" if found.program else ""))
-    if found.program is not None:
-        for kind, specs in (("input", found.program.contract.inputs), ("output", found.program.contract.outputs)):
+    cli.say(adoption.name + (f": {_costs(adoption.program)}" if adoption.program else ""))
+    if adoption.program is not None:
+        for kind, specs in (("input", adoption.program.contract.inputs), ("output", adoption.program.contract.outputs)):
             for spec in specs:
                 cli.say(f"{kind} {_said(spec)}")
-    if found.sites:
-        cli.table("Where it samples", COLUMNS, [_row(site) for site in found.sites], DROP)
-    labels = "labels" if found.examples.labels is not None else "no labels: errors only"
-    cli.say(f"examples: {found.examples.source}; {labels}")
-    if found.twin is not None:
-        cli.say(f"plain network: {_costs(found.twin)}")
-    for note in found.notes:
+    if adoption.sites:
+        cli.table("Where it samples", COLUMNS, [_row(site) for site in adoption.sites], DROP)
+    labels = "labels" if adoption.examples.labels is not None else "no labels: errors only"
+    cli.say(f"examples: {adoption.examples.source}; {labels}")
+    if adoption.twin is not None:
+        cli.say(f"plain network: {_costs(adoption.twin)}")
+    for note in adoption.notes:
         cli.say(f"note: {note}")
-    state = "up to date" if found.up_to_date else "written" + "; older exports of it are stale now" * found.replaced
-    for path in found.written:
+    state = (
+        "up to date" if adoption.up_to_date else "written" + "; older exports of it are stale now" * adoption.replaced
+    )
+    for path in adoption.written:
         cli.say(f"{path}: {state}")
 
 

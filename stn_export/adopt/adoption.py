@@ -126,15 +126,15 @@ def adopt(
     """
     name = checked_name(name or (Path(run).name if run else default_name(what)))
     network, named = _network(what, inputs, weights, evaluation, outputs)
-    specs, given = named.specs, named.examples
+    specs, named_examples = named.specs, named.examples
     if isinstance(network, Program):
         specs, sizes = network.contract.inputs, network.sizes | dict(sizes or {})
     if not specs:
         raise UserError("no input is named", "give each with --input NAME=N,3,24,94, by forward's names")
-    if isinstance(network, nn.Module) and not given:
+    if isinstance(network, nn.Module) and not named_examples:
         specs = with_fixed_batch(network, specs, sizes or {})
     specs = with_pixels(specs, pixels) if pixels else specs
-    tried, classes = gather(examples or given, labels, specs, sizes or {}, data_seed)
+    tried, classes = gather(examples or named_examples, labels, specs, sizes or {}, data_seed)
     if any(tried.inputs[spec.name].dtype == torch.uint8 and spec.is_float and not spec.pixels for spec in specs):
         specs = with_pixels(specs, Pixels())
     result = Adoption(name, tried)
@@ -196,14 +196,14 @@ def _specs(inputs: Sequence[TensorSpec] | Mapping[str, Any]) -> _Named:
     """Return the specs of inputs given as specs, or as shapes and examples by name, in the order given."""
     if not isinstance(inputs, Mapping):
         return _Named(tuple(inputs), {})
-    given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    count = next((len(value) for value in given.values() if value.ndim), None)
-    shapes = {name: tuple(value.shape if name in given else value) for name, value in inputs.items()}
-    batched = {name for name, value in given.items() if value.ndim and len(value) == count}
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    count = next((len(value) for value in tensors.values() if value.ndim), None)
+    shapes = {name: tuple(value.shape if name in tensors else value) for name, value in inputs.items()}
+    batched = {name for name, value in tensors.items() if value.ndim and len(value) == count}
     shapes |= {name: (BATCH, *shapes[name][1:]) for name in batched}
-    types = {name: dtype_name(given[name]) if name in given else "float32" for name in inputs}
+    types = {name: dtype_name(tensors[name]) if name in tensors else "float32" for name in inputs}
     specs = [TensorSpec(name, types[name], shape, shape[:1] == (BATCH,)) for name, shape in shapes.items()]
-    return _Named(tuple(specs), given)
+    return _Named(tuple(specs), tensors)
 
 
 def _is_input(value: Any) -> bool:
@@ -215,10 +215,10 @@ def _is_input(value: Any) -> bool:
 def _leaves(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return all examples and shapes by name; nested ones are named by their keys, joined with ``_``."""
     paths, _ = _pytree.tree_flatten_with_path(dict(inputs), is_leaf=_is_input)
-    found = [
+    named = [
         ("_".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path), value) for path, value in paths
     ]
-    return {re.sub(r"\W", "_", name): value for name, value in found if _is_input(value)}
+    return {re.sub(r"\W", "_", name): value for name, value in named if _is_input(value)}
 
 
 def _called_with(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, _Named]:
@@ -238,10 +238,10 @@ def _called_with(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, _Named]:
     leaves = _leaves(named)
     names = {id(stand_in): name for name, stand_in in zip(leaves, stand_ins, strict=True)}
     order = [names[id(tensor)] for tensor in call.tensors]
-    found = _specs(leaves if isinstance(inputs, Mapping) else inputs)
-    specs = {spec.name: spec for spec in found.specs}
+    by_position = _specs(leaves if isinstance(inputs, Mapping) else inputs)
+    specs = {spec.name: spec for spec in by_position.specs}
     again = () if call.module is module else tuple(order) if all(map(_is_input, named.values())) else None
-    return call.module, _Named(tuple(specs[name] for name in order), found.examples, again)
+    return call.module, _Named(tuple(specs[name] for name in order), by_position.examples, again)
 
 
 def _network(

@@ -69,10 +69,10 @@ class _Steps(TorchFunctionMode):
     ) -> Any:
         if not (line := _own_line()):
             return func(*args, **(kwargs or {}))
-        given = _shapes((args, kwargs))
-        self.made.append((line, given, []))
+        shapes = _shapes((args, kwargs))
+        self.made.append((line, shapes, []))
         result = func(*args, **(kwargs or {}))
-        self.made[-1] = (line, given, _shapes(result))
+        self.made[-1] = (line, shapes, _shapes(result))
         return result
 
 
@@ -101,10 +101,10 @@ def _find(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, error: U
     failing = _Steps()
     _runs(copies, specs, tried, 2, failing)
     end, named = time.monotonic() + SECONDS, map(int, NUMBER.findall(_said(error, failing)))
-    for size in dict.fromkeys(each for each in (*named, *USUAL) if 0 < each <= MOST and each != 2):
+    for size in dict.fromkeys(number for number in (*named, *USUAL) if 0 < number <= MOST and number != 2):
         working = _Steps()
         if _runs(copies, specs, tried, size, working):
-            other = any(_runs(copies, specs, tried, each) for each in (size + 1, 2 * size, 3 * size) if each != 2)
+            other = any(_runs(copies, specs, tried, larger) for larger in (size + 1, 2 * size, 3 * size) if larger != 2)
             return None if other else FixedBatch(size, _line(failing, working, size))
         if time.monotonic() > end:
             break
@@ -135,8 +135,8 @@ def _runs(
 
 def _line(failing: _Steps, working: _Steps, size: int) -> str:
     """Return the first line that makes ``size`` rows of another number in both runs; else the one that failed."""
-    for (line, given, made), (_, _, same) in zip(failing.made, working.made, strict=False):
-        rows = [shapes[0][:1] if shapes else None for shapes in (given, made, same)]
+    for (line, shapes, made), (_, _, same) in zip(failing.made, working.made, strict=False):
+        rows = [shapes[0][:1] if shapes else None for shapes in (shapes, made, same)]
         if rows[0] != (size,) and rows[1] == rows[2] == (size,):
             return _short(line)
     return _short(failing.made[-1][0]) if failing.made else ""
@@ -156,12 +156,12 @@ def fixed_batch(
     """
     if _has_none(specs):
         _require_batch(copies, specs, tried, error, typed)
-    found = _find(copies, specs, tried, error) if any(spec.shape[:1] == (BATCH,) for spec in specs) else None
-    if found is None:
+    batch = _find(copies, specs, tried, error) if any(spec.shape[:1] == (BATCH,) for spec in specs) else None
+    if batch is None:
         raise error
-    if typed or len(tried) != found.size:
-        raise found.error(specs, tried, typed) from error
-    return found
+    if typed or len(tried) != batch.size:
+        raise batch.error(specs, tried, typed) from error
+    return batch
 
 
 def with_fixed_batch(
@@ -194,12 +194,12 @@ def _rows_are_examples(copies: Copies, specs: Sequence[TensorSpec], values: tupl
         for spec, value, other in zip(specs, values, others, strict=True)
     )
     try:
-        before, after = (_answer(copies, each) for each in (values, mixed))
+        before, after = (_answer(copies, batch) for batch in (values, mixed))
     except UserError:
         return False
     count = next(len(value) for spec, value in zip(specs, values, strict=True) if spec.batched)
-    by_row = all(each.ndim and len(each) == count for each in (*before, *after))
-    return by_row and alike([each[:-1] for each in before], [each[:-1] for each in after], GROSS)
+    by_row = all(rows.ndim and len(rows) == count for rows in (*before, *after))
+    return by_row and alike([rows[:-1] for rows in before], [rows[:-1] for rows in after], GROSS)
 
 
 def _answer(copies: Copies, values: tuple[Tensor, ...]) -> list[Tensor]:
@@ -225,11 +225,13 @@ def _require_batch(copies: Copies, specs: Sequence[TensorSpec], tried: Examples,
         InputsError: offering them.
     """
     if offered := without_batch(copies, specs, tried):
-        said = f"{', '.join(spec.name for spec in specs)} lacks the batch: {error.message}"
-        raise InputsError(said, f"write {' '.join(f'--input {each}' for each in offered)}" if typed else offered[0])
+        lacking = f"{', '.join(spec.name for spec in specs)} lacks the batch: {error.message}"
+        raise InputsError(
+            lacking, f"write {' '.join(f'--input {shape}' for shape in offered)}" if typed else offered[0]
+        )
     shaped, several = _with_batch(specs, tried)
-    if found := _find(copies, shaped, several, error):
-        raise found.error(shaped, several, typed) from error
+    if batch := _find(copies, shaped, several, error):
+        raise batch.error(shaped, several, typed) from error
 
 
 def without_batch(copies: Copies, specs: Sequence[TensorSpec], tried: Examples) -> list[str]:

@@ -41,26 +41,26 @@ def input_of(text: str) -> tuple[TensorSpec, dict[str, int]]:
     Raises:
         UserError: if the text has another form, or the input would be too large.
     """
-    found = INPUT.fullmatch(text)
-    if found is None:
+    match = INPUT.fullmatch(text)
+    if match is None:
         raise UserError(
             f"input {text[:LONGEST]!r} cannot be read", "write NAME=N,3,24,94, with :uint8 or the like behind it"
         )
-    dtype = require_choice("type", found["dtype"] or DTYPES[0], DTYPES)
-    parts = found["shape"].split(",")
+    dtype = require_choice("type", match["dtype"] or DTYPES[0], DTYPES)
+    parts = match["shape"].split(",")
     if len(parts) > RANK:
-        raise UserError(f"input {found['name']} has {len(parts)} dimensions", f"an input has at most {RANK}")
+        raise UserError(f"input {match['name']} has {len(parts)} dimensions", f"an input has at most {RANK}")
     shape: list[int | str] = []
     sizes: dict[str, int] = {}
     for part in parts:
         size = SIZE.fullmatch(part)
         if size is None:
-            said = f"size {part[:LONGEST]!r} cannot be read"
-            raise UserError(said, "write a number from 1, of at most 18 digits, a name, or NAME=NUMBER")
+            problem = f"size {part[:LONGEST]!r} cannot be read"
+            raise UserError(problem, "write a number from 1, of at most 18 digits, a name, or NAME=NUMBER")
         shape.append(size["name"] or int(size["fixed"]))
         sizes |= {size["name"]: int(size["open"])} if size["open"] else {}
     require("tensors", prod([size for size in (*shape, *sizes.values()) if isinstance(size, int)]), f"input {text!r}")
-    return TensorSpec(found["name"], dtype, tuple(shape), batched=shape[0] in (BATCH, 1)), sizes
+    return TensorSpec(match["name"], dtype, tuple(shape), batched=shape[0] in (BATCH, 1)), sizes
 
 
 def require_adoptable(what: str) -> None:
@@ -139,8 +139,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ("of another shape", [f"{name} {by(state[name].shape)} for {by(own[name].shape)}" for name in other]),
         ("sparse, complex or without numbers", unlike),
     )
-    if found := [f"{len(names)} {how} (first {names[0]})" for how, names in problems if names]:
-        raise UserError(f"{path} does not fit {type(module).__name__}: {', '.join(found)}", FITTING)
+    if problems_found := [f"{len(names)} {how} (first {names[0]})" for how, names in problems if names]:
+        raise UserError(f"{path} does not fit {type(module).__name__}: {', '.join(problems_found)}", FITTING)
     module.load_state_dict(state)
 
 
@@ -199,9 +199,9 @@ def load_captured(path: Path, specs: Sequence[TensorSpec], outputs: Sequence[str
     if any(node.target in NOTHING and True in node.args[1:] for node in program.exported.graph.nodes):
         raise UserError(f"{path} was captured in training mode", "capture module.eval()")
     contract = program.contract
-    for kind, given, found in (("inputs", specs, contract.inputs), ("outputs", outputs, contract.outputs)):
-        if given and len(given) != len(found):
-            raise UserError(f"{path} has {len(found)} {kind}, not {len(given)}", f"name all {kind} or none")
+    for kind, asked, captured in (("inputs", specs, contract.inputs), ("outputs", outputs, contract.outputs)):
+        if asked and len(asked) != len(captured):
+            raise UserError(f"{path} has {len(captured)} {kind}, not {len(asked)}", f"name all {kind} or none")
     if specs or outputs:
         _check_shapes(specs, contract.inputs)
         names, shapes = ([spec.name for spec in specs], [spec.shape for spec in specs]) if specs else (None, None)
@@ -209,8 +209,8 @@ def load_captured(path: Path, specs: Sequence[TensorSpec], outputs: Sequence[str
     return Program(program.exported, contract, program.origin)
 
 
-def _check_shapes(asked: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> None:
-    for spec, other in zip(asked, found, strict=bool(asked)):
+def _check_shapes(asked: Sequence[TensorSpec], captured: Sequence[TensorSpec]) -> None:
+    for spec, other in zip(asked, captured, strict=bool(asked)):
         fits = len(spec.shape) == len(other.shape) and all(
             size == own or (isinstance(size, str) and isinstance(own, str))
             for size, own in zip(spec.shape, other.shape, strict=True)

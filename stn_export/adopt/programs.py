@@ -57,18 +57,18 @@ def program_of(
         notes.append(f"{fixed.text}, as many as the examples are")
         return program_of(network, fixed.fixed(specs), outputs, tried, notes, typed)
     notes += [
-        f"{each} is taken too: as adopted, the network has no batch" for each in without_batch(copies, specs, tried)
+        f"{name} is taken too: as adopted, the network has no batch" for name in without_batch(copies, specs, tried)
     ]
     notes += [*filter(None, [seen.note]), *told(network, seen.mutations)]
     if not seen.steady:
         raise UserError(f"{type(network).__name__} answers differently when it is called again", REMEDY)
-    found, count = _captured(copies, specs, tried, count)
-    notes += [*_closed(specs, found), *not_looked_into(found.exported.graph)]
-    contract = contract_of(found.exported, found.shapes, outputs=_names(found.exported, specs, outputs))
-    inputs = tuple(replace(spec, shape=shape) for spec, shape in zip(specs, found.shapes, strict=True))
+    captured, count = _captured(copies, specs, tried, count)
+    notes += [*_closed(specs, captured), *not_looked_into(captured.exported.graph)]
+    contract = contract_of(captured.exported, captured.shapes, outputs=_names(captured.exported, specs, outputs))
+    inputs = tuple(replace(spec, shape=shape) for spec, shape in zip(specs, captured.shapes, strict=True))
     batch = Contract(inputs, ()).batch or (BATCH if any(spec.batched for spec in inputs) else None)
-    given = tuple(replace(spec, batched=spec.shape[:1] == (batch,)) for spec in contract.outputs)
-    program = Program(found.exported, Contract(inputs, given))
+    specs_of_outputs = tuple(replace(spec, batched=spec.shape[:1] == (batch,)) for spec in contract.outputs)
+    program = Program(captured.exported, Contract(inputs, specs_of_outputs))
     for (values, _), answers in zip(seen.batches, seen.answers, strict=True):
         _require_same(copies, program, values, answers)
     return program
@@ -93,9 +93,9 @@ def _captured(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, coun
     shapes = [spec.shape for spec in specs]
     refusals: list[UserError] = []
     try:
-        found = _capture(copies, specs, tried, count, shapes)
-        if _static(specs) or not (problem := _batch_problem(copies, specs, tried, found)):
-            return found, count
+        captured = _capture(copies, specs, tried, count, shapes)
+        if _static(specs) or not (problem := _batch_problem(copies, specs, tried, captured)):
+            return captured, count
     except UserError as error:
         if _static(specs) or not any(spec.batched for spec in specs):
             raise
@@ -103,11 +103,11 @@ def _captured(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, coun
     for size in (1, count):
         fixed = [(size, *spec.shape[1:]) if spec.batched else spec.shape for spec in specs]
         try:
-            found = _capture(copies, specs, tried, size, fixed)
+            captured = _capture(copies, specs, tried, size, fixed)
         except UserError as error:
             refusals.append(error)
             continue
-        return replace(found, problem=found.problem or problem), size
+        return replace(captured, problem=captured.problem or problem), size
     raise refusals[0]
 
 
@@ -123,29 +123,29 @@ def _capture(
         return capture(module, values_of(specs, tried, count), shapes)
 
 
-def _batch_problem(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, found: Captured) -> str:
+def _batch_problem(copies: Copies, specs: Sequence[TensorSpec], tried: Examples, captured: Captured) -> str:
     """Say why the batch cannot be dynamic; an empty string if it can.
 
     It can if all inputs share one batch size and the graph agrees with the network at every size in ``OTHER_BATCHES``.
     """
-    batched = [shape for spec, shape in zip(specs, found.shapes, strict=True) if spec.batched]
+    batched = [shape for spec, shape in zip(specs, captured.shapes, strict=True) if spec.batched]
     if not batched:
         return ""
     if any(isinstance(shape[0], int) for shape in batched):
-        return found.problem or "what is captured holds for one size only"
+        return captured.problem or "what is captured holds for one size only"
     if any(shape[0] != BATCH for shape in batched):
         return "what is captured takes the inputs in batches of sizes of their own"
-    graph = Program(found.exported, Contract((), ())).module
+    graph = Program(captured.exported, Contract((), ())).module
     for size in OTHER_BATCHES:
         values = values_of(specs, tried, size)
         try:
             with copies.fresh() as module:
-                wanted = answer(module, (values, {}))
+                expected = answer(module, (values, {}))
         except UserError:  # a size that the network itself does not take
             continue
         try:
             with torch.no_grad():
-                same = alike(wanted, list(graph(*copied(values))), GROSS)
+                same = alike(expected, list(graph(*copied(values))), GROSS)
         except Exception as error:  # a graph captured for other sizes may raise anything
             return f"what is captured does not run with a batch of {size}: {one_line(error)}"
         if not same:
@@ -153,24 +153,27 @@ def _batch_problem(copies: Copies, specs: Sequence[TensorSpec], tried: Examples,
     return ""
 
 
-def _closed(specs: Sequence[TensorSpec], found: Captured) -> list[str]:
+def _closed(specs: Sequence[TensorSpec], captured: Captured) -> list[str]:
     """Describe every size that was requested as dynamic and is static or limited."""
     notes = [
-        f"{wanted} of input {spec.name} cannot be kept open, it is {size}: {found.problem}"
+        f"{declared} of input {spec.name} cannot be kept open, it is {size}: {captured.problem}"
         if isinstance(size, int)
-        else f"{wanted} of input {spec.name} is a size of its own, {size}"
-        for spec, shape in zip(specs, found.shapes, strict=True)
-        for wanted, size in zip(spec.shape, shape, strict=True)
-        if wanted != size
+        else f"{declared} of input {spec.name} is a size of its own, {size}"
+        for spec, shape in zip(specs, captured.shapes, strict=True)
+        for declared, size in zip(spec.shape, shape, strict=True)
+        if declared != size
     ]
-    return notes + [f"{name} is at most {most}: {found.problem}" for name, most in found.limits.items()]
+    return notes + [f"{name} is at most {most}: {captured.problem}" for name, most in captured.limits.items()]
 
 
 def _names(exported: ExportedProgram, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> list[str]:
-    found, inputs = output_names(exported), [spec.name for spec in specs]
-    names = list(outputs or distinct(found, inputs))
-    if len(names) != len(found):
-        raise UserError(f"{len(names)} outputs are named, it gives {len(found)}: {', '.join(found)}", "name all")
+    names_of_outputs, inputs = output_names(exported), [spec.name for spec in specs]
+    names = list(outputs or distinct(names_of_outputs, inputs))
+    if len(names) != len(names_of_outputs):
+        raise UserError(
+            f"{len(names)} outputs are named, it gives {len(names_of_outputs)}: {', '.join(names_of_outputs)}",
+            "name all",
+        )
     if len({*names, *inputs}) < len(names) + len(inputs):
         raise UserError(f"a name is given twice among {', '.join(names)} and the inputs", "name them with --output")
     return names
@@ -211,10 +214,10 @@ def with_origin(program: Program, origin: dict, tried: Examples, notes: list[str
 
 def _writes(module: nn.Module, values: Sequence[Tensor]) -> bool:
     """Return whether a module changes the tensors that it is called with."""
-    given = copied(tuple(values))
+    inputs = copied(tuple(values))
     with torch.no_grad():
-        module(*given)
-    return any(not alike([one], [other], 0.0) for one, other in zip(given, values, strict=True))
+        module(*inputs)
+    return any(not alike([one], [other], 0.0) for one, other in zip(inputs, values, strict=True))
 
 
 # Sampling sites of modules that ``torch.export`` cannot capture, recorded while they run.
@@ -276,8 +279,8 @@ class Watch(TorchFunctionMode):
 
 
 def _bound(args: Sequence[Any], kwargs: Mapping[str, Any] | None, names: Sequence[str]) -> list[Any]:
-    given = dict(zip(names, args, strict=False)) | dict(kwargs or {})
-    return [given.get(name) for name in names]
+    by_name = dict(zip(names, args, strict=False)) | dict(kwargs or {})
+    return [by_name.get(name) for name in names]
 
 
 def _word(value: str | int | None, words: Sequence[str]) -> str:

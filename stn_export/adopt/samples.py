@@ -66,23 +66,23 @@ def gather(
             raise UserError("there are labels, but no examples", "give those with --examples")
         return _random(specs, sizes, seed), {}
     if isinstance(given, Mapping):
-        found, names, source = dict(given), None, "in Python"
+        values, names, source = dict(given), None, "in Python"
     elif given.is_dir():
-        found, names, source = _pictures(given, specs, sizes)
+        values, names, source = _pictures(given, specs, sizes)
     else:
-        found, names, source = _tensors(given, specs), None, f"of {given.name}"
-    numbers = found.pop(LABELS, None)
+        values, names, source = _tensors(given, specs), None, f"of {given.name}"
+    numbers = values.pop(LABELS, None)
     classes: dict[int, str] = {}
     batched = tuple(spec.name for spec in specs if spec.batched)
-    found = checked(found, specs)
+    values = checked(values, specs)
     if isinstance(labels, Path):
-        count = len(found[batched[0]]) if batched else 1
+        count = len(values[batched[0]]) if batched else 1
         numbers, classes = read_labels(labels, names or [str(index) for index in range(count)])
     elif labels is not None:
         numbers = labels
     if numbers is not None and not _are_labels(numbers):
         raise UserError("labels are not whole numbers from 0, one an example", "give class numbers")
-    examples = Examples(found, batched, None if numbers is None else numbers.long())
+    examples = Examples(values, batched, None if numbers is None else numbers.long())
     return replace(examples, source=source if names else f"{len(examples)} examples {source}"), classes
 
 
@@ -97,7 +97,7 @@ def _random(specs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int) ->
     return random_examples(contract, max(2, min(RANDOM, RANDOM_BYTES // max(one, 1))), seed, sizes)
 
 
-def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
+def checked(examples: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
     """Return the tensors converted to the dtypes of the inputs; bytes of images stay bytes.
 
     Raises:
@@ -106,9 +106,9 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
     samples: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
     for spec in specs:
-        if spec.name not in found:
-            raise UserError(f"the examples lack input {spec.name}", _stored_by_name(spec, found))
-        value, dtype = found[spec.name], getattr(torch, spec.dtype)
+        if spec.name not in examples:
+            raise UserError(f"the examples lack input {spec.name}", _stored_by_name(spec, examples))
+        value, dtype = examples[spec.name], getattr(torch, spec.dtype)
         bytes_of_picture = spec.is_float and spec.is_picture and value.dtype == torch.uint8
         same_kind = value.is_floating_point() == spec.is_float
         opened = spec.opened()
@@ -126,9 +126,9 @@ def checked(found: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict[st
     return samples
 
 
-def _stored_by_name(spec: TensorSpec, found: Mapping[str, Tensor]) -> str:
-    said = f"they hold {', '.join(found) or 'nothing'}"
-    return f"{said}; store each input under its name, as in numpy.savez(FILE, {spec.name}=...)"
+def _stored_by_name(spec: TensorSpec, examples: Mapping[str, Tensor]) -> str:
+    held = f"they hold {', '.join(examples) or 'nothing'}"
+    return f"{held}; store each input under its name, as in numpy.savez(FILE, {spec.name}=...)"
 
 
 def _converted(spec: TensorSpec, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -142,8 +142,8 @@ def _converted(spec: TensorSpec, value: Tensor, dtype: torch.dtype) -> Tensor:
         raise UserError(f"the examples' {spec.name} is not finite", "leave out those with NaN or infinity")
     fits = result.isfinite().all() if spec.is_float else (result.to(value.dtype) == value).all()
     if not fits:
-        said = f"the examples' {spec.name} holds numbers from {value.min().item()} to {value.max().item()}"
-        raise UserError(f"{said}, which {spec.dtype} cannot hold", f"give numbers that {spec.dtype} can hold")
+        problem = f"the examples' {spec.name} holds numbers from {value.min().item()} to {value.max().item()}"
+        raise UserError(f"{problem}, which {spec.dtype} cannot hold", f"give numbers that {spec.dtype} can hold")
     return result
 
 
@@ -226,8 +226,8 @@ def _is_label(path: Path, number: int, row: Sequence[str]) -> bool:
     if not row:
         return False
     if len(row) < 2 or not (row[1].isascii() and row[1].isdecimal()) or len(row[1]) > LONGEST_LABEL:
-        said = f"{path}:{number} is {','.join(row)[:80]!r}"
-        raise UserError(said, f"write file name or index, and a whole number of at most {LONGEST_LABEL} digits")
+        problem = f"{path}:{number} is {','.join(row)[:80]!r}"
+        raise UserError(problem, f"write file name or index, and a whole number of at most {LONGEST_LABEL} digits")
     return True
 
 
@@ -263,8 +263,8 @@ def _classes(path: Path, lines: Sequence[Label]) -> dict[int, str]:
 
 def _contradiction(message: str, by_line: Mapping[int, object]) -> UserError:
     """Build the error for lines that contradict each other, with the value in each."""
-    said = ", ".join(f"{value} in line {line}" for line, value in by_line.items())
-    return UserError(f"{message}: {said}", "leave one")
+    values = ", ".join(f"{value} in line {line}" for line, value in by_line.items())
+    return UserError(f"{message}: {values}", "leave one")
 
 
 def _place_of(name: str, names: Sequence[str], labels: Mapping[str, Label]) -> str | None:
@@ -277,8 +277,8 @@ def _place_of(name: str, names: Sequence[str], labels: Mapping[str, Label]) -> s
     if name in labels or short not in labels:
         return name if name in labels else None
     if twins := [other for other in names if Path(other).name == short and other != name]:
-        said = f"line {labels[short].line} of the labels says {short}, and there are {name} and {twins[0]}"
-        raise UserError(said, "write their paths from the folder of pictures")
+        problem = f"line {labels[short].line} of the labels says {short}, and there are {name} and {twins[0]}"
+        raise UserError(problem, "write their paths from the folder of pictures")
     return short
 
 

@@ -37,7 +37,7 @@ def _show(result: Audit) -> None:
     title = f"Provider {result.provider} ({'predicted' if result.predicted else 'read'})"
     columns = ("operator", "nodes", "runs on", "multiply-adds", "why", "first node")
     cli.table(title, columns, list(alike(result, short)), ("first node", "nodes"))
-    copies = ", ".join(f"{each.tensor} to {short.get(each.target, each.target)}" for each in result.copies)
+    copies = ", ".join(f"{copy.tensor} to {short.get(copy.target, copy.target)}" for copy in result.copies)
     cli.say(f"placement    {result.source}")
     cli.say(f"fallbacks    {', '.join(f'{node.name} ({node.op_type})' for node in result.fallbacks) or 'none'}")
     cli.say(f"copies       {len(result.copies)}{': ' if copies else ''}{copies}")
@@ -56,15 +56,15 @@ def alike(result: Audit, short: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
     for node in result.nodes:
         groups.setdefault((node.op_type, node.provider, node.reason), []).append(node)
     for (operator, provider, reason), nodes in groups.items():
-        known = [node.macs for node in nodes if node.macs is not None]
-        cost = f"{sum(known):,}{' or more' * (len(known) < len(nodes))}" if known else "unknown"
+        counted = [node.macs for node in nodes if node.macs is not None]
+        cost = f"{sum(counted):,}{' or more' * (len(counted) < len(nodes))}" if counted else "unknown"
         yield operator, f"{len(nodes):,}", short.get(provider, provider), cost, reason, nodes[0].name
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
-    rows = [(each.rule, each.where, each.detail) for each in findings]
+    rows = [(finding.rule, finding.where, finding.detail) for finding in findings]
     cli.table("Findings", ("rule", "where", "what"), rows)
-    for rule, reason, remedy in dict.fromkeys((each.rule, each.reason, each.remedy) for each in findings):
+    for rule, reason, remedy in dict.fromkeys((finding.rule, finding.reason, finding.remedy) for finding in findings):
         cli.say(f"{rule}  {reason}. Remedy: {remedy}")
     for line in ("none", "") if not findings else ("",):
         cli.say(line)
@@ -99,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("no model is named", "name an ONNX file")
     asked = dict(options.shape), options.inputs
     if options.snippet:
-        found = apart(DECLARED, options.model, *asked, seconds=LIMITS["audit"].value)
-        sys.stdout.write(how_to_call(options.snippet, options.model, *found))
+        result = apart(DECLARED, options.model, *asked, seconds=LIMITS["audit"].value)
+        sys.stdout.write(how_to_call(options.snippet, options.model, *result))
         return
     providers = list(dict.fromkeys([*options.provider, *_also(options.require)]))
     report: Report = apart(EXAMINE, options.model, providers, *asked, seconds=LIMITS["audit"].value)
@@ -108,26 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.print_json(report.as_dict())
     else:
         show(report)
-    fallen = [node for each in report.audits if each.provider == options.require for node in each.fallbacks]
+    fallen = [node for audit in report.audits if audit.provider == options.require for node in audit.fallbacks]
     if fallen:
-        told = "; ".join(f"{node.name} ({node.op_type}): {node.reason}" for node in fallen)
-        raise CheckFailedError(f"{len(fallen)} compute nodes fall back to the CPU: {told}")
+        reasons = "; ".join(f"{node.name} ({node.op_type}): {node.reason}" for node in fallen)
+        raise CheckFailedError(f"{len(fallen)} compute nodes fall back to the CPU: {reasons}")
     if options.strict and report.findings:
-        rules = ", ".join(sorted({each.rule for each in report.findings}))
+        rules = ", ".join(sorted({finding.rule for finding in report.findings}))
         raise CheckFailedError(f"{len(report.findings)} findings: {rules}")
 
 
-def show(found: Report) -> None:
+def show(report: Report) -> None:
     """Print an audit for people."""
     if not OUTPUT.brief:
-        cli.card(list(found.contract.lines()))
-    word, sentence = found.tried.line
+        cli.card(list(report.contract.lines()))
+    word, sentence = report.tried.line
     cli.say(f"{word:<11}{sentence}")
     cli.say("")
-    for each in found.audits:
-        _show(each)
-    _show_findings(found.findings)
-    _show_portability(found.portability)
+    for audit in report.audits:
+        _show(audit)
+    _show_findings(report.findings)
+    _show_portability(report.portability)
 
 
 def _also(required: str | None) -> list[str]:

@@ -80,9 +80,9 @@ def examined(
         placement_of(subject.model, provider, subject.infos, subject.trial.runs, step)
         for provider in dict.fromkeys(providers)
     ]
-    found = findings(subject)
+    results = findings(subject)
     declared, tried = contract_of(file, Path(name) if name else None), subject.trial.tried
-    return Report(name, declared, tried, tuple(audits), tuple(found), verdicts(subject, found))
+    return Report(name, declared, tried, tuple(audits), tuple(results), verdicts(subject, results))
 
 
 def _require_operators(model: onnx.ModelProto) -> None:
@@ -91,7 +91,7 @@ def _require_operators(model: onnx.ModelProto) -> None:
     Raises:
         UserError: naming one that it lacks.
     """
-    functions = {each.name for each in model.functions}
+    functions = {function.name for function in model.functions}
     for node in walk(model.graph):
         if node.domain in ("", ALIAS) and node.op_type not in functions and node.op_type not in _known_operators():
             raise UserError(f"ONNX has no operator {node.op_type}", "name a file that an ONNX exporter wrote")
@@ -100,5 +100,5 @@ def _require_operators(model: onnx.ModelProto) -> None:
 @cache
 def _known_operators() -> frozenset[str]:
     """Return the operators of ONNX's own domain, and those that ONNX Runtime adds to it."""
-    names = {each.name for each in onnx.defs.get_all_schemas_with_history() if not each.domain}
+    names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
     return frozenset(names | set(kernels().cuda)) | kernels().cpu

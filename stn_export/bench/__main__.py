@@ -94,8 +94,8 @@ def _require_of_a_file(options: Namespace, others: Sequence[str]) -> None:
 
 def _timed(options: Namespace, plugin: Plugin, written: Path, others: Sequence[str]) -> int:
     ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
-    told = SHOWN if options.verbose else QUIET
-    return int(pytest.main([*map(str, (*ROOTED, *told, *ours)), f"--benchmark-json={written}", *others], [plugin]))
+    shown = SHOWN if options.verbose else QUIET
+    return int(pytest.main([*map(str, (*ROOTED, *shown, *ours)), f"--benchmark-json={written}", *others], [plugin]))
 
 
 def judge(plugin: Plugin, code: int) -> None:

@@ -60,41 +60,41 @@ def takes(pick: Pick, target: Target) -> bool:
         (target.input, pick.inputs),
     )
     runs = not pick.runners or any(fnmatch(target.runner.name, pattern) for pattern in pick.runners)
-    return runs and all(value in wanted or not wanted for value, wanted in named) and pick.slow >= target.runner.slow
+    return runs and all(value in allowed or not allowed for value, allowed in named) and pick.slow >= target.runner.slow
 
 
 def plain_of(target: Target, targets: Sequence[Target]) -> Target | None:
     """Return the baseline of the network under test: the plain network in the same runner, precision and input."""
     if target.network.facts.role != SUBJECT:
         return None
-    return next((each for each in targets if each.network.facts.role == PLAIN and each.kind == target.kind), None)
+    return next((other for other in targets if other.network.facts.role == PLAIN and other.kind == target.kind), None)
 
 
 def decomposed_of(target: Target, targets: Sequence[Target]) -> Target | None:
     """Return the same network in PyTorch's own lowering, with everything else equal."""
     if target.artifact.lowering in (None, "decomposed"):
         return None
-    ours = [each for each in targets if each.network.name == target.network.name and each.kind == target.kind]
-    return next((each for each in ours if each.artifact.lowering == "decomposed"), None)
+    ours = [other for other in targets if other.network.name == target.network.name and other.kind == target.kind]
+    return next((other for other in ours if other.artifact.lowering == "decomposed"), None)
 
 
 def eager_of(target: Target, targets: Sequence[Target]) -> Target | None:
     """Return eager PyTorch with the same network, device and use of TF32."""
     eager = eager_spec(target.runner.device, target.runner.tf32)
-    others = [each for each in targets if each.network.name == target.network.name and each.runner == eager]
-    return next((each for each in others if target.runner != eager), None)
+    others = [other for other in targets if other.network.name == target.network.name and other.runner == eager]
+    return next((other for other in others if target.runner != eager), None)
 
 
 def default_of(target: Target, targets: Sequence[Target]) -> Target | None:
     """Return the default export in a default session, of the same network on the same device."""
     where = (target.network.name, target.runner.device)
-    others = [each for each in targets if (each.network.name, each.runner.device) == where]
-    return next((each for each in others if each.runner.lowering == DEFAULT_EXPORT != target.runner.lowering), None)
+    others = [other for other in targets if (other.network.name, other.runner.device) == where]
+    return next((other for other in others if other.runner.lowering == DEFAULT_EXPORT != target.runner.lowering), None)
 
 
 def _one(find: Callable[[Target, Sequence[Target]], Target | None]) -> Baselines:
     """Wrap a function that finds one baseline as one that lists all baselines."""
-    return lambda target, targets: [found] if (found := find(target, targets)) else []
+    return lambda target, targets: [baseline] if (baseline := find(target, targets)) else []
 
 
 BASELINES: dict[str, Baselines] = {
@@ -126,7 +126,7 @@ def like(target: Target, baseline: Target) -> Target:
 
 def as_requests(baseline: Target, targets: Sequence[Target]) -> Target:
     """Return the baseline with host inputs if external runtimes are timed too, which accept no others."""
-    return replace(baseline, host=True) if any(each.runner.foreign for each in targets) else baseline
+    return replace(baseline, host=True) if any(other.runner.foreign for other in targets) else baseline
 
 
 def own_batch(contract: Contract) -> int | None:

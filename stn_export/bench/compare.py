@@ -62,19 +62,19 @@ class Change:
 def measured(rows: Mapping[str, Timing]) -> dict[str, Measured]:
     """Return the figure of every row that can be compared, by the row's name."""
     eager = {_companion(row): row for row in rows.values() if row.p50 is not None and _is_eager(row)}
-    found = {}
+    rows_by_key = {}
     for name, row in rows.items():
         if row.ratio is not None:
-            found[name] = Measured(f"contest: {row.contest}", row.ratio, _sigma(row.paired, LOADS))
+            rows_by_key[name] = Measured(f"contest: {row.contest}", row.ratio, _sigma(row.paired, LOADS))
         elif row.p50 is not None:
             own = _sigma(row.median, STRETCHES)
             other = None if _is_eager(row) else eager.get(_companion(row))
             if other is None:
-                found[name] = Measured("seconds", row.p50, own)
+                rows_by_key[name] = Measured("seconds", row.p50, own)
             else:
                 sigma = math.hypot(own, _sigma(other.median, STRETCHES))
-                found[name] = Measured("ratio to eager", row.p50 / other.median.middle, sigma)
-    return found
+                rows_by_key[name] = Measured("ratio to eager", row.p50 / other.median.middle, sigma)
+    return rows_by_key
 
 
 def _is_eager(row: Timing) -> bool:
@@ -96,16 +96,16 @@ def changes(base: dict[str, Measured], new: dict[str, Measured]) -> list[Change]
     logs = {name: math.log(new[name].value / base[name].value) for name in common}
     moving = [logs[name] for name in common if not base[name].by.startswith("contest")]
     spread = run_spread(moving)
-    each = METHOD.false_alarms / max(len(common), 1)
-    normal, of_contests = NormalDist().inv_cdf(1 - each / 2), student(1 - each, 2 * LOADS)
-    found = []
+    false_alarms = METHOD.false_alarms / max(len(common), 1)
+    normal, of_contests = NormalDist().inv_cdf(1 - false_alarms / 2), student(1 - false_alarms, 2 * LOADS)
+    differences = []
     for name in common:
         by, contest = base[name].by, base[name].by.startswith("contest")
         sigma = math.hypot(base[name].sigma, new[name].sigma, 0.0 if contest else spread)
         reach = of_contests if contest else normal
         low, high = math.exp(logs[name] - reach * sigma), math.exp(logs[name] + reach * sigma)
-        found.append(Change(name, by, math.exp(logs[name]), low, high, verdict(low, high)))
-    return sorted(found, key=lambda change: -change.low)
+        differences.append(Change(name, by, math.exp(logs[name]), low, high, verdict(low, high)))
+    return sorted(differences, key=lambda change: -change.low)
 
 
 def run_spread(logs: Sequence[float]) -> float:
@@ -162,18 +162,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"time both on one machine, or add {across} to see ratios to eager only"
         raise UserError(f"the files are of different machines: {'; '.join(differing)}", hint)
     ours, theirs = rows_of(base), rows_of(new)
-    found = changes(measured(ours), measured(theirs))
+    differences = changes(measured(ours), measured(theirs))
     if options.across_machines:
-        found = [change for change in found if change.by in ("ratio to eager", "contest: eager")]
+        differences = [change for change in differences if change.by in ("ratio to eager", "contest: eager")]
     missing, added = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
     if options.format == "json":
-        cli.print_json({"changes": list(map(asdict, found)), "missing": missing, "added": added})
+        cli.print_json({"changes": list(map(asdict, differences)), "missing": missing, "added": added})
     else:
-        show(found, added, options.all or options.across_machines)
-    slower = [change for change in found if change.verdict == "slower"]
+        show(differences, added, options.all or options.across_machines)
+    slower = [change for change in differences if change.verdict == "slower"]
     if options.across_machines:
         return
-    if not found:
+    if not differences:
         raise CheckFailedError("the files have no row in common that can be compared")
     if slower or missing:
         lines = [f"slower, {change.low:.2f} to {change.high:.2f} times: {change.row}" for change in slower]
@@ -181,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise CheckFailedError(f"{len(slower)} rows are slower, {len(missing)} missing", *lines)
 
 
-def show(found: Sequence[Change], added: Sequence[str], everything: bool) -> None:
+def show(differences: Sequence[Change], added: Sequence[str], everything: bool) -> None:
     """Print the table, new rows, and the number of rows with each verdict."""
-    listed = [change for change in found if everything or change.verdict in ("faster", "slower")]
+    listed = [change for change in differences if everything or change.verdict in ("faster", "slower")]
     rows = [
         (
             change.row,
@@ -198,8 +198,10 @@ def show(found: Sequence[Change], added: Sequence[str], everything: bool) -> Non
         cli.table("New run against base: below 1 is faster", COLUMNS, rows, ("by", "interval"))
     for name in added:
         cli.say(f"new: {name}")
-    verdicts = [change.verdict for change in found]
-    cli.say(f"{len(found)} rows compared: " + ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts))))
+    verdicts = [change.verdict for change in differences]
+    cli.say(
+        f"{len(differences)} rows compared: " + ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts)))
+    )
 
 
 if __name__ == "__main__":

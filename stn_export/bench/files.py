@@ -80,13 +80,15 @@ class Subject:
             return None
         if batch not in self.expected:
             self.expected[batch] = self.load(REFERENCE, batch)[1]
-        return max((difference(outputs[name], each) for name, each in self.expected[batch].items()), default=0.0)
+        return max(
+            (difference(outputs[name], expected) for name, expected in self.expected[batch].items()), default=0.0
+        )
 
 
 def specs_of(feeds: Feeds) -> tuple[TensorSpec, ...]:
     """Return specs of inputs whose sizes are all known."""
     arrays = {name: value if isinstance(value, np.ndarray) else value[0] for name, value in feeds.items()}
-    return tuple(TensorSpec(name, str(each.dtype), each.shape, batched=False) for name, each in arrays.items())
+    return tuple(TensorSpec(name, str(array.dtype), array.shape, batched=False) for name, array in arrays.items())
 
 
 def batch_of(shapes: Sequence[tuple[int, ...]]) -> int:
@@ -150,9 +152,14 @@ class FileBench:
     def as_dict(self) -> dict:
         """Convert to JSON-ready values."""
         files = [
-            {"file": str(each.path), "sha256": each.artifact.sha256, "inputs": each.inputs.sizes, "steady": each.steady}
-            | {"sizes": each.inputs.origin}
-            for each in self.subjects
+            {
+                "file": str(other.path),
+                "sha256": other.artifact.sha256,
+                "inputs": other.inputs.sizes,
+                "steady": other.steady,
+            }
+            | {"sizes": other.inputs.origin}
+            for other in self.subjects
         ]
         gpu = torch.cuda.get_device_name() if is_usable() else None
         machine = {"cpu": cpu_name(), "gpu": gpu, "threads": torch.get_num_threads()}
@@ -161,8 +168,8 @@ class FileBench:
 
     def fastest(self, subject: Subject) -> Timing | None:
         """Return the timing with the shortest call among those that agree with ONNX Runtime on the CPU."""
-        rows = [each for each in self.timings if each.file == subject.name and each.agrees]
-        return min((each for each in rows if each.batch == subject.batch), key=lambda each: each.p50, default=None)
+        rows = [row for row in self.timings if row.file == subject.name and row.agrees]
+        return min((row for row in rows if row.batch == subject.batch), key=lambda row: row.p50, default=None)
 
 
 def subject_of(
@@ -174,20 +181,20 @@ def subject_of(
         UserError: if it cannot be read, or ONNX Runtime does not run it on the CPU.
     """
     capture = any(spec.captures and not spec.unavailable() for spec in RUNNERS)
-    found = look(path, shapes, arrays, capture, budget.left if budget else None)
-    batch = batch_of([*found.inputs.sizes.values(), *(each.shape for each in found.outputs.values())])
-    outputs = tuple(TensorSpec(output, "float32", (), batched=False) for output in found.names)
-    details = {"cuda": {"graph": found.capturable}}
+    looked = look(path, shapes, arrays, capture, budget.left if budget else None)
+    batch = batch_of([*looked.inputs.sizes.values(), *(output.shape for output in looked.outputs.values())])
+    outputs = tuple(TensorSpec(output, "float32", (), batched=False) for output in looked.names)
+    details = {"cuda": {"graph": looked.capturable}}
     artifact = Artifact(path.name, path.name, "", "onnx", sha256_of(path), Contract((), outputs), details=details)
-    return Subject(name, path, artifact, found.inputs, batch, found.steady, found.allowed)
+    return Subject(name, path, artifact, looked.inputs, batch, looked.steady, looked.allowed)
 
 
 def runners_for(subject: Subject, device: str) -> tuple[list[RunnerSpec], dict[str, str]]:
     """Return the runners that can run a file here, and the reason for each that cannot."""
     of_onnx = [spec for spec in RUNNERS if spec.format == "onnx" and spec.lowering is None]
-    wanted = [spec for spec in of_onnx if device in ("auto", spec.device)]
-    reasons = {spec.name: spec.unavailable() or spec.refuses(subject.artifact) for spec in wanted}
-    return [spec for spec in wanted if not reasons[spec.name]], {name: why for name, why in reasons.items() if why}
+    specs = [spec for spec in of_onnx if device in ("auto", spec.device)]
+    reasons = {spec.name: spec.unavailable() or spec.refuses(subject.artifact) for spec in specs}
+    return [spec for spec in specs if not reasons[spec.name]], {name: why for name, why in reasons.items() if why}
 
 
 def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -> Timing:
@@ -199,8 +206,8 @@ def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -
     warm = warm_up(step, grid.warmup_seconds)
     with Watch(spec.device) as watch:
         samples = np.array([timed(step) for _ in range(samples_for(warm.sample_seconds, grid.row_seconds))])
-    found = summarise(samples)
-    p50, low, high, p90 = (float(found[name] or 0.0) for name in ("p50", "p50_low", "p50_high", "p90"))
+    times = summarise(samples)
+    p50, low, high, p90 = (float(times[name] or 0.0) for name in ("p50", "p50_low", "p50_high", "p90"))
     return Timing(
         file=subject.name,
         runner=spec.name,
@@ -210,7 +217,7 @@ def time_file(subject: Subject, spec: RunnerSpec, batch: int, grid: BenchGrid) -
         p50_low=low,
         p50_high=high,
         p90=p90,
-        p99=found["p99"],
+        p99=times["p99"],
         per_second=batch / p50,
         per_second_low=batch / high,
         per_second_high=batch / low,
@@ -296,37 +303,37 @@ def show(result: FileBench) -> None:
     for subject in result.subjects:
         cli.say(f"{subject.name}: {subject.inputs}{'' if subject.steady else f'; {CHANGING}'}")
     cli.say("")
-    cli.table("Calls, host arrays to host arrays", COLUMNS, [_cells(each) for each in result.timings], DROP)
+    cli.table("Calls, host arrays to host arrays", COLUMNS, [_cells(row) for row in result.timings], DROP)
     if result.pairs:
         ours, theirs = (subject.name for subject in result.subjects)
         cli.say("")
         title = f"{ours} against {theirs}, in turns"
-        cli.table(title, PAIRED, [_pair_cells(each) for each in result.pairs], ("95 % interval",))
+        cli.table(title, PAIRED, [_pair_cells(pair) for pair in result.pairs], ("95 % interval",))
     for line in by_reason(result.not_timed, "row"):
         cli.say(f"not timed: {line}", "dim")
     cli.say("")
     cli.card(list(card(result)))
 
 
-def _cells(each: Timing) -> tuple[str, ...]:
-    off = cli.NONE if each.off is None else f"{each.off:.0e}{'' if each.agrees else ', DIFFERS'}"
+def _cells(row: Timing) -> tuple[str, ...]:
+    off = cli.NONE if row.off is None else f"{row.off:.0e}{'' if row.agrees else ', DIFFERS'}"
     return (
-        each.runner,
-        each.file,
-        str(each.batch),
-        significant(1e3 * each.p50) + DISTURBED * each.disturbed,
-        span(1e3 * each.p50_low, 1e3 * each.p50_high),
-        significant(1e3 * each.p90),
-        significant(each.per_second),
-        span(each.per_second_low, each.per_second_high),
-        f"{each.first:.3f}",
+        row.runner,
+        row.file,
+        str(row.batch),
+        significant(1e3 * row.p50) + DISTURBED * row.disturbed,
+        span(1e3 * row.p50_low, 1e3 * row.p50_high),
+        significant(1e3 * row.p90),
+        significant(row.per_second),
+        span(row.per_second_low, row.per_second_high),
+        f"{row.first:.3f}",
         off,
     )
 
 
-def _pair_cells(each: Pair) -> tuple[str, ...]:
-    times = (significant(1e3 * seconds) for seconds in (each.seconds, each.baseline_seconds))
-    return (each.runner, *times, significant(each.ratio), span(each.ratio_low, each.ratio_high), each.verdict)
+def _pair_cells(pair: Pair) -> tuple[str, ...]:
+    times = (significant(1e3 * seconds) for seconds in (pair.seconds, pair.baseline_seconds))
+    return (pair.runner, *times, significant(pair.ratio), span(pair.ratio_low, pair.ratio_high), pair.verdict)
 
 
 def card(result: FileBench) -> Iterator[tuple[str, str]]:
@@ -335,15 +342,15 @@ def card(result: FileBench) -> Iterator[tuple[str, str]]:
         if (best := result.fastest(subject)) is not None:
             where = f"{subject.name} in {best.runner}"
             yield "latency", f"{where}: {_milliseconds(best)} at batch {best.batch}"
-            most = max((each for each in result.timings if each.file == subject.name and each.agrees), key=_rate)
+            most = max((row for row in result.timings if row.file == subject.name and row.agrees), key=_rate)
             rate = f"{significant(most.per_second)} a second ({span(most.per_second_low, most.per_second_high)})"
             yield "throughput", f"{subject.name} in {most.runner}: {rate} at batch {most.batch}"
     yield from _verdicts(result)
-    wrong = [f"{each.file} in {each.runner}" for each in result.timings if not each.agrees]
-    held = [each for each in result.timings if each.off is not None and each.runner != REFERENCE.name]
+    wrong = [f"{row.file} in {row.runner}" for row in result.timings if not row.agrees]
+    held = [row for row in result.timings if row.off is not None and row.runner != REFERENCE.name]
     if held:
         gives = f"{'gives' if len(held) == 1 else 'give'} what {REFERENCE.name} gives"
-        agree = f"{sum(each.agrees for each in held)} of {counted(len(held), 'timing')} {gives}"
+        agree = f"{sum(row.agrees for row in held)} of {counted(len(held), 'timing')} {gives}"
         yield "outputs", agree + (f"; not {', '.join(dict.fromkeys(wrong))}" if wrong else "")
     yield from _alike(result)
     yield "confidence", _confidence(result)
@@ -367,19 +374,19 @@ def _verdicts(result: FileBench) -> Iterator[tuple[str, str]]:
 
 def _alike(result: FileBench) -> Iterator[tuple[str, str]]:
     """Say whether two files with outputs of equal names and shapes compute the same."""
-    if len(result.subjects) < 2 or not all(each.steady for each in result.subjects):
+    if len(result.subjects) < 2 or not all(subject.steady for subject in result.subjects):
         return
-    ours, theirs = (each.expected.get(each.batch, {}) for each in result.subjects)
-    if ours and {name: each.shape for name, each in ours.items()} == {name: a.shape for name, a in theirs.items()}:
+    ours, theirs = (subject.expected.get(subject.batch, {}) for subject in result.subjects)
+    if ours and {name: output.shape for name, output in ours.items()} == {name: a.shape for name, a in theirs.items()}:
         off = max(difference(ours[name], theirs[name]) for name in ours)
-        names = " ".join(str(each.path) for each in result.subjects)
-        allowed = max(each.allowed for each in result.subjects)
-        found = f"are the same within {allowed:.0e}" if off <= allowed else f"DIFFER by {off:.0e}"
-        yield "outputs", f"of both files {found} of the largest; stn-export verify {names} says more"
+        names = " ".join(str(subject.path) for subject in result.subjects)
+        allowed = max(subject.allowed for subject in result.subjects)
+        agreement = f"are the same within {allowed:.0e}" if off <= allowed else f"DIFFER by {off:.0e}"
+        yield "outputs", f"of both files {agreement} of the largest; stn-export verify {names} says more"
 
 
 def _confidence(result: FileBench) -> str:
-    disturbed = sum(each.disturbed for each in result.timings)
+    disturbed = sum(row.disturbed for row in result.timings)
     noted = f"; {DISTURBED} {disturbed} of {counted(len(result.timings), 'timing')} {LEGEND[DISTURBED]}" * bool(
         disturbed
     )
@@ -406,7 +413,7 @@ def main(options: Namespace, paths: Sequence[Path]) -> None:
     grid = GRIDS[require_choice("grid", options.grid, [*GRIDS])]
     budget = Budget(options.budget)
     with using_threads(options.threads or grid.threads):
-        names = [path.name if len({each.name for each in paths}) == len(paths) else str(path) for path in paths]
+        names = [path.name if len({other.name for other in paths}) == len(paths) else str(path) for path in paths]
         find = partial(subject_of, shapes=dict(options.shape), arrays=options.inputs, budget=budget)
         result = FileBench(tuple(map(find, paths, names)))
         try:

@@ -69,7 +69,7 @@ def look_here(path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capt
     return Foreign(
         inputs=trial.inputs,
         outputs=trial.outputs,
-        names=tuple(each.name for each in file.model.graph.output),
+        names=tuple(output.name for output in file.model.graph.output),
         steady=trial.steady,
         allowed=APART[least_exact(subject)],
         capturable=capture and audit(file.model, "cuda").capturable,

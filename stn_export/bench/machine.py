@@ -94,13 +94,13 @@ def cpu_seconds(process: int) -> float:
 
 def waits(process: int) -> dict[int, float]:
     """Return how long each thread of a process has waited for a core since its start, in seconds, by thread id."""
-    found = {}
+    seconds_of = {}
     for path in (PROCESSES / str(process) / "task").glob("*/schedstat"):
         try:
-            found[int(path.parent.name)] = int(path.read_text(encoding="utf-8").split()[1]) * NANOSECONDS
+            seconds_of[int(path.parent.name)] = int(path.read_text(encoding="utf-8").split()[1]) * NANOSECONDS
         except (OSError, IndexError):  # the thread has ended meanwhile, or the system keeps no such statistics
             continue
-    return found
+    return seconds_of
 
 
 @dataclass(frozen=True)
@@ -182,31 +182,31 @@ def gpu_disturbed(before: dict | None, after: dict | None) -> bool:
 @cache
 def _nvml() -> tuple[ModuleType, object] | None:
     """Return NVIDIA's management library and the handle of PyTorch's GPU; None if its state cannot be read."""
-    if (found := management()) is None:
+    if (nvml := management()) is None:
         return None
     try:
-        read_gpu(*found)
-    except found[0].NVMLError:  # NVML does not tell the state of a part of a GPU
+        read_gpu(*nvml)
+    except nvml[0].NVMLError:  # NVML does not tell the state of a part of a GPU
         return None
-    return found
+    return nvml
 
 
 def gpu_state() -> dict | None:
     """Return the GPU's current state, see ``read_gpu``; None if it cannot be read."""
-    found = _nvml()
-    return read_gpu(*found) if found else None
+    nvml = _nvml()
+    return read_gpu(*nvml) if nvml else None
 
 
 def read_gpu(nvml: ModuleType, gpu: object) -> dict:
     """Return clocks in MHz, power in W, temperature in °C, throttle reasons, and whether the GPU is idle."""
-    given = reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
+    throttled = reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
     return {
         "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
         "power_watts": nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
         "temperature_c": nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
-        "held_back_by": sorted(given - set(HARMLESS)),
-        "idle": "GpuIdle" in given,
+        "held_back_by": sorted(throttled - set(HARMLESS)),
+        "idle": "GpuIdle" in throttled,
     }
 
 
@@ -244,10 +244,10 @@ def _status(field: str) -> int:
     Raises:
         OSError: if the system does not provide it.
     """
-    found = re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(encoding="utf-8"), re.MULTILINE)
+    if match is None:
         raise OSError(f"{PROCESS / 'status'} has no {field}")
-    return int(found[1]) * 2**10
+    return int(match[1]) * 2**10
 
 
 class Memory:

@@ -105,8 +105,8 @@ class Plugin:
 
     def _expected(self, rows: int) -> float | None:
         """Return the seconds that rows will take by earlier sessions, at most those of the budget."""
-        known = (Paces.read().expected(self._stage, [(self._size, rows)]), self.budget.left)
-        return min((each for each in known if each is not None), default=None)
+        limits = (Paces.read().expected(self._stage, [(self._size, rows)]), self.budget.left)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def _stage(self) -> str:
@@ -159,7 +159,7 @@ class Plugin:
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         """Let pytest-benchmark write complete rows only; write the file even if this session has no new row."""
         benchmarks: BenchmarkSession = session.config._benchmarksession  # type: ignore[attr-defined]  # set by its plugin
-        benchmarks.benchmarks[:] = [each for each in benchmarks.benchmarks if whole(each, self.timing)]
+        benchmarks.benchmarks[:] = [row for row in benchmarks.benchmarks if whole(row, self.timing)]
         if self.timing and not benchmarks.benchmarks:
             if self.timing.kept or self.timing.not_timed:
                 write(benchmarks)

@@ -114,12 +114,12 @@ def sites_of(model: onnx.ModelProto, affine: Sequence[bool]) -> list[Values]:
     ends the localisation, or belongs to the grid if it outputs the grid directly.
     """
     maker = {value: node for node in model.graph.node for value in node.output}
-    found = []
+    events = []
     for site, has_theta in zip(site_values(model), affine, strict=False):
         if {"image", "grid", "warped"} <= set(site):
             theta = site.get("theta") or (_end_of_localisation(maker, site["grid"]) if has_theta else "")
-            found.append(Values(site["image"], site["grid"], site["warped"], theta))
-    return found
+            events.append(Values(site["image"], site["grid"], site["warped"], theta))
+    return events
 
 
 def _end_of_localisation(maker: Mapping[str, NodeProto], grid: str) -> str:
@@ -248,7 +248,7 @@ def all_work(networks: Mapping[str, Network], rows: Iterable[Timing]) -> dict[st
 
     ``native_flops`` is how many of ``flops`` the timed C code really performs.
     """
-    found: dict[str, dict] = {}
+    work_of: dict[str, dict] = {}
     listed = list(rows)
     written = {row.network for row in listed if row.format == "native"}
     saved = {name: 2 * multiply_adds_saved(networks[name].program) for name in sorted(written)}
@@ -257,5 +257,5 @@ def all_work(networks: Mapping[str, Network], rows: Iterable[Timing]) -> dict[st
         counted = work(network.program, network.shapes(batch))
         if name in saved:
             counted["native_flops"] = counted["flops"] - batch * saved[name]
-        found.setdefault(name, {})[str(batch)] = counted
-    return found
+        work_of.setdefault(name, {})[str(batch)] = counted
+    return work_of

@@ -38,15 +38,15 @@ class RowJournal:
 
     def rows(self) -> list[dict]:
         """Read the rows, in the order in which they were timed."""
-        found = []
+        rows = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
             try:
                 row = json.loads(line)
                 if {"fullname", "stats", "extra_info"} <= row.keys():
-                    found.append(row)
+                    rows.append(row)
             except (ValueError, AttributeError):
                 continue
-        return found
+        return rows
 
     def add(self, row: dict) -> None:
         """Append a row."""
@@ -85,14 +85,14 @@ def suite_files() -> dict[str, Path]:
 def contests(rows: Iterable[Timing]) -> Iterator[tuple[str, list[Timing]]]:
     """Yield titles, each with the rows of its paired comparison."""
     for contest, title in CONTESTS.items():
-        found: dict[str, list[Timing]] = {}
+        rows_by_key: dict[str, list[Timing]] = {}
         for row in rows:
             if row.contest == contest and row.ratio is not None:
                 way = baseline_words(row) if contest == "pytorch" else ""
-                found.setdefault(title.format(label=row.label, baseline_label=row.baseline_label, way=way), []).append(
-                    row
-                )
-        yield from found.items()
+                rows_by_key.setdefault(
+                    title.format(label=row.label, baseline_label=row.baseline_label, way=way), []
+                ).append(row)
+        yield from rows_by_key.items()
 
 
 @contextmanager
@@ -128,9 +128,9 @@ class Session:
             UserError: for an unknown grid or device, and a run that cannot be timed.
         """
         chosen = GRIDS[require_choice("grid", grid, list(GRIDS))]
-        found = cls(run, device, chosen, find_targets(run, require_choice("device", device, DEVICES)))
+        session = cls(run, device, chosen, find_targets(run, require_choice("device", device, DEVICES)))
         torch.set_num_threads(chosen.threads)
-        return found
+        return session
 
     def cases(self, suite: str) -> Iterator[Case]:
         """Return the rows that the grid has in a suite."""
@@ -157,8 +157,8 @@ class Session:
         rows = [(row, alike) for row in content["benchmarks"]] + [(row, False) for row in journal.rows()]
         self.kept = {row["fullname"]: row for row, alike in rows if self.holds(row, alike)}
         self.rows = timings({"benchmarks": self.kept.values()})
-        known = {name: why for name, why in content.get("not_timed", {}).items() if _case(name) in self.keys}
-        self.not_timed = {name: why for name, why in known.items() if name not in self.kept}
+        reasons = {name: why for name, why in content.get("not_timed", {}).items() if _case(name) in self.keys}
+        self.not_timed = {name: why for name, why in reasons.items() if name not in self.kept}
 
     def holds(self, row: dict, alike: bool) -> bool:
         """Return whether a row is still current: same files, settings, packages and machine.
@@ -166,11 +166,11 @@ class Session:
         For a row that is not selected now (another device, an external runtime that was not requested) this is only
         known if its whole file is from this machine, ``alike``.
         """
-        said, current = row["extra_info"], {each.artifact.sha256 for each in self.targets}
+        info, current = row["extra_info"], {target.artifact.sha256 for target in self.targets}
         if (name := _case(row["fullname"])) in self.keys:
-            return said.get("key") == self.keys[name] and said["sha256"] in current
-        files = {said["sha256"], said.get("baseline_sha256", said["sha256"])}
-        return alike and said.get("grid") == self.grid.name and files <= current
+            return info.get("key") == self.keys[name] and info["sha256"] in current
+        files = {info["sha256"], info.get("baseline_sha256", info["sha256"])}
+        return alike and info.get("grid") == self.grid.name and files <= current
 
     def note(self, name: str, benchmark: BenchmarkFixture) -> None:
         """Store a timed row, for the closing tables and for a session that resumes."""
@@ -209,7 +209,7 @@ class Session:
             cli.say(f"not timed: {line}", "dim")
         for line in by_reason(self.not_timed, "row"):
             cli.say(f"not timed ({line.rpartition(': ')[2]}): {line.rpartition(': ')[0]}", "dim")
-        if slow := sorted({each.runner.name for each in self.targets if each.runner.slow}):
+        if slow := sorted({target.runner.name for target in self.targets if target.runner.slow}):
             cli.say(f"slow to start, timed only where grid {self.grid.name} asks for them: {', '.join(slow)}", "dim")
 
 

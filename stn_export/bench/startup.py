@@ -44,4 +44,6 @@ def start(target: Target, feeds: Arrays, threads: int) -> dict:
 
 def summary(starts: list[dict]) -> dict:
     """Return the last start's facts with the medians of all starts' times, and their number ``n``."""
-    return starts[-1] | {name: statistics.median(each[name] for each in starts) for name in TIMES} | {"n": len(starts)}
+    return (
+        starts[-1] | {name: statistics.median(start[name] for start in starts) for name in TIMES} | {"n": len(starts)}
+    )

@@ -24,7 +24,7 @@ def main(path: str, runner: str, contract: dict, inputs: str, threads: int) -> d
     torch.set_num_threads(threads)
     spec, fed = next(spec for spec in RUNNERS if spec.name == runner), Contract.from_dict(contract)
     with np.load(inputs) as arrays:  # by number, since names may be arbitrary
-        feeds = {each.name: arrays[f"arr_{index}"] for index, each in enumerate(fed.inputs)}
+        feeds = {spec.name: arrays[f"arr_{index}"] for index, spec in enumerate(fed.inputs)}
     if spec.device == "cuda":
         torch.zeros(1, device="cuda")  # creates the CUDA context, which is not part of loading
     times.append(time.perf_counter())

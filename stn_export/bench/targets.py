@@ -71,7 +71,7 @@ class Network:
         batch = self.contract.batch or FEW
         true = self.program.exact.points(self.program.values(self.examples.take(batch)), kinds=())
         floats = {
-            name: (each.numpy(), self.eager(batch)[name]) for name, each in true.items() if each.is_floating_point()
+            name: (value.numpy(), self.eager(batch)[name]) for name, value in true.items() if value.is_floating_point()
         }
         return max(
             (float(np.nanmax(abs(a - b) / (abs(a) + abs(a).max() + 1e-30))) for a, b in floats.values()), default=0
@@ -178,7 +178,9 @@ class Target:
         count = cache_bytes(self.runner.device) // size_of(first) + 2
         rows = torch.arange(count * batch) % len(examples)
         batches = (contract.arrays(examples.rows(chosen)) for chosen in rows.split(batch))
-        return [{name: array.copy() for name, array in each.items()} for each in batches]  # unbatched inputs are shared
+        return [
+            {name: array.copy() for name, array in feeds.items()} for feeds in batches
+        ]  # unbatched inputs are shared
 
     def open(self) -> Runner:
         """Open the runner and note its settings."""
@@ -196,10 +198,10 @@ class Target:
         # per batch a compiler may write another program, and a GPU library use another algorithm, even TF32
         chosen_anew = self.runner.verify_batch or self.runner.device == "cuda"
         if chosen_anew and (self.artifact.precision, self.input) == ("fp32", "float"):
-            said = f"{self} does not give what eager does at {self.found['sizes']}"
+            difference = f"{self} does not give what eager does at {self.found['sizes']}"
             usual = max(ROUNDED, TIMES_EAGER * self.network.eager_error)
             rounded = ROUNDED_TF32 if self.runner.tf32 or self.runner.approximate else usual
-            check_same(actual, self.network.eager(batch), rounded, said, strays=rounded)
+            check_same(actual, self.network.eager(batch), rounded, difference, strays=rounded)
         return step
 
     def facts(self, batch: int) -> dict:
@@ -232,26 +234,26 @@ def size_of(feeds: Arrays) -> int:
     return sum(array.nbytes for array in feeds.values())
 
 
-def check_same(actual: Arrays, expected: Arrays, share: float, said: str, strays: float = 0.0) -> None:
+def check_same(actual: Arrays, expected: Arrays, share: float, message: str, strays: float = 0.0) -> None:
     """Require that outputs agree.
 
     Args:
         actual: by name.
         expected: by name.
         share: by how much floats may differ, as a share of their own value and of the largest.
-        said: the beginning of the message.
+        message: its beginning.
         strays: the share of values other than floats that may differ at all: a rounding can tip a decision.
 
     Raises:
-        AssertionError: beginning with ``said``.
+        AssertionError: beginning with ``message``.
     """
     for name, array in expected.items():
         if array.dtype.kind == "f":
             largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
-            np.testing.assert_allclose(actual[name], array, share, share * largest, err_msg=f"{said}: {name}")
+            np.testing.assert_allclose(actual[name], array, share, share * largest, err_msg=f"{message}: {name}")
         else:
             off = np.count_nonzero(actual[name] != array)
-            assert off <= strays * array.size, f"{said}: {name}, {off} of {array.size} differ"
+            assert off <= strays * array.size, f"{message}: {name}, {off} of {array.size} differ"
 
 
 def eager_spec(device: str, tf32: bool = False) -> RunnerSpec:
@@ -354,11 +356,11 @@ def cores() -> int:
 def pytorch_of(target: Target, targets: Sequence[Target]) -> list[Target]:
     """List the same network in every way a PyTorch user runs it, on the current number of threads and on all cores."""
     threads = sorted({torch.get_num_threads(), cores()})
-    programs = [each for each in targets if each.network.name == target.network.name and each.runner.load is Eager]
-    on_cpu = [each for each in programs if each.runner.device == target.runner.device == "cpu"]
+    programs = [other for other in targets if other.network.name == target.network.name and other.runner.load is Eager]
+    on_cpu = [other for other in programs if other.runner.device == target.runner.device == "cpu"]
     return [
-        replace(each, runner=spec, host=True, threads=count)
-        for each in on_cpu[:1]
+        replace(other, runner=spec, host=True, threads=count)
+        for other in on_cpu[:1]
         for spec in BASELINES
         if not spec.unavailable()
         for count in threads

@@ -287,7 +287,7 @@ def contest(name: str, benchmark: "BenchmarkFixture", case: Case, grid: BenchGri
     target, baseline = on_one_clock(case.target, case.baseline)
     benchmark.group = f"contest: {name}, batch {case.batch}, {target.runner.device}"
     seed = METHOD.seed + zlib.crc32(f"{target} {baseline} {case.batch}".encode())
-    ours, theirs = (partial(each.step, case.batch) for each in (target, baseline))
+    ours, theirs = (partial(side.step, case.batch) for side in (target, baseline))
     with using_threads(torch.get_num_threads()):  # either side may set its own
         turns = interleave(ours, theirs, target.runner.device, grid, seed).hold(budget)
     time_reported(benchmark, iter([median for median, _ in turns.medians]).__next__, len(turns.medians))

@@ -199,10 +199,10 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         _told("interrupted", str(interrupt) or "run the same command again", style="bold yellow")
         return EXIT_INTERRUPTED
     except Exception as error:
-        if (known := as_user_error(error)) is None:
+        if (user_error := as_user_error(error)) is None:
             raise
-        _told("error", known.message)
-        _told("hint", known.hint, style="dim")
+        _told("error", user_error.message)
+        _told("hint", user_error.hint, style="dim")
         return EXIT_USER
     finally:
         OUTPUT.form, OUTPUT.brief, OUTPUT.tables = before

@@ -29,11 +29,11 @@ def module(name: str, *arguments: Word) -> list[Word]:
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Copy this process's environment, updated by ``variables``, with this same package importable."""
-    found = os.environ | dict(variables or {})
+    copy = os.environ | dict(variables or {})
     installed = [*site.getsitepackages(), site.getusersitepackages()]
-    if ROOT not in [Path(each).resolve() for each in installed]:  # a clone that is not installed
-        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), found.get("PYTHONPATH", "")]))
-    return found
+    if ROOT not in [Path(folder).resolve() for folder in installed]:  # a clone that is not installed
+        copy["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), copy.get("PYTHONPATH", "")]))
+    return copy
 
 
 def start(
@@ -81,11 +81,11 @@ def run(
     }
     with start(command, **(piped | options)) as process:
         try:
-            said, warned = process.communicate(timeout=timeout)
+            out, warned = process.communicate(timeout=timeout)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL) if options.get("group") else process.kill()
             raise
-    done = subprocess.CompletedProcess(command, process.returncode, said, warned)
+    done = subprocess.CompletedProcess(command, process.returncode, out, warned)
     if check:
         done.check_returncode()
     return done

@@ -95,7 +95,7 @@ def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work], command
         after, left = cli.duration(time.monotonic() - started), left_words(list(work)[number - 1 :], work)
         cli.say(f"{stage} ({number} of {len(stages)}, after {after}; {left} left)", "bold")
         begun = time.monotonic()
-        code, said = perform(stage, options)
+        code, message = perform(stage, options)
         if code in (EXIT_OK, EXIT_CHECK_FAILED):
             work[stage].took(time.monotonic() - begun)
         red = code == EXIT_CHECK_FAILED and stage != FOUNDATION
@@ -103,7 +103,7 @@ def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work], command
             cli.say(f"{stage} ended with exit code {code}; the same command goes on from there", "bold red")
             raise SystemExit(code)
         if red:
-            failed.append(f"{stage}: {said or 'a check'}")
+            failed.append(f"{stage}: {message or 'a check'}")
     cli.say(f"{len(stages)} stages took {cli.duration(time.monotonic() - started)}", "bold")
     return failed
 
@@ -111,9 +111,9 @@ def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work], command
 def left_words(stages: Sequence[str], work: Mapping[str, Work]) -> str:
     """Say about how long stages take, by earlier commands here, and which of them were never timed."""
     expected = {stage: work[stage].expected for stage in stages}
-    known = [seconds for seconds in expected.values() if seconds is not None]
+    seconds_known = [seconds for seconds in expected.values() if seconds is not None]
     unknown = [stage for stage, seconds in expected.items() if seconds is None]
-    parts = [f"about {cli.duration(sum(known))}"] if known else []
+    parts = [f"about {cli.duration(sum(seconds_known))}"] if seconds_known else []
     parts += [f"{', '.join(unknown)} never timed on this machine so far"] if unknown else []
     return " and ".join(parts)
 
@@ -121,10 +121,10 @@ def left_words(stages: Sequence[str], work: Mapping[str, Work]) -> str:
 def perform(stage: str, options: Sequence[str]) -> tuple[int, str]:
     """Run a stage in a process of its own; return its exit code and its own account of what failed."""
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "failed.txt"
+        failed = Path(folder) / "failed.txt"
         command = children.module(PACKAGE, stage, *options)
-        code = children.follow(command, children.environment({cli.TELL: str(told)}))
-        return code, told.read_text(encoding="utf-8").strip() if told.exists() else ""
+        code = children.follow(command, children.environment({cli.TELL: str(failed)}))
+        return code, failed.read_text(encoding="utf-8").strip() if failed.exists() else ""
 
 
 def adopted(run: Path) -> bool:

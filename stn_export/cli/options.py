@@ -59,10 +59,10 @@ def names(text: str) -> tuple[str, ...]:
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
     """Convert ``NAME=1,16000`` to a name and sizes; ``NAME=`` is a scalar."""
     name, _, sizes = text.rpartition("=")
-    found = [size.strip() for size in sizes.replace("x", ",").split(",") if size.strip()]
-    if not name or not all(size.isdecimal() for size in found):
+    parts = [size.strip() for size in sizes.replace("x", ",").split(",") if size.strip()]
+    if not name or not all(size.isdecimal() for size in parts):
         raise argparse.ArgumentTypeError(f"invalid: write {text[:80]!r} as NAME=1,16000")
-    return name, tuple(map(int, found))
+    return name, tuple(map(int, parts))
 
 
 def tolerance(text: str) -> float:

@@ -69,15 +69,15 @@ class Paces:
 
     def of(self, stage: str, size: float = 1) -> float | None:
         """Return the seconds of a unit; None where no such stage was measured."""
-        found = [name.rpartition("/")[2] for name in self.seconds if name.rpartition("/")[0] == stage]
-        near = min(filter(str.isdecimal, found), key=lambda each: abs(int(each) - _decade(size)), default=None)
+        decades = [name.rpartition("/")[2] for name in self.seconds if name.rpartition("/")[0] == stage]
+        near = min(filter(str.isdecimal, decades), key=lambda decade: abs(int(decade) - _decade(size)), default=None)
         return None if near is None else self.seconds[f"{stage}/{near}"]
 
     def expected(self, stage: str, work: Iterable[tuple[float, float]]) -> float | None:
         """Return the seconds that work will take, given as sizes with their units; None where no pace is known."""
         paces = [(count, self.of(stage, size)) for size, count in work if count]
-        known = [count * pace for count, pace in paces if pace is not None]
-        return sum(known) if len(known) == len(paces) else None
+        estimates = [count * pace for count, pace in paces if pace is not None]
+        return sum(estimates) if len(estimates) == len(paces) else None
 
 
 def _paces_file() -> Path:
@@ -154,8 +154,8 @@ class Progress(Bar):
         """Say before the work starts how much there is, and about how long it takes."""
         self.expected = expected
         if total > 0 and not OUTPUT.brief:
-            said = forecast(f"{total:,.0f} {self.unit}", expected)
-            self.console.print(Text(visible(f"{self.word}: {said}")))
+            words = forecast(f"{total:,.0f} {self.unit}", expected)
+            self.console.print(Text(visible(f"{self.word}: {words}")))
 
     def add_task(self, *arguments: Any, **options: Any) -> TaskID:
         """Add a task; what is already ``completed`` does not count for the pace."""
@@ -176,12 +176,12 @@ class Progress(Bar):
         task = self.tasks[0]
         word, unit = self.word or task.description, f" {self.unit}" if self.unit else ""
         counted = f"{word}: {task.completed:,.0f} of {task.total:,.0f}{unit}"
-        left = self.left()
-        return counted if left is None else f"{counted}, about {duration(left)} left"
+        seconds = self.left()
+        return counted if seconds is None else f"{counted}, about {duration(seconds)} left"
 
     def left(self) -> float | None:
         """Estimate the seconds left from the pace so far, early on from earlier commands; at most ``most()``."""
-        paces = [each for each in (self._by_pace(), self.most()) if each is not None]
+        paces = [estimate for estimate in (self._by_pace(), self.most()) if estimate is not None]
         return min(paces, default=None)
 
     def _by_pace(self) -> float | None:

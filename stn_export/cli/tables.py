@@ -47,7 +47,7 @@ Cell = str | Text  # plain text, or styled
 
 def visible(text: object) -> str:
     """Escape control and invisible characters, line breaks and changes of direction, so that text stays one line."""
-    return UNSEEN.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode(), str(text))
+    return UNSEEN.sub(lambda match: match.group().encode("unicode_escape", "backslashreplace").decode(), str(text))
 
 
 def by(shape: Iterable[object]) -> str:
@@ -58,7 +58,7 @@ def by(shape: Iterable[object]) -> str:
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
     """Format the conversion of image bytes to input values: ``(x / 255 - 0.5) / 0.5``."""
     figures = (", ".join(f"{value:g}" for value in values) for values in (mean, std))
-    return "(x / 255 - {}) / {}".format(*(f"({each})" if "," in each else each for each in figures))
+    return "(x / 255 - {}) / {}".format(*(f"({figure})" if "," in figure else figure for figure in figures))
 
 
 class Markdown(str):
@@ -69,7 +69,7 @@ def markdown(text: object) -> str:
     """Escape text for Markdown: one line without HTML, links, images or formulas, safe inside a table cell."""
     if isinstance(text, Markdown):
         return text.replace("|", r"\|")
-    marked = MARKS.sub(lambda found: f"\\{found.group()}", visible(text))
+    marked = MARKS.sub(lambda match: f"\\{match.group()}", visible(text))
     return marked.replace("&", "&amp;").replace("<", "&lt;")
 
 
@@ -196,5 +196,5 @@ def draw(made: Table, target: Console) -> None:
     lines = drawn.get().splitlines()
     target.file.write("".join((line if target.is_terminal else line.rstrip()) + "\n" for line in lines))
     if left_out := [column for column in made.columns if column not in made.shown(target.width)]:
-        said = f"no room for: {', '.join(left_out)}. A pipe and --format show them."
-        target.print(Text(visible(said), "dim"))
+        note = f"no room for: {', '.join(left_out)}. A pipe and --format show them."
+        target.print(Text(visible(note), "dim"))

@@ -95,10 +95,10 @@ def _exported(artifact: Artifact | None, program: Artifact) -> str:
 
 def cuda_graph(artifact: Artifact | None) -> str:
     """Return whether ONNX Runtime could capture the file as a CUDA graph; ``cli.NONE`` for files that are not ONNX."""
-    found = artifact.details.get("cuda") if artifact else None
-    if not found:
+    placement = artifact.details.get("cuda") if artifact else None
+    if not placement:
         return NONE
-    return ("yes" if found["graph"] else "no") + (" (predicted)" if found["predicted"] else "")
+    return ("yes" if placement["graph"] else "no") + (" (predicted)" if placement["predicted"] else "")
 
 
 def sizes(artifact: Artifact | None) -> tuple[str, str]:
@@ -147,23 +147,23 @@ def export(
 
     ``done`` is called with the name of each file that was written.
     """
-    found, lines = {}, []
+    outcomes, lines = {}, []
     for spec in specs:
         fresh = is_fresh(source, spec)
         if fresh and spec.precision == "int8" and (why := saturation_of(source.directory.path / spec.file)):
             cli.say(f"{source.directory.name}/{spec.name}: {why}: made anew")
             fresh = False
-        each = found[spec.name] = source.directory.artifacts[spec.name] if fresh else write(source, spec)
+        outcome = outcomes[spec.name] = source.directory.artifacts[spec.name] if fresh else write(source, spec)
         kind = f"{source.directory.name}/{spec.name}", spec.format
-        if isinstance(each, str):
+        if isinstance(outcome, str):
             source.directory.forget(spec.name)
-            lines.append((*kind, *[NONE] * 3, f"refused: {each}"))
+            lines.append((*kind, *[NONE] * 3, f"refused: {outcome}"))
         else:
-            state = "up to date" if fresh else f"exported in {each.details['seconds']} s"
-            lines.append((*kind, str(each.opset or NONE), *sizes(each), state))
+            state = "up to date" if fresh else f"exported in {outcome.details['seconds']} s"
+            lines.append((*kind, str(outcome.opset or NONE), *sizes(outcome), state))
         if not fresh:
             done(f"{source.directory.name}/{spec.name}")
-    return found, lines
+    return outcomes, lines
 
 
 def is_fresh(source: Source, spec: ExportSpec) -> bool:
@@ -171,12 +171,15 @@ def is_fresh(source: Source, spec: ExportSpec) -> bool:
     return source.directory.holds(spec.name, source.parent.sha256, source.settings(spec))
 
 
-def _plan(directory: NetworkDirectory, found: Found, partly: bool) -> None:
+def _plan(directory: NetworkDirectory, outcomes: Found, partly: bool) -> None:
     """Record the planned and the rejected rows in the manifest; with ``partly``, keep the records of other rows."""
     before = directory.read()
-    known = dict.fromkeys(before.rows, "") | before.refused if partly else {}
-    known |= {name: each if isinstance(each, str) else "" for name, each in found.items()}
-    rows, refused = tuple(name for name in known if not known[name]), {name: why for name, why in known.items() if why}
+    reasons = dict.fromkeys(before.rows, "") | before.refused if partly else {}
+    reasons |= {name: outcome if isinstance(outcome, str) else "" for name, outcome in outcomes.items()}
+    rows, refused = (
+        tuple(name for name in reasons if not reasons[name]),
+        {name: why for name, why in reasons.items() if why},
+    )
     if (rows, refused) != (before.rows, before.refused):
         directory.plan(rows, refused)
 
@@ -195,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _list(run: Path) -> None:
     sources = [Source(directory) for directory in network_directories(run)]
-    rows = [row for each in sources for row in matrix_rows(each, run)]
+    rows = [row for source in sources for row in matrix_rows(source, run)]
     cli.table(f"Export matrix of {run}", COLUMNS, rows, DROP)
     for line in [line for source in sources for line in refusals(source)]:
         cli.say(line)
@@ -219,10 +222,10 @@ def _export(run: Path, options: Namespace) -> None:
     for source in map(Source, directories):
         specs = _for(source, choices) if choices else chosen_exports(source, names)
         planned.append((source.directory, with_variants(specs, options.batch, options.optimise)))
-    for found, told in _written(planned):
-        _plan(planned[len(outcomes)][0], found, partly=bool(names or choices))
-        outcomes.append(found)
-        lines += told
+    for outcome, rows_written in _written(planned):
+        _plan(planned[len(outcomes)][0], outcome, partly=bool(names or choices))
+        outcomes.append(outcome)
+        lines += rows_written
     columns = ("artifact", "format", "opset", "KiB", "nodes", "state")
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
     _check(run, outcomes, names, chosen)
@@ -244,8 +247,10 @@ def _written(
         bar.announce(sum(counts), cli.Paces.read().expected("export", work))
         task = bar.add_task("export", total=sum(counts))
         try:
-            for (directory, specs), each in zip(planned, work, strict=True):  # one network in memory at a time
-                with cli.measured("export", *each):
+            for (directory, specs), size_and_count in zip(
+                planned, work, strict=True
+            ):  # one network in memory at a time
+                with cli.measured("export", *size_and_count):
                     written = export(Source(directory), specs, partial(_advance, bar, task))
                 yield written
         except KeyboardInterrupt:
@@ -293,15 +298,15 @@ def _check(run: Path, outcomes: Sequence[Found], rows: Sequence[str], destinatio
     if not any(outcomes):
         asked = ", ".join([*rows, *destinations])
         raise UserError(f"no network of this run takes {asked}", f"stn-export export --list --run {run}")
-    found = [row for outcome in outcomes for row in outcome.items()]
-    refused = [(name, why) for name, why in found if isinstance(why, str)]
-    if len(refused) == len(found):
+    rows_and_outcomes = [row for outcome in outcomes for row in outcome.items()]
+    refused = [(name, why) for name, why in rows_and_outcomes if isinstance(why, str)]
+    if len(refused) == len(rows_and_outcomes):
         name, why = refused[0]
         raise UserError(f"{name} cannot be written: {why}", f"stn-export export --list --run {run}")
     if rows or destinations:
         for name, why in dict(refused).items():
             cli.say(f"{name} cannot be written: {why}; the others are")
-        for name in [name for name in rows if name not in dict(found)]:
+        for name in [name for name in rows if name not in dict(rows_and_outcomes)]:
             cli.say(f"no network of this run takes {name}; the others are written")
 
 

@@ -16,8 +16,8 @@ from stn_export.program.specs import free_name
 
 def plain(model: onnx_ir.Model) -> None:
     """Apply every pass of ``PASSES`` to a graph."""
-    for each in PASSES:
-        each(model)
+    for optimiser_pass in PASSES:
+        optimiser_pass(model)
 
 
 def lift_constants(model: onnx_ir.Model) -> None:
@@ -45,9 +45,9 @@ def name_in_ascii(model: onnx_ir.Model) -> None:
         *(value for node in model.graph.all_nodes() for value in node.outputs),
     ]
     named: list[onnx_ir.Node | onnx_ir.Value] = [*model.graph.all_nodes()]
-    for each in (*named, *(value for value in values if value not in fixed)):
-        if each.name and not each.name.isascii():
-            each.name = each.name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
+    for value in (*named, *(value for value in values if value not in fixed)):
+        if value.name and not value.name.isascii():
+            value.name = value.name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
 
 
 def forget_shapes(model: onnx_ir.Model) -> None:
@@ -66,8 +66,8 @@ def state_sizes(model: onnx_ir.Model) -> None:
     """
     for value in (*model.graph.inputs, *model.graph.outputs):
         shape = () if value.shape is None else value.shape
-        known = {axis: str(getattr(size, "value", None)) for axis, size in enumerate(shape)}
-        for axis, number in known.items():
+        symbols = {axis: str(getattr(size, "value", None)) for axis, size in enumerate(shape)}
+        for axis, number in symbols.items():
             if number.isdecimal() and value.shape is not None:
                 value.shape[axis] = int(number)
 
@@ -128,7 +128,7 @@ def name_ends(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str
 def _register_constants(graph: onnx_ir.Graph) -> None:
     """Register constants that nodes read as initialisers: onnxscript loses those of the second of two fused Clips."""
     ends = set(graph.inputs)
-    for value in (each for node in graph for each in node.inputs if each is not None):
+    for value in (operand for node in graph for operand in node.inputs if operand is not None):
         if value.const_value is not None and value.producer() is None and value not in ends:
             graph.initializers.setdefault(value.name or "", value)  # it rejects values without a name
 
@@ -148,9 +148,9 @@ def _separate_outputs(graph: onnx_ir.Graph) -> None:
 def _values(model: onnx_ir.Model) -> list[onnx_ir.Value]:
     """Return every value of a graph and of its subgraphs once."""
     graphs = [model.graph, *model.graph.subgraphs()]
-    found = [
+    pairs = [
         value
         for graph in graphs
         for value in (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs))
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(pairs))

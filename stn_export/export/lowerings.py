@@ -299,7 +299,7 @@ def base_coordinates(size: int, align_corners: bool, dtype: torch.dtype = torch.
 def base_grid(*sides: int, align_corners: bool, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """Return homogeneous output coordinates: 3×HW for H×W pixels (rows x, y, 1; row-major), 4×DHW for D×H×W voxels."""
     places = np.meshgrid(*(base_coordinates(side, align_corners, dtype) for side in sides), indexing="ij")
-    return np.stack([*(each.ravel() for each in reversed(places)), np.ones_like(places[0]).ravel()])
+    return np.stack([*(coordinate.ravel() for coordinate in reversed(places)), np.ones_like(places[0]).ravel()])
 
 
 def matmul(theta: Value, size: list, align_corners: bool = False) -> Value:

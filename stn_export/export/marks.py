@@ -121,27 +121,27 @@ def take_marks(model: onnx_ir.Model) -> Marked:
         The values by point; a value that is several points has the name of the first.
     """
     graph = model.graph
-    found: Marked = {}
+    marked: Marked = {}
     for node in [node for node in graph if node.domain == DOMAIN]:
-        [value], [same] = [each for each in node.inputs if each is not None], node.outputs
+        [value], [same] = [operand for operand in node.inputs if operand is not None], node.outputs
         if same.is_graph_output():
             value.name = same.name
         onnx_ir.convenience.replace_all_uses_with(same, value, replace_graph_outputs=True)
         graph.remove(node, safe=True)
-        fixed = value.is_graph_input() or value.is_graph_output() or value.is_initializer() or value in found.values()
-        found[node.attributes.get_string("name")] = value
+        fixed = value.is_graph_input() or value.is_graph_output() or value.is_initializer() or value in marked.values()
+        marked[node.attributes.get_string("name")] = value
         if not fixed:
             value.name = node.attributes.get_string("name")
     model.graph.opset_imports.pop(DOMAIN, None)
-    return found
+    return marked
 
 
-def site_notes(model: onnx_ir.Model, found: Marked) -> dict[str, str]:
+def site_notes(model: onnx_ir.Model, marked: Marked) -> dict[str, str]:
     """Return the file's metadata about its sampling sites: the names of their values that are still in the graph."""
     graph = model.graph
-    left = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
-    names = {point: value.name for point, value in found.items() if value.name in left}
-    count, kinds = len({point.partition("/")[0] for point in found}), ("image", *POINTS)
+    unclaimed = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    names = {point: value.name for point, value in marked.items() if value.name in unclaimed}
+    count, kinds = len({point.partition("/")[0] for point in marked}), ("image", *POINTS)
     points = ({kind: f"site{index}/{kind}" for kind in kinds} for index in range(count))
     sites = [{kind: names[point] for kind, point in site.items() if point in names} for site in points]
     return {SITES: json.dumps(sites)} if sites else {}

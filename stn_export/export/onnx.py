@@ -82,14 +82,14 @@ def export_onnx(
     """
     _checked_opset(lowering, opset)
     if isinstance(example_inputs, Mapping):
-        given: tuple[Any, ...] = ()
+        arguments: tuple[Any, ...] = ()
         example_kwargs = {**example_inputs, **(example_kwargs or {})}
     else:
-        given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        arguments = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     options = Options(lowering, opset, dynamic_batch, dynamic_size, dynamic_shapes, input_names, output_names)
-    made = _written(module, given, example_kwargs, options)
+    made = _written(module, arguments, example_kwargs, options)
     if verify:
-        made = _run(module, given, example_kwargs, options, made)
+        made = _run(module, arguments, example_kwargs, options, made)
     kind = type(module).__name__
     for sentence in made.notes:
         warnings.warn(sentence if sentence.startswith(kind) else f"{kind}: {sentence}", stacklevel=2)
@@ -119,8 +119,8 @@ class Written:
     notes: tuple[str, ...]
 
 
-def _written(module: nn.Module, given: tuple, keywords: Mapping[str, Any] | None, options: Options) -> Written:
-    call = call_of(own_structure(module), given, keywords)
+def _written(module: nn.Module, arguments: tuple, keywords: Mapping[str, Any] | None, options: Options) -> Written:
+    call = call_of(own_structure(module), arguments, keywords)
     dims = None if options.dynamic_shapes is None else call.dims(options.dynamic_shapes)
     shapes = (
         _shapes(call.tensors, options.dynamic_batch, options.dynamic_size)
@@ -152,28 +152,30 @@ def _require_names(exported: ExportedProgram, inputs: Sequence[str], outputs: Se
 
 
 def _run(
-    module: nn.Module, given: tuple, keywords: Mapping[str, Any] | None, options: Options, made: Written
+    module: nn.Module, arguments: tuple, keywords: Mapping[str, Any] | None, options: Options, made: Written
 ) -> Written:
     """Run the model and compare it with the module; if only the other batch differs, export again with a static batch.
 
     Raises:
         UserError: if its outputs for the example differ from the module's.
     """
-    found = run_against(module, (given, dict(keywords or {})), made.tensors, made.model, made.contract)
-    made = replace(made, notes=(*made.notes, *found.notes))
-    if not found.reason:
+    difference = run_against(module, (arguments, dict(keywords or {})), made.tensors, made.model, made.contract)
+    made = replace(made, notes=(*made.notes, *difference.notes))
+    if not difference.reason:
         return made
     opened = any(size == BATCH for spec in made.contract.inputs for size in spec.shape)
-    if found.other and opened and options.dynamic_shapes is None:
-        fixed = _run(module, given, keywords, replace(options, dynamic_batch=False),
-                     _written(module, given, keywords, replace(options, dynamic_batch=False)))  # fmt: skip
-        return replace(fixed, notes=(*fixed.notes, f"its batch is fixed: at another one {found.reason}"))
+    if difference.other and opened and options.dynamic_shapes is None:
+        fixed = _run(module, arguments, keywords, replace(options, dynamic_batch=False),
+                     _written(module, arguments, keywords, replace(options, dynamic_batch=False)))  # fmt: skip
+        return replace(fixed, notes=(*fixed.notes, f"its batch is fixed: at another one {difference.reason}"))
     kind = type(module).__name__
-    raise UserError(f"{kind} in ONNX answers otherwise than in PyTorch: {found.reason}", _remedy(found, options))
+    raise UserError(
+        f"{kind} in ONNX answers otherwise than in PyTorch: {difference.reason}", _remedy(difference, options)
+    )
 
 
-def _remedy(found: Found, options: Options) -> str:
-    if found.other:
+def _remedy(difference: Found, options: Options) -> str:
+    if difference.other:
         return "leave less open with dynamic_shapes, or compute without what the example decides"
     return "PyTorch's exporter writes an operator of it wrongly: compute it otherwise; verify=False gives the file"
 
@@ -186,9 +188,9 @@ def _shapes(tensors: Sequence[Tensor], batch: bool, size: bool) -> list[Shape]:
     count = next((len(tensor) for tensor in tensors if tensor.ndim), 1)
     return [
         tuple(
-            BATCH if axis == 0 and batch and each == count
-            else SIZES[axis] if size and tensor.ndim == 4 and axis in SIZES else each
-            for axis, each in enumerate(tensor.shape)
+            BATCH if axis == 0 and batch and length == count
+            else SIZES[axis] if size and tensor.ndim == 4 and axis in SIZES else length
+            for axis, length in enumerate(tensor.shape)
         )
         for tensor in tensors
     ]  # fmt: skip
@@ -210,9 +212,9 @@ def _open(tensors: Sequence[Tensor], dims: Sequence[Mapping[int, Any]]) -> list[
 def _closed(names: Sequence[str], shapes: Sequence[Shape], captured: Captured) -> Iterator[tuple[str, str]]:
     """Yield each size that was to be dynamic and is static or limited, and what became of it."""
     for name, shape, kept in zip(names, shapes, captured.shapes, strict=True):
-        for wanted, size in zip(shape, kept, strict=True):
-            if isinstance(wanted, str) and isinstance(size, int):
-                yield f"{NAMES.get(wanted, wanted)} of {name}", f"is fixed at {size}"
+        for declared, size in zip(shape, kept, strict=True):
+            if isinstance(declared, str) and isinstance(size, int):
+                yield f"{NAMES.get(declared, declared)} of {name}", f"is fixed at {size}"
     yield from ((NAMES.get(name, name), f"is at most {most}") for name, most in captured.limits.items())
 
 
@@ -239,11 +241,11 @@ def to_onnx(program: Program, lowering: str, opset: int | None = None) -> onnx.M
             custom_translation_table=rule.translations | TRANSLATIONS,
         )
         graph = _made(exported)
-        found = take_marks(graph.model)
+        marked = take_marks(graph.model)
         notes = rule.rewrite(graph.model) if rule.rewrite else {}
         plain(graph.model)
         name_ends(graph.model, *_names(program.contract))
-        notes |= {"lowering": lowering} | site_notes(graph.model, found)
+        notes |= {"lowering": lowering} | site_notes(graph.model, marked)
         model = graph.model_proto
         strip_traces(model)
         onnx.helper.set_model_props(model, notes)
@@ -276,7 +278,7 @@ def _exporters_errors(program: Program) -> Iterator[None]:
         raise
     except Exception as error:  # translations may raise anything
         reasons = list(_reasons(error))
-        if refused := next((each for each in reasons if isinstance(each, UserError)), None):
+        if refused := next((reason for reason in reasons if isinstance(reason, UserError)), None):
             raise UserError(refused.message, refused.hint) from error
         text = _plain_text(reasons[-1])
         if missing := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'", text):
@@ -285,7 +287,9 @@ def _exporters_errors(program: Program) -> Iterator[None]:
                 f"ONNX has no translation of {operator}{_where(program, operator)}",
                 "compute it otherwise, or leave it to what comes before or after the file",
             ) from error
-        node = next((found[1] for each in reasons if (found := re.search(r"translating node %(\w+)", str(each)))), "")
+        node = next(
+            (match[1] for reason in reasons if (match := re.search(r"translating node %(\w+)", str(reason)))), ""
+        )
         where = _where(program, node)
         raise UserError(f"PyTorch's exporter fails{where}: {text}", "compute that part otherwise") from error
 
@@ -310,7 +314,14 @@ def _where(program: Program, name: str) -> str:
         operator = getattr(node.target, "__name__", "").split(".")[0].strip("_")
         return bool(name) and (node.name == name or operator == name)
 
-    node = next((each for each in program.exported.graph.nodes if each.op == "call_function" and is_it(each)), None)
+    node = next(
+        (
+            candidate
+            for candidate in program.exported.graph.nodes
+            if candidate.op == "call_function" and is_it(candidate)
+        ),
+        None,
+    )
     return f" at {location(node)}" if node is not None else ""
 
 

@@ -96,8 +96,8 @@ def quantise(model: onnx.ModelProto, batches: Sequence[Arrays], floats: Sequence
         finally:
             logging.getLogger().setLevel(level)
         result = onnx.load(target)
-    if found := saturating_layers(result):
-        raise UserError(f"{saturates(found)}: not written", REMEDY)
+    if saturated := saturating_layers(result):
+        raise UserError(f"{saturates(saturated)}: not written", REMEDY)
     return result
 
 
@@ -115,14 +115,14 @@ def _from_zero(model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, list[
     for node in model.graph.node:
         for name in node.input:
             consumers[name].append(node)
-    given = {each.name for each in model.graph.output}
+    names = {output.name for output in model.graph.output}
 
     def cut_off(value: str) -> bool:
         after = consumers[value]
         passed_on = (
             node.op_type == "Relu" or (node.op_type == "MaxPool" and cut_off(node.output[0])) for node in after
         )
-        return bool(after) and value not in given and all(passed_on)
+        return bool(after) and value not in names and all(passed_on)
 
     outputs = (node.output[0] for node in model.graph.node if node.name in layers)
     return {name: [{"rmin": np.float32(0)}] for name in outputs if cut_off(name)}
@@ -131,9 +131,9 @@ def _from_zero(model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, list[
 def sensitive_nodes(model: onnx.ModelProto) -> list[str]:
     """Return the names of all nodes of grids and samplers, and of the last layers before thetas and float outputs."""
     outputs, sites = model.graph.output, part_values(model)
-    parts = parts_of(steps_of(model), sites, [each.name for each in outputs])
+    parts = parts_of(steps_of(model), sites, [output.name for output in outputs])
     ends = [site.theta or site.grid for site in sites]
-    ends += [each.name for each in outputs if each.type.tensor_type.elem_type in FLOATS]
+    ends += [output.name for output in outputs if output.type.tensor_type.elem_type in FLOATS]
     last = {name for end in ends for name in _last_layers(model, end)}
     return [node.name for node in model.graph.node if parts[node.name] in ("grid", "sampler") or node.name in last]
 
@@ -141,17 +141,17 @@ def sensitive_nodes(model: onnx.ModelProto) -> list[str]:
 def _last_layers(model: onnx.ModelProto, value: str) -> set[str]:
     """Return the nearest layers on every path to a value, and products of two computed values on the way."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    waiting, seen, found = [value], set(), set()
+    waiting, seen, reached = [value], set(), set()
     while waiting:
         node = producers.get(waiting.pop())
         if node is None or node.name in seen:
             continue
         seen.add(node.name)
         if node.op_type in QUANTISED:
-            found.add(node.name)
+            reached.add(node.name)
         if node.op_type not in QUANTISED or all(name in producers for name in node.input):
             waiting += node.input
-    return found
+    return reached
 
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -186,10 +186,10 @@ def at_precision(program: Program, precision: str) -> GraphModule:
     for node in list(module.graph.nodes):
         for source in node.all_input_nodes:
             if _is_float32(source) and (node in halved) != (source in halved):
-                wanted = source, dtype if node in halved else torch.float32
-                if wanted not in casts:
-                    casts[wanted] = _cast(node, *wanted)
-                node.replace_input_with(source, casts[wanted])
+                dtype_wanted = source, dtype if node in halved else torch.float32
+                if dtype_wanted not in casts:
+                    casts[dtype_wanted] = _cast(node, *dtype_wanted)
+                node.replace_input_with(source, casts[dtype_wanted])
     module.recompile()
     return module
 
@@ -357,11 +357,11 @@ def to_int8(model: onnx.ModelProto, calibration: Calibration) -> Quantised:
     for returns in range(min(RETURNS, max(0, len(layers) - 1)) + 1):
         ranked = by_sensitivity(model, layers, calibration) if returns == 1 else ranked
         candidate = quantise(model, calibration.batches, ranked[:returns])
-        found = cost(expected, outputs(candidate, calibration.batches), calibration)
-        shortfalls.append(found.shortfall(TOLERANCES["int8"]))
+        candidate_cost = cost(expected, outputs(candidate, calibration.batches), calibration)
+        shortfalls.append(candidate_cost.shortfall(TOLERANCES["int8"]))
         if not shortfalls[-1]:
             never = tuple(name for name in quantisable(model) if name in kept)
-            return Quantised(candidate, tuple(ranked[:returns]), never, found)
+            return Quantised(candidate, tuple(ranked[:returns]), never, candidate_cost)
     still = f"; with {', '.join(ranked[:returns])} in float32 it {shortfalls[-1]}" if returns else ""
     raise UserError(f"{shortfalls[0]}{still}: not written", "use fp32")
 
@@ -383,7 +383,7 @@ def cost(expected: Arrays, actual: Arrays, calibration: Calibration) -> Cost:
     labels, agreement, loss = calibration.labels, math.nan, math.nan
     if calibration.scored:
         scores = (values[calibration.scored].reshape(len(labels), -1) for values in (expected, actual))
-        before, after = (each.argmax(1) for each in scores)
+        before, after = (rows.argmax(1) for rows in scores)
         agreement = float((before == after).mean())
         loss = float((before == labels).mean() - (after == labels).mean())
     return Cost(
@@ -398,7 +398,7 @@ def cost(expected: Arrays, actual: Arrays, calibration: Calibration) -> Cost:
 def outputs(model: onnx.ModelProto, batches: Sequence[Arrays]) -> Arrays:
     """Run a model in ONNX Runtime on the CPU with one thread; return outputs by name, the batches concatenated."""
     session = cpu_session(model, intra_op_num_threads=1)
-    names, parts = [each.name for each in session.get_outputs()], defaultdict(list)
+    names, parts = [output.name for output in session.get_outputs()], defaultdict(list)
     for batch in batches:
         for name, value in zip(names, session.run(names, batch), strict=True):
             parts[name].append(np.atleast_1d(as_array(value)))

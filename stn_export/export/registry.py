@@ -34,8 +34,8 @@ def _found() -> "tuple[type[ONNXRegistry], ModuleType] | None":
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:
         return None
-    known = hasattr(_core, PREPARES) and hasattr(_decomp, "get_onnx_implemented_overloads")
-    return (ONNXRegistry, _core) if known else None
+    prepared = hasattr(_core, PREPARES) and hasattr(_decomp, "get_onnx_implemented_overloads")
+    return (ONNXRegistry, _core) if prepared else None
 
 
 @cache
@@ -48,7 +48,7 @@ def _read(read: "Callable[..., ONNXRegistry]", imported: tuple[str, ...], **opse
 def _copied(read: "Callable[..., ONNXRegistry]", **opset_version: int) -> "ONNXRegistry":
     """Return a copy of the registry that an export may add its own translations to."""
     registry = copy(_read(read, tuple(name for name in OTHERS if name in sys.modules), **opset_version))
-    registry.functions = {operator: list(found) for operator, found in registry.functions.items()}
+    registry.functions = {operator: list(overloads) for operator, overloads in registry.functions.items()}
     return registry
 
 
@@ -98,8 +98,8 @@ def _quick(match: "Callable[..., MatchResult]") -> "Callable[..., MatchResult]":
 def read_once() -> Iterator[None]:
     """Let ``torch.onnx.export`` reuse registries and decompositions and try patterns only where they can match."""
     with ExitStack() as patches:
-        if found := _found():
-            table, exporter = found
+        if table_of_torch := _found():
+            table, exporter = table_of_torch
             reads = staticmethod(partial(_copied, table.from_torchlib))
             prepares = partial(_prepared, getattr(exporter, PREPARES))
             patches.enter_context(patch.object(table, "from_torchlib", reads))

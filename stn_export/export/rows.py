@@ -76,8 +76,8 @@ class ExportSpec:
 
         These are the row, the exporters' versions and, for int8, the calibration examples and the bits of a weight.
         """
-        relevant, found = ("torch", "onnx", "onnxscript", "stn_export"), versions()
-        stamp = fingerprint(f"{key}={found[key]}".encode() for key in relevant)[:16]
+        relevant, installed = ("torch", "onnx", "onnxscript", "stn_export"), versions()
+        stamp = fingerprint(f"{key}={installed[key]}".encode() for key in relevant)[:16]
         of_int8 = {"examples": calibration, "weight_bits": WEIGHT_BITS} if self.precision == "int8" else {}
         return asdict(self) | {"versions": stamp} | of_int8
 
@@ -212,7 +212,7 @@ class Source:
         for start in range(0, min(len(those), CALLS * size), size):
             rows = slice(start, start + size)
             arrays = contract.arrays(those.rows(rows))
-            if all(each.fits(arrays[each.name].shape) for each in contract.inputs):
+            if all(spec.fits(arrays[spec.name].shape) for spec in contract.inputs):
                 batches.append(arrays)
                 chosen.append(rows)
         scored = scored_output(contract, those)

@@ -38,7 +38,7 @@ class Found:
 def own_structure(module: nn.Module) -> nn.Module:
     """Return a copy of a module that shares its parameters and buffers; the module itself if it cannot be copied."""
     try:
-        return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
     except Exception:  # the user's module may not be copyable
         return module
 
@@ -62,17 +62,17 @@ def run_against(
         UserError: if the module's outputs depend on earlier calls.
     """
     copies = Copies(module)
-    found = None
+    difference = None
     for second in _others(first, tensors, contract):
         try:
-            found = trial(copies, first, second.batch)
+            difference = trial(copies, first, second.batch)
             break
         except UserError:  # it does not accept this batch size
             continue
-    if found is None:
+    if difference is None:
         return Found(notes=("it could not be run on copies of the module: the file was not compared",))
-    notes = [*told(module, found.mutations), *([copies.note] if copies.note else [])]
-    if not found.steady:
+    notes = [*told(module, difference.mutations), *([copies.note] if copies.note else [])]
+    if not difference.steady:
         return Found(notes=(*notes, "it answers differently when it is called again: the file was not compared"))
     if any(spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)):
         return Found(notes=(*notes, "NumPy has no bfloat16: the file was not compared"))
@@ -83,8 +83,8 @@ def run_against(
             return Found(notes=(*notes, f"ONNX Runtime cannot run the file, it was not compared: {one_line(error)}"))
         return Found(f"ONNX Runtime does not load it: {one_line(error)}", notes=tuple(notes))
     example = Tried(first, tuple(tensors))
-    for tried, wanted, other in ((example, found.answers[0], False), (second, found.answers[1], True)):
-        if reason := _difference(session, copies, tried, wanted, contract):
+    for tried, answers, other in ((example, difference.answers[0], False), (second, difference.answers[1], True)):
+        if reason := _difference(session, copies, tried, answers, contract):
             return Found(reason, other, tuple(notes))
     return Found(notes=tuple(notes))
 
@@ -101,11 +101,11 @@ def _others(first: Batch, tensors: Sequence[Tensor], contract: Contract) -> list
     """Return batches other than the example, another batch size first; inputs without a batch stay the same."""
     made = []
     for count in (OTHER, 1):
-        values = tuple(_rows(each, spec.shape, count) for each, spec in zip(tensors, contract.inputs, strict=True))
+        values = tuple(_rows(tensor, spec.shape, count) for tensor, spec in zip(tensors, contract.inputs, strict=True))
         if any(a.shape != b.shape for a, b in zip(values, tensors, strict=True)):
             made.append(_with_tensors(first, tensors, values))
-    most = max((len(each) for each in tensors if each.ndim), default=0)
-    alike = [BATCH if each.ndim and len(each) == most else "" for each in tensors]
+    most = max((len(tensor) for tensor in tensors if tensor.ndim), default=0)
+    alike = [BATCH if tensor.ndim and len(tensor) == most else "" for tensor in tensors]
     return [*made, _with_tensors(first, tensors, tuple(map(_of_same_size, tensors, alike)))]
 
 
@@ -129,11 +129,11 @@ def _rows(value: Tensor, shape: Sequence[int | str], count: int) -> Tensor:
 
 def _with_tensors(first: Batch, tensors: Sequence[Tensor], values: tuple[Tensor, ...]) -> Tried:
     by_id = {id(tensor): value for tensor, value in zip(tensors, values, strict=True)}
-    return Tried(_pytree.tree_map(lambda each: by_id.get(id(each), each), first), values)
+    return Tried(_pytree.tree_map(lambda leaf: by_id.get(id(leaf), leaf), first), values)
 
 
 def _difference(
-    session: onnxruntime.InferenceSession, copies: Copies, tried: Tried, wanted: Sequence[Tensor], contract: Contract
+    session: onnxruntime.InferenceSession, copies: Copies, tried: Tried, expected: Sequence[Tensor], contract: Contract
 ) -> str:
     """Describe how a model's outputs differ from the module's; empty if they do not."""
     feeds = {
@@ -144,10 +144,10 @@ def _difference(
         actual = session.run(None, feeds)
     except Exception as error:  # ONNX Runtime may raise anything for a wrong graph
         return f"ONNX Runtime fails on it: {one_line(error)}"
-    if len(actual) != len(wanted):
-        return f"it gives {len(actual)} outputs, the module {len(wanted)}"
+    if len(actual) != len(expected):
+        return f"it gives {len(actual)} outputs, the module {len(expected)}"
     moved: list[list[Tensor]] = []
-    for index, (spec, ours, theirs) in enumerate(zip(contract.outputs, actual, wanted, strict=True)):
+    for index, (spec, ours, theirs) in enumerate(zip(contract.outputs, actual, expected, strict=True)):
         theirs_array = theirs.cpu().numpy()
         if tuple(ours.shape) != theirs_array.shape:
             return f"{spec.name} is {by(ours.shape)}, not {by(theirs_array.shape)}"
@@ -155,7 +155,9 @@ def _difference(
         if worst <= GROSS * scale:
             continue
         moved = moved or [_moved(copies, tried.batch, seed) for seed in range(3)]
-        allowed = MAGNIFIED * max((_worst(each[index].cpu().numpy(), theirs_array)[0] for each in moved), default=0.0)
+        allowed = MAGNIFIED * max(
+            (_worst(arrays[index].cpu().numpy(), theirs_array)[0] for arrays in moved), default=0.0
+        )
         if not worst <= allowed:
             return f"{spec.name} is {worst:.2g} off, where it is {scale:.2g} at most"
     return ""
@@ -165,7 +167,7 @@ def _worst(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """Return the largest difference, infinite if only one of two elements is finite, and the largest finite value."""
     if not theirs.size:
         return 0.0, 0.0
-    one, other = (each.astype(np.complex128 if np.iscomplexobj(each) else np.float64) for each in (ours, theirs))
+    one, other = (array.astype(np.complex128 if np.iscomplexobj(array) else np.float64) for array in (ours, theirs))
     finite = np.isfinite(other)
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     with np.errstate(invalid="ignore"):

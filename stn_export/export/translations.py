@@ -88,8 +88,8 @@ def solved(A: Value, B: Value, left: bool = True) -> Value:  # noqa: N803, the o
     sides = op.Unsqueeze(B, wholes([-1])) if vector else B
     columns = op.Shape(sides, start=-1)
     batch = op.Concat(op.Shape(A, start=0, end=-1), columns, axis=0)
-    found = _eliminated(A, op.Expand(sides, batch), size)
-    return op.Squeeze(found, wholes([-1])) if vector else found
+    solution = _eliminated(A, op.Expand(sides, batch), size)
+    return op.Squeeze(solution, wholes([-1])) if vector else solution
 
 
 def _side(matrices: Value) -> int:

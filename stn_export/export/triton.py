@@ -198,10 +198,10 @@ def _written_before(target: Path) -> set[str]:
     if outside := [name for name in listed if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute()]:
         raise UserError(f"{listing} is damaged: it lists {outside[0]}", REMEDY)
     sweep(target)
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
-    if foreign := sorted(found - listed - {REPOSITORY_FILE}):
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    if foreign := sorted(files - listed - {REPOSITORY_FILE}):
         raise UserError(f"{target} holds {foreign[0]}, which an export did not write", REMEDY)
-    return listed & found
+    return listed & files
 
 
 def _remove(target: Path, name: str) -> None:

@@ -74,15 +74,15 @@ def _onnx_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
 
 def _on_cuda(model: onnx.ModelProto) -> dict:
     """Return how ONNX Runtime's CUDA provider would place the model: fallbacks, copies, CUDA graph or not."""
-    found = audit(model, "cuda")
+    placement = audit(model, "cuda")
     return {
-        "predicted": found.predicted,
-        "fallbacks": [node.op_type for node in found.fallbacks],
-        "copies": len(found.copies),
-        "graph": found.capturable,
-        "reason": found.capture_reason,
-        "on_cuda": sum(node.compute for node in found.nodes) - len(found.fallbacks),
-        "on_cpu": len(found.fallbacks),
+        "predicted": placement.predicted,
+        "fallbacks": [node.op_type for node in placement.fallbacks],
+        "copies": len(placement.copies),
+        "graph": placement.capturable,
+        "reason": placement.capture_reason,
+        "on_cuda": sum(node.compute for node in placement.nodes) - len(placement.fallbacks),
+        "on_cpu": len(placement.fallbacks),
     }
 
 
@@ -99,8 +99,10 @@ def _native_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
     name = re.sub(r"\W", "_", source.directory.name, flags=re.ASCII)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / spec.file
-        said = json.dumps(source.metadata(spec), ensure_ascii=True)
-        write_source(program, f"network_{name}" if name[0].isdigit() else name, spec.target or HERE, said).write(path)
+        metadata = json.dumps(source.metadata(spec), ensure_ascii=True)
+        write_source(program, f"network_{name}" if name[0].isdigit() else name, spec.target or HERE, metadata).write(
+            path
+        )
         built(path)
         files = {file.name: file.read_bytes() for file in sorted(path.parent.iterdir())}
     return files.pop(spec.file), {"beside": files}

@@ -124,10 +124,10 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str
     Raises:
         UserError: if no network of the run samples images, or the runtime is not available.
     """
-    found: dict[str, NetworkDirectory] = {each.facts.role: each for each in network_directories(run)}
-    if SUBJECT not in found or not found[SUBJECT].facts.sites:
+    by_role: dict[str, NetworkDirectory] = {directory.facts.role: directory for directory in network_directories(run)}
+    if SUBJECT not in by_role or not by_role[SUBJECT].facts.sites:
         raise UserError(f"no network of {run} samples anything", "name another run")
-    networks = [each for role in (SUBJECT, PLAIN) if (each := found.get(role))]
+    networks = [directory for role in (SUBJECT, PLAIN) if (directory := by_role.get(role))]
     subject, examples = networks[0], networks[0].examples()
     contract = subject.listed(PROGRAM).contract
     spec, (channels, height, width) = picture_of(contract, examples)
@@ -139,7 +139,7 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str
     page = {name: source / name for name in FILES} | {path.name: path for path in PAGE.iterdir()}
     for name, path in page.items():
         write_atomically(folder / name, path.read_bytes())
-    shown = [_network(each, folder) for each in networks]
+    shown = [_network(directory, folder) for directory in networks]
     content = {
         "input": {"name": spec.name, "channels": channels, "height": height, "width": width}
         | {"mean": pixels.mean, "std": pixels.std},
@@ -148,7 +148,7 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str
         "samples": list(map(_url, _bytes(pixels, examples.inputs[spec.name][:SAMPLES]))),
     }
     write_atomically(folder / "play.json", json.dumps(content).encode())
-    return frozenset((*page, "play.json", *(each["file"] for each in shown)))
+    return frozenset((*page, "play.json", *(network["file"] for network in shown)))
 
 
 def _network(directory: NetworkDirectory, folder: Path) -> dict:
@@ -207,8 +207,8 @@ def fetched() -> Path:
         command = [npm, "install", "--silent", "--no-audit", "--ignore-scripts", "--prefix", str(kept), RUNTIME]
         result = children.run(command)
         if result.returncode or not all((place / name).is_file() for name in FILES):
-            said = next(_lines(result.stderr), "its files are missing")
-            raise UserError(f"npm cannot fetch {RUNTIME}: {said}", hint)
+            reason = next(_lines(result.stderr), "its files are missing")
+            raise UserError(f"npm cannot fetch {RUNTIME}: {reason}", hint)
     if others := [name for name, digest in FILES.items() if sha256_of(place / name) != digest]:
         raise UserError(f"{place / others[0]} is not that of {RUNTIME}: its sha256 differs", f"delete {kept}")
     return place

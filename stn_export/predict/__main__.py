@@ -61,10 +61,10 @@ class Feeder:
         """
         picture = next(spec for spec in contract.inputs if spec.name == self.name)
         own = picture.shape[0]
-        wanted = contract.batch if picture.batched else own if isinstance(own, int) else None
+        size = contract.batch if picture.batched else own if isinstance(own, int) else None
         single = not all(spec.batched for spec in (picture, *contract.outputs))
-        parts = torch.tensor(chosen or range(len(self.pictures))).split(1 if single else wanted or BATCH)
-        return [(len(part), self.rows(part[torch.arange(wanted or len(part)) % len(part)])) for part in parts]
+        parts = torch.tensor(chosen or range(len(self.pictures))).split(1 if single else size or BATCH)
+        return [(len(part), self.rows(part[torch.arange(size or len(part)) % len(part)])) for part in parts]
 
 
 def feeder_of(contract: Contract, examples: Examples, paths: Sequence[Path]) -> tuple[Feeder, dict[Path, str]]:
@@ -210,10 +210,12 @@ def runner_for(artifact: Artifact) -> RunnerSpec:
 def outputs_of(directory: NetworkDirectory, artifact: Artifact, feeder: Feeder) -> Arrays:
     """Run all images through an artifact, whose bytes are checked first; outputs have one row per image."""
     runner = runner_for(artifact).open(directory.open(artifact), artifact.contract)
-    found = [(count, runner.infer(artifact.contract.arrays(batch))) for count, batch in feeder.parts(artifact.contract)]
+    results = [
+        (count, runner.infer(artifact.contract.arrays(batch))) for count, batch in feeder.parts(artifact.contract)
+    ]
     return {
         spec.name: np.concatenate(
-            [each[spec.name][:count] if spec.batched else each[spec.name][None] for count, each in found]
+            [outputs[spec.name][:count] if spec.batched else outputs[spec.name][None] for count, outputs in results]
         )
         for spec in artifact.contract.outputs
     }

@@ -52,7 +52,7 @@ def sections(report: Report) -> list[Section]:
         Section("costs", "What it costs", list(costs(report))),
         Section("equal", "Is it equal", list(equal(report))),
         Section("runs", "Where it runs", list(runs(report))),
-        Section("call", "How to call the files", [Code(each.title, each.fence, each.text) for each in report.calls]),
+        Section("call", "How to call the files", [Code(call.title, call.fence, call.text) for call in report.calls]),
         Section("learned", "What was learned", list(learned(report))),
         Section("trained", "How it was trained", list(trained(report))),
         Section("networks", "The networks", list(networks(report))),
@@ -85,15 +85,15 @@ def equal(report: Report) -> Iterable[Block]:
         for line in by_reason(report.unavailable):
             yield Text(sentence(f"Not run: {line}"), "note")
     yield from report.pictures("errors", folded=True)
-    for known in report.sites:
-        if len(known.places) > 1:
+    for site in report.sites:
+        if len(site.places) > 1:
             rows = [
-                [row.lowering, row.runner, *(number(row.errors.get(place), ".1e") for place in known.places)]
-                for row in known.ranked
+                [row.lowering, row.runner, *(number(row.errors.get(place), ".1e") for place in site.places)]
+                for row in site.ranked
             ]
-            title = f"{known.network}: sites, lowerings and runners"
-            columns = ("lowering", "runner", *known.places)
-            yield Table(title, columns, rows, order=f"the smallest error of {known.places[-1]} first", folded=True)
+            title = f"{site.network}: sites, lowerings and runners"
+            columns = ("lowering", "runner", *site.places)
+            yield Table(title, columns, rows, order=f"the smallest error of {site.places[-1]} first", folded=True)
     for name, words in report.differing.items():
         drawn = report.figures.get(name)
         yield Text(words) if drawn is None else Picture(name, drawn, words, folded=True)
@@ -104,7 +104,7 @@ def parity_table(report: Report) -> Table:
     grids = any(row.grid is not None for row in report.parity)
     checks = [row.check for row in report.parity]
     agreed = any(check.agreement is not None for check in checks)
-    known = any(check.accuracy is not None for check in checks)
+    labelled = any(check.accuracy is not None for check in checks)
     reduced = any(check.precision != "fp32" for check in checks)
     columns = [
         "artifact",
@@ -115,7 +115,7 @@ def parity_table(report: Report) -> Table:
         "outputs",
         "× eager",
     ]
-    columns += [*["agreement"] * agreed, *["accuracy"] * known]
+    columns += [*["agreement"] * agreed, *["accuracy"] * labelled]
     subject = report.networks[0]["name"] if report.networks else ""
     rows: list[list[str | Cell]] = []
     for row in sorted(report.parity, key=lambda row: (row.check.network != subject, row.rank)):
@@ -128,7 +128,7 @@ def parity_table(report: Report) -> Table:
             + [NONE if full else number(row.pixels.mean, ".4f")] * (grids and reduced)
             + [number(row.output, ".1e"), times(check.multiple if full else None)]
             + [share(check.agreement)] * agreed
-            + [share(check.accuracy)] * known
+            + [share(check.accuracy)] * labelled
         )
         rows.append([row.name, check.runner, verdict, *figures])
     note = (
@@ -150,7 +150,7 @@ def runs(report: Report) -> Iterable[Block]:
     rows: list[list[str | Cell]] = [
         [runtime, *(_runs(*verdicts[runtime]) for verdicts in report.portability.values())] for runtime in runtimes
     ]
-    rows.sort(key=lambda row: sum(isinstance(each, Cell) and each.kind == "bad" for each in row))
+    rows.sort(key=lambda row: sum(isinstance(cell, Cell) and cell.kind == "bad" for cell in row))
     title, order = "Every float32 lowering in every runtime", "the runtime that refuses the fewest first"
     yield Table(title, ("runtime", *report.portability), rows, order=order, folded=True)
     reasons: dict[tuple[str, str, str], list[str]] = {}
@@ -199,7 +199,7 @@ def call_to_show(content: Held, calls: Sequence[HowToCall]) -> HowToCall | None:
     if deployed is None:
         return next((call for call in calls if call.file.endswith(".onnx")), None)
     row = deployed.quick.row
-    directory = next(each for each in content.directories if each.name == row.network)
+    directory = next(candidate for candidate in content.directories if candidate.name == row.network)
     return call_of(directory, directory.artifacts[row.artifact])
 
 

@@ -112,9 +112,9 @@ class Chart:
 
 def looks(networks: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
     """Return how networks, given by name, label and role, are shown: network under test, plain network, then others."""
-    found = sorted(dict.fromkeys(networks), key=lambda each: (SUBJECT, PLAIN, OTHER).index(each[2]))
+    ordered = sorted(dict.fromkeys(networks), key=lambda network: (SUBJECT, PLAIN, OTHER).index(network[2]))
     own, others = dict(NETWORKS), cycle(OTHERS)
-    return {name: Look(label, role, own.pop(role, "") or next(others)) for name, label, role in found}
+    return {name: Look(label, role, own.pop(role, "") or next(others)) for name, label, role in ordered}
 
 
 def chart(

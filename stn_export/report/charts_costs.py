@@ -66,7 +66,7 @@ PER_SECOND = Unit("examples a second", "examples a second", False)
 def ranked(values: Curves, looks: Mapping[str, Look], unit: Unit) -> list[tuple[str, str, str]]:
     """Return the lines' keys, the first ones to draw first: of the network under test its best, and one of another."""
     sign = 1 if unit.less_is_better else -1
-    best = {key: min(sign * each.middle for each in by_batch.values()) for key, by_batch in values.items()}
+    best = {key: min(sign * estimate.middle for estimate in by_batch.values()) for key, by_batch in values.items()}
     ordered = sorted(values, key=best.__getitem__)
     ours = [key for key in ordered if looks[key[2]].role == SUBJECT]
     others = [key for key in ordered if key not in ours]
@@ -184,7 +184,7 @@ def pareto(points: Sequence[Point], front: Sequence[Point], looks: Mapping[str, 
         looks: of the networks.
         device: for the title.
     """
-    rows = [_pareto_row(point, front, looks) for point in sorted(points, key=lambda each: each.row.median.middle)]
+    rows = [_pareto_row(point, front, looks) for point in sorted(points, key=lambda point: point.row.median.middle)]
     shown = {looks[point.row.network].label: looks[point.row.network] for point in points}
     colours = scale({label: look.colour for label, look in shown.items()})
     shapes = scale(each_its(shown, SHAPES))
@@ -271,7 +271,7 @@ def breakdown(bars: Sequence[Bar], device: str) -> Chart:
             "order": PARTS.index(part),
             "told": f"{significant(parts[part])} ms",
             "percent": f"{100 * parts[part] / whole[batch]:.0f} %",
-            "middle": (sum(parts.get(each, 0.0) for each in PARTS[: PARTS.index(part)]) + parts[part] / 2)
+            "middle": (sum(parts.get(other, 0.0) for other in PARTS[: PARTS.index(part)]) + parts[part] / 2)
             / whole[batch],
         }
         for name, by_batch, whole in bars

@@ -119,7 +119,7 @@ PANELS = {  # by part: its name and unit
 
 
 def _looks(one: ModelComparison) -> dict[str, Look]:
-    return looks((name, found.label, found.role) for name, found in one.models.items())
+    return looks((name, model.label, model.role) for name, model in one.models.items())
 
 
 def accuracy_curves(runs: Sequence[ModelComparison]) -> Chart:
@@ -182,11 +182,11 @@ def accuracy_curves(runs: Sequence[ModelComparison]) -> Chart:
     )
 
 
-def _mean_row(found: Mean, factor: float, unit: str) -> dict:
-    low, high = (found.mean if end is None else end for end in (found.low, found.high))
-    interval = "one seed: none" if found.low is None else f"{factor * low:.2f} to {factor * high:.2f}{unit}"
-    ends = {"mean": factor * found.mean, "low": factor * low, "high": factor * high}
-    return ends | {"told": f"{factor * found.mean:.2f}{unit}", "interval": interval}
+def _mean_row(mean: Mean, factor: float, unit: str) -> dict:
+    low, high = (mean.mean if end is None else end for end in (mean.low, mean.high))
+    interval = "one seed: none" if mean.low is None else f"{factor * low:.2f} to {factor * high:.2f}{unit}"
+    ends = {"mean": factor * mean.mean, "low": factor * low, "high": factor * high}
+    return ends | {"told": f"{factor * mean.mean:.2f}{unit}", "interval": interval}
 
 
 def seed_accuracies(runs: Sequence[ModelComparison]) -> Chart:
@@ -207,13 +207,13 @@ def differences(runs: Sequence[ModelComparison]) -> Chart:
     """Draw the transformer's lead in points, by run and other network: each seed, the mean and its interval."""
     rows, colours = [], {}
     for one in runs:
-        for name, found in one.differences.items():
+        for name, difference in one.differences.items():
             look = _looks(one)[name]
             colours[f"over the {look.label}"] = look.colour
-            shared = {"run": one.title, "network": f"over the {look.label}"} | _mean_row(found, 1, " points")
+            shared = {"run": one.title, "network": f"over the {look.label}"} | _mean_row(difference, 1, " points")
             rows += [
                 shared | {"seed": seed, "accuracy": value, "own": f"{value:+.2f} points"}
-                for seed, value in found.seeds.items()
+                for seed, value in difference.seeds.items()
             ]
     return _seeds("Gain of the transformer, seed by seed", rows, colours, "points of test accuracy", nothing=True)
 
@@ -265,13 +265,13 @@ def _seeds(title: str, rows: list[dict], colours: Mapping[str, str], unit: str, 
 
 def theta_histograms(parts: Mapping[str, np.ndarray], title: str) -> Chart:
     """Draw the distributions of theta's parts over all examples; ``outside`` is in percent."""
-    rows, told = [], []
+    rows, notes = [], []
     for part, values in parts.items():
-        known = values[np.isfinite(values)]
-        if not len(known):
+        finite = values[np.isfinite(values)]
+        if not len(finite):
             continue
-        counts, edges = np.histogram(known, BINS, range=tuple(np.quantile(known, MIDDLE)))
-        told.append(f"{part.replace('_', ' ')} {np.median(known):.2f}")
+        counts, edges = np.histogram(finite, BINS, range=tuple(np.quantile(finite, MIDDLE)))
+        notes.append(f"{part.replace('_', ' ')} {np.median(finite):.2f}")
         rows += [
             {"part": PANELS[part], "low": low, "high": high, "examples": count, "told": f"{low:.3g} to {high:.3g}"}
             for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
@@ -292,7 +292,7 @@ def theta_histograms(parts: Mapping[str, np.ndarray], title: str) -> Chart:
     return chart(
         title,
         rows,
-        f"medians are {', '.join(told)}",
+        f"medians are {', '.join(notes)}",
         facet=nominal("part", header={"labelOrient": "top"}),
         columns=3,
         spec=inner,

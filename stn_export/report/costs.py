@@ -123,8 +123,8 @@ def speed(row: Timing | None) -> float:
     """Return a sort key, the fastest first: a ratio to the baseline's time, or seconds; without one infinite."""
     if row is None:
         return math.inf
-    known = row.ratio if row.contest else row.p50
-    return next((each for each in (known, row.first_seconds) if each is not None), math.inf)
+    first = row.ratio if row.contest else row.p50
+    return next((value for value in (first, row.first_seconds) if value is not None), math.inf)
 
 
 def add_charts(report: Report, rows: Rows, device: str, scored: Mapping[Program, Scored]) -> None:
@@ -160,8 +160,8 @@ def fastest(rows: Rows, seconds: Callable[[Rows], float]) -> dict[tuple[str, str
     for row in rows:
         artifacts[row.runner, row.network][row.artifact].append(row)
     return {
-        key: min(each.values(), key=lambda rows: (-len({row.batch for row in rows}), seconds(rows)))
-        for key, each in artifacts.items()
+        key: min(artifact.values(), key=lambda rows: (-len({row.batch for row in rows}), seconds(rows)))
+        for key, artifact in artifacts.items()
     }
 
 
@@ -199,9 +199,9 @@ def overheads(rows: Rows, device: str, marks: Marks) -> dict[str, dict[int, Inte
 
     The fastest is chosen at the smallest batch; only the smallest and the largest batch are returned.
     """
-    found = [row for row in rows if row.contest == "overhead"]
-    shown = _outer(row.batch for row in found)
-    best = fastest(found, lambda rows: min((row.batch, known(row.seconds)) for row in rows)[1])
+    contests = [row for row in rows if row.contest == "overhead"]
+    shown = _outer(row.batch for row in contests)
+    best = fastest(contests, lambda rows: min((row.batch, known(row.seconds)) for row in rows)[1])
     return {
         short_name(runner, lines[0].artifact, device): {
             row.batch: Interval(*row.paired, marks.of(row)) for row in lines if row.batch in shown
@@ -245,25 +245,25 @@ def front(points: Sequence[Point]) -> list[Point]:
     def alike(one: Point, other: Point) -> bool:
         return not (faster(one, other) or faster(other, one) or better(one, other) or better(other, one))
 
-    found: list[Point] = []
-    for point in sorted(points, key=lambda each: (each.row.median.middle, -each.scored.accuracy)):
-        if not any(beats(other, point) for other in points) and not any(alike(other, point) for other in found):
-            found.append(point)
-    return found
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.row.median.middle, -point.scored.accuracy)):
+        if not any(beats(other, point) for other in points) and not any(alike(other, point) for other in front):
+            front.append(point)
+    return front
 
 
 def breakdowns(rows: Rows, device: str) -> list[Bar]:
     """Return milliseconds by part and batch: each runner's fastest artifact, followed by the plain network's."""
-    found = [row for row in rows if row.regime == "breakdown"]
-    shown = _outer(row.batch for row in found)
-    best = fastest(found, lambda rows: min((row.batch, sum(known(row.breakdown).values())) for row in rows)[1])
+    profiles = [row for row in rows if row.regime == "breakdown"]
+    shown = _outer(row.batch for row in profiles)
+    best = fastest(profiles, lambda rows: min((row.batch, sum(known(row.breakdown).values())) for row in rows)[1])
     bars: list[Bar] = []
     for (runner, _), lines in best.items():
         if lines[0].role != SUBJECT:
             continue
         parts = _parts(lines, shown)
-        whole = {batch: sum(each.values()) for batch, each in parts.items()}
-        plain = [row for row in found if row.role == PLAIN and kind(row) == kind(lines[0])]
+        whole = {batch: sum(seconds.values()) for batch, seconds in parts.items()}
+        plain = [row for row in profiles if row.role == PLAIN and kind(row) == kind(lines[0])]
         bars.append((f"{lines[0].network} {short_name(runner, lines[0].artifact, device)}", parts, whole))
         if plain:
             name = f"{plain[0].label} in {short_name(runner, '', device)}"
@@ -293,8 +293,8 @@ CHARTS = "each runner's best artifact of those timed at the most batches, with 9
 
 def marks_in(rows: Iterable[Iterable[str | Cell]]) -> str:
     """Explain the marks that occur in a table's cells."""
-    found = legend(*(cell(each).text for row in rows for each in row))
-    return found and sentence(found)
+    marks = legend(*(cell(value).text for row in rows for value in row))
+    return marks and sentence(marks)
 
 
 def deploys(report: Report) -> Iterable[Block]:
@@ -351,7 +351,7 @@ def by_device(report: Report, name: str, folded: bool = False) -> Iterable[Pictu
 
 
 def _offer(report: Report, device: str, purpose: str, row: Timing) -> list[str]:
-    rows = [each for each in report.timings if each.device == device]
+    rows = [row for row in report.timings if row.device == device]
     shown = headline(rows, row)
     does = (seconds_of if purpose == "latency" else rate)(shown, report.marks.of(shown))
     return [f"{row.batch:,}", does, speedup_words(rows, shown, report.marks).removeprefix("speed-up over ") or NONE]
@@ -372,7 +372,7 @@ def costs(report: Report) -> Iterable[Block]:
             [
                 f"{line['network']}/{line['artifact']}",
                 line["runner"],
-                *(against(line["cells"].get(each), report.marks) for each in columns),
+                *(against(line["cells"].get(column), report.marks) for column in columns),
             ]
             for line in tables["against"]["lines"]
         ]
@@ -388,22 +388,22 @@ def costs(report: Report) -> Iterable[Block]:
 
 def overhead_table(report: Report) -> Table:
     """Return the table of overheads by batch, and where CUDA would run the nodes."""
-    known = report.bench["costs"]
+    costs = report.bench["costs"]
     rows = [
         [
             line["artifact"],
             line["runner"],
-            *(interval(line["cells"].get(each), report.marks) for each in known["columns"]),
+            *(interval(line["cells"].get(column), report.marks) for column in costs["columns"]),
             *list(placement(line["placement"])),
         ]
-        for line in known["lines"]
+        for line in costs["lines"]
     ]
-    columns = ("artifact", "runner", *known["columns"], "nodes on GPU / CPU", "CUDA graph")
+    columns = ("artifact", "runner", *costs["columns"], "nodes on GPU / CPU", "CUDA graph")
     note = (
-        f"Time of the {known['ours']} by that of the {known['other']}, which took turns in blocks in random order. "
+        f"Time of the {costs['ours']} by that of the {costs['other']}, which took turns in blocks in random order. "
         f"{marks_in(rows)} On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
     )
-    title = f"The {known['ours']} against the {known['other']}"
+    title = f"The {costs['ours']} against the {costs['other']}"
     return Table(title, columns, rows, note, order=f"device by device, the smallest overhead at {columns[2]} first")
 
 
@@ -419,21 +419,21 @@ def against(row: Timing | None, marks: Marks) -> str | Cell:
     return Cell(f"{speedup_text(row, marks.of(row))} {row.verdict}", VERDICTS.get(row.verdict or "", ""))
 
 
-def placement(found: Mapping | None) -> tuple[str, str | Cell]:
+def placement(audited: Mapping | None) -> tuple[str, str | Cell]:
     """Return the number of nodes on GPU and CPU, and whether a CUDA graph can capture the file."""
-    if not found:
+    if not audited:
         return NONE, NONE
-    word = f"{'yes' if found['graph'] else 'no'} ({'predicted' if found['predicted'] else 'asked'})"
-    return f"{found['on_cuda']} / {found['on_cpu']}", Cell(word, title=found["reason"])
+    word = f"{'yes' if audited['graph'] else 'no'} ({'predicted' if audited['predicted'] else 'asked'})"
+    return f"{audited['on_cuda']} / {audited['on_cpu']}", Cell(word, title=audited["reason"])
 
 
 def single_table(report: Report) -> Table:
     """Return the table of one example: latency, start-up and sizes."""
-    known = report.bench["single"]
+    single = report.bench["single"]
     columns = ["artifact", "runner", "p50, ms", "95 %", "p90", "p99", "cold", "request", "load", "first answer"]
     columns += ["file, KiB", "host, MiB", "GPU, MiB"]
     rows = []
-    for line in known["lines"]:
+    for line in single["lines"]:
         row, cold, request, start = map(line["cells"].get, ("device", "cold", "request", "start-up"))
         sized = row or request or start
         ends = span(1e3 * row.median.low, 1e3 * row.median.high) if row else NONE
@@ -444,9 +444,12 @@ def single_table(report: Report) -> Table:
                 milliseconds(row.p50) + report.marks.of(row) if row else NONE,
                 ends,
             ]
-            + [milliseconds(each) for each in ((row.p90, row.p99) if row else (None, None))]
-            + [ranged(each) + report.marks.of(each) if each else NONE for each in (cold, request)]
-            + [milliseconds(each) for each in ((start.load_seconds, start.first_seconds) if start else (None, None))]
+            + [milliseconds(seconds) for seconds in ((row.p90, row.p99) if row else (None, None))]
+            + [ranged(other) + report.marks.of(other) if other else NONE for other in (cold, request)]
+            + [
+                milliseconds(seconds)
+                for seconds in ((start.load_seconds, start.first_seconds) if start else (None, None))
+            ]
             + [
                 size(sized.file_bytes if sized else None, 2**10),
                 # of a fresh process: other rows miss memory that was freed before

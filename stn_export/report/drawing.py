@@ -88,7 +88,7 @@ def to_png(chart: Chart) -> bytes:
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(chart.spec | {"config": chart.spec["config"] | {"background": "#ffffff"}})
-    return vl_convert.svg_to_png(NAME.sub(lambda found: PRINTED[found[1]], svg), scale=SCALE)
+    return vl_convert.svg_to_png(NAME.sub(lambda match: PRINTED[match[1]], svg), scale=SCALE)
 
 
 @cache

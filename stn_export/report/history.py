@@ -48,9 +48,9 @@ def history(kept: Path) -> Page:
         machine = f"{environment['cpu']}, {environment.get('threads', '?')} threads"
         machines.setdefault(machine, []).extend(rows(content))
     made = [
-        Section(f"machine-{index}", machine, [Picture(f"history-{index}", drawn(machine, each)), table(each)])
-        for index, (machine, each) in enumerate(machines.items())
-        if each
+        Section(f"machine-{index}", machine, [Picture(f"history-{index}", drawn(machine, rows)), table(rows)])
+        for index, (machine, rows) in enumerate(machines.items())
+        if rows
     ]
     return Page(f"Over commits: {kept}", made)
 
@@ -75,9 +75,9 @@ def rows(content: Mapping) -> Iterator[dict]:
             }
 
 
-def drawn(machine: str, found: list[dict]) -> Chart:
+def drawn(machine: str, rows: list[dict]) -> Chart:
     """Draw one line per backend, at first those that are the fastest at their last commit."""
-    last = {row["line"]: row for row in found}
+    last = {row["line"]: row for row in rows}
     series = sorted(last, key=lambda name: -last[name]["value"])
     best = last[series[0]]
     colours = scale({name: RUNNERS[index % len(RUNNERS)] for index, name in enumerate(series)})
@@ -86,7 +86,7 @@ def drawn(machine: str, found: list[dict]) -> Chart:
     title = "times as fast as eager PyTorch"
     return chart(
         f"Times as fast as eager PyTorch, one example, on {machine}",
-        found,
+        rows,
         f"the fastest is {best['series']} with {best['told']} at {best['commit']}",
         **first_lines(series),
         encoding={
@@ -108,8 +108,8 @@ def drawn(machine: str, found: list[dict]) -> Chart:
     )
 
 
-def table(found: list[dict]) -> Table:
+def table(rows: list[dict]) -> Table:
     """Return the same figures as a table."""
-    cells = [[row["series"], row["commit"], row["told"], row["interval"]] for row in found]
-    note = legend(*(row["told"] for row in found))
+    cells = [[row["series"], row["commit"], row["told"], row["interval"]] for row in rows]
+    note = legend(*(row["told"] for row in rows))
     return Table("In figures", ("file", "commit", "× eager PyTorch", "95 %"), cells, note, order="the oldest first")

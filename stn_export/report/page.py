@@ -84,7 +84,7 @@ class Table:
         """Return the table in Markdown, without its title."""
         lines = [self.columns, ["--:" if side == "number" else "---" for side in self.sides]]
         lines += [
-            [f"{each.text}: {each.title}" if each.kind == "bad" and each.title else each.text for each in row]
+            [f"{cell.text}: {cell.title}" if cell.kind == "bad" and cell.title else cell.text for cell in row]
             for row in self.rows
         ]
         return "\n".join("| " + " | ".join(map(markdown, line)) + " |" for line in lines)
@@ -133,11 +133,11 @@ class Picture:
     @property
     def figures(self) -> Table | None:
         """Return what it draws as a table, where no other table of the page holds that."""
-        known = self.drawn.figures if isinstance(self.drawn, Chart) else None
-        if known is None:
+        figures = self.drawn.figures if isinstance(self.drawn, Chart) else None
+        if figures is None:
             return None
-        title, note = f"In figures: {self.title}", legend(*(text for row in known.rows for text in row))
-        return Table(title, known.columns, known.rows, note and sentence(note), order=known.order, folded=True)
+        title, note = f"In figures: {self.title}", legend(*(text for row in figures.rows for text in row))
+        return Table(title, figures.columns, figures.rows, note and sentence(note), order=figures.order, folded=True)
 
     @property
     def lines(self) -> list[str]:
@@ -334,9 +334,9 @@ class Report:
     def pictures(self, *names: str, folded: bool = False) -> Iterator[Picture]:
         """Yield the figures with these names or prefixes, in the order of the names."""
         for name in names:
-            for each, drawn in self.figures.items():
-                if each == name or each.startswith(f"{name}-"):
-                    yield Picture(each, drawn, folded=folded)
+            for figure_name, drawn in self.figures.items():
+                if figure_name == name or figure_name.startswith(f"{name}-"):
+                    yield Picture(figure_name, drawn, folded=folded)
 
     def as_dict(self) -> dict:
         """Convert to JSON-ready values: everything but the figures and the single comparisons."""

@@ -27,7 +27,7 @@ Artifacts = Mapping[tuple[str, str], Artifact]  # by network and name
 def artifacts_of(directories: Iterable[NetworkDirectory]) -> Artifacts:
     """Return the artifacts of a run, except checkpoints, by network and name."""
     listed = (artifact for directory in directories for artifact in directory.artifacts.values())
-    return {(each.network, each.name): each for each in listed if each.name != CHECKPOINT}
+    return {(artifact.network, artifact.name): artifact for artifact in listed if artifact.name != CHECKPOINT}
 
 
 def add_parity(report: Report, run: Path, artifacts: Artifacts, current: Current) -> None:
@@ -86,8 +86,8 @@ def worst_pixels(check: Check) -> GridPixels:
 def _worst(errors: Iterable[Number]) -> Number:
     """Return the largest error; None if one is unknown, or there is none."""
     listed = list(errors)
-    known = [error for error in listed if error is not None]
-    return max(known, default=None) if len(known) == len(listed) else None
+    numbers = [error for error in listed if error is not None]
+    return max(numbers, default=None) if len(numbers) == len(listed) else None
 
 
 def errors_by_kind(checks: Checks, points: Mapping[str, PointEntry]) -> dict[str, dict[str, list[Number]]]:
@@ -119,7 +119,7 @@ def site_tables(checks: Checks, artifacts: Artifacts, networks: Mapping[str, Net
 def _site_table(
     network: str, errors: Mapping[tuple[str, str], dict[str, Number]], points: Mapping[str, PointEntry]
 ) -> SiteTable:
-    rows = [SiteRow(lowering, runner, found) for (lowering, runner), found in errors.items()]
+    rows = [SiteRow(lowering, runner, figures) for (lowering, runner), figures in errors.items()]
     there = {place for row in rows for place in row.errors}
     sites = dict.fromkeys(point.site for point in points.values() if point.site)
     places = (f"{site}, {measure}" for site in sites for measure in MEASURES.values())
@@ -131,14 +131,14 @@ def worst_by_place(errors: Mapping[str, Number], points: Mapping[str, PointEntry
 
     At a site it is the grid's in pixels; for formats that do not expose the grid, the warped image's, else theta's.
     """
-    found = {}
+    by_site = {}
     for site in dict.fromkeys(points[name].site for name in errors):
         here = worst_by_kind({name: error for name, error in errors.items() if points[name].site == site}, points)
         kind = next((kind for kind in (*MEASURES, "output") if kind in here), None)
         if kind is None:  # integers only
             continue
-        found[f"{site}, {MEASURES[kind]}" if site else OUTPUTS] = here[kind]
-    return found
+        by_site[f"{site}, {MEASURES[kind]}" if site else OUTPUTS] = here[kind]
+    return by_site
 
 
 def add_portability(report: Report, directories: Sequence[NetworkDirectory], portability: Portability) -> None:
@@ -181,7 +181,7 @@ def most_different(checks: Checks) -> list[tuple[int, float, str, Check]]:
             if error is not None and (index not in worst or error > worst[index][0]):
                 worst[index] = (error, output, check)
     ranked = sorted(worst.items(), key=lambda item: -item[1][0])[:MOST_DIFFERENT]
-    return [(index, *found) for index, found in ranked]
+    return [(index, *difference) for index, difference in ranked]
 
 
 def differing_pictures(
@@ -189,13 +189,13 @@ def differing_pictures(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return those of the examples that have images, above each site's warped images, and a title for each."""
     places = {int(index): place for place, index in enumerate(pictures["indices"])}
-    known = [row for row in rows if row[0] in places]
-    chosen = [places[index] for index, *_ in known]
+    kept = [row for row in rows if row[0] in places]
+    chosen = [places[index] for index, *_ in kept]
     titles = []
-    for place, (index, error, *_) in zip(chosen, known, strict=True):
+    for place, (index, error, *_) in zip(chosen, kept, strict=True):
         label = int(pictures["labels"][place]) if "labels" in pictures else None
-        said = [] if label is None else [classes[label] if classes else str(label)]
-        titles.append("\n".join([f"#{index}", *map(visible, said), f"{error:.0e}"]))
+        words = [] if label is None else [classes[label] if classes else str(label)]
+        titles.append("\n".join([f"#{index}", *map(visible, words), f"{error:.0e}"]))
     return rows_of(pictures, chosen), titles
 
 

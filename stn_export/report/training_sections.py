@@ -23,21 +23,21 @@ def add_networks(report: Report, directories: Iterable[NetworkDirectory]) -> Non
     """Add an entry per network, the network under test first."""
     report.networks = [network(directory) for directory in directories]
     report.subject = report.networks[0]["label"]
-    report.plain = next((each["label"] for each in report.networks if each["role"] == PLAIN), "")
+    report.plain = next((network["label"] for network in report.networks if network["role"] == PLAIN), "")
 
 
 def network(directory: NetworkDirectory) -> dict:
     """Return the manifest's facts about one network, JSON-ready."""
-    content, known = directory.read(), directory.facts
+    content, network_facts = directory.read(), directory.facts
     program = content.artifacts.get(PROGRAM)
     specs = {side: getattr(program.contract, side) if program else () for side in ("inputs", "outputs")}
     facts = ("label", "role", "note", "parameters", "multiply_adds")
     return {
         "name": directory.name,
-        **{name: getattr(known, name) for name in facts},
-        "examples": known.examples.get("source", ""),
-        **{side: [f"{spec.name}: {spec.text}" for spec in found] for side, found in specs.items()},
-        "sites": [site_row(site) for site in known.sites],
+        **{name: getattr(network_facts, name) for name in facts},
+        "examples": network_facts.examples.get("source", ""),
+        **{side: [f"{spec.name}: {spec.text}" for spec in side_specs] for side, side_specs in specs.items()},
+        "sites": [site_row(site) for site in network_facts.sites],
         "refused": content.refused,
     }
 
@@ -67,10 +67,10 @@ def add_training(report: Report, runs: Sequence[Path]) -> None:
     for index, run in enumerate(runs):
         if not (run / TRAINING_FILE).exists():  # its networks were adopted
             continue
-        found = read_trainings(run)
-        report.warnings += found.caveats
-        report.figures[numbered("accuracy", index)] = charts_training.accuracy_curves(found.runs)
-        every += found.runs
+        comparisons = read_trainings(run)
+        report.warnings += comparisons.caveats
+        report.figures[numbered("accuracy", index)] = charts_training.accuracy_curves(comparisons.runs)
+        every += comparisons.runs
     report.training = [row for one in every for row in training_rows(one)]
     add_gains(report, [one for one in every if one.differences])
 
@@ -78,17 +78,17 @@ def add_training(report: Report, runs: Sequence[Path]) -> None:
 def training_rows(one: ModelComparison) -> list[dict]:
     """Return a row per network: what it is, how it was trained, and its accuracy over the seeds."""
     facts = {name: getattr(one, name) for name in ("title", "dataset", "recipe", "epochs", "precision", "measure")}
-    return [facts | asdict(found) | {"network": name} for name, found in one.models.items()]
+    return [facts | asdict(model) | {"network": name} for name, model in one.models.items()]
 
 
 def add_gains(report: Report, those: Sequence[ModelComparison]) -> None:
     """Add figures, table rows and sentences on the transformer's gain, if there is a comparison."""
     if not those:
         return
-    pairs = [(one, name, found) for one in those for name, found in one.differences.items()]
-    report.gains = [asdict(found) | {"title": one.title, "network": name} for one, name, found in pairs]
+    pairs = [(one, name, difference) for one in those for name, difference in one.differences.items()]
+    report.gains = [asdict(difference) | {"title": one.title, "network": name} for one, name, difference in pairs]
     for one in those:
-        verdicts = [f"against the {found.label} {found.sentence}" for found in one.differences.values()]
+        verdicts = [f"against the {difference.label} {difference.sentence}" for difference in one.differences.values()]
         report.verdicts.append(f"{one.title}: {'; '.join(verdicts)}.")
     if max(row["count"] for row in report.gains) > 1:  # with one seed there is no spread to draw
         report.figures["gain"] = charts_training.seed_accuracies(those)
@@ -262,11 +262,11 @@ def read_points(report: Report, run: Path, directories: Sequence[NetworkDirector
         UserError: if the file is not one of this package.
     """
     content = read_points_file(run)
-    programs = {each.name: each.listed(PROGRAM).sha256 for each in directories}
-    known = {name: each for name, each in content.items() if programs.get(name) == each["program"]}
-    others = [f"{run.name}/{name}" for name in content if name not in known]
+    programs = {directory.name: directory.listed(PROGRAM).sha256 for directory in directories}
+    current = {name: entry for name, entry in content.items() if programs.get(name) == entry["program"]}
+    others = [f"{run.name}/{name}" for name in content if name not in current]
     report.warnings += [f"The points of {name} are of another program. Run {command('verify')}." for name in others]
-    return known
+    return current
 
 
 def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, prefix: str = "") -> None:
@@ -296,7 +296,7 @@ def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, pr
             height, width = site["image_size"]
             theta, frame = site["theta"].double(), Frame(height, width, site["align_corners"])
             values = frame.decompose(theta).as_dict() | values
-            shown = {part: each.numpy() for part, each in values.items()}
+            shown = {part: value.numpy() for part, value in values.items()}
             outlines = frame.windows(theta[:OUTLINES]).numpy()
             drawn = {
                 numbered("theta", index): charts_training.theta_histograms(shown, f"What theta is: {title}"),
@@ -305,9 +305,9 @@ def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, pr
             report.figures |= drawn
             entry["charts"] = list(drawn)
         entry["parts"] = {
-            part: spread(known) | {"label": LABELS[part]}
-            for part, each in values.items()
-            if len(known := each[each.isfinite()])  # a map that flattens the image has no finite shear
+            part: spread(finite) | {"label": LABELS[part]}
+            for part, value in values.items()
+            if len(finite := value[value.isfinite()])  # a map that flattens the image has no finite shear
         }
         report.learned.append(entry)
 

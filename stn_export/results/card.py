@@ -68,7 +68,7 @@ def speedup_words(rows: Sequence[Timing], row: Timing, marks: Marks) -> str:
     if contest is None:
         return ""
     ratio = speed_ratio(over_moments(contest, rows).inverse) + marks.of(contest) + inconclusive(contest)
-    several = [baseline_words(each) for each in pytorch_contests(rows, row)]
+    several = [baseline_words(comparison) for comparison in pytorch_contests(rows, row)]
     among = f", the fastest of {', '.join(several)}" if len(several) > 1 else ""
     place = ", both with inputs in place" if row.regime == "request" and not contest.by_host else ""
     return f"speed-up over {baseline_words(contest)} {ratio}{place}{among}"
@@ -93,12 +93,12 @@ class Answer:
     @cached_property
     def by_device(self) -> dict[str, Shipped]:
         """The files to deploy by device, the fastest device first; only files whose verification is not stale count."""
-        rows, found = self.held.verified_rows, {}
+        rows, deployed = self.held.verified_rows, {}
         for device in sorted({row.device for row in rows}):
             ours = [row for row in rows if row.device == device]
             if chosen := shipped(ours, self.held.proved, self.held.portability, self.held.static_batch or 1):
-                found[device] = chosen
-        return dict(sorted(found.items(), key=lambda pair: pair[1].quick.row.median.middle))
+                deployed[device] = chosen
+        return dict(sorted(deployed.items(), key=lambda pair: pair[1].quick.row.median.middle))
 
     @property
     def deployed(self) -> Shipped | None:
@@ -115,7 +115,7 @@ class Answer:
         if self.deployed is None:
             return ""
         row = self.deployed.quick.row
-        files = {(each.network, each.name): each.file for each in self.held.artifacts}
+        files = {(artifact.network, artifact.name): artifact.file for artifact in self.held.artifacts}
         return f"{row.network}/{files[row.network, row.artifact]} (runner {row.runner})"
 
     def latency(self) -> str:
@@ -141,21 +141,21 @@ class Answer:
         return self.held.static_batch == 1 or any(row.batch > 1 for row in self.held.rows)
 
     def _speedup(self, row: Timing) -> str:
-        said = speedup_words(self.held.rows, row, self.marks)
-        return said and f"; {said}"
+        speedup = speedup_words(self.held.rows, row, self.marks)
+        return speedup and f"; {speedup}"
 
     def overhead(self) -> str:
         """State the latency of the network under test divided by that of the baseline."""
-        plain = [each.facts.label for each in self.held.directories if each.facts.role == PLAIN]
+        plain = [directory.facts.label for directory in self.held.directories if directory.facts.role == PLAIN]
         if self.deployed is None or not plain:
             return ""
         row = self.deployed.quick.row
         contest = contest_of(self.held.rows, "overhead", row)
         if contest is None:
             return f"not measured against the {plain[0]} in {row.runner}"
-        said = overhead_text(contest, self.marks.of(contest))
+        overhead = overhead_text(contest, self.marks.of(contest))
         label = contest.baseline_label
-        return f"{said} the latency of the {label} at batch {contest.batch:,}{inconclusive(contest)}"
+        return f"{overhead} the latency of the {label} at batch {contest.batch:,}{inconclusive(contest)}"
 
     def accuracy(self) -> str:
         """State the accuracy of the deployed file, of eager PyTorch and of the baseline.
@@ -163,9 +163,9 @@ class Answer:
         Before verification, return training's own sentence.
         """
         proved = reversed(list(self.held.proved.items()))  # so that the first runner's accuracy wins
-        found = {(network, name): value for (network, name, _), value in proved if value is not None}
-        own = {network: value for (network, artifact), value in found.items() if artifact == PROGRAM}
-        roles = {each.name: each.facts for each in self.held.directories}
+        accuracies = {(network, name): value for (network, name, _), value in proved if value is not None}
+        own = {network: value for (network, artifact), value in accuracies.items() if artifact == PROGRAM}
+        roles = {directory.name: directory.facts for directory in self.held.directories}
         subject = self.held.directories[0].name
         if subject not in own:
             return self.held.trainings[0].sentence.removeprefix("Test accuracy: ") if self.held.trainings else ""
@@ -173,7 +173,9 @@ class Answer:
         of_its_runner = self.held.proved.get(deployed)
         shown, value = deployed[1], own[subject] if of_its_runner is None else of_its_runner
         beside = [] if shown == PROGRAM else [f"eager PyTorch {percent(own[subject])}"]
-        beside += [f"{roles[name].label} {percent(each)}" for name, each in own.items() if roles[name].role == PLAIN]
+        beside += [
+            f"{roles[name].label} {percent(accuracy)}" for name, accuracy in own.items() if roles[name].role == PLAIN
+        ]
         return percent(value) + (f" ({', '.join(beside)})" if beside else "")
 
     def verified(self) -> str:
@@ -192,9 +194,9 @@ class Answer:
         if self.deployed is None:
             return ""
         row = self.deployed.quick.row
-        found = disturbance(each for each in self.held.rows if each.device == row.device)
-        if found.prevails:
-            return f"no: {found.prevailing} were disturbed by other work; {self._machine(row)}"
+        disturbed = disturbance(other for other in self.held.rows if other.device == row.device)
+        if disturbed.prevails:
+            return f"no: {disturbed.prevailing} were disturbed by other work; {self._machine(row)}"
         return f"{self._rivals(self.deployed.quick)}; {self._machine(row)}"
 
     def _rivals(self, choice: Choice) -> str:
@@ -215,8 +217,8 @@ class Answer:
         machine = environment["gpu" if row.device == "cuda" else "cpu"]
         sets = environment.get("instruction_sets", []) if row.device == "cpu" else []
         tf32 = f", TF32 {'on' if row.tf32 else 'off'}" if row.device == "cuda" else ""
-        known = f" ({', '.join(sets)})" if sets else ""
-        return f"on {machine}{known}, {row.threads} thread{'s' * (row.threads != 1)}{tf32}"
+        in_brackets = f" ({', '.join(sets)})" if sets else ""
+        return f"on {machine}{in_brackets}, {row.threads} thread{'s' * (row.threads != 1)}{tf32}"
 
     def caveat(self) -> list[str]:
         """Collect every caveat, the worst first."""
@@ -227,8 +229,8 @@ class Answer:
         exports = self.held.exports
         if not exports:
             return ""
-        size = sum(each.details.get("bytes", 0) for each in exports) / 2**20
-        return f"{len(exports)} files of {len({each.network for each in exports})} networks, {size:.1f} MiB"
+        size = sum(artifact.details.get("bytes", 0) for artifact in exports) / 2**20
+        return f"{len(exports)} files of {len({artifact.network for artifact in exports})} networks, {size:.1f} MiB"
 
     def runs(self) -> str:
         """State in which runtimes the first float32 lowering runs."""
@@ -236,7 +238,7 @@ class Answer:
 
     def refused(self) -> str:
         """State what could not be exported, and why."""
-        refused = {each.name: each.read().refused for each in self.held.directories}
+        refused = {directory.name: directory.read().refused for directory in self.held.directories}
         named = {f"{network}/{row}": why for network, rows in refused.items() for row, why in rows.items()}
         return "; ".join(by_reason(named, "row"))
 
@@ -244,8 +246,8 @@ class Answer:
         """State which runners could not check anything, and why."""
         if (verified := self.held.verified) is None:
             return ""
-        told = [f"{len(verified.refused)} times another runtime refuses a file"] if verified.refused else []
-        return "; ".join([*by_reason(verified.unavailable), *told])
+        notes = [f"{len(verified.refused)} times another runtime refuses a file"] if verified.refused else []
+        return "; ".join([*by_reason(verified.unavailable), *notes])
 
     def next(self) -> str:
         """Name the next stage to run; empty where all have run."""
@@ -288,18 +290,18 @@ def card(content: Held, stage: str | None = None) -> list[Line]:
     answer = Answer(content)
     lines: list[Line] = []
     for part in STAGES[stage] if stage else WHOLE:
-        said = getattr(answer, part)()
-        sentences = [said] if isinstance(said, str) else said
+        sentence = getattr(answer, part)()
+        sentences = [sentence] if isinstance(sentence, str) else sentence
         lines += [(part.replace("_", " "), sentence) for sentence in sentences if sentence]
     return lines
 
 
 def by_word(lines: Sequence[Line]) -> dict[str, str]:
     """Join the sentences that share a card's word."""
-    found: dict[str, list[str]] = {}
+    by_sentence: dict[str, list[str]] = {}
     for word, sentence in lines:
-        found.setdefault(word, []).append(sentence)
-    return {word: "; ".join(sentences) for word, sentences in found.items()}
+        by_sentence.setdefault(word, []).append(sentence)
+    return {word: "; ".join(sentences) for word, sentences in by_sentence.items()}
 
 
 KEPT = ("network", "artifact", "runner", "sha256", "batch", "regime", "p50", "p50_low", "p50_high")

@@ -39,8 +39,10 @@ def failed(content: Held, deployed: Deployed) -> Iterator[str]:
 def stale(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the files that were checked or timed before they changed."""
     timed = [row for row in content.rows if not is_baseline(row)]
-    found: dict[str, Sequence[Check | Timing]] = {"verify": content.checks, "bench": timed}
-    old = {stage: [name for name in map(content.current.changed, rows) if name] for stage, rows in found.items()}
+    rows_by_stage: dict[str, Sequence[Check | Timing]] = {"verify": content.checks, "bench": timed}
+    old = {
+        stage: [name for name in map(content.current.changed, rows) if name] for stage, rows in rows_by_stage.items()
+    }
     stages = [stage for stage, files in old.items() if files]
     if stages:
         names = dict.fromkeys(name for files in old.values() for name in files)
@@ -57,10 +59,10 @@ def impossible(content: Held, deployed: Deployed) -> Iterator[str]:
 def unverified(content: Held, deployed: Deployed) -> Iterator[str]:
     """Name the files without any check."""
     exported = {artifact.network for artifact in content.exports}
-    files = [f"{each.network}/{each.name}" for each in content.artifacts if each.network in exported]
+    files = [f"{artifact.network}/{artifact.name}" for artifact in content.artifacts if artifact.network in exported]
     checked = {f"{check.network}/{check.artifact}" for check in content.checks}
-    if left := [name for name in files if name not in checked]:
-        yield f"not verified, never deployed: {listed(left)}"
+    if unchecked := [name for name in files if name not in checked]:
+        yield f"not verified, never deployed: {listed(unchecked)}"
 
 
 def faster(content: Held, deployed: Deployed) -> Iterator[str]:
@@ -82,8 +84,8 @@ def faster(content: Held, deployed: Deployed) -> Iterator[str]:
 
 def disturbed(content: Held, deployed: Deployed) -> Iterator[str]:
     """State how much was timed while other work took the processor."""
-    if found := disturbance(content.rows):
-        yield f"disturbed by other work: {found.text} (their figures are marked {DISTURBED})"
+    if disturbed := disturbance(content.rows):
+        yield f"disturbed by other work: {disturbed.text} (their figures are marked {DISTURBED})"
 
 
 def contradicted(content: Held, deployed: Deployed) -> Iterator[str]:
@@ -91,10 +93,10 @@ def contradicted(content: Held, deployed: Deployed) -> Iterator[str]:
     marks = Marks(content.rows)
     shown = list(quoted(content.rows, deployed)) if deployed else []
     for name, contest in shown:
-        if found := marks.contradiction(contest):
-            pair = (found.paired, found.separate)
-            paired, separate = (each.inverse if contest.contest in ("eager", "pytorch") else each for each in pair)
-            cause = "measured while disturbed" if found.disturbed else "the machine changed between them"
+        if contradiction := marks.contradiction(contest):
+            pair = (contradiction.paired, contradiction.separate)
+            paired, separate = (ratio.inverse if contest.contest in ("eager", "pytorch") else ratio for ratio in pair)
+            cause = "measured while disturbed" if contradiction.disturbed else "the machine changed between them"
             yield (
                 f"{name} at batch {contest.batch:,}: the paired comparison says {speed_ratio(paired)}, separate "
                 f"timings {speed_ratio(separate)} (both marked {CONTRADICTED}): {cause}, run `stn-export bench --again`"
@@ -112,10 +114,10 @@ def gain(content: Held, deployed: Deployed) -> Iterator[str]:
     """State where the transformer loses or gains nothing measurable, and where one seed gives no interval."""
     differences = list(content.trainings[0].differences.values()) if content.trainings else []
     for finding in FINDINGS:
-        for each in differences:
-            if each.finding == finding:
-                yield f"against the {each.label} {each.sentence}"
-    if any(each.count == 1 for each in differences):
+        for difference in differences:
+            if difference.finding == finding:
+                yield f"against the {difference.label} {difference.sentence}"
+    if any(difference.count == 1 for difference in differences):
         yield "trained with one seed, so the accuracy gain has no confidence interval"
 
 

@@ -44,11 +44,11 @@ def proved_by(checks: Iterable[Check], is_current: Callable[[Check], bool]) -> d
 
 def portability_of(artifacts: Iterable) -> dict[str, Mapping]:
     """Return the portability of each lowering, as the manifest states it for the float32 file."""
-    known = (each for each in artifacts if each.precision == "fp32" and "portability" in each.details)
-    found: dict[str, Mapping] = {}
-    for artifact in known:
-        found.setdefault(artifact.lowering, artifact.details["portability"])
-    return found
+    audited = (artifact for artifact in artifacts if artifact.precision == "fp32" and "portability" in artifact.details)
+    verdicts: dict[str, Mapping] = {}
+    for artifact in audited:
+        verdicts.setdefault(artifact.lowering, artifact.details["portability"])
+    return verdicts
 
 
 def steps(rows: Iterable[Timing]) -> Rows:
@@ -276,8 +276,8 @@ def _sides(contest: Timing) -> tuple[tuple[str, int], tuple[str, int]]:
 
 def legend(*texts: str) -> str:
     """Explain the marks that occur in these texts; empty where none does."""
-    found = [mark for mark in LEGEND if any(mark in text for text in texts)]
-    return "; ".join(f"{mark} {LEGEND[mark]}" for mark in found)
+    shown = [mark for mark in LEGEND if any(mark in text for text in texts)]
+    return "; ".join(f"{mark} {LEGEND[mark]}" for mark in shown)
 
 
 @dataclass(frozen=True)
@@ -369,8 +369,8 @@ def shipped(rows: Iterable[Timing], proved: Proved, portability: Portability, sm
 
 def contest_of(rows: Iterable[Timing], name: str, row: Timing) -> Timing | None:
     """Return the program's paired comparison at the batch nearest by factor; of two as near, the larger batch."""
-    found = [other for other in rows if other.contest == name and program(other) == program(row)]
-    return min(found, key=lambda other: (abs(math.log(other.batch / row.batch)), -other.batch), default=None)
+    contests = [other for other in rows if other.contest == name and program(other) == program(row)]
+    return min(contests, key=lambda other: (abs(math.log(other.batch / row.batch)), -other.batch), default=None)
 
 
 def eager_contest(rows: Iterable[Timing], row: Timing) -> Timing | None:
@@ -381,16 +381,16 @@ def eager_contest(rows: Iterable[Timing], row: Timing) -> Timing | None:
 
 def headline(rows: Iterable[Timing], row: Timing) -> Timing:
     """Return the row whose time is quoted: a request, from host array to host array, where one was timed."""
-    found = [other for other in rows if other.regime == "request" and other.p50 is not None]
-    same = [other for other in found if (*program(other), other.batch) == (*program(row), row.batch)]
+    requests = [other for other in rows if other.regime == "request" and other.p50 is not None]
+    same = [other for other in requests if (*program(other), other.batch) == (*program(row), row.batch)]
     return same[0] if same else row
 
 
 def pytorch_contests(rows: Iterable[Timing], row: Timing) -> list[Timing]:
     """Return the row's paired comparisons with PyTorch as users run it, the fastest of these first."""
     timed = [other for other in rows if other.contest == "pytorch" and other.ratio is not None]
-    found = [other for other in timed if (*program(other), other.batch) == (*program(row), row.batch)]
-    return sorted(found, key=lambda other: -other.paired.middle)
+    same = [other for other in timed if (*program(other), other.batch) == (*program(row), row.batch)]
+    return sorted(same, key=lambda other: -other.paired.middle)
 
 
 def speedup_contest(rows: Sequence[Timing], row: Timing) -> Timing | None:

@@ -68,7 +68,7 @@ class Held:
     @property
     def proved(self) -> Proved:
         """Accuracy by verified program; None for a network that was never trained."""
-        untrained = {each.name for each in self.directories if each.facts.note == TWIN_NOTE}
+        untrained = {directory.name for directory in self.directories if directory.facts.note == TWIN_NOTE}
         proved = proved_by(self.checks, self.current.holds)
         return {name: None if name[0] in untrained else accuracy for name, accuracy in proved.items()}
 
@@ -76,17 +76,17 @@ class Held:
     def scored(self) -> dict[Program, Scored]:
         """The accuracies of verified programs, with the number of examples they were measured on."""
         proved, networks = self.proved, self.verified.networks if self.verified else {}
-        found: dict[Program, Scored] = {}
+        scored: dict[Program, Scored] = {}
         for check in filter(self.is_current, self.checks):
             accuracy = proved.get(program(check))
             if accuracy is not None and check.network in networks:
-                found[program(check)] = Scored(accuracy, networks[check.network].examples, check.agreement or 0.0)
-        return found
+                scored[program(check)] = Scored(accuracy, networks[check.network].examples, check.agreement or 0.0)
+        return scored
 
     @property
     def trained_accuracies(self) -> dict[str, float]:
         """Test accuracy of each network's checkpoint, as training recorded it."""
-        found: dict[str, float] = {}
+        accuracies: dict[str, float] = {}
         models = self.trainings[0].models if self.trainings else {}
         for directory in self.directories:
             checkpoint = directory.artifacts.get(CHECKPOINT)
@@ -96,15 +96,15 @@ class Held:
             seed = str(checkpoint.settings.get("seed"))
             if seed in trained.seeds:
                 best = checkpoint.settings.get("keep") == "best"
-                found[directory.name] = trained.seeds[seed] if best else trained.accuracies[seed][-1]
-        return found
+                accuracies[directory.name] = trained.seeds[seed] if best else trained.accuracies[seed][-1]
+        return accuracies
 
     @property
     def broken_laws(self) -> list[Broken]:
         """The laws that figures of this run break."""
         current = [check for check in self.checks if self.is_current(check)]
-        found = [*broken_by_rows(self.rows), *broken_by_checks(current)]
-        return [*found, *broken_by_accuracies(self.trained_accuracies, current)]
+        broken = [*broken_by_rows(self.rows), *broken_by_checks(current)]
+        return [*broken, *broken_by_accuracies(self.trained_accuracies, current)]
 
     @property
     def static_batch(self) -> int | None:
@@ -115,7 +115,7 @@ class Held:
     @property
     def portability(self) -> Portability:
         """For each float32 lowering of the network under test, a verdict per runtime, and why."""
-        return portability_of(each for each in self.directories[0].artifacts.values() if each.lowering)
+        return portability_of(artifact for artifact in self.directories[0].artifacts.values() if artifact.lowering)
 
 
 def held(run: Path) -> Held:

@@ -34,28 +34,28 @@ class Broken:
 
 def intervals_hold(row: Timing) -> Iterator[Broken]:
     """Check that a median or ratio lies in its interval."""
-    given = {"p50": row.median} if row.p50 is not None else {}
-    given |= {"ratio": row.paired} if row.ratio is not None else {}
-    for name, (middle, low, high) in given.items():
+    medians = {"p50": row.median} if row.p50 is not None else {}
+    medians |= {"ratio": row.paired} if row.ratio is not None else {}
+    for name, (middle, low, high) in medians.items():
         if not low * (1 - EQUAL) <= middle <= high * (1 + EQUAL):
-            said = f"{name} {middle:.4g} of {_named(row)} against {low:.4g} to {high:.4g}"
-            yield Broken("a median lies in its interval", said)
+            difference = f"{name} {middle:.4g} of {_named(row)} against {low:.4g} to {high:.4g}"
+            yield Broken("a median lies in its interval", difference)
 
 
 def percentiles_rise(row: Timing) -> Iterator[Broken]:
     """Check that no percentile is below a smaller one."""
     percentiles = [seconds for seconds in (row.p50, row.p90, row.p99) if seconds is not None]
     if any(later < earlier for earlier, later in pairwise(percentiles)):
-        told = ", ".join(f"{seconds:.4g}" for seconds in percentiles)
-        yield Broken("percentiles rise", f"percentiles {told} of {_named(row)}")
+        values = ", ".join(f"{seconds:.4g}" for seconds in percentiles)
+        yield Broken("percentiles rise", f"percentiles {values} of {_named(row)}")
 
 
 def rate_is_of_the_median(row: Timing) -> Iterator[Broken]:
     """Check that examples per second are the batch divided by the median time."""
     rate = row.examples_per_second
     if rate is not None and row.p50 is not None and _differ(rate * row.p50, row.batch):
-        said = f"{rate:.6g} examples/s of {_named(row)}, whose median is {row.p50:.4g} s"
-        yield Broken("a rate is that of the median", said)
+        difference = f"{rate:.6g} examples/s of {_named(row)}, whose median is {row.p50:.4g} s"
+        yield Broken("a rate is that of the median", difference)
 
 
 def parts_add_up(row: Timing, call_seconds: float | None = None) -> Iterator[Broken]:
@@ -71,8 +71,8 @@ def parts_add_up(row: Timing, call_seconds: float | None = None) -> Iterator[Bro
     nodes = [sum(node[-1] for node in row.nodes)] if row.nodes else []
     for whole in [*nodes, *([] if call_seconds is None else [call_seconds])]:
         if _differ(parts, whole):
-            said = f"parts of {parts:.4g} s of {_named(row)} against {whole:.4g} s of the call"
-            yield Broken("the parts of a profile add up to the call", said)
+            difference = f"parts of {parts:.4g} s of {_named(row)} against {whole:.4g} s of the call"
+            yield Broken("the parts of a profile add up to the call", difference)
 
 
 def ratio_is_of_the_seconds(row: Timing) -> Iterator[Broken]:
@@ -81,8 +81,8 @@ def ratio_is_of_the_seconds(row: Timing) -> Iterator[Broken]:
         return
     of_times, paired = known(row.seconds) / known(row.baseline_seconds), row.paired
     if not paired.low / NOISE <= of_times <= paired.high * NOISE:
-        said = f"ratio {paired.middle:.4g} of {_named(row)} against {of_times:.4g}"
-        yield Broken("a ratio is that of its two times", said)
+        difference = f"ratio {paired.middle:.4g} of {_named(row)} against {of_times:.4g}"
+        yield Broken("a ratio is that of its two times", difference)
 
 
 def contradictions_are_marked(rows: Sequence[Timing]) -> Iterator[Broken]:
@@ -110,8 +110,8 @@ def no_peak_is_beaten(row: Timing, work: Mapping[str, Mapping], peak: Mapping | 
     is_peak = peak.get("widths") or not peak["source"].startswith("measured")
     rate = peak["flops"].get(row.precision) if is_peak else None
     if rate is not None and counted["native_flops"] / row.p50 > rate * (1 + EQUAL):
-        said = f"{counted['native_flops'] / row.p50:.4g} FLOP/s of {_named(row)} where the peak is {rate:.4g}"
-        yield Broken("no peak is beaten", said)
+        difference = f"{counted['native_flops'] / row.p50:.4g} FLOP/s of {_named(row)} where the peak is {rate:.4g}"
+        yield Broken("no peak is beaten", difference)
 
 
 LAWS_OF_A_ROW = (intervals_hold, percentiles_rise, rate_is_of_the_median, parts_add_up, ratio_is_of_the_seconds)
@@ -119,18 +119,18 @@ LAWS_OF_A_ROW = (intervals_hold, percentiles_rise, rate_is_of_the_median, parts_
 
 def broken_by_rows(rows: Sequence[Timing]) -> list[Broken]:
     """Return the violations among the rows of a benchmark file."""
-    found = [broken for row in rows for law in LAWS_OF_A_ROW for broken in law(row)]
-    return [*found, *contradictions_are_marked(rows)]
+    broken = [broken for row in rows for law in LAWS_OF_A_ROW for broken in law(row)]
+    return [*broken, *contradictions_are_marked(rows)]
 
 
 def broken_by_file(content: Mapping) -> list[Broken]:
     """Return the violations in a benchmark file, with pytest-benchmark's own statistics of its rows."""
     rows = timings(content)
-    found = broken_by_rows(rows)
+    broken = broken_by_rows(rows)
     for row, entry in zip(rows, content["benchmarks"], strict=True):
-        found += parts_add_up(row, entry["stats"]["median"])
-        found += no_peak_is_beaten(row, content.get("work", {}), content.get("peak"))
-    return list(dict.fromkeys(found))
+        broken += parts_add_up(row, entry["stats"]["median"])
+        broken += no_peak_is_beaten(row, content.get("work", {}), content.get("peak"))
+    return list(dict.fromkeys(broken))
 
 
 def require(content: Mapping, where: object) -> None:
@@ -139,8 +139,8 @@ def require(content: Mapping, where: object) -> None:
     Raises:
         UserError: naming the first ones.
     """
-    if found := broken_by_file(content):
-        raise UserError(f"{where} contradicts itself: {listed(list(map(str, found)), '; ')}", AGAIN)
+    if broken := broken_by_file(content):
+        raise UserError(f"{where} contradicts itself: {listed(list(map(str, broken)), '; ')}", AGAIN)
 
 
 def broken_by_checks(checks: Sequence[Check]) -> Iterator[Broken]:
@@ -151,10 +151,10 @@ def broken_by_checks(checks: Sequence[Check]) -> Iterator[Broken]:
             forced.setdefault(check.network, set()).update(filter(_forces, check.comparisons))
     for check in checks:
         noted, compared = " ".join([*check.notes, check.failure]), check.comparisons
-        wanted = forced.get(check.network, set()) if check.passed and compared else set()
-        if missing := [name for name in sorted(wanted) if name not in compared and name not in noted]:
-            said = f"{counted(len(missing), 'theta')} ({listed(missing)}) of {check.network}/{row_name(check)}"
-            yield Broken("every forced theta is counted", said)
+        forced_sites = forced.get(check.network, set()) if check.passed and compared else set()
+        if missing := [name for name in sorted(forced_sites) if name not in compared and name not in noted]:
+            names = f"{counted(len(missing), 'theta')} ({listed(missing)}) of {check.network}/{row_name(check)}"
+            yield Broken("every forced theta is counted", names)
 
 
 def broken_by_accuracies(trained: Mapping[str, float], checks: Iterable[Check]) -> Iterator[Broken]:
@@ -165,11 +165,13 @@ def broken_by_accuracies(trained: Mapping[str, float], checks: Iterable[Check]) 
         checks: of today's files.
     """
     for check in checks:
-        said, found = trained.get(check.network), check.accuracy
+        in_training, verified = trained.get(check.network), check.accuracy
         own = check.artifact == PROGRAM and check.precision == "fp32"
-        if own and said is not None and found is not None and abs(said - found) > SAME_ACCURACY:
-            told = f"{percent(found)} of {check.network}/{row_name(check)} against {percent(said)} in training"
-            yield Broken("accuracy in training is that in verification", told)
+        if own and in_training is not None and verified is not None and abs(in_training - verified) > SAME_ACCURACY:
+            difference = (
+                f"{percent(verified)} of {check.network}/{row_name(check)} against {percent(in_training)} in training"
+            )
+            yield Broken("accuracy in training is that in verification", difference)
 
 
 def _differ(one: float, other: float) -> bool:

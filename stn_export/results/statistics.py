@@ -216,8 +216,8 @@ def _over_loads(values: np.ndarray, loads: np.ndarray) -> tuple[float, float]:
     groups, unseen = by_load(np.log(values), loads), 0.0
     if len(groups) == 1:
         groups, unseen = np.array_split(groups[0], min(METHOD.loads, len(values))), METHOD.load_spread
-    found = estimate(_medians(groups).tolist())
-    return found.mean, _reach(found) + unseen
+    estimated = estimate(_medians(groups).tolist())
+    return estimated.mean, _reach(estimated) + unseen
 
 
 def noise_reach(ratios: np.ndarray, loads: np.ndarray) -> float:
@@ -244,8 +244,8 @@ def _medians(groups: list[np.ndarray]) -> np.ndarray:
     return np.array([np.median(group) for group in groups])
 
 
-def _reach(found: Estimate) -> float:
-    return 0.0 if found.count == 1 else found.high - found.mean
+def _reach(estimated: Estimate) -> float:
+    return 0.0 if estimated.count == 1 else estimated.high - estimated.mean
 
 
 def _around(centre: float, reach: float) -> tuple[float, float]:

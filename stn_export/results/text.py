@@ -86,6 +86,6 @@ def by_reason(reasons: Mapping[str, str], kind: str = "runner") -> list[str]:
     lines = []
     for reason, names in sorted(groups.items(), key=lambda group: len(group[1])):
         where = "CUDA " if all("cuda" in name for name in names) else ""
-        told = f"{len(names)} {where}{kind}s" if len(names) > NAMED else ", ".join(names)
-        lines.append(f"{told}: {reason}")
+        named = f"{len(names)} {where}{kind}s" if len(names) > NAMED else ", ".join(names)
+        lines.append(f"{named}: {reason}")
     return lines

@@ -316,7 +316,7 @@ def compare_typed(
 
 def worst_by_kind(errors: Mapping[str, Number], points: Mapping[str, PointEntry]) -> dict[str, Number]:
     """Return the largest error of each kind of point, in the kinds' order; None where one is no number."""
-    found: dict[str, list] = defaultdict(list)
+    values: dict[str, list] = defaultdict(list)
     for point, error in errors.items():
-        found[points[point].kind].append(error)
-    return {kind: None if None in found[kind] else max(found[kind]) for kind in KINDS if kind in found}
+        values[points[point].kind].append(error)
+    return {kind: None if None in values[kind] else max(values[kind]) for kind in KINDS if kind in values}

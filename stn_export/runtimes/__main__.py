@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     where.mkdir(parents=True, exist_ok=True)
     with in_folder(where):
         reasons = {runtime: "" if runtime.version else runtime.install() for runtime in RUNTIMES}
-        rows = [(each.name, each.packages[0], each.version or cli.NONE, reasons[each]) for each in RUNTIMES]
+        rows = [
+            (runtime.name, runtime.packages[0], runtime.version or cli.NONE, reasons[runtime]) for runtime in RUNTIMES
+        ]
     cli.table(f"Runtimes in {where}", ("runtime", "package", "version", "why not"), rows, ("why not",))
     with asked_for(where):
         cli.card([("runtimes", f"{len(runtimes_here())} of {len(RUNTIMES)} at hand")])

@@ -107,8 +107,8 @@ def _restored(trainer: Trainer, path: Path) -> bool:
     try:
         return trainer.restore(state)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # PyTorch raises various errors
-        said = f"{path} is damaged or of another version: {one_line(error)}"
-        raise UserError(said, "delete it to train that network from its beginning") from error
+        damaged = f"{path} is damaged or of another version: {one_line(error)}"
+        raise UserError(damaged, "delete it to train that network from its beginning") from error
 
 
 def cohorts(started: Sequence[Pair], device: torch.device) -> list[list[Pair]]:
@@ -201,21 +201,21 @@ def _meta(trainer: Trainer) -> dict:
 
 def print_summary(cells: Sequence[Cell]) -> None:
     """Print a row per model: its measured test accuracy over the seeds."""
-    found = Group(cells[0].run.name, tuple(read_training(cell.directory) for cell in cells))
+    group = Group(cells[0].run.name, tuple(read_training(cell.directory) for cell in cells))
     rows = [
         (
             model,
-            f"{found.models[model][0].facts.multiply_adds:,}",
+            f"{group.models[model][0].facts.multiply_adds:,}",
             str(figure.count),
             f"{figure.mean:.2%}",
             cli.figure(100 * figure.deviation, ".2f"),
             f"{figure.low:.2%} to {figure.high:.2%}" if figure.count > 1 else cli.NONE,
         )
-        for model, figure in found.estimates.items()
+        for model, figure in group.estimates.items()
     ]
     columns = ("model", "multiply-adds", "seeds", "test accuracy", "sd, points", "95 % interval of the mean")
     cli.table(
-        f"Test accuracy: {found.measure}", columns, rows, ("sd, points", "multiply-adds", "95 % interval of the mean")
+        f"Test accuracy: {group.measure}", columns, rows, ("sd, points", "multiply-adds", "95 % interval of the mean")
     )
 
 

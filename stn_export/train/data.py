@@ -148,7 +148,7 @@ def load_dataset(name: str, data: Path | None = None) -> Dataset:
     Raises:
         UserError: for an unknown name, or if CIFAR-10 cannot be found, downloaded or read.
     """
-    require_choice("data set", name, [each for each in DATASETS if each != FOLDER])
+    require_choice("data set", name, [dataset for dataset in DATASETS if dataset != FOLDER])
     dataset = _load_digits() if name == "digits" else _load_cifar10(data)
     limits = DATASETS[name].affine
     return dataset if limits is None else _with_warped_test(dataset, name, limits)
@@ -228,10 +228,10 @@ def _tree_files(folder: Path) -> list[Path]:
     """List every PNG of ``<folder>/<class>/``, shuffled with a fixed seed so that any prefix is a fair sample."""
     files = []
     for label in DATASETS["cifar10"].classes:
-        found = sorted((folder / label).glob("*.png"))
-        if not found:
+        pictures = sorted((folder / label).glob("*.png"))
+        if not pictures:
             raise UserError(f"{folder / label} is missing or holds no .png", "every class needs its own directory")
-        files += found
+        files += pictures
     return [files[index] for index in torch.randperm(len(files), generator=torch.Generator().manual_seed(0))]
 
 
@@ -347,8 +347,8 @@ def _drawn(data: Path, files: Files) -> tuple[Files, Files]:
     train, test = Files(), Files()
     for name, those in files.items():
         if len(those) < 2:
-            said = f"{data / name} holds one picture, which cannot be both trained on and tested"
-            raise UserError(said, "add pictures of that class, or remove its folder")
+            problem = f"{data / name} holds one picture, which cannot be both trained on and tested"
+            raise UserError(problem, "add pictures of that class, or remove its folder")
         order = torch.randperm(len(those), generator=random).tolist()
         count = max(1, round(TEST_SHARE * len(those)))
         test[name] = [those[index] for index in order[:count]]

@@ -49,11 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with the exit code of a stage that could not run to its end.
         UserError: for options or pictures that cannot be trained on.
     """
-    given = cli.parse("gain", arguments)
-    if given.format != FORMS[0]:
-        raise UserError(f"--format {given.format} is of single stages", "leave it out; RUN/training.json is the answer")
-    run = given.run or run_for(given.dataset, given.data, ARTIFACTS / "gain")
-    options = Namespace(**vars(given) | {"run": run, "models": tuple(MODELS), "validation": 0, "keep": "last"})
+    parsed = cli.parse("gain", arguments)
+    if parsed.format != FORMS[0]:
+        raise UserError(
+            f"--format {parsed.format} is of single stages", "leave it out; RUN/training.json is the answer"
+        )
+    run = parsed.run or run_for(parsed.dataset, parsed.data, ARTIFACTS / "gain")
+    options = Namespace(**vars(parsed) | {"run": run, "models": tuple(MODELS), "validation": 0, "keep": "last"})
     device = resolve_device(options.device)
     refuse(options, device)
     dataset = dataset_of(options)
@@ -126,8 +128,8 @@ def gains(one: ModelComparison) -> str:
     """State the transformer's accuracy, and its gain over each other network."""
     ours = one.models[TRANSFORMER]
     against = [
-        f"against the {found.label} ({percent(one.models[model].mean)}) {found.sentence}"
-        for model, found in one.differences.items()
+        f"against the {difference.label} ({percent(one.models[model].mean)}) {difference.sentence}"
+        for model, difference in one.differences.items()
     ]
     return f"Test accuracy with the spatial transformer: {percent(ours.mean)}; {'; '.join(against)}."
 
@@ -136,7 +138,7 @@ def learned(one: ModelComparison, dataset: Dataset) -> str:
     """Warn where no network does better than answering the largest class; empty where one does."""
     labels = dataset.test.labels
     guess = labels.bincount().max().item() / len(labels)
-    best = max(each.mean for each in one.models.values())
+    best = max(model.mean for model in one.models.values())
     if best > guess + CHANCE * (guess * (1 - guess) / len(labels)) ** 0.5:
         return ""
     return f"No network learned more than to guess ({percent(guess)}), so that this says nothing: give more --epochs."
@@ -144,13 +146,13 @@ def learned(one: ModelComparison, dataset: Dataset) -> str:
 
 def costs(one: ModelComparison, content: Held) -> str:
     """State the transformer's parameters, multiply-adds and measured overhead against the plain network."""
-    ours, plain = one.models[TRANSFORMER], next(each for each in one.models.values() if each.role == PLAIN)
+    ours, plain = one.models[TRANSFORMER], next(model for model in one.models.values() if model.role == PLAIN)
     size = f"{ours.parameters:,} parameters instead of {plain.parameters:,}"
     work = f"{ours.multiply_adds / plain.multiply_adds:.2f} × the multiply-adds"
     measured = Answer(content)
     overhead = measured.overhead()
-    said = f"{overhead}, measured on {measured.deploy()}" if overhead else "a latency that was not measured"
-    return f"It costs {size}, {work} and {said}."
+    cost = f"{overhead}, measured on {measured.deploy()}" if overhead else "a latency that was not measured"
+    return f"It costs {size}, {work} and {cost}."
 
 
 def tested(dataset: Dataset) -> str:

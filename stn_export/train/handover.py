@@ -87,8 +87,8 @@ CONTRACT = contract_of(CIFAR10_SIZES)
 def captured(model: nn.Module, name: str, sizes: Sizes = CIFAR10_SIZES) -> Program:
     """Capture one of this package's networks, on the CPU and in evaluation mode, as a program."""
     contract = contract_of(sizes)
-    found = capture(model, (torch.zeros(2, *sizes.image),), [spec.shape for spec in contract.inputs])
-    return Program(found.exported, contract, _origin(name, sizes))
+    captured = capture(model, (torch.zeros(2, *sizes.image),), [spec.shape for spec in contract.inputs])
+    return Program(captured.exported, contract, _origin(name, sizes))
 
 
 def _origin(name: str, sizes: Sizes) -> dict:
@@ -121,7 +121,7 @@ def enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
 
 def _enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
     examples = write_examples(cells[0].run, examples_of(dataset))
-    digest, said, sizes = sha256_of(latest(examples)), dataset.spec, dataset.sizes
+    digest, spec, sizes = sha256_of(latest(examples)), dataset.spec, dataset.sizes
     for cell in cells:
         directory, network = cell.directory, MODELS[cell.settings.model]
         checkpoint = directory.listed(CHECKPOINT)
@@ -136,8 +136,8 @@ def _enter_trained(cells: Sequence[Cell], dataset: Dataset) -> None:
             label=network.label,
             role=network.role,
             note=network.note,
-            source=said.note,
-            classes=said.classes,
+            source=spec.note,
+            classes=spec.classes,
             parent_sha256=checkpoint.sha256,
         )
         cli.say(f"{cell}: wrote {directory.path / PROGRAM_FILE}")

@@ -90,8 +90,8 @@ class Group:
     @cached_property
     def models(self) -> dict[str, list[Training]]:
         """Return the trainings of each model by increasing seed, models in the order of ``MODELS``."""
-        found = {model: [training for training in self.trainings if training.model == model] for model in MODELS}
-        return {model: sorted(those, key=lambda one: one.seed) for model, those in found.items() if those}
+        by_model = {model: [training for training in self.trainings if training.model == model] for model in MODELS}
+        return {model: sorted(those, key=lambda one: one.seed) for model, those in by_model.items() if those}
 
     def accuracies(self, model: str) -> dict[int, float]:
         """Return the measured test accuracy by seed."""
@@ -138,10 +138,10 @@ def verdict(gain: Estimate) -> str:
         "gain": f"the transformer gains {gain.mean:.1f} points",
         "loss": f"the transformer costs {-gain.mean:.1f} points",
     }
-    found = finding(gain)
-    low, high = (-gain.high, -gain.low) if found == "loss" else (gain.low, gain.high)
+    sentence = finding(gain)
+    low, high = (-gain.high, -gain.low) if sentence == "loss" else (gain.low, gain.high)
     interval = f" (95 % interval {low:.1f} to {high:.1f}, {gain.count} seeds)".replace("-", "−")
-    return sentences[found] + (interval if gain.count > 1 else "")
+    return sentences[sentence] + (interval if gain.count > 1 else "")
 
 
 def signed(value: float) -> str:
@@ -157,26 +157,26 @@ def groups(run: Path) -> list[Group]:
     """
     if not run.is_dir():
         raise UserError(f"there is no run at {run}", f"run {command('train', run=run)} first, or name another")
-    found: list[list[Training]] = []
+    grouped: list[list[Training]] = []
     for training in _finished(run):
-        group = next((group for group in found if group[0].settings == training.settings), None)
+        group = next((group for group in grouped if group[0].settings == training.settings), None)
         if group is None:
-            found.append([training])
+            grouped.append([training])
         elif all((other.model, other.seed) != (training.model, training.seed) for other in group):
             group.append(training)  # a seed may exist twice, from an older run with another first seed
-    if not found:
+    if not grouped:
         raise UserError(f"no training in {run} is finished", f"run {command('train', run=run)} again to go on")
-    return [Group(run.name, tuple(group)) for group in found]
+    return [Group(run.name, tuple(group)) for group in grouped]
 
 
 def _finished(run: Path) -> list[Training]:
     """Return the finished trainings, sorted by directory, then by model."""
-    busy, found = unfinished(run), []
+    busy, groups_found = unfinished(run), []
     for pattern in PLACES:
         directories = [NetworkDirectory(path.parent) for path in sorted(run.glob(f"{pattern}/{MANIFEST}"))]
-        those = [each for each in directories if each.path not in busy and _is_trained(each)]
-        found += sorted(map(read_training, those), key=lambda one: list(MODELS).index(one.model))
-    return found
+        those = [directory for directory in directories if directory.path not in busy and _is_trained(directory)]
+        groups_found += sorted(map(read_training, those), key=lambda one: list(MODELS).index(one.model))
+    return groups_found
 
 
 def _is_trained(directory: NetworkDirectory) -> bool:
@@ -204,13 +204,13 @@ def read_training(directory: NetworkDirectory) -> Training:
     )
 
 
-def caveats(run: Path, found: Sequence[Group]) -> list[str]:
+def caveats(run: Path, those: Sequence[Group]) -> list[str]:
     """Return the caveats on a run's groups: trainings left out, settings that differ."""
     lines = [f"{path.relative_to(run.parent)} is not finished and left out." for path in unfinished(run)]
     differing = [
-        key for key in found[0].settings if any(one.settings.get(key) != found[0].settings[key] for one in found)
+        key for key in those[0].settings if any(one.settings.get(key) != those[0].settings[key] for one in those)
     ]
-    if len(found) > 1:
+    if len(those) > 1:
         what = ", ".join(differing).replace("_", " ")
         lines.append(f"{run.name} was trained with more than one setting ({what}): shown apart, not compared.")
     return lines
@@ -229,10 +229,10 @@ def write_trainings(run: Path) -> None:
     """Write ``training.json`` if a training is finished and the content changes; the last of several writers wins."""
     with FileLock(run / LOCK):
         try:
-            found = groups(run)
+            found_groups = groups(run)
         except UserError:
             return
-        content = Trainings([comparison(one) for one in found], caveats(run, found)).to_bytes()
+        content = Trainings([comparison(one) for one in found_groups], caveats(run, found_groups)).to_bytes()
         write_if_changed(run / TRAINING_FILE, content)
 
 
@@ -241,7 +241,7 @@ def comparison(one: Group) -> ModelComparison:
     dataset, recipe = one.settings["dataset"], one.settings["recipe"]
     precision = one.settings.get("precision", PRECISIONS[0])  # older runs, before there was a choice, do not name it
     title = f"{dataset}, {recipe['name']}, {recipe['epochs']} epochs"
-    environments = [each.environment | {"device": each.device} for each in one.trainings]
+    environments = [training.environment | {"device": training.device} for training in one.trainings]
     return ModelComparison(
         run=one.run,
         title=title if precision == PRECISIONS[0] else f"{title}, {precision}",
@@ -255,25 +255,29 @@ def comparison(one: Group) -> ModelComparison:
         differences={model: difference(one, model) for model in one.differences},
         reference=reference_for(one),
         settings=one.settings,
-        environments=[each for index, each in enumerate(environments) if each not in environments[:index]],
+        environments=[
+            environment for index, environment in enumerate(environments) if environment not in environments[:index]
+        ],
     )
 
 
 def trained(one: Group, model: str) -> Trained:
     """Return the stored content for one network."""
     those = one.models[model]
-    facts, seconds = those[0].facts, [each.seconds for each in those]
+    facts, seconds = those[0].facts, [training.seconds for training in those]
     return Trained(
         **_figures(one.estimates[model]),
         label=facts.label,
         role=facts.role,
         parameters=facts.parameters,
         multiply_adds=facts.multiply_adds,
-        device=", ".join(dict.fromkeys(each.device for each in those)),
-        seconds={str(each.seed): round(each.seconds, 1) for each in those},
+        device=", ".join(dict.fromkeys(training.device for training in those)),
+        seconds={str(training.seed): round(training.seconds, 1) for training in those},
         median_seconds=round(statistics.median(seconds), 1),
         seeds=_by_seed(one.accuracies(model)),
-        accuracies={str(each.seed): [round(value, ACCURACY_DIGITS) for value in each.accuracies] for each in those},
+        accuracies={
+            str(training.seed): [round(value, ACCURACY_DIGITS) for value in training.accuracies] for training in those
+        },
     )
 
 
@@ -293,15 +297,15 @@ def _by_seed(values: dict[int, float]) -> dict[str, float]:
     return {str(seed): round(value, DIGITS) for seed, value in values.items()}
 
 
-def _figures(found: Estimate) -> dict:
-    return {name: value if value is None else round(value, DIGITS) for name, value in found.as_dict().items()}
+def _figures(estimate: Estimate) -> dict:
+    return {name: value if value is None else round(value, DIGITS) for name, value in estimate.as_dict().items()}
 
 
 def accuracy_sentence(one: Group) -> str:
     """Describe every model's accuracy, and the reference run's if it is of the same recipe and epochs."""
     sentence = "Test accuracy: " + ", ".join(
-        f"{MODELS[model].label} {found.mean:.2%}" + (f" ({found.count} seeds)" if found.count > 1 else "")
-        for model, found in one.estimates.items()
+        f"{MODELS[model].label} {estimate.mean:.2%}" + (f" ({estimate.count} seeds)" if estimate.count > 1 else "")
+        for model, estimate in one.estimates.items()
     )
     reference = reference_for(one)
     if reference and reference.settled is not None:

@@ -245,11 +245,11 @@ def _refuse_data(options: Namespace) -> None:
     if own and options.data is None:
         raise UserError("--dataset folder takes pictures of your own", "name their folder with --data DIR")
     if options.data is not None and not (own or name.startswith("cifar10")):
-        said = f"--data {options.data} has no effect: --dataset {name} takes no files"
-        raise UserError(said, "add --dataset folder to train on your own pictures, or leave out --data")
+        problem = f"--data {options.data} has no effect: --dataset {name} takes no files"
+        raise UserError(problem, "add --dataset folder to train on your own pictures, or leave out --data")
     if options.size is not None and not own:
-        said = f"--size {options.size} has no effect: the images of --dataset {name} have a size already"
-        raise UserError(said, "leave it out; it is of --dataset folder")
+        problem = f"--size {options.size} has no effect: the images of --dataset {name} have a size already"
+        raise UserError(problem, "leave it out; it is of --dataset folder")
 
 
 def _long_enough(recipe: Recipe, images: int) -> Recipe:
