@@ -199,7 +199,7 @@ def test_open_sizes_are_those_of_the_examples_or_as_said():
     found = stn_export.adopt(ZOO["FlowWarp"].build(), ZOO["FlowWarp"].shapes, sizes=sizes)
     assert found.program.sizes == sizes
     assert found.examples.inputs["flow"].shape == (64, 2, 24, 56)
-    assert found.examples.source == "64 random examples, seed 0: nobody brought any"
+    assert found.examples.source == "64 random examples, seed 0: none were given"
     assert found.program.contract.open_sizes == ("H", "W")
 
 

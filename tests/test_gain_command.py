@@ -147,7 +147,7 @@ def test_the_answer_is_one_paragraph(
         "against the wide CNN (81.00 %) the transformer gains. "
         "It costs 39,884 parameters instead of 31,340, 2.00 × the multiply-adds and 1.81 × (1.80 to 1.82) the latency "
         "of the plain CNN at batch 1, measured on stn/matmul-fp32.onnx (runner onnxruntime-cpu). "
-        "The intervals are over seeds, on the same 200 test pictures, each of them 0.5 points."
+        "The intervals are over seeds, on the same 200 test pictures, each of them 0.5 of a percentage point."
     )
 
 

@@ -96,7 +96,8 @@ def test_all_says_before_each_stage_what_is_left(
     call = ["all", "--run", str(tmp_path / "run"), "--epochs", "2", "--seeds", "3"]
     assert cli.start(call) == 0
     first = capsys.readouterr().out.splitlines()
-    assert first[0] == "all: 5 stages, train, export, verify, bench, report never timed on this machine so far"
+    assert first[0] == "all: 5 stages, never timed on this machine so far"
+    assert first[1] == "train (1 of 5, after 0 s)"
     names = {name.rpartition("/")[0]: name for name in Paces.read().seconds}
     assert len(names) == 5
     for name, seconds in zip(names, (60, 10, 5, 30, 7), strict=True):
@@ -129,7 +130,7 @@ def test_twice_the_seeds_are_twice_the_work():
     one.took(20.0)
     assert two.expected == 40.0
     assert left_words(["a", "b"], {"a": one, "b": Work("new", 1)}) == (
-        "about 20 s and b never timed on this machine so far"
+        "about 20 s and b, never timed on this machine so far,"
     )
 
 

@@ -243,6 +243,12 @@ def program_runner(name: str, folder: Path, spec: str) -> tuple[Runner, Arrays]:
     return found.open(path, program.contract), program.contract.arrays(ZOO[name].examples(5).take(5))
 
 
+def test_an_input_of_another_name_is_refused(runner: Runner, stn: NetworkDirectory):
+    feeds = feeds_of(runner, stn, 2)
+    with pytest.raises(UserError, match="there is no input pictures"):
+        runner.infer(feeds | {"pictures": next(iter(feeds.values()))})
+
+
 def test_several_inputs_and_outputs_by_name(tmp_path: Path):
     runner, feeds = program_runner("FlowWarp", tmp_path, "eager-cpu")
     assert runner.options["code"] == "the captured graph: its code was not given" or "own" in runner.options["code"]

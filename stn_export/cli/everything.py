@@ -90,10 +90,10 @@ def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work], command
         SystemExit: with the exit code of a stage that could not run to its end.
     """
     failed, started = [], time.monotonic()
-    cli.say(f"{command}: {len(stages)} stages, {left_words(list(work), work)}", "bold")
+    cli.say(f"{command}: {len(stages)} stages, {left_words(list(work), work) or UNTIMED}", "bold")
     for number, (stage, options) in enumerate(stages.items(), 1):
         after, left = cli.duration(time.monotonic() - started), left_words(list(work)[number - 1 :], work)
-        cli.say(f"{stage} ({number} of {len(stages)}, after {after}; {left} left)", "bold")
+        cli.say(f"{stage} ({number} of {len(stages)}, after {after}{left and f'; {left} left'})", "bold")
         begun = time.monotonic()
         code, message = perform(stage, options)
         if code in (EXIT_OK, EXIT_CHECK_FAILED):
@@ -108,14 +108,18 @@ def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work], command
     return failed
 
 
+UNTIMED = "never timed on this machine so far"
+
+
 def left_words(stages: Sequence[str], work: Mapping[str, Work]) -> str:
-    """Say about how long stages take, by earlier commands here, and which of them were never timed."""
+    """Say about how long stages take, by earlier commands here, and which were never timed; empty if none was."""
     expected = {stage: work[stage].expected for stage in stages}
     seconds_known = [seconds for seconds in expected.values() if seconds is not None]
     unknown = [stage for stage, seconds in expected.items() if seconds is None]
-    parts = [f"about {cli.duration(sum(seconds_known))}"] if seconds_known else []
-    parts += [f"{', '.join(unknown)} never timed on this machine so far"] if unknown else []
-    return " and ".join(parts)
+    if not seconds_known:
+        return ""
+    beside = f" and {', '.join(unknown)}, {UNTIMED}," if unknown else ""
+    return f"about {cli.duration(sum(seconds_known))}{beside}"
 
 
 def perform(stage: str, options: Sequence[str]) -> tuple[int, str]:

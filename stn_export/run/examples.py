@@ -111,7 +111,7 @@ def random_examples(contract: Contract, count: int, seed: int = 0, sizes: Mappin
     """Draw examples for a network without any, see ``Contract.random``; a static batch is no limit."""
     contract = Contract(tuple(spec.opened() for spec in contract.inputs), ())
     batched = tuple(spec.name for spec in contract.inputs if spec.batched)
-    source = f"{count} random examples, seed {seed}: nobody brought any"
+    source = f"{count} random examples, seed {seed}: none were given"
     return Examples(contract.random(count, seed, sizes), batched, source=source)
 
 

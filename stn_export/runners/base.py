@@ -145,6 +145,9 @@ class Runner(ABC, Generic[Result]):
 
     def check(self, feeds: Arrays) -> None:
         """Reject inputs that ``infer`` rejects."""
+        if surplus := sorted(feeds.keys() - {spec.name for spec in self.contract.inputs}):
+            taken = ", ".join(spec.name for spec in self.contract.inputs)
+            raise UserError(f"there is no input {surplus[0]}", f"give no other inputs than {taken}")
         for spec in self.contract.inputs:
             array = feeds.get(spec.name)
             if array is None or array.dtype != np.dtype(spec.dtype) or not spec.fits(array.shape):

@@ -158,7 +158,8 @@ def costs(one: ModelComparison, content: Held) -> str:
 def tested(dataset: Dataset) -> str:
     """Say what the intervals do not cover: which pictures are tested."""
     count = len(dataset.test)
-    return f"The intervals are over seeds, on the same {count:,} test pictures, each of them {100 / count:.2g} points."
+    share = f"{100 / count:.2g} of a percentage point"
+    return f"The intervals are over seeds, on the same {count:,} test pictures, each of them {share}."
 
 
 if __name__ == "__main__":
