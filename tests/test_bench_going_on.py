@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from stn_export.bench import __main__ as bench
+from stn_export.bench.__main__ import outside_of_workers
 from stn_export.bench.cases import Case
 from stn_export.bench.plan import GRIDS, Pick
 from stn_export.bench.plugin import Plugin
@@ -235,10 +237,8 @@ def test_the_lines_come_by_themselves(monkeypatch: pytest.MonkeyPatch):
 def begun(run: Path, *more: str) -> subprocess.Popen:
     """The stage, into a pipe."""
     command = children.module("stn_export", "bench", "--run", str(run), "--device", "cpu", *more)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.Popen(
-        command, env=environment | {"PYTHONPATH": str(children.ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    environment = os.environ | {"PYTEST_XDIST_WORKER": "gw0", "PYTHONPATH": str(children.ROOT)}  # as a suite starts it
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.slow
@@ -293,3 +293,28 @@ def test_a_killed_session_goes_on_and_a_budget_says_what_it_left(planned_run: Pa
 
 def test_the_placeholder_of_a_suite_without_rows_comes_last():
     assert worth("latency", object()) > max(place for places in ORDER.values() for place in places)
+
+
+def test_a_worker_of_a_test_suite_may_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw3")  # pytest-benchmark would time nothing, without a word
+    with outside_of_workers():
+        assert "PYTEST_XDIST_WORKER" not in os.environ
+    assert os.environ["PYTEST_XDIST_WORKER"] == "gw3"
+    monkeypatch.delenv("PYTEST_XDIST_WORKER")
+    with outside_of_workers():
+        pass
+    assert "PYTEST_XDIST_WORKER" not in os.environ
+
+
+def test_an_interrupt_that_pytest_cannot_show_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plugin = Plugin(tmp_path / "bench.json", Budget(), again=False, loud=False)
+    options = SimpleNamespace(run=tmp_path, grid="quick", device="cpu", verbose=False)
+
+    def crash(*_: object) -> int:
+        raise TypeError("unsupported operand type(s) for -: 'NoneType' and 'int'")
+
+    monkeypatch.setattr(bench.pytest, "main", crash)
+    with pytest.raises(TypeError):
+        bench._timed(options, plugin, tmp_path / "written", [])
+    plugin.interrupted = True
+    assert bench._timed(options, plugin, tmp_path / "written", []) == pytest.ExitCode.INTERRUPTED

@@ -179,5 +179,5 @@ def test_it_finds_the_gain_on_turned_shapes_and_none_on_upright_ones(
     assert found.count == 5
     assert one.models["cnn"].mean > 0.5  # it learned
     assert NetworkDirectory(run / "stn").facts.classes == tuple(STROKES)
-    assert "the latency of the plain CNN at batch 1" in answer
+    assert "× the multiply-adds and " in answer
     assert (run / "report.html").is_file()

@@ -34,6 +34,7 @@ ROOTED = ("-p", "no:cacheprovider", "-p", "no:randomly", "-c", os.devnull, f"--r
 QUIET = ("--quiet", "--no-header", "--benchmark-quiet")
 SHOWN = ("--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=min")
 ONNX = ".onnx"
+WORKER = "PYTEST_XDIST_WORKER"  # the variable in which pytest-xdist names the worker
 OF_A_FILE, OF_A_RUN = (
     ("shape", "inputs", "threads"),
     ("run", "suites", "benchmark_json", "again", "trust", "wait", "verbose"),
@@ -95,7 +96,27 @@ def _require_of_a_file(options: Namespace, others: Sequence[str]) -> None:
 def _timed(options: Namespace, plugin: Plugin, written: Path, others: Sequence[str]) -> int:
     ours = ("--run", options.run, "--grid", options.grid, "--device", options.device)
     shown = SHOWN if options.verbose else QUIET
-    return int(pytest.main([*map(str, (*ROOTED, *shown, *ours)), f"--benchmark-json={written}", *others], [plugin]))
+    with outside_of_workers():
+        try:
+            arguments = [*map(str, (*ROOTED, *shown, *ours)), f"--benchmark-json={written}", *others]
+            return int(pytest.main(arguments, [plugin]))
+        except TypeError:
+            if not plugin.interrupted:
+                raise
+            return int(pytest.ExitCode.INTERRUPTED)  # Python 3.11 gives some frames no line, which pytest cannot show
+
+
+@contextmanager
+def outside_of_workers() -> Iterator[None]:
+    """Hide in this block that a worker of pytest-xdist may have started this process.
+
+    pytest-benchmark would time nothing there, without a word. Rows are timed one after the other all the same.
+    """
+    worker = os.environ.pop(WORKER, None)
+    try:
+        yield
+    finally:
+        os.environ |= {WORKER: worker} if worker else {}
 
 
 def judge(plugin: Plugin, code: int) -> None:

@@ -150,6 +150,7 @@ class Plugin:
         """Record an internal error of pytest."""
         self.broken = str(excrepr)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo) -> None:
         """Distinguish Ctrl-C from other ends of the session, and record their reason."""
         self.interrupted = excinfo.type is KeyboardInterrupt

@@ -5,6 +5,7 @@ A failed run names a node and often a number that was expected there; those numb
 """
 
 import ctypes
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -394,14 +395,18 @@ def _packed(values: np.ndarray, numbers: int) -> np.ndarray:
     return packed
 
 
-@cache
 def openvino_core() -> "openvino.Core":
-    """Return the one OpenVINO core of this process, which lives as long as the process.
+    """Return the one OpenVINO core of this process, which lives as long as the process; a fork has one of its own.
 
     A core gives the thread that loads its CPU plugin an alternate signal stack, and restores the previous one when it
     is freed. Two cores that are freed in the order of their making leave a stack that is unmapped: from then on any
     signal, Ctrl-C too, ends the process with a segmentation fault.
     """
+    return _core_of(os.getpid())
+
+
+@cache
+def _core_of(process: int) -> "openvino.Core":
     import openvino  # optional: only where it is installed
 
     return openvino.Core()
