@@ -30,23 +30,6 @@ signal.signal(signal.SIGTERM, lambda number, frame: print("heard"))
 os.kill(os.getpid(), signal.SIGTERM)
 print(is_usable())
 """
-IN_A_FORK = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-from stn_export.runners import RUNNERS
-from tests.test_signal_stack import CONTRACT
-
-[spec] = [each for each in RUNNERS if each.name == "openvino-cpu"]
-feeds = {"x": np.ones((1, 4), np.float32)}
-spec.open(Path(sys.argv[1]), CONTRACT).infer(feeds)
-child = os.fork()
-if not child:
-    signal.alarm(60)
-    spec.open(Path(sys.argv[1]), CONTRACT).infer(feeds)
-    os._exit(0)
-print(os.waitpid(child, 0)[1])
-"""
 UNMAPPED = """
 import ctypes, mmap
 from tests.signal_stack import Stack, is_usable
@@ -72,12 +55,6 @@ def test_a_signal_is_heard_after_openvino_was_opened_twice(tmp_path: Path):
     pytest.importorskip("openvino")
     save(parser.parse_model(MODEL), tmp_path / "relu.onnx")
     assert answer(OPENED_TWICE, tmp_path / "relu.onnx") == ["heard", "True"]
-
-
-def test_a_fork_opens_openvino_too(tmp_path: Path):
-    pytest.importorskip("openvino")
-    save(parser.parse_model(MODEL), tmp_path / "relu.onnx")
-    assert answer(IN_A_FORK, tmp_path / "relu.onnx") == ["0"]
 
 
 def test_an_unmapped_stack_is_found():
