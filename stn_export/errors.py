@@ -17,7 +17,7 @@ EXIT_INTERRUPTED = 130
 
 ROOT = Path(__file__).resolve().parents[1]  # a clone's folder, or site-packages
 NAME = "stn-export"  # of the console script and of the distribution
-DEFAULT = Path("artifacts", "digits")  # the run that commands take unless another is named
+DEFAULT_RUN = Path("artifacts", "digits")  # the run that commands take unless another is named
 
 
 def is_clone() -> bool:
@@ -40,7 +40,7 @@ def command(*stages: str, run: Path | None = None) -> str:
         stages: names of stages.
         run: the run directory; left out where it is the default.
     """
-    place = "" if run in (None, DEFAULT) else shlex.quote(str(run))
+    place = "" if run in (None, DEFAULT_RUN) else shlex.quote(str(run))
     if has_make():
         return f"'make {' '.join(stages)}{f' RUN={place}' if place else ''}'"
     return ", then ".join(f"'{NAME} {stage}{f' --run {place}' if place else ''}'" for stage in stages)

@@ -107,7 +107,7 @@ def test_nothing_is_written_through_links(tmp_path: Path) -> None:
 def test_a_commit_is_that_of_this_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed into somebody's repository, the package says nothing of that repository."""
     (tmp_path / ".git").mkdir()
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "stn_export" / "artifacts" / "environment.py"))
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
     environment.git_commit.cache_clear()
     try:
         assert environment.git_commit() == "unknown"

@@ -80,7 +80,7 @@ def test_in_a_clone_the_hints_are_those_of_make(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(REPOSITORY)
     assert errors.command("train", "export") == "'make train export'"
     assert errors.command("bench", run=Path("a b")) == "'make bench RUN='a b''"
-    assert errors.command("bench", run=errors.DEFAULT) == "'make bench'"
+    assert errors.command("bench", run=errors.DEFAULT_RUN) == "'make bench'"
     assert errors.installing("train") == "pip install '.[train]'"
     monkeypatch.chdir(tmp_path)  # where make finds no Makefile
     assert errors.command("train", run=Path("x")) == "'stn-export train --run x'"

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +44,8 @@ def chain(run: Path) -> None:
     assert cli.run(verify.main, ["--run", str(run)]) == 0
     wanted = "onnxruntime-cpu and (matmul or plain)"
     bench = ["--run", str(run), "--device", "cpu", "--suites", "latency,overhead,breakdown", "-k", wanted]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     started = [sys.executable, "-m", "stn_export.bench", *bench]
-    result = subprocess.run(started, env=environment, capture_output=True, encoding="utf-8", check=False)
+    result = subprocess.run(started, capture_output=True, encoding="utf-8", check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert cli.run(report.main, ["--run", str(run)]) == 0
 

@@ -85,14 +85,14 @@ def suite_files() -> dict[str, Path]:
 def contests(rows: Iterable[Timing]) -> Iterator[tuple[str, list[Timing]]]:
     """Yield titles, each with the rows of its paired comparison."""
     for contest, title in CONTESTS.items():
-        rows_by_key: dict[str, list[Timing]] = {}
+        rows_by_title: dict[str, list[Timing]] = {}
         for row in rows:
             if row.contest == contest and row.ratio is not None:
                 way = baseline_words(row) if contest == "pytorch" else ""
-                rows_by_key.setdefault(
+                rows_by_title.setdefault(
                     title.format(label=row.label, baseline_label=row.baseline_label, way=way), []
                 ).append(row)
-        yield from rows_by_key.items()
+        yield from rows_by_title.items()
 
 
 @contextmanager

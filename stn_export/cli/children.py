@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 from stn_export.cli import launch
+from stn_export.errors import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent  # the folder that this package is imported from
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Word = str | Path
 Handler = Callable[[int, FrameType | None], None]

@@ -15,6 +15,7 @@ from pathlib import Path
 from stn_export import cli
 from stn_export.cli import children
 from stn_export.cli.options import PARSERS
+from stn_export.cli.progress_bar import UNTIMED
 from stn_export.config import DEFAULT_RUN, run_for
 from stn_export.errors import EXIT_CHECK_FAILED, EXIT_OK, CheckFailedError
 
@@ -106,9 +107,6 @@ def chain(stages: Mapping[str, Sequence[str]], work: Mapping[str, Work], command
             failed.append(f"{stage}: {message or 'a check'}")
     cli.say(f"{len(stages)} stages took {cli.duration(time.monotonic() - started)}", "bold")
     return failed
-
-
-UNTIMED = "never timed on this machine so far"
 
 
 def left_words(stages: Sequence[str], work: Mapping[str, Work]) -> str:

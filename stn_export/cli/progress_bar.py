@@ -22,8 +22,10 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from stn_export.cli.tables import OUTPUT, visible
+from stn_export.config import state_directory
 
 EACH = 10.0  # seconds between two lines
+UNTIMED = "never timed on this machine so far"
 EARLY = 0.2  # share of the work before which earlier commands tell more of the pace than this one
 
 
@@ -82,9 +84,7 @@ class Paces:
 
 def _paces_file() -> Path:
     """Return the file of paces in the user's state directory, one for each machine that shares it."""
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    folder = state if state.is_absolute() else Path.home() / ".local" / "state"
-    return folder / "stn_export" / f"paces-{re.sub(r'[^A-Za-z0-9.-]', '_', platform.node()) or 'here'}.json"
+    return state_directory() / f"paces-{re.sub(r'[^A-Za-z0-9.-]', '_', platform.node()) or 'here'}.json"
 
 
 def _decade(size: float) -> int:
@@ -105,7 +105,7 @@ def measured(stage: str, size: float, units: float) -> Iterator[None]:
 
 def forecast(work: str, seconds: float | None) -> str:
     """Say how much there is to do, and about how long it takes: ``22 files, about 40 s``."""
-    return f"{work}, {f'about {duration(seconds)}' if seconds is not None else 'never timed on this machine so far'}"
+    return f"{work}, {UNTIMED if seconds is None else f'about {duration(seconds)}'}"
 
 
 class Progress(Bar):

@@ -29,12 +29,12 @@ from stn_export.program.formats import to_aotinductor, to_torchscript
 from stn_export.program.specs import TensorSpec, by
 from stn_export.results.card import in_markdown, top
 from stn_export.results.contents import held
-from stn_export.run import gpu
 from stn_export.run.environment import describe, use_own_compile_cache
 from stn_export.run.manifest import DEFAULT_EXPORT, MODEL_CARD, PROGRAM, Artifact, NetworkDirectory
 from stn_export.run.store import sha256_of, write_atomically, write_if_changed
 from stn_export.runners.external.environments import OWN, by_name, why_not
 from stn_export.runners.external.process import RefusedError, converted
+from stn_export.runners.registry import no_gpu
 
 DEVICES = {"aotinductor": "cpu", "aotinductor-cuda": "cuda"}
 
@@ -132,8 +132,8 @@ def unavailable(spec: ExportSpec) -> str:
         return why_not(by_name(spec.format))
     if spec.format in DEVICES and not shutil.which("c++"):
         return "no C++ compiler here"
-    if DEVICES.get(spec.format) == "cuda" and (obstacle := gpu.obstacle()):
-        return obstacle.reason
+    if DEVICES.get(spec.format) == "cuda":
+        return no_gpu()
     if (spec.format, spec.precision) == ("onnx", "bf16"):
         return "ONNX's Conv takes bfloat16 from opset 22 only, where no CUDA GridSample is"
     return ""

@@ -75,26 +75,25 @@ def ranked(values: Curves, looks: Mapping[str, Look], unit: Unit) -> list[tuple[
     return first + [key for key in (*ours, *others) if key not in first]
 
 
+def _by_batch(values: Mapping[int, Interval], unit: Unit) -> list[Spec]:
+    """Return a row of a line's chart for each batch size, the smallest first."""
+    return [
+        {"batch": batch, "value": middle, "low": low, "high": high}
+        | {"told": f"{significant(middle)} {unit.short}{marks}", "interval": span(low, high)}
+        for batch, (middle, low, high, marks) in sorted(values.items())
+    ]
+
+
 def curves(values: Curves, looks: Mapping[str, Look], device: str, title: str, unit: Unit) -> Chart:
     """Draw a value against batch size, one line per backend and network, with intervals."""
     keys = ranked(values, looks, unit)
     several = len({network for _, _, network in keys}) > 1
     series = {key: short_name(*key[:2], device) for key in keys}
     lines = {key: f"{looks[key[2]].label}, {series[key]}" if several else series[key] for key in keys}
-    rows: list[Spec] = [
-        {
-            "series": series[key],
-            "network": looks[key[2]].label,
-            "line": lines[key],
-            "batch": batch,
-            "value": middle,
-            "low": low,
-            "high": high,
-            "told": f"{significant(middle)} {unit.short}{marks}",
-            "interval": span(low, high),
-        }
+    rows = [
+        {"series": series[key], "network": looks[key[2]].label, "line": lines[key]} | drawn
         for key in keys
-        for batch, (middle, low, high, marks) in sorted(values[key].items())
+        for drawn in _by_batch(values[key], unit)
     ]
     own = values[keys[0]]
     batch = (min if unit.less_is_better else max)(own, key=lambda batch: own[batch].middle)

@@ -14,7 +14,7 @@ import torch
 
 from stn_export import __version__, cli
 from stn_export.cli import children
-from stn_export.errors import UserError, require_choice
+from stn_export.errors import ROOT, UserError, require_choice
 from stn_export.run import gpu
 from stn_export.run.store import private_folder
 
@@ -85,10 +85,9 @@ def use_own_compile_cache() -> None:
 @functools.cache
 def git_commit() -> str:
     """Return this source tree's commit, with ``-dirty`` if files differ; ``unknown`` outside a checkout."""
-    root = Path(__file__).resolve().parent.parent.parent
-    if not (root / ".git").exists() or not (root / "pyproject.toml").exists():  # installed below some other repository
+    if not (ROOT / ".git").exists() or not (ROOT / "pyproject.toml").exists():  # installed below some other repository
         return "unknown"
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     try:
         return children.run(command, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

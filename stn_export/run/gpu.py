@@ -80,8 +80,7 @@ def obstacle() -> Obstacle | None:
     with warnings.catch_warnings(action="ignore"):  # PyTorch's warning is of many lines, and at each call
         available = torch.cuda.is_available()
     if available:
-        properties = torch.cuda.get_device_properties(0)
-        return _too_old(properties.name, (properties.major, properties.minor), torch.cuda.get_arch_list())
+        return _too_old(torch.cuda.get_device_properties(0).name, _capability(), torch.cuda.get_arch_list())
     if torch.version.cuda is None:
         return Obstacle(f"{UNSEEN}: it is built without CUDA", "install PyTorch's CUDA build, or use the CPU")
     return _unseen(driver(), torch.version.cuda, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -127,15 +126,25 @@ def _too_old(name: str, capability: tuple[int, int], kernels: list[str]) -> Obst
     return Obstacle(f"{reason}: they begin at {oldest[0]}.{oldest[1]}", remedy)
 
 
+def _capability() -> tuple[int, int]:
+    """Return the compute capability of the GPU that PyTorch uses."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return properties.major, properties.minor
+
+
+def _dotted() -> str:
+    return ".".join(map(str, _capability()))
+
+
 def no_tf32() -> str:
     """Return why the GPU that PyTorch uses has no TF32; empty where it has."""
     import torch
 
-    properties = torch.cuda.get_device_properties(0)
-    capability = properties.major, properties.minor
-    if capability >= TF32_SINCE:
+    if _capability() >= TF32_SINCE:
         return ""
-    return f"TF32 needs compute capability 8.0, and {properties.name} has {capability[0]}.{capability[1]}"
+    return f"TF32 needs compute capability 8.0, and {torch.cuda.get_device_properties(0).name} has {_dotted()}"
 
 
 # NVIDIA's management library, of the package nvidia-ml-py.
@@ -162,12 +171,12 @@ def describe() -> dict[str, object]:
         return {"gpu": None, "cuda": None}
     import torch
 
-    properties, found = torch.cuda.get_device_properties(0), driver()
+    found = driver()
     facts = {
         "gpu": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
         "gpus": torch.cuda.device_count(),
-        "compute_capability": f"{properties.major}.{properties.minor}",
+        "compute_capability": _dotted(),
         "driver": str(found) if found else None,
         "cudnn": torch.backends.cudnn.version(),
     }

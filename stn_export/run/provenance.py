@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from stn_export import cli
+from stn_export.config import state_directory
 from stn_export.errors import UserError
 from stn_export.run.store import sha256_of
 
@@ -28,8 +29,7 @@ Provenance = Literal["written", "trusted"]
 
 def store() -> Path:
     """Return the path of the file of known digests, one ``sha256 provenance`` per line."""
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (state if state.is_absolute() else Path.home() / ".local" / "state") / "stn_export" / "digests"
+    return state_directory() / "digests"
 
 
 def remember(digests: Iterable[str], provenance: Provenance) -> None:

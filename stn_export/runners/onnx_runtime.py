@@ -4,9 +4,10 @@ import ctypes
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -48,10 +49,10 @@ class OnnxRuntime(Runner[Result]):
         # Without TF32 ONNX Runtime keeps convolutions off the tensor cores, in half precision too.
         return {"use_tf32": str(int(self.tf32 or self.is_half)), "cudnn_conv_algo_search": "EXHAUSTIVE"}
 
-    @cached_property
+    @property
     def is_half(self) -> bool:
         """Whether the file has weights in half precision."""
-        return any(tensor.data_type in HALVES for tensor in self.model.graph.initializer)
+        return _precisions(self.path, self.path.stat().st_mtime_ns).half
 
     def open_session(self, model: Path | bytes, provider_options: dict[str, str]) -> onnxruntime.InferenceSession:
         """Open a session on this device, without fallback to another."""
@@ -173,6 +174,24 @@ class Placed:
         return self.outputs
 
 
+class Precisions(NamedTuple):
+    """Whether a file has weights in half precision, and whether it has quantised values."""
+
+    half: bool
+    quantised: bool
+
+
+@lru_cache(maxsize=64)
+def _precisions(path: Path, written: int) -> Precisions:
+    """Read a file's precisions; ``written`` (nanoseconds) tells what lies at a path from what lay there before.
+
+    Once for a file: a session is opened for every paired comparison, and its memory and time are measured.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    half = any(tensor.data_type in HALVES for tensor in graph.initializer)
+    return Precisions(half, any(node.op_type == "DequantizeLinear" for node in walk(graph)))
+
+
 def not_waiting(**entries: str) -> onnxruntime.RunOptions:
     """Return run options with which a run only queues its work on the stream."""
     options = onnxruntime.RunOptions()
@@ -282,10 +301,10 @@ class TensorRt(OnnxRuntimeStream):
         kept = {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(cache_directory() / "tensorrt")}
         return shapes | {name: str(int(on)) for name, on in switches.items()} | kept | {"trt_engine_cache_enable": "0"}
 
-    @cached_property
+    @property
     def is_quantised(self) -> bool:
         """Whether the file has quantised values."""
-        return any(node.op_type == "DequantizeLinear" for node in walk(self.model.graph))
+        return _precisions(self.path, self.path.stat().st_mtime_ns).quantised
 
     def bind_one(self, feeds: Arrays) -> Step[Result]:
         """Bind a batch to a session with an engine of its own."""
