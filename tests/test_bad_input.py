@@ -32,6 +32,7 @@ HEADER = '<ir_version: 9, opset_import: ["" : 18]>'
 RELU = f"{HEADER} g (float[N,4] x) => (float[N,4] y) {{ y = Relu (x) }}"
 HUGE = f"{HEADER} g (float[99999,99999,99] x) => (float[99999,99999,99] y) {{ y = Relu (x) }}"
 DEEP = "[" * 100_000 + "]" * 100_000
+DAMAGED = ("{members.pt2}", "{members.ts}", "{letters.pt2}", "{letters.ts}")  # archives
 
 MANIFESTS = {  # how a manifest.json is spoiled, and what is said of it
     "blank": ("", "cannot be read"),
@@ -190,12 +191,14 @@ OF_FILES = [
         ("{words.ts}", "none of your commands wrote here"),
         ("{words.pt2}", "none of your commands wrote here"),
         ("/dev/zero", "is a pipe or a device"),
+        *((place, "is a damaged archive") for place in DAMAGED),
     )),
     *(("verify", ["{relu.onnx}", place, "--trust"], words) for place, words in (
         ("{words.ts}", "truncated or no PyTorch file"),
         ("{words.pt2}", "truncated or no PyTorch file"),
         ("{bomb.ts}", "is more than"),
         ("{pipe.ts}", "is a pipe or a device"),
+        *((place, "is a damaged archive") for place in DAMAGED),
     )),
     ("verify", ["{relu.onnx}"], "1 file cannot be compared"),
     ("verify", ["{relu.onnx}", "{relu.onnx}", "--inputs", "{words.npz}"], "cannot be read"),
@@ -332,7 +335,18 @@ def archives(tmp: Path) -> dict[str, Path]:
     content[central + 24 : central + 28] = (2**32 - 2).to_bytes(4, "little")
     for name in ("bomb.npz", "bomb.ts"):
         (tmp / name).write_bytes(twice(bytes(content)))
-    return {name: tmp / name for name in ("good.npz", "objects.npz", "bomb.npz", "bomb.ts")}
+    damaged = {"members": b"PK\1\3", "letters": None}  # no list of members; a name that is no UTF-8, said to be
+    for name, signature in damaged.items():
+        content = bytearray(bomb.getvalue())
+        if signature:
+            content[central : central + 4] = signature
+        else:
+            content[central + 9] |= 8
+            content[central + 46] = 0xD5
+        for suffix in ("pt2", "ts"):
+            (tmp / f"{name}.{suffix}").write_bytes(content)
+    written = (f"{name}.{suffix}" for name in damaged for suffix in ("pt2", "ts"))
+    return {name: tmp / name for name in ("good.npz", "objects.npz", "bomb.npz", "bomb.ts", *written)}
 
 
 def twice(archive: bytes) -> bytes:

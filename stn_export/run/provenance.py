@@ -15,6 +15,7 @@ from typing import Literal
 from stn_export import cli
 from stn_export.config import state_directory
 from stn_export.errors import UserError
+from stn_export.limits import archive
 from stn_export.run.store import sha256_of
 
 RUNS_CODE = {
@@ -98,10 +99,14 @@ def require(path: Path, kind: str, digests: Iterable[str], trust: bool = False) 
 
 
 def kind_of(path: Path) -> str | None:
-    """Read from a file's bytes which of PyTorch's formats it has; None for any other."""
+    """Read from a file's bytes which of PyTorch's formats it has; None for any other.
+
+    Raises:
+        UserError: where it is a damaged archive, or one that unpacks to more than allowed.
+    """
     if not zipfile.is_zipfile(path):
         return None
-    with zipfile.ZipFile(path) as packed:
+    with zipfile.ZipFile(archive(path)) as packed:
         names = {name.partition("/")[2] for name in packed.namelist()}
     if any(name.startswith("data/aotinductor/") for name in names):
         return "aotinductor"
@@ -114,7 +119,7 @@ def require_kind(path: Path, kind: str) -> None:
     """Reject a file whose bytes are of another format than its name or its manifest says.
 
     Raises:
-        UserError: naming both.
+        UserError: naming both, or saying that it is a damaged archive.
     """
     actual = kind_of(path)
     if actual is not None and actual != kind.removesuffix("-cuda"):
