@@ -253,6 +253,7 @@ RESULTS = [
         ("verify-bare", "missing required field `passed`"),
         ("verify-types", "Expected `bool`, got `str` - at `$.passed`"),
         ("bench-words", "is not a benchmark file of stn_export"),
+        ("bench-left-out", "at `$.not_timed`"),
         ("bench-bare", "missing required field `machine_info`"),
         ("training-bare", "missing required field `runs`"),
         ("points-words", "points.pt is truncated or no PyTorch file"),
@@ -375,6 +376,16 @@ def results(folder: Path, run: Path) -> None:
         "verify-types": ("verify.json", json.dumps({"schema": "stn_export/verify/2", "passed": "yes"})),
         "bench-words": ("bench.json", "hello"),
         "bench-bare": ("bench.json", "{}"),
+        "bench-left-out": (
+            "bench.json",
+            json.dumps(
+                {
+                    "machine_info": {"stn_export": {"versions": {}, "cpu": "one", "gpu": None}},
+                    "benchmarks": [],
+                    "not_timed": 3,
+                }
+            ),
+        ),
         "training-bare": ("training.json", '{"schema": "stn_export/training/2"}'),
         "points-words": ("points.pt", "hello"),
         "points-other": ("points.pt", ...),

@@ -161,11 +161,6 @@ def caveats(content: Held, deployed: Deployed) -> list[str]:
     return [" ".join(sentence.split()) for caveat in CAVEATS for sentence in caveat(content, deployed)]
 
 
-def _row_text(row: str | Mapping) -> str:
-    """Name a row that was not timed; ``bench`` may give its pytest name, ``test_latency.py::test_latency[stn-...]``."""
-    if isinstance(row, str):
-        return row.rpartition("::")[2].removeprefix("test_")
-    if {"network", "artifact", "runner"} <= row.keys():
-        batch = f", batch {row['batch']:,}" if "batch" in row else ""
-        return f"{row['network']}/{row['artifact']} in {row['runner']}{batch}"
-    return str(row.get("name") or row.get("fullname") or "a row without a name")
+def _row_text(row: str) -> str:
+    """Name a row that was not timed, whose test is ``test_latency.py::test_latency[stn-...]``."""
+    return row.rpartition("::")[2].removeprefix("test_")

@@ -32,7 +32,7 @@ class Held:
     rows: Sequence[Timing] = ()
     environment: Mapping = field(default_factory=dict)
     outdated: bool = False  # whether timings were left out because their format is older
-    not_timed: Collection[str | Mapping] = ()  # rows that the time budget left out
+    not_timed: Collection[str] = ()  # rows that the time budget left out, by their tests' names
 
     def is_current(self, row: Timing | Check) -> bool:
         """Return whether a check or a timing is not stale."""
@@ -135,5 +135,5 @@ def held(run: Path) -> Held:
         rows=timings(bench) if bench and not outdated else (),
         environment=bench["machine_info"]["stn_export"] if bench else {},
         outdated=outdated,
-        not_timed=(bench or {}).get("not_timed") or (),
+        not_timed=(bench or {}).get("not_timed", ()),
     )

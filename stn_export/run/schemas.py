@@ -87,6 +87,7 @@ class _Bench(TypedDict):
     proved: NotRequired[list[tuple[str, str, str]]]
     portability: NotRequired[dict[str, dict]]
     peak: NotRequired[dict | None]
+    not_timed: NotRequired[dict[str, str]]
 
 
 class Bench(_Bench):
@@ -101,7 +102,6 @@ class Result(_Bench):
     benchmarks: list[TimedWhole]
     datetime: str
     work: dict[str, dict[str, dict]]
-    not_timed: NotRequired[dict[str, str]]
 
 
 class Epoch(TypedDict):
