@@ -174,6 +174,7 @@ OF_FILES = [
         ("/dev/zero", "is a pipe or a device"),
         ("{huge.onnx}", "is more than"),
         ("{deep.onnx}", "is more than"),
+        ("{opset.onnx}", "names an opset that cannot be: 1099511627776"),
         ("{unknown.onnx}", "Nonsense"),
         ("{lacking.onnx}", "lacks its external data"),
         ("{outside.onnx}", "lacks its external data"),
@@ -311,6 +312,8 @@ def graphs(tmp: Path) -> dict[str, Path]:
         outer.node[0].attribute.append(onnx.helper.make_attribute("body", inner))
         inner = outer
     models["deep"] = onnx.helper.make_model(inner)
+    models["opset"] = parse_model(RELU)
+    models["opset"].opset_import[0].version = 2**40
     for name, location in (("lacking", "gone.bin"), ("outside", "../../../../etc/passwd")):
         model = parse_model(RELU)
         weight = onnx.numpy_helper.from_array(np.zeros((300,), np.float32), "w")

@@ -48,6 +48,7 @@ class TensorInfo:
 
 ALIAS = "ai.onnx"  # another spelling of ONNX's own domain
 LARGE = 1024  # bytes
+LARGEST_OPSET = 2**31 - 1  # that onnx asks about
 WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
 Shape = tuple[int, ...]
 UNKNOWN = TensorInfo(TensorProto.UNDEFINED, None)
@@ -67,6 +68,9 @@ def read_model(path: Path) -> OnnxFile:
         raise UserError(f"{path} is not an ONNX file", "name a file that an ONNX exporter wrote") from error
     if not model.graph.output or not model.opset_import:
         raise UserError(f"{path} is not an ONNX file: it has no graph", "name a file that an ONNX exporter wrote")
+    versions = [entry.version for holder in (model, *model.functions) for entry in holder.opset_import]
+    if wrong := [version for version in versions if not 0 <= version <= LARGEST_OPSET]:
+        raise UserError(f"{path} names an opset that cannot be: {wrong[0]}", "name a file that an ONNX exporter wrote")
     _require_bounded(model.graph, str(path))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
