@@ -39,7 +39,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA SIZE RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files test-webgpu lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table webgpu-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,7 +110,7 @@ gpu-results: $(READY) ## train, export, verify and time on one GPU within 9 minu
 bench-train: $(READY) ## time an epoch of training against the tutorial's loop, and keep the figures
 	@$(PYTHON) -m pytest benchmarks/tools --confcutdir=benchmarks/tools --dataset "$$DATASET" --data "$$DATA" --device "$$DEVICE" \
 		--benchmark-json=artifacts/bench-train.json --benchmark-columns=min,median,max,rounds
-	@$(TOOL).keep_training_speed artifacts/bench-train.json
+	@$(TOOL).training_speed artifacts/bench-train.json
 
 report: $(READY) ## write report.html and report.md
 	@$(STAGE).report --run "$$RUN"
@@ -170,6 +170,14 @@ artifacts/onnx-packages: $(READY)
 
 test-onnx-files: artifacts/onnx-packages ## audit the onnx package's cases and the files that a dozen packages ship; half an hour
 	@OMP_NUM_THREADS=1 $(PYTHON) -W ignore -m tests.onnx_table --packages artifacts/onnx-packages
+
+test-webgpu: $(READY) ## files on WebGPU, in software where there is no GPU: equal, and placed as predicted; Chromium brings Vulkan
+	@$(STAGE).runtimes --into .runtimes --only webgpu
+	@STN_EXPORT_RUNTIMES=.runtimes OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark -m slow tests/test_webgpu.py $(PYTEST)
+
+webgpu-table: $(READY) ## keep what WebGPU makes of RUN's files and of three other networks, for docs/gpu.md
+	@$(STAGE).runtimes --into .runtimes --only webgpu
+	@OMP_NUM_THREADS=1 $(PYTHON) -W ignore -m tests.webgpu_table --run "$$RUN"
 
 lock: $(READY) ## write requirements.lock and constraints.txt anew from pyproject.toml; UPGRADE=1 for newer versions
 	@$(PYTHON) -m pip install --quiet uv

@@ -98,10 +98,13 @@ STAGES = (
     ),
     Stage("play", "play", ("--run", "{run}", "--runtime", "{run}/../web", "--build-only")),
     Stage("compile", "verify", ("--run", "{run}", "--only", "native-cpu")),
-    Stage("adopt", "adopt", ("tests.faults:net", "--input", "x=N,1,8,8", "--run", "{run}", "--name", "net"), "empty"),
+    Stage(
+        "adopt", "adopt", ("tests.faults:net", "--input", "input=N,1,8,8", "--run", "{run}", "--name", "net"), "empty"
+    ),
 )
 
 STAGE = {stage.name: stage for stage in STAGES}
+PARTS = ("changes", "pairs", "programs")  # faults at each change, two stages at once, the compiler and pip
 
 
 def call(stage: Stage, run: Path, on_change: Callable[[str], None] | None = None, started: float = 0.0) -> int:
@@ -402,9 +405,22 @@ def together(one: Stage, other: Stage, runs: dict[str, Path], rounds: int) -> li
     return [(f"{one.name} and {other.name}", "at once", rounds, lost)]
 
 
-def tried(trial: Callable[[], Iterable[Outcome]]) -> list[Outcome]:
-    """The outcomes of one trial, which a process of the pool runs."""
-    return list(trial())
+Trial = partial[Iterable[Outcome]]
+
+
+def tried(trial: Trial) -> list[Outcome]:
+    """The outcomes of one trial, which a process of the pool runs; one that cannot be made costs no other."""
+    try:
+        return list(trial())
+    except Exception as error:
+        names = [each.name for each in trial.args if isinstance(each, Stage)]
+        return [(" and ".join(names) or trial.func.__name__, "not tried", 0, [str(error)])]
+
+
+def merged(path: Path, rows: list[dict]) -> list[dict]:
+    """The kept rows with these instead of their own, new ones last."""
+    known = {(row["stage"], row["fault"]): row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    return list((known | {(row["stage"], row["fault"]): row for row in rows}).values())
 
 
 def main() -> None:
@@ -414,7 +430,9 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="changes of each stage; by default all")
     parser.add_argument("--rounds", type=int, default=20, help="of each pair of stages")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at once")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="what is tried; by default all")
     parser.add_argument("--keep", type=Path, help="write the table there as JSON")
+    parser.add_argument("--merge", action="store_true", help="keep the rows there of what is not tried now")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for command in {stage.command for stage in STAGES}:
@@ -424,10 +442,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("fork").Pool(options.jobs) as pool:
         runs = states(Path(folder))
         pairs = itertools.combinations_with_replacement([stage for stage in chosen if stage.name not in ALONE], 2)
-        trials = [partial(disturbed, stage, runs[stage.ready], options.most) for stage in chosen]
-        trials += [partial(together, *pair, runs, options.rounds) for pair in pairs if options.rounds]
-        trials += [partial(compiler_killed, runs["exported"])] * ("compile" in options.stages)
-        trials += [pip_ended] * (options.stages == [stage.name for stage in STAGES])
+        by_part: dict[str, list[Trial]] = {
+            "changes": [partial(disturbed, stage, runs[stage.ready], options.most) for stage in chosen],
+            "pairs": [partial(together, *pair, runs, options.rounds) for pair in pairs],
+            "programs": [partial(compiler_killed, runs["exported"]), partial(pip_ended)],
+        }
+        trials = [trial for part in options.parts for trial in by_part[part]]
         for outcome in itertools.chain.from_iterable(pool.imap(tried, trials)):
             outcomes.append(outcome)
             print(
@@ -442,6 +462,7 @@ def main() -> None:
         rows = [
             {"stage": name, "fault": kind, "tried": tried, "lost": len(lines)} for name, kind, tried, lines in outcomes
         ]
+        rows = merged(options.keep, rows) if options.merge else rows
         options.keep.write_text(json.dumps({"rows": rows}, indent=1), encoding="utf-8")
     sys.exit(bool(lost))
 

@@ -94,7 +94,7 @@ def steps(work: Path, size: dict[str, str]) -> list[Step]:
         ),
         Step(
             "training kept",
-            (*module, "benchmarks.tools.keep_training_speed", str(work / "bench-train.json"), "--results", kept),
+            (*module, "benchmarks.tools.training_speed", str(work / "bench-train.json"), "--results", kept),
         ),
         Step(
             "coverage",

@@ -433,6 +433,37 @@ def networks() -> list[str]:
     ]
 
 
+def webgpu() -> list[str]:
+    """Where the nodes of each file run with WebGPU, and how its outputs compare with the reference."""
+    content = kept("webgpu.json")
+    rows, version = content["rows"], content["versions"]["onnxruntime-webgpu"]
+    cells = [
+        [
+            row["network"],
+            row["file"],
+            row["gpu"] if row["gpu"] else "–",
+            ", ".join(row["cpu"]) or "–",
+            f"{row['multiple']:.1f}" if row["multiple"] is not None else "–",
+            row["verdict"],
+        ]
+        for row in rows
+    ]
+    placed = sum(row["gpu"] + len(row["left"]) for row in rows)
+    differ = sum(len(row["differ"]) for row in rows)
+    refused = dict.fromkeys(row["why"] for row in rows if row["verdict"] == "refused")
+    heading = ["network", "file", "nodes on the GPU", "on the CPU", "error ÷ eager's", "verdict"]
+    return [
+        "",
+        *markdown_table(heading, cells),
+        *prose(
+            f"onnxruntime-webgpu {version} on {content['adapter']}, {content['environment']['cpu']}, "
+            f"{content['examples'] or 'all'} examples and the inputs made to be hard. Of {placed} nodes that compute, "
+            f"{differ} run elsewhere than `audit --provider webgpu` predicts. Refused: {'; '.join(refused) or 'none'}."
+        ),
+        "",
+    ]
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "card": card,
     "measured": headline_machine,
@@ -452,6 +483,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "reference": reference,
     "reduced precision": reduced,
     "networks": networks,
+    "webgpu": webgpu,
     **survival.BLOCKS,
 }
 

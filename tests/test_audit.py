@@ -103,7 +103,7 @@ def test_the_prediction_is_what_the_gpu_does(stn: NetworkDirectory):
         model = flat(onnx.load(path))
         infos = infos_of(model)
         free = placement.free_nodes(model, infos)
-        read, predicted = placement.read_placement(model, "cuda"), placement.predict_cuda(model, infos, free)
+        read, predicted = placement.read_placement(model, "cuda"), placement.predict_gpu(model, infos, free)
         assert read
         compute = set(read) - set(free)
         assert {name: read[name] for name in compute} == {name: predicted[name].provider for name in compute}
@@ -158,7 +158,7 @@ def test_predicted_kernels(body: str, opset: int, fallen: list[str]):
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     model = flat(model)
     infos = infos_of(model)
-    predicted = placement.predict_cuda(model, infos, placement.free_nodes(model, infos))
+    predicted = placement.predict_gpu(model, infos, placement.free_nodes(model, infos))
     assert [name.split("_")[0] for name, each in predicted.items() if each.provider == placement.CPU] == fallen
 
 

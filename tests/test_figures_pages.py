@@ -15,7 +15,7 @@ from stn_export.export.destinations import DESTINATIONS, RULES
 from stn_export.export.lowerings import LOWERINGS
 from stn_export.results.choice import SIDE
 from stn_export.results.statistics import METHOD
-from stn_export.runners.external import RUNTIMES
+from stn_export.runners.external.environments import ON_CPU
 from tests import figures, readme
 from tests.conftest import REPOSITORY
 from tests.zoo import ZOO
@@ -221,7 +221,7 @@ def test_lowerings_stand_with_their_opsets():
 
 
 def test_counts_in_words_are_those_of_the_tables():
-    assert len(RUNTIMES) == 10
+    assert len(ON_CPU) == 10
     assert "ten, tried and not guessed" in text_of("README.md")
     assert len(ZOO) == 10
     assert "ten networks written for the tests (nine sample, `NoSampler` does not)" in text_of("docs/networks.md")

@@ -184,5 +184,5 @@ def test_the_lists_say_where_they_are_from():
         assert listed.source
         assert not listed.has & listed.lacks
         assert {"Conv", "Relu"} <= listed.has
-    assert set(PROVIDERS) == {"cpu", "cuda"}
-    assert deployment.kernels().source
+    assert set(PROVIDERS) == {"cpu", "cuda", "webgpu"}
+    assert all(deployment.kernels(provider).source for provider in ("cuda", "webgpu"))

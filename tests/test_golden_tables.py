@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.tools import keep_training_speed, proof, results_page
+from benchmarks.tools import proof, results_page, training_speed
 from stn_export.audit import __main__ as audit_stage
 from stn_export.bench import compare
 from stn_export.bench.session import Session
@@ -157,9 +157,9 @@ def test_the_history_of_a_file(tmp_path: Path):
         content = golden.bench_content(found, git_commit=f"{commit}0123456789abcdef") | {"datetime": f"{day}T10:00:00"}
         (tmp_path / f"{commit}.json").write_text(json.dumps(content), encoding="utf-8")
     page = history(tmp_path)
-    [section] = page.sections
+    runs, section = page.sections
     assert section.title == "Golden CPU, 3 threads"
-    picture, table = section.blocks
+    picture, pair, table = section.blocks
     grid = Grid(list(table.columns), [[cell.text for cell in line] for line in table.rows])
     expected = {}
     for commit, factor in (("2026-01-01 first0123456", 1.25), ("2026-02-02 second012345", 1.0)):
@@ -167,10 +167,23 @@ def test_the_history_of_a_file(tmp_path: Path):
             if (kind, runner, batch) == ("eager", "onnxruntime-cpu", 1):
                 ratios = [inverse(value) / Decimal(str(factor)) for value in (ratio, high, low)]
                 expected[f"stn onnxruntime {artifact}", commit] = ratios
-    assert grid.by("file", "commit") == {
+    commits = list(dict.fromkeys(commit for _, commit in expected))
+    shown = grid.by("file", "commit")
+    changes = {key: cells.pop("change") for key, cells in shown.items()}
+    assert shown == {
         key: {"× eager PyTorch": f"{three(middle)} ×", "95 %": ends(low, high)}
         for key, (middle, low, high) in expected.items()
     }
+    assert changes == {key: "–" if key[1] == commits[0] else "1.25 × the commit before" for key in expected}
+    both = Grid(list(pair.columns), [[cell.text for cell in line] for line in pair.rows]).by("file")
+    assert both == {
+        file: {commit: f"{three(expected[file, commit][0])} ×" for commit in commits}
+        for file in {key[0] for key in expected}
+    }
+    best = max(expected, key=lambda key: expected[key][0])
+    [newest, oldest] = [[cell.text for cell in line] for line in runs.blocks[0].rows]
+    assert (newest[0], newest[4], newest[5].partition(" ×")[0]) == (commits[1], best[0], three(expected[best][0]))
+    assert (oldest[0], oldest[1]) == (commits[0], "first.json")
     assert [line[1] for line in grid.lines] == [commit for _, commit in expected]
     spec = picture.drawn.spec
     drawn = golden.keyed(spec["data"]["values"], "series", "commit")
@@ -181,6 +194,7 @@ def test_the_history_of_a_file(tmp_path: Path):
     assert titles == {"times as fast as eager PyTorch"}
     assert [(layer["encoding"]["y"]["field"], layer["encoding"].get("y2")) for layer in spec["layer"]] == [
         ("low", {"field": "high"}),
+        ("value", None),
         ("value", None),
         ("value", None),
     ]
@@ -319,7 +333,7 @@ def test_what_the_speed_of_training_shows(printed: Callable):
             "ratio_high": 2.236,
         },
     ]
-    [grid] = printed(lambda: keep_training_speed.print_rows(rows))
+    [grid] = printed(lambda: training_speed.print_rows(rows))
     assert grid.by("what") == {
         "ours": {"seconds": "3.21", "against": NONE, "ratio (interval)": NONE},
         "the tutorial's": {"seconds": "4.35", "against": "2.29", "ratio (interval)": "1.91 (1.72 to 2.24)"},

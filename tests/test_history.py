@@ -27,17 +27,37 @@ def test_commits_stand_in_order_machine_by_machine(tmp_path: Path, capsys: pytes
     kept(tmp_path / "a.json", "other", "2026-01-15", 0.1, cpu="b")
     (tmp_path / "training.json").write_text("{}", encoding="utf-8")
     page = history(tmp_path)
-    assert [section.title for section in page.sections] == ["a, 1 threads", "b, 1 threads"]
-    picture, table = page.sections[0].blocks
-    assert [(row[1].text, row[2].text) for row in table.rows] == [
-        ("2026-01-01 first", "2.00 ×"),
-        ("2026-02-01 later", "4.00 ×"),
+    assert [section.title for section in page.sections] == ["Runs", "a, 1 threads", "b, 1 threads"]
+    [runs], (picture, pair, table) = page.sections[0].blocks, page.sections[1].blocks
+    assert [[cell.text for cell in row][:5] for row in runs.rows] == [
+        ["2026-02-01 later", "b.json", "a, 1 threads", "3", "stn onnxruntime folded-fp32"],
+        ["2026-01-15 other", "a.json", "b, 1 threads", "3", "stn onnxruntime folded-fp32"],
+        ["2026-01-01 first", "c.json", "a, 1 threads", "3", "stn onnxruntime folded-fp32"],
+    ]
+    assert [row[5].text.partition(" (")[0] for row in runs.rows] == ["4.00 ×", "10.0 ×", "2.00 ×"]
+    assert (pair.pairwise, pair.columns) == (True, ("file", "2026-01-01 first", "2026-02-01 later"))
+    assert [[cell.text for cell in row] for row in pair.rows] == [["stn onnxruntime folded-fp32", "2.00 ×", "4.00 ×"]]
+    assert not page.sections[2].blocks[1].pairwise  # of one commit
+    assert [(row[1].text, row[2].text, row[4].text) for row in table.rows] == [
+        ("2026-01-01 first", "2.00 ×", "–"),
+        ("2026-02-01 later", "4.00 ×", "2.00 × the commit before"),
     ]
     assert picture.svg.startswith("<svg")
     assert cli.run(report.main, ["--history", str(tmp_path)]) == 0
     assert "history.html" in capsys.readouterr().out
     said = "the fastest is stn onnxruntime folded-fp32 with 4.00 × at 2026-02-01 later."
     assert said in (tmp_path / "history.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("later", "change"), [(0.5, ""), (0.51, ""), (0.7, "0.714 × the commit before")])
+def test_a_change_point_is_an_interval_that_does_not_meet_the_one_before(later: float, change: str, tmp_path: Path):
+    kept(tmp_path / "a.json", "first", "2026-01-01", 0.5)
+    kept(tmp_path / "b.json", "later", "2026-02-01", later)
+    kept(tmp_path / "c.json", "last", "2026-03-01", later)
+    picture, _, _ = history(tmp_path).sections[1].blocks
+    drawn = picture.drawn.spec["data"]["values"]
+    assert [row["change"] for row in drawn] == ["", change, ""]
+    assert picture.drawn.spec["layer"][-1]["transform"] == [{"filter": "datum.change != ''"}]
 
 
 def test_nothing_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

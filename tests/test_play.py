@@ -71,7 +71,16 @@ def test_without_npm_there_is_one_line(npm: str | None, said: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium here")
-def test_the_page_gives_what_onnx_runtime_gives(run: Path):
+@pytest.mark.parametrize(
+    ("query", "flags", "poses", "where"),
+    [
+        ("", (), POSES, "in WebAssembly, one thread"),
+        ("?webgpu", ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"), 3, "in WebGPU, "),
+        ("", ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"), 3, "in WebAssembly, one thread"),
+    ],
+    ids=["WebAssembly", "WebGPU", "no WebGPU in software unless asked"],
+)
+def test_the_page_gives_what_onnx_runtime_gives(query: str, flags: tuple[str, ...], poses: int, where: str, run: Path):
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'stn-export[browser]'")
     try:
         names = play.build(run, run / "play", Path(given) if (given := os.environ.get("STN_EXPORT_ORT_WEB")) else None)
@@ -79,15 +88,18 @@ def test_the_page_gives_what_onnx_runtime_gives(run: Path):
         pytest.skip(error.message)
     files = [run / "play" / name for name in ("stn.onnx", "cnn.onnx")]
     sessions = [onnxruntime.InferenceSession(file) for file in files]
-    poses = np.random.default_rng(0).uniform((-8, -8, -180, 0.5), (8, 8, 180, 2), (POSES, 4))
+    places = np.random.default_rng(0).uniform((-8, -8, -180, 0.5), (8, 8, 180, 2), (poses, 4))
     with served(run / "play", names) as address, playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *flags])
         page, told = browser.new_page(), []
         page.on("pageerror", lambda error: told.append(str(error)))
         page.on("request", lambda asked: asked.url.startswith((address, "data:", "blob:")) or told.append(asked.url))
-        page.goto(address)
+        page.on("console", lambda said: told.append(said.text) if "WebGPU does not run" in said.text else None)
+        page.goto(address + query)
         page.wait_for_function("window.play", timeout=60_000)
-        for x, y, angle, scale in poses.tolist():
+        page.wait_for_function("document.getElementById('speed').textContent.includes(' in ')", timeout=120_000)
+        assert where in page.inner_text("#speed")
+        for x, y, angle, scale in places.tolist():
             found = page.evaluate("(pose) => play.at(pose)", {"x": x, "y": y, "angle": angle, "scale": scale})
             fed = np.array(found["values"], np.float32).reshape(1, 3, 32, 32)
             for session, values in zip(sessions, found["outputs"], strict=True):

@@ -201,8 +201,13 @@ GATED = {  # every place that loads, executes or starts something, and what stan
         "subprocess.Popen": "a type",
     },
     "runners/external/convert.py": {"torch.export.load": "a path from NetworkDirectory.intact"},
-    "runners/external/environments.py": {"children.run": "pip and npm, asked for by stn-export runtimes"},
-    "runners/external/serve.py": {"subprocess.run": "a runtime's own converter, in its environment"},
+    "runners/external/environments.py": {
+        "children.run": "pip and npm, asked for by stn-export runtimes; a runtime that --runtimes names"
+    },
+    "runners/external/serve.py": {
+        "subprocess.run": "a runtime's own converter, in its environment",
+        "ctypes.CDLL": "Vulkan's loader, of the system or of Chromium",
+    },
     "train/data.py": {"torch.load": "weights_only"},
 }
 LOADS = {

@@ -350,6 +350,31 @@ def test_a_stopped_training_is_said_to_be_unfinished(
     assert read_trainings(own).caveats == ["digits/cnn is not finished and left out."]
 
 
+def test_the_state_is_never_ahead_of_the_history(
+    settings: Settings, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A training that was killed behind its last epoch goes on from the state, and writes no history again."""
+    written: list[str] = []
+    monkeypatch.setattr(train, "write_atomically", lambda path, content: written.append(path.name))
+    train.save(tmp_path, Trainer(settings, small, torch.device("cpu")))
+    assert written == ["history.jsonl", "training.pt"]
+
+
+@pytest.mark.parametrize(("settings_of_it", "left"), [("its own", False), ("others", True), ("damaged", True)])
+def test_a_state_that_a_kill_left_beside_its_checkpoint_is_deleted(
+    settings_of_it: str, left: bool, settings: Settings, small: Dataset, tmp_path: Path
+):
+    cell = Cell(settings, NetworkDirectory(tmp_path / settings.model), tmp_path)
+    cell.directory.path.mkdir()
+    further = replace(settings, recipe=replace(settings.recipe, epochs=9))
+    trainer = Trainer(settings if settings_of_it == "its own" else further, small, torch.device("cpu"))
+    train.save(cell.directory.path, trainer)
+    if settings_of_it == "damaged":
+        (cell.directory.path / "training.pt").write_bytes(b"no archive")
+    train.delete_states([cell])
+    assert (cell.directory.path / "training.pt").exists() is left
+
+
 @pytest.mark.slow
 def test_sigterm_finishes_the_step_saves_and_exits_with_130(tmp_path: Path):
     command = [sys.executable, "-m", "stn_export.train", "--device", "cpu", "--models", "cnn", "--run", str(tmp_path)]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.tools import keep_training_speed
+from benchmarks.tools import training_speed
 from benchmarks.tools.training_speed import Loop, StartUp, race
 from benchmarks.tools.tutorial import BATCH, Pictures, Tutorial
 from stn_export import cli
@@ -127,7 +127,7 @@ MEASURED = {
 def keep(content: dict, tmp_path: Path) -> int:
     measured = tmp_path / "bench.json"
     measured.write_text(json.dumps(content), encoding="utf-8")
-    return cli.run(keep_training_speed.main, [str(measured), "--results", str(tmp_path)])
+    return cli.run(training_speed.main, [str(measured), "--results", str(tmp_path)])
 
 
 def test_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -96,7 +96,7 @@ STEPS = (
         f" --device {{device}} --dataset {{dataset}} --data '{{data}}' --benchmark-json {TRAINING}",
         120,
     ),
-    Step("keep_training", f"benchmarks.tools.keep_training_speed {TRAINING} --results {{out}}", 60, False),
+    Step("keep_training", f"benchmarks.tools.training_speed {TRAINING} --results {{out}}", 60, False),
     Step("startup", TIMED + "startup", 120),
     Step("request", TIMED + "request", 120),
     Step("breakdown", TIMED + "breakdown", 60),

@@ -23,7 +23,7 @@ from stn_export.run.manifest import BENCH_FILE, NetworkDirectory, network_direct
 from stn_export.run.records import Check, PointEntry, Verified, timings
 from stn_export.run.schemas import read_bench, read_verified
 from stn_export.run.store import write_atomically
-from stn_export.runners.external import RUNTIMES
+from stn_export.runners.external.environments import ON_CPU, by_name
 
 REASON = 160  # characters of a reason that are shown
 PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
@@ -57,16 +57,23 @@ TIMED = ("overhead", "eager")  # paired comparisons, in the order of the columns
 KEPT_OF_A_CONTEST = ("runner", "artifact", "contest", "seconds", "ratio", "ratio_low", "ratio_high", "by_host")
 
 
+def on_cpu(verified: Verified) -> dict[str, str]:
+    """Return the versions of the runtimes that verified a run on the CPU; docs/gpu.md has WebGPU's table."""
+    here, known = verified.environment.get("runtimes", {}), {runtime.name for runtime in ON_CPU}
+    return {name: version for name, version in here.items() if name in known}
+
+
 def rows(directory: NetworkDirectory, verified: Verified) -> Iterator[dict]:
     """Yield one row per file and runtime that verified it or does not support it."""
     network = directory.name
     checks = {(check.artifact, check.runner): check for check in verified.checks if check.network == network}
     for artifact in directory.artifacts.values():
-        for runtime in verified.environment.get("runtimes", {}):
+        for runtime in on_cpu(verified):
             said = {name: getattr(artifact, name) for name in ("lowering", "precision", "opset")}
             said = {"file": artifact.name} | said | {"runtime": runtime}
-            check = checks.get((artifact.name, f"{runtime}-cpu"))
-            refused = verified.refused.get(f"{network}/{artifact.name} in {runtime}-cpu")
+            runner = by_name(runtime).runner
+            check = checks.get((artifact.name, runner))
+            refused = verified.refused.get(f"{network}/{artifact.name} in {runner}")
             if check and check.sha256 == artifact.sha256:
                 yield said | cell(check, verified.networks[network].points) | {"agreement": check.agreement}
             elif refused:
@@ -144,7 +151,7 @@ def speed(table: Mapping) -> Iterator[str]:
 
 def is_request(row: Mapping) -> bool:
     """Return whether a paired comparison used host arrays; older rows do not say, but external runtimes always did."""
-    return row.get("by_host", row["runner"].removesuffix("-cpu") in {runtime.name for runtime in RUNTIMES})
+    return row.get("by_host", row["runner"] in {runtime.runner for runtime in ON_CPU})
 
 
 def interval_of(row: Mapping) -> Ratio:
@@ -184,10 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {DEFAULT_RUN}")
     run = parser.parse_args(arguments).run or DEFAULT_RUN
     directory, verified = network_directories(run)[0], read_verified(run)
-    here = verified.environment.get("runtimes") if verified else None
+    here = on_cpu(verified) if verified else None
     if not verified or not here:
         raise UserError(f"no other runtime has verified {run}", "stn-export verify --run RUN --runtimes DIR")
-    absent = {each.name: f"{each.name}-cpu" for each in RUNTIMES if each.name not in here}
+    absent = {each.name: each.runner for each in ON_CPU if each.name not in here}
     table = {
         "schema": "stn_export/runners/external/2",
         "network": directory.name,

@@ -1,7 +1,7 @@
 """Time training: an epoch of our loop against the tutorial's, and on CUDA the gain of capturing it.
 
 python -m pytest benchmarks/tools --confcutdir benchmarks/tools --dataset digits --benchmark-json bench-train.json
-python -m benchmarks.tools.keep_training_speed bench-train.json
+python -m benchmarks.tools.training_speed bench-train.json
 """
 
 from collections.abc import Iterator

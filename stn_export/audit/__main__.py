@@ -8,6 +8,7 @@ and printed; costs hold for these sizes, see ``onnx_graph.costs``. Nodes inside 
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from stn_export import cli
@@ -18,6 +19,7 @@ from stn_export.limits import LIMITS
 from stn_export.onnx_graph.records import (
     CPU,
     CUDA,
+    WEBGPU,
     Audit,
     FileContract,
     Finding,
@@ -33,7 +35,7 @@ EXAMINE, DECLARED = (f"stn_export.audit.content:{name}" for name in ("examine_fi
 
 
 def _show(result: Audit) -> None:
-    short = {CPU: "CPU", CUDA: "CUDA"}
+    short = {CPU: "CPU", CUDA: "CUDA", WEBGPU: "WebGPU"}
     title = f"Provider {result.provider} ({'predicted' if result.predicted else 'read'})"
     columns = ("operator", "nodes", "runs on", "multiply-adds", "why", "first node")
     cli.table(title, columns, list(alike(result, short)), ("first node", "nodes"))
@@ -103,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(how_to_call(options.snippet, options.model, *result))
         return
     providers = list(dict.fromkeys([*options.provider, *_also(options.require)]))
-    report: Report = apart(EXAMINE, options.model, providers, *asked, seconds=LIMITS["audit"].value)
+    with _asked_for(options.runtimes):
+        report: Report = apart(EXAMINE, options.model, providers, *asked, seconds=LIMITS["audit"].value)
     if options.format == "json":
         cli.print_json(report.as_dict())
     else:
@@ -115,6 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.strict and report.findings:
         rules = ", ".join(sorted({finding.rule for finding in report.findings}))
         raise CheckFailedError(f"{len(report.findings)} findings: {rules}")
+
+
+def _asked_for(runtimes: Path | None) -> AbstractContextManager:
+    if runtimes is None:
+        return nullcontext()
+    from stn_export.runners.external.environments import asked_for  # imports PyTorch, which takes seconds
+
+    return asked_for(runtimes)
 
 
 def show(report: Report) -> None:

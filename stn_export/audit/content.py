@@ -1,7 +1,7 @@
 """Collect everything that the audit finds in an ONNX file."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import onnx
@@ -10,20 +10,20 @@ from stn_export.cli.apart import apart
 from stn_export.errors import UserError
 from stn_export.limits import LIMITS
 from stn_export.onnx_graph.contract import contract_of
-from stn_export.onnx_graph.deployment import placement_of
+from stn_export.onnx_graph.deployment import Session, placement_of
 from stn_export.onnx_graph.inputs import Asked, Shape
 from stn_export.onnx_graph.lint import Subject, findings
 from stn_export.onnx_graph.model import ALIAS, OnnxFile, flat, read_model, walk
 from stn_export.onnx_graph.placement import kernels
 from stn_export.onnx_graph.portability import verdicts
-from stn_export.onnx_graph.records import PROVIDERS, FileContract, Report, Tried
+from stn_export.onnx_graph.records import USUAL, FileContract, Report, Tried
 from stn_export.onnx_graph.trial import ASKED, Step, here, try_model, within_limits
 from stn_export.run.store import load_arrays
 
 
 def audited(
     model: Path | str | onnx.ModelProto,
-    providers: Sequence[str] = tuple(PROVIDERS),
+    providers: Sequence[str] = USUAL,
     shapes: Mapping[str, Shape] | None = None,
     inputs: Path | str | None = None,
 ) -> dict:
@@ -67,7 +67,7 @@ def declared_file(path: Path, shapes: Mapping[str, Shape], inputs: Path | None) 
 
 
 def examined(
-    name: str, file: OnnxFile, providers: Sequence[str] = tuple(PROVIDERS), asked: Asked = ASKED, step: Step = here
+    name: str, file: OnnxFile, providers: Sequence[str] = USUAL, asked: Asked = ASKED, step: Step = here
 ) -> Report:
     """Audit a model.
 
@@ -76,13 +76,26 @@ def examined(
     """
     _require_operators(file.model)
     subject = Subject(file.model, file.external, asked, step)
+    placed = partial(placement_of, infos=subject.infos, runs=subject.trial.runs, step=step)
     audits = [
-        placement_of(subject.model, provider, subject.infos, subject.trial.runs, step)
+        placed(subject.model, provider, session=_elsewhere(subject.model, provider))
         for provider in dict.fromkeys(providers)
     ]
     results = findings(subject)
     declared, tried = contract_of(file, Path(name) if name else None), subject.trial.tried
     return Report(name, declared, tried, tuple(audits), tuple(results), verdicts(subject, results))
+
+
+def _elsewhere(model: onnx.ModelProto, provider: str) -> Session | None:
+    """Ask the ONNX Runtime that has WebGPU, where ``--runtimes`` names one; None for providers of this environment."""
+    if provider != "webgpu":
+        return None
+    from stn_export.runners.external.environments import OnWebGpu, by_name, why_not  # they import PyTorch
+
+    runtime = by_name(provider)
+    if not isinstance(runtime, OnWebGpu) or why_not(runtime):
+        return None
+    return Session(runtime.placement(model), runtime.version)
 
 
 def _require_operators(model: onnx.ModelProto) -> None:
@@ -101,4 +114,4 @@ def _require_operators(model: onnx.ModelProto) -> None:
 def _known_operators() -> frozenset[str]:
     """Return the operators of ONNX's own domain, and those that ONNX Runtime adds to it."""
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
-    return frozenset(names | set(kernels().cuda)) | kernels().cpu
+    return frozenset(names | set(kernels().gpu)) | kernels().cpu

@@ -193,7 +193,7 @@ def runners_for(subject: Subject, device: str) -> tuple[list[RunnerSpec], dict[s
     """Return the runners that can run a file here, and the reason for each that cannot."""
     of_onnx = [spec for spec in RUNNERS if spec.format == "onnx" and spec.lowering is None]
     specs = [spec for spec in of_onnx if device in ("auto", spec.device)]
-    reasons = {spec.name: spec.unavailable() or spec.refuses(subject.artifact) for spec in specs}
+    reasons = {spec.name: spec.untimed() or spec.refuses(subject.artifact) for spec in specs}
     return [spec for spec in specs if not reasons[spec.name]], {name: why for name, why in reasons.items() if why}
 
 

@@ -66,7 +66,7 @@ SHIPPED_SUBJECT = replace(SHIPPED, roles=(SUBJECT,))
 QUICK_RUNNERS = (
     *("eager-c*", "cudagraph-*", "torchscript-*", "onnxruntime-c*", "onnxruntime-graph-*", "openvino-*", "native-*"),
 )
-OTHERS = tuple(f"{runtime.name}-cpu" for runtime in RUNTIMES)  # if they were requested
+OTHERS = tuple(runtime.runner for runtime in RUNTIMES)  # if they were requested
 QUICK_SUBJECT = replace(SHIPPED_SUBJECT, runners=QUICK_RUNNERS)
 INT8_SUBJECT = Pick(roles=(SUBJECT,), precisions=("int8",), inputs=("float",))
 COLD = replace(SHIPPED_SUBJECT, runners=("eager-c*", "onnxruntime-c*", "onnxruntime-stream-*", "native-*"))

@@ -275,7 +275,7 @@ def find_targets(run: Path, device: str, there: Callable[[str], bool] = operator
         for network in (Network(directory, directory.facts) for directory in network_directories(run))
         for artifact, path in network.directory.expected()
         for runner in RUNNERS
-        if device in ("auto", runner.device) and runner.takes(artifact) and there(runner.unavailable())
+        if device in ("auto", runner.device) and runner.takes(artifact) and there(runner.untimed())
         if not unproved(artifact, runner)
     ]
     if not targets:
@@ -304,7 +304,7 @@ def left_out(run: Path, device: str) -> dict[str, str]:
     A runner may not support an artifact, or the artifact was not verified in it.
     """
     unproved = unproved_in(run)
-    reasons = {spec.name: spec.unavailable() for spec in RUNNERS if device in ("auto", spec.device)}
+    reasons = {spec.name: spec.untimed() for spec in RUNNERS if device in ("auto", spec.device)}
     here = [spec for spec in RUNNERS if reasons.get(spec.name) == ""]
     for directory in network_directories(run):
         for artifact, _ in directory.expected():

@@ -336,11 +336,11 @@ def audit() -> Parser:
     parser.add_argument(
         "--provider",
         nargs="+",
-        choices=["cpu", "cuda"],
+        choices=["cpu", "cuda", "webgpu"],
         default=["cpu", "cuda"],
         help="execution providers of ONNX Runtime to place its nodes on",
     )
-    parser.add_argument("--require", choices=["cuda"], help="fail where a compute node falls back to the CPU")
+    parser.add_argument("--require", choices=["cuda", "webgpu"], help="fail where a compute node falls back to the CPU")
     parser.add_argument("--strict", action="store_true", help="fail on any finding")
     parser.add_argument(
         "--snippet", choices=["python", "c++", "rust", "js"], help="print lines of that language that run it, and stop"
@@ -349,6 +349,9 @@ def audit() -> Parser:
         "--shape", type=shape, nargs="+", action="extend", default=[], metavar="NAME=1,16000", help=SHAPE
     )
     parser.add_argument("--inputs", type=path, metavar="FILE.npz", help="arrays by name to try it on")
+    parser.add_argument(
+        "--runtimes", type=path_or_none, metavar="DIR", help="folder of other runtimes, whose WebGPU is asked"
+    )
     parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels there and stop")
     return parser
 
@@ -421,6 +424,7 @@ def runtimes() -> Parser:
     parser.add_argument(
         "--into", type=path_or_none, metavar="DIR", help="folder to install them into; by default .runtimes"
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="runtimes to install; by default all")
     return parser
 
 

@@ -11,16 +11,20 @@ from pathlib import Path
 
 from stn_export.errors import UserError, in_clone, require_choice
 from stn_export.run.manifest import LOWERINGS
-from stn_export.runners.external.environments import OWN, RUNTIMES
+from stn_export.runners.external.environments import ON_CPU, OWN
 
 PLACES = (Path(__file__).parents[2] / "benchmarks", Path(__file__).parents[1] / "suites")  # a checkout, or installed
 KEPT = next((place for place in PLACES if place.is_dir()), PLACES[0]) / "results" / "runtimes.json"
 EQUAL, WITHIN, WRONG, REFUSES = "equal", "within bounds", "WRONG", "refuses"
-TRIED = tuple(runtime.name for runtime in RUNTIMES)
-OPEN_BATCH = tuple(runtime.name for runtime in RUNTIMES if runtime.open_sizes)
+TRIED = tuple(runtime.name for runtime in ON_CPU)
+OPEN_BATCH = tuple(runtime.name for runtime in ON_CPU if runtime.open_sizes)
 RULES = {
     "onnxruntime-cpu": ("folded", "fewest kernels; ONNX Runtime is what every file is verified in"),
     "onnxruntime-cuda": ("folded", "fewest kernels, all of them on the GPU; AffineGrid would run on the CPU"),
+    "webgpu": (
+        "folded",
+        "fewest kernels; WebGPU has the sampler up to opset 19 (docs/gpu.md)",
+    ),
     "tensorrt": ("matmul", "below opset 20, where its parser samples with nearest in silence (NVIDIA/TensorRT#4646)"),
 }
 DESTINATIONS = (*TRIED, *RULES)

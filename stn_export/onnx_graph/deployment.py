@@ -6,6 +6,7 @@ from the kernels that its provider registers. ``costs`` states what counts as a 
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import onnx
 import onnxruntime
@@ -30,11 +31,18 @@ from stn_export.onnx_graph.placement import (
     Placed,
     free_nodes,
     kernels,
-    predict_cuda,
+    predict_gpu,
     read_placement,
 )
 from stn_export.onnx_graph.records import CPU, PROVIDERS, Audit, Copy, NodePlacement
 from stn_export.onnx_graph.trial import Step, here
+
+
+class Session(NamedTuple):
+    """What a session of ONNX Runtime says: the provider by node, and its version."""
+
+    nodes: dict[str, str]
+    release: str = onnxruntime.__version__
 
 
 def audit(model: onnx.ModelProto, provider: str) -> Audit:
@@ -42,7 +50,7 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
 
     Args:
         model: any ONNX model with its weights loaded; local functions are inlined, and unnamed nodes get names.
-        provider: ``cpu`` or ``cuda``.
+        provider: ``cpu``, ``cuda`` or ``webgpu``.
 
     Raises:
         UserError: for an unknown provider, or a graph whose types contradict each other.
@@ -54,31 +62,38 @@ def audit(model: onnx.ModelProto, provider: str) -> Audit:
 
 
 def placement_of(
-    model: onnx.ModelProto, provider: str, infos: dict[str, TensorInfo], runs: Runs | None = None, step: Step = here
+    model: onnx.ModelProto,
+    provider: str,
+    infos: dict[str, TensorInfo],
+    runs: Runs | None = None,
+    step: Step = here,
+    session: Session | None = None,
 ) -> Audit:
     """Audit a ``model.flat`` model whose tensors' types and shapes are known.
 
     Args:
         model: each of its nodes has a unique name.
-        provider: ``cpu`` or ``cuda``.
+        provider: ``cpu``, ``cuda`` or ``webgpu``.
         infos: of its tensors.
         runs: shapes that were recorded in a run.
         step: calls the function that loads the model.
+        session: what another ONNX Runtime says; by default this one is asked.
     """
     free, refusal = free_nodes(model, infos), ""
     try:
-        read = step(partial(read_placement, model, provider))
+        if session is None and (read := step(partial(read_placement, model, provider))) is not None:
+            session = Session(read)
     except UserError as error:
-        read, refusal = None, f"predicted: ONNX Runtime does not load the file ({error.message})"
-    placed, source = _placed(model, provider, read, infos, free)
+        refusal = f"predicted: ONNX Runtime does not load the file ({error.message})"
+    placed, source = _placed(model, provider, session, infos, free)
     nodes = tuple(_node(node, model, placed[node.name], free, macs(node, infos, runs)) for node in model.graph.node)
     crossings = _crossings(model, placed, free)
     shapes = {name for node in model.graph.node if node.name in free for name in node.output}
     fallen = [node for node in nodes if node.compute and node.provider == CPU]
-    obstacle = _obstacle(nodes, fallen, crossings) if provider == "cuda" else "a CUDA graph holds GPU kernels only"
+    obstacle = _obstacle(nodes, fallen, crossings) if provider == "cuda" else "a CUDA graph holds CUDA kernels only"
     return Audit(
         provider=provider,
-        predicted=read is None,
+        predicted=session is None,
         nodes=nodes,
         copies=tuple(crossing for crossing in crossings if crossing.tensor not in shapes),
         capturable=not obstacle,
@@ -93,27 +108,25 @@ def placement_of(
 def _placed(
     model: onnx.ModelProto,
     provider: str,
-    read: dict[str, str] | None,
+    session: Session | None,
     infos: dict[str, TensorInfo],
     free: dict[str, str],
 ) -> tuple[dict[str, Placed], str]:
     names = [node.name for node in model.graph.node]
-    if provider == "cuda":
-        predicted, asked = (
-            predict_cuda(model, infos, free),
-            f"predicted from the kernels of ONNX Runtime {kernels().release}",
-        )
-    else:
+    if provider == "cpu":
         predicted = {name: Placed(CPU, "") for name in names}
         asked = f"predicted: ONNX Runtime {onnxruntime.__version__} does not tell"
-    if read is None:
+    else:
+        predicted = predict_gpu(model, infos, free, provider)
+        asked = f"predicted from the kernels of ONNX Runtime {kernels(provider).release}"
+    if session is None:
         return predicted, asked
-    actual = {name: read.get(name, predicted[name].provider) for name in names}  # Constant nodes are not listed
+    actual = {name: session.nodes.get(name, predicted[name].provider) for name in names}  # constants are not listed
     placed = {
         name: predicted[name] if predicted[name].provider == actual[name] else Placed(actual[name], "placed there")
         for name in names
     }
-    return placed, f"read from a session of ONNX Runtime {onnxruntime.__version__}"
+    return placed, f"read from a session of ONNX Runtime {session.release}"
 
 
 def _node(

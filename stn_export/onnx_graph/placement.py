@@ -1,4 +1,8 @@
-"""Find where ONNX Runtime runs each node: read from a session where possible, else predicted from a kernel table."""
+"""Find where ONNX Runtime runs each node: read from a session where possible, else predicted from a kernel table.
+
+``resources`` has a table for each GPU provider. That of CUDA is what ONNX Runtime registers; WebGPU's kernels are not
+listed, so its table is what a session answers for models of one node (``benchmarks/tools/webgpu_page.py``).
+"""
 
 import json
 import re
@@ -35,7 +39,8 @@ from stn_export.run.store import read_json, write_out
 
 CONTRIBUTED = "com.microsoft"
 SCHEMA = "stn_export/kernels/2"
-KERNELS = Path(__file__).parent.parent / "resources" / "cuda_kernels.json"
+RESOURCES = Path(__file__).parent.parent / "resources"
+CALLED = {"cuda": "CUDA", "webgpu": "WebGPU"}  # providers that run on a GPU, as people call them
 UNBOUNDED = 2**31 - 1
 
 
@@ -54,26 +59,28 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Kernels:
-    """What one ONNX Runtime release registers for the ONNX domain: CUDA kernels by operator, the CPU's operators.
+    """What one ONNX Runtime release has for the ONNX domain: a GPU's kernels by operator, the CPU's operators.
 
-    ``contributed`` are the operators of com.microsoft that its CUDA provider has, according to ``source``.
+    ``contributed`` are the operators of com.microsoft that the GPU's provider has, according to ``source``; None where
+    they are not known.
     """
 
     release: str
-    cuda: dict[str, list[Kernel]]
+    gpu: dict[str, list[Kernel]]
     cpu: frozenset[str]
-    contributed: frozenset[str]
+    contributed: frozenset[str] | None
     source: str
 
 
 @cache
-def kernels() -> Kernels:
-    """Load the table ``resources/cuda_kernels.json``."""
-    content = read_json(KERNELS, SCHEMA)
-    cuda = {name: [Kernel(*row) for row in rows] for name, rows in content["operators"].items()}
-    others = content["contributed"]
+def kernels(provider: str = "cuda") -> Kernels:
+    """Load the table of a provider: ``cuda`` or ``webgpu``."""
+    content = read_json(RESOURCES / f"{provider}_kernels.json", SCHEMA)
+    gpu = {name: [Kernel(*row) for row in rows] for name, rows in content["operators"].items()}
+    listed = content["contributed"]["operators"]
+    contributed = None if listed is None else frozenset(listed)
     cpu = frozenset(content["cpu_operators"])
-    return Kernels(content["onnxruntime"], cuda, cpu, frozenset(others["operators"]), others["source"])
+    return Kernels(content["onnxruntime"], gpu, cpu, contributed, content["contributed"]["source"])
 
 
 def write_kernels(path: Path) -> int:
@@ -141,23 +148,23 @@ def _merge(rows: list[list], new: list) -> None:
     rows.append(new)
 
 
-def lacks_kernel(node: NodeProto, opset: int, infos: dict[str, TensorInfo]) -> str:
-    """Return why the CUDA provider of ``kernels().release`` cannot run a node; "" where it can."""
-    if node.domain == CONTRIBUTED:
-        contributed = node.op_type in kernels().contributed
-        return "" if contributed else f"no CUDA kernel of {node.op_type} in {kernels().source}"
+def lacks_kernel(node: NodeProto, opset: int, infos: dict[str, TensorInfo], provider: str = "cuda") -> str:
+    """Return why a GPU provider of ``kernels(provider).release`` cannot run a node; "" where it can."""
+    table, called = kernels(provider), CALLED[provider]
+    if node.domain == CONTRIBUTED and table.contributed is not None:
+        contributed = node.op_type in table.contributed
+        return "" if contributed else f"no {called} kernel of {node.op_type} in {table.source}"
     if node.domain not in ("", ALIAS):
         return f"the table has no kernels of domain {node.domain}"
-    table = kernels().cuda
     version = since_version(node, opset)
-    served = [kernel for kernel in table.get(node.op_type, []) if kernel.serves(version)]
-    if node.op_type not in table:
-        return f"no CUDA kernel of {node.op_type}"
+    served = [kernel for kernel in table.gpu.get(node.op_type, []) if kernel.serves(version)]
+    if node.op_type not in table.gpu:
+        return f"no {called} kernel of {node.op_type}"
     if not served:
-        return f"no CUDA kernel of {node.op_type} {version}"
+        return f"no {called} kernel of {node.op_type} {version}"
     if not any(_accepts(kernel, node, opset, infos) for kernel in served):
         types = ", ".join(_type_name(infos.get(name, UNKNOWN)) for name in node.input if name)
-        return f"no CUDA kernel of {node.op_type} {version} for {types}"
+        return f"no {called} kernel of {node.op_type} {version} for {types}"
     return ""
 
 
@@ -250,20 +257,24 @@ def _small(node: NodeProto, infos: dict[str, TensorInfo]) -> bool:
     )
 
 
-def predict_cuda(model: onnx.ModelProto, infos: dict[str, TensorInfo], free: dict[str, str]) -> dict[str, Placed]:
-    """Predict where each node of a ``model.flat`` model runs with the CUDA provider, control flow bodies left out.
+def predict_gpu(
+    model: onnx.ModelProto, infos: dict[str, TensorInfo], free: dict[str, str], provider: str = "cuda"
+) -> dict[str, Placed]:
+    """Predict where each node of a ``model.flat`` model runs with a GPU provider, control flow bodies left out.
 
     Args:
         model: each of its nodes has a unique name.
         infos: of its tensors, from ``infer``.
         free: its ``free_nodes``.
+        provider: ``cuda`` or ``webgpu``.
     """
     harmless = {name for name in constants(model.graph) if (infos[name].elements or 0) <= SMALL}
     harmless |= {value.name for value in inputs_of(model.graph)}
     on_cpu: set[str] = set()  # tensors in CPU memory that a chain of CPU nodes has reached, starting at Shape and Size
     placed = {}
     for node in model.graph.node:
-        place = placed[node.name] = _predict(node, opset_of(model, node.domain), infos, free, on_cpu, harmless)
+        opset = opset_of(model, node.domain)
+        place = placed[node.name] = _predict(node, opset, infos, free, on_cpu, harmless, provider)
         if free.get(node.name) == FOLDED:
             harmless.update(name for name in node.output if (infos.get(name, UNKNOWN).elements or 0) <= SMALL)
         elif node.op_type in CPU_OUTPUTS or (place.provider == CPU and on_cpu.intersection(node.input)):
@@ -278,16 +289,18 @@ def _predict(
     free: dict[str, str],
     on_cpu: set[str],
     harmless: set[str],
+    provider: str,
 ) -> Placed:
+    gpu = PROVIDERS[provider]
     if free.get(node.name) == FOLDED:
         return Placed(CPU, FOLDED)
-    if missing := lacks_kernel(node, opset, infos):
-        expanded = _is_function(node, opset) and node.op_type not in kernels().cpu
-        return Placed(CUDA, "ONNX Runtime expands it into other operators") if expanded else Placed(CPU, missing)
+    if missing := lacks_kernel(node, opset, infos, provider):
+        expanded = _is_function(node, opset) and node.op_type not in kernels(provider).cpu
+        return Placed(gpu, "ONNX Runtime expands it into other operators") if expanded else Placed(CPU, missing)
     if _prefers_cpu(node, on_cpu, harmless, infos):
         there = ", ".join(name for name in node.input if name in on_cpu)
         return Placed(CPU, free.get(node.name) or f"its inputs are on the CPU: {there}")
-    return Placed(CUDA, "has a CUDA kernel")
+    return Placed(gpu, f"has a {CALLED[provider]} kernel")
 
 
 def _is_function(node: NodeProto, opset: int) -> bool:
@@ -378,7 +391,7 @@ def read_placement(model: onnx.ModelProto, provider: str) -> dict[str, str] | No
     Raises:
         UserError: where ONNX Runtime refuses the model.
     """
-    if provider == "cuda" and not cuda_works():
+    if provider == "webgpu" or (provider == "cuda" and not cuda_works()):
         return None
     session = open_session(model, provider)
     if not hasattr(session, "get_provider_graph_assignment_info") or session.get_providers()[0] != PROVIDERS[provider]:

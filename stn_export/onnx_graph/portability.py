@@ -24,7 +24,7 @@ from stn_export.onnx_graph.costs import macs
 from stn_export.onnx_graph.inputs import Outputs, of_openvino, openvino_core
 from stn_export.onnx_graph.lint import Finding, Subject, findings
 from stn_export.onnx_graph.model import as_array
-from stn_export.onnx_graph.placement import free_nodes, predict_cuda
+from stn_export.onnx_graph.placement import free_nodes, predict_gpu
 from stn_export.onnx_graph.records import CPU, NO_TENSORS, Verdict
 from stn_export.results.tolerances import TOLERANCES
 from stn_export.run.store import read_json
@@ -255,7 +255,7 @@ def _on_cuda(subject: Subject) -> Verdict:
     if not subject.trial.loads:
         return UNSURE, "ONNX Runtime on the CPU, which would take what CUDA lacks, does not load it."
     free = free_nodes(subject.model, subject.infos)
-    placed = predict_cuda(subject.model, subject.infos, free)
+    placed = predict_gpu(subject.model, subject.infos, free)
     fallen = [name for name, placement in placed.items() if placement.provider == CPU and name not in free]
     if fallen:
         return SHOULD, f"These nodes run on the CPU: {', '.join(fallen)}."

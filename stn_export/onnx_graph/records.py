@@ -7,7 +7,9 @@ from stn_export.cli.tables import by, normalisation
 from stn_export.results.text import counted
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-PROVIDERS = {"cpu": CPU, "cuda": CUDA}
+WEBGPU = "WebGpuExecutionProvider"
+PROVIDERS = {"cpu": CPU, "cuda": CUDA, "webgpu": WEBGPU}
+USUAL = ("cpu", "cuda")  # providers that a file is audited for unless others are asked for
 Verdict = tuple[str, str]  # a runtime's verdict on a file, and why
 NO_TENSORS = {"sequence_type": "sequence", "map_type": "map", "optional_type": "optional", "opaque_type": "opaque"}
 GIVE_SIZES = "give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"

@@ -44,10 +44,13 @@ from stn_export.run.manifest import (
 from stn_export.run.store import own_folder, sha256_of, sweep, write_atomically
 
 RUNTIME = "onnxruntime-web@1.30.0"
-FILES = {  # of the runtime, with their sha256
+FILES = {  # of the runtime, with their sha256: for WebAssembly, and for WebGPU
     "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+    "ort.webgpu.min.mjs": "3dffff71811bc13a3a3d9591c57ca5ee5735b8f5f3eaf789510b02bb040ae3a0",
+    "ort-wasm-simd-threaded.asyncify.mjs": "3d1c85995364bb643302fc6fd877a0c3ba5ae72401815e0f24828a53d9191e28",
+    "ort-wasm-simd-threaded.asyncify.wasm": "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
 }
 PAGE = Path(__file__).parent / "page"
 SAMPLES = 24
@@ -199,7 +202,7 @@ def fetched() -> Path:
     kept = cache_directory() / RUNTIME
     place = kept / "node_modules" / "onnxruntime-web" / "dist"
     if not all((place / name).is_file() for name in FILES):
-        hint = "install Node.js, or give --runtime DIR with ort.wasm.min.mjs and its .wasm"
+        hint = "install Node.js, or give --runtime DIR with the .mjs and .wasm files of onnxruntime-web"
         if (npm := shutil.which("npm")) is None:
             raise UserError("the page needs onnxruntime-web, and there is no npm to fetch it", hint)
         cli.say(f"fetching {RUNTIME}")

@@ -39,7 +39,7 @@ PART_COLOURS = {part: f"var(--p{index})" for index, part in enumerate(PARTS)}
 DARK_PARTS = PARTS[::2]  # dark enough for light text
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
-DEVICES = {"cpu": "the CPU", "cuda": "the GPU"}
+DEVICES = {"cpu": "the CPU", "cuda": "the GPU", "webgpu": "the GPU by WebGPU"}
 NAMED_SHARE = 0.08  # share of a bar; smaller parts have no room for a number
 CONFIG: Spec = {
     "background": None,

@@ -42,7 +42,8 @@ def cell(content: "str | Cell") -> Cell:
 class Table:
     """Rows that a reader can sort and filter; ``note`` explains the columns, ``order`` says how they are sorted.
 
-    A ``folded`` block shows its title only, until a reader opens it.
+    A ``folded`` block shows its title only, until a reader opens it. Of the columns after the first of a ``pairwise``
+    one, a reader chooses two, and sees how they compare.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Table:
     heading: bool = True
     order: str = ""
     folded: bool = False
+    pairwise: bool = False
 
     kind = "table"
 

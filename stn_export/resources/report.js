@@ -152,6 +152,32 @@ function key(cell) {
   return found ? Number(found[0]) : text === "–" ? Infinity : text;
 }
 
+// Of a table's columns two are shown, the last two at first, and the second divided by the first.
+for (const place of document.querySelectorAll(".pair")) {
+  const { tHead, tBodies: [body] } = document.getElementById(place.dataset.table);
+  const choices = [...place.querySelectorAll("select")], count = choices[0].length;
+  const ratio = document.createElement("th");
+  ratio.scope = "col";
+  ratio.className = "number";
+  ratio.textContent = "second ÷ first";
+  tHead.rows[0].append(ratio);
+  for (const row of body.rows) row.insertCell().className = "number";
+  const show = () => {
+    const shown = choices.map((each) => each.selectedIndex + 1);
+    for (const row of [tHead.rows[0], ...body.rows]) {
+      [...row.cells].forEach((each, index) => (each.hidden = index > 0 && index <= count && !shown.includes(index)));
+      if (row.parentElement === tHead) continue;
+      const [first, second] = shown.map((index) => parseFloat(row.cells[index].textContent.replaceAll(",", "")));
+      row.cells[count + 1].textContent = Number.isFinite(second / first) ? (second / first).toPrecision(3) : "–";
+    }
+  };
+  choices.forEach((each, index) => {
+    each.selectedIndex = count - 2 + index;
+    each.addEventListener("change", show);
+  });
+  show();
+}
+
 function ordered(one, other) {
   return typeof one === "number" && typeof other === "number" ? one - other : String(one).localeCompare(String(other));
 }

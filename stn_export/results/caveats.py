@@ -1,6 +1,6 @@
 """Caveats: one sentence per limit on the trust in a run's results, the worst first."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from textwrap import shorten
 
 from stn_export.results.choice import (
@@ -19,6 +19,7 @@ from stn_export.results.text import counted, listed, row_name, speed_ratio
 from stn_export.run.manifest import SUBJECT
 from stn_export.run.records import Check, Timing
 
+LAUNCHES = 0.9  # of a call's time, from which on its launches are the limit
 LONGEST = 160  # longest reason of a failed check, in characters
 FINDINGS = ("loss", "no measurable gain")  # findings of training, the worse one first
 
@@ -88,6 +89,14 @@ def disturbed(content: Held, deployed: Deployed) -> Iterator[str]:
         yield f"disturbed by other work: {disturbed.text} (their figures are marked {DISTURBED})"
 
 
+def launches(content: Held, deployed: Deployed) -> Iterator[str]:
+    """Name what the host takes about as long to launch as the GPU to run, so that a faster GPU would be no faster."""
+    rows = [row for row in steps(content.rows) if (row.launch_seconds or 0.0) >= LAUNCHES * row.median.middle]
+    if rows:
+        names = [f"{row_name(row)} at batch {row.batch:,}" for row in rows]
+        yield f"bound by launches, not by the GPU: {listed(names)}; a CUDA graph launches once"
+
+
 def contradicted(content: Held, deployed: Deployed) -> Iterator[str]:
     """Quote each speed-up or overhead of the card that the files' separate timings contradict, and count the others."""
     marks = Marks(content.rows)
@@ -149,6 +158,7 @@ CAVEATS: tuple[Caveat, ...] = (
     faster,
     disturbed,
     contradicted,
+    launches,
     gain,
     unlabelled,
     not_timed,

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,11 @@ class Examples:
     def take(self, count: int) -> Batch:
         """Return the first ``count`` examples, repeated where there are fewer."""
         return self.rows(torch.arange(count) % len(self))
+
+    def first(self, count: int) -> "Examples":
+        """Return the first ``count`` examples, or all where there are fewer."""
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, inputs=self.rows(slice(count)), labels=labels)
 
     @property
     def calibrators(self) -> "Examples":

@@ -6,6 +6,6 @@ says otherwise.
 
 from stn_export.runners.base import Runner, Step
 from stn_export.runners.onnx_runtime import OnnxRuntime
-from stn_export.runners.registry import RUNNERS, RunnerSpec
+from stn_export.runners.registry import FEW, RUNNERS, RunnerSpec
 
-__all__ = ["RUNNERS", "OnnxRuntime", "Runner", "RunnerSpec", "Step"]
+__all__ = ["FEW", "RUNNERS", "OnnxRuntime", "Runner", "RunnerSpec", "Step"]

@@ -40,6 +40,8 @@ from stn_export.runners.pytorch import (
     TorchScript,
 )
 
+FEW = 32  # examples that a runner on a slow stand-in is verified on
+
 
 def no_gpu() -> str:
     """Return why PyTorch cannot use a GPU here; empty where it can."""
@@ -95,7 +97,8 @@ class RunnerSpec:
     CUDA graph. With ``verify_batch`` it is verified in batches of that size only, padded: it compiles anew for each
     size, which is ``slow`` where it takes seconds or minutes. A ``foreign`` one may refuse a file, and is timed only
     where it was verified; an ``approximate`` one computes float32 files less exactly. ``bounds`` is the row of
-    ``TOLERANCES`` for float32 files, where it does not follow from these.
+    ``TOLERANCES`` for float32 files, where it does not follow from these. ``software`` names a device on the CPU that
+    stands in for a GPU: the runner is verified on ``FEW`` examples there, and not timed.
     """
 
     name: str
@@ -111,11 +114,19 @@ class RunnerSpec:
     foreign: bool = False
     approximate: bool = False
     bounds: str = ""
+    software: Callable[[], str] = lambda: ""
 
     @property
     def on_events(self) -> bool:
         """Whether its steps are timed by events on a GPU's stream, not by wall-clock time."""
         return self.device == "cuda" and getattr(self.load, "open_stream", None) is not Runner.open_stream
+
+    def untimed(self) -> str:
+        """Return why the runner is not timed here: it cannot run, or only slowly; empty where it is timed."""
+        if reason := self.unavailable():
+            return reason
+        stand_in = self.software()
+        return f"{stand_in} stands in for a GPU on the CPU: verified, not timed" if stand_in else ""
 
     def open(self, path: Path, contract: Contract) -> Runner:
         """Open the artifact at ``path``."""
@@ -150,14 +161,15 @@ class RunnerSpec:
 def _elsewhere(runtime: Runtime) -> RunnerSpec:
     """Make the row of an external runtime."""
     return RunnerSpec(
-        f"{runtime.name}-cpu",
+        runtime.runner,
         runtime.format,
-        "cpu",
+        runtime.device,
         partial(Elsewhere, runtime=runtime),
         partial(why_not, runtime),
         verify_batch=None if runtime.open_sizes else 1,
         foreign=True,
         approximate=runtime.approximate,
+        software=lambda: runtime.software,
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from stn_export import cli
+from stn_export.errors import require_choice
 from stn_export.runners.external.environments import DEFAULT, RUNTIMES, asked_for, in_folder, runtimes_here
 
 
@@ -14,15 +15,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Install the external runtimes that are missing, and list all.
 
     Raises:
-        UserError: where nothing could be installed.
+        UserError: where nothing could be installed, or ``--only`` names no runtime.
     """
     options = cli.parse("runtimes", arguments)
-    where = options.into or DEFAULT
+    where, names = options.into or DEFAULT, [runtime.name for runtime in RUNTIMES]
+    for name in options.only or ():
+        require_choice("runtime", name, names)
     where.mkdir(parents=True, exist_ok=True)
     with in_folder(where):
-        reasons = {runtime: "" if runtime.version else runtime.install() for runtime in RUNTIMES}
+        chosen = [runtime for runtime in RUNTIMES if runtime.name in (options.only or names)]
+        reasons = {runtime: "" if runtime.version else runtime.install() for runtime in chosen}
         rows = [
-            (runtime.name, runtime.packages[0], runtime.version or cli.NONE, reasons[runtime]) for runtime in RUNTIMES
+            (runtime.name, runtime.packages[0], runtime.version or cli.NONE, reasons[runtime] or runtime.obstacle)
+            for runtime in chosen
         ]
     cli.table(f"Runtimes in {where}", ("runtime", "package", "version", "why not"), rows, ("why not",))
     with asked_for(where):

@@ -9,11 +9,12 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import msgspec
 import torch
 
 from stn_export import cli
@@ -38,7 +39,7 @@ from stn_export.train.sweep import (
     measured_weights,
     refuse,
 )
-from stn_export.train.trainer import Trainer, advance, run_epoch
+from stn_export.train.trainer import State, Trainer, advance, run_epoch
 
 FIRST_STEP = "the first step is done"
 
@@ -142,9 +143,9 @@ def epochs(cohort: Sequence[Pair], on_step: Callable[[str, int], None], interrup
 
 
 def save(path: Path, trainer: Trainer) -> None:
-    """Write the trainer's state, to resume from, and its history."""
-    write_atomically(path / STATE_FILE, serialise(trainer.state()))
+    """Write the trainer's history, then its state to resume from, which must not be ahead of the history."""
     write_atomically(path / HISTORY_FILE, "".join(json.dumps(row) + "\n" for row in trainer.history).encode())
+    write_atomically(path / STATE_FILE, serialise(trainer.state()))
 
 
 def write_checkpoint(cell: Cell, trainer: Trainer, source: str) -> Artifact:
@@ -168,6 +169,16 @@ def write_checkpoint(cell: Cell, trainer: Trainer, source: str) -> Artifact:
     (cell.directory.path / STATE_FILE).unlink(missing_ok=True)
     cli.say(f"{cell}: wrote {path}; whatever was made from an older one is now stale")
     return artifact
+
+
+def delete_states(cells: Sequence[Cell]) -> None:
+    """Delete the states of finished trainings, which are left where a stop came between checkpoint and deletion."""
+    for cell in cells:
+        path = cell.directory.path / STATE_FILE
+        with suppress(UserError, msgspec.ValidationError, ValueError):  # a damaged one may be of another training
+            state = msgspec.convert(load_tensors(path), State) if path.exists() else None
+            if state and json.loads(state["settings"]) == cell.settings.as_dict():
+                path.unlink()
 
 
 def _place(trainer: Trainer) -> str:
@@ -252,7 +263,9 @@ def _train(
     world.wait()  # every rank must list the work before any rank does part of it
     if world.rank == 0:
         announce(cells, todo, dataset, device)
-        enter_trained([cell for cell in cells if cell not in todo], dataset)
+        finished = [cell for cell in cells if cell not in todo]
+        delete_states(finished)
+        enter_trained(finished, dataset)
     mine = world.share(todo, lambda cell: cost(cell.settings.model, dataset.sizes))
     try:
         train_cells(mine, dataset.to(device), device, interrupts, board)

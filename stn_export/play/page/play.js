@@ -1,9 +1,4 @@
 // A picture is turned by hand, drawn at the networks' own size, and run through their ONNX files in every frame.
-import * as ort from "./ort.wasm.min.mjs";
-
-ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
-ort.env.wasm.numThreads = 1; // more need headers that a static host does not send
-
 const SHOWN = 3; // classes of a network
 const MARGIN = 0.25; // of the picture's size around it, for windows that reach beyond it
 const WARM_UP = 10; // calls of each network before any is timed: the first ones compile and allocate
@@ -20,9 +15,34 @@ const small = Object.assign(document.createElement("canvas"), { width, height })
 const views = { input: $("input").getContext("2d"), warped: $("warped").getContext("2d") };
 let picture, sample = 0, dirty = true, spinning = false, frames = [];
 
-const networks = await Promise.all(
-  about.networks.map(async (each) => ({ ...each, session: await ort.InferenceSession.create(each.file) })),
-);
+// WebGPU where the browser has a GPU (with "?webgpu" in the address also where software stands in), else WebAssembly.
+async function start() {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  const asked = new URLSearchParams(location.search).has("webgpu");
+  if (adapter && (asked || !adapter.info.isFallbackAdapter)) {
+    const { description, vendor, architecture } = adapter.info;
+    try {
+      return await opened("./ort.webgpu.min.mjs", "webgpu", `WebGPU, ${description || `${vendor} ${architecture}`}`);
+    } catch (error) {
+      console.warn(`WebGPU does not run the networks: ${error}`);
+    }
+  }
+  return opened("./ort.wasm.min.mjs", "wasm", "WebAssembly, one thread");
+}
+
+async function opened(file, provider, where) {
+  const ort = await import(file);
+  ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
+  ort.env.wasm.numThreads = 1; // more need headers that a static host does not send
+  const networks = [];
+  for (const each of about.networks) { // one after the other, as they share the GPU
+    const session = await ort.InferenceSession.create(each.file, { executionProviders: [provider] });
+    networks.push({ ...each, session });
+  }
+  return { ort, networks, where };
+}
+
+const { ort, networks, where } = await start();
 for (const each of networks) {
   each.times = [];
   each.place = document.createElement("section");
@@ -190,7 +210,7 @@ async function frame(now) {
     frames = [...frames.filter((each) => now - each < 1000), now];
     const times = networks.map((each) => `${each.label} ${median(each.times).toFixed(1)} ms`).join(", ");
     const rate = spinning ? `; ${frames.length} frames a second` : "";
-    $("speed").textContent = `${times} a picture (median of the last ${TIMED}, after warm-up)${rate}`;
+    $("speed").textContent = `${times} a picture in ${where} (median of the last ${TIMED}, after warm-up)${rate}`;
   }
   requestAnimationFrame(frame);
 }

@@ -5,14 +5,22 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stn_export.cli import children
 from stn_export.errors import UserError
+from stn_export.run.store import private_folder
+from stn_export.runners.external.serve import WEBGPU
+
+if TYPE_CHECKING:
+    import onnx
 
 HERE = Path(__file__).parent
 DEFAULT = Path(".runtimes")
@@ -38,7 +46,7 @@ def by_name(name: str) -> "Runtime":
 def why_not(runtime: "Runtime") -> str:
     """Return why a runtime cannot run here; empty where it can."""
     if VARIABLE in os.environ and runtime.version:
-        return ""
+        return runtime.obstacle
     return "not installed where --runtimes says" if VARIABLE in os.environ else "runs where --runtimes asks for it"
 
 
@@ -90,6 +98,26 @@ class Runtime:
     beside: bool = False
     open_sizes: bool = False
     approximate: bool = False
+
+    @property
+    def device(self) -> str:
+        """What it computes on."""
+        return "cpu"
+
+    @property
+    def runner(self) -> str:
+        """The name of its runner."""
+        return f"{self.name}-cpu"
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot run on this machine though it is installed; empty where it can."""
+        return ""
+
+    @property
+    def software(self) -> str:
+        """The device that stands in for a GPU, on the CPU and slowly; empty where none does."""
+        return ""
 
     @property
     def home(self) -> Path:
@@ -178,9 +206,78 @@ class InNode(Runtime):
         yield ["node", "--input-type=module", "-e", f"await import({json.dumps(str(self.script))})"]
 
 
+class OnWebGpu(Runtime):
+    """ONNX Runtime with WebGPU, on a GPU of any maker through Vulkan, or on software where there is none."""
+
+    @property
+    def device(self) -> str:
+        """What it computes on."""
+        return "webgpu"
+
+    @property
+    def runner(self) -> str:
+        """The name of its runner."""
+        return "onnxruntime-webgpu"
+
+    @property
+    def obstacle(self) -> str:
+        """Why no adapter serves it; empty where one does."""
+        return _adapter(self.interpreter)[1]
+
+    @property
+    def software(self) -> str:
+        """The adapter, if it computes on the CPU; empty on a GPU."""
+        [name, software], _ = _adapter(self.interpreter)
+        return name if software else ""
+
+    def placement(self, model: "onnx.ModelProto") -> dict[str, str]:
+        """Ask which provider runs each node of a model whose nodes have unique names; removed ones are left out.
+
+        Raises:
+            UserError: where it does not load the model.
+        """
+        with tempfile.TemporaryDirectory(dir=private_folder()) as folder:
+            file = Path(folder) / "model.onnx"
+            file.write_bytes(model.SerializeToString())
+            [answer] = self.placements([file])
+        if isinstance(answer, str):
+            raise UserError(f"WebGPU does not load the file: {answer}", "leave out --runtimes for a prediction")
+        return answer
+
+    def placements(self, files: Sequence[Path]) -> list[dict[str, str] | str]:
+        """Ask for each file which provider runs each node, or why it does not load.
+
+        Raises:
+            subprocess.CalledProcessError: where the runtime crashes on a file.
+        """
+        asked = children.run([self.interpreter, HERE / "serve.py", "placed", *files], timeout=LIMIT, check=True)
+        return [_of_all(file, answer) for file, answer in zip(files, json.loads(asked.stdout), strict=True)]
+
+
+def _of_all(file: Path, listed: dict[str, str] | str) -> dict[str, str] | str:
+    """Complete the providers of the nodes that a session lists by those of the others that its graph still has."""
+    if isinstance(listed, str):
+        return listed
+    import onnx  # takes a second
+
+    names = [node.name.partition("_token_")[0] for node in onnx.load(f"{file}.placed").graph.node]
+    return {name: listed.get(name, WEBGPU) for name in names}
+
+
+@cache
+def _adapter(interpreter: Path) -> tuple[tuple[str, bool], str]:
+    """Return the adapter that serves WebGPU, whether it is software, and why there is none."""
+    asked = children.run([interpreter, HERE / "serve.py", "vulkan"], timeout=LIMIT)
+    if asked.returncode:
+        return ("", True), asked.stderr.strip().splitlines()[-1].partition(": ")[2]
+    name, software = json.loads(asked.stdout)
+    return (name, software), ""
+
+
 RUNTIMES = (
     Runtime("openvino", ("openvino",), "openvino", open_sizes=True),
     InNode("web", ("onnxruntime-web",), "ort.wasm.min.mjs", open_sizes=True),
+    OnWebGpu("webgpu", ("onnxruntime-webgpu",), "onnxruntime", open_sizes=True),
     Runtime("tract", ("tract",), "tract"),
     Runtime("tvm", ("apache-tvm", "onnx"), "tvm"),
     Runtime("iree", ("iree-base-compiler", "iree-base-runtime", "onnx"), "iree.runtime"),
@@ -190,4 +287,5 @@ RUNTIMES = (
     Runtime("executorch", ("executorch",), "executorch.runtime", format="executorch", beside=True),
     Runtime("litert", ("ai-edge-litert", "litert-torch"), "ai_edge_litert.interpreter", format="litert", beside=True),
 )
+ON_CPU = tuple(runtime for runtime in RUNTIMES if runtime.device == "cpu")  # docs/runtimes.md is of these
 OWN = tuple(runtime.format for runtime in RUNTIMES if runtime.format != "onnx")  # formats of one runtime alone

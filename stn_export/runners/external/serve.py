@@ -5,7 +5,9 @@ sizes, and returns a function from arrays to arrays. A message is a line of JSON
 that follow. An exception of the runtime is reported as its refusal.
 """
 
+import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +21,9 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 Call = Callable[[Arrays], Sequence[Any]]
 
+WEBGPU = "WebGpuExecutionProvider"
+SOFTWARE = 4  # Vulkan's number of a device type: the CPU draws
+CHROMIUM = (Path("/usr/lib/chromium"), Path("/usr/lib64/chromium"), Path("/opt/google/chrome"))  # bring SwiftShader
 SHORT = 0.01  # seconds; shorter calls are slower right after a message, so hot ones follow an untimed call
 
 
@@ -63,6 +68,90 @@ def onnxruntime(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int)
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda batch: session.run(outputs, batch)
+
+
+def vulkan() -> tuple[str, bool]:
+    """Make Vulkan ready for this process; return the adapter's name, and whether it is software on the CPU.
+
+    A GPU's own driver goes first. Without one SwiftShader serves, where a Chromium has brought it.
+
+    Raises:
+        RuntimeError: where there is neither.
+    """
+    name, software = _adapter("libvulkan.so.1")
+    drivers = {"VK_DRIVER_FILES", "VK_ICD_FILENAMES"}
+    for folder in CHROMIUM if software and not drivers & os.environ.keys() else ():
+        if (folder / "vk_swiftshader_icd.json").is_file():
+            os.environ["VK_ICD_FILENAMES"] = str(folder / "vk_swiftshader_icd.json")
+            name, software = _adapter("libvulkan.so.1" if name else str(folder / "libvulkan.so.1"))
+            break
+    if not name:
+        raise RuntimeError("WebGPU needs Vulkan: a GPU with its driver and libvulkan1, or Chromium, for SwiftShader")
+    return name, software
+
+
+def _adapter(library: str) -> tuple[str, bool]:
+    """Return the best device of a Vulkan loader, by its type, and whether it is software; an empty name for none."""
+
+    class Info(ctypes.Structure):  # VkInstanceCreateInfo, by its type alone
+        _fields_ = (("type", ctypes.c_uint32), ("rest", ctypes.c_uint64 * 7))
+
+    try:
+        loader = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)  # found by its name from now on
+    except OSError:
+        return "", True
+    instance, count = ctypes.c_void_p(), ctypes.c_uint32()
+    if loader.vkCreateInstance(ctypes.byref(Info(1)), None, ctypes.byref(instance)):
+        return "", True
+    loader.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
+    devices = (ctypes.c_void_p * count.value)()
+    loader.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), devices)
+    found = []
+    for device in devices:
+        facts = ctypes.create_string_buffer(4096)  # VkPhysicalDeviceProperties: four numbers, the type, the name
+        loader.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), facts)
+        kind, name = int.from_bytes(facts.raw[16:20], "little"), facts.raw[20:276].partition(b"\0")[0].decode()
+        found.append(((kind != SOFTWARE, kind == 2), name))  # 2: a GPU of its own, not the processor's
+    loader.vkDestroyInstance(instance, None)
+    (hardware, _), name = max(found, default=((False, False), ""))
+    return name, not hardware
+
+
+def webgpu(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
+    """Load with ONNX Runtime's WebGPU provider; where that cannot be, fail instead of running on the CPU."""
+    import onnxruntime
+
+    vulkan()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, options, providers=[WEBGPU], enable_fallback=0)
+    return lambda batch: session.run(outputs, batch)
+
+
+def placed(files: Sequence[str]) -> list[dict[str, str] | str]:
+    """Return for each file the provider by node that WebGPU's session gives it, unoptimised, or why it does not load.
+
+    The session lists the nodes that are left to the CPU, and of the others only some; FILE.placed is its graph.
+    """
+    import onnxruntime
+
+    vulkan()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    answers: list[dict[str, str] | str] = []
+    for file in files:
+        options.optimized_model_filepath = f"{file}.placed"
+        try:
+            session = onnxruntime.InferenceSession(file, options, providers=[WEBGPU], enable_fallback=0)
+        except Exception as error:  # whatever keeps it from loading is the answer
+            answers.append(str(error))
+            continue
+        parts = session.get_provider_graph_assignment_info()
+        answers.append({node.name: part.ep_name for part in parts for node in part.get_nodes()})
+    return answers
 
 
 def openvino(file: Path, feeds: Arrays, outputs: Sequence[str], threads: int) -> Call:
@@ -297,4 +386,9 @@ def main(job: dict) -> None:
 # pragma: no mutate end
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    if sys.argv[1] == "vulkan":
+        sys.stdout.write(json.dumps(vulkan()))
+    elif sys.argv[1] == "placed":
+        sys.stdout.write(json.dumps(placed(sys.argv[2:])))
+    else:
+        main(json.loads(sys.argv[1]))
