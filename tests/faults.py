@@ -49,6 +49,7 @@ FEW = 6  # places of a stage that a signal is sent at
 LATE = 240  # seconds, after which a stage hangs
 VARYING = (
     ".checks.jsonl",
+    ".rows.jsonl",
     ".lock",
     ".holder",
     "bench.json",
@@ -293,7 +294,8 @@ def disturbed(stage: Stage, run: Path, most: int | None = None) -> Iterator[Outc
     places = range(1, count + 1)
     places = sorted(random.Random(0).sample(places, most)) if most and most < count else places
     few = places[:: max(1, len(places) // FEW)]  # of what ends in the same way wherever it comes
-    kinds = [("killed", kill, (137, 0), places), ("disk full", fill, (2, 0), places)]
+    full = (2, 0, 1) if stage.name == "bench" else (2, 0)  # 1: a row that could not be timed
+    kinds = [("killed", kill, (137, 0), places), ("disk full", fill, full, places)]
     kinds += [(number.name, ended_by(number), (130, 0), few) for number in ENDING]
     for kind, act, codes, chosen in kinds:
         lost = []
