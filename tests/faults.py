@@ -436,6 +436,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="write the table there as JSON")
     parser.add_argument("--merge", action="store_true", help="keep the rows there of what is not tried now")
     options = parser.parse_args()
+    for number in ENDING:  # nohup has some ignored, and what is started inherits that
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     torch.set_num_threads(1)
     for command in {stage.command for stage in STAGES}:
         import_module(f"stn_export.{cli.COMMANDS[command][0]}")  # once, not in every fork
