@@ -114,6 +114,14 @@ def deformed(operator: str) -> onnx.ModelProto:
     return model
 
 
+def averages(window: int, channels: int = 1, padding_counts: int = 1) -> onnx.ModelProto:
+    """One average of a window for each channel; WebGPU's are wrong as STN017 says, tried at each of these sizes."""
+    return graph(
+        f"[layer] y = AveragePool <kernel_shape = [{window}, {window}], count_include_pad = {padding_counts}> (x)",
+        signature=f"(float[1,{channels},{window},{window}] x) => (float[1,{channels},1,1] y)",
+    )
+
+
 @dataclass(frozen=True)
 class Case:
     trips: Callable[[], onnx.ModelProto]
@@ -144,6 +152,11 @@ CASES = {
     "STN014": [Case(lambda: sampler(corners=1), "sampler")],
     "STN015": [Case(lambda: in_bytes(65), "layer", passes=lambda: in_bytes(-64))],
     "STN016": [Case(lambda: deformed("DeformConv"), "layer", passes=lambda: deformed("Conv"))],
+    "STN017": [
+        Case(lambda: averages(12), "layer", passes=lambda: averages(11)),
+        Case(lambda: averages(16, channels=128), "layer", passes=lambda: averages(16, channels=129)),
+        Case(lambda: averages(16), "layer", passes=lambda: averages(16, padding_counts=0)),
+    ],
 }
 EVERY = [(rule, case) for rule, cases in CASES.items() for case in cases]
 

@@ -230,10 +230,10 @@ def test_files_are_equal_on_webgpu_and_run_where_predicted(file: str, trained_ru
 @pytest.mark.slow
 @needs_webgpu
 @pytest.mark.parametrize("name", webgpu_table.FOREIGN)
-def test_foreign_networks_are_equal_on_webgpu(name: str, tmp_path: Path):
+def test_foreign_networks_are_equal_on_webgpu_or_wrong_as_audit_says(name: str, tmp_path: Path):
     [row] = webgpu_table.foreign(tmp_path, name, webgpu_table.FOREIGN[name])
     assert row.fine, row
-    assert row.verdict == webgpu_table.EQUAL
+    assert row.verdict == (webgpu_table.wrong_by("STN017") if name == "TextRectifier" else webgpu_table.EQUAL)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ A rule looks at the file and, for some, at what runs of it in ONNX Runtime on th
 none of them is an error by itself.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,6 +114,14 @@ def _odd_mode(subject: Subject, node: NodeProto) -> str:
     return "padding_mode reflection" if padding == "reflection" else ""
 
 
+def _wide_average(subject: Subject, node: NodeProto) -> str:
+    window = math.prod(attribute(node, "kernel_shape", ()))
+    results = subject.infos.get(node.output[0], UNKNOWN).elements or 0
+    if not attribute(node, "count_include_pad", 0) or window < WIDE or results > WIDE:
+        return ""
+    return f"{results or 'an unknown number of'} averages of {window} values"
+
+
 def _frozen_batch(subject: Subject) -> Found:
     """Report inputs with a static batch: a first dimension that all outputs share, scalars aside."""
     shapes = [value.type.tensor_type.shape.dim for value in subject.model.graph.output]
@@ -201,6 +210,7 @@ class Rule:
     check: Callable[[Subject], Found]
 
 
+WIDE = 128  # values
 OPSET_16 = "export at opset 16 to 19"
 MATMUL = "export the grid as a MatMul (lowering matmul)"
 
@@ -282,6 +292,13 @@ RULES = (
         "few runtimes have it (ONNX has it from opset 19)",
         "try every runtime that the file is meant for",
         _nodes("DeformConv"),
+    ),
+    Rule(
+        "STN017",
+        "ONNX Runtime's WebGPU 1.27 silently divides up to 128 averages of 128 and more values by 128 once more, where "
+        "padding counts (docs/upstream.md)",
+        "export with count_include_pad=False where nothing is padded, or as a GlobalAveragePool",
+        _nodes("AveragePool", where=_wide_average),
     ),
 )
 
