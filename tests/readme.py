@@ -443,14 +443,14 @@ def webgpu() -> list[str]:
             row["file"],
             row["gpu"] if row["gpu"] else "–",
             ", ".join(row["cpu"]) or "–",
-            f"{row['multiple']:.1f}" if row["multiple"] is not None else "–",
+            f"{row['multiple']:,.1f}" if row["verdict"] not in ("refused", "within bounds") else "–",
             row["verdict"],
         ]
         for row in rows
     ]
     placed = sum(row["gpu"] + len(row["left"]) for row in rows)
     differ = sum(len(row["differ"]) for row in rows)
-    refused = dict.fromkeys(row["why"] for row in rows if row["verdict"] == "refused")
+    refused = dict.fromkeys(row["why"].rpartition(" : ")[2].rstrip(".") for row in rows if row["verdict"] == "refused")
     heading = ["network", "file", "nodes on the GPU", "on the CPU", "error ÷ eager's", "verdict"]
     return [
         "",
