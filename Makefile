@@ -80,7 +80,7 @@ export: $(READY) ## write every network as ONNX, TorchScript and C
 verify: $(READY) ## check every file against PyTorch in float64
 	@$(STAGE).verify --run "$$RUN"
 
-bench: $(READY) ## time every file on every backend
+bench: $(READY) ## benchmark every file on every available backend
 	@$(STAGE).bench --run "$$RUN" --grid "$$GRID" --device "$$DEVICE" --budget "$$BUDGET" $(if $(V),--verbose)
 
 bench-proof: $(READY) ## the benchmarks' own trial: artifacts against themselves, and against themselves slowed down

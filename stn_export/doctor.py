@@ -21,7 +21,7 @@ REMEDIES = (  # by a word of the reason why a runner is unavailable
     ("Triton", "pip install triton"),
     ("TensorRT", "install TensorRT 10 beside CUDA"),
     ("without CUDA", "pip install onnxruntime-gpu, on a machine with a GPU"),
-    ("GPU", "take a machine with an NVIDIA GPU and PyTorch's CUDA build"),
+    ("GPU", "it needs an NVIDIA GPU and PyTorch's CUDA build"),
 )
 
 

@@ -24,7 +24,7 @@ class Limit:
 
 LIMITS = {
     "json": Limit(2**28, "bytes", "a JSON, JSON Lines, CSV or text file"),
-    "onnx": Limit(2**31 - 1, "bytes", "an ONNX file, as protobuf has it; its external data are beside it"),
+    "onnx": Limit(2**31 - 1, "bytes", "an ONNX file (protobuf's limit; larger weights are external data)"),
     "picture": Limit(2**28, "bytes", "a picture's file"),
     "pixels": Limit(10**8, "pixels", "a picture"),
     "archive": Limit(2**40, "bytes", "a .npz, .pt, .pt2, .ts or .safetensors file"),
@@ -43,13 +43,13 @@ LIMITS = {
     "threads": Limit(1024, "threads", "those that a file is timed with"),
     "seed": Limit(2**63 - 1, "", "a seed"),
     "seeds": Limit(10**4, "seeds", "a training"),
-    "images": Limit(10**9, "images", "those that a training holds out"),
+    "images": Limit(10**9, "images", "validation images of a training"),
     "side": Limit(512, "pixels", "the side that the pictures of a training are resized to"),
     "classes": Limit(10**4, "classes", "a training"),
     "dataset": Limit(2**33, "bytes", "the pixels of a training's pictures, all in all"),
     "epochs": Limit(10**6, "epochs", "a training"),
     "port": Limit(2**16 - 1, "", "a port"),
-    "shown": Limit(64, "pictures", "those that predict --show draws"),
+    "shown": Limit(64, "pictures", "images that predict --show draws"),
 }
 
 

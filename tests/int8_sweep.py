@@ -136,7 +136,7 @@ def main() -> int:
     """Print a line a network, keep them where asked, and tell whether all are as good as is wanted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--data", type=Path, help="directory that holds CIFAR-10")
+    parser.add_argument("--data", type=Path, help="directory that contains CIFAR-10")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=4)

@@ -44,10 +44,10 @@ OF_LOWERINGS = {
     "folded": ("one Gemm, folded with the regressor's last layer", "deployment"),
     "affinegrid": (
         "the `AffineGrid` operator",
-        "reading; ONNX Runtime has it on the CPU only, TensorRT not at all",
+        "reading the graph; ONNX Runtime has it on the CPU only, TensorRT not at all",
     ),
-    "gather": ("`matmul`, and sampling out of Gather, Mul and Add", "runtimes without GridSample"),
-    "decomposed": ("what the exporter gives by itself", "comparing: it is the baseline"),
+    "gather": ("`matmul`, with the sampler built from Gather, Mul and Add", "runtimes without GridSample"),
+    "decomposed": ("the exporter's own decomposition", "comparing: it is the baseline"),
 }
 LOWERINGS = ("matmul-fp32", "folded-fp32", "affinegrid-fp32")
 WAYS = {"export_onnx": "`export_onnx`", "check": "`check`", "adopt": "`adopt`, `export`, `verify`"}
@@ -457,8 +457,9 @@ def webgpu() -> list[str]:
         *markdown_table(heading, cells),
         *prose(
             f"onnxruntime-webgpu {version} on {content['adapter']}, {content['environment']['cpu']}, "
-            f"{content['examples'] or 'all'} examples and the inputs made to be hard. Of {placed} nodes that compute, "
-            f"{differ} run elsewhere than `audit --provider webgpu` predicts. Refused: {'; '.join(refused) or 'none'}."
+            f"{content['examples'] or 'all'} examples and the test inputs made to be hard. Of {placed} nodes that "
+            f"compute, {differ} run elsewhere than `audit --provider webgpu` predicts. "
+            f"Refused: {'; '.join(refused) or 'none'}."
         ),
         "",
     ]

@@ -46,7 +46,7 @@ def test_the_zoo_is_adopted(name: str, tmp_path: Path, capsys: pytest.CaptureFix
     roles = [directory.facts.role for directory in directories]
     if name in ("TextRectifier", "FlowWarp", "NoSampler"):
         assert roles == [SUBJECT]
-        assert any(note.startswith("no plain twin: ") for note in found["notes"])
+        assert any(note.startswith("no baseline: ") for note in found["notes"])
     else:
         assert roles == [SUBJECT, PLAIN]
         assert directories[1].facts.note == TWIN_NOTE
@@ -139,7 +139,10 @@ def test_samplers_of_volumes_are_no_sites_and_go_through(tmp_path: Path):
     found = stn_export.adopt(Volume().eval(), inputs, run=tmp_path / "run")
     assert not found.sites
     unseen, twin = found.notes
-    assert (unseen.startswith("grid_sample of volumes in "), twin) == (True, "no plain twin: it samples no pictures")
+    assert (unseen.startswith("grid_sample of volumes in "), twin) == (
+        True,
+        "no baseline: the network samples no images",
+    )
     assert cli.run(export.main, ["--run", str(tmp_path / "run"), "--only", "plain-fp32"]) == 0
     artifact = NetworkDirectory(tmp_path / "run" / "run").artifacts["plain-fp32"]
     assert (artifact.opset, artifact.details["portability"]["ONNX Runtime CPU"][0]) == (20, TESTED)
@@ -221,7 +224,7 @@ def test_somebody_elses_program(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--input", "images=N,3,24,95"], "is N×3×24×94 float32 there, not N×3×24×95 float32"),
         (["--input", "a=N,3,24,94", "--input", "b=N,3,24,94"], "has 1 inputs, not 2"),
         (["--output", "more"], "has 1 outputs, not 2"),
-        (["--weights", str(path)], "has its weights inside"),
+        (["--weights", str(path)], "already contains its weights"),
     ):
         assert cli.run(stage.main, [*arguments, *wrong]) == 2
         assert words in capsys.readouterr().err
@@ -451,10 +454,10 @@ class Counting(nn.Module):
 
 
 def test_networks_that_answer_differently_each_time(tmp_path: Path):
-    with pytest.raises(UserError, match="Noise answers differently when it is called again"):
+    with pytest.raises(UserError, match="Noise returns different outputs when it is called again"):
         stn_export.adopt(Noise().eval(), {"x": torch.rand(2, 3)}, run=tmp_path / "noise")
     found = stn_export.adopt(f"{__name__}:Counting", {"x": torch.rand(2, 3)})
-    assert "made again, it answers differently" in found.notes[0]
+    assert "made again, it returns different outputs" in found.notes[0]
     assert found.program.origin == {}
 
 

@@ -165,7 +165,7 @@ def test_odd_answers_are_adopted_or_refused_in_a_line(tmp_path: Path):
     ):
         found = stn_export.adopt(make().eval(), {"x": values})
         assert found.program is not None, make
-    with pytest.raises(UserError, match="Column answers differently when it is called again"):
+    with pytest.raises(UserError, match="Column returns different outputs when it is called again"):
         stn_export.adopt(stateful.Column().eval(), {"x": torch.rand(4, 3)}, run=tmp_path / "run")
 
 

@@ -52,7 +52,7 @@ def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureF
     assert cli.run(main) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: there is not enough memory",
-        "hint: allow more (ulimit -v), or take smaller batches or fewer at once",
+        "hint: allow more (ulimit -v), or use a smaller batch size",
     ]
 
 

@@ -255,7 +255,7 @@ def test_another_runtime_that_is_wrong_turns_the_result_red_and_is_not_timed(
     assert checks_of(small) == {"onnxruntime-cpu": True, "equal-cpu": True, "off-cpu": False}
     timed = {each.runner.name: each for each in find_targets(small, "cpu") if each.artifact.name == "matmul-fp32"}
     assert set(timed) == {"onnxruntime-cpu", "equal-cpu"}
-    told = "not found equal there (verify --runtimes DIR)"
+    told = "not verified in this runtime (run 'stn-export verify --runtimes DIR')"
     assert {key: why for key, why in left_out(small, "cpu").items() if " in " in key} == {
         "stn/matmul-fp32 in off-cpu": told
     }
@@ -314,11 +314,11 @@ def test_what_was_never_imported_is_not_installed(tmp_path: Path, monkeypatch: p
 def test_runtimes_are_there_where_they_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     spec = next(spec for spec in RUNNERS if spec.name == "tract-cpu")
-    assert (runtimes_here(), spec.unavailable()) == ({}, "runs where --runtimes asks for it")
+    assert (runtimes_here(), spec.unavailable()) == ({}, "needs --runtimes DIR (see 'stn-export runtimes')")
     with asked_for(installed(tmp_path, "tract", "0.1")):
         assert (runtimes_here(), spec.unavailable()) == ({"tract": "0.1"}, "")
         other = next(spec for spec in RUNNERS if spec.name == "tvm-cpu")
-        assert other.unavailable() == "not installed where --runtimes says"
+        assert other.unavailable() == "not installed in the folder that --runtimes names"
     assert VARIABLE not in os.environ
     with asked_for(None):
         assert runtimes_here() == {}
@@ -387,7 +387,7 @@ def test_a_format_of_another_runtime_is_a_row_where_it_was_asked_for(
     there = ["--runtimes", str(installed(tmp_path, "litert", "0.1", "ai_edge_litert"))]
     monkeypatch.setattr(writing, "converted", lambda runtime, program, inputs: runtime.name.encode())
     assert cli.run(export.main, ["--run", str(small), "--only", "litert-fp32"]) == 2
-    assert "litert-fp32 cannot be written: runs where --runtimes asks for it" in capsys.readouterr().err
+    assert "litert-fp32 cannot be written: needs --runtimes DIR (see 'stn-export runtimes')" in capsys.readouterr().err
     assert cli.run(export.main, ["--run", str(small), "--only", "litert-fp32", *there]) == 0
     artifact = NetworkDirectory(small / "stn").artifacts["litert-fp32"]
     assert (artifact.file, artifact.contract.batch) == ("litert-fp32.tflite", 1)

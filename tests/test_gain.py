@@ -175,7 +175,7 @@ def test_what_is_not_finished_is_left_out_and_said(grid: Path):
     [one] = groups(grid)
     assert list(one.accuracies("stn")) == [0, 1]
     assert list(one.differences["cnn"]) == [0, 1]
-    assert caveats(grid, [one]) == ["digits/seed-2/stn is not finished and left out."]
+    assert caveats(grid, [one]) == ["digits/seed-2/stn is unfinished and was left out."]
 
 
 def test_a_seed_that_is_there_twice_counts_once(grid: Path):
@@ -212,7 +212,7 @@ def test_what_a_run_says_of_its_trainings(grid: Path):
     (grid / "seed-2" / "cnn" / STATE_FILE).touch()
     write_trainings(grid)
     found = read_trainings(grid)
-    assert found.caveats == ["digits/seed-2/cnn is not finished and left out."]
+    assert found.caveats == ["digits/seed-2/cnn is unfinished and was left out."]
     [one] = found.runs
     assert (one.title, one.epochs, one.measure) == ("digits, quick, 2 epochs", 2, "the last epoch")
     assert one.sentence == (
@@ -280,7 +280,7 @@ def test_what_is_kept(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         write_trainings(run)
     assert cli.run(keep_trainings.main, [str(grid), str(other), "--output", str(output)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("other/cnn is not finished and left out.")
+    assert out.startswith("other/cnn is unfinished and was left out.")
     assert out.count("\n") == 6
     content = json.loads(output.read_text(encoding="utf-8"))
     assert content["schema"] == "stn_export/training/2"

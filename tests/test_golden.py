@@ -24,7 +24,7 @@ NONE = "–"
 PARITY = ("artifact", "runner")
 EAGER = ("program", "eager-cpu")
 CONTRADICTED = {("stn", "matmul-int8", "onnxruntime-cpu", 1), ("cnn", "plain-fp32", "onnxruntime-cpu", 1)}
-SINGLE = "One example, and getting ready for it"
+SINGLE = "Latency at batch 1, and start-up"
 EVERY_RUNTIME = "Every float32 lowering in every runtime"
 
 
@@ -209,7 +209,7 @@ def test_against_the_plain_network(shown: Shown):
 
 def test_against_other_baselines(shown: Shown):
     kinds = {"eager": "eager", "default": "default export", "lowering": "exporter's lowering"}
-    found = shown.table("Against what people get without this project").by("artifact", "runner")
+    found = shown.table("Speed-up over the baselines").by("artifact", "runner")
     expected: dict[tuple, dict] = {}
     for (kind, artifact, runner, batch), said in CONTESTS.items():
         if kind in kinds:
@@ -496,7 +496,7 @@ def test_accuracy_against_latency(device: str, shown: Shown):
 
 
 def test_where_the_time_goes(shown: Shown):
-    title = "Where the time goes on the CPU: profiled calls, which are slower than others"
+    title = "Time per part of the network on the CPU, in profiled calls, which are slower than others"
     spec, found = shown.chart(title), keyed(shown.values(title), "name", "part")
     drawn = placed(spec)
     assert (drawn["bar"]["x"], drawn["bar"]["color"], drawn["bar"]["order"]) == ("share", "part", "order")
@@ -629,7 +629,7 @@ def test_every_chart_and_table_of_the_report_is_looked_at(shown: Shown):
     in_figures = {title for title in shown.html.charts if not title.startswith(DRAWN_ONLY)}
     assert set(shown.html.tables) == {f"In figures: {title}" for title in in_figures} | {
         *("What to deploy", "The spatial transformer against the plain CNN", SINGLE, "Parity with PyTorch"),
-        *("Against what people get without this project", "stn: sites, lowerings and runners", EVERY_RUNTIME),
+        *("Speed-up over the baselines", "stn: sites, lowerings and runners", EVERY_RUNTIME),
         *(
             "spatial transformer, site0 in line 0, over 4 examples",
             "Does the transformer help?",

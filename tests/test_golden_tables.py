@@ -76,8 +76,8 @@ def unit(micros: float) -> str:
 TITLES = {
     "overhead": "What sampling costs: spatial transformer against plain CNN",
     "eager": "Against eager PyTorch",
-    "default": "Against the default export in a default session",
-    "lowering": "Against the lowering that PyTorch's exporter gives by itself",
+    "default": "Compared with `torch.onnx.export` and `InferenceSession` with their defaults",
+    "lowering": "Compared with the exporter's own decomposition",
 }
 CONTRADICTED = ("overhead", "matmul-int8", "onnxruntime-cpu", 1)
 

@@ -285,7 +285,7 @@ IN_PYTHON: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "a text file": (
         lambda code: stn_export.compare(code, code),
-        "is of no kind that can be compared",
+        "is a file of a kind that cannot be compared",
         "",
     ),
 }

@@ -163,7 +163,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda f: bomb(put(f, "train", "blue", "big.png")),
         ("big.png", "121000000 is more than 100000000 pixels"),
     ),
-    "numbers without a range": (lambda f: float_tiff(put(f, "train", "blue", "f.tiff")), ("f.tiff", "32-bit numbers")),
+    "numbers without a range": (lambda f: float_tiff(put(f, "train", "blue", "f.tiff")), ("f.tiff", "32-bit values")),
     "a pipe": (lambda f: os.mkfifo(put(f, "train", "blue", "pipe.png")), ("pipe.png", "a pipe or a device")),
     "a device": (lambda f: linked(f, "/dev/zero", "train", "blue", "zero.png"), ("zero.png", "symbolic link")),
     "a link out": (lambda f: linked(f, "/etc/passwd", "train", "blue", "p.png"), ("blue/p.png", "symbolic link")),

@@ -101,7 +101,7 @@ def test_any_size_and_mode(mode: str, tmp_path: Path):
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_numbers_of_no_stated_range_are_refused(mode: str, tmp_path: Path):
     Image.new(mode, (8, 8)).save(tmp_path / "picture.tif")
-    with pytest.raises(UserError, match="holds 32-bit numbers, and nothing says which is white"):
+    with pytest.raises(UserError, match="has 32-bit values of an unknown range"):
         read_picture(tmp_path / "picture.tif", 3, 32, 32)
 
 
@@ -214,7 +214,7 @@ def test_other_inputs_come_from_the_first_example_and_that_is_said(tmp_path: Pat
     Image.fromarray(chosen.permute(1, 2, 0).numpy()).save(path := tmp_path / "second.png")
     artifact, kept = str(directory.path / "program.pt2"), tmp_path / "kept.npz"
     assert cli.run(predict.main, [str(path)] * 2 + ["--artifact", artifact, "--output", str(kept)]) == 0
-    assert "not from the pictures but from the run's first example: flow" in capsys.readouterr().out
+    assert "from the first example of the run instead of the images: flow" in capsys.readouterr().out
     expected = program.run((Pixels().normalise(chosen[None]), given["flow"][:1]))
     with np.load(kept) as stored:  # the open height and width are those of the examples
         for warped in stored["warped"]:
@@ -309,7 +309,7 @@ def test_show_draws_every_picture_beside_its_warped_self(
 def test_show_needs_a_site(run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = [str(picture), "--artifact", str(run / "cnn" / "program.pt2"), "--show", str(tmp_path / "x.png")]
     assert cli.run(predict.main, arguments) == 2
-    assert "cnn samples nowhere: there is nothing to show" in capsys.readouterr().err
+    assert "cnn has no sampling site, so there is nothing to show" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 
 

@@ -24,7 +24,7 @@ def grid(entered_run: Path, tmp_path: Path) -> Path:
     """``digits`` with two seeds and points, and ``beside`` with one seed."""
     for name, seeds in (("digits", 2), ("beside", 1)):
         run = Path(shutil.copytree(entered_run, tmp_path / name))
-        write_training(run, comparison(seeds), caveats=(f"{name}/stn is not finished and left out.",))
+        write_training(run, comparison(seeds), caveats=(f"{name}/stn is unfinished and was left out.",))
         write_points(run)
     return tmp_path
 
@@ -34,7 +34,7 @@ def test_the_gain_is_a_table_a_figure_and_a_sentence(grid: Path, capsys: pytest.
     assert cli.run(report.main, ["--run", str(run)]) == 0
     out = capsys.readouterr().out
     assert "Nothing has been exported yet" in out
-    assert "digits/stn is not finished" in out
+    assert "digits/stn is unfinished" in out
     assert "spatial transformer 90.00%" in out
     content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert [(row["label"], row["count"]) for row in content["training"]] == [

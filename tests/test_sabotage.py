@@ -371,7 +371,7 @@ DEFECTS = (
     Defect("linear sampling read as nearest", "first/warped", "the interpolation is nearest", edit=nearest),
     Defect("a constant output", "output", "off", edit=behind_output(("Mul", np.float32(0)), ("Add", np.float32(-2)))),
     Defect("an output renamed", "", "log_probs|characters|scores", edit=rename_output),
-    Defect("the sign turned", "output", "the sign is turned", edit=behind_output(("Neg", ""))),
+    Defect("the sign turned", "output", "the sign is inverted", edit=behind_output(("Neg", ""))),
     Defect("NaN in one output", "output", "not finite", edit=one_nan),
     Defect("a frozen batch", "", "images|plates", edit=freeze_batch),
 )

@@ -347,7 +347,7 @@ def test_a_stopped_training_is_said_to_be_unfinished(
     (own / "cnn" / "training.pt").touch()  # as where it is killed after an epoch
     monkeypatch.setattr(train, "train_cells", stopped)
     assert on_small(own, "--epochs", "2") == 130
-    assert read_trainings(own).caveats == ["digits/cnn is not finished and left out."]
+    assert read_trainings(own).caveats == ["digits/cnn is unfinished and was left out."]
 
 
 def test_the_state_is_never_ahead_of_the_history(

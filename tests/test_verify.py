@@ -292,7 +292,7 @@ def test_an_answer_to_what_is_not_finite_is_a_failure(tmp_path: Path):
             return self.infer_impl(feeds)
 
     check = checked(tmp_path, "NoSampler", replace(PT2, load=Answering))
-    assert check.failure == "images of nan are answered instead of refused"
+    assert check.failure == "images of nan are accepted instead of refused"
 
 
 def test_int8_without_labels_is_judged_by_its_root_mean_square(reference: Reference, tmp_path: Path):

@@ -159,7 +159,7 @@ def test_int8_is_judged_by_its_predictions(trained_run: Path, tmp_path: Path, mo
     broken = move_a_bias(stn / "matmul-fp32.onnx", tmp_path / "one-class.onnx", by=1000.0)
     assert "of the predictions agree, less than 90" in reasons(stn / "matmul-int8.onnx", broken)[-1]
     alone = Path(shutil.copy(stn / "matmul-int8.onnx", tmp_path))
-    with pytest.raises(UserError, match="int8 is judged on examples"):
+    with pytest.raises(UserError, match="int8 files are judged on examples"):
         compare_files(alone, alone, asked=Asked("int8"))
 
 
@@ -324,7 +324,7 @@ def test_another_manifest_beside_a_file_says_nothing(write: Model):
     [
         (["a.onnx"], "1 file cannot be compared"),
         (["a", "b", "c"], "3 files cannot be compared"),
-        (["a", "b", "--against", "c"], "at once"),
+        (["a", "b", "--against", "c"], "not both"),
         (["a", "b", "--fail-fast"], "--fail-fast"),
         (["--against", "nowhere", "--only", "x"], "--only"),
         (["--against", "nowhere"], "there is no run at"),

@@ -10,7 +10,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the suite's options."""
     group = parser.getgroup("stn_export")
     group.addoption("--dataset", default="digits", help="what is trained on")
-    group.addoption("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
+    group.addoption("--data", type=cli.path_or_none, help="directory that contains CIFAR-10")
     group.addoption("--device", default="auto", help="cpu, cuda or auto")
     group.addoption("--pairs", type=int, default=5, help="how many epochs of either loop take turns")
 

@@ -236,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line parser."""
     parser = cli.stage("benchmarks.tools.gpu_results", "Train, export, verify and time on one GPU, within minutes.")
     parser.add_argument("--dataset", default=GPU_RESULTS.dataset, help="what is trained on")
-    parser.add_argument("--data", type=cli.path_or_none, help="directory that holds CIFAR-10")
+    parser.add_argument("--data", type=cli.path_or_none, help="directory that contains CIFAR-10")
     parser.add_argument("--run", type=cli.path_or_none, help=f"run directory; by default {ARTIFACTS}/<dataset>")
     parser.add_argument("--device", default=GPU_RESULTS.device, help="cpu to rehearse")
     parser.add_argument("--grid", default=GPU_RESULTS.grid, help=f"one of: {', '.join(GRIDS)}")

@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=KEPT, help="directory for the figures")
     options = parser.parse_args(arguments)
     if options.trials < 1:
-        raise UserError(f"--trials {options.trials} proves nothing", "give 1 or more")
+        raise UserError(f"--trials {options.trials} is too small", "give 1 or more")
 
     grid = GRIDS[require_choice("grid", options.grid, list(GRIDS))]
     device = resolve_device(options.device).type

@@ -41,7 +41,7 @@ RESULTS = KEPT.parent / "RESULTS.md"
 OPENING = f"""# Results
 
 Made by `make bench-results` from the files in `results/`; do not edit.
-Times are medians, ratios come from contests in interleaved blocks, brackets hold 95 % intervals.
+Times are medians; ratios are from paired comparisons in interleaved blocks; brackets contain 95 % intervals.
 A ratio below 1 is faster. "Same" is an interval within 1 ± {METHOD.same:.0%}.
 {DISTURBED}: {LEGEND[DISTURBED]}.
 {CONTRADICTED}: {LEGEND[CONTRADICTED]}.
@@ -51,7 +51,7 @@ PEAK_NOTE = (
     "FLOPs are two a multiply-add of convolutions, matrix products and samplers, as the network states them; done are "
     "those that the timed file really does, known of our own C only, whose convolutions need fewer multiplications. "
     "Bytes are weights, input and output once each; behind the slash what every operator reads and writes, with all "
-    "activations between. Launches are eager PyTorch's operators that compute. The share of the peak is of the FLOPs "
+    "activations between. Launches: operators that compute in eager PyTorch. The share of the peak is of the FLOPs "
     "done, or, where these are not known and no more than the peak, of those stated."
 )
 

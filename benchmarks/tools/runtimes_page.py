@@ -30,12 +30,12 @@ PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
 INTRODUCTION = """# Runtimes
 
 `make runtimes` wrote this page: each file of the {network} network in every runtime that reads it, against the
-network in float64 as `verify` does it ({examples} examples, and inputs that are made to be hard). `equal`: as exact as
+network in float64 as `verify` does it ({examples} examples, and test inputs made to be hard). `equal`: as exact as
 PyTorch in float32, with the worst error over the largest output; `within bounds`: of its precision, or of a runtime
 that computes less exactly by itself, with the share of examples that are classified as in float32; `WRONG`: beyond, in
 silence; `refuses`: see below.
 """
-SHIP = """## What to ship where
+SHIP = """## Recommended file per runtime
 
 What `stn-export export --for ncnn iree` (or `everything`) writes; the last rows follow a rule:
 """
@@ -172,7 +172,7 @@ def page(table: Mapping) -> str:
     shipped = [(each.destination, f"{each.what}, {each.sizes}", each.why) for each in choices]
     lines = [INTRODUCTION.format(**table), *cli.markdown_table(("file", *table["runtimes"]), matrix(table))]
     lines += [f"Versions: {told}.", "", SHIP, *cli.markdown_table(("destination", "file", "why"), shipped)]
-    lines += [*speed(table), "## Refused, and left out", ""]
+    lines += [*speed(table), "## Unsupported combinations, and what was left out", ""]
     refused = [row for row in table["rows"] if row["verdict"] == REFUSES]
     lines += [f"- {row['file']} in {row['runtime']}: {row['detail']}" for row in refused]
     lines += [f"- {name}: {why}" for name, why in table["left_out"].items()]

@@ -252,7 +252,7 @@ def _network(
         require_adoptable(what)
     if isinstance(what, str) and what.endswith(".pt2"):
         if weights is not None:
-            raise UserError(f"{what} has its weights inside", "leave --weights out")
+            raise UserError(f"{what} already contains its weights", "leave --weights out")
         if isinstance(inputs, Given):
             raise UserError(f"{what} is captured already: no call of it is captured anew", "name its inputs, or none")
         named = _specs(_leaves(inputs) if isinstance(inputs, Mapping) else inputs)
@@ -266,7 +266,7 @@ def _network(
 def _bypassed(program: Program, result: Adoption) -> Program | None:
     """Return the network with its samplers bypassed; None, with a note on the reason, if that makes no baseline."""
     if not result.sites:
-        result.notes.append("no plain twin: it samples no pictures")
+        result.notes.append("no baseline: the network samples no images")
         return None
     try:
         twin = program.bypassed
@@ -274,7 +274,7 @@ def _bypassed(program: Program, result: Adoption) -> Program | None:
         result.notes.append(f"no plain twin: {error.message}")
         return None
     if not twin.multiply_adds():
-        result.notes.append("no plain twin: without its samplers it computes nothing")
+        result.notes.append("no baseline: without its samplers the network computes nothing")
         return None
     return twin
 

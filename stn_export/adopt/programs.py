@@ -61,7 +61,7 @@ def program_of(
     ]
     notes += [*filter(None, [seen.note]), *told(network, seen.mutations)]
     if not seen.steady:
-        raise UserError(f"{type(network).__name__} answers differently when it is called again", REMEDY)
+        raise UserError(f"{type(network).__name__} returns different outputs when it is called again", REMEDY)
     captured, count = _captured(copies, specs, tried, count)
     notes += [*_closed(specs, captured), *not_looked_into(captured.exported.graph)]
     contract = contract_of(captured.exported, captured.shapes, outputs=_names(captured.exported, specs, outputs))
@@ -193,7 +193,7 @@ def _require_same(copies: Copies, program: Program, values: Sequence[Tensor], an
         with copies.fresh() as module:
             answers = answer(module, (values, {}))
     if not alike(answers, list(program.run(copied(values)).values()), GROSS):
-        raise UserError(f"{type(copies.module).__name__} computes something else once it is captured", REMEDY)
+        raise UserError(f"{type(copies.module).__name__} returns different outputs once it is captured", REMEDY)
 
 
 def with_origin(program: Program, origin: dict, tried: Examples, notes: list[str]) -> Program:

@@ -295,6 +295,6 @@ def with_classes(examples: Examples, contract: Contract, classes: Mapping[int, s
     if not outputs or not isinstance(outputs[0].shape[1], int) or highest >= outputs[0].shape[1]:
         raise UserError(
             f"label {highest} has no place in the outputs {', '.join(spec.text for spec in contract.outputs)}",
-            "labels count from 0 and are for an output of N×classes; leave them out for other networks",
+            "labels start at 0 and need an output of N×classes; leave them out for other networks",
         )
     return replace(examples, classes=tuple(classes.get(index, str(index)) for index in range(outputs[0].shape[1])))

@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.base is None:
         by_python = "python -m stn_export.bench.compare BASE.json NEW.json"
         hint = in_clone("make bench-compare BASE=file.json", by_python)
-        raise UserError("there is nothing to compare with", hint)
+        raise UserError("no baseline file was given", hint)
     base, new = (read_bench(path, Result) for path in (options.base, options.new))
     for path, content in ((options.base, base), (options.new, new)):
         laws.require(content, path)
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.across_machines:
         return
     if not differences:
-        raise CheckFailedError("the files have no row in common that can be compared")
+        raise CheckFailedError("the files have no comparable row in common")
     if slower or missing:
         lines = [f"slower, {change.low:.2f} to {change.high:.2f} times: {change.row}" for change in slower]
         lines += [f"missing from {options.new}: {name}" for name in missing]

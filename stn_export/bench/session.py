@@ -72,8 +72,8 @@ CONTESTS = {
     "overhead": "What sampling costs: {label} against {baseline_label}",
     "eager": "Against eager PyTorch",
     "pytorch": "Requests against {way}",
-    "default": "Against the default export in a default session",
-    "lowering": "Against the lowering that PyTorch's exporter gives by itself",
+    "default": "Compared with `torch.onnx.export` and `InferenceSession` with their defaults",
+    "lowering": "Compared with the exporter's own decomposition",
 }
 
 

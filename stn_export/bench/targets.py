@@ -310,7 +310,11 @@ def left_out(run: Path, device: str) -> dict[str, str]:
         for artifact, _ in directory.expected():
             for spec in here:
                 lacking = spec.takes(artifact) and unproved(artifact, spec)
-                why = "not found equal there (verify --runtimes DIR)" if lacking else spec.refuses(artifact)
+                why = (
+                    "not verified in this runtime (run 'stn-export verify --runtimes DIR')"
+                    if lacking
+                    else spec.refuses(artifact)
+                )
                 reasons[f"{directory.name}/{artifact.name} in {spec.name}"] = why
     return {name: reason for name, reason in reasons.items() if reason}
 

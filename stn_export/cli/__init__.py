@@ -82,12 +82,12 @@ COMMANDS = {
     "train": ("train.__main__", "train spatial transformers and plain CNNs on built-in data sets or your own pictures"),
     "gain": ("train.gain", "say what a spatial transformer gains on your own pictures, and what it costs"),
     "adopt": ("adopt.__main__", "add your own network to a run, and list its sampling sites"),
-    "export": ("export.__main__", "write a run's networks in every format"),
+    "export": ("export.__main__", "export the networks of a run in every default format"),
     "verify": ("verify.__main__", "check every file against PyTorch in float64, or compare any two files"),
     "audit": ("audit.__main__", "show where an ONNX file runs, what it costs and what may fail"),
-    "bench": ("bench.__main__", "time every file on every backend"),
-    "report": ("report.__main__", "write report.html and report.md of a run"),
-    "predict": ("predict.__main__", "classify pictures, or see what a network gives for them"),
+    "bench": ("bench.__main__", "benchmark every file on every available backend"),
+    "report": ("report.__main__", "write report.html, report.md and report.json of a run"),
+    "predict": ("predict.__main__", "run images through an exported file"),
     "runtimes": ("runtimes.__main__", "install other runtimes, each into an environment of its own"),
     "play": ("play.__main__", "serve a page on which a picture is turned by hand while the networks look at it"),
     "doctor": ("doctor", "show what is installed and which backends can run here"),
@@ -104,10 +104,10 @@ EXTRAS = {  # packages that only an extra installs
 HINTS = {
     errno.ENOSPC: "make room, then run the same again",
     errno.EDQUOT: "make room, then run the same again",
-    errno.EFBIG: "larger files are not allowed there (ulimit -f)",
-    errno.EROFS: "name a place that can be written",
-    errno.EACCES: "name a place that you may read and write",
-    errno.EPERM: "name a place that you may read and write",
+    errno.EFBIG: "the limit of a file's size is too low (ulimit -f)",
+    errno.EROFS: "choose a writable directory",
+    errno.EACCES: "choose a directory that you may read and write",
+    errno.EPERM: "choose a directory that you may read and write",
     errno.ENOENT: "it was deleted or moved meanwhile, or is named wrongly",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.EMFILE: "allow more open files (ulimit -n)",
@@ -229,9 +229,7 @@ def as_user_error(error: Exception) -> UserError | None:
     if isinstance(error, MemoryError) or (
         isinstance(error, ImportError | RuntimeError) and NO_MEMORY.search(str(error))
     ):
-        return UserError(
-            "there is not enough memory", "allow more (ulimit -v), or take smaller batches or fewer at once"
-        )
+        return UserError("there is not enough memory", "allow more (ulimit -v), or use a smaller batch size")
     return None
 
 
@@ -293,7 +291,9 @@ def start(arguments: Sequence[str] | None = None) -> int:
         if name in ("-h", "--help"):
             listed = "\n".join(f"  {command:9}{words}" for command, (_, words) in COMMANDS.items())
             completion = f"'stn-export --completion SHELL' prints a completion for {', '.join(SHELLS)}."
-            sys.stdout.write(f"usage: stn-export COMMAND ...\n\n{listed}\n\n'stn-export COMMAND --help' says more.\n")
+            sys.stdout.write(
+                f"usage: stn-export COMMAND ...\n\n{listed}\n\nRun 'stn-export COMMAND --help' for details.\n"
+            )
             sys.stdout.write(completion + "\n")
         elif name == "--completion":
             sys.stdout.write(completion_for(require_choice("shell", (others or [""])[0], SHELLS)))

@@ -251,7 +251,7 @@ def adopt() -> Parser:
     parser.add_argument("--name", help="name of the network; by default the run's")
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<name>")
     parser.add_argument("--eval", action="store_true", help="put the module into evaluation mode")
-    parser.add_argument("--data-seed", type=number("seed"), default=0, help="seed of random examples")
+    parser.add_argument("--data-seed", type=number("seed"), default=0, help="seed of the random example inputs")
     parser.add_argument("--inspect", action="store_true", help="show what would be added, and write nothing")
     return parser
 
@@ -277,7 +277,9 @@ def export() -> Parser:
         default=[],
         help="write the file that was equal there, by the kept table of runtimes, and say why; or everything",
     )
-    parser.add_argument("--triton", type=path_or_none, metavar="DIR", help="write a Triton model repository there")
+    parser.add_argument(
+        "--triton", type=path_or_none, metavar="DIR", help="write a Triton Inference Server model repository into DIR"
+    )
     parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
     return parser
 
@@ -352,7 +354,7 @@ def audit() -> Parser:
     parser.add_argument(
         "--runtimes", type=path_or_none, metavar="DIR", help="folder of other runtimes, whose WebGPU is asked"
     )
-    parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels there and stop")
+    parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels to this file, and stop")
     return parser
 
 
@@ -384,7 +386,7 @@ def bench() -> Parser:
         metavar="N",
         help="threads that a FILE is timed on; by default the grid's, 1",
     )
-    parser.add_argument("--verbose", action="store_true", help="print pytest's own lines and tables too")
+    parser.add_argument("--verbose", action="store_true", help="print print pytest's own lines and tables too")
     return parser
 
 
@@ -395,7 +397,10 @@ def report() -> Parser:
         "--beside", type=path, nargs="+", default=(), metavar="RUN", help="runs to show side by side with it"
     )
     parser.add_argument(
-        "--history", type=path_or_none, metavar="DIR", help="draw the kept results in there over commits instead"
+        "--history",
+        type=path_or_none,
+        metavar="DIR",
+        help="show the stored results in DIR over commits instead of a report",
     )
     return parser
 
@@ -430,14 +435,19 @@ def runtimes() -> Parser:
 
 def play() -> Parser:
     """Make the parser of ``play``."""
-    parser = with_run(stage("play", "Turn a picture by hand in a browser and see what the networks make of it."))
+    parser = with_run(
+        stage("play", "Serve a page on which you transform an image while the exported files classify it.")
+    )
     parser.add_argument(
         "--output", type=path_or_none, metavar="DIR", help="folder to write the page into; by default RUN/play"
     )
     parser.add_argument("--port", type=number("port"), default=0, help="port on the loopback; 0 is any that is free")
     parser.add_argument("--build-only", action="store_true", help="write the folder and serve nothing")
     parser.add_argument(
-        "--runtime", type=path_or_none, metavar="DIR", help="onnxruntime-web's dist, instead of fetching it with npm"
+        "--runtime",
+        type=path_or_none,
+        metavar="DIR",
+        help="local copy of onnxruntime-web's dist directory, instead of downloading it with npm",
     )
     return parser
 

@@ -135,7 +135,7 @@ def chosen_exports(source: Source, names: Sequence[str]) -> list[ExportSpec]:
             before.append(spec)
         else:
             source.directory.forget(name)
-            cli.say(f"{source.directory.name}/{name}: no row of the matrix any more, listed no longer")
+            cli.say(f"{source.directory.name}/{name}: no longer a row of the matrix; removed from the manifest")
     there = {spec.name for spec in chosen}
     return chosen + [spec for spec in before if spec.name not in there]
 

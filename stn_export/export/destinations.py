@@ -25,7 +25,10 @@ RULES = {
         "folded",
         "fewest kernels; WebGPU has the sampler up to opset 19 (docs/gpu.md)",
     ),
-    "tensorrt": ("matmul", "below opset 20, where its parser samples with nearest in silence (NVIDIA/TensorRT#4646)"),
+    "tensorrt": (
+        "matmul",
+        "below opset 20, from which on its parser silently samples with nearest (NVIDIA/TensorRT#4646)",
+    ),
 }
 DESTINATIONS = (*TRIED, *RULES)
 

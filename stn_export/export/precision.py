@@ -73,7 +73,7 @@ def quantise(model: onnx.ModelProto, batches: Sequence[Arrays], floats: Sequence
     kept = {*sensitive_nodes(model), *floats}
     layers = [name for name in quantisable(model) if name not in kept]
     if not layers:
-        raise UserError("no layer of it may compute in int8", "use fp32")
+        raise UserError("the network has no layer that can be quantised to int8", "use fp32")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)

@@ -73,7 +73,7 @@ def run_against(
         return Found(notes=("it could not be run on copies of the module: the file was not compared",))
     notes = [*told(module, difference.mutations), *([copies.note] if copies.note else [])]
     if not difference.steady:
-        return Found(notes=(*notes, "it answers differently when it is called again: the file was not compared"))
+        return Found(notes=(*notes, "it returns different outputs when it is called again: the file was not compared"))
     if any(spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)):
         return Found(notes=(*notes, "NumPy has no bfloat16: the file was not compared"))
     try:

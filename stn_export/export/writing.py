@@ -135,7 +135,9 @@ def unavailable(spec: ExportSpec) -> str:
     if DEVICES.get(spec.format) == "cuda":
         return no_gpu()
     if (spec.format, spec.precision) == ("onnx", "bf16"):
-        return "ONNX's Conv takes bfloat16 from opset 22 only, where no CUDA GridSample is"
+        return (
+            "ONNX's Conv supports bfloat16 from opset 22 only, for which ONNX Runtime has no CUDA kernel of GridSample"
+        )
     return ""
 
 

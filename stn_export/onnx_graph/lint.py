@@ -166,7 +166,7 @@ def _dead_outputs(subject: Subject) -> Found:
             reached.update(node.output)
     outputs = [output.name for output in subject.model.graph.output]
     unreachable = [name for name in outputs if name not in reached]
-    yield from ((name, "no path from the data of an input leads to it") for name in unreachable)
+    yield from ((name, "it does not depend on the data of any input") for name in unreachable)
     yield from ((name, "other inputs gave the same") for name in subject.trial.constant if name in reached)
 
 
@@ -217,7 +217,7 @@ MATMUL = "export the grid as a MatMul (lowering matmul)"
 RULES = (
     Rule(
         "STN001",
-        "TensorRT samples with nearest, in silence (NVIDIA/TensorRT#4646)",
+        "TensorRT silently samples with nearest (NVIDIA/TensorRT#4646)",
         OPSET_16,
         _nodes("GridSample", since=20, where=_interpolates),
     ),
@@ -258,7 +258,9 @@ RULES = (
         "sample slices in 2-D",
         _nodes("GridSample", where=lambda subject, node: "a 5-D input" if subject.rank(node) == 5 else ""),
     ),
-    Rule("STN009", "a reader cannot know how to feed the file", "write these keys when exporting", _missing_metadata),
+    Rule(
+        "STN009", "the metadata does not say how to feed the file", "write these keys when exporting", _missing_metadata
+    ),
     Rule(
         "STN010",
         "an output does not depend on the input (deep-text-recognition-benchmark#76)",

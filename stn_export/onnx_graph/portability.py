@@ -31,7 +31,7 @@ from stn_export.run.store import read_json
 
 TESTED, SHOULD, WRONG, REFUSED = "runs, tested here", "should run", "runs, WRONG", "refused"
 UNTRIED, UNSURE = "not tried", "unknown"
-NOTHING_AGAINST = "No rule speaks against it."
+NOTHING_AGAINST = "No lint rule applies."
 OPERATORS = Path(__file__).parent.parent / "resources" / "operators.json"
 _HALF, _BRAIN = (TOLERANCES[name].output for name in ("fp16", "bf16"))
 APART = {  # by the least exact type: int8 values may be one step, 1/127, off in every layer

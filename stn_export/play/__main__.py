@@ -204,7 +204,7 @@ def fetched() -> Path:
     if not all((place / name).is_file() for name in FILES):
         hint = "install Node.js, or give --runtime DIR with the .mjs and .wasm files of onnxruntime-web"
         if (npm := shutil.which("npm")) is None:
-            raise UserError("the page needs onnxruntime-web, and there is no npm to fetch it", hint)
+            raise UserError("the page needs onnxruntime-web, and there is no npm to download it", hint)
         cli.say(f"fetching {RUNTIME}")
         kept.mkdir(parents=True, exist_ok=True)
         command = [npm, "install", "--silent", "--no-audit", "--ignore-scripts", "--prefix", str(kept), RUNTIME]

@@ -279,7 +279,7 @@ def _check_showing(path: Path, pictures: Sequence[Path], directory: NetworkDirec
         raise UserError(f"--show {path} is no PNG file", "give it a name that ends in .png")
     require("shown", len(pictures), "--show")
     if not directory.facts.sites:
-        raise UserError(f"{directory.name} samples nowhere: there is nothing to show", "leave out --show")
+        raise UserError(f"{directory.name} has no sampling site, so there is nothing to show", "leave out --show")
 
 
 def _title(row: dict) -> str:
@@ -289,7 +289,7 @@ def _title(row: dict) -> str:
 
 def _print(title: str, rows: Sequence[dict], others: Sequence[str]) -> None:
     if others:
-        cli.say(f"not from the pictures but from the run's first example: {', '.join(others)}")
+        cli.say(f"from the first example of the run instead of the images: {', '.join(others)}")
     if "classes" in rows[0]:
         columns = ("picture", "first", "second", "third")[: 1 + len(rows[0]["classes"])]
         cells = [

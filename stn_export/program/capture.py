@@ -85,11 +85,11 @@ SMALLEST = 2  # least dynamic size: torch.export specialises on 0 and 1
 OTHER_BATCHES = (1, 3)  # batches that a graph with a dynamic batch must run at
 VALUES_DECIDE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 VOLUMES = 20  # first ONNX opset whose GridSample takes volumes and float64
-FEWER = "shapes decide what forward does: leave fewer of them open"
+FEWER = "forward branches on shapes: leave fewer of them dynamic"
 CAUSES = (  # patterns in messages of ``torch.export``, and what to do
     (
         r"data-dependent|GuardOnData|Could not guard|\.item\(\)|_local_scalar_dense",
-        "let no values decide: torch.where, torch.cond",
+        "replace Python branches on values by torch.where or torch.cond",
     ),
     (r"numpy|ndarray", "keep NumPy out of forward: it is not captured"),
     (r"[Cc]onstraint|specialized|[Dd]ynamic|marked", FEWER),

@@ -133,7 +133,7 @@ def parity_table(report: Report) -> Table:
         rows.append([row.name, check.runner, verdict, *figures])
     note = (
         f"Worst errors over every challenge{', every site' * grids} and every output; × eager is the worst of them in "
-        "units of float32 eager's own, left out where less precision makes it meaningless."
+        "units of float32 eager's own, left out for reduced precision, where it is not meaningful."
     )
     order = (
         "the network under test first; equal, within bounds, failed; of these the smallest error of the outputs first"

@@ -282,7 +282,7 @@ def breakdown(bars: Sequence[Bar], device: str) -> Chart:
     y = nominal("name", axis={"labelLimit": 330})
     x = {"type": "quantitative", "title": "share of the first network's time in that runner", "axis": {"format": "%"}}
     return chart(
-        f"Where the time goes on {DEVICES[device]}: profiled calls, which are slower than others",
+        f"Time per part of the network on {DEVICES[device]}, in profiled calls, which are slower than others",
         rows,
         f"most goes into {longest['part']}, {longest['percent']} in {longest['name']}",
         figures=figures(rows, "as drawn", name="in", part="part", told="time", percent="share"),

@@ -380,7 +380,7 @@ def costs(report: Report) -> Iterable[Block]:
         note += marks_in(rows)
         first = next((column for column in columns if column.startswith(EAGER)), columns[0])
         columns = ("artifact", "runner", *columns)
-        title = "Against what people get without this project"
+        title = "Speed-up over the baselines"
         yield Table(title, columns, rows, note, order=f"the largest speed-up over {first} first", folded=True)
     if tables["single"]["lines"]:
         yield single_table(report)
@@ -400,7 +400,7 @@ def overhead_table(report: Report) -> Table:
     ]
     columns = ("artifact", "runner", *costs["columns"], "nodes on GPU / CPU", "CUDA graph")
     note = (
-        f"Time of the {costs['ours']} by that of the {costs['other']}, which took turns in blocks in random order. "
+        f"Time of the {costs['ours']} by that of the {costs['other']}, timed alternately in blocks of random order. "
         f"{marks_in(rows)} On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
     )
     title = f"The {costs['ours']} against the {costs['other']}"
@@ -459,12 +459,13 @@ def single_table(report: Report) -> Table:
         )
     shown = [index for index in range(len(columns)) if index < 2 or any(row[index] != NONE for row in rows)]
     note = (
-        "One example, its inputs in place, in milliseconds; cold: out of the cache; request: host array in, host array "
-        f"out; load and first answer: a fresh process. p99 only from 662 samples on. {marks_in(rows)} Host: peak "
-        "growth of a fresh process's memory while it loads and answers once; GPU: that of the row."
+        "One example, its inputs in place, in milliseconds; cold: inputs not in the CPU's cache; request: host array "
+        f"in, host array out; load and first answer: a fresh process. p99 only from 662 samples on. "
+        f"{marks_in(rows)} Host: peak growth of a fresh process's memory while it loads and answers once; "
+        "GPU: that of the row."
     )
     return Table(
-        "One example, and getting ready for it",
+        "Latency at batch 1, and start-up",
         [columns[index] for index in shown],
         [[row[index] for index in shown] for row in rows],
         note,

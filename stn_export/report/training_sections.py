@@ -118,7 +118,7 @@ def learned(report: Report) -> Iterable[Block]:
     if any("charts" in one for one in report.learned):
         yield Text(
             "Theta maps output to input coordinates, so these are the parts, in pixels of the sampled image, of the "
-            "window of it that fills the output: a scale below 1 is a smaller window, in which all looks larger; a "
+            "window of it that fills the output: a scale below 1 selects a smaller region, so its content is larger; a "
             "positive rotation turns it clockwise and what is seen anticlockwise; a shift moves it right or down.",
             "note",
         )
@@ -143,7 +143,10 @@ def trained(report: Report) -> Iterable[Block]:
             for row in sorted(report.gains, key=lambda row: (titles.index(row["title"]), -row["mean"]))
         ]
         columns = ("trained on", "against the", "seeds", "gain, points", "sd", "95 % interval", "that is")
-        note = "Differences between models trained with the same seed, and so on the same batches in the same order."
+        note = (
+            "Paired differences: both models of a pair were trained with the same seed, on the same batches in "
+            "the same order."
+        )
         yield Table("Does the transformer help?", columns, rows, note, order="run by run, the largest gain first")
     yield from report.pictures("gain", "accuracy", folded=True)
     if report.training:

@@ -200,9 +200,7 @@ def on_white(image: Image.Image, subject: str = "the picture") -> Image.Image:
         UserError: where the range of its values is not known.
     """
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise UserError(
-            f"{subject} holds 32-bit numbers, and nothing says which is white", "convert it to 8 or 16 bits"
-        )
+        raise UserError(f"{subject} has 32-bit values of an unknown range", "convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit greys, which Pillow would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

@@ -140,7 +140,7 @@ class RunnerSpec:
     def refuses(self, artifact: Artifact) -> str:
         """Return why the runner cannot run an artifact of its format; empty where it can."""
         if self.captures and self.format == artifact.format and not artifact.details["cuda"]["graph"]:
-            return "not all of it runs on the GPU: no CUDA graph"
+            return "some nodes run on the CPU: no CUDA graph"
         return ""
 
     def verified_as(self, contract: Contract) -> Contract:

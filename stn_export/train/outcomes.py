@@ -206,7 +206,7 @@ def read_training(directory: NetworkDirectory) -> Training:
 
 def caveats(run: Path, those: Sequence[Group]) -> list[str]:
     """Return the caveats on a run's groups: trainings left out, settings that differ."""
-    lines = [f"{path.relative_to(run.parent)} is not finished and left out." for path in unfinished(run)]
+    lines = [f"{path.relative_to(run.parent)} is unfinished and was left out." for path in unfinished(run)]
     differing = [
         key for key in those[0].settings if any(one.settings.get(key) != those[0].settings[key] for one in those)
     ]

@@ -54,7 +54,7 @@ MODELS = {
             "cnn-matched",
             "CNN of equal cost",
             OTHER,
-            "that classifier widened until it takes as many multiply-adds as the one with the transformer",
+            "that classifier, widened to the multiply-adds of the one with the transformer",
         ),
     )
 }

@@ -228,9 +228,9 @@ def refuse(options: Namespace, device: torch.device) -> None:
         raise UserError(f"model {twice[0]} is named twice", "name each once")
     require("seed", options.seed + options.seeds - 1, "SEED")
     if require_choice("precision", options.precision, PRECISIONS) == "tf32" and device.type == "cpu":
-        raise UserError("tf32 is a GPU's way to multiply: a CPU has none", "use PRECISION=fp32 or bf16")
+        raise UserError("TF32 exists on GPUs only", "use PRECISION=fp32 or bf16")
     if require_choice("checkpoint to keep", options.keep, KEEP) == "best" and not options.validation:
-        raise UserError("the best epoch cannot be told without held-out images", "add --validation 5000")
+        raise UserError("--keep best needs held-out images", "add --validation 5000")
     if (run := run_of(options)).exists() and not run.is_dir():
         raise UserError(f"{run} is a file, no run directory", "name another with --run")
 

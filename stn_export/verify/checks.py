@@ -435,7 +435,7 @@ def check_refusals(runner: Runner, reference: Reference) -> str:
                 runner.infer(feeds | {spec.name: np.full_like(feeds[spec.name], value)})
             except UserError:
                 continue
-            return f"{spec.name} of {value} are answered instead of refused"
+            return f"{spec.name} of {value} are accepted instead of refused"
     return ""
 
 

@@ -148,10 +148,10 @@ def _of_output(scene: Scene) -> Iterator[Mistake]:
     true = scene.true(OUTPUT)
     axis = scene.point.kind == OUTPUT and _normalised_axis(true)
     if axis:
-        yield "softmax was written for log-softmax", lambda: np.exp(true)
+        yield "softmax was exported instead of log-softmax", lambda: np.exp(true)
         scores = torch.from_numpy(np.ascontiguousarray(scene.actual, np.float64))
         yield "log-softmax was left out", lambda: true + scores.logsumexp(axis, keepdim=True).numpy()
-    yield "the sign is turned", lambda: -true if true.dtype.kind != "b" else ~true
+    yield "the sign is inverted", lambda: -true if true.dtype.kind != "b" else ~true
     yield "the batch is reversed", lambda: true[::-1]
     if true.ndim > 1:
         what = "the classes are" if _has_classes(scene.point, true) else "the last dimension is"

@@ -124,7 +124,7 @@ def compare_here(left: Path, right: Path, inputs_file: Path | None, trust: bool,
     examples = next((side.examples for side in sides if side.directory), None)
     if examples is None and _judged(precision) and not asked.bound:
         raise UserError(
-            "int8 is judged on examples, and no manifest says which", "compare files in their run directory"
+            "int8 files are judged on examples, and no manifest names them", "compare files in their run directory"
         )
 
     def batches(inputs: Contract) -> dict[str, Batch]:
@@ -406,7 +406,7 @@ def versus(
         CheckFailedError: if anything differs.
     """
     if files and (run or against):
-        raise UserError("two files and two runs cannot be compared at once", "leave out --run and --against")
+        raise UserError("give two files, or --run with --against, not both", "leave out --run and --against")
     if files and len(files) != 2:
         raise UserError(f"{len(files)} file{'s' * (len(files) > 1)} cannot be compared", USABLE)
     if files:

@@ -120,7 +120,7 @@ def open_side(path: Path, trust: bool = False) -> Side:
         (candidate for candidate in sorted(FORMATS, key=len, reverse=True) if path.name.endswith(candidate)), None
     )
     if suffix is None:
-        raise UserError(f"{path} is of no kind that can be compared", USABLE)
+        raise UserError(f"{path} is a file of a kind that cannot be compared", USABLE)
     provenance.require_kind(path, FORMATS[suffix])
     provenance.require(path, FORMATS[suffix], [sha256_of(path)], trust)
     return _open_unlisted(path, FORMATS[suffix])
@@ -291,7 +291,7 @@ def common(left: Contract, right: Contract) -> Contract:
 
 def _both(left: TensorSpec, right: TensorSpec) -> TensorSpec:
     if not isinstance(getattr(torch, left.dtype, None), torch.dtype):
-        raise UserError(f"input {left.name} is no tensor of numbers", "such a file cannot be tried")
+        raise UserError(f"input {left.name} is no tensor of numbers", "files with such inputs are not supported")
     sizes = zip(left.nchw, right.nchw, strict=True)
     shape = tuple(b if isinstance(a, str) and isinstance(b, int) else a for a, b in sizes)
     pixels = left.pixels or right.pixels or (Pixels() if "uint8" in (left.dtype, right.dtype) else None)

@@ -253,7 +253,7 @@ def _drop_ties(points: Mapping[str, Point], made: Mapping[str, Challenge]) -> li
         usual = max((error for label, error in errors.items() if label.startswith("examples")), default=0.0)
         for label in (label for label, error in errors.items() if error > TIES * usual):
             del made[label].true[name], made[label].eager_errors[name]
-            notes.append(f"{label}: {name} not compared: PyTorch's own nearest pixels depend on roundings")
+            notes.append(f"{label}: {name} not compared: PyTorch's own nearest pixels depend on rounding")
     return notes
 
 

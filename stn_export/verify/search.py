@@ -344,7 +344,7 @@ class _Hunt:
     def explain(self, batch: Items) -> str:
         """Describe why a batch fails."""
         try:
-            return first_failure(*self.compare(batch), self.reference) or "it fails only now and then"
+            return first_failure(*self.compare(batch), self.reference) or "the failure is not reproducible"
         except Exception as problem:
             return one_line(problem)
 

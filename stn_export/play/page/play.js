@@ -292,7 +292,7 @@ async function open(file) {
     await choose(url);
     $("said").textContent = "";
   } catch {
-    $("said").textContent = `${file.name} is no picture that this browser reads`;
+    $("said").textContent = `${file.name} is not an image that this browser can display`;
   } finally {
     URL.revokeObjectURL(url);
   }

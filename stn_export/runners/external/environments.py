@@ -47,7 +47,11 @@ def why_not(runtime: "Runtime") -> str:
     """Return why a runtime cannot run here; empty where it can."""
     if VARIABLE in os.environ and runtime.version:
         return runtime.obstacle
-    return "not installed where --runtimes says" if VARIABLE in os.environ else "runs where --runtimes asks for it"
+    return (
+        "not installed in the folder that --runtimes names"
+        if VARIABLE in os.environ
+        else "needs --runtimes DIR (see 'stn-export runtimes')"
+    )
 
 
 @contextmanager
