@@ -203,7 +203,7 @@ def with_origin(program: Program, origin: dict, tried: Examples, notes: list[str
     if isinstance(own, str):
         why = own
     elif not alike(answer(own, (values, {})), list(program.run(copied(values)).values()), GROSS):
-        why = "made again, it answers differently"
+        why = "made again, it returns different outputs"
     elif _writes(own, values):
         why = "it writes into what it is given"
     else:
