@@ -133,13 +133,13 @@ def write_kernels(path: Path, runtime: OnWebGpu) -> int:
     """Write the table of WebGPU's kernels, and return the number of operators."""
     everything = list(questions())
     answers = list(asked(runtime, [question.content for question in everything]))
-    found: dict[tuple[str, int], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    elements: dict[tuple[str, int], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for question, served in zip(everything, answers, strict=True):
         if served:
             element = TensorProto.DataType.Name(question.element).lower()
-            found[question.operator, question.version][question.constraint].add(element)
+            elements[question.operator, question.version][question.constraint].add(element)
     rows: dict[str, list[list]] = defaultdict(list)
-    for (operator, version), types in sorted(found.items()):
+    for (operator, version), types in sorted(elements.items()):
         rows[operator].append([version, version, {name: sorted(types[name]) for name in sorted(types)}])
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
     source = f"what a session of {runtime.packages[0]} {runtime.version} answers"

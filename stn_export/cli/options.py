@@ -396,12 +396,7 @@ def report() -> Parser:
     parser.add_argument(
         "--beside", type=path, nargs="+", default=(), metavar="RUN", help="runs to show side by side with it"
     )
-    parser.add_argument(
-        "--history",
-        type=path_or_none,
-        metavar="DIR",
-        help="show the stored results in DIR over commits instead of a report",
-    )
+    parser.add_argument("--history", type=path_or_none, metavar="DIR", help="show the stored results in DIR instead")
     return parser
 
 
@@ -435,9 +430,7 @@ def runtimes() -> Parser:
 
 def play() -> Parser:
     """Make the parser of ``play``."""
-    parser = with_run(
-        stage("play", "Serve a page on which you transform an image while the exported files classify it.")
-    )
+    parser = with_run(stage("play", "Serve a page to transform an image on while the exported files classify it."))
     parser.add_argument(
         "--output", type=path_or_none, metavar="DIR", help="folder to write the page into; by default RUN/play"
     )

@@ -6,8 +6,9 @@ that of the commit before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stn_export.cli import NONE
 from stn_export.errors import UserError, in_clone
@@ -39,9 +40,56 @@ class Kept(NamedTuple):
     """A file of stored results."""
 
     name: str
+    datetime: str
     commit: str
     machine: str
     timed: list[Timing]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The speed-up of a file over eager PyTorch at a commit.
+
+    Attributes:
+        commit: with its date.
+        line: the file, as a line of the chart is called.
+        ratio: of the paired comparison, with its interval.
+        widened: the same, the interval with all that the run showed of the two files.
+        marks: see ``results.choice.Marks``.
+        change: since the commit before; empty where the two widened intervals meet.
+    """
+
+    commit: str
+    line: str
+    ratio: Ratio
+    widened: Ratio
+    marks: str
+    change: str = ""
+
+    @property
+    def text(self) -> str:
+        """Return the ratio as text."""
+        return f"{significant(self.ratio.middle)} ×{self.marks}"
+
+    @property
+    def interval(self) -> str:
+        """Return its interval as text."""
+        return span(self.ratio.low, self.ratio.high)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what the chart draws."""
+        middle, low, high = self.ratio
+        return {
+            "commit": self.commit,
+            "series": self.line,
+            "line": self.line,
+            "value": middle,
+            "low": low,
+            "high": high,
+            "told": self.text,
+            "interval": self.interval,
+            "change": self.change,
+        }
 
 
 def history(kept: Path) -> Page:
@@ -54,77 +102,68 @@ def history(kept: Path) -> Page:
     if not files:
         hint = in_clone("run 'make bench-keep' first, or name benchmarks/results", "name a folder of them")
         raise UserError(f"{kept} holds no kept results", hint)
-    contents = {path.name: read_bench(path) for path in files}
-    runs = [read(name, contents[name]) for name in sorted(contents, key=lambda name: contents[name]["datetime"])]
-    machines: dict[str, list[dict[str, Any]]] = {}
+    runs = [read(path.name, read_bench(path)) for path in files]
+    runs.sort(key=lambda run: run.datetime)
+    machines: dict[str, list[Point]] = {}
     for run in runs:
-        machines.setdefault(run.machine, []).extend(rows(run))
-    made = [
+        machines.setdefault(run.machine, []).extend(points(run))
+    sections = [
         Section(
             f"machine-{index}",
             machine,
-            [Picture(f"history-{index}", drawn(machine, found)), side_by_side(found), table(found)],
+            [Picture(f"history-{index}", drawn(machine, compared)), side_by_side(compared), table(compared)],
         )
-        for index, (machine, found) in enumerate((name, changed(rows)) for name, rows in machines.items())
-        if found
+        for index, (machine, compared) in enumerate((name, changed(points)) for name, points in machines.items())
+        if compared
     ]
-    return Page(f"Over commits: {kept}", [Section("runs", "Runs", [listed(runs)]), *made])
+    return Page(f"Over commits: {kept}", [Section("runs", "Runs", [listed(runs)]), *sections])
 
 
 def read(name: str, content: Mapping) -> Kept:
     """Read what a stored file says of itself, and its timings."""
-    environment = content["machine_info"]["stn_export"]
+    environment, when = content["machine_info"]["stn_export"], content["datetime"]
     machine = f"{environment['cpu']}, {environment.get('threads', '?')} threads"
-    return Kept(name, f"{content['datetime'][:10]} {str(environment['git_commit'])[:12]}", machine, timings(content))
+    return Kept(name, when, f"{when[:10]} {str(environment['git_commit'])[:12]}", machine, timings(content))
 
 
 def listed(runs: Sequence[Kept]) -> Table:
     """List the stored runs, each with its fastest file."""
     cells = []
     for run in reversed(runs):
-        best = max(rows(run), key=lambda row: row["value"], default=None)
-        fastest = (best["line"], f"{best['told']} ({best['interval']})") if best else (NONE, NONE)
+        best = max(points(run), key=lambda point: point.ratio.middle, default=None)
+        fastest = (best.line, f"{best.text} ({best.interval})") if best else (NONE, NONE)
         cells.append([run.commit, run.name, run.machine, f"{len(run.timed):,}", *fastest])
     columns = ("commit", "stored in", "machine", "timings", "fastest file", "× eager PyTorch")
     return Table("Stored runs", columns, cells, heading=False, order="the newest first")
 
 
-def rows(run: Kept) -> Iterator[dict[str, Any]]:
-    """Yield a row for each paired comparison with eager PyTorch in one file."""
+def points(run: Kept) -> Iterator[Point]:
+    """Yield a point for each paired comparison with eager PyTorch in one file."""
     marks = Marks(run.timed)
     for row in run.timed:
         if (row.contest, row.batch) == (CONTEST, BATCH):
-            middle, low, high = paired_ratio(row).inverse
-            yield {
-                "commit": run.commit,
-                "series": (name := f"{row.network} {short_name(row.runner, row.artifact, row.device)}"),
-                "line": name,
-                "value": middle,
-                "low": low,
-                "high": high,
-                "told": f"{significant(middle)} ×{marks.of(row)}",
-                "interval": span(low, high),
-                "widened": over_moments(row, run.timed).inverse,
-            }
+            line = f"{row.network} {short_name(row.runner, row.artifact, row.device)}"
+            widened = over_moments(row, run.timed).inverse
+            yield Point(run.commit, line, paired_ratio(row).inverse, widened, marks.of(row))
 
 
-def changed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with their change since the commit before; empty where the two intervals meet."""
+def changed(points: Sequence[Point]) -> list[Point]:
+    """Return the points with their change since the commit before."""
     before: dict[str, Ratio] = {}
-    told = []
-    for row in rows:
-        now, then = row["widened"], before.get(row["series"])
+    compared = []
+    for point in points:
+        now, then = point.widened, before.get(point.line)
         apart = then is not None and (now.low > then.high or now.high < then.low)
         change = f"{significant(now.middle / then.middle)} × the commit before" if then and apart else ""
-        told.append({name: value for name, value in row.items() if name != "widened"} | {"change": change})
-        before[row["series"]] = now
-    return told
+        compared.append(replace(point, change=change))
+        before[point.line] = now
+    return compared
 
 
-def drawn(machine: str, rows: Sequence[dict[str, Any]]) -> Chart:
+def drawn(machine: str, points: Sequence[Point]) -> Chart:
     """Draw one line per backend, at first those that are the fastest at their last commit; rings mark change points."""
-    last = {row["line"]: row for row in rows}
-    series = sorted(last, key=lambda name: -last[name]["value"])
+    last = {point.line: point for point in points}
+    series = sorted(last, key=lambda name: -last[name].ratio.middle)
     best = last[series[0]]
     colours = scale({name: RUNNERS[index % len(RUNNERS)] for index, name in enumerate(series)})
     shapes = scale({name: SHAPES[index % len(SHAPES)] for index, name in enumerate(series)})
@@ -132,8 +171,8 @@ def drawn(machine: str, rows: Sequence[dict[str, Any]]) -> Chart:
     title = "times as fast as eager PyTorch"
     return chart(
         f"Times as fast as eager PyTorch, one example, on {machine}",
-        rows,
-        f"the fastest is {best['series']} with {best['told']} at {best['commit']}",
+        [point.as_dict() for point in points],
+        f"the fastest is {best.line} with {best.text} at {best.commit}",
         **first_lines(series),
         encoding={
             "x": nominal("commit", axis={"labelAngle": -30}),
@@ -159,19 +198,19 @@ def drawn(machine: str, rows: Sequence[dict[str, Any]]) -> Chart:
     )
 
 
-def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
+def side_by_side(points: Sequence[Point]) -> Table:
     """Return a column for each commit, of which a reader chooses two; the script adds how they compare."""
-    commits = list(dict.fromkeys(row["commit"] for row in rows))
-    found = {(row["series"], row["commit"]): row["told"] for row in rows}
-    names = sorted(dict.fromkeys(row["series"] for row in rows))
-    cells = [[name, *(found.get((name, commit), NONE) for commit in commits)] for name in names]
+    commits = list(dict.fromkeys(point.commit for point in points))
+    texts = {(point.line, point.commit): point.text for point in points}
+    names = sorted({point.line for point in points})
+    cells = [[name, *(texts.get((name, commit), NONE) for commit in commits)] for name in names]
     note = "× eager PyTorch; whether a ratio is a change stands in the table below"
     return Table("Two runs side by side", ("file", *commits), cells, note, order="by name", pairwise=len(commits) > 1)
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
+def table(points: Sequence[Point]) -> Table:
     """Return the figures of the chart as a table."""
-    cells = [[row["series"], row["commit"], row["told"], row["interval"], row["change"] or NONE] for row in rows]
-    note = legend(*(row["told"] for row in rows))
+    cells = [[point.line, point.commit, point.text, point.interval, point.change or NONE] for point in points]
+    note = legend(*(point.text for point in points))
     columns = ("file", "commit", "× eager PyTorch", "95 %", "change")
     return Table("In figures", columns, cells, note, order="the oldest first")

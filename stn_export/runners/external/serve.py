@@ -106,14 +106,14 @@ def _adapter(library: str) -> tuple[str, bool]:
     loader.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
     devices = (ctypes.c_void_p * count.value)()
     loader.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), devices)
-    found = []
+    adapters = []
     for device in devices:
         facts = ctypes.create_string_buffer(4096)  # VkPhysicalDeviceProperties: four numbers, the type, the name
         loader.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), facts)
         kind, name = int.from_bytes(facts.raw[16:20], "little"), facts.raw[20:276].partition(b"\0")[0].decode()
-        found.append(((kind != SOFTWARE, kind == 2), name))  # 2: a GPU of its own, not the processor's
+        adapters.append(((kind != SOFTWARE, kind == 2), name))  # 2: a GPU of its own, not the processor's
     loader.vkDestroyInstance(instance, None)
-    (hardware, _), name = max(found, default=((False, False), ""))
+    (hardware, _), name = max(adapters, default=((False, False), ""))
     return name, not hardware
 
 
