@@ -39,7 +39,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA SIZE RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files test-webgpu lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table webgpu-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files test-webgpu lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table webgpu-kernels webgpu-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -174,6 +174,10 @@ test-onnx-files: artifacts/onnx-packages ## audit the onnx package's cases and t
 test-webgpu: $(READY) ## files on WebGPU, in software where there is no GPU: equal, and placed as predicted; Chromium brings Vulkan
 	@$(STAGE).runtimes --into .runtimes --only webgpu
 	@STN_EXPORT_RUNTIMES=.runtimes OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark -m slow tests/test_webgpu.py $(PYTEST)
+
+webgpu-kernels: $(READY) ## ask WebGPU which kernels it has, for the table that audit predicts from
+	@$(STAGE).runtimes --into .runtimes --only webgpu
+	@$(TOOL).webgpu --runtimes .runtimes --kernels stn_export/resources/webgpu_kernels.json
 
 webgpu-table: $(READY) ## keep what WebGPU makes of RUN's files and of three other networks, for docs/gpu.md
 	@$(STAGE).runtimes --into .runtimes --only webgpu

@@ -103,6 +103,14 @@ def _signals_can_be_heard() -> Iterator[None]:
     assert signal_stack.is_usable(), "the next signal ends this process: its alternate signal stack is unmapped"
 
 
+@pytest.fixture(autouse=True)
+def _threads_stay() -> Iterator[None]:
+    """No test leaves PyTorch another number of threads, with which matrix products round otherwise."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load_dataset("digits")

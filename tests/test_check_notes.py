@@ -37,7 +37,7 @@ def test_a_hint_names_dynamic_sizes_only_where_there_are_some() -> None:
     for dynamic in (True, False):
         with pytest.raises(UserError) as caught:
             export_onnx(Decides().eval(), torch.rand(2, 3), dynamic_batch=dynamic)
-        assert "let no values decide" in caught.value.hint
+        assert "replace Python branches on values" in caught.value.hint
     with pytest.raises(UserError) as caught:
         capture(Specialised().eval(), (torch.rand(2, 3),), [(2, 3)])
     assert "fewer" not in caught.value.hint

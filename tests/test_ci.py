@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-STEPS = ["setup", "lint", "demo", "test", "test-slow", "test-processors"]
+STEPS = ["setup", "lint", "demo", "test", "test-slow", "test-processors", "test-webgpu"]
 MAKE = """#!/bin/sh
 echo "make $*"
 [ "$1" != "$FAILS" ] || exit 3
@@ -64,10 +64,7 @@ def test_it_types_what_the_readme_says_then_the_sweeps_and_says_how_long_each_to
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        *(
-            ({"FAILS": name}, "FAILED (3)")
-            for name in ("setup", "lint", "demo", "test", "test-slow", "test-processors")
-        ),
+        *(({"FAILS": name}, "FAILED (3)") for name in STEPS),
         *(({"LACKS": name}, "left no report") for name in ("report.html", "report.md", "report.json")),
         ({"SILENT": "1"}, "printed no card, or one without ['latency']"),
         ({"SKIPPED": "14 openvino is not installed"}, "skipped though a CPU could run it:"),

@@ -80,7 +80,7 @@ def test_tables_are_sorted_and_filtered_and_scales_change(browser, page_file: Pa
     assert table.locator("th[aria-sort=ascending]").inner_text().startswith("p90")
     shown = [float(text) for text in table.locator("tbody td:nth-child(5)").all_inner_texts() if text != "–"]
     assert shown == sorted(shown)
-    page.get_by_label("Filter the rows of: One example").fill("folded-fp16 openvino")
+    page.get_by_label("Filter the rows of: Latency at batch 1, and start-up").fill("folded-fp16 openvino")
     assert table.locator("tbody tr:visible").count() == 1
     figure = page.locator("figure.chart", has=page.locator("button.scale")).first
     before = figure.locator(".live svg").inner_html()

@@ -433,7 +433,7 @@ def test_a_dimension_that_cannot_be_kept_open_is_a_number():
         (nn.ReLU().eval(), (torch.rand(1, 3),), [("N", 3)], "batch of 1 would be taken for a constant"),
         (nn.ReLU().eval(), (torch.rand(2, 3),), [("N", 4)], r"shape \(2, 3\) is not N×4"),
         (nn.ReLU().eval(), (torch.rand(2, 3),), [("N", 3), ("N", 3)], "1 inputs have 2 shapes"),
-        (Undecided().eval(), (torch.rand(2, 3),), [("N", 3)], "let no values decide"),
+        (Undecided().eval(), (torch.rand(2, 3),), [("N", 3)], "replace Python branches on values"),
         (nn.Linear(4, 2).eval(), (torch.rand(2, 3),), [("N", 3)], "cannot capture Linear: "),
     ],
 )

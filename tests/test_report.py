@@ -281,7 +281,7 @@ def test_a_row_that_is_missing_is_a_dash(run: Path):
     ]
     write_bench(run, [{name: value for name, value in row.items() if name != "file_bytes"} for row in kept])
     assert cli.run(report.main, ["--run", str(run)]) == 0
-    table = (run / "report.md").read_text(encoding="utf-8").partition("### One example")[2]
+    table = (run / "report.md").read_text(encoding="utf-8").partition("### Latency at batch 1")[2]
     [line] = re.findall(r"\| stn/folded-fp32 \| openvino-cpu \|.*", table)
     assert line.split(" | ")[2:7] == ["–"] * 5
     assert " 20.0 |" in line

@@ -67,7 +67,7 @@ def test_timings_stand_the_fastest_first():
     }
     shown = {block.title: block for block in costs(Report("run", bench=found)) if isinstance(block, Table)}
     assert all(block.order for block in shown.values())
-    [single] = [block for title, block in shown.items() if title.startswith("One example")]
+    [single] = [block for title, block in shown.items() if title.startswith("Latency at batch 1")]
     assert single.folded  # the overheads are shown
     alone = [block for block in costs(Report("run", bench=tables(content[:4], {}))) if isinstance(block, Table)]
     assert [block.folded for block in alone] == [False]

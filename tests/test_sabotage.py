@@ -364,7 +364,9 @@ DEFECTS = (
     Defect("channels swapped", "first/theta", "red and blue|in reverse order", on_images(lambda x: x.flip(1), 2)),
     Defect("normalisation doubled", "first/theta", "normalised twice", on_images(lambda x: (x - 0.5) / 0.5)),
     Defect("normalisation left out", "first/theta", "not normalised", on_images(lambda x: x * 0.5 + 0.5)),
-    Defect("softmax", "output", "softmax was written for log", instead_of_log_softmax(torch.ops.aten.softmax.int)),
+    Defect(
+        "softmax", "output", "softmax was exported instead of log", instead_of_log_softmax(torch.ops.aten.softmax.int)
+    ),
     Defect("raw logits", "output", "log-softmax was left out", instead_of_log_softmax(None)),
     Defect("another class order", "output", "the classes are in the order 1, 0, 2", on_scores(reordered)),
     Defect("a half-precision grid", "first/grid", "precision", edit=half_grid),

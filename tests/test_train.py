@@ -151,8 +151,8 @@ def test_kills_at_every_step_and_every_write_lose_no_file_and_change_no_byte(
         assert len(rows) >= complete[-1], "an epoch that was complete is lost"
         moment = 1 if complete[-1] < len(rows) == epochs else moment + 1  # then all writes behind the last epoch
         complete.append(len(rows))
-    assert set(complete) == {0, 3, 4, 5}  # kills lie within the first epoch, between epochs, and behind the last
-    assert kills >= 20
+    assert set(complete) == set(range(epochs + 1))  # kills lie within the first epoch, between epochs, behind the last
+    assert kills >= 15
     assert cell.up_to_date
     assert (cell.directory.path / "checkpoint.pt").read_bytes() == uninterrupted
 
@@ -457,7 +457,7 @@ def test_recipes_follow_the_data_set():
         (["--nonsense"], "unrecognized arguments"),
         (["--models", "resnet"], "unknown model 'resnet'"),
         (["--seeds", "0"], "argument --seeds: 0 is less than 1"),
-        (["--keep", "best"], "the best epoch cannot be told"),
+        (["--keep", "best"], "--keep best needs held-out images"),
         (["--validation", "10000"], "10000 images cannot be held out of 10000"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
     ],
