@@ -173,7 +173,7 @@ test-onnx-files: artifacts/onnx-packages ## audit the onnx package's cases and t
 
 test-webgpu: $(READY) ## files on WebGPU, in software where there is no GPU: equal, and placed as predicted; Chromium brings Vulkan
 	@$(STAGE).runtimes --into .runtimes --only webgpu
-	@STN_EXPORT_RUNTIMES=.runtimes OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark -m slow tests/test_webgpu.py $(PYTEST)
+	@STN_EXPORT_RUNTIMES="$(CURDIR)/.runtimes" OMP_NUM_THREADS=1 $(PYTHON) -m pytest -p no:benchmark -m slow tests/test_webgpu.py $(PYTEST)
 
 webgpu-kernels: $(READY) ## ask WebGPU which kernels it has, for the table that audit predicts from
 	@$(STAGE).runtimes --into .runtimes --only webgpu
