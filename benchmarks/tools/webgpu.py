@@ -6,11 +6,10 @@ ONNX Runtime does not list WebGPU's kernels, so a session is asked where it woul
 ONNX's own tests, in every version of the operator and with every element type that it may have.
 """
 
-import json
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import NamedTuple
@@ -21,9 +20,8 @@ from onnx.backend.test.case.node import collect_testcases
 from onnx.defs import OpSchema
 
 from stn_export import cli
-from stn_export.onnx_graph.placement import SCHEMA, kernels
+from stn_export.onnx_graph.placement import kernels, write_table
 from stn_export.onnx_graph.records import WEBGPU
-from stn_export.run.store import write_out
 from stn_export.runners.external.environments import OnWebGpu, asked_for, by_name
 
 TYPES = tuple(
@@ -51,7 +49,7 @@ def questions() -> Iterator[Question]:
     for case in collect_testcases(None):
         if case.model and len(case.model.graph.node) == 1 and not case.model.graph.node[0].domain:
             cases[case.model.graph.node[0].op_type].append(case.model)
-    newest = max(entry.version for model in _firsts(cases) for entry in model.opset_import)
+    newest = max(entry.version for models in cases.values() for entry in models[0].opset_import)
     for schema in onnx.defs.get_all_schemas_with_history():
         if schema.domain or schema.deprecated or schema.name not in cases:
             continue
@@ -61,10 +59,6 @@ def questions() -> Iterator[Question]:
                     if _written(element) in constraint.allowed_type_strs and schema.since_version <= newest:
                         content = _with_type(model, schema, constraint.type_param_str, element)
                         yield Question(schema.name, schema.since_version, constraint.type_param_str, element, content)
-
-
-def _firsts(cases: Mapping[str, Sequence[onnx.ModelProto]]) -> Iterator[onnx.ModelProto]:
-    return (models[0] for models in cases.values())
 
 
 def _written(element: int) -> str:
@@ -141,16 +135,8 @@ def write_kernels(path: Path, runtime: OnWebGpu) -> int:
     rows: dict[str, list[list]] = defaultdict(list)
     for (operator, version), types in sorted(elements.items()):
         rows[operator].append([version, version, {name: sorted(types[name]) for name in sorted(types)}])
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
     source = f"what a session of {runtime.packages[0]} {runtime.version} answers"
-    head: dict[str, object] = {
-        "schema": SCHEMA,
-        "onnxruntime": runtime.version,
-        "cpu_operators": sorted(kernels().cpu),
-        "contributed": {"source": source, "operators": None},
-    }
-    write_out(path, f'{json.dumps(head)[:-1]}, "operators": {{\n{lines}\n}}}}\n'.encode())
-    return len(rows)
+    return write_table(path, runtime.version, kernels().cpu, {"source": source, "operators": None}, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

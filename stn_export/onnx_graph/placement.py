@@ -1,13 +1,13 @@
 """Find where ONNX Runtime runs each node: read from a session where possible, else predicted from a kernel table.
 
 ``resources`` has a table for each GPU provider. That of CUDA is what ONNX Runtime registers; WebGPU's kernels are not
-listed, so its table is what a session answers for models of one node (``benchmarks/tools/webgpu_page.py``).
+listed, so its table is what a session answers for models of one node (``make webgpu-kernels``).
 """
 
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -98,10 +98,23 @@ def write_kernels(path: Path) -> int:
             continue
         types = {variable: sorted(map(_element, allowed)) for variable, allowed in constraints.items()}
         _merge(rows.setdefault(name, []), [since, None if until == UNBOUNDED else until, types])
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sorted(rows[name], key=str))}" for name in sorted(rows))
-    head = {"schema": SCHEMA, "onnxruntime": onnxruntime.__version__, "cpu_operators": sorted(cpu)}
-    source = f"what ONNX Runtime {onnxruntime.__version__} registers"
-    head |= {"contributed": {"source": source, "operators": sorted(contributed)}}
+    release = onnxruntime.__version__
+    others = {"source": f"what ONNX Runtime {release} registers", "operators": sorted(contributed)}
+    return write_table(path, release, cpu, others, {name: sorted(rows[name], key=str) for name in rows})
+
+
+def write_table(path: Path, release: str, cpu: Iterable[str], contributed: Mapping, rows: Mapping[str, list]) -> int:
+    """Write a table that ``kernels`` loads, one operator a line, and return the number of operators.
+
+    Args:
+        path: of the table.
+        release: of the ONNX Runtime that has the kernels.
+        cpu: the operators that its CPU provider has.
+        contributed: the ``source`` of what is known of com.microsoft, and its ``operators`` or None.
+        rows: by operator, the fields of each ``Kernel``.
+    """
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
+    head = {"schema": SCHEMA, "onnxruntime": release, "cpu_operators": sorted(cpu), "contributed": contributed}
     write_out(path, f'{json.dumps(head)[:-1]}, "operators": {{\n{lines}\n}}}}\n'.encode())
     return len(rows)
 

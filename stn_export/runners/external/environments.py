@@ -102,11 +102,7 @@ class Runtime:
     beside: bool = False
     open_sizes: bool = False
     approximate: bool = False
-
-    @property
-    def device(self) -> str:
-        """What it computes on."""
-        return "cpu"
+    device: str = "cpu"
 
     @property
     def runner(self) -> str:
@@ -214,11 +210,6 @@ class OnWebGpu(Runtime):
     """ONNX Runtime with WebGPU, on a GPU of any maker through Vulkan, or on software where there is none."""
 
     @property
-    def device(self) -> str:
-        """What it computes on."""
-        return "webgpu"
-
-    @property
     def runner(self) -> str:
         """The name of its runner."""
         return "onnxruntime-webgpu"
@@ -281,7 +272,7 @@ def _adapter(interpreter: Path) -> tuple[tuple[str, bool], str]:
 RUNTIMES = (
     Runtime("openvino", ("openvino",), "openvino", open_sizes=True),
     InNode("web", ("onnxruntime-web",), "ort.wasm.min.mjs", open_sizes=True),
-    OnWebGpu("webgpu", ("onnxruntime-webgpu",), "onnxruntime", open_sizes=True),
+    OnWebGpu("webgpu", ("onnxruntime-webgpu",), "onnxruntime", open_sizes=True, device="webgpu"),
     Runtime("tract", ("tract",), "tract"),
     Runtime("tvm", ("apache-tvm", "onnx"), "tvm"),
     Runtime("iree", ("iree-base-compiler", "iree-base-runtime", "onnx"), "iree.runtime"),
