@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from stn_export import cli, errors
 from stn_export.cli import tables
+from stn_export.cli.tables import OUTPUT, Output
 from stn_export.run.manifest import NetworkDirectory
 from stn_export.train import __main__ as train
 from stn_export.train.data import Dataset, Split, load_dataset
@@ -109,6 +110,12 @@ def _threads_stay() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _output_as_usual() -> None:
+    """Print as usual, whatever ``--brief`` or ``--format`` a parser of the tests before met."""
+    vars(OUTPUT).update(vars(Output()))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,12 +142,3 @@ def test_a_tool_that_is_missing_is_named(program: Program, tmp_path: Path):
         Emulated("m68k", "m68k-no-gcc", "generic", "qemu-none", "68040"), program, torch.rand(1, 5), tmp_path
     )
     assert (line.passed, line.verdict) == (None, "not tried: m68k-no-gcc, qemu-none not installed")
-
-
-@pytest.fixture(autouse=True)
-def _brief() -> Iterator[None]:
-    """Nothing that a test before left behind decides what is printed."""
-    before = cli.OUTPUT.form, cli.OUTPUT.brief
-    cli.OUTPUT.form, cli.OUTPUT.brief = "table", False
-    yield
-    cli.OUTPUT.form, cli.OUTPUT.brief = before

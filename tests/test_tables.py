@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,12 +19,6 @@ LONG = Table(
     ],
     ("ms", "runner"),
 )
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    yield
-    OUTPUT.form, OUTPUT.brief = "table", False
 
 
 @pytest.mark.parametrize("width", WIDTHS)

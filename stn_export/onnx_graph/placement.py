@@ -1,7 +1,7 @@
 """Find where ONNX Runtime runs each node: read from a session where possible, else predicted from a kernel table.
 
 ``resources`` has a table for each GPU provider. That of CUDA is what ONNX Runtime registers; WebGPU's kernels are not
-listed, so its table is what a session answers for models of one node (``make webgpu-kernels``).
+listed, so its table is what a session answers for models of one node.
 """
 
 import json
