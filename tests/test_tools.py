@@ -1,11 +1,14 @@
 """Maintainers' tools: the Make targets start them, and what is installed neither holds nor needs them."""
 
+import email
 import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -35,13 +38,19 @@ def test_the_suites_of_bench_hold_no_tool():
     assert set(suite_files()) == {"breakdown", "latency", "overhead", "request", "startup", "throughput"}
 
 
-def built(target: Path) -> set[str]:
-    """List what setuptools would put into a wheel, by its place there."""
+def copied(target: Path) -> Path:
+    """Copy what a wheel is built from."""
     source = target / "source"
     for name in ("stn_export", "benchmarks"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
+    return source
+
+
+def built(target: Path) -> set[str]:
+    """List what setuptools would put into a wheel, by its place there."""
+    source = copied(target)
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(target / "base")]
     done = subprocess.run(
         [*command, "--build-lib", str(target / "lib")], cwd=source, capture_output=True, encoding="utf-8", check=False
@@ -60,6 +69,33 @@ def test_a_wheel_holds_what_users_run(tmp_path: Path):
     assert files - {f"stn_export/suites/{path}" for path in suites} == {
         path.relative_to(REPOSITORY).as_posix() for path in ours
     }
+
+
+def test_what_a_package_index_would_show(tmp_path: Path):
+    source = copied(tmp_path)
+    command = [sys.executable, "setup.py", "--quiet", "dist_info", "--output-dir", str(tmp_path)]
+    subprocess.run(command, cwd=source, capture_output=True, check=True)
+    [metadata] = tmp_path.glob("*.dist-info/METADATA")
+    shown = email.message_from_string(metadata.read_text(encoding="utf-8"))
+    assert (shown["Version"], shown["License-Expression"]) == (metadata_of(REPOSITORY)["version"], "Apache-2.0")
+    assert shown["Description-Content-Type"] == "text/markdown"
+    text = shown.get_payload()
+    assert not re.search(r"\]\((?!https?:)", text)  # an index has no files of the source tree, nor its pictures
+    assert "guide, `docs/networks.md`" in text
+    assert text.count("```") == (REPOSITORY / "README.md").read_text(encoding="utf-8").count("```")
+
+
+def metadata_of(repository: Path) -> dict:
+    """Read the project table of ``pyproject.toml``."""
+    return tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_changelog_opens_with_the_version_of_the_package():
+    text = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased, newest = re.findall(r"^## \[(.*?)\](?: - (\S+))?$", text, re.MULTILINE)[:2]
+    assert unreleased == ("Unreleased", "")
+    assert newest[0] == metadata_of(REPOSITORY)["version"]
+    assert date.fromisoformat(newest[1]) >= date(2026, 11, 30)
 
 
 @pytest.mark.slow
