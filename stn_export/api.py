@@ -273,7 +273,7 @@ def compare(one: Path | str, other: Path | str, trust: bool = False) -> list[Row
     """Compare the outputs of two files on the same inputs.
 
     Args:
-        one: the file whose outputs are judged.
+        one: the file under test.
         other: the file that it is compared with.
         trust: whether to load PyTorch's own formats that no manifest of this user's lists: such files can run code.
 

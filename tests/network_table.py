@@ -49,7 +49,9 @@ BATCHES = (2, 3)  # the example's, and another
 ALLOWED = 2e-3  # of the largest value: coordinates rounded in float32 move samples of unsmooth inputs
 RIGHT, REFUSED, UNTRIED = "right", "refused", "not tried"
 TOLD = "told"  # the file is wrong, and the check that looked at it says so
-UNCOMPARED = "not comparable"  # PyTorch itself gives no finite number, and the check says that nothing was compared
+UNCOMPARED = (
+    "not comparable"  # PyTorch itself gives no finite number, and the check says that there was nothing to compare
+)
 WRONG, LOST, FAILED, BUG = "WRONG", "LOST", "FAILED", "TRACEBACK"  # each is a fault of this package
 FINE = (RIGHT, REFUSED, UNTRIED, TOLD, UNCOMPARED)
 WAYS = ("export_onnx", "check", "adopt")
@@ -248,7 +250,7 @@ def checked(network: Network) -> Outcome:
 
 def failed(right: bool, said: Sequence[str]) -> str:
     """The verdict on a check that failed, by whether the file is right."""
-    if said and all("nothing was compared" in failure for failure in said):
+    if said and all("there was nothing to compare" in failure for failure in said):
         return UNCOMPARED
     return FAILED if right else TOLD
 

@@ -205,7 +205,7 @@ def errors() -> list[str]:
         (name, f"{worst(check, 'grid'):.1e}", f"{worst(check, 'output'):.1e}", f"{check['multiple']:.1f}")
         for check, name in checks(*LOWERINGS)
     ]
-    return markdown_table(("artifact", "grid, px", "log-probability", "in units of float32 eager's own"), rows)[:-1]
+    return markdown_table(("artifact", "grid, px", "log-probability", "relative to eager PyTorch's error"), rows)[:-1]
 
 
 def reduced() -> list[str]:

@@ -18,8 +18,8 @@ from tests.guards import GUARDS
 
 FILES = {  # what stands in each, by the types that it is checked against
     "`<network>/manifest.json`": (manifest._Written, manifest.Facts, manifest.ExamplesFile, sites.Site),
-    "its artifacts": (manifest.Artifact, specs.Contract, specs.TensorSpec, specs.Pixels),
-    "`<network>/history.jsonl`, a line": (schemas.Epoch,),
+    "Entries of `artifacts` in `manifest.json`": (manifest.Artifact, specs.Contract, specs.TensorSpec, specs.Pixels),
+    "`<network>/history.jsonl`, one object per line": (schemas.Epoch,),
     "`training.json`": (schemas.Trainings, schemas.ModelComparison, schemas.Trained, schemas.Difference),
     "`verify.json`": (
         records.Verified,
@@ -44,7 +44,7 @@ def kept(name: str) -> dict:
 def limits() -> list[str]:
     """The table of limits."""
     rows = [(each.what, f"{each.value:,} {each.unit}".strip()) for each in LIMITS.values()]
-    return markdown_table(("of", "at most"), rows)[:-1]
+    return markdown_table(("item", "limit"), rows)[:-1]
 
 
 def said(kind: object) -> str:
@@ -64,7 +64,7 @@ def formats() -> list[str]:
             for kind in kinds
             for key, hint in keys(kind).items()
         ]
-        lines += [f"## {name}", "", *markdown_table(("of", "key", "type"), rows)]
+        lines += [f"## {name}", "", *markdown_table(("object", "key", "type"), rows)]
     return lines[:-1]
 
 

@@ -213,7 +213,7 @@ def test_somebody_elses_program(tmp_path: Path, capsys: pytest.CaptureFixture[st
     arguments = [str(path), "--run", str(tmp_path / "run"), "--output", "characters"]
     assert cli.run(stage.main, arguments) == 0
     captured = capsys.readouterr()
-    assert "loading it runs what its maker put in: load only what you trust" in captured.err
+    assert "loading it can execute code: load only files from sources you trust" in captured.err
     assert "input plates: N×3×24×94 float32" in captured.out
     program = NetworkDirectory(tmp_path / "run" / "run").program()
     values = foreign.values(5, seed=3)
@@ -341,7 +341,7 @@ def test_grey_pictures_and_open_sizes(tmp_path: Path):
     [
         (["nowhere.py:Thing"], "nowhere.py cannot be imported"),
         (["ZOO:Nothing"], "has no callable Nothing"),
-        (["ZOO:GreyDigits", "--eval"], "no input is named"),
+        (["ZOO:GreyDigits", "--eval"], "no input shape was given"),
         (["ZOO:around_identity", "--input=x=N,3"], "raised TypeError: around_identity() missing 1 required"),
         (["collections:Counter", "--input=x=N,3"], "gives a Counter"),
         (["ZOO:GreyDigits", "--input=images=N,1,28,28"], "GreyDigits is in training mode"),

@@ -129,7 +129,7 @@ ADOPT = [
     ("adopt", ["{words.pt2}"], "no torch.export file"),
     ("adopt", ["{empty.pt2}"], "no torch.export file"),
     ("adopt", ["{folder.pt2}"], "is a directory"),
-    ("adopt", ["{net}"], "no input is named"),
+    ("adopt", ["{net}"], "no input shape was given"),
     ("adopt", ["{net}", "--input", "x"], "cannot be read"),
     ("adopt", ["{net}", "--input", "x="], "cannot be read"),
     ("adopt", ["{net}", "--input", "x=N,3:complex64"], "unknown type"),

@@ -193,7 +193,7 @@ def test_what_the_proof_cannot_believe_fails(tmp_path: Path, monkeypatch: pytest
         ],
     )
     assert cli.run(proof.main, ["--device", "cpu", "--out", str(tmp_path)]) == 1
-    assert "not to be believed here: planted 15% of a at batch 1" in capsys.readouterr().err
+    assert "results from this machine are unreliable: planted 15% of a at batch 1" in capsys.readouterr().err
     assert list(tmp_path.glob("proof-*.json"))
 
 

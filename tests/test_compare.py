@@ -32,7 +32,7 @@ def test_agreement_counts_rows():
 @pytest.mark.parametrize(
     ("actual", "expected", "reason"),
     [
-        (np.empty((0, 3)), np.empty((0, 3)), "nothing was compared"),
+        (np.empty((0, 3)), np.empty((0, 3)), "there was nothing to compare"),
         (EXPECTED[:1], EXPECTED, "shape (1, 3) instead of (2, 3)"),
         (np.full_like(EXPECTED, np.nan), EXPECTED, "6 of 6 elements are not finite"),
         (EXPECTED, np.full_like(EXPECTED, -np.inf), "6 of 6 elements are finite where -inf is expected"),
@@ -69,7 +69,7 @@ def test_arrays_of_any_type():
     assert compare_typed(words, words, bound)
     assert not compare_typed(words, words[::-1], bound)
     assert compare_typed(words[:1], words[:1], bound)
-    assert compare_typed(words[:0], words[:0], bound).reason == "not the same, or nothing was compared"
+    assert compare_typed(words[:0], words[:0], bound).reason == "values differ, or there was nothing to compare"
     assert not compare_typed(np.array([1.0]), np.array([1.2]), bound)  # floats by their tolerance, not to the whole
     assert compare_typed(numbers, numbers, bound)
     assert not compare_typed(numbers + 1, numbers, Bound(5.0))  # of whole numbers no tolerance takes any

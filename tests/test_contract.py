@@ -136,7 +136,7 @@ def test_nodes_alike_are_one_row_and_80_columns_keep_what_informs(file: Path, mo
         assert column in head
     assert all(len(line) <= 80 for line in shown.splitlines())
     assert len([line for line in shown.splitlines() if line.strip().startswith("Relu")]) <= 2
-    assert "no room for: first node" in shown
+    assert "columns hidden: first node" in shown
 
 
 @pytest.mark.slow

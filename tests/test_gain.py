@@ -82,7 +82,7 @@ def test_differences_are_taken_seed_by_seed(grid: Path):
         ([-3.0, -3.1, -3.2], "the transformer costs 3.1 points (95 % interval 2.9 to 3.3, 3 seeds)"),
         ([1.0, -1.0, 0.6], "there is no measurable gain: +0.2 points (95 % interval −2.4 to 2.8, 3 seeds)"),
         ([0.0, 0.0], "there is no measurable gain: +0.0 points (95 % interval 0.0 to 0.0, 2 seeds)"),
-        ([-1.5], "the transformer is at −1.5 points, one seed only: no interval"),
+        ([-1.5], "the transformer changes accuracy by −1.5 points; one seed, so no interval"),
     ],
 )
 def test_a_difference_in_words(values: list[float], words: str):

@@ -423,7 +423,7 @@ def test_curves_against_batch_size(what: str, unit: str, device: str, shown: Sho
 def test_the_chart_of_overheads(device: str, shown: Shown):
     title = f"What the spatial transformer costs on {BATCHED[device]}"
     spec, found = shown.chart(title), keyed(shown.values(title), "backend", "batch")
-    inverse_of_none = "time of the spatial transformer ÷ time of the plain CNN (the line at 1)"
+    inverse_of_none = "latency of the spatial transformer ÷ latency of the plain CNN (vertical line: 1, no overhead)"
     assert axes(spec, "value", "low", "high") == {(inverse_of_none, "linear")}
     drawn = placed(spec)
     assert (drawn["rule"]["x"], drawn["rule"]["x2"]) == ("low", "high")
@@ -703,7 +703,7 @@ def test_what_the_other_stages_close_with(tmp_path: Path):
         "runs": "folded runs, tested here: ONNX Runtime CPU; refused: TensorRT",
     }
     verified = by_word(card(found, "verify"))
-    assert verified["left out"] == "eager-cuda, pt2-cuda: no GPU; 1 times another runtime refuses a file"
+    assert verified["left out"] == "eager-cuda, pt2-cuda: no GPU; 1 combinations of file and runtime unsupported"
     assert verified["verified"].startswith("8 of 9 checks")
     assert "next" not in verified
     (run / VERIFY_FILE).unlink()

@@ -514,7 +514,7 @@ def test_errors_in_the_docs(docs: dict):
         assert found[name] == {
             "grid, px": f"{max(errors[1], errors[3]):.1e}",
             "log-probability": f"{max(errors[5:]):.1e}",
-            "in units of float32 eager's own": f"{multiple:.1f}",
+            "relative to eager PyTorch's error": f"{multiple:.1f}",
         }
     _, _, agreement, accuracy, pixels, _ = CHECKS["stn", "matmul-int8", "onnxruntime-cpu"]
     mean, worst = pixels[0]

@@ -128,7 +128,7 @@ MISTAKES = [
         "images",
         "{code}:free --input images=N,3,24,94",
     ),
-    adopting("{code}:free", "no input is named", "--input NAME=N,3,24,94"),
+    adopting("{code}:free", "no input shape was given", "--input NAME=N,3,24,94"),
     adopting("{code} --input images=N,3,24,94", "holds no PyTorch module", "{code}:callable"),
     adopting("{code}:Plate --input images=N,3,24,94", "has no callable Plate", "file.py:callable"),
     adopting("{code}:number --input images=N,3,24,94", "gives a int", "an nn.Module"),

@@ -52,7 +52,7 @@ def test_what_cannot_be_played_is_said(entered_run: Path, run: Path, runtime: Pa
     with pytest.raises(UserError, match="holds no ONNX file for the page"):
         play.build(entered_run, tmp_path / "page", runtime)
     shutil.rmtree(run / "stn")
-    with pytest.raises(UserError, match=r"no network of .* samples anything"):
+    with pytest.raises(UserError, match=r"no network of .* has a sampling site"):
         play.build(run, tmp_path / "page", runtime)
 
 

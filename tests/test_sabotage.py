@@ -438,7 +438,7 @@ def test_a_runner_that_mixes_its_batch_is_caught(subject: Subject):
 
 
 def test_an_empty_set_of_challenges_is_caught(subject: Subject):
-    assert is_named(answered(subject, OnnxRuntime, challenges={}), "nothing was compared")
+    assert is_named(answered(subject, OnnxRuntime, challenges={}), "there was nothing to compare")
 
 
 @pytest.mark.parametrize(

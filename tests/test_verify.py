@@ -133,8 +133,8 @@ def test_no_runner_at_all_is_a_failure(run: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(verify, "RUNNERS", ())
     assert cli.run(verify.main, ["--run", str(run)]) == 1
     err = capsys.readouterr().err
-    assert "stn/matmul-fp32 on onnxruntime-cpu: onnxruntime-cpu did not run it" in err
-    assert "stn/program on eager-cpu: eager-cpu did not run it" in err
+    assert "stn/matmul-fp32 on onnxruntime-cpu: onnxruntime-cpu could not run the file" in err
+    assert "stn/program on eager-cpu: eager-cpu could not run the file" in err
     assert json.loads((run / "verify.json").read_text(encoding="utf-8"))["passed"] is False
 
 
@@ -144,7 +144,7 @@ def test_a_runner_that_is_taken_away_turns_the_result_red(
     left = tuple(spec for spec in verify.RUNNERS if spec.name != "torchscript-cpu")
     monkeypatch.setattr(verify, "RUNNERS", left)
     assert cli.run(verify.main, ["--run", str(run), "--fail-fast"]) == 1
-    assert "torchscript-cpu did not run it" in capsys.readouterr().err
+    assert "torchscript-cpu could not run the file" in capsys.readouterr().err
 
 
 def test_a_missing_artifact_is_no_shorter_table(run: Path, stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):

@@ -321,7 +321,10 @@ def test_infinities_in_arrays():
     assert compare(one + np.array([1e-4, 0, 0, 0]), one, inf).max_abs == pytest.approx(1e-4)
     assert not compare(one + np.array([2e-3, 0, 0, 0]), one, inf)
     assert not compare(-one, one, Bound(10.0))
-    assert compare(np.full(3, np.inf), np.full(3, np.inf), inf).reason == "nothing was compared: no element is finite"
+    assert (
+        compare(np.full(3, np.inf), np.full(3, np.inf), inf).reason
+        == "there was nothing to compare: no element is finite"
+    )
     large = np.array([2**53 + 1, 5])
     assert not compare(large, np.array([2**53, 5]), Bound(0.5))  # float64 cannot tell them apart
     assert not compare(np.array([1.0, 2.0]), np.array([1.0, 2.5]), Bound(0.0))
@@ -362,7 +365,7 @@ def test_an_output_that_is_never_finite_is_not_called_equal(tmp_path: Path):
 
     known = reference_of(program_of(Lost(), {"values": ("N", 5)}, ["y", "lost"]), examples_of(values=(5,)))
     failure = judged(known, tmp_path, Captured, "pt2").failure
-    assert failure == "lost: nothing was compared, it is empty or not finite in PyTorch itself"
+    assert failure == "lost: there was nothing to compare, it is empty or not finite in PyTorch itself"
 
 
 def test_what_torch_compile_cannot_compile_is_left_out_with_its_reason(

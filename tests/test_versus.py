@@ -226,7 +226,7 @@ def test_a_foreign_torchscript_file_takes_what_the_other_one_declares(tmp_path: 
         assert [row.output for row in rows[:2]] == ["output0", "output1"]
         assert rows[0].inputs == "random 0: images 1×3×40×48, flow 1×2×40×48"
     assert all(reasons(move_a_bias(path, tmp_path / "moved.onnx"), script))
-    assert reasons(script, script) == [f"neither {script} nor {script} says what it takes"]
+    assert reasons(script, script) == [f"neither {script} nor {script} describes its inputs"]
     alone = tmp_path / "alone.onnx"
     onnx.save(export_onnx(ZOO["GreyDigits"].build(), ZOO["GreyDigits"].values(3)), alone)
     assert "does not run on it" in reasons(script, alone)[0]
@@ -309,7 +309,7 @@ def test_what_onnx_runtime_cannot_load_is_unusable(write: Model, capsys: pytest.
 
 def test_empty_outputs_are_no_pass(write: Model):
     empty = write("a.onnx", "(float[N,4] x) => (int64[2,K] y)", "z = Sub (x, x) y = NonZero (z)")
-    assert reasons(empty, empty) == ["nothing was compared"] * 6
+    assert reasons(empty, empty) == ["there was nothing to compare"] * 6
     assert run_files(empty, empty) == 2
 
 

@@ -198,7 +198,7 @@ def test_where_nothing_runs_a_file_is_not_comparable_with_itself(write: Write, c
     assert "not comparable: neither runs" in err
     assert "give inputs that both run on with --inputs FILE.npz" in err
     assert run(lost, lost) == 2
-    assert "not comparable: y: nothing was compared: no element is finite" in capsys.readouterr().err
+    assert "not comparable: y: there was nothing to compare: no element is finite" in capsys.readouterr().err
 
 
 def test_one_output_that_is_nowhere_finite_is_not_hidden_by_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -206,7 +206,7 @@ def test_one_output_that_is_nowhere_finite_is_not_hidden_by_another(tmp_path: Pa
     body = "y = Identity (x) z = Sub (x, x) lost = Div (z, z)"
     onnx.save(onnx.parser.parse_model(text.replace("BODY", body)), tmp_path / "a.onnx")
     assert run(tmp_path / "a.onnx", tmp_path / "a.onnx") == 2
-    assert "not comparable: lost: nothing was compared" in capsys.readouterr().err
+    assert "not comparable: lost: there was nothing to compare" in capsys.readouterr().err
 
 
 def test_equal_places_that_are_not_finite_are_equal_and_others_are_compared(write: Write):
@@ -332,7 +332,7 @@ def test_a_row_says_what_it_came_to():
     assert Row("y", "in", rule="fp32: …").verdict == "equal"
     assert Row("y", "in", reason="off").verdict == "DIFFERENT"
     assert Row("y", "in", reason="off", comparable=False).verdict == "not comparable"
-    said = Row("y", "in", note="nothing was compared")
+    said = Row("y", "in", note="there was nothing to compare")
     assert (said.verdict, said.as_dict()["passed"]) == ("not compared", None)
 
 

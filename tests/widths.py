@@ -23,7 +23,7 @@ def rendered(made: Table, width: int | None) -> str:
 
 def lost(made: Table, text: str) -> Counter[str]:
     """Characters of the title, of cells in columns that are said to be there, or of the names of others, not shown."""
-    named = squeezed(text.partition("no room for: ")[2])
+    named = squeezed(text.partition("columns hidden: ")[2])
     places = [place for place, column in enumerate(made.columns) if not column or squeezed(column) not in named]
     said = [row[place] for row in (made.columns, *made.plain()) for place in places]
     others = [column for place, column in enumerate(made.columns) if place not in places]

@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.table("Intervals that hold the true ratio, slowdowns found", COLUMNS, list(map(table_row, results)), DROP)
     cli.say(f"wrote {path}")
     if failed := [f"{row['trial']} of {row['target']} at batch {row['batch']}" for row in results if not row["passed"]]:
-        raise CheckFailedError(f"the benchmarks are not to be believed here: {', '.join(failed)}")
+        raise CheckFailedError(f"validation failed, results from this machine are unreliable: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

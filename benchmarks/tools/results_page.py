@@ -42,7 +42,7 @@ OPENING = f"""# Results
 
 Made by `make bench-results` from the files in `results/`; do not edit.
 Times are medians; ratios are from paired comparisons in interleaved blocks; brackets contain 95 % intervals.
-A ratio below 1 is faster. "Same" is an interval within 1 ± {METHOD.same:.0%}.
+A ratio below 1 means faster than the baseline. "Same": the whole interval lies within 1 ± {METHOD.same:.0%}.
 {DISTURBED}: {LEGEND[DISTURBED]}.
 {CONTRADICTED}: {LEGEND[CONTRADICTED]}.
 """
@@ -174,8 +174,8 @@ def proof_lines(content: dict) -> list[str]:
     """Write every trial of a validation, and the criteria."""
     return [
         f"{content['datetime'][:10]}, grid {content['grid']}. A/A: an artifact against itself, the interval must hold "
-        f"1 at least {PROOF.holding} times in {PROOF.trials} and no verdict may be off by more than {METHOD.same:.0%}. "
-        f"Planted: ours slowed, never to be called faster, and to be found every time from {PROOF.certain:.0%} on.",
+        f"1 at least {PROOF.holding} times in {PROOF.trials}; no verdict may be wrong by more than {METHOD.same:.0%}. "
+        f"Planted: one side is slowed; never to be called faster, always to be found from {PROOF.certain:.0%} on.",
         "",
         *cli.markdown_table(proof.COLUMNS, map(proof.table_row, content["trials"])),
     ]
@@ -209,7 +209,7 @@ def document(directory: Path) -> str:
         lines += [f"## {path.stem}", "", machine_line(content), "", *headlines(content, rows)]
         lines += contest_tables(rows) + peak_table(content, rows)
     for path in [path for path in kept if path.name.startswith(PROOF_PREFIX)]:
-        lines += [f"## Why one may believe it: {path.stem}", "", *proof_lines(read_json(path, PROOF_SCHEMA))]
+        lines += [f"## Validation of the method: {path.stem}", "", *proof_lines(read_json(path, PROOF_SCHEMA))]
     return "\n".join(lines).rstrip() + "\n"
 
 

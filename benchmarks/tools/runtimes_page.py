@@ -30,10 +30,10 @@ PAGE = KEPT.parents[2] / "docs" / "runtimes.md"
 INTRODUCTION = """# Runtimes
 
 `make runtimes` wrote this page: each file of the {network} network in every runtime that reads it, against the
-network in float64 as `verify` does it ({examples} examples, and test inputs made to be hard). `equal`: as exact as
-PyTorch in float32, with the worst error over the largest output; `within bounds`: of its precision, or of a runtime
-that computes less exactly by itself, with the share of examples that are classified as in float32; `WRONG`: beyond, in
-silence; `refuses`: see below.
+network in float64 as `verify` does it ({examples} examples, and test inputs made to be hard). `equal`: within
+the tolerance of float32, with the largest error over the largest output; `within bounds`: within the tolerance of its
+precision, or of a runtime that computes less exactly, with the share of examples classified as in float32; `WRONG`:
+outside the tolerance, without an error message; `refuses`: an error message, see below.
 """
 SHIP = """## Recommended file per runtime
 

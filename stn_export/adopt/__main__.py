@@ -14,7 +14,7 @@ from stn_export.program.program import Program
 from stn_export.program.sites import Site
 from stn_export.program.specs import Pixels, TensorSpec, by
 
-TRUST = "loading it runs what its maker put in: load only what you trust"
+TRUST = "loading it can execute code: load only files from sources you trust"
 COLUMNS = ("site", "where", "kind", "image", "grid", "mode", "padding", "align_corners", "made from")
 DROP = ("made from", "kind", "padding", "align_corners", "mode", "grid")
 
@@ -69,7 +69,7 @@ def tell(adoption: Adoption) -> None:
                 cli.say(f"{kind} {_said(spec)}")
     if adoption.sites:
         cli.table("Where it samples", COLUMNS, [_row(site) for site in adoption.sites], DROP)
-    labels = "labels" if adoption.examples.labels is not None else "no labels: errors only"
+    labels = "labels" if adoption.examples.labels is not None else "no labels: numerical errors only, no accuracy"
     cli.say(f"examples: {adoption.examples.source}; {labels}")
     if adoption.twin is not None:
         cli.say(f"plain network: {_costs(adoption.twin)}")

@@ -25,7 +25,7 @@ from stn_export.run.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, Network
 from stn_export.run.network import enter, write_examples
 from stn_export.run.store import all_or_none, alone
 
-PLAIN_NOTE = "a plain network that was given to set the other against"
+PLAIN_NOTE = "the plain network that was given with --plain"
 
 Inputs = Mapping[str, Any] | Sequence[TensorSpec] | Given
 
@@ -130,7 +130,7 @@ def adopt(
     if isinstance(network, Program):
         specs, sizes = network.contract.inputs, network.sizes | dict(sizes or {})
     if not specs:
-        raise UserError("no input is named", "give each with --input NAME=N,3,24,94, by forward's names")
+        raise UserError("no input shape was given", "give each with --input NAME=N,3,24,94, by forward's names")
     if isinstance(network, nn.Module) and not named_examples:
         specs = with_fixed_batch(network, specs, sizes or {})
     specs = with_pixels(specs, pixels) if pixels else specs

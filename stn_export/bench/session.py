@@ -210,7 +210,9 @@ class Session:
         for line in by_reason(self.not_timed, "row"):
             cli.say(f"not timed ({line.rpartition(': ')[2]}): {line.rpartition(': ')[0]}", "dim")
         if slow := sorted({target.runner.name for target in self.targets if target.runner.slow}):
-            cli.say(f"slow to start, timed only where grid {self.grid.name} asks for them: {', '.join(slow)}", "dim")
+            cli.say(
+                f"slow to start, timed only for the settings that grid {self.grid.name} lists: {', '.join(slow)}", "dim"
+            )
 
 
 def suite_of(row: pytest.Function) -> str:

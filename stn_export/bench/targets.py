@@ -162,7 +162,7 @@ class Target:
         with Memory(self.runner.device) as memory:
             runner = self.open()
             step = self._checked_step(runner, batch, feeds)
-        where = "handed over by the host" if self.by_host else runner.inputs_lie
+        where = "copied from host memory" if self.by_host else runner.inputs_lie
         cold = f"cold: {len(feeds)} buffers, {sum(map(size_of, feeds)) / 2**20:.0f} MiB, in turn"
         self.found.update(inputs=cold if len(feeds) > 1 else f"{HOT} {where}")
         self.found.update(memory.of(runner))

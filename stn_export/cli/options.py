@@ -124,7 +124,7 @@ def stage(module: str, description: str) -> Parser:
     """Make the parser of a stage, or of a module such as ``package.tool``, with the options that all share."""
     command = f"python -m {module}" if "." in module else f"stn-export {module}"
     parser = Parser(command, description=description, formatter_class=_Help)
-    parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="format of what is printed")
+    parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="output format")
     parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="print JSON, as --format json does"
     )
@@ -135,7 +135,10 @@ def stage(module: str, description: str) -> Parser:
 def with_lock(parser: Parser) -> Parser:
     """Add ``--no-wait``, for stages that change a run."""
     parser.add_argument(
-        "--no-wait", dest="wait", action="store_false", help="stop where another stage is changing the run"
+        "--no-wait",
+        dest="wait",
+        action="store_false",
+        help="exit instead of waiting if another stage has locked the run",
     )
     return parser
 
@@ -173,11 +176,18 @@ def with_run(parser: Parser) -> Parser:
 def train() -> Parser:
     """Make the parser of ``train``."""
     parser = _training(with_lock(stage("train", "Train a grid of models and seeds.")))
-    parser.add_argument("--models", type=names, default=("stn", "cnn"), help="of: stn, cnn, cnn-matched; with commas")
-    parser.add_argument("--validation", type=number("images"), default=0, help="training images to hold out")
-    parser.add_argument("--keep", default="last", help="last, or best: the epoch that did best on the held-out images")
     parser.add_argument(
-        "--tensorboard", type=path_or_none, metavar="DIR", help="losses, accuracies and warped images, epoch by epoch"
+        "--models", type=names, default=("stn", "cnn"), help="comma-separated list of stn, cnn and cnn-matched"
+    )
+    parser.add_argument("--validation", type=number("images"), default=0, help="training images to hold out")
+    parser.add_argument(
+        "--keep", default="last", help="checkpoint to keep: last, or best (highest accuracy on the held-out images)"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        type=path_or_none,
+        metavar="DIR",
+        help="write TensorBoard logs (losses, accuracies, warped images) to DIR",
     )
     return parser
 
@@ -239,7 +249,7 @@ def adopt() -> Parser:
         help="examples it is tried on: .npz, .pt or a folder of pictures; by default random numbers",
     )
     parser.add_argument(
-        "--labels", type=path_or_none, help="file of labels: lines of file name or index, and class number"
+        "--labels", type=path_or_none, help="CSV file with one line per example: file name or index, class number"
     )
     parser.add_argument(
         "--mean", type=float, nargs="+", metavar="X", help="mean of pictures in [0, 1], one number or one a channel"
@@ -248,7 +258,7 @@ def adopt() -> Parser:
     parser.add_argument(
         "--plain", help="callable that returns a baseline, instead of the network with its samplers bypassed"
     )
-    parser.add_argument("--name", help="name of the network; by default the run's")
+    parser.add_argument("--name", help="network name; by default the name of the run")
     parser.add_argument("--run", type=path_or_none, help=f"run directory; by default {ARTIFACTS}/<name>")
     parser.add_argument("--eval", action="store_true", help="put the module into evaluation mode")
     parser.add_argument("--data-seed", type=number("seed"), default=0, help="seed of the random example inputs")
@@ -280,7 +290,9 @@ def export() -> Parser:
     parser.add_argument(
         "--triton", type=path_or_none, metavar="DIR", help="write a Triton Inference Server model repository into DIR"
     )
-    parser.add_argument("--list", action="store_true", help="show the matrix and what of it is there")
+    parser.add_argument(
+        "--list", action="store_true", help="print the export matrix and the state of each row, then exit"
+    )
     return parser
 
 
@@ -304,7 +316,7 @@ def verify() -> Parser:
         type=seconds,
         default=0.0,
         metavar="SECONDS",
-        help="search every artifact and runner for worse inputs",
+        help="search for inputs with larger errors, SECONDS per artifact and runner",
     )
     parser.add_argument(
         "files", nargs="*", type=path, metavar="FILE", help="two files of any origin to compare with each other"
@@ -371,7 +383,7 @@ def bench() -> Parser:
     parser.add_argument("--grid", default="quick", help="amount of timing, one of: quick, full, gpu")
     parser.add_argument("--device", default="auto", help="device to time on: cpu, cuda, or auto for both")
     parser.add_argument(
-        "--suites", type=names, help="suites to time, with commas, such as latency,overhead; by default all"
+        "--suites", type=names, help="comma-separated list of suites, such as latency,overhead; by default all"
     )
     parser.add_argument("--benchmark-json", type=path_or_none, help="file to write; by default RUN/bench.json")
     parser.add_argument("--budget", type=time, metavar="TIME", help=BUDGET)
@@ -386,7 +398,7 @@ def bench() -> Parser:
         metavar="N",
         help="threads that a FILE is timed on; by default the grid's, 1",
     )
-    parser.add_argument("--verbose", action="store_true", help="print print pytest's own lines and tables too")
+    parser.add_argument("--verbose", action="store_true", help="print pytest's output too")
     return parser
 
 
@@ -410,11 +422,12 @@ def predict() -> Parser:
         help=f"file in a network's directory; by default the program.pt2 of {DEFAULT_RUN}'s subject",
     )
     parser.add_argument(
-        "--show", type=path_or_none, metavar="PNG", help="draw each picture beside what the sites make of it"
+        "--show",
+        type=path_or_none,
+        metavar="PNG",
+        help="write a PNG that shows each image beside the warped image of every site",
     )
-    parser.add_argument(
-        "--output", type=path_or_none, metavar="NPZ", help="keep the outputs as they are, a row a picture"
-    )
+    parser.add_argument("--output", type=path_or_none, metavar="NPZ", help="save the raw outputs, one row per image")
     return parser
 
 
@@ -434,8 +447,8 @@ def play() -> Parser:
     parser.add_argument(
         "--output", type=path_or_none, metavar="DIR", help="folder to write the page into; by default RUN/play"
     )
-    parser.add_argument("--port", type=number("port"), default=0, help="port on the loopback; 0 is any that is free")
-    parser.add_argument("--build-only", action="store_true", help="write the folder and serve nothing")
+    parser.add_argument("--port", type=number("port"), default=0, help="port on localhost; 0 picks a free port")
+    parser.add_argument("--build-only", action="store_true", help="write the files and start no server")
     parser.add_argument(
         "--runtime",
         type=path_or_none,
@@ -453,9 +466,7 @@ def doctor() -> Parser:
 def everything() -> Parser:
     """Make the parser of ``all``."""
     parser = with_run(
-        stage(
-            "all", "Train (unless the run holds an adopted network), export, verify, bench, report; options of train."
-        )
+        stage("all", "Run all stages; an adopted network is not trained. Takes the options of train too.")
     )
     parser.add_argument("--device", default="auto", help="device, one of: auto, cpu, cuda")
     parser.add_argument("--grid", default="quick", help="amount of timing, one of: quick, full, gpu")

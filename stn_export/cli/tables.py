@@ -196,5 +196,5 @@ def draw(made: Table, target: Console) -> None:
     lines = drawn.get().splitlines()
     target.file.write("".join((line if target.is_terminal else line.rstrip()) + "\n" for line in lines))
     if left_out := [column for column in made.columns if column not in made.shown(target.width)]:
-        note = f"no room for: {', '.join(left_out)}. A pipe and --format show them."
+        note = f"columns hidden: {', '.join(left_out)}. A wider terminal, a pipe and --format show them."
         target.print(Text(visible(note), "dim"))

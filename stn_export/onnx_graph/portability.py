@@ -203,7 +203,7 @@ def _tried(trial: Callable[[Subject], Outputs], subject: Subject) -> Verdict:
     except Exception as error:  # an external runtime may raise anything
         return REFUSED, said(error.message if isinstance(error, UserError) else one_line(error))
     if isinstance(expected, str):
-        return TESTED, f"On {inputs}; ONNX Runtime on the CPU does not, so that nothing was compared."
+        return TESTED, f"On {inputs}; ONNX Runtime on the CPU does not, so that there was nothing to compare."
     if not subject.trial.steady:
         return TESTED, f"On {inputs}; outputs that are others each time were not compared."
     return _compared(actual, expected, subject)

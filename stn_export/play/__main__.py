@@ -129,7 +129,7 @@ def build(run: Path, folder: Path, runtime: Path | None = None) -> frozenset[str
     """
     by_role: dict[str, NetworkDirectory] = {directory.facts.role: directory for directory in network_directories(run)}
     if SUBJECT not in by_role or not by_role[SUBJECT].facts.sites:
-        raise UserError(f"no network of {run} samples anything", "name another run")
+        raise UserError(f"no network of {run} has a sampling site", "name another run")
     networks = [directory for role in (SUBJECT, PLAIN) if (directory := by_role.get(role))]
     subject, examples = networks[0], networks[0].examples()
     contract = subject.listed(PROGRAM).contract

@@ -146,7 +146,7 @@ def ratios(values: Mapping[str, Mapping[int, Interval]], labels: tuple[str, str]
     y = nominal("backend", axis={"labelLimit": 220})
     offset = nominal("batch", sort=list(batches))
     shared = {"y": y, "yOffset": offset, "tooltip": tips(backend="in", batch="batch", told="ratio", interval="95 %")}
-    x = measure("value", f"time of the {ours} ÷ time of the {other} (the line at 1)")
+    x = measure("value", f"latency of the {ours} ÷ latency of the {other} (vertical line: 1, no overhead)")
     return chart(
         f"What the {ours} costs on {DEVICES[device]}",
         rows,

@@ -376,8 +376,8 @@ def costs(report: Report) -> Iterable[Block]:
             ]
             for line in tables["against"]["lines"]
         ]
-        note = "How many times as fast: 2 × is half the time. “Same”: within 3 % for sure; “cannot tell”: 1 and more. "
-        note += marks_in(rows)
+        note = "Speed-up: 2 × is half the latency. “Same”: the whole interval is within 3 % of 1; “cannot tell”: it "
+        note += "holds 1 and more. " + marks_in(rows)
         first = next((column for column in columns if column.startswith(EAGER)), columns[0])
         columns = ("artifact", "runner", *columns)
         title = "Speed-up over the baselines"

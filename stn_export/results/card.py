@@ -246,7 +246,7 @@ class Answer:
         """State which runners could not check anything, and why."""
         if (verified := self.held.verified) is None:
             return ""
-        notes = [f"{len(verified.refused)} times another runtime refuses a file"] if verified.refused else []
+        notes = [f"{len(verified.refused)} combinations of file and runtime unsupported"] if verified.refused else []
         return "; ".join([*by_reason(verified.unavailable), *notes])
 
     def next(self) -> str:

@@ -212,7 +212,7 @@ REQUIRED_RUNNERS = {
 # Pure comparison of arrays. An empty comparison and a shape mismatch are failures.
 
 
-NOTHING = "nothing was compared"
+NOTHING = "there was nothing to compare"
 KINDS = (THETA, GRID, WARPED, OUTPUT)  # of points with errors that are magnitudes
 
 
@@ -311,7 +311,7 @@ def compare_typed(
         floats = actual.dtype.kind == "f"
         return compare(actual, expected, tolerance if floats else WHOLE, room=room if floats else 0.0)
     equal = expected.size > 0 and np.array_equal(actual, expected)
-    return Comparison("" if equal else "not the same, or nothing was compared")
+    return Comparison("" if equal else "values differ, or there was nothing to compare")
 
 
 def worst_by_kind(errors: Mapping[str, Number], points: Mapping[str, PointEntry]) -> dict[str, Number]:

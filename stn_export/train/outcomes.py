@@ -132,9 +132,10 @@ def finding(gain: Estimate) -> str:
 
 def verdict(gain: Estimate) -> str:
     """Describe a difference in words, in points."""
+    points = f"{signed(gain.mean)} points"
     sentences = {
-        "one seed only: no interval": f"the transformer is at {signed(gain.mean)} points, one seed only: no interval",
-        "no measurable gain": f"there is no measurable gain: {signed(gain.mean)} points",
+        "one seed only: no interval": f"the transformer changes accuracy by {points}; one seed, so no interval",
+        "no measurable gain": f"there is no measurable gain: {points}",
         "gain": f"the transformer gains {gain.mean:.1f} points",
         "loss": f"the transformer costs {-gain.mean:.1f} points",
     }

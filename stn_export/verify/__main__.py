@@ -122,7 +122,7 @@ def skipped(jobs: Sequence[Job], artifacts: Sequence[tuple[Artifact, Path]]) -> 
         runner = REQUIRED_RUNNERS[artifact.format]
         if (artifact.name, runner) not in planned:
             why = next((spec.unavailable() for spec in RUNNERS if spec.name == runner), "")
-            failure = ": ".join(filter(None, (f"{runner} did not run it", why)))
+            failure = ": ".join(filter(None, (f"{runner} could not run the file", why)))
             yield unchecked(artifact, runner, artifact.precision, failure)
 
 
@@ -305,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Verify a run, print the table and write ``verify.json``; or compare two files or two runs.
 
     Raises:
-        CheckFailedError: if any artifact differs, or nothing was compared.
+        CheckFailedError: if any artifact differs, or there was nothing to compare.
         UserError: if there is nothing to compare, or options contradict each other.
     """
     options = cli.parse("verify", arguments)
@@ -346,7 +346,7 @@ def _verify(run: Path, options: Namespace) -> None:
         cli.card([("verified", passed_words(len(checks) - len(failures), len(checks)))])
     if not checks and content.refused:
         where, why = next(iter(content.refused.items()))
-        raise UserError(f"nothing was compared: {where}: {why}", "choose other runners with --only")
+        raise UserError(f"there was nothing to compare: {where}: {why}", "choose other runners with --only")
     if failures or not checks:
         raise CheckFailedError(f"{len(failures)} of {len(checks)} checks", *map(_line, failures))
 

@@ -312,7 +312,9 @@ def _uncompared(comparisons: Mapping[str, Mapping[str, Comparison]], over: OverE
     """Name the outputs that no test input compared; those left out for a static batch are noted elsewhere."""
     seen = {point for results in comparisons.values() for point in results} | over.left_out
     lost = [spec.name for spec in reference.contract.outputs if spec.name not in seen]
-    return f"{', '.join(lost)}: nothing was compared, it is empty or not finite in PyTorch itself" if lost else ""
+    return (
+        f"{', '.join(lost)}: there was nothing to compare, it is empty or not finite in PyTorch itself" if lost else ""
+    )
 
 
 def _forcing(unforced: Sequence[str], comparisons: Mapping[str, Mapping[str, Comparison]], reference: Reference) -> str:

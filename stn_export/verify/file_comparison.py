@@ -64,9 +64,9 @@ Listed = tuple[NetworkDirectory, Artifact]
 class Row:
     """The comparison of one output on one set of inputs; ``reason`` is empty if both sides agree.
 
-    ``note`` says why nothing was compared on these inputs; if that holds for all inputs, it becomes the ``reason`` and
-    the row is not ``comparable``. ``bound`` is the largest difference allowed. ``artifact`` is set if two runs are
-    compared.
+    ``note`` says why there was nothing to compare on these inputs; if that holds for all inputs, it becomes the
+    ``reason`` and the row is not ``comparable``. ``bound`` is the largest difference allowed. ``artifact`` is set if
+    two runs are compared.
     """
 
     output: str
@@ -91,7 +91,7 @@ class Row:
         return "DIFFERENT" if self.comparable else "not comparable"
 
     def as_dict(self) -> dict:
-        """Convert to JSON-ready values with the verdict; ``passed`` is None if nothing was compared."""
+        """Convert to JSON-ready values with the verdict; ``passed`` is None if there was nothing to compare."""
         return finite({"passed": None if self.note else not self.reason} | asdict(self))
 
 
@@ -101,8 +101,8 @@ def compare_files(
     """Compare two files in a separate process, on random inputs and, if a manifest names them, on examples.
 
     Args:
-        left: the file whose outputs are judged; ONNX of any origin, TorchScript or ``.pt2``.
-        right: the file that it is judged by.
+        left: the file under test; ONNX of any origin, TorchScript or ``.pt2``.
+        right: the reference file.
         inputs_file: an ``.npz`` of inputs by name to compare on instead.
         trust: see ``open_side``.
         asked: bounds instead of those that follow from the manifests.
@@ -274,7 +274,9 @@ def _again(
 ) -> Row:
     """Compare a failed row again with room for rounding of the inputs; a note replaces it if b is not deterministic."""
     if moved.unsteady(names[1], b, allowed):
-        return Row(row.output, row.inputs, note="nothing was compared: b answers the same inputs otherwise each time")
+        return Row(
+            row.output, row.inputs, note="there was nothing to compare: b answers the same inputs otherwise each time"
+        )
     if not allowed.movable or a.shape != b.shape:
         return row
     room = np.minimum(*moved.of(names, (a, b)))

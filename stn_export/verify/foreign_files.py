@@ -227,7 +227,7 @@ def _size(size: int | str | None, axis: int, place: str, batch: str | None) -> i
 def agreed(left: Side, right: Side) -> tuple[Side, Side] | str:
     """Complete what one side does not declare from the other; return both, or why they have no inputs in common."""
     if not left.known and not right.known:
-        return f"neither {left.path} nor {right.path} says what it takes"
+        return f"neither {left.path} nor {right.path} describes its inputs"
     if not (left.known and right.known):
         left, right = (
             side if side.known else side.taking(other.contract) for side, other in ((left, right), (right, left))
