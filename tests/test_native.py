@@ -62,7 +62,7 @@ def captured(module: nn.Module, *shape: int) -> Program:
 
 def documented(language: str) -> tuple[str, str, str]:
     """A program's file name, its text and the commands that build and run it."""
-    section = DOCUMENT.read_text(encoding="utf-8").split(f"## Into a {language} program")[1]
+    section = DOCUMENT.read_text(encoding="utf-8").split(f"\n## Calling it from {language}")[1]
     program, commands = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)[:2]
     return re.match(r"(?://|#) (\S+)", program)[1], program, commands
 
