@@ -13,6 +13,8 @@ from stn_export.native.graph import arguments
 from stn_export.native.writer import Writer, contiguous, loops, scalar
 
 CACHED = 48 * 1024  # floats of columns that fit into the level-2 cache
+TILE = 32  # output channels whose weights lie side by side, as in ``kernels.c``
+PADDED = 4 * 1024  # floats of padded channels that leave room in the level-1 cache
 BLOCKS = range(8, 3, -1)  # sizes of a block of output channels, the preferred first
 
 
@@ -43,6 +45,12 @@ class Layer:
     def span(self) -> int:
         """The distance in rows from the kernel's first row to its last."""
         return (self.kernel_height - 1) * self.dilation_height
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every channel has a kernel of its own that ``depthwise_convolution`` takes."""
+        strides = self.stride_width == 1 or (self.stride_width == 2 and self.dilation_width == 1)
+        return self.channels == self.out_channels == self.groups and strides and not self.pooled
 
     def in_strips(self, row: int, extra: int) -> int:
         """Choose the output rows of a strip so that its columns stay in the cache, and return the number of strips.
@@ -94,17 +102,16 @@ def convolution(w: Writer, node: Node) -> None:
     sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
     sizes += [int(pooled), _block(len(weight) // args.groups), 0]
     layer = Layer(*sizes)
-    way = min(
-        (layer_way for layer_way in (_plain(layer, weight), _fast(layer, weight)) if layer_way),
-        key=lambda layer_way: layer_way.cost,
-    )
+    ways = [_depthwise(layer, weight)] if layer.is_depthwise else [_plain(layer, weight), _fast(layer, weight), _tall(layer, weight)]
+    way = min(filter(None, ways), key=lambda way: way.cost)
     products = x.shape[0] * layer.out_height * len(weight) * weight.shape[1] * weight.shape[2] * way.per_row
-    w.multiply_adds_saved += math.prod(w.example.shapes[node]) * weight[0].numel() - products
+    stated = math.prod(w.example.shapes[node]) * weight[0].numel()
+    w.multiply_adds_saved += stated - products
     layer.strip = way.strip
     out, function = w.new(last), _function(w, node, layer, way, bias, (low, high))
     strides = [contiguous(value.shape)[:1] for value in (x, out)]
     lines = loops(x.shape[:1], strides, lambda at: [f"{function}({x.at(at[0])}, {out.at(at[1])}, scratch);"])
-    w.step(node, lines, [x, out], way.room)
+    w.step(node, lines, [x, out], way.room, stated)
 
 
 def _halves(pool: Node) -> bool:
@@ -170,13 +177,45 @@ def _fast(layer: Layer, weight: Tensor) -> Way | None:
     return Way(cost, "fast_convolution", layer.strip, room, parts, per_row)
 
 
+def _tall(layer: Layer, weight: Tensor) -> Way | None:
+    """Lay out the direct algorithm with vectors over output channels; None where it does not apply."""
+    if layer.groups > 1 or layer.pooled or layer.out_channels < TILE:
+        return None
+    shared = layer.stride_height == 1
+    positions, planes = layer.out_height * layer.out_width, layer.channels * layer.kernel_width
+    planes, rows = (planes, layer.kernel_height) if shared else (planes * layer.kernel_height, 1)
+    read = (layer.out_height - 1) * layer.stride_height + layer.span + 1
+    width = (layer.out_width - 1) * layer.stride_width + (layer.kernel_width - 1) * layer.dilation_width + 1
+    tiles = -(-layer.out_channels // TILE)
+    kept = read if shared else layer.out_height
+    room = _room(TILE * positions) + _room(planes * kept * layer.out_width) + _room(layer.channels * read * width)
+    part = weight.transpose(2, 3).flatten(1, 2) if shared else weight.flatten(1).unsqueeze(2)
+    part = torch.cat([part, part.new_zeros(-len(part) % TILE, *part.shape[1:])]).unflatten(0, (tiles, TILE))
+    cost = tiles * TILE // 16 * positions * planes * rows
+    per_row = layer.out_width * layer.kernel_width
+    return Way(cost, "tall_convolution", 0, room, {"all": part.movedim(1, -1).flatten(1)}, per_row)
+
+
+def _depthwise(layer: Layer, weight: Tensor) -> Way:
+    """Lay out the algorithm for a kernel per channel."""
+    read = (layer.out_height - 1) * layer.stride_height + layer.span + 1
+    half = layer.out_width + layer.kernel_width // 2
+    width = 2 * half if layer.stride_width == 2 else layer.out_width + (layer.kernel_width - 1) * layer.dilation_width
+    taps = layer.kernel_height * layer.kernel_width
+    layer.block = max(1, min(layer.channels, PADDED // (read * width)))
+    room = _room(layer.block * read * width) + 2 * _room(layer.block * read * half) * (layer.stride_width == 2)
+    return Way(taps, "depthwise_convolution", 0, room, {"all": weight.flatten(1)}, layer.out_width * layer.kernel_width)
+
+
 def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bounds: tuple[float, float]) -> str:
     """Write the C function of a layer, from input, output and scratch, and return its name."""
-    names = [w.constant(f"{node.name}_{name}", _laid(part, layer)) for name, part in way.parts.items()]
+    laid = {name: part if part.ndim == 2 else _laid(part, layer) for name, part in way.parts.items()}
+    names = [w.constant(f"{node.name}_{name}", part) for name, part in laid.items()]
     names.append(w.constant(f"{node.name}_bias", bias))
     fields = [f".{name} = {size}" for name, size in vars(layer).items()]
     fields += [f".{name} = {scalar(bound)}" for name, bound in zip(("low", "high"), bounds, strict=True)]
     rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
+    blocks = f"convolve_{layer.block}, " if way.strip else ""
     w.functions[f"convolve_{layer.block}"] = (
         f"APART convolve_{layer.block}(const float *in, int planes, int plane, int rows, int row, const float *weights,\n"  # noqa: E501
         "                 int positions, float *out, int pitch) {\n"
@@ -185,7 +224,7 @@ def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bound
     w.functions[f"layer_{node.name}"] = (
         f"APART layer_{node.name}(const float *in, float *out, float *scratch) {{\n"
         f"    const convolution c = {{{rows}}};\n"
-        f"    {way.function}(c, convolve_{layer.block}, {', '.join(names)}, in, out, scratch);\n}}\n"
+        f"    {way.function}(c, {blocks}{', '.join(names)}, in, out, scratch);\n}}\n"
     )
     return f"layer_{node.name}"
 

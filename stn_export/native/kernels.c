@@ -2,6 +2,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifndef STEP
+#define STEP(index)  // what times the steps of a network defines it
+#endif
+
 #if defined(__AVX512F__)
 #define LANES 16
 #define EVERY_SECOND(i) i, i + 2, i + 4, i + 6, i + 8, i + 10, i + 12, i + 14, i + 16, i + 18, i + 20, i + 22, i + 24, i + 26, i + 28, i + 30
@@ -149,15 +153,16 @@ INLINE void columns(const float *in, const float *more, int channels, int plane,
 }
 
 // `channels` × `vectors` sums in registers, each vector of inputs read once for all of them; `more` adds to what is there.
-INLINE void sums(const int channels, const int vectors, const float *in, int planes, int plane, int rows, int row,
-                 const float *weights, int more, float *out, int pitch) {
+// The weights of an input are followed by those of the next one after `block` of them.
+INLINE void sums(const int channels, const int vectors, const int block, const float *in, int planes, int plane, int rows,
+                 int row, const float *weights, int more, float *out, int pitch) {
     vec sum[8][6];
     UNROLL for (int c = 0; c < channels; c++) {
         UNROLL for (int v = 0; v < vectors; v++) sum[c][v] = (vec){0};
     }
     for (int p = 0; p < planes; p++, in += plane) {
         const float *from = in;
-        for (int r = 0; r < rows; r++, from += row, weights += channels) {
+        for (int r = 0; r < rows; r++, from += row, weights += block) {
             vec x[6];
             UNROLL for (int v = 0; v < vectors; v++) x[v] = load(from + v * LANES);
             UNROLL for (int c = 0; c < channels; c++) {
@@ -193,15 +198,20 @@ enum { SUMMED = 96 };  // products that are added up before they are added to ot
 // planes at a time: they stay in the first cache, and a float is never added to all that went before it.
 INLINE void convolve(const int channels, const float *in, int planes, int plane, int rows, int row,
                      const float *weights, int positions, float *out, int pitch) {
-    const int fit = (REGISTERS - 2) / (channels + 1), vectors = fit > 6 ? 6 : fit < 1 ? 1 : fit;
+    const int some_channels = REGISTERS > 16 || channels < 5 ? channels : (channels + 1) / 2;  // in registers at once
+    const int fit = (REGISTERS - 1) / (some_channels + 1), vectors = fit > 6 ? 6 : fit;
     const int parts = (planes * rows + SUMMED - 1) / SUMMED, most_planes = (planes + parts - 1) / parts;
     for (int done = 0; done < planes; done += most_planes, in += most_planes * plane) {
         const int some = least(most_planes, planes - done);
         int i = 0;
-        for (; i + (vectors - 1) * LANES < positions; i += vectors * LANES)
-            sums(channels, vectors, in + i, some, plane, rows, row, weights, done, out + i, pitch);
+        for (; i + (vectors - 1) * LANES < positions; i += vectors * LANES) {
+            sums(some_channels, vectors, channels, in + i, some, plane, rows, row, weights, done, out + i, pitch);
+            if (some_channels < channels)
+                sums(channels - some_channels, vectors, channels, in + i, some, plane, rows, row, weights + some_channels,
+                     done, out + i + some_channels * pitch, pitch);
+        }
         for (; i + LANES / 2 < positions; i += LANES)
-            sums(channels, 1, in + i, some, plane, rows, row, weights, done, out + i, pitch);
+            sums(channels, 1, channels, in + i, some, plane, rows, row, weights, done, out + i, pitch);
         if (i < positions) half_sums(channels, in + i, some, plane, rows, row, weights, done, out + i, pitch);
         weights += some * rows * channels;
     }
@@ -275,6 +285,136 @@ INLINE void phases(const float *in, int channels, int plane, int row, int rows, 
             store(odd + x, SHUFFLE(first, second, EVERY_SECOND(1)));
         }
         if (2 * width - 2 >= row) even[width - 1] = 0;
+    }
+}
+
+enum { TILE = 32, WIDE = LANES == 16 ? 32 : 16 };  // output channels side by side in the weights, and in registers
+enum { AT_ONCE = (REGISTERS == 32 ? 24 : 12) * LANES / WIDE };  // most positions whose sums are in registers
+
+// `positions` × WIDE sums in registers: output channels side by side, each vector of weights read once for all positions.
+INLINE void tall_sums(const int positions, const float *in, int planes, int plane, int rows, int row, const float *weights,
+                      int more, float *out) {
+    vec sum[AT_ONCE][WIDE / LANES];
+    UNROLL for (int i = 0; i < positions; i++) {
+        UNROLL for (int v = 0; v < WIDE / LANES; v++) sum[i][v] = (vec){0};
+    }
+    for (int p = 0; p < planes; p++, in += plane) {
+        const float *from = in;
+        for (int r = 0; r < rows; r++, from += row, weights += TILE) {
+            vec w[WIDE / LANES];
+            UNROLL for (int v = 0; v < WIDE / LANES; v++) w[v] = load(weights + v * LANES);
+            UNROLL for (int i = 0; i < positions; i++) {
+                UNROLL for (int v = 0; v < WIDE / LANES; v++) sum[i][v] += w[v] * from[i];
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < positions; i++) {
+        UNROLL for (int v = 0; v < WIDE / LANES; v++) {
+            float *to = out + i * TILE + v * LANES;
+            store(to, more ? load(to) + sum[i][v] : sum[i][v]);
+        }
+    }
+}
+
+INLINE void transpose(quad rows[4]) {
+    const quad a = SHUFFLE(rows[0], rows[1], 0, 4, 1, 5), b = SHUFFLE(rows[0], rows[1], 2, 6, 3, 7);
+    const quad c = SHUFFLE(rows[2], rows[3], 0, 4, 1, 5), d = SHUFFLE(rows[2], rows[3], 2, 6, 3, 7);
+    rows[0] = SHUFFLE(a, c, 0, 1, 4, 5);
+    rows[1] = SHUFFLE(a, c, 2, 3, 6, 7);
+    rows[2] = SHUFFLE(b, d, 0, 1, 4, 5);
+    rows[3] = SHUFFLE(b, d, 2, 3, 6, 7);
+}
+
+INLINE quad moved_quad(quad value, float by, float low, float high) {
+    quad result;
+    UNROLL for (int k = 0; k < 4; k++) result[k] = clamp(value[k] + by, low, high);
+    return result;
+}
+
+// Sums of some output channels side by side into a plane of each, with the bias added, and clamped.
+INLINE void into_planes(const float *sum, const float *bias, float low, float high, int channels, int positions, float *out) {
+    const int whole = positions < 4 ? 0 : channels - channels % 4;
+    for (int channel = 0; channel < whole; channel += 4)
+        for (int i = 0; i < positions; i += 4) {
+            const int at = least(i, positions - 4);
+            quad values[4];
+            UNROLL for (int k = 0; k < 4; k++) values[k] = load_quad(sum + (at + k) * TILE + channel);
+            transpose(values);
+            UNROLL for (int k = 0; k < 4; k++)
+                store_quad(out + (channel + k) * positions + at, moved_quad(values[k], bias[channel + k], low, high));
+        }
+    for (int channel = whole; channel < channels; channel++)
+        for (int i = 0; i < positions; i++)
+            out[channel * positions + i] = clamp(sum[i * TILE + channel] + bias[channel], low, high);
+}
+
+// A convolution of few positions and many channels: vectors go over the output channels, TILE at a time.
+INLINE void tall_convolution(convolution c, const float *weights, const float *bias, const float *in, float *out,
+                             float *memory) {
+    const int shared = c.stride_height == 1, positions = c.out_height * c.out_width;
+    const int kernel_rows = shared ? 1 : c.kernel_height, rows = shared ? c.kernel_height : 1;
+    const int read = (c.out_height - 1) * c.stride_height + (c.kernel_height - 1) * c.dilation_height + 1;
+    const int width = inside(c) ? c.width : (c.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width + 1;
+    const int kept = shared ? read : c.out_height, planes = c.channels * kernel_rows * c.kernel_width;
+    const int plain = inside(c) && c.kernel_width == 1 && c.kernel_height == 1 && c.stride_width == 1 && shared;
+    const int parts = (planes * rows + SUMMED - 1) / SUMMED, most_planes = (planes + parts - 1) / parts;
+    const int blocks = (positions + AT_ONCE - 1) / AT_ONCE, some = (positions + blocks - 1) / blocks;
+    float *sum = memory, *column = sum + room(TILE * positions + 16);
+    float *padded = column + (plain ? 0 : room(planes * kept * c.out_width + 16));
+    const int plane = plain ? c.height * c.width : kept * c.out_width;
+    if (!plain) {
+        if (!inside(c)) surrounded(c, in, 0, read, width, padded);
+        columns(inside(c) ? in : padded, NULL, c.channels, (inside(c) ? c.height : read) * width, width, kernel_rows,
+                c.dilation_height, c.kernel_width, c.dilation_width, c.stride_height, c.stride_width, kept, c.out_width,
+                column);
+    }
+    const float *from = plain ? in : column;
+    for (int tile = 0; tile < c.out_channels; tile += TILE) {
+        for (int done = 0; done < planes; done += most_planes) {
+            const int now = least(most_planes, planes - done);
+            for (int half = 0; half < TILE; half += WIDE) {
+                const float *w = weights + half, *x = from + done * plane;
+                for (int i = 0; i < blocks - 1; i++)
+                    tall_sums(some, x + i * some, now, plane, rows, c.dilation_height * c.out_width, w, done,
+                              sum + half + i * some * TILE);
+                tall_sums(positions - (blocks - 1) * some, x + (blocks - 1) * some, now, plane, rows,
+                          c.dilation_height * c.out_width, w, done, sum + half + (blocks - 1) * some * TILE);
+            }
+            weights += now * rows * TILE;
+        }
+        into_planes(sum, bias + tile, c.low, c.high, least(TILE, c.out_channels - tile), positions, out + tile * positions);
+    }
+}
+
+// A convolution of every channel by a kernel of its own, some channels at a time and a row of outputs at a time. With a
+// stride of 2 the even columns of the input lie before the odd ones.
+INLINE void depthwise_convolution(convolution c, const float *weights, const float *bias, const float *in, float *out,
+                                  float *memory) {
+    const int span = (c.kernel_height - 1) * c.dilation_height, read = (c.out_height - 1) * c.stride_height + span + 1;
+    const int half = c.out_width + c.kernel_width / 2, taps = c.kernel_height * c.kernel_width;
+    const int width = c.stride_width == 2 ? 2 * half : c.out_width + (c.kernel_width - 1) * c.dilation_width;
+    const int row = c.stride_width == 2 ? half : width;
+    float *even = memory + room(c.block * read * width + 16), *odd = even + room(c.block * read * half + 16);
+    for (int first = 0; first < c.channels; first += c.block, in += c.block * c.height * c.width) {
+        convolution some = c;
+        some.channels = least(c.block, c.channels - first);
+        surrounded(some, in, 0, read, width, memory);
+        if (c.stride_width == 2) phases(memory, some.channels, read * width, width, read, half, even, odd);
+        for (int channel = first; channel < first + some.channels; channel++, weights += taps)
+            for (int y = 0; y < c.out_height; y++, out += c.out_width)
+                for (int x = 0; x < c.out_width; x += LANES) {
+                    vec sum = all(bias[channel]);
+                    UNROLL for (int k = 0; k < taps; k++) {
+                        const int column = k % c.kernel_width, down = k / c.kernel_width * c.dilation_height;
+                        const int at = ((channel - first) * read + y * c.stride_height + down) * row + x;
+                        const float *from = c.stride_width != 2 ? memory + at + column * c.dilation_width
+                                            : column % 2        ? odd + at + column / 2
+                                                                : even + at + column / 2;
+                        sum += load(from) * weights[k];
+                    }
+                    store_row(out + x, moved(sum, 0, c.low, c.high), c.out_width - x,
+                              channel == c.channels - 1 && y == c.out_height - 1);
+                }
     }
 }
 
@@ -469,15 +609,6 @@ INLINE float reflected(float at, int size, int align_corners) {
 INLINE float settled(float at, int size, int padding, int align_corners) {
     if (padding == 0) return within(at, -1, (float)size);
     return within(padding == 2 ? reflected(at, size, align_corners) : at, 0, (float)(size - 1));
-}
-
-INLINE void transpose(quad rows[4]) {
-    const quad a = SHUFFLE(rows[0], rows[1], 0, 4, 1, 5), b = SHUFFLE(rows[0], rows[1], 2, 6, 3, 7);
-    const quad c = SHUFFLE(rows[2], rows[3], 0, 4, 1, 5), d = SHUFFLE(rows[2], rows[3], 2, 6, 3, 7);
-    rows[0] = SHUFFLE(a, c, 0, 1, 4, 5);
-    rows[1] = SHUFFLE(a, c, 2, 3, 6, 7);
-    rows[2] = SHUFFLE(b, d, 0, 1, 4, 5);
-    rows[3] = SHUFFLE(b, d, 2, 3, 6, 7);
 }
 
 // Up to four channels side by side, with a border of zeros: one pixel before, two behind.

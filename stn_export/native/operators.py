@@ -200,7 +200,8 @@ def linear(w: Writer, node: Node) -> None:
     out, (outputs, inputs) = w.new(last), weight.shape
     call = f"matrix_vector({matrix}, {scalar(low)}, {scalar(high)}"
     rows, strides = (x.count // inputs,), [(inputs,), (outputs,)]
-    w.step(node, loops(rows, strides, lambda at: [f"{call}, {x.at(at[0])}, {out.at(at[1])});"]), [x, out])
+    lines = loops(rows, strides, lambda at: [f"{call}, {x.at(at[0])}, {out.at(at[1])});"])
+    w.step(node, lines, [x, out], multiply_adds=math.prod(rows) * inputs * outputs)
 
 
 def matmul(w: Writer, node: Node) -> None:

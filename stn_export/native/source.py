@@ -158,7 +158,7 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], facts: dict[str, 
     count = sum(data.size for data in w.constants.values())
     binary, weights = _binary(name, w.constants) if count > INSIDE else (b"", _tables(w.constants))
     functions = "\n".join(w.functions.values())
-    steps = "\n".join(_step(step, places.get(f"scratch{index}")) for index, step in enumerate(w.steps))
+    steps = "\n".join(_step(index, step, places.get(f"scratch{index}")) for index, step in enumerate(w.steps))
     inputs = [array for array in arrays if array.kind.startswith("const")]
     outputs, memory = arrays[len(inputs) :], 4 * floats + 64
     declared, passed = ([f"{a.kind} *{a.word}" for a in arrays], [a.word for a in arrays])
@@ -201,8 +201,8 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], facts: dict[str, 
     return Source(name, code, header, binary)
 
 
-def _step(step: Step, place: int | None) -> str:
-    lines = [f"// {step.comment}", *(re.sub(r"\bscratch\b", f"memory + {place}", line) for line in step.lines)]
+def _step(index: int, step: Step, place: int | None) -> str:
+    lines = [f"// {step.comment}", f"STEP({index})", *(re.sub(r"\bscratch\b", f"memory + {place}", line) for line in step.lines)]
     return "\n".join(f"    {line}" for line in lines)
 
 

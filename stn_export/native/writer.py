@@ -85,9 +85,15 @@ class Writer:
         self.values[node] = self.buffers[value.root] = value
         return value
 
-    def step(self, what: Node | str, lines: Sequence[str], values: Sequence[Value], scratch: int = 0) -> None:
-        """Add lines to the run; ``values`` are read or written, and ``scratch`` in the lines points to scratch."""
+    def step(
+        self, what: Node | str, lines: Sequence[str], values: Sequence[Value], scratch: int = 0, multiply_adds: int = 0
+    ) -> None:
+        """Add lines to the run; ``values`` are read or written, and ``scratch`` in the lines points to scratch.
+
+        ``multiply_adds`` are those that the network states for one example.
+        """
         comment = what if isinstance(what, str) else f"{name_of(what)} at {location(what)}"
+        comment += f", {multiply_adds:,} multiply-adds" if multiply_adds else ""
         self.steps.append(Step(comment, tuple(lines), frozenset(value.root for value in values) - {""}, scratch))
 
     def follower(self, node: Node, *names: str) -> Node | None:

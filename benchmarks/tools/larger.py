@@ -1,0 +1,248 @@
+"""Time networks of the size that people ship, as generated C beside ONNX Runtime and OpenVINO, and the C layer by layer.
+
+Contenders take turns in blocks of random order, over several loads of each; ``--layers`` compiles the C with a clock
+around every step and shows what share of the processor's measured multiply-add peak each layer reaches.
+"""
+
+import argparse
+import ctypes
+import random
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from benchmarks.tools.peak import measured_peak
+from stn_export import cli
+from stn_export.export.onnx import to_onnx
+from stn_export.native.build import build
+from stn_export.native.source import write_source
+from stn_export.program.capture import capture
+from stn_export.program.program import Program, contract_of
+from stn_export.results.statistics import ratio_interval
+from stn_export.run.environment import instruction_sets
+from stn_export.runners.base import Runner
+from stn_export.runners.native import Native
+from stn_export.runners.onnx_runtime import OnnxRuntime
+from stn_export.runners.openvino import OpenVino
+from tests.zoo import ZOO
+
+SEED = 0
+BLOCK_SECONDS = 0.02  # that the calls of one contender in one block take at least
+CLOCK = """
+#include <time.h>
+__attribute__((visibility("default"))) double step_seconds[{count}];
+static double step_begun;
+static int step_now = -1;
+static inline void step(int index) {{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    const double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    if (step_now >= 0) step_seconds[step_now] += now - step_begun;
+    step_now = index, step_begun = now;
+}}
+#define STEP(index) step(index);
+"""
+
+
+class Behind(nn.Module):
+    """A backbone behind a spatial transformer."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.localisation = nn.Sequential(
+            nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 6)
+        )
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify N×3×96×96 pictures."""
+        theta = torch.eye(2, 3) + 0.1 * torch.tanh(self.localisation(images)).view(-1, 2, 3)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return self.backbone(F.grid_sample(images, grid, align_corners=False))
+
+
+class UNet(nn.Module):
+    """Three resolutions, joined on the way up. Source: O. Ronneberger et al., "U-Net", MICCAI 2015."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        sizes = [width, 2 * width, 4 * width]
+        self.down = nn.ModuleList(map(double, [3, *sizes[:2]], sizes))
+        self.up = nn.ModuleList(map(double, [6 * width, 3 * width], sizes[1::-1]))
+        self.head = nn.Conv2d(width, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give two scores a pixel."""
+        seen = [self.down[0](images)]
+        for block in list(self.down)[1:]:
+            seen.append(block(F.max_pool2d(seen[-1], 2)))
+        x = seen.pop()
+        for block in self.up:
+            larger = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = block(torch.cat([larger, seen.pop()], 1))
+        return self.head(x)
+
+
+def double(channels: int, out_channels: int) -> nn.Sequential:
+    """Make two convolutions, each with a batch norm and a ReLU."""
+    layers: list[nn.Module] = []
+    for size in (channels, out_channels):
+        layers += [nn.Conv2d(size, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def behind(backbone: Callable[[], nn.Module]) -> Program:
+    """Capture a backbone behind a transformer, with random weights and running statistics of random pictures."""
+    torch.manual_seed(SEED)
+    module = Behind(backbone())
+    images = torch.rand(8, 3, 96, 96)
+    with torch.no_grad():
+        for _ in range(3):
+            module.train()(images)
+    found = capture(module.eval(), (images[:2],), [("N", 3, 96, 96)])
+    return Program(found.exported, contract_of(found.exported, found.shapes, ["images"], ["result"]))
+
+
+NETWORKS: dict[str, Callable[[], Program]] = {
+    "mobilenet_v2": partial(behind, torchvision.models.mobilenet_v2),
+    "resnet18": partial(behind, torchvision.models.resnet18),
+    "unet": partial(behind, UNet),
+    "text rectifier": lambda: ZOO["TextRectifier"].program(),
+    "pyramid": lambda: ZOO["Pyramid"].program(),
+}
+
+
+@dataclass(frozen=True)
+class Files:
+    """A network as ONNX and as C."""
+
+    program: Program
+    onnx: Path
+    c: Path
+
+    @classmethod
+    def write(cls, name: str, folder: Path) -> "Files":
+        """Write both into a folder."""
+        program = NETWORKS[name]()
+        files = cls(program, folder / "net.onnx", folder / "net.c")
+        onnx.save(to_onnx(program, "plain"), files.onnx)
+        write_source(program, "net").write(files.c)
+        return files
+
+    def load(self, runner: type[Runner], threads: int) -> Runner:
+        """Load the file that a runner takes."""
+        torch.set_num_threads(threads)
+        return runner(self.c if runner is Native else self.onnx, "cpu", self.program.contract)
+
+
+CONTENDERS: dict[str, type[Runner]] = {"native": Native, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
+def contest(files: Files, batch: int, threads: int, blocks: int, loads: int) -> dict[str, np.ndarray]:
+    """Time all contenders in turns; return the seconds of a call by contender, a value a block."""
+    feeds = files.program.contract.arrays(files.program.contract.random(batch))
+    order, times = random.Random(SEED), {name: [] for name in CONTENDERS}
+    for _ in range(loads):
+        steps = {name: files.load(runner, threads).bind(feeds) for name, runner in CONTENDERS.items()}
+        calls = {name: max(3, int(BLOCK_SECONDS / seconds(step, 3))) for name, step in steps.items()}
+        for _ in range(blocks // loads):
+            for name in order.sample(list(steps), len(steps)):
+                times[name].append(seconds(steps[name], calls[name]))
+    return {name: np.array(found) for name, found in times.items()}
+
+
+def seconds(call: Callable[[], object], count: int) -> float:
+    """Return the mean seconds of a call."""
+    call()
+    begun = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - begun) / count
+
+
+def compared(name: str, batch: int, threads: int, times: dict[str, np.ndarray], loads: int) -> list[str]:
+    """Write a contest as a row of the table: how many times as fast the C is as each of the others."""
+    row = [name, str(batch), str(threads), *(f"{1e3 * np.median(found):.3g}" for found in times.values())]
+    of = np.repeat(np.arange(loads), len(times["native"]) // loads)
+    for other in list(CONTENDERS)[1:]:
+        ratios = times[other] / times["native"]
+        low, high = ratio_interval(ratios, of)
+        row.append(f"{np.median(ratios):.2f} ({low:.2f} to {high:.2f})")
+    return row
+
+
+STEP = re.compile(r"// (\S+) at ([^\n]*?)(?:, ([\d,]+) multiply-adds)?\n    STEP\((\d+)\)")
+
+
+def layers(files: Files, batch: int, calls: int) -> list[list[str]]:
+    """Time each layer of the C on one thread, and compare the layers with the measured peak."""
+    source = files.c.read_text(encoding="utf-8")
+    count = len(re.findall(r"^ +STEP\(", source, re.MULTILINE))
+    (files.c.parent / "clock.h").write_text(CLOCK.format(count=count), encoding="utf-8")
+    library = files.c.with_name("clocked.so")
+    build(files.c, library, ("-shared", "-fPIC", "-include", str(files.c.parent / "clock.h")))
+    runner = files.load(Native, 1)
+    loaded = ctypes.CDLL(str(library))
+    runner.function = loaded.net_run_in
+    taken = (ctypes.c_double * count).in_dll(loaded, "step_seconds")
+    step = runner.bind(files.program.contract.arrays(files.program.contract.random(batch)))
+    samples = []
+    for _ in range(calls):
+        before = list(taken)
+        step()
+        samples.append([(after - first) / batch for after, first in zip(taken, before, strict=True)])
+    medians = [statistics.median(values) for values in zip(*samples, strict=True)]
+    peak, whole = measured_peak(1)["flops"].get("fp32"), sum(medians)
+    rows = []
+    for operator, line, products, index in STEP.findall(source):
+        number, used = int(products.replace(",", "") or 0), medians[int(index)]
+        share = f"{2 * number / used / peak:.0%}" if peak and used and number else "–"
+        rows.append([index, operator, line, products, f"{1e6 * used:.1f}", f"{used / whole:.1%}", share])
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Show the contests, or the layers."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.tools.larger")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="networks to time")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="examples of a call")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="threads of a call")
+    parser.add_argument("--blocks", type=int, default=60, help="blocks of a contest")
+    parser.add_argument("--loads", type=int, default=5, help="loads of each file in a contest")
+    parser.add_argument("--layers", action="store_true", help="time the C layer by layer instead")
+    given = parser.parse_args(arguments)
+    cli.say(f"on {', '.join(instruction_sets())}")
+    rows: list[list[str]] = []
+    for name in given.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            files = Files.write(name, Path(folder))
+            for batch in given.batches:
+                if given.layers:
+                    columns = ("step", "operator", "at", "multiply-adds", "us", "of all", "of peak")
+                    cli.table(f"{name}, batch {batch}, an example", columns, layers(files, batch, given.blocks))
+                    continue
+                for threads in given.threads:
+                    times = contest(files, batch, threads, given.blocks, given.loads)
+                    rows.append(compared(name, batch, threads, times, given.loads))
+                    cli.say(" ".join(rows[-1]))
+    if rows:
+        columns = ("network", "batch", "threads", *(f"{each}, ms" for each in CONTENDERS))
+        columns += tuple(f"times as fast as {each}" for each in list(CONTENDERS)[1:])
+        cli.table("Generated C beside other runtimes", columns, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
