@@ -218,8 +218,8 @@ def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bound
     blocks = f"convolve_{layer.block}, " if way.strip else ""
     w.functions[f"convolve_{layer.block}"] = (
         f"APART convolve_{layer.block}(const float *in, int planes, int plane, int rows, int row, const float *weights,\n"  # noqa: E501
-        "                 int positions, float *out, int pitch) {\n"
-        f"    convolve({layer.block}, in, planes, plane, rows, row, weights, positions, out, pitch);\n}}\n"
+        "                 int positions, float *out, int pitch, const ending *end) {\n"
+        f"    convolve({layer.block}, in, planes, plane, rows, row, weights, positions, out, pitch, end);\n}}\n"
     )
     w.functions[f"layer_{node.name}"] = (
         f"APART layer_{node.name}(const float *in, float *out, float *scratch) {{\n"

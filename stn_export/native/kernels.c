@@ -1,6 +1,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #ifndef STEP
 #define STEP(index)  // what times the steps of a network defines it
@@ -91,8 +94,17 @@ INLINE vec moved(vec value, float by, float low, float high) {
     return smaller(all(high), larger(all(low), value + by));
 }
 
-// The first `count` lanes.
-INLINE void store_part(float *to, vec value, int count) { memcpy(to, &value, (size_t)count * sizeof(float)); }
+// The first `count` lanes, fewer than all.
+INLINE void store_part(float *to, vec value, int count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)value);
+#elif defined(__AVX__)
+    static const int which[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    _mm256_maskstore_ps(to, _mm256_loadu_si256((const __m256i *)(which + LANES - count)), (__m256)value);
+#else
+    memcpy(to, &value, (size_t)count * sizeof(float));
+#endif
+}
 
 // What a convolution is: sizes of its input, of its output before pooling, as far as anyone reads it, and its own.
 typedef struct {
@@ -136,6 +148,11 @@ INLINE int inside(convolution c) {
            (c.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width < c.width;
 }
 
+// Whether outputs lie as inputs do.
+INLINE int untouched(convolution c) {
+    return inside(c) && c.kernel_height * c.kernel_width * c.stride_height * c.stride_width == 1 && c.out_width == c.width;
+}
+
 // What a kernel reads, so that a row of outputs is followed by the next one without a gap: `rows` rows, `step` apart,
 // for every channel, row and column of the kernel. Where there is `more`, it is added.
 INLINE void columns(const float *in, const float *more, int channels, int plane, int width, int kernel_rows,
@@ -152,10 +169,29 @@ INLINE void columns(const float *in, const float *more, int channels, int plane,
         }
 }
 
+// One row of outputs; behind the last one of a channel stands another channel, which is not to be overwritten.
+INLINE void store_row(float *to, vec value, int left, int last) {
+    if (last && left < LANES)
+        store_part(to, value, left);
+    else
+        store(to, value);
+}
+
+// What becomes of sums once they are complete: a bias a channel, and bounds.
+typedef struct {
+    const float *bias;
+    float low, high;
+} ending;
+
+// The first `left` lanes of a sum; behind them stands another channel, which is not to be overwritten.
+INLINE void finish(float *to, vec value, const ending *end, int channel, int left) {
+    store_row(to, moved(value, end->bias[channel], end->low, end->high), left, 1);
+}
+
 // `channels` × `vectors` sums in registers, each vector of inputs read once for all of them; `more` adds to what is there.
 // The weights of an input are followed by those of the next one after `block` of them.
 INLINE void sums(const int channels, const int vectors, const int block, const float *in, int planes, int plane, int rows,
-                 int row, const float *weights, int more, float *out, int pitch) {
+                 int row, const float *weights, int more, float *out, int pitch, const ending *end, int left) {
     vec sum[8][6];
     UNROLL for (int c = 0; c < channels; c++) {
         UNROLL for (int v = 0; v < vectors; v++) sum[c][v] = (vec){0};
@@ -173,14 +209,18 @@ INLINE void sums(const int channels, const int vectors, const int block, const f
     UNROLL for (int c = 0; c < channels; c++) {
         UNROLL for (int v = 0; v < vectors; v++) {
             float *to = out + c * pitch + v * LANES;
-            store(to, more ? load(to) + sum[c][v] : sum[c][v]);
+            const vec all_of_it = more ? load(to) + sum[c][v] : sum[c][v];
+            if (end)
+                finish(to, all_of_it, end, c, left - v * LANES);
+            else
+                store(to, all_of_it);
         }
     }
 }
 
 // The same for half a vector of positions.
 INLINE void half_sums(const int channels, const float *in, int planes, int plane, int rows, int row,
-                      const float *weights, int more, float *out, int pitch) {
+                      const float *weights, int more, float *out, int pitch, const ending *end, int left) {
     half_vec sum[8];
     UNROLL for (int c = 0; c < channels; c++) sum[c] = (half_vec){0};
     for (int p = 0; p < planes; p++, in += plane)
@@ -188,16 +228,23 @@ INLINE void half_sums(const int channels, const float *in, int planes, int plane
             const half_vec x = load_half(in + r * row);
             UNROLL for (int c = 0; c < channels; c++) sum[c] += x * weights[c];
         }
-    UNROLL for (int c = 0; c < channels; c++)
-        store_half(out + c * pitch, more ? load_half(out + c * pitch) + sum[c] : sum[c]);
+    UNROLL for (int c = 0; c < channels; c++) {
+        if (end) {
+            vec whole = {0};
+            memcpy(&whole, &sum[c], sizeof sum[c]);
+            finish(out + c * pitch, whole, end, c, left);
+        } else
+            store_half(out + c * pitch, more ? load_half(out + c * pitch) + sum[c] : sum[c]);
+    }
 }
 
 enum { SUMMED = 96 };  // products that are added up before they are added to others
 
 // `channels` planes of sums over `planes` × `rows` inputs, `plane` and `row` apart; their weights lie side by side. Some
-// planes at a time: they stay in the first cache, and a float is never added to all that went before it.
+// planes at a time: they stay in the first cache, and a float is never added to all that went before it. Where all planes
+// are added up at once, there may be an `end`.
 INLINE void convolve(const int channels, const float *in, int planes, int plane, int rows, int row,
-                     const float *weights, int positions, float *out, int pitch) {
+                     const float *weights, int positions, float *out, int pitch, const ending *end) {
     const int some_channels = REGISTERS > 16 || channels < 5 ? channels : (channels + 1) / 2;  // in registers at once
     const int fit = (REGISTERS - 1) / (some_channels + 1), vectors = fit > 6 ? 6 : fit;
     const int parts = (planes * rows + SUMMED - 1) / SUMMED, most_planes = (planes + parts - 1) / parts;
@@ -205,39 +252,39 @@ INLINE void convolve(const int channels, const float *in, int planes, int plane,
         const int some = least(most_planes, planes - done);
         int i = 0;
         for (; i + (vectors - 1) * LANES < positions; i += vectors * LANES) {
-            sums(some_channels, vectors, channels, in + i, some, plane, rows, row, weights, done, out + i, pitch);
-            if (some_channels < channels)
+            sums(some_channels, vectors, channels, in + i, some, plane, rows, row, weights, done, out + i, pitch, end,
+                 positions - i);
+            if (some_channels < channels) {
+                const ending others = end ? (ending){end->bias + some_channels, end->low, end->high} : (ending){0};
                 sums(channels - some_channels, vectors, channels, in + i, some, plane, rows, row, weights + some_channels,
-                     done, out + i + some_channels * pitch, pitch);
+                     done, out + i + some_channels * pitch, pitch, end ? &others : NULL, positions - i);
+            }
         }
         for (; i + LANES / 2 < positions; i += LANES)
-            sums(channels, 1, channels, in + i, some, plane, rows, row, weights, done, out + i, pitch);
-        if (i < positions) half_sums(channels, in + i, some, plane, rows, row, weights, done, out + i, pitch);
+            sums(channels, 1, channels, in + i, some, plane, rows, row, weights, done, out + i, pitch, end, positions - i);
+        if (i < positions)
+            half_sums(channels, in + i, some, plane, rows, row, weights, done, out + i, pitch, end, positions - i);
         weights += some * rows * channels;
     }
 }
 
 typedef void convolve_block(const float *in, int planes, int plane, int rows, int row, const float *weights,
-                            int positions, float *out, int pitch);
+                            int positions, float *out, int pitch, const ending *end);
 
 // Numbers of a plane of sums.
 INLINE int room(int count) { return (count + 15) / 16 * 16; }
 
-// All output channels, a block of them at a time, of what `columns` wrote, whose rows are `width` long.
+// All output channels, a block of them at a time, of what `columns` wrote, whose rows are `width` long. Channels of `out`
+// are `pitch` apart; with a bias it is what they end as, else their sums.
 INLINE void convolve_all(convolution c, convolve_block *block, const float *in, int planes, int plane, int rows,
-                         int width, const float *weights, int positions, float *out) {
+                         int width, const float *weights, int positions, float *out, int pitch, const float *bias) {
     const int channels = c.out_channels / c.groups, blocks = (channels + c.block - 1) / c.block;
-    for (int i = 0; i < c.groups * blocks; i++, weights += planes * rows * c.block)
+    for (int i = 0; i < c.groups * blocks; i++, weights += planes * rows * c.block) {
+        const int channel = i / blocks * channels + i % blocks * c.block;
+        const ending end = {bias + (bias ? channel : 0), c.low, c.high};
         block(in + i / blocks * planes * plane, planes, plane, rows, c.dilation_height * width, weights, positions,
-              out + (i / blocks * channels + i % blocks * c.block) * room(positions), room(positions));
-}
-
-// One row of outputs; behind the last one of a channel stands another channel, which is not to be overwritten.
-INLINE void store_row(float *to, vec value, int left, int last) {
-    if (last && left < LANES)
-        store_part(to, value, left);
-    else
-        store(to, value);
+              out + channel * pitch, pitch, bias ? &end : NULL);
+    }
 }
 
 // A convolution as it is written: sums over channels, rows and columns of the kernel.
@@ -249,15 +296,19 @@ INLINE void plain_convolution(convolution c, convolve_block *block, const float 
     for (int y = 0; y < c.out_height; y += c.strip) {
         const int rows = least(c.strip, c.out_height - y), read = (rows - 1) * c.stride_height + span + 1;
         const int kept = shared ? read : rows, planes = c.channels * kernel_rows * c.kernel_width;
-        const int positions = rows * c.out_width, pitch = room(positions);
+        const int positions = rows * c.out_width, pitch = room(positions), plane = c.out_height * c.out_width;
+        const int direct = !c.pooled && planes / c.groups * (shared ? c.kernel_height : 1) <= SUMMED && c.out_channels / c.groups % c.block == 0;
         const float *from = inside(c) ? in + y * c.stride_height * c.width : memory;
         float *column = memory + (inside(c) ? 0 : room(c.channels * read * width + 16));
         float *sum = column + room(planes * kept * c.out_width + 16);
         if (!inside(c)) surrounded(c, in, y * c.stride_height, read, width, memory);
-        columns(from, NULL, c.channels, (inside(c) ? c.height : read) * width, width, kernel_rows, c.dilation_height, c.kernel_width,
-                c.dilation_width, c.stride_height, c.stride_width, kept, c.out_width, column);
-        convolve_all(c, block, column, planes / c.groups, kept * c.out_width, shared ? c.kernel_height : 1,
-                     c.out_width, weights, positions, sum);
+        if (!untouched(c))
+            columns(from, NULL, c.channels, (inside(c) ? c.height : read) * width, width, kernel_rows, c.dilation_height,
+                    c.kernel_width, c.dilation_width, c.stride_height, c.stride_width, kept, c.out_width, column);
+        convolve_all(c, block, untouched(c) ? from : column, planes / c.groups, untouched(c) ? c.height * c.width : kept * c.out_width,
+                     shared ? c.kernel_height : 1, c.out_width, weights, positions, direct ? out + y * c.out_width : sum,
+                     direct ? plane : pitch, direct ? bias : NULL);
+        if (direct) continue;
         for (int channel = 0; channel < c.out_channels; channel++) {
             float *to = out + (channel * c.out_height + y) * c.out_width / (c.pooled ? 4 : 1), *s = sum + channel * pitch;
             if (!c.pooled)
@@ -356,7 +407,7 @@ INLINE void tall_convolution(convolution c, const float *weights, const float *b
     const int read = (c.out_height - 1) * c.stride_height + (c.kernel_height - 1) * c.dilation_height + 1;
     const int width = inside(c) ? c.width : (c.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width + 1;
     const int kept = shared ? read : c.out_height, planes = c.channels * kernel_rows * c.kernel_width;
-    const int plain = inside(c) && c.kernel_width == 1 && c.kernel_height == 1 && c.stride_width == 1 && shared;
+    const int plain = untouched(c);
     const int parts = (planes * rows + SUMMED - 1) / SUMMED, most_planes = (planes + parts - 1) / parts;
     const int blocks = (positions + AT_ONCE - 1) / AT_ONCE, some = (positions + blocks - 1) / blocks;
     float *sum = memory, *column = sum + room(TILE * positions + 16);
@@ -441,13 +492,13 @@ INLINE void fast_convolution(convolution c, convolve_block *block, const float *
             phases(padded, c.channels, read * 2 * width, 2 * width, read, width, even, odd);
         columns(even, NULL, c.channels, read * width, width, 1, 0, longer, 1, 1, 1, read, half + 1, column);
         convolve_all(c, block, column, c.channels / c.groups * longer, read * (half + 1), c.kernel_height, half + 1,
-                     even_weights, count + rows, even_sums);
+                     even_weights, count + rows, even_sums, wide_pitch, NULL);
         columns(odd, NULL, c.channels, read * width, width, 1, 0, shorter, 1, 1, 1, read, half, column);
         convolve_all(c, block, column, c.channels / c.groups * shorter, read * half, c.kernel_height, half,
-                     odd_weights, count, odd_sums);
+                     odd_weights, count, odd_sums, pitch, NULL);
         columns(odd, even + 1, c.channels, read * width, width, 1, 0, longer, 1, 1, 1, read, half, column);
         convolve_all(c, block, column, c.channels / c.groups * longer, read * half, c.kernel_height, half,
-                     both_weights, count, both_sums);
+                     both_weights, count, both_sums, pitch, NULL);
         for (int channel = 0; channel < c.out_channels; channel++) {
             const float *e = even_sums + channel * wide_pitch, *o = odd_sums + channel * pitch;
             const float *b = both_sums + channel * pitch;
