@@ -13,6 +13,8 @@ from stn_export.native.graph import arguments
 from stn_export.native.writer import Writer, contiguous, loops, scalar
 
 CACHED = 48 * 1024  # floats of columns that fit into the level-2 cache
+TALL = "tall_convolution"
+HEAVY = 1 << 15  # weights that are read once for several examples, from this many on
 TILE = 32  # output channels whose weights lie side by side, as in ``kernels.c``
 PADDED = 4 * 1024  # floats of padded channels that leave room in the level-1 cache
 BLOCKS = range(8, 3, -1)  # sizes of a block of output channels, the preferred first
@@ -110,8 +112,11 @@ def convolution(w: Writer, node: Node) -> None:
     layer.strip = way.strip
     out, function = w.new(last), _function(w, node, layer, way, bias, (low, high))
     strides = [contiguous(value.shape)[:1] for value in (x, out)]
-    lines = loops(x.shape[:1], strides, lambda at: [f"{function}({x.at(at[0])}, {out.at(at[1])}, scratch);"])
-    w.step(node, lines, [x, out], way.room, stated)
+    joint = way.function == TALL and x.shape[0] == 1 and bool(x.root) and weight.numel() >= HEAVY
+    examples = f"pitch_{x.root}, pitch_{out.root}, count, " if joint else "0, 0, 1, " if way.function == TALL else ""
+    more = f"{examples}scratch, part, parts"
+    lines = loops(x.shape[:1], strides, lambda at: [f"{function}({x.at(at[0])}, {out.at(at[1])}, {more});"])
+    w.step(node, lines, [x, out], way.room, stated, shared=True, joint=joint)
 
 
 def _halves(pool: Node) -> bool:
@@ -193,7 +198,7 @@ def _tall(layer: Layer, weight: Tensor) -> Way | None:
     part = torch.cat([part, part.new_zeros(-len(part) % TILE, *part.shape[1:])]).unflatten(0, (tiles, TILE))
     cost = tiles * TILE // 16 * positions * planes * rows
     per_row = layer.out_width * layer.kernel_width
-    return Way(cost, "tall_convolution", 0, room, {"all": part.movedim(1, -1).flatten(1)}, per_row)
+    return Way(cost, TALL, 0, room, {"all": part.movedim(1, -1).flatten(1)}, per_row)
 
 
 def _depthwise(layer: Layer, weight: Tensor) -> Way:
@@ -215,16 +220,20 @@ def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bound
     fields = [f".{name} = {size}" for name, size in vars(layer).items()]
     fields += [f".{name} = {scalar(bound)}" for name, bound in zip(("low", "high"), bounds, strict=True)]
     rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
-    blocks = f"convolve_{layer.block}, " if way.strip else ""
-    w.functions[f"convolve_{layer.block}"] = (
-        f"APART convolve_{layer.block}(const float *in, int planes, int plane, int rows, int row, const float *weights,\n"  # noqa: E501
-        "                 int positions, float *out, int pitch, const ending *end) {\n"
-        f"    convolve({layer.block}, in, planes, plane, rows, row, weights, positions, out, pitch, end);\n}}\n"
-    )
+    blocks, examples, sizes = "", "", ""
+    if way.function == TALL:
+        examples, sizes = "in_step, out_step, count, ", "int in_step, int out_step, int count, "
+    elif way.strip:
+        blocks = f"convolve_{layer.block}, "
+        w.functions[f"convolve_{layer.block}"] = (
+            f"APART convolve_{layer.block}(const float *in, int planes, int plane, int rows, int row, const float *weights,\n"  # noqa: E501
+            "                 int positions, float *out, int pitch, const ending *end) {\n"
+            f"    convolve({layer.block}, in, planes, plane, rows, row, weights, positions, out, pitch, end);\n}}\n"
+        )
     w.functions[f"layer_{node.name}"] = (
-        f"APART layer_{node.name}(const float *in, float *out, float *scratch) {{\n"
+        f"APART layer_{node.name}(const float *in, float *out, {sizes}float *scratch, int part, int parts) {{\n"
         f"    const convolution c = {{{rows}}};\n"
-        f"    {way.function}(c, {blocks}{', '.join(names)}, in, out, scratch);\n}}\n"
+        f"    {way.function}(c, {blocks}{', '.join(names)}, in, out, {examples}scratch, part, parts);\n}}\n"
     )
     return f"layer_{node.name}"
 

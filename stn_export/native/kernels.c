@@ -1,4 +1,5 @@
 #include <math.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef __AVX__
@@ -169,9 +170,10 @@ INLINE void columns(const float *in, const float *more, int channels, int plane,
         }
 }
 
-// One row of outputs; behind the last one of a channel stands another channel, which is not to be overwritten.
-INLINE void store_row(float *to, vec value, int left, int last) {
-    if (last && left < LANES)
+// The next outputs of a channel, of which `left` are to come until those of others, which are not to be overwritten: of
+// another channel, strip or thread.
+INLINE void store_row(float *to, vec value, int left) {
+    if (left < LANES)
         store_part(to, value, left);
     else
         store(to, value);
@@ -185,7 +187,7 @@ typedef struct {
 
 // The first `left` lanes of a sum; behind them stands another channel, which is not to be overwritten.
 INLINE void finish(float *to, vec value, const ending *end, int channel, int left) {
-    store_row(to, moved(value, end->bias[channel], end->low, end->high), left, 1);
+    store_row(to, moved(value, end->bias[channel], end->low, end->high), left);
 }
 
 // `channels` × `vectors` sums in registers, each vector of inputs read once for all of them; `more` adds to what is there.
@@ -268,19 +270,56 @@ INLINE void convolve(const int channels, const float *in, int planes, int plane,
     }
 }
 
+// Threads that share a run wait here until all have come; `meeting` counts who is here, and how often all were.
+INLINE void meet(unsigned meeting[2], int parts) {
+    if (parts == 1) return;
+    const unsigned round = __atomic_load_n(meeting + 1, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(meeting, 1, __ATOMIC_ACQ_REL) == (unsigned)parts) {
+        __atomic_store_n(meeting, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(meeting + 1, round + 1, __ATOMIC_RELEASE);
+    } else
+        for (int turn = 0; __atomic_load_n(meeting + 1, __ATOMIC_ACQUIRE) == round; turn++)
+            if (turn > 10000) sched_yield();
+}
+
+// What a thread does of `count` things that `parts` threads share.
+INLINE int share(int count, int part, int parts) { return (int)((long)count * part / parts); }
+
 typedef void convolve_block(const float *in, int planes, int plane, int rows, int row, const float *weights,
                             int positions, float *out, int pitch, const ending *end);
 
 // Numbers of a plane of sums.
 INLINE int room(int count) { return (count + 15) / 16 * 16; }
 
-// All output channels, a block of them at a time, of what `columns` wrote, whose rows are `width` long. Channels of `out`
+// Blocks of output channels, all of which fit into a group, and the first channel of a block.
+INLINE int blocks_of(convolution c) { return c.groups * ((c.out_channels / c.groups + c.block - 1) / c.block); }
+
+INLINE int channel_of(convolution c, int block) {
+    const int blocks = blocks_of(c) / c.groups;
+    return block / blocks * (c.out_channels / c.groups) + block % blocks * c.block;
+}
+
+// What a thread computes: every `step`th strip from strip `strip` on, and blocks of output channels.
+typedef struct {
+    int strip, step, first, end;
+} blocks;
+
+// Threads share strips where these can be divided well, else channels.
+INLINE blocks blocks_for(convolution c, int part, int parts) {
+    const int strips = (c.out_height + c.strip - 1) / c.strip, all_blocks = blocks_of(c);
+    if (strips >= 4 * parts || strips % parts == 0) return (blocks){part, parts, 0, all_blocks};
+    return (blocks){0, 1, share(all_blocks, part, parts), share(all_blocks, part + 1, parts)};
+}
+
+// Some output channels, a block of them at a time, of what `columns` wrote, whose rows are `width` long. Channels of `out`
 // are `pitch` apart; with a bias it is what they end as, else their sums.
-INLINE void convolve_all(convolution c, convolve_block *block, const float *in, int planes, int plane, int rows,
-                         int width, const float *weights, int positions, float *out, int pitch, const float *bias) {
-    const int channels = c.out_channels / c.groups, blocks = (channels + c.block - 1) / c.block;
-    for (int i = 0; i < c.groups * blocks; i++, weights += planes * rows * c.block) {
-        const int channel = i / blocks * channels + i % blocks * c.block;
+INLINE void convolve_all(convolution c, blocks which, convolve_block *block, const float *in, int planes, int plane,
+                         int rows, int width, const float *weights, int positions, float *out, int pitch,
+                         const float *bias) {
+    const int blocks = blocks_of(c) / c.groups;
+    weights += which.first * planes * rows * c.block;
+    for (int i = which.first; i < which.end; i++, weights += planes * rows * c.block) {
+        const int channel = channel_of(c, i);
         const ending end = {bias + (bias ? channel : 0), c.low, c.high};
         block(in + i / blocks * planes * plane, planes, plane, rows, c.dilation_height * width, weights, positions,
               out + channel * pitch, pitch, bias ? &end : NULL);
@@ -289,11 +328,12 @@ INLINE void convolve_all(convolution c, convolve_block *block, const float *in, 
 
 // A convolution as it is written: sums over channels, rows and columns of the kernel.
 INLINE void plain_convolution(convolution c, convolve_block *block, const float *weights, const float *bias,
-                              const float *in, float *out, float *memory) {
+                              const float *in, float *out, float *memory, int part, int parts) {
+    const blocks which = blocks_for(c, part, parts);
     const int shared = c.stride_height == 1;  // then the rows of columns serve all rows of the kernel
     const int kernel_rows = shared ? 1 : c.kernel_height, span = (c.kernel_height - 1) * c.dilation_height;
     const int width = inside(c) ? c.width : (c.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width + 1;
-    for (int y = 0; y < c.out_height; y += c.strip) {
+    for (int y = which.strip * c.strip; y < c.out_height; y += which.step * c.strip) {
         const int rows = least(c.strip, c.out_height - y), read = (rows - 1) * c.stride_height + span + 1;
         const int kept = shared ? read : rows, planes = c.channels * kernel_rows * c.kernel_width;
         const int positions = rows * c.out_width, pitch = room(positions), plane = c.out_height * c.out_width;
@@ -305,22 +345,22 @@ INLINE void plain_convolution(convolution c, convolve_block *block, const float 
         if (!untouched(c))
             columns(from, NULL, c.channels, (inside(c) ? c.height : read) * width, width, kernel_rows, c.dilation_height,
                     c.kernel_width, c.dilation_width, c.stride_height, c.stride_width, kept, c.out_width, column);
-        convolve_all(c, block, untouched(c) ? from : column, planes / c.groups, untouched(c) ? c.height * c.width : kept * c.out_width,
+        convolve_all(c, which, block, untouched(c) ? from : column, planes / c.groups, untouched(c) ? c.height * c.width : kept * c.out_width,
                      shared ? c.kernel_height : 1, c.out_width, weights, positions, direct ? out + y * c.out_width : sum,
                      direct ? plane : pitch, direct ? bias : NULL);
         if (direct) continue;
-        for (int channel = 0; channel < c.out_channels; channel++) {
+        for (int channel = channel_of(c, which.first); channel < channel_of(c, which.end); channel++) {
             float *to = out + (channel * c.out_height + y) * c.out_width / (c.pooled ? 4 : 1), *s = sum + channel * pitch;
             if (!c.pooled)
                 for (int i = 0; i < positions; i += LANES)
-                    store_row(to + i, moved(load(s + i), bias[channel], c.low, c.high), positions - i, 1);
+                    store_row(to + i, moved(load(s + i), bias[channel], c.low, c.high), positions - i);
             else
                 for (int row = 0; row < rows; row += 2, s += 2 * c.out_width, to += c.out_width / 2)
                     for (int x = 0; x < c.out_width / 2; x += LANES) {
                         const vec first = larger(load(s + 2 * x), load(s + 2 * x + c.out_width));
                         const vec second = larger(load(s + 2 * x + LANES), load(s + 2 * x + c.out_width + LANES));
                         const vec found = larger(SHUFFLE(first, second, EVERY_SECOND(0)), SHUFFLE(first, second, EVERY_SECOND(1)));
-                        store_row(to + x, moved(found, bias[channel], c.low, c.high), c.out_width / 2 - x, row == rows - 2);
+                        store_row(to + x, moved(found, bias[channel], c.low, c.high), (rows - row) / 2 * (c.out_width / 2) - x);
                     }
         }
     }
@@ -342,26 +382,27 @@ INLINE void phases(const float *in, int channels, int plane, int row, int rows, 
 enum { TILE = 32, WIDE = LANES == 16 ? 32 : 16 };  // output channels side by side in the weights, and in registers
 enum { AT_ONCE = (REGISTERS == 32 ? 24 : 12) * LANES / WIDE };  // most positions whose sums are in registers
 
-// `positions` × WIDE sums in registers: output channels side by side, each vector of weights read once for all positions.
-INLINE void tall_sums(const int positions, const float *in, int planes, int plane, int rows, int row, const float *weights,
-                      int more, float *out) {
+// `positions` × `wide` sums in registers: outputs side by side, each vector of weights read once for all positions, which
+// are `step` apart. The weights of an input are followed by those of the next one after `tile` of them.
+INLINE void tall_sums(const int positions, const int wide, const int tile, const float *in, int step, int planes, int plane,
+                      int rows, int row, const float *weights, int more, float *out) {
     vec sum[AT_ONCE][WIDE / LANES];
     UNROLL for (int i = 0; i < positions; i++) {
-        UNROLL for (int v = 0; v < WIDE / LANES; v++) sum[i][v] = (vec){0};
+        UNROLL for (int v = 0; v < wide / LANES; v++) sum[i][v] = (vec){0};
     }
     for (int p = 0; p < planes; p++, in += plane) {
         const float *from = in;
-        for (int r = 0; r < rows; r++, from += row, weights += TILE) {
+        for (int r = 0; r < rows; r++, from += row, weights += tile) {
             vec w[WIDE / LANES];
-            UNROLL for (int v = 0; v < WIDE / LANES; v++) w[v] = load(weights + v * LANES);
+            UNROLL for (int v = 0; v < wide / LANES; v++) w[v] = load(weights + v * LANES);
             UNROLL for (int i = 0; i < positions; i++) {
-                UNROLL for (int v = 0; v < WIDE / LANES; v++) sum[i][v] += w[v] * from[i];
+                UNROLL for (int v = 0; v < wide / LANES; v++) sum[i][v] += w[v] * from[i * step];
             }
         }
     }
     UNROLL for (int i = 0; i < positions; i++) {
-        UNROLL for (int v = 0; v < WIDE / LANES; v++) {
-            float *to = out + i * TILE + v * LANES;
+        UNROLL for (int v = 0; v < wide / LANES; v++) {
+            float *to = out + i * tile + v * LANES;
             store(to, more ? load(to) + sum[i][v] : sum[i][v]);
         }
     }
@@ -399,60 +440,67 @@ INLINE void into_planes(const float *sum, const float *bias, float low, float hi
             out[channel * positions + i] = clamp(sum[i * TILE + channel] + bias[channel], low, high);
 }
 
-// A convolution of few positions and many channels: vectors go over the output channels, TILE at a time.
+// A convolution of few positions and many channels: vectors go over the output channels, TILE at a time. Of `count`
+// examples, which lie `in_step` and `out_step` apart, so that weights are read once for all of them.
 INLINE void tall_convolution(convolution c, const float *weights, const float *bias, const float *in, float *out,
-                             float *memory) {
-    const int shared = c.stride_height == 1, positions = c.out_height * c.out_width;
+                             int in_step, int out_step, int count, float *memory, int part, int parts) {
+    const int shared = c.stride_height == 1, positions = c.out_height * c.out_width, row = c.dilation_height * c.out_width;
     const int kernel_rows = shared ? 1 : c.kernel_height, rows = shared ? c.kernel_height : 1;
     const int read = (c.out_height - 1) * c.stride_height + (c.kernel_height - 1) * c.dilation_height + 1;
     const int width = inside(c) ? c.width : (c.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width + 1;
     const int kept = shared ? read : c.out_height, planes = c.channels * kernel_rows * c.kernel_width;
-    const int plain = untouched(c);
-    const int parts = (planes * rows + SUMMED - 1) / SUMMED, most_planes = (planes + parts - 1) / parts;
-    const int blocks = (positions + AT_ONCE - 1) / AT_ONCE, some = (positions + blocks - 1) / blocks;
-    float *sum = memory, *column = sum + room(TILE * positions + 16);
-    float *padded = column + (plain ? 0 : room(planes * kept * c.out_width + 16));
-    const int plane = plain ? c.height * c.width : kept * c.out_width;
-    if (!plain) {
+    const int sections = (planes * rows + SUMMED - 1) / SUMMED, most_planes = (planes + sections - 1) / sections;
+    const int blocks = (positions + AT_ONCE - 1) / AT_ONCE, some = (positions + blocks - 1) / blocks, last = (blocks - 1) * some;
+    const int plane = untouched(c) ? c.height * c.width : kept * c.out_width, sums = TILE * positions;
+    const int from_step = untouched(c) ? in_step : room(planes * kept * c.out_width + 16);
+    float *sum = memory, *column = sum + room(sums * count + 16), *padded = column + count * from_step;
+    const float *from = untouched(c) ? in : column;
+    for (int i = 0; i < count && !untouched(c); i++, in += in_step) {
         if (!inside(c)) surrounded(c, in, 0, read, width, padded);
         columns(inside(c) ? in : padded, NULL, c.channels, (inside(c) ? c.height : read) * width, width, kernel_rows,
                 c.dilation_height, c.kernel_width, c.dilation_width, c.stride_height, c.stride_width, kept, c.out_width,
-                column);
+                column + i * from_step);
     }
-    const float *from = plain ? in : column;
-    for (int tile = 0; tile < c.out_channels; tile += TILE) {
-        for (int done = 0; done < planes; done += most_planes) {
+    const int tiles = (c.out_channels + TILE - 1) / TILE, end = share(tiles, part + 1, parts);
+    for (int tile = share(tiles, part, parts); tile < end; tile++) {
+        const float *w = weights + (size_t)tile * TILE * planes * rows;
+        for (int done = 0; done < planes; done += most_planes, w += most_planes * rows * TILE) {
             const int now = least(most_planes, planes - done);
-            for (int half = 0; half < TILE; half += WIDE) {
-                const float *w = weights + half, *x = from + done * plane;
-                for (int i = 0; i < blocks - 1; i++)
-                    tall_sums(some, x + i * some, now, plane, rows, c.dilation_height * c.out_width, w, done,
-                              sum + half + i * some * TILE);
-                tall_sums(positions - (blocks - 1) * some, x + (blocks - 1) * some, now, plane, rows,
-                          c.dilation_height * c.out_width, w, done, sum + half + (blocks - 1) * some * TILE);
+            for (int k = 0; k < count * (TILE / WIDE); k++) {
+                const int half = k % (TILE / WIDE) * WIDE, example = k / (TILE / WIDE);
+                const float *x = from + example * from_step + done * plane;
+                float *to = sum + example * sums + half;
+                for (int i = 0; i < last; i += some)
+                    tall_sums(some, WIDE, TILE, x + i, 1, now, plane, rows, row, w + half, done, to + i * TILE);
+                tall_sums(positions - last, WIDE, TILE, x + last, 1, now, plane, rows, row, w + half, done, to + last * TILE);
             }
-            weights += now * rows * TILE;
         }
-        into_planes(sum, bias + tile, c.low, c.high, least(TILE, c.out_channels - tile), positions, out + tile * positions);
+        for (int example = 0; example < count; example++)
+            into_planes(sum + example * sums, bias + tile * TILE, c.low, c.high, least(TILE, c.out_channels - tile * TILE),
+                        positions, out + example * out_step + tile * TILE * positions);
     }
 }
 
 // A convolution of every channel by a kernel of its own, some channels at a time and a row of outputs at a time. With a
 // stride of 2 the even columns of the input lie before the odd ones.
 INLINE void depthwise_convolution(convolution c, const float *weights, const float *bias, const float *in, float *out,
-                                  float *memory) {
+                                  float *memory, int part, int parts) {
     const int span = (c.kernel_height - 1) * c.dilation_height, read = (c.out_height - 1) * c.stride_height + span + 1;
     const int half = c.out_width + c.kernel_width / 2, taps = c.kernel_height * c.kernel_width;
     const int width = c.stride_width == 2 ? 2 * half : c.out_width + (c.kernel_width - 1) * c.dilation_width;
     const int row = c.stride_width == 2 ? half : width;
+    const int chunks = (c.channels + c.block - 1) / c.block;
     float *even = memory + room(c.block * read * width + 16), *odd = even + room(c.block * read * half + 16);
-    for (int first = 0; first < c.channels; first += c.block, in += c.block * c.height * c.width) {
+    const int end = least(c.channels, share(chunks, part + 1, parts) * c.block);
+    for (int first = share(chunks, part, parts) * c.block; first < end; first += c.block) {
         convolution some = c;
-        some.channels = least(c.block, c.channels - first);
-        surrounded(some, in, 0, read, width, memory);
+        some.channels = least(c.block, end - first);
+        surrounded(some, in + first * c.height * c.width, 0, read, width, memory);
         if (c.stride_width == 2) phases(memory, some.channels, read * width, width, read, half, even, odd);
-        for (int channel = first; channel < first + some.channels; channel++, weights += taps)
-            for (int y = 0; y < c.out_height; y++, out += c.out_width)
+        for (int channel = first; channel < first + some.channels; channel++)
+            for (int y = 0; y < c.out_height; y++) {
+                float *to = out + (channel * c.out_height + y) * c.out_width;
+                const int left = (end - channel) * c.out_height * c.out_width - y * c.out_width;
                 for (int x = 0; x < c.out_width; x += LANES) {
                     vec sum = all(bias[channel]);
                     UNROLL for (int k = 0; k < taps; k++) {
@@ -461,11 +509,11 @@ INLINE void depthwise_convolution(convolution c, const float *weights, const flo
                         const float *from = c.stride_width != 2 ? memory + at + column * c.dilation_width
                                             : column % 2        ? odd + at + column / 2
                                                                 : even + at + column / 2;
-                        sum += load(from) * weights[k];
+                        sum += load(from) * weights[channel * taps + k];
                     }
-                    store_row(out + x, moved(sum, 0, c.low, c.high), c.out_width - x,
-                              channel == c.channels - 1 && y == c.out_height - 1);
+                    store_row(to + x, moved(sum, 0, c.low, c.high), left - x);
                 }
+            }
     }
 }
 
@@ -475,10 +523,11 @@ INLINE void depthwise_convolution(convolution c, const float *weights, const flo
 // Source: Z.-J. Mou, P. Duhamel, "Short-length FIR filters and their use in fast nonrecursive filtering", 1991.
 INLINE void fast_convolution(convolution c, convolve_block *block, const float *even_weights,
                              const float *odd_weights, const float *both_weights, const float *bias, const float *in,
-                             float *out, float *memory) {
+                             float *out, float *memory, int part, int parts) {
+    const blocks which = blocks_for(c, part, parts);
     const int longer = (c.kernel_width + 1) / 2, shorter = c.kernel_width / 2, half = (c.out_width + 1) / 2;
     const int width = half + longer, span = (c.kernel_height - 1) * c.dilation_height, blocked = c.out_channels + c.block;
-    for (int y = 0; y < c.out_height; y += c.strip) {
+    for (int y = which.strip * c.strip; y < c.out_height; y += which.step * c.strip) {
         const int rows = least(c.strip, c.out_height - y), read = rows + span, size = room(c.channels * read * width + 16);
         const int count = rows * half, pitch = room(count), wide_pitch = room(count + rows);
         float *even = memory, *odd = even + size, *padded = odd + size;
@@ -491,34 +540,34 @@ INLINE void fast_convolution(convolution c, convolve_block *block, const float *
         else
             phases(padded, c.channels, read * 2 * width, 2 * width, read, width, even, odd);
         columns(even, NULL, c.channels, read * width, width, 1, 0, longer, 1, 1, 1, read, half + 1, column);
-        convolve_all(c, block, column, c.channels / c.groups * longer, read * (half + 1), c.kernel_height, half + 1,
+        convolve_all(c, which, block, column, c.channels / c.groups * longer, read * (half + 1), c.kernel_height, half + 1,
                      even_weights, count + rows, even_sums, wide_pitch, NULL);
         columns(odd, NULL, c.channels, read * width, width, 1, 0, shorter, 1, 1, 1, read, half, column);
-        convolve_all(c, block, column, c.channels / c.groups * shorter, read * half, c.kernel_height, half,
+        convolve_all(c, which, block, column, c.channels / c.groups * shorter, read * half, c.kernel_height, half,
                      odd_weights, count, odd_sums, pitch, NULL);
         columns(odd, even + 1, c.channels, read * width, width, 1, 0, longer, 1, 1, 1, read, half, column);
-        convolve_all(c, block, column, c.channels / c.groups * longer, read * half, c.kernel_height, half,
+        convolve_all(c, which, block, column, c.channels / c.groups * longer, read * half, c.kernel_height, half,
                      both_weights, count, both_sums, pitch, NULL);
-        for (int channel = 0; channel < c.out_channels; channel++) {
+        for (int channel = channel_of(c, which.first); channel < channel_of(c, which.end); channel++) {
             const float *e = even_sums + channel * wide_pitch, *o = odd_sums + channel * pitch;
             const float *b = both_sums + channel * pitch;
             float *to = out + (channel * c.out_height + y) * c.out_width / (c.pooled ? 4 : 1);
             for (int row = 0; row < rows; row += 1 + c.pooled) {
-                const int last = row + c.pooled == rows - 1;
+                const int left = c.pooled ? (rows - row) / 2 * half : (rows - row) * c.out_width;
                 for (int x = 0; x < half; x += LANES) {
                     vec first = load(e + x) + load(o + x), second = load(b + x) - load(e + x + 1) - load(o + x);
                     if (c.pooled) {
                         const float *p = e + x + half + 1, *q = o + x + half, *r = b + x + half;
                         first = larger(first, second);
                         second = larger(load(p) + load(q), load(r) - load(p + 1) - load(q));
-                        store_row(to + x, moved(larger(first, second), bias[channel], c.low, c.high), half - x, last);
+                        store_row(to + x, moved(larger(first, second), bias[channel], c.low, c.high), left - x);
                     } else {
                         first = moved(first, bias[channel], c.low, c.high);
                         second = moved(second, bias[channel], c.low, c.high);
-                        store_row(to + 2 * x, SHUFFLE(first, second, IN_TURN(0)), c.out_width - 2 * x, last);
+                        store_row(to + 2 * x, SHUFFLE(first, second, IN_TURN(0)), left - 2 * x);
                         if (c.out_width - 2 * x > LANES)
                             store_row(to + 2 * x + LANES, SHUFFLE(first, second, IN_TURN(LANES / 2)),
-                                      c.out_width - 2 * x - LANES, last);
+                                      left - 2 * x - LANES);
                     }
                 }
                 e += (1 + c.pooled) * (half + 1), o += (1 + c.pooled) * half, b += (1 + c.pooled) * half;
@@ -553,8 +602,32 @@ INLINE void matrix_vector(const float *weights, const float *bias, int inputs, i
             UNROLL for (int v = 0; v < 16 / LANES; v++) total[v] += (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]);
         }
         for (int v = 0; v * LANES < least(16, outputs - tile); v++)
-            store_row(out + tile + v * LANES, moved(total[v], 0, low, high), outputs - tile - v * LANES, 1);
+            store_row(out + tile + v * LANES, moved(total[v], 0, low, high), outputs - tile - v * LANES);
     }
+}
+
+enum { ROWS = LANES == 16 ? 8 : REGISTERS == 32 || LANES == 8 ? 4 : 2 };  // vectors that a matrix is read once for
+
+// `count` vectors, `in_step` apart, by a matrix in the same tiles.
+INLINE void matrix_rows(const float *weights, const float *bias, int inputs, int outputs, float low, float high,
+                        const float *in, float *out, int in_step, int out_step, int count, int part, int parts) {
+    const int tiles = (outputs + 15) / 16, first = share(tiles, part, parts) * 16;
+    const int some = least(outputs, share(tiles, part + 1, parts) * 16) - first;
+    weights += (size_t)first * inputs, bias += first, out += first;
+    for (; count >= ROWS; count -= ROWS, in += ROWS * in_step, out += ROWS * out_step)
+        for (int tile = 0; tile < some; tile += 16) {
+            ALIGNED float sum[ROWS * 16];
+            for (int done = 0; done < inputs; done += SUMMED)
+                tall_sums(ROWS, 16, 16, in + done, in_step, least(SUMMED, inputs - done), 1, 1, 0,
+                          weights + ((size_t)tile * inputs + done * 16), done, sum);
+            for (int i = 0; i < ROWS; i++)
+                for (int v = 0; v * LANES < least(16, some - tile); v++)
+                    store_row(out + i * out_step + tile + v * LANES,
+                              moved(load(sum + i * 16 + v * LANES) + load(bias + tile + v * LANES), 0, low, high),
+                              some - tile - v * LANES);
+        }
+    for (; count > 0; count--, in += in_step, out += out_step)
+        matrix_vector(weights, bias, inputs, some, low, high, in, out);
 }
 
 // What a gated recurrent unit makes of its three gates, from the input and from the state.
@@ -575,18 +648,29 @@ INLINE void matrix_matrix(const float *left, const float *right, int rows, int i
     }
 }
 
-// The largest value of each window of kernel[0] × kernel[1]; `stride` and `pad` likewise.
+// The largest value of each window of kernel[0] × kernel[1]; `stride` and `pad` likewise. First of the rows, a row with
+// the least of all numbers around it, then of its columns.
 INLINE void max_pool(const float *in, int planes, int height, int width, const int kernel[2], const int stride[2],
-                     const int pad[2], int out_height, int out_width, float *out) {
-    for (int plane = 0; plane < planes; plane++, in += height * width)
-        for (int i = 0; i < out_height * out_width; i++) {
-            const int top = i / out_width * stride[0] - pad[0], left = i % out_width * stride[1] - pad[1];
-            float found = -INFINITY;
-            for (int y = most(top, 0); y < least(top + kernel[0], height); y++)
-                for (int x = most(left, 0); x < least(left + kernel[1], width); x++)
-                    found = in[y * width + x] > found ? in[y * width + x] : found;
-            *out++ = found;
+                     const int pad[2], int out_height, int out_width, float *out, float *memory, int part, int parts) {
+    const int wide = (out_width - 1) * stride[1] + kernel[1];
+    for (int i = share(planes, part, parts) * out_height; i < share(planes, part + 1, parts) * out_height; i++) {
+        const int top = i % out_height * stride[0] - pad[0], end = least(top + kernel[0], height);
+        const float *from = in + i / out_height * height * width;
+        float *row = memory + pad[1], *to = out + i * out_width;
+        for (int x = 0; x < width; x += LANES) {
+            vec found = all(-INFINITY);
+            for (int y = most(top, 0); y < end; y++) found = larger(load(from + y * width + x), found);
+            store(row + x, found);
         }
+        for (int x = 0; x < pad[1]; x++) memory[x] = -INFINITY;
+        for (int x = width + pad[1]; x < wide; x++) memory[x] = -INFINITY;
+        for (int x = 0; x < out_width; x++) {
+            float found = -INFINITY;
+            for (int k = 0; k < kernel[1]; k++)
+                found = memory[x * stride[1] + k] > found ? memory[x * stride[1] + k] : found;
+            to[x] = found;
+        }
+    }
 }
 
 // Over `size` values that lie `inner` apart.

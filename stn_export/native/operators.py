@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from stn_export.native.convolution import convolution, pair
+from stn_export.native.convolution import HEAVY, convolution, pair
 from stn_export.native.graph import Shape, arguments, axes_of, name_of, refusal
-from stn_export.native.writer import Value, Writer, contiguous, loops, scalar
+from stn_export.native.writer import SLACK, Value, Writer, contiguous, loops, scalar
 from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, operand, operator_of
 
 POINTWISE = {  # the names in braces are PyTorch's argument names
@@ -198,10 +198,11 @@ def linear(w: Writer, node: Node) -> None:
     matrix = tiled(w, node.name, weight, None if args.bias is None else w.data(args.bias, node))
     last, low, high = w.clamped(node)
     out, (outputs, inputs) = w.new(last), weight.shape
-    call = f"matrix_vector({matrix}, {scalar(low)}, {scalar(high)}"
-    rows, strides = (x.count // inputs,), [(inputs,), (outputs,)]
-    lines = loops(rows, strides, lambda at: [f"{call}, {x.at(at[0])}, {out.at(at[1])});"])
-    w.step(node, lines, [x, out], multiply_adds=math.prod(rows) * inputs * outputs)
+    rows = x.count // inputs
+    joint = rows == 1 and bool(x.root) and weight.numel() >= HEAVY
+    examples = f"pitch_{x.root}, pitch_{out.root}, count" if joint else f"{inputs}, {outputs}, {rows}"
+    call = f"matrix_rows({matrix}, {scalar(low)}, {scalar(high)}, {x.text}, {out.text}, {examples}, part, parts);"
+    w.step(node, [call], [x, out], multiply_adds=rows * inputs * outputs, shared=True, joint=joint)
 
 
 def matmul(w: Writer, node: Node) -> None:
@@ -246,7 +247,9 @@ def max_pool(w: Writer, node: Node) -> None:
     pairs = [pair(setting) for setting in (args.kernel_size, args.stride or args.kernel_size, args.padding)]
     texts = [f"(const int[]){{{', '.join(map(str, values))}}}" for values in pairs]
     sizes = f"{math.prod(x.shape[:-2])}, {x.shape[-2]}, {x.shape[-1]}, {', '.join(texts)}"
-    w.step(node, [f"max_pool({x.text}, {sizes}, {out.shape[-2]}, {out.shape[-1]}, {out.text});"], [x, out])
+    call = f"max_pool({x.text}, {sizes}, {out.shape[-2]}, {out.shape[-1]}, {out.text}, scratch, part, parts);"
+    room = max(x.shape[-1] + pairs[2][1], (out.shape[-1] - 1) * pairs[1][1] + pairs[0][1]) + 2 * SLACK
+    w.step(node, [call], [x, out], room, shared=True)
 
 
 def resampled(w: Writer, node: Node) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,21 @@ from stn_export.errors import UserError, require_choice
 from stn_export.native.build import HERE, TARGETS, flags_of
 from stn_export.native.graph import name_of, one_example, refusal
 from stn_export.native.operators import OPERATORS, VIEWS
-from stn_export.native.writer import Step, Value, Writer, planned, scalar
+from stn_export.native.writer import Plan, Step, Value, Writer, planned, scalar
 from stn_export.program.capture import operand, outputs_of
 from stn_export.program.program import Program
 from stn_export.program.specs import TensorSpec
 
-ABI = 1
+ABI = 2
 FOLDER = Path(__file__).parent
 INSIDE = 1 << 18  # most weights that are written into the source; more go to a .bin beside it
 ON_STACK = 1 << 20  # most bytes of memory that are taken from the caller's stack
 LINE = 10  # per line
 TYPES = {"float32": "float", "uint8": "uint8_t", "int64": "int64_t", "int32": "int32_t", "bool": "uint8_t"}
-TAKEN = ("n", "i", "memory", "bytes", "aligned", "int", "char", "float", "double", "long", "short", "const", "default")
+TAKEN = (
+    "n", "i", "memory", "bytes", "part", "parts", "meeting", "own", "divided", "end", "count", "all_memory", "network",
+    "int", "char", "float", "double", "long", "short", "const", "default",
+)  # fmt: skip
 BINARY = """\
 // The weights; give the path with -DWEIGHTS='"..."' where the compiler does not run beside it.
 #ifndef WEIGHTS
@@ -122,10 +126,9 @@ class _Array:
     inside: str
     count: int
 
-    @property
-    def moved(self) -> str:
-        """The C expression for its part of example i."""
-        return f"{self.word} + i * {self.count}" if self.spec.batched else self.word
+    def at(self, index: str, pointer: str) -> str:
+        """Return the C expression for its part of an example, behind a pointer to that of the first."""
+        return f"{pointer} + {index} * {self.count}" if self.spec.batched else pointer
 
 
 def _array(spec: TensorSpec, side: str, count: int) -> _Array:
@@ -154,13 +157,14 @@ def _give(w: Writer, value: Value, spec: TensorSpec) -> _Array:
 
 def _assembled(name: str, w: Writer, arrays: Sequence[_Array], facts: dict[str, str]) -> Source:
     """Fill the templates of all files."""
-    places, floats = planned(w.steps, {root: value.count for root, value in w.buffers.items()})
+    plan = planned(w.steps, {root: value.count for root, value in w.buffers.items()})
     count = sum(data.size for data in w.constants.values())
     binary, weights = _binary(name, w.constants) if count > INSIDE else (b"", _tables(w.constants))
     functions = "\n".join(w.functions.values())
-    steps = "\n".join(_step(index, step, places.get(f"scratch{index}")) for index, step in enumerate(w.steps))
+    steps = "\n".join(line for run in plan.runs for line in _run(w, plan, run, arrays))
     inputs = [array for array in arrays if array.kind.startswith("const")]
-    outputs, memory = arrays[len(inputs) :], 4 * floats + 64
+    outputs, block = arrays[len(inputs) :], 4 * -(-plan.size // 16) * 16
+    memory = block + 128
     declared, passed = ([f"{a.kind} *{a.word}" for a in arrays], [a.word for a in arrays])
     declared.insert(len(inputs), "size_t n")
     passed.insert(len(inputs), "n")
@@ -175,9 +179,12 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], facts: dict[str, 
         "outputs": ", ".join(f"{array.word} {array.spec.text}" for array in outputs),
         "sizes": "\n".join(f"    {upper}_{a.word.upper()} = {a.count},  // numbers of an example" for a in arrays),
         "arguments": ", ".join(declared),
-        "example": ", ".join(f"{array.kind} *{array.inside}" for array in arrays),
+        "passed": ", ".join(passed),
+        "firsts": ", ".join(f"{a.kind} *first_{a.word}" for a in arrays),
+        "moved": ", ".join(a.at("i", a.word) for a in arrays),
+        "group": plan.group,
+        "block": block // 4,
         "missing": " || ".join(f"{array.word} == NULL" for array in arrays),
-        "moved": ", ".join(array.moved for array in arrays),
         "stack": f"Takes {upper}_MEMORY bytes of the stack."
         if small
         else f"Too large for a stack: call {name}_run_in.",
@@ -189,11 +196,6 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], facts: dict[str, 
         "weights": weights,
         "functions": functions,
         "steps": steps,
-        "places": "\n".join(
-            f"    float *const {root} = memory + {places[root]};  // {'×'.join(map(str, value.shape))}"
-            for root, value in w.buffers.items()
-            if root in places
-        ),
     }
     code, header = (
         (FOLDER / file).read_text(encoding="utf-8").format(**fields) for file in ("template.c", "template.h")
@@ -201,9 +203,35 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], facts: dict[str, 
     return Source(name, code, header, binary)
 
 
-def _step(index: int, step: Step, place: int | None) -> str:
-    lines = [f"// {step.comment}", f"STEP({index})", *(re.sub(r"\bscratch\b", f"memory + {place}", line) for line in step.lines)]
-    return "\n".join(f"    {line}" for line in lines)
+def _run(w: Writer, plan: Plan, run: Sequence[int], arrays: "Sequence[_Array]") -> list[str]:
+    """Write a run of steps: for one example after the other, or a joint step for all at once."""
+    steps = [w.steps[index] for index in run]
+    lines = list(_in_turn(run, steps, plan))
+    roots = [root for root in w.buffers if any(root in step.touched for step in steps)]
+    example = "" if steps[0].joint else " + e * {}"
+    heads = [
+        f"float *const {root} = memory + {plan.places[root]}{example.format(plan.pitches[root]) if root in plan.pitches else ''};"
+        f"  // {'×'.join(map(str, w.buffers[root].shape))}"
+        for root in roots
+    ]
+    if steps[0].joint:
+        heads += [f"const int pitch_{root} = {plan.pitches.get(root, 0)};" for root in roots]
+    text = "\n".join(lines)
+    heads += [f"{a.kind} *const {a.inside} = {a.at('e', f'first_{a.word}')};" for a in arrays if re.search(rf"\b{a.inside}\b", text)]
+    opening = "{" if steps[0].joint else "for (int e = 0; e < count; e++) {"
+    return [f"    {opening}", *(f"        {line}" for line in [*heads, *lines]), "    }"]
+
+
+def _in_turn(run: Sequence[int], steps: Sequence[Step], plan: Plan) -> Iterator[str]:
+    """Write steps; what is not shared is done by the first thread, and threads meet before others read it."""
+    for shared, group in groupby(zip(run, steps, strict=True), lambda pair: pair[1].shared):
+        lines = []
+        for index, step in group:
+            place = plan.places.get(f"scratch{index}")
+            lines += [f"// {step.comment}", f"STEP({index})"]
+            lines += [re.sub(r"\bscratch\b", f"own + {place}", line) for line in step.lines]
+            lines += ["meet(meeting, parts);"] * shared
+        yield from lines if shared else ["if (part == 0) {", *(f"    {line}" for line in lines), "}", "meet(meeting, parts);"]
 
 
 def _tables(constants: dict[str, np.ndarray]) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -40,12 +41,18 @@ class Value:
 
 @dataclass(frozen=True)
 class Step:
-    """A few lines of the run, the buffers they touch and the floats of scratch they need."""
+    """A few lines of the run, the buffers they touch and the floats of scratch they need.
+
+    The lines of a ``shared`` step give ``part`` and ``parts`` to a function that divides its work among threads; those
+    of a ``joint`` step compute ``count`` examples at once, ``pitch_<buffer>`` apart.
+    """
 
     comment: str
     lines: tuple[str, ...]
     touched: frozenset[str]
     scratch: int = 0
+    shared: bool = False
+    joint: bool = False
 
 
 @dataclass
@@ -86,15 +93,23 @@ class Writer:
         return value
 
     def step(
-        self, what: Node | str, lines: Sequence[str], values: Sequence[Value], scratch: int = 0, multiply_adds: int = 0
+        self,
+        what: Node | str,
+        lines: Sequence[str],
+        values: Sequence[Value],
+        scratch: int = 0,
+        multiply_adds: int = 0,
+        shared: bool = False,
+        joint: bool = False,
     ) -> None:
         """Add lines to the run; ``values`` are read or written, and ``scratch`` in the lines points to scratch.
 
-        ``multiply_adds`` are those that the network states for one example.
+        ``multiply_adds`` are those that the network states for one example; see ``Step`` for the rest.
         """
         comment = what if isinstance(what, str) else f"{name_of(what)} at {location(what)}"
         comment += f", {multiply_adds:,} multiply-adds" if multiply_adds else ""
-        self.steps.append(Step(comment, tuple(lines), frozenset(value.root for value in values) - {""}, scratch))
+        touched = frozenset(value.root for value in values) - {""}
+        self.steps.append(Step(comment, tuple(lines), touched, scratch, shared, joint))
 
     def follower(self, node: Node, *names: str) -> Node | None:
         """Return a node's only reader if it is one of these operators, else None."""
@@ -159,27 +174,59 @@ def scalar(number: float) -> str:
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
-def planned(steps: Sequence[Step], sizes: dict[str, int]) -> tuple[dict[str, int], int]:
-    """Place the buffers in one block, those never needed at the same time on top of each other.
+GROUP = 8  # examples that joint steps compute at once
 
-    A step's scratch is the buffer ``scratch<index>``, and is added to ``sizes``.
 
-    Returns:
-        Where each buffer begins, and the size of the block, both in floats.
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lies in the memory of a run, in floats.
+
+    Attributes:
+        runs: steps by index, in runs: of steps that are done for one example after the other, or a single joint step.
+        places: where each buffer begins, scratch included, which is called ``scratch<index>``.
+        pitches: how far the examples of a buffer are apart, for those that outlive a run; all others hold one example.
+        size: of the whole.
     """
-    lives: dict[str, list[int]] = {}
-    for index, step in enumerate(steps):
-        scratch = {f"scratch{index}"} if step.scratch else set()
-        sizes |= dict.fromkeys(scratch, step.scratch)
-        for name in sorted(step.touched | scratch):
-            lives.setdefault(name, [index, index])[1] = index
-    rooms = {name: -(-sizes[name] // 16) * 16 + SLACK for name in lives}  # whole cache lines
+
+    runs: tuple[tuple[int, ...], ...]
+    places: dict[str, int]
+    pitches: dict[str, int]
+    size: int
+
+    @property
+    def group(self) -> int:
+        """The examples of one pass through the network."""
+        return GROUP if self.pitches else 1
+
+
+def planned(steps: Sequence[Step], sizes: dict[str, int]) -> Plan:
+    """Place the buffers in one block, those never needed at the same time on top of each other."""
+    runs = [tuple(run) for _, run in groupby(range(len(steps)), lambda index: index if steps[index].joint else -1)]
+    names = [step.touched | ({f"scratch{index}"} if step.scratch else set()) for index, step in enumerate(steps)]
+    where: dict[str, list[int]] = {}
+    for index, run in enumerate(runs):
+        for name in sorted(set().union(*(names[step] for step in run))):
+            where.setdefault(name, []).append(index)
+    several = len(runs) > 1
+    pitches = {name: _whole(sizes[name]) for name, found in where.items() if several and len(found) > 1}
+    rooms, lives = {}, {}
+    for name, found in where.items():
+        steps_of = [step for index in found for step in runs[index]]
+        used = steps_of if name in pitches else [step for step in steps_of if name in names[step]]
+        lives[name] = used[0], used[-1]
+        scratch = steps[used[0]].scratch * (GROUP if steps[used[0]].joint else 1) if name not in sizes else 0
+        rooms[name] = pitches[name] * GROUP if name in pitches else _whole(sizes.get(name, scratch))
     places: dict[str, int] = {}
-    for name, (first, last) in lives.items():
+    for name, (first, last) in sorted(lives.items(), key=lambda item: item[1][0]):
         place = 0
         for other in sorted(places, key=places.__getitem__):
             together = lives[other][0] <= last and first <= lives[other][1]
             if together and places[other] < place + rooms[name] and place < places[other] + rooms[other]:
                 place = places[other] + rooms[other]
         places[name] = place
-    return places, max((places[name] + rooms[name] for name in places), default=0)
+    return Plan(tuple(runs), places, pitches, max((places[name] + rooms[name] for name in places), default=0))
+
+
+def _whole(size: int) -> int:
+    """Return the room of a buffer: whole cache lines, and slack."""
+    return -(-size // 16) * 16 + SLACK
