@@ -138,7 +138,7 @@ def test_errors_have_codes(library: ctypes.CDLL, image: np.ndarray):
     assert not out.any()
     assert library.stn_run_in(given, one, found, room, size) == 0
     assert out.any()
-    assert library.stn_abi() == 1
+    assert library.stn_abi() == 2
 
 
 @needs("nm")

@@ -1,4 +1,4 @@
-"""Time networks of the size that people ship, as generated C beside ONNX Runtime and OpenVINO, and the C layer by layer.
+"""Time networks of the size that people ship, as generated C beside ONNX Runtime and OpenVINO, and the C by layer.
 
 Contenders take turns in blocks of random order, over several loads of each; ``--layers`` compiles the C with a clock
 around every step and shows what share of the processor's measured multiply-add peak each layer reaches.
@@ -184,7 +184,7 @@ def compared(name: str, batch: int, threads: int, times: dict[str, np.ndarray], 
     return row
 
 
-STEP = re.compile(r"// (\S+) at ([^\n]*?)(?:, ([\d,]+) multiply-adds)?\n    STEP\((\d+)\)")
+STEP = re.compile(r"// (\S+) at ([^\n]*?)(?:, ([\d,]+) multiply-adds)?\n +STEP\((\d+)\)")
 
 
 def layers(files: Files, batch: int, calls: int) -> list[list[str]]:

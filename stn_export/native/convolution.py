@@ -104,7 +104,11 @@ def convolution(w: Writer, node: Node) -> None:
     sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
     sizes += [int(pooled), _block(len(weight) // args.groups), 0]
     layer = Layer(*sizes)
-    ways = [_depthwise(layer, weight)] if layer.is_depthwise else [_plain(layer, weight), _fast(layer, weight), _tall(layer, weight)]
+    ways = (
+        [_depthwise(layer, weight)]
+        if layer.is_depthwise
+        else [_plain(layer, weight), _fast(layer, weight), _tall(layer, weight)]
+    )
     way = min(filter(None, ways), key=lambda way: way.cost)
     products = x.shape[0] * layer.out_height * len(weight) * weight.shape[1] * weight.shape[2] * way.per_row
     stated = math.prod(w.example.shapes[node]) * weight[0].numel()

@@ -648,6 +648,61 @@ INLINE void matrix_matrix(const float *left, const float *right, int rows, int i
     }
 }
 
+// The same where the left matrix lies in tiles of 16 rows, as `matrix_vector` takes it.
+INLINE void tiles_matrix(const float *left, const float *right, int rows, int inner, int across, float *out, int part,
+                         int parts) {
+    for (int tile = share((rows + 15) / 16, part, parts) * 16; tile < least(rows, share((rows + 15) / 16, part + 1, parts) * 16); tile += 16)
+        for (int x = 0; x < across; x += 4) {
+            ALIGNED float sum[4 * 16];
+            for (int done = 0; done < inner; done += SUMMED) {
+                const float *weights = left + ((size_t)tile * inner + done * 16), *from = right + done * across + x;
+                const int now = least(SUMMED, inner - done);
+                for (int k = 0; k < least(4, across - x); k += 2)
+                    if (across - x - k > 1)
+                        tall_sums(2, 16, 16, from + k, 1, now, across, 1, 0, weights, done, sum + k * 16);
+                    else
+                        tall_sums(1, 16, 16, from + k, 1, now, across, 1, 0, weights, done, sum + k * 16);
+            }
+            for (int row = 0; row < least(16, rows - tile); row++)
+                for (int k = 0; k < least(4, across - x); k++) out[(tile + row) * across + x + k] = sum[k * 16 + row];
+        }
+}
+
+// How an axis is resampled: each output is a sum of `taps` neighbours, the first of which is `first`.
+typedef struct {
+    int size, out_size, taps;
+    const int *first;
+    const float *weights;
+} resampling;
+
+// Some planes, along the axis first that makes them smaller.
+INLINE void resample(const float *in, int planes, resampling down, resampling across, float *out, float *memory, int part,
+                     int parts) {
+    const int rows_first = down.out_size < down.size, end = share(planes, part + 1, parts);
+    for (int plane = share(planes, part, parts); plane < end; plane++)
+        for (int turn = 0; turn < 2; turn++) {
+            const float *from = turn ? memory : in + plane * down.size * across.size;
+            float *to = turn ? out + plane * down.out_size * across.out_size : memory;
+            if (turn != rows_first) {
+                const int width = turn ? across.out_size : across.size;
+                for (int y = 0; y < down.out_size; y++, to += width)
+                    for (int x = 0; x < width; x += LANES) {
+                        vec sum = {0};
+                        for (int k = 0; k < down.taps; k++)
+                            sum += load(from + (down.first[y] + k) * width + x) * down.weights[y * down.taps + k];
+                        store_row(to + x, sum, turn ? (down.out_size - y) * width - x : LANES);
+                    }
+            } else
+                for (int y = 0; y < (turn ? down.out_size : down.size); y++, from += across.size, to += across.out_size)
+                    for (int x = 0; x < across.out_size; x++) {
+                        float sum = 0;
+                        for (int k = 0; k < across.taps; k++)
+                            sum += from[across.first[x] + k] * across.weights[x * across.taps + k];
+                        to[x] = sum;
+                    }
+        }
+}
+
 // The largest value of each window of kernel[0] × kernel[1]; `stride` and `pad` likewise. First of the rows, a row with
 // the least of all numbers around it, then of its columns.
 INLINE void max_pool(const float *in, int planes, int height, int width, const int kernel[2], const int stride[2],

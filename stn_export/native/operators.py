@@ -183,12 +183,16 @@ def padding(w: Writer, node: Node) -> None:
 def tiled(w: Writer, name: str, weight: Tensor, bias: Tensor | None) -> str:
     """Lay out a matrix (outputs × inputs) for ``matrix_vector``; return the arguments: names, inputs, outputs."""
     outputs, inputs = weight.shape
-    laid = weight.new_zeros(-(-outputs // 16) * 16, inputs + 1)
-    laid[:outputs, :inputs] = weight
-    laid[:outputs, inputs] = 0 if bias is None else bias
-    tiles = laid[:, :inputs].unflatten(0, (-1, 16)).transpose(1, 2)
-    names = w.constant(f"{name}_weights", tiles), w.constant(f"{name}_bias", laid[:, inputs])
-    return f"{', '.join(names)}, {inputs}, {outputs}"
+    biases = weight.new_zeros(-(-outputs // 16) * 16)
+    if bias is not None:
+        biases[:outputs] = bias
+    return f"{tiles(w, name, weight)}, {w.constant(f'{name}_bias', biases)}, {inputs}, {outputs}"
+
+
+def tiles(w: Writer, name: str, weight: Tensor) -> str:
+    """Lay out a matrix in tiles of 16 outputs, those of an input side by side; return its name."""
+    laid = torch.cat([weight, weight.new_zeros(-len(weight) % 16, weight.shape[1])])
+    return w.constant(f"{name}_weights", laid.unflatten(0, (-1, 16)).transpose(1, 2))
 
 
 def linear(w: Writer, node: Node) -> None:
@@ -211,6 +215,13 @@ def matmul(w: Writer, node: Node) -> None:
     inner, across = first.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
     rows = first.shape[-2] if len(first.shape) > 1 else 1
     lead = torch.broadcast_shapes(first.shape[:-2], right.shape[:-2])
+    if not first.root and len(first.shape) == 2 and len(right.shape) > 1:  # constant
+        left = tiles(w, node.name, w.data(operand(node), node))
+        step, into = contiguous(right.shape)[:-2], [*contiguous(out.shape)[:-2]]
+        call = f"tiles_matrix({left}, {{}}, {rows}, {inner}, {across}, {{}}, part, parts);"
+        lines = loops(lead, [step, into], lambda at: [call.format(right.at(at[0]), out.at(at[1]))])
+        w.step(node, lines, [right, out], multiply_adds=math.prod(lead) * rows * inner * across, shared=True)
+        return
     strides = [broadcast(value.shape, (*lead, *value.shape[-2:]))[: len(lead)] for value in (first, right)]
     strides.append(tuple(step * rows * across for step in contiguous(lead)))
 
@@ -264,16 +275,22 @@ def resampled(w: Writer, node: Node) -> None:
     scale = asked(torch.ones(1, height, width))[0, 0, 0]
     rows = asked(torch.eye(height)[:, :, None].expand(-1, -1, width))[:, :, 0].T  # out_height × height
     columns = asked(torch.eye(width)[:, None].expand(-1, height, -1))[:, 0] / scale  # width × out_width
-    names = [w.constant(f"{node.name}_{name}", data) for name, data in (("rows", rows), ("columns", columns))]
-    shape, strides = (math.prod(x.shape[:-2]),), [(height * width,), (out_height * out_width,)]
+    axes = [_axis(w, f"{node.name}_{name}", data) for name, data in (("down", rows), ("across", columns.T))]
+    call = f"resample({x.text}, {math.prod(x.shape[:-2])}, {axes[0]}, {axes[1]}, {out.text}, scratch, part, parts);"
+    room = max(out_height * width, height * out_width) + 2 * SLACK
+    w.step(node, [call], [x, out], room, shared=True)
 
-    def body(at: list[str]) -> list[str]:
-        return [
-            f"matrix_matrix({names[0]}, {x.at(at[0])}, {out_height}, {height}, {width}, scratch);",
-            f"matrix_matrix(scratch, {names[1]}, {out_height}, {width}, {out_width}, {out.at(at[1])});",
-        ]
 
-    w.step(node, loops(shape, strides, body), [x, out], out_height * width)
+def _axis(w: Writer, name: str, matrix: Tensor) -> str:
+    """Write how an axis is resampled by a matrix (outputs × inputs) of which few neighbours in a row are not zero."""
+    outputs, inputs = matrix.shape
+    indices = torch.arange(inputs).expand(outputs, -1)
+    first = indices.masked_fill(matrix == 0, inputs - 1).amin(1)
+    taps = int((indices.masked_fill(matrix == 0, 0).amax(1) - first).amax().clamp(min=0)) + 1
+    first = first.clamp(max=inputs - taps)
+    weights = w.constant(f"{name}_weights", matrix.gather(1, first[:, None] + torch.arange(taps)))
+    w.functions[name] = f"static const int c_{name}[] = {{{', '.join(map(str, first.tolist()))}}};\n"
+    return f"(resampling){{{inputs}, {outputs}, {taps}, c_{name}, {weights}}}"
 
 
 def reduced(begin: str, more: str, end: str, w: Writer, node: Node) -> None:

@@ -217,7 +217,11 @@ def _run(w: Writer, plan: Plan, run: Sequence[int], arrays: "Sequence[_Array]") 
     if steps[0].joint:
         heads += [f"const int pitch_{root} = {plan.pitches.get(root, 0)};" for root in roots]
     text = "\n".join(lines)
-    heads += [f"{a.kind} *const {a.inside} = {a.at('e', f'first_{a.word}')};" for a in arrays if re.search(rf"\b{a.inside}\b", text)]
+    heads += [
+        f"{a.kind} *const {a.inside} = {a.at('e', f'first_{a.word}')};"
+        for a in arrays
+        if re.search(rf"\b{a.inside}\b", text)
+    ]
     opening = "{" if steps[0].joint else "for (int e = 0; e < count; e++) {"
     return [f"    {opening}", *(f"        {line}" for line in [*heads, *lines]), "    }"]
 
@@ -231,7 +235,9 @@ def _in_turn(run: Sequence[int], steps: Sequence[Step], plan: Plan) -> Iterator[
             lines += [f"// {step.comment}", f"STEP({index})"]
             lines += [re.sub(r"\bscratch\b", f"own + {place}", line) for line in step.lines]
             lines += ["meet(meeting, parts);"] * shared
-        yield from lines if shared else ["if (part == 0) {", *(f"    {line}" for line in lines), "}", "meet(meeting, parts);"]
+        yield from (
+            lines if shared else ["if (part == 0) {", *(f"    {line}" for line in lines), "}", "meet(meeting, parts);"]
+        )
 
 
 def _tables(constants: dict[str, np.ndarray]) -> str:
