@@ -221,7 +221,7 @@ def captured(module: nn.Module, images: Tensor) -> Program:
 
 
 def run(source: Source, folder: Path, images: Tensor, outputs: int, parts: int, sanitizer: str) -> np.ndarray:
-    """What the C gives in one thread, then in several, in a process of its own: a sanitizer that finds something ends it."""
+    """What the C gives in one thread, then in several; a sanitizer that finds something ends the process."""
     path = folder / "net.c"
     source.write(path)
     main = folder / "main.c"

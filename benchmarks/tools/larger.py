@@ -32,6 +32,7 @@ from stn_export.native.source import write_source
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.results.statistics import ratio_interval
+from stn_export.results.text import counted
 from stn_export.run.environment import instruction_sets
 from stn_export.runners.base import Runner
 from stn_export.runners.native import Native
@@ -53,7 +54,7 @@ static inline void step(int index) {{
     if (step_now >= 0) step_seconds[step_now] += now - step_begun;
     step_now = index, step_begun = now;
 }}
-#define STEP(index) step(index);
+#define STEP(index) if (part == 0) step(index);
 """
 
 
@@ -187,16 +188,16 @@ def compared(name: str, batch: int, threads: int, times: dict[str, np.ndarray], 
 STEP = re.compile(r"// (\S+) at ([^\n]*?)(?:, ([\d,]+) multiply-adds)?\n +STEP\((\d+)\)")
 
 
-def layers(files: Files, batch: int, calls: int) -> list[list[str]]:
-    """Time each layer of the C on one thread, and compare the layers with the measured peak."""
+def layers(files: Files, batch: int, threads: int, calls: int) -> list[list[str]]:
+    """Time each layer of the C, and compare the layers with the measured peak of as many threads."""
     source = files.c.read_text(encoding="utf-8")
     count = len(re.findall(r"^ +STEP\(", source, re.MULTILINE))
     (files.c.parent / "clock.h").write_text(CLOCK.format(count=count), encoding="utf-8")
     library = files.c.with_name("clocked.so")
     build(files.c, library, ("-shared", "-fPIC", "-include", str(files.c.parent / "clock.h")))
-    runner = files.load(Native, 1)
+    runner = files.load(Native, threads)
     loaded = ctypes.CDLL(str(library))
-    runner.function = loaded.net_run_in
+    runner.function = loaded.net_run_part
     taken = (ctypes.c_double * count).in_dll(loaded, "step_seconds")
     step = runner.bind(files.program.contract.arrays(files.program.contract.random(batch)))
     samples = []
@@ -205,7 +206,7 @@ def layers(files: Files, batch: int, calls: int) -> list[list[str]]:
         step()
         samples.append([(after - first) / batch for after, first in zip(taken, before, strict=True)])
     medians = [statistics.median(values) for values in zip(*samples, strict=True)]
-    peak, whole = measured_peak(1)["flops"].get("fp32"), sum(medians)
+    peak, whole = measured_peak(threads)["flops"].get("fp32"), sum(medians)
     rows = []
     for operator, line, products, index in STEP.findall(source):
         number, used = int(products.replace(",", "") or 0), medians[int(index)]
@@ -230,11 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             files = Files.write(name, Path(folder))
             for batch in given.batches:
-                if given.layers:
-                    columns = ("step", "operator", "at", "multiply-adds", "us", "of all", "of peak")
-                    cli.table(f"{name}, batch {batch}, an example", columns, layers(files, batch, given.blocks))
-                    continue
                 for threads in given.threads:
+                    if given.layers:
+                        columns = ("step", "operator", "at", "multiply-adds", "us", "of all", "of peak")
+                        title = f"{name}, batch {batch}, {counted(threads, 'thread')}, an example"
+                        cli.table(title, columns, layers(files, batch, threads, given.blocks))
+                        continue
                     times = contest(files, batch, threads, given.blocks, given.loads)
                     rows.append(compared(name, batch, threads, times, given.loads))
                     cli.say(" ".join(rows[-1]))

@@ -211,17 +211,13 @@ def linear(w: Writer, node: Node) -> None:
 
 def matmul(w: Writer, node: Node) -> None:
     """Multiply matrices, broadcast over all but their last two dimensions."""
-    first, right, out = w.value(operand(node)), w.value(operand(node, 1)), w.new(node)
-    inner, across = first.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
-    rows = first.shape[-2] if len(first.shape) > 1 else 1
-    lead = torch.broadcast_shapes(first.shape[:-2], right.shape[:-2])
-    if not first.root and len(first.shape) == 2 and len(right.shape) > 1:  # constant
-        left = tiles(w, node.name, w.data(operand(node), node))
-        step, into = contiguous(right.shape)[:-2], [*contiguous(out.shape)[:-2]]
-        call = f"tiles_matrix({left}, {{}}, {rows}, {inner}, {across}, {{}}, part, parts);"
-        lines = loops(lead, [step, into], lambda at: [call.format(right.at(at[0]), out.at(at[1]))])
-        w.step(node, lines, [right, out], multiply_adds=math.prod(lead) * rows * inner * across, shared=True)
+    shape, right, out = w.example.shapes[operand(node)], w.value(operand(node, 1)), w.new(node)
+    if operand(node) in w.example.constants and len(shape) == 2 and len(right.shape) > 1:
+        constant_matmul(w, node, right, out)
         return
+    first, across = w.value(operand(node)), right.shape[-1] if len(right.shape) > 1 else 1
+    inner, rows = shape[-1], shape[-2] if len(shape) > 1 else 1
+    lead = torch.broadcast_shapes(shape[:-2], right.shape[:-2])
     strides = [broadcast(value.shape, (*lead, *value.shape[-2:]))[: len(lead)] for value in (first, right)]
     strides.append(tuple(step * rows * across for step in contiguous(lead)))
 
@@ -229,6 +225,17 @@ def matmul(w: Writer, node: Node) -> None:
         return [f"matrix_matrix({first.at(at[0])}, {right.at(at[1])}, {rows}, {inner}, {across}, {out.at(at[2])});"]
 
     w.step(node, loops(lead, strides, body), [first, right, out])
+
+
+def constant_matmul(w: Writer, node: Node, right: Value, out: Value) -> None:
+    """Multiply a constant matrix by matrices, over whose leading dimensions it is broadcast."""
+    rows, inner = w.example.shapes[operand(node)]
+    lead, across = right.shape[:-2], right.shape[-1]
+    left = tiles(w, node.name, w.data(operand(node), node))
+    call = f"tiles_matrix({left}, {{}}, {rows}, {inner}, {across}, {{}}, part, parts);"
+    strides = [contiguous(value.shape)[:-2] for value in (right, out)]
+    lines = loops(lead, strides, lambda at: [call.format(right.at(at[0]), out.at(at[1]))])
+    w.step(node, lines, [right, out], multiply_adds=out.count * inner, shared=True)
 
 
 def gru_cell(w: Writer, node: Node) -> None:

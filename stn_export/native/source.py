@@ -182,6 +182,7 @@ def _assembled(name: str, w: Writer, arrays: Sequence[_Array], facts: dict[str, 
         "passed": ", ".join(passed),
         "firsts": ", ".join(f"{a.kind} *first_{a.word}" for a in arrays),
         "moved": ", ".join(a.at("i", a.word) for a in arrays),
+        "multiply_adds": sum(step.multiply_adds for step in w.steps),
         "group": plan.group,
         "block": block // 4,
         "missing": " || ".join(f"{array.word} == NULL" for array in arrays),
@@ -208,12 +209,11 @@ def _run(w: Writer, plan: Plan, run: Sequence[int], arrays: "Sequence[_Array]") 
     steps = [w.steps[index] for index in run]
     lines = list(_in_turn(run, steps, plan))
     roots = [root for root in w.buffers if any(root in step.touched for step in steps)]
-    example = "" if steps[0].joint else " + e * {}"
-    heads = [
-        f"float *const {root} = memory + {plan.places[root]}{example.format(plan.pitches[root]) if root in plan.pitches else ''};"
-        f"  // {'×'.join(map(str, w.buffers[root].shape))}"
-        for root in roots
-    ]
+    heads = []
+    for root in roots:
+        example = f" + e * {plan.pitches[root]}" if root in plan.pitches and not steps[0].joint else ""
+        shape = "×".join(map(str, w.buffers[root].shape))
+        heads.append(f"float *const {root} = memory + {plan.places[root]}{example};  // {shape}")
     if steps[0].joint:
         heads += [f"const int pitch_{root} = {plan.pitches.get(root, 0)};" for root in roots]
     text = "\n".join(lines)

@@ -1,6 +1,7 @@
 // {name}: {inputs} to {outputs}. See {name}.h.
 // Target: {target}. Compile with: cc {flags} -shared -fPIC {name}.c -lm -o lib{name}.so
 // {said}
+// Multiply-adds of an example: {multiply_adds:,}
 #include "{name}.h"
 
 {kernels}

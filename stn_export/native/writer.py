@@ -51,6 +51,7 @@ class Step:
     lines: tuple[str, ...]
     touched: frozenset[str]
     scratch: int = 0
+    multiply_adds: int = 0
     shared: bool = False
     joint: bool = False
 
@@ -109,7 +110,7 @@ class Writer:
         comment = what if isinstance(what, str) else f"{name_of(what)} at {location(what)}"
         comment += f", {multiply_adds:,} multiply-adds" if multiply_adds else ""
         touched = frozenset(value.root for value in values) - {""}
-        self.steps.append(Step(comment, tuple(lines), touched, scratch, shared, joint))
+        self.steps.append(Step(comment, tuple(lines), touched, scratch, multiply_adds, shared, joint))
 
     def follower(self, node: Node, *names: str) -> Node | None:
         """Return a node's only reader if it is one of these operators, else None."""
