@@ -12,7 +12,7 @@ from stn_export.bench.targets import Target, find_targets
 from stn_export.report.costs import single_table, tables
 from stn_export.report.page import Report
 from stn_export.results.card import card, figures, speedup_words
-from stn_export.results.choice import Marks, headline, over_moments, pytorch_contests, time_of
+from stn_export.results.choice import Marks, baselines_words, headline, over_moments, pytorch_contests, time_of
 from stn_export.results.text import span
 from stn_export.runners import Step
 from tests import made_records
@@ -42,11 +42,17 @@ def test_the_headline_is_a_request_against_pytorch_at_its_fastest():
     said = dict(card(content(*rows)))["latency"]
     assert said == (
         "0.130 ms per example (0.129 to 0.131), host array to host array; speed-up over torch.compile on 2 threads "
-        "4.00 × (3.88 to 4.12), the fastest of torch.compile on 2 threads, torch.compile on 1 thread, eager PyTorch in "
+        "4.00 × (3.88 to 4.12), the fastest of torch.compile on 1 and 2 threads, eager PyTorch in "
         "channels_last on 1 thread, eager PyTorch on 1 thread"
     )
     assert figures(content(*rows))["cpu"]["latency"]["p50"] == 1.3e-4
     assert figures(content(*rows))["cpu"]["latency"]["regime"] == "request"
+
+
+def test_ways_on_the_same_threads_are_named_once():
+    every = [against(way, threads, 0.2) for way in ("compiled-cpu", "eager-cpu") for threads in (2, 1)]
+    assert baselines_words(every) == "torch.compile and eager PyTorch, each on 1 and 2 threads"
+    assert baselines_words(every[1:]) == "torch.compile on 1 thread, eager PyTorch on 1 and 2 threads"
 
 
 def test_only_requests_of_the_same_file_and_batch_are_quoted():

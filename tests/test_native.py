@@ -12,16 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn_export import cli
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
+from stn_export.native import convolution, operators
 from stn_export.native.build import build, built, no_compiler
 from stn_export.native.source import write_source
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.run.manifest import NetworkDirectory
+from stn_export.runners import native as runner_module
 from stn_export.runners.native import Native
 from stn_export.verify import __main__ as verify
 from tests.runs import built_in, enter_networks
@@ -106,6 +109,61 @@ def test_other_peoples_networks_are_as_exact_as_eager(name: str, tmp_path: Path)
         assert np.abs(array - exact[output].numpy()).max() <= 2 * own + 1e-7
 
 
+CONVOLUTIONS = [  # channels of input and output, height and width of input, and what they are computed by
+    ((6, 6, 12, 13), {"kernel_size": 3, "padding": 1, "groups": 6}, "depthwise"),
+    ((6, 6, 12, 13), {"kernel_size": 3, "padding": 1, "groups": 6, "stride": 2}, "depthwise"),
+    ((24, 24, 3, 3), {"kernel_size": 5, "padding": 2, "groups": 24}, "depthwise"),
+    ((8, 8, 9, 9), {"kernel_size": 3, "padding": 2, "groups": 8, "dilation": 2}, "depthwise"),
+    ((64, 100, 3, 3), {"kernel_size": 1}, "tall"),
+    ((48, 64, 3, 3), {"kernel_size": 3, "padding": 1}, "tall"),
+    ((40, 64, 7, 6), {"kernel_size": 3, "padding": 1, "stride": 2}, "tall"),
+    ((40, 40, 5, 5), {"kernel_size": (2, 3), "dilation": (2, 1)}, "tall"),
+    ((16, 24, 12, 13), {"kernel_size": 1}, "plain"),
+    ((3, 20, 12, 13), {"kernel_size": 3, "padding": 1, "stride": 2}, "plain"),
+    ((8, 30, 12, 13), {"kernel_size": 1, "groups": 2}, "plain"),
+    ((64, 24, 80, 6), {"kernel_size": (3, 1), "padding": (1, 0)}, "plain"),  # pooled, narrow and in many strips
+    ((64, 24, 80, 6), {"kernel_size": 3, "padding": 1}, "fast"),
+]
+
+
+class Convolutions(nn.Module):
+    """Each on a part of one tensor, those of tall inputs followed by pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(*sizes[:2], **options) for sizes, options, _ in CONVOLUTIONS)
+
+    def forward(self, values: Tensor) -> Tensor:
+        outputs = []
+        for layer, (sizes, _, _) in zip(self.layers, CONVOLUTIONS, strict=True):
+            result = layer(values[:, : sizes[0], : sizes[2], : sizes[3]].contiguous()).relu()
+            outputs.append((F.max_pool2d(result, 2) if sizes[2] == 80 else result).flatten(1))
+        return torch.cat(outputs, 1)
+
+
+@pytest.mark.parametrize("target", swept(("native", "x86-64-v3", "generic"), "native"))
+def test_every_convolution_equals_float64_on_any_number_of_threads(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (convolution, operators):
+        monkeypatch.setattr(module, "HEAVY", 5000)  # layers as light as these go by groups of examples too
+    monkeypatch.setattr(convolution, "CACHED", 4000)
+    monkeypatch.setattr(runner_module, "SHARED", 0)
+    torch.manual_seed(0)
+    program = captured(Convolutions(), 64, 80, 13)
+    write_source(program, "net", target).write(tmp_path / "net.c")
+    source = (tmp_path / "net.c").read_text(encoding="utf-8")
+    assert re.findall(r" (\w+)_convolution\(c, ", source.partition("APART layer_")[2]) == [
+        kind for *_, kind in CONVOLUTIONS
+    ]
+    for threads, count in ((1, 11), (2, 1), (2, 3), (3, 8)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        values = torch.randn(count, 64, 80, 13)
+        exact = program.exact.points((values,))["result"].numpy()
+        answers = Native(tmp_path / "net.c", "cpu", program.contract).infer({"images": values.numpy()})["result"]
+        np.testing.assert_allclose(answers, exact, atol=4e-6 * np.abs(exact).max())
+
+
 @pytest.mark.slow
 @needs(AARCH64)
 def test_it_compiles_for_another_processor_and_runs_there(
@@ -139,6 +197,9 @@ def test_errors_have_codes(library: ctypes.CDLL, image: np.ndarray):
     assert library.stn_run_in(given, one, found, room, size) == 0
     assert out.any()
     assert library.stn_abi() == 2
+    for part, parts in ((-1, 1), (1, 1), (0, 0), (0, -1)):
+        assert library.stn_run_part(given, one, found, part, parts, room, size) == 3
+    assert library.stn_run_part(given, one, found, 0, 2, room, size) == 2
 
 
 @needs("nm")

@@ -135,10 +135,7 @@ def stage(module: str, description: str) -> Parser:
 def with_lock(parser: Parser) -> Parser:
     """Add ``--no-wait``, for stages that change a run."""
     parser.add_argument(
-        "--no-wait",
-        dest="wait",
-        action="store_false",
-        help="exit instead of waiting if another stage has locked the run",
+        "--no-wait", dest="wait", action="store_false", help="exit instead of waiting for a stage that locked the run"
     )
     return parser
 
@@ -176,18 +173,13 @@ def with_run(parser: Parser) -> Parser:
 def train() -> Parser:
     """Make the parser of ``train``."""
     parser = _training(with_lock(stage("train", "Train a grid of models and seeds.")))
-    parser.add_argument(
-        "--models", type=names, default=("stn", "cnn"), help="comma-separated list of stn, cnn and cnn-matched"
-    )
+    parser.add_argument("--models", type=names, default=("stn", "cnn"), help="comma-separated: stn, cnn, cnn-matched")
     parser.add_argument("--validation", type=number("images"), default=0, help="training images to hold out")
     parser.add_argument(
         "--keep", default="last", help="checkpoint to keep: last, or best (highest accuracy on the held-out images)"
     )
     parser.add_argument(
-        "--tensorboard",
-        type=path_or_none,
-        metavar="DIR",
-        help="write TensorBoard logs (losses, accuracies, warped images) to DIR",
+        "--tensorboard", type=path_or_none, metavar="DIR", help="write losses, accuracies and warped images as logs"
     )
     return parser
 
@@ -290,9 +282,7 @@ def export() -> Parser:
     parser.add_argument(
         "--triton", type=path_or_none, metavar="DIR", help="write a Triton Inference Server model repository into DIR"
     )
-    parser.add_argument(
-        "--list", action="store_true", help="print the export matrix and the state of each row, then exit"
-    )
+    parser.add_argument("--list", action="store_true", help="print every row of the matrix and its state, then exit")
     return parser
 
 
@@ -422,10 +412,7 @@ def predict() -> Parser:
         help=f"file in a network's directory; by default the program.pt2 of {DEFAULT_RUN}'s subject",
     )
     parser.add_argument(
-        "--show",
-        type=path_or_none,
-        metavar="PNG",
-        help="write a PNG that shows each image beside the warped image of every site",
+        "--show", type=path_or_none, metavar="PNG", help="draw each image beside the warped image of every site"
     )
     parser.add_argument("--output", type=path_or_none, metavar="NPZ", help="save the raw outputs, one row per image")
     return parser

@@ -104,12 +104,8 @@ def convolution(w: Writer, node: Node) -> None:
     sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
     sizes += [int(pooled), _block(len(weight) // args.groups), 0]
     layer = Layer(*sizes)
-    ways = (
-        [_depthwise(layer, weight)]
-        if layer.is_depthwise
-        else [_plain(layer, weight), _fast(layer, weight), _tall(layer, weight)]
-    )
-    way = min(filter(None, ways), key=lambda way: way.cost)
+    ways = (_depthwise,) if layer.is_depthwise else (_plain, _fast, _tall)
+    way = min((way for lay_out in ways if (way := lay_out(layer, weight))), key=lambda way: way.cost)
     products = x.shape[0] * layer.out_height * len(weight) * weight.shape[1] * weight.shape[2] * way.per_row
     stated = math.prod(w.example.shapes[node]) * weight[0].numel()
     w.multiply_adds_saved += stated - products

@@ -204,19 +204,18 @@ def planned(steps: Sequence[Step], sizes: dict[str, int]) -> Plan:
     """Place the buffers in one block, those never needed at the same time on top of each other."""
     runs = [tuple(run) for _, run in groupby(range(len(steps)), lambda index: index if steps[index].joint else -1)]
     names = [step.touched | ({f"scratch{index}"} if step.scratch else set()) for index, step in enumerate(steps)]
-    where: dict[str, list[int]] = {}
-    for index, run in enumerate(runs):
-        for name in sorted(set().union(*(names[step] for step in run))):
-            where.setdefault(name, []).append(index)
-    several = len(runs) > 1
-    pitches = {name: _whole(sizes[name]) for name, found in where.items() if several and len(found) > 1}
+    users: dict[str, list[int]] = {}  # runs by buffer
+    for number, run in enumerate(runs):
+        for name in sorted(set().union(*(names[index] for index in run))):
+            users.setdefault(name, []).append(number)
+    pitches = {name: _whole(sizes[name]) for name, numbers in users.items() if len(numbers) > 1}
     rooms, lives = {}, {}
-    for name, found in where.items():
-        steps_of = [step for index in found for step in runs[index]]
-        used = steps_of if name in pitches else [step for step in steps_of if name in names[step]]
-        lives[name] = used[0], used[-1]
-        scratch = steps[used[0]].scratch * (GROUP if steps[used[0]].joint else 1) if name not in sizes else 0
-        rooms[name] = pitches[name] * GROUP if name in pitches else _whole(sizes.get(name, scratch))
+    for name, numbers in users.items():
+        indices = [index for number in numbers for index in runs[number] if name in pitches or name in names[index]]
+        lives[name] = indices[0], indices[-1]
+        first = steps[indices[0]]
+        size = sizes.get(name, first.scratch * (GROUP if first.joint else 1))
+        rooms[name] = pitches[name] * GROUP if name in pitches else _whole(size)
     places: dict[str, int] = {}
     for name, (first, last) in sorted(lives.items(), key=lambda item: item[1][0]):
         place = 0

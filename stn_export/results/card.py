@@ -17,6 +17,7 @@ from stn_export.results.choice import (
     Portability,
     Shipped,
     baseline_words,
+    baselines_words,
     contest_of,
     disturbance,
     headline,
@@ -68,8 +69,8 @@ def speedup_words(rows: Sequence[Timing], row: Timing, marks: Marks) -> str:
     if contest is None:
         return ""
     ratio = speed_ratio(over_moments(contest, rows).inverse) + marks.of(contest) + inconclusive(contest)
-    several = [baseline_words(comparison) for comparison in pytorch_contests(rows, row)]
-    among = f", the fastest of {', '.join(several)}" if len(several) > 1 else ""
+    contests = pytorch_contests(rows, row)
+    among = f", the fastest of {baselines_words(contests)}" if len(contests) > 1 else ""
     place = ", both with inputs in place" if row.regime == "request" and not contest.by_host else ""
     return f"speed-up over {baseline_words(contest)} {ratio}{place}{among}"
 

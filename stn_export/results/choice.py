@@ -348,8 +348,27 @@ def baseline_words(contest: Timing) -> str:
     """Name the PyTorch side of a paired comparison."""
     if contest.contest != "pytorch":
         return "eager PyTorch"
+    return f"{_way(contest)} on {counted(known(contest.baseline_threads), 'thread')}"
+
+
+def baselines_words(contests: Iterable[Timing]) -> str:
+    """Name the PyTorch sides of several paired comparisons, each once with all its numbers of threads."""
+    threads: dict[str, list[int]] = {}
+    for contest in contests:
+        threads.setdefault(_way(contest), []).append(known(contest.baseline_threads))
+    words = {
+        way: f"{' and '.join(map(str, sorted(counts)))} thread{'s' * (max(counts) > 1)}"
+        for way, counts in threads.items()
+    }
+    if len(words) > 1 and len(set(words.values())) == 1:
+        *others, last = words
+        return f"{', '.join(others)} and {last}, each on {words[last]}"
+    return ", ".join(f"{way} on {numbers}" for way, numbers in words.items())
+
+
+def _way(contest: Timing) -> str:
     runner = known(contest.baseline_runner)
-    return f"{PYTORCH.get(runner, runner)} on {counted(known(contest.baseline_threads), 'thread')}"
+    return PYTORCH.get(runner, runner)
 
 
 @dataclass(frozen=True)

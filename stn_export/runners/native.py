@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -49,11 +50,11 @@ class Native(Runner[Arrays]):
         results = {spec.name: np.empty(shape, spec.dtype) for spec, shape in zip(outputs, shapes, strict=True)}
         pool = self.pool if count * self.multiply_adds >= SHARED else None
         parts = self.threads if pool else 1
-        pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in [*arrays, *results.values()]]  # keep them alive
-        pointers.insert(len(arrays), ctypes.c_size_t(count))
         memory = np.zeros(parts * self.memory(), np.uint8)
-        room = memory.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(memory.size)
-        calls = [partial(self.function, *pointers, part, parts, *room) for part in range(parts)]
+        inputs, written = map(_pointers, (arrays, results.values()))
+        room = *_pointers([memory]), ctypes.c_size_t(memory.size)
+        size = ctypes.c_size_t(count)
+        calls = [partial(self.function, *inputs, size, *written, part, parts, *room) for part in range(parts)]
 
         def run() -> Arrays:
             with self.one_at_a_time if pool else nullcontext():
@@ -68,3 +69,8 @@ class Native(Runner[Arrays]):
     def read(self, result: Arrays) -> Arrays:
         """Copy the outputs, which the next run overwrites."""
         return {name: array.copy() for name, array in result.items()}
+
+
+def _pointers(arrays: Iterable[np.ndarray]) -> list[ctypes.c_void_p]:
+    """Return a pointer to each array, which keeps it alive."""
+    return [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]

@@ -155,7 +155,8 @@ CONTENDERS: dict[str, type[Runner]] = {"native": Native, "onnxruntime": OnnxRunt
 def contest(files: Files, batch: int, threads: int, blocks: int, loads: int) -> dict[str, np.ndarray]:
     """Time all contenders in turns; return the seconds of a call by contender, a value a block."""
     feeds = files.program.contract.arrays(files.program.contract.random(batch))
-    order, times = random.Random(SEED), {name: [] for name in CONTENDERS}
+    order = random.Random(SEED)
+    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(loads):
         steps = {name: files.load(runner, threads).bind(feeds) for name, runner in CONTENDERS.items()}
         calls = {name: max(3, int(BLOCK_SECONDS / seconds(step, 3))) for name, step in steps.items()}
@@ -217,7 +218,7 @@ def layers(files: Files, batch: int, threads: int, calls: int) -> list[list[str]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Show the contests, or the layers."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.tools.larger")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.larger")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="networks to time")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="examples of a call")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="threads of a call")
