@@ -6,6 +6,7 @@ around every step and shows what share of the processor's measured multiply-add 
 
 import argparse
 import ctypes
+import json
 import random
 import re
 import statistics
@@ -13,11 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby, product
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -31,13 +32,13 @@ from stn_export.native.build import build
 from stn_export.native.source import write_source
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
-from stn_export.results.statistics import ratio_interval
 from stn_export.results.text import counted
-from stn_export.run.environment import instruction_sets
+from stn_export.run.environment import cpu_name, git_commit, instruction_sets
 from stn_export.runners.base import Runner
 from stn_export.runners.native import Native
 from stn_export.runners.onnx_runtime import OnnxRuntime
 from stn_export.runners.openvino import OpenVino
+from tests.larger_results import COLUMNS, KEPT, LARGE, Contest, Layer
 from tests.zoo import ZOO
 
 SEED = 0
@@ -152,18 +153,18 @@ class Files:
 CONTENDERS: dict[str, type[Runner]] = {"native": Native, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
-def contest(files: Files, batch: int, threads: int, blocks: int, loads: int) -> dict[str, np.ndarray]:
-    """Time all contenders in turns; return the seconds of a call by contender, a value a block."""
+def contest(name: str, files: Files, batch: int, threads: int, blocks: int, loads: int) -> Contest:
+    """Time all contenders in turns."""
     feeds = files.program.contract.arrays(files.program.contract.random(batch))
     order = random.Random(SEED)
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    times: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
     for _ in range(loads):
-        steps = {name: files.load(runner, threads).bind(feeds) for name, runner in CONTENDERS.items()}
-        calls = {name: max(3, int(BLOCK_SECONDS / seconds(step, 3))) for name, step in steps.items()}
+        steps = {contender: files.load(runner, threads).bind(feeds) for contender, runner in CONTENDERS.items()}
+        calls = {contender: max(3, int(BLOCK_SECONDS / seconds(step, 3))) for contender, step in steps.items()}
         for _ in range(blocks // loads):
-            for name in order.sample(list(steps), len(steps)):
-                times[name].append(seconds(steps[name], calls[name]))
-    return {name: np.array(found) for name, found in times.items()}
+            for contender in order.sample(list(steps), len(steps)):
+                times[contender].append(float(f"{seconds(steps[contender], calls[contender]):.5g}"))
+    return Contest(name, batch, threads, loads, times)
 
 
 def seconds(call: Callable[[], object], count: int) -> float:
@@ -175,22 +176,11 @@ def seconds(call: Callable[[], object], count: int) -> float:
     return (time.perf_counter() - begun) / count
 
 
-def compared(name: str, batch: int, threads: int, times: dict[str, np.ndarray], loads: int) -> list[str]:
-    """Write a contest as a row of the table: how many times as fast the C is as each of the others."""
-    row = [name, str(batch), str(threads), *(f"{1e3 * np.median(found):.3g}" for found in times.values())]
-    of = np.repeat(np.arange(loads), len(times["native"]) // loads)
-    for other in list(CONTENDERS)[1:]:
-        ratios = times[other] / times["native"]
-        low, high = ratio_interval(ratios, of)
-        row.append(f"{np.median(ratios):.2f} ({low:.2f} to {high:.2f})")
-    return row
-
-
 STEP = re.compile(r"// (\S+) at ([^\n]*?)(?:, ([\d,]+) multiply-adds)?\n +STEP\((\d+)\)")
 
 
-def layers(files: Files, batch: int, threads: int, calls: int) -> list[list[str]]:
-    """Time each layer of the C, and compare the layers with the measured peak of as many threads."""
+def layers(name: str, files: Files, batch: int, threads: int, calls: int) -> list[Layer]:
+    """Time each layer of the C."""
     source = files.c.read_text(encoding="utf-8")
     count = len(re.findall(r"^ +STEP\(", source, re.MULTILINE))
     (files.c.parent / "clock.h").write_text(CLOCK.format(count=count), encoding="utf-8")
@@ -206,14 +196,12 @@ def layers(files: Files, batch: int, threads: int, calls: int) -> list[list[str]
         before = list(taken)
         step()
         samples.append([(after - first) / batch for after, first in zip(taken, before, strict=True)])
-    medians = [statistics.median(values) for values in zip(*samples, strict=True)]
-    peak, whole = measured_peak(threads)["flops"].get("fp32"), sum(medians)
-    rows = []
-    for operator, line, products, index in STEP.findall(source):
-        number, used = int(products.replace(",", "") or 0), medians[int(index)]
-        share = f"{2 * number / used / peak:.0%}" if peak and used and number else "–"
-        rows.append([index, operator, line, products, f"{1e6 * used:.1f}", f"{used / whole:.1%}", share])
-    return rows
+    medians = [float(f"{statistics.median(values):.4g}") for values in zip(*samples, strict=True)]
+    peak = measured_peak(threads)["flops"].get("fp32")
+    return [
+        Layer(name, batch, threads, operator, line, int(products.replace(",", "") or 0), medians[int(index)], peak)
+        for operator, line, products, index in STEP.findall(source)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -224,27 +212,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="threads of a call")
     parser.add_argument("--blocks", type=int, default=60, help="blocks of a contest")
     parser.add_argument("--loads", type=int, default=5, help="loads of each file in a contest")
-    parser.add_argument("--layers", action="store_true", help="time the C layer by layer instead")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--layers", action="store_true", help="show every layer of the C, and no contests")
+    parser.add_argument("--keep", action="store_true", help=f"write contests and large layers into {KEPT.name}")
+    options = parser.parse_args(arguments)
     cli.say(f"on {', '.join(instruction_sets())}")
-    rows: list[list[str]] = []
-    for name in given.networks:
+    contests: list[Contest] = []
+    timed: list[Layer] = []
+    for name in options.networks:
         with tempfile.TemporaryDirectory() as folder:
             files = Files.write(name, Path(folder))
-            for batch in given.batches:
-                for threads in given.threads:
-                    if given.layers:
-                        columns = ("step", "operator", "at", "multiply-adds", "us", "of all", "of peak")
-                        title = f"{name}, batch {batch}, {counted(threads, 'thread')}, an example"
-                        cli.table(title, columns, layers(files, batch, threads, given.blocks))
-                        continue
-                    times = contest(files, batch, threads, given.blocks, given.loads)
-                    rows.append(compared(name, batch, threads, times, given.loads))
-                    cli.say(" ".join(rows[-1]))
-    if rows:
-        columns = ("network", "batch", "threads", *(f"{each}, ms" for each in CONTENDERS))
-        columns += tuple(f"times as fast as {each}" for each in list(CONTENDERS)[1:])
-        cli.table("Generated C beside other runtimes", columns, rows)
+            for batch, threads in product(options.batches, options.threads):
+                if not options.layers:
+                    contests.append(contest(name, files, batch, threads, options.blocks, options.loads))
+                    cli.say("  ".join(contests[-1].cells()))
+                if options.layers or options.keep:
+                    timed += layers(name, files, batch, threads, options.blocks)
+    if contests:
+        cli.table("Generated C beside other runtimes", COLUMNS, [made.cells() for made in contests])
+    if options.layers:
+        for (name, batch, threads), group in groupby(timed, lambda layer: (layer.network, layer.batch, layer.threads)):
+            title = f"{name}, batch {batch}, {counted(threads, 'thread')}: an example"
+            cli.table(title, ("operator", "at", "multiply-adds", "µs", "of peak"), [layer.cells() for layer in group])
+    if options.keep:
+        environment = {"cpu": cpu_name(), "instruction_sets": instruction_sets(), "git_commit": git_commit()}
+        large = [asdict(layer) for layer in timed if layer.multiply_adds >= LARGE]
+        content = {"environment": environment, "contests": list(map(asdict, contests)), "layers": large}
+        KEPT.write_text(json.dumps(content), encoding="utf-8")
 
 
 if __name__ == "__main__":

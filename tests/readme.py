@@ -30,7 +30,7 @@ from stn_export.run.records import Timing, known
 from stn_export.run.store import filled, write_if_changed
 from stn_export.train.outcomes import SETTLED, read_reference
 from stn_export.train.recipes import MODELS
-from tests import survival
+from tests import larger_results, survival
 from tests.recomputed import kept_files, stale
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -465,6 +465,27 @@ def webgpu() -> list[str]:
     ]
 
 
+def larger() -> list[str]:
+    """Larger networks in C beside other runtimes, and the share of the peak that their large layers reach."""
+    content = kept("larger-cpu.json")
+    contests = [larger_results.Contest(**made) for made in content["contests"]]
+    shares = [share for made in content["layers"] if (share := larger_results.Layer(**made).share) is not None]
+    reached = sum(share >= 0.6 for share in shares)
+    environment = content["environment"]
+    return [
+        "",
+        *markdown_table(larger_results.COLUMNS, [made.cells() for made in contests]),
+        *prose(
+            f"On {environment['cpu']} ({', '.join(environment['instruction_sets'])}), by `make bench-larger`. Of "
+            f"{len(shares)} layers of {larger_results.LARGE // 10**6} million multiply-adds or more, in these networks, "
+            f"batches and threads, {reached} reach 60 % of the measured peak of fused multiply-adds; the least reaches "
+            f"{min(shares):.0%}, the median {statistics.median(shares):.0%} (layers whose algorithm saves "
+            "multiplications may exceed 100 %)."
+        ),
+        "",
+    ]
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "card": card,
     "measured": headline_machine,
@@ -485,6 +506,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "reduced precision": reduced,
     "networks": networks,
     "webgpu": webgpu,
+    "larger": larger,
     **survival.BLOCKS,
 }
 

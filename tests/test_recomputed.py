@@ -28,6 +28,7 @@ def test_what_holds_derived_figures_is_known():
     others = {path.name for path in FILES} - set(DERIVED)
     assert others <= {
         *("cifar10-reference-cpu.json", "digits-cpu.json", "coverage.json", "faults.json", "fuzz.json", "soak.json"),
+        "larger-cpu.json",
         "networks.json",
         "runtimes.json",
         "webgpu.json",
