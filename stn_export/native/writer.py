@@ -213,8 +213,8 @@ def planned(steps: Sequence[Step], sizes: dict[str, int]) -> Plan:
     for name, numbers in users.items():
         indices = [index for number in numbers for index in runs[number] if name in pitches or name in names[index]]
         lives[name] = indices[0], indices[-1]
-        first = steps[indices[0]]
-        size = sizes.get(name, first.scratch * (GROUP if first.joint else 1))
+        step = steps[indices[0]]
+        size = sizes.get(name, step.scratch * (GROUP if step.joint else 1))
         rooms[name] = pitches[name] * GROUP if name in pitches else _whole(size)
     places: dict[str, int] = {}
     for name, (first, last) in sorted(lives.items(), key=lambda item: item[1][0]):
