@@ -278,7 +278,7 @@ INLINE void meet(unsigned meeting[2], int parts) {
         __atomic_store_n(meeting, 0, __ATOMIC_RELAXED);
         __atomic_store_n(meeting + 1, round + 1, __ATOMIC_RELEASE);
     } else
-        for (int turn = 0; __atomic_load_n(meeting + 1, __ATOMIC_ACQUIRE) == round; turn++)
+        for (int turn = 0; __atomic_load_n(meeting + 1, __ATOMIC_ACQUIRE) == round; turn += turn <= 10000)
             if (turn > 10000) sched_yield();
 }
 
