@@ -55,7 +55,8 @@ static inline void step(int index) {{
     if (step_now >= 0) step_seconds[step_now] += now - step_begun;
     step_now = index, step_begun = now;
 }}
-#define STEP(index) if (part == 0) step(index);
+// own memory of the first thread
+#define STEP(index) if (own == (float *)meeting + 16) step(index);
 """
 
 

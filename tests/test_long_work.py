@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 from stn_export import cli
 from stn_export.cli import everything, progress_bar
@@ -17,6 +18,10 @@ from stn_export.cli.everything import Work, _work, left_words
 from stn_export.cli.progress_bar import Paces, measured
 from stn_export.export import __main__ as export
 from stn_export.run.manifest import NetworkDirectory
+from stn_export.train import __main__ as train
+from stn_export.train.data import Dataset
+from stn_export.train.sweep import Cell, recipe_for
+from stn_export.train.trainer import Settings
 from tests.test_chain import stages
 
 
@@ -132,6 +137,24 @@ def test_twice_the_seeds_are_twice_the_work():
     assert left_words(["a", "b"], {"a": one, "b": Work("new", 1)}) == (
         "about 20 s and b, never timed on this machine so far,"
     )
+
+
+def test_training_says_how_many_images_and_about_how_long(
+    digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cells = [Cell(settings(model), NetworkDirectory(tmp_path / model), tmp_path) for model in ("stn", "cnn")]
+    cpu, images = torch.device("cpu"), 2 * 2 * len(digits.train)
+    train.announce(cells, cells, digits, cpu)
+    assert f"train: {images:,} images, never timed on this machine so far" in capsys.readouterr().out
+    for cell, seconds in zip(cells, (30.0, 60.0), strict=True):
+        Paces.read().keep(*train.pace_of(cell, digits, cpu), images / 2, seconds)
+    train.announce(cells, cells, digits, cpu)
+    assert f"train: {images:,} images, about 1 min 30 s" in capsys.readouterr().out
+
+
+def settings(model: str) -> Settings:
+    """Two epochs of digits."""
+    return Settings(model, recipe_for("digits", "quick", 2), seed=0, dataset="digits", dataset_fingerprint="any")
 
 
 @pytest.mark.slow

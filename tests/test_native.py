@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stn_export import cli
 from stn_export.errors import UserError
 from stn_export.export import __main__ as export
+from stn_export.export import rows
 from stn_export.native import convolution, operators
 from stn_export.native.build import build, built, no_compiler
 from stn_export.native.source import write_source
@@ -263,6 +264,15 @@ def test_a_processor_that_lacks_what_the_target_needs(
 @pytest.fixture(scope="module")
 def entered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return enter_networks(tmp_path_factory.mktemp("native"))
+
+
+def test_a_file_of_another_generator_is_written_anew(entered: Path, monkeypatch: pytest.MonkeyPatch):
+    [spec] = [spec for spec in rows.EXPORTS if spec.name == "native-fp32"]
+    source = rows.Source(NetworkDirectory(entered / "stn"))
+    export.export(source, [spec])
+    assert export.is_fresh(source, spec)
+    monkeypatch.setattr(rows, "generator", lambda: "another")
+    assert not export.is_fresh(source, spec)
 
 
 @pytest.mark.slow

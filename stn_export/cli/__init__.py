@@ -23,7 +23,7 @@ from rich.text import Text
 
 from stn_export.cli.children import heeding
 from stn_export.cli.options import PARSERS, Parser, names, parse, path_or_none, stage
-from stn_export.cli.progress_bar import Paces, Progress, duration, measured
+from stn_export.cli.progress_bar import Paces, Progress, duration, forecast, measured
 from stn_export.cli.tables import OUTPUT, console, markdown, markdown_table, table, visible
 from stn_export.errors import (
     EXIT_BUG,
@@ -42,6 +42,7 @@ __all__ = [
     "Paces",
     "console",
     "duration",
+    "forecast",
     "markdown",
     "markdown_table",
     "measured",

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from stn_export.errors import UserError
 from stn_export.export.marks import marked
 from stn_export.export.precision import CALLS, EXAMPLES, Calibration, at_precision, from_bytes, raw
+from stn_export.native.source import generator
 from stn_export.program.program import Program
 from stn_export.program.specs import BATCH, Contract
 from stn_export.run.environment import git_commit, versions
@@ -74,12 +75,14 @@ class ExportSpec:
     def settings(self, calibration: str) -> dict:
         """Return what a file depends on beside its program.
 
-        These are the row, the exporters' versions and, for int8, the calibration examples and the bits of a weight.
+        These are the row, the exporters' versions and, for int8, the calibration examples and the bits of a weight; for
+        C, its generator.
         """
         relevant, installed = ("torch", "onnx", "onnxscript", "stn_export"), versions()
         stamp = fingerprint(f"{key}={installed[key]}".encode() for key in relevant)[:16]
         of_int8 = {"examples": calibration, "weight_bits": WEIGHT_BITS} if self.precision == "int8" else {}
-        return asdict(self) | {"versions": stamp} | of_int8
+        of_c = {"generator": generator()} if self.format == "native" else {}
+        return asdict(self) | {"versions": stamp} | of_int8 | of_c
 
     @classmethod
     def of(cls, artifact: Artifact) -> Self | None:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from stn_export.native.writer import Plan, Step, Value, Writer, planned, scalar
 from stn_export.program.capture import operand, outputs_of
 from stn_export.program.program import Program
 from stn_export.program.specs import TensorSpec
+from stn_export.run.store import fingerprint
 
 ABI = 2
 FOLDER = Path(__file__).parent
@@ -80,6 +82,12 @@ def write_source(program: Program, name: str, target: str = HERE, comment: str =
     require_choice("target", target, tuple(TARGETS))
     w, arrays = _written(program)
     return _assembled(name, w, arrays, {"target": target, "flags": " ".join(flags_of(target)), "said": comment})
+
+
+@cache
+def generator() -> str:
+    """Return a digest of all that writes C: files of another generator may have other functions."""
+    return fingerprint(path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.is_file())[:16]
 
 
 def multiply_adds_saved(program: Program) -> int:

@@ -236,9 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.say(f"wrote {path}")
         return
     run = options.run or DEFAULT_RUN
+    cli.say(cli.forecast("report", cli.Paces.read().of("report")))
     with alone(run, options.wait):
-        report = collect(run, options.beside)
-        write_report(report, run)
+        with cli.measured("report", 1, 1):
+            report = collect(run, options.beside)
+            write_report(report, run)
         for line in report.warnings:
             cli.say(line, "yellow")
         cli.say(f"wrote {run / 'report.html'} and {run / 'report.md'}")

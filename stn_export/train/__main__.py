@@ -77,11 +77,13 @@ def train_cells(
             bar.update(task, completed=plan.advance(model, images), description=model)
 
         for cohort in cohorts(started, device):
-            for _ in epochs(cohort, on_step, interrupts):
-                for cell, trainer in cohort:
-                    cli.say(f"{epoch_line(trainer)}  {plan.eta()} left", target=bar.console)
-                    if board:
-                        board.epoch(cell, trainer)
+            left = sum(cell.settings.recipe.epochs - trainer.epoch for cell, trainer in cohort) * len(dataset.train)
+            with cli.measured(*pace_of(cohort[0][0], dataset, device), left):
+                for _ in epochs(cohort, on_step, interrupts):
+                    for cell, trainer in cohort:
+                        cli.say(f"{epoch_line(trainer)}  {plan.eta()} left", target=bar.console)
+                        if board:
+                            board.epoch(cell, trainer)
             for cell, trainer in cohort:
                 write_checkpoint(cell, trainer, dataset.source)
             enter_trained([cell for cell, _ in cohort], dataset)
@@ -110,6 +112,11 @@ def _restored(trainer: Trainer, path: Path) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # PyTorch raises various errors
         damaged = f"{path} is damaged or of another version: {one_line(error)}"
         raise UserError(damaged, "delete it to train that network from its beginning") from error
+
+
+def pace_of(cell: Cell, dataset: Dataset, device: torch.device) -> tuple[str, int]:
+    """Return the name under which the pace of a training is kept, and the pixels of an image."""
+    return f"train {cell.settings.model} on {device.type}", dataset.sizes.size**2
 
 
 def cohorts(started: Sequence[Pair], device: torch.device) -> list[list[Pair]]:
@@ -291,6 +298,10 @@ def announce(cells: Sequence[Cell], todo: Sequence[Cell], dataset: Dataset, devi
         )
         if dataset.own:
             cli.say(dataset.spec.note)
+        images = recipe.epochs * len(dataset.train)
+        paces = [cli.Paces.read().of(*pace_of(cell, dataset, device)) for cell in todo]
+        seconds = None if None in paces else images * sum(filter(None, paces))
+        cli.say(f"train: {cli.forecast(f'{images * len(todo):,} images', seconds)}")
     for model in dict.fromkeys(cell.settings.model for cell in todo):
         seeds = [str(cell.settings.seed) for cell in todo if cell.settings.model == model]
         cli.say(f"{model}: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
