@@ -2,9 +2,8 @@
 
 import ctypes
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -17,6 +16,8 @@ from stn_export.program.specs import Arrays, whole
 from stn_export.runners.base import Runner, Step
 
 SHARED = 1 << 26  # least multiply-adds of a call that threads share: fewer take less time than a thread to wake
+
+MEETING = 128  # bytes of memory in which threads meet
 
 
 class Native(Runner[Arrays]):
@@ -50,21 +51,27 @@ class Native(Runner[Arrays]):
         results = {spec.name: np.empty(shape, spec.dtype) for spec, shape in zip(outputs, shapes, strict=True)}
         pool = self.pool if count * self.multiply_adds >= SHARED else None
         parts = self.threads if pool else 1
-        memory = np.zeros(parts * self.memory(), np.uint8)
+        memory = np.empty(parts * self.memory(), np.uint8)
+        memory[:MEETING] = 0
         inputs, written = map(_pointers, (arrays, results.values()))
         room = *_pointers([memory]), ctypes.c_size_t(memory.size)
         size = ctypes.c_size_t(count)
         calls = [partial(self.function, *inputs, size, *written, part, parts, *room) for part in range(parts)]
 
+        call = calls[0] if pool is None else partial(self._at_once, pool, calls)
+
         def run() -> Arrays:
-            with self.one_at_a_time if pool else nullcontext():
-                others = [pool.submit(call) for call in calls[1:]] if pool else []
-                code = calls[0]() or max((other.result() for other in others), default=0)
-            if code:
+            if code := call():
                 raise RuntimeError(f"the network's function returned {code}")
             return results
 
         return self.step(run)
+
+    def _at_once(self, pool: ThreadPoolExecutor, calls: Sequence[Callable[[], int]]) -> int:
+        """Make calls in as many threads, the first of them in this one; return the largest code."""
+        with self.one_at_a_time:
+            others = [pool.submit(call) for call in calls[1:]]
+            return max(calls[0](), *(other.result() for other in others))
 
     def read(self, result: Arrays) -> Arrays:
         """Copy the outputs, which the next run overwrites."""
