@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if not options.layers:
                     contests.append(contest(name, files, batch, threads, options.blocks, options.loads))
                     cli.say("  ".join(contests[-1].cells()))
-                if options.layers or options.keep:
+                if options.layers or (options.keep and threads == 1):
                     timed += layers(name, files, batch, threads, options.blocks)
     if contests:
         cli.table("Generated C beside other runtimes", COLUMNS, [made.cells() for made in contests])

@@ -477,8 +477,8 @@ def larger() -> list[str]:
         *markdown_table(larger_results.COLUMNS, [made.cells() for made in contests]),
         *prose(
             f"On {environment['cpu']} ({', '.join(environment['instruction_sets'])}), by `make bench-larger`. Of "
-            f"{len(shares)} layers of {larger_results.LARGE // 10**6} million multiply-adds or more, in these networks "
-            f"and settings, {reached} reach 60 % of the measured peak of fused multiply-adds; the least reaches "
+            f"{len(shares)} layers of {larger_results.LARGE // 10**6} million multiply-adds or more, on one thread, "
+            f"{reached} reach 60 % of the measured peak of fused multiply-adds; the least reaches "
             f"{min(shares):.0%}, the median {statistics.median(shares):.0%} (layers whose algorithm saves "
             "multiplications may exceed 100 %)."
         ),
