@@ -128,17 +128,23 @@ CONVOLUTIONS = [  # channels of input and output, height and width of input, and
 
 
 class Convolutions(nn.Module):
-    """Each on a part of one tensor, those of tall inputs followed by pooling."""
+    """Each on a part of one tensor, those of tall inputs followed by pooling; then what else threads share."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Conv2d(*sizes[:2], **options) for sizes, options, _ in CONVOLUTIONS)
+        self.scores = nn.Linear(80 * 13, 37)
+        self.register_buffer("spline", torch.randn(37, 80))
 
     def forward(self, values: Tensor) -> Tensor:
         outputs = []
         for layer, (sizes, _, _) in zip(self.layers, CONVOLUTIONS, strict=True):
             result = layer(values[:, : sizes[0], : sizes[2], : sizes[3]].contiguous()).relu()
             outputs.append((F.max_pool2d(result, 2) if sizes[2] == 80 else result).flatten(1))
+        small = values[:, :5, :9, :11].contiguous()
+        outputs += [F.interpolate(small, (13, 19), mode="bilinear").flatten(1), F.max_pool2d(small, 3, 2, 1).flatten(1)]
+        outputs += [F.adaptive_avg_pool2d(small, (5, 3)).flatten(1), self.scores(values[:, 0].flatten(1))]
+        outputs.append((self.spline @ values[:, 1, :, :2]).flatten(1))
         return torch.cat(outputs, 1)
 
 
