@@ -30,14 +30,14 @@ from stn_export import cli
 from stn_export.export.onnx import to_onnx
 from stn_export.native.build import build
 from stn_export.native.source import write_source
-from stn_export.program.capture import capture
-from stn_export.program.program import Program, contract_of
+from stn_export.program.program import Program
 from stn_export.results.text import counted
 from stn_export.run.environment import cpu_name, git_commit, instruction_sets
 from stn_export.runners.base import Runner
 from stn_export.runners.native import Native
 from stn_export.runners.onnx_runtime import OnnxRuntime
 from stn_export.runners.openvino import OpenVino
+from tests.captured_modules import program_of
 from tests.larger_results import COLUMNS, KEPT, LARGE, Contest, Layer
 from tests.zoo import ZOO
 
@@ -115,8 +115,7 @@ def behind(backbone: Callable[[], nn.Module]) -> Program:
     with torch.no_grad():
         for _ in range(3):
             module.train()(images)
-    found = capture(module.eval(), (images[:2],), [("N", 3, 96, 96)])
-    return Program(found.exported, contract_of(found.exported, found.shapes, ["images"], ["result"]))
+    return program_of(module, {"images": ("N", 3, 96, 96)}, ["result"], images=images[:2])
 
 
 NETWORKS: dict[str, Callable[[], Program]] = {

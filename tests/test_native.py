@@ -22,12 +22,12 @@ from stn_export.export import rows
 from stn_export.native import convolution, operators
 from stn_export.native.build import build, built, no_compiler
 from stn_export.native.source import write_source
-from stn_export.program.capture import capture
-from stn_export.program.program import Program, contract_of
+from stn_export.program.program import Program
 from stn_export.run.manifest import NetworkDirectory
 from stn_export.runners import native as runner_module
 from stn_export.runners.native import Native
 from stn_export.verify import __main__ as verify
+from tests.captured_modules import program_of
 from tests.runs import built_in, enter_networks
 from tests.sweeps import swept
 from tests.zoo import ZOO
@@ -60,8 +60,7 @@ def expected(program: Program, images: np.ndarray) -> np.ndarray:
 
 
 def captured(module: nn.Module, *shape: int) -> Program:
-    found = capture(module.eval(), (torch.rand(2, *shape),), [("N", *shape)])
-    return Program(found.exported, contract_of(found.exported, found.shapes, ["images"], ["result"]))
+    return program_of(module, {"images": ("N", *shape)}, ["result"])
 
 
 def documented(language: str) -> tuple[str, str, str]:

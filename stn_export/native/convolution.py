@@ -49,6 +49,24 @@ class Layer:
         return (self.kernel_height - 1) * self.dilation_height
 
     @property
+    def shared(self) -> bool:
+        """Whether the kernel's rows read the same columns, shifted by rows."""
+        return self.stride_height == 1
+
+    @property
+    def padded_width(self) -> int:
+        """The columns of a padded row that a row of outputs reads."""
+        return (self.out_width - 1) * self.stride_width + (self.kernel_width - 1) * self.dilation_width + 1
+
+    def read(self, rows: int) -> int:
+        """Return the input rows that this many output rows read."""
+        return (rows - 1) * self.stride_height + self.span + 1
+
+    def part(self, weight: Tensor) -> Tensor:
+        """Return the weights of the direct algorithms: outputs × inputs × columns × rows of the kernel."""
+        return weight.transpose(2, 3) if self.shared else weight.flatten(2).unsqueeze(3)
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether every channel has a kernel of its own that ``depthwise_convolution`` takes."""
         strides = self.stride_width == 1 or (self.stride_width == 2 and self.dilation_width == 1)
@@ -75,7 +93,8 @@ class Layer:
 class Way(NamedTuple):
     """An algorithm: its vector operations, C function, rows per strip, floats of scratch, and weights by part.
 
-    ``per_row`` is how many multiply-adds one row of one output channel takes per input channel and kernel row.
+    ``per_row`` is how many multiply-adds one row of one output channel takes per input channel and kernel row,
+    ``block`` the field of ``Layer``. Weights of two dimensions are laid out already.
     """
 
     cost: int
@@ -84,6 +103,7 @@ class Way(NamedTuple):
     room: int
     parts: dict[str, Tensor]
     per_row: int
+    block: int
 
 
 def convolution(w: Writer, node: Node) -> None:
@@ -109,7 +129,7 @@ def convolution(w: Writer, node: Node) -> None:
     products = x.shape[0] * layer.out_height * len(weight) * weight.shape[1] * weight.shape[2] * way.per_row
     stated = math.prod(w.example.shapes[node]) * weight[0].numel()
     w.multiply_adds_saved += stated - products
-    layer.strip = way.strip
+    layer.strip, layer.block = way.strip, way.block
     out, function = w.new(last), _function(w, node, layer, way, bias, (low, high))
     strides = [contiguous(value.shape)[:1] for value in (x, out)]
     joint = way.function == TALL and x.shape[0] == 1 and bool(x.root) and weight.numel() >= HEAVY
@@ -150,17 +170,15 @@ def _room(count: int) -> int:
 
 def _plain(layer: Layer, weight: Tensor) -> Way:
     """Lay out the direct algorithm; the kernel's rows share columns if the vertical stride is 1."""
-    shared = layer.stride_height == 1
-    planes = layer.channels * layer.kernel_width * (1 if shared else layer.kernel_height)
-    strips = layer.in_strips(planes * layer.out_width, layer.span if shared else 0)
-    positions, read = layer.strip * layer.out_width, (layer.strip - 1) * layer.stride_height + layer.span + 1
-    width = (layer.out_width - 1) * layer.stride_width + (layer.kernel_width - 1) * layer.dilation_width + 1
-    columns = planes * (read if shared else layer.strip) * layer.out_width
-    room = _room(layer.channels * read * width) + _room(columns) + (layer.out_channels + layer.block) * _room(positions)
-    part = weight.transpose(2, 3) if shared else weight.flatten(2).unsqueeze(3)
+    planes = layer.channels * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
+    strips = layer.in_strips(planes * layer.out_width, layer.span if layer.shared else 0)
+    positions, read = layer.strip * layer.out_width, layer.read(layer.strip)
+    columns = planes * (read if layer.shared else layer.strip) * layer.out_width
+    room = _room(layer.channels * read * layer.padded_width) + _room(columns)
+    room += (layer.out_channels + layer.block) * _room(positions)
     cost = strips * layer.cost(positions, layer.kernel_width)
     per_row = layer.out_width * layer.kernel_width
-    return Way(cost, "plain_convolution", layer.strip, room, {"all": part}, per_row)
+    return Way(cost, "plain_convolution", layer.strip, room, {"all": layer.part(weight)}, per_row, layer.block)
 
 
 def _fast(layer: Layer, weight: Tensor) -> Way | None:
@@ -179,37 +197,32 @@ def _fast(layer: Layer, weight: Tensor) -> Way | None:
     parts = {name: part.transpose(2, 3) for name, part in (("even", even), ("odd", odd), ("both", both))}
     room += _room(lines * longer * (half + 1))
     per_row = (half + 1) * longer + half * shorter + half * longer
-    return Way(cost, "fast_convolution", layer.strip, room, parts, per_row)
+    return Way(cost, "fast_convolution", layer.strip, room, parts, per_row, layer.block)
 
 
 def _tall(layer: Layer, weight: Tensor) -> Way | None:
     """Lay out the direct algorithm with vectors over output channels; None where it does not apply."""
     if layer.groups > 1 or layer.pooled or layer.out_channels < TILE:
         return None
-    shared = layer.stride_height == 1
-    positions, planes = layer.out_height * layer.out_width, layer.channels * layer.kernel_width
-    planes, rows = (planes, layer.kernel_height) if shared else (planes * layer.kernel_height, 1)
-    read = (layer.out_height - 1) * layer.stride_height + layer.span + 1
-    width = (layer.out_width - 1) * layer.stride_width + (layer.kernel_width - 1) * layer.dilation_width + 1
-    tiles = -(-layer.out_channels // TILE)
-    kept = read if shared else layer.out_height
-    room = _room(TILE * positions) + _room(planes * kept * layer.out_width) + _room(layer.channels * read * width)
-    part = weight.transpose(2, 3).flatten(1, 2) if shared else weight.flatten(1).unsqueeze(2)
-    part = torch.cat([part, part.new_zeros(-len(part) % TILE, *part.shape[1:])]).unflatten(0, (tiles, TILE))
-    cost = tiles * TILE // 16 * positions * planes * rows
+    positions, read = layer.out_height * layer.out_width, layer.read(layer.out_height)
+    planes = layer.channels * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
+    columns = planes * (read if layer.shared else layer.out_height) * layer.out_width
+    room = _room(TILE * positions) + _room(columns) + _room(layer.channels * read * layer.padded_width)
+    cost = -(-layer.out_channels // TILE) * TILE // 16 * positions * weight[0].numel()
     per_row = layer.out_width * layer.kernel_width
-    return Way(cost, TALL, 0, room, {"all": part.movedim(1, -1).flatten(1)}, per_row)
+    return Way(cost, TALL, 0, room, {"all": layer.part(weight)}, per_row, TILE)
 
 
 def _depthwise(layer: Layer, weight: Tensor) -> Way:
     """Lay out the algorithm for a kernel per channel."""
-    read = (layer.out_height - 1) * layer.stride_height + layer.span + 1
+    read = layer.read(layer.out_height)
     half = layer.out_width + layer.kernel_width // 2
     width = 2 * half if layer.stride_width == 2 else layer.out_width + (layer.kernel_width - 1) * layer.dilation_width
     taps = layer.kernel_height * layer.kernel_width
-    layer.block = max(1, min(layer.channels, PADDED // (read * width)))
-    room = _room(layer.block * read * width) + 2 * _room(layer.block * read * half) * (layer.stride_width == 2)
-    return Way(taps, "depthwise_convolution", 0, room, {"all": weight.flatten(1)}, layer.out_width * layer.kernel_width)
+    block = max(1, min(layer.channels, PADDED // (read * width)))
+    room = _room(block * read * width) + 2 * _room(block * read * half) * (layer.stride_width == 2)
+    per_row = layer.out_width * layer.kernel_width
+    return Way(taps, "depthwise_convolution", 0, room, {"all": weight.flatten(1)}, per_row, block)
 
 
 def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bounds: tuple[float, float]) -> str:

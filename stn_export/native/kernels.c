@@ -115,7 +115,7 @@ typedef struct {
     int groups;
     int pooled;      // whether the largest of every 2×2 is taken
     float low, high; // what the output is clamped to
-    int block;       // output channels whose sums are in registers together
+    int block;       // output channels that are computed together
     int strip;       // output rows that are computed at once
 } convolution;
 

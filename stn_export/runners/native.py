@@ -16,7 +16,6 @@ from stn_export.program.specs import Arrays, whole
 from stn_export.runners.base import Runner, Step
 
 SHARED = 1 << 26  # least multiply-adds of a call that threads share: fewer take less time than a thread to wake
-
 MEETING = 128  # bytes of memory in which threads meet
 
 
