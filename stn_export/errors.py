@@ -13,6 +13,13 @@ EXIT_CHECK_FAILED = 1
 EXIT_USER = 2
 EXIT_BUG = 70  # a stage raised something unexpected, printed with a traceback
 EXIT_INTERRUPTED = 130
+EXIT_CODES = {
+    EXIT_OK: "success",
+    EXIT_CHECK_FAILED: "a check failed",
+    EXIT_USER: "something that you must change (usage, input or environment)",
+    EXIT_BUG: "a bug, with a traceback",
+    EXIT_INTERRUPTED: "interrupted",
+}
 
 
 ROOT = Path(__file__).resolve().parents[1]  # a clone's folder, or site-packages

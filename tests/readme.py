@@ -32,6 +32,7 @@ from stn_export.train.outcomes import SETTLED, read_reference
 from stn_export.train.recipes import MODELS
 from tests import larger_results, survival
 from tests.recomputed import kept_files, stale
+from tests.reference import BLOCKS as REFERENCE_BLOCKS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "SECURITY.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -508,6 +509,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "webgpu": webgpu,
     "larger": larger,
     **survival.BLOCKS,
+    **REFERENCE_BLOCKS,
 }
 
 

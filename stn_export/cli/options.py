@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from stn_export.cli.tables import FORMS, OUTPUT
 from stn_export.config import ARTIFACTS, DEFAULT_RUN, FOLDER
-from stn_export.errors import UserError, did_you_mean
+from stn_export.errors import EXIT_CODES, UserError, did_you_mean
 from stn_export.limits import require
 
 SHAPE = "sizes of an input that the file leaves open; others are searched"
@@ -123,7 +123,8 @@ class Parser(argparse.ArgumentParser):
 def stage(module: str, description: str) -> Parser:
     """Make the parser of a stage, or of a module such as ``package.tool``, with the options that all share."""
     command = f"python -m {module}" if "." in module else f"stn-export {module}"
-    parser = Parser(command, description=description, formatter_class=_Help)
+    codes = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = Parser(command, description=description, epilog=f"exit codes: {codes}", formatter_class=_Help)
     parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="output format")
     parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="print JSON, as --format json does"
@@ -356,7 +357,9 @@ def audit() -> Parser:
     parser.add_argument(
         "--runtimes", type=path_or_none, metavar="DIR", help="folder of other runtimes, whose WebGPU is asked"
     )
-    parser.add_argument("--kernels", type=path, help="write the table of CUDA kernels to this file, and stop")
+    parser.add_argument(
+        "--kernels", type=path, metavar="FILE", help="write the table of CUDA kernels to this file, and stop"
+    )
     return parser
 
 
