@@ -255,7 +255,7 @@ def reference() -> list[str]:
     last = (percents(gain["seeds"].values(), 1, ".1f"), f"{gain['mean']:.1f}", interval(gain, 1, ".1f"))
     settled = statistics.fmean(read_reference()[SETTLED])
     published = ("the published run (a spatial transformer)", f"{100 * settled:.2f} %", "", "")
-    columns = ("", f"seeds {', '.join(gain['seeds'])}", "mean", "95 % interval")
+    columns = ("network", f"seeds {', '.join(gain['seeds'])}", "mean", "95 % interval")
     return markdown_table(columns, [*rows, published, ("the transformer's gain, points", *last)])[:-1]
 
 
