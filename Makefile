@@ -21,6 +21,7 @@ PYTEST ?=
 BASE ?=
 NEW ?= $(RUN)/bench.json
 ACROSS ?=
+SAMPLE ?= 20
 ORT_SITE ?=
 OUT ?= benchmarks/results
 PARALLEL ?= $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --dist worksteal -p no:benchmark)
@@ -37,7 +38,7 @@ GAIN_DATASETS := cifar10-affine cifar10 digits
 EVERY_MODEL := stn,cnn,cnn-matched
 
 # Their values reach the shell as variables, never as text of a command.
-export DATASET DATA SIZE RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW ORT_SITE OUT V ACROSS VENV
+export DATASET DATA SIZE RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW SAMPLE ORT_SITE OUT V ACROSS VENV
 
 .PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results bench-larger gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files test-webgpu lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table webgpu-kernels webgpu-table runtimes lint clean
 
@@ -202,10 +203,11 @@ fuzz: $(READY) ## 20,000 damaged files of every kind; about an hour
 soak: $(READY) ## half an hour of all stages in turn: memory, files, threads
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.soak --keep benchmarks/results/soak.json
 
-mutants: $(READY) ## mutation testing of what computes figures; again to go on
+mutants: $(READY) ## mutation testing of what computes figures, SAMPLE=20 mutants of each module; again to go on
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
-	@OMP_NUM_THREADS=1 nice $(PYTHON) -m mutmut run --max-children 1
-	@$(PYTHON) -m tests.mutants
+	@OMP_NUM_THREADS=1 nice $(PYTHON) -m mutmut run --max-children 1 none-has-this-name || [ -d mutants ] # makes them
+	@OMP_NUM_THREADS=1 nice $(PYTHON) -m mutmut run --max-children 1 $$($(PYTHON) -m tests.mutants --draw --sample "$$SAMPLE")
+	@$(PYTHON) -m tests.mutants --sample "$$SAMPLE"
 
 readme: $(READY) ## write the figures of README and docs from the kept files
 	@$(PYTHON) -m tests.readme
