@@ -31,6 +31,7 @@ PYTHON ?= $(VENV)/bin/python
 READY := $(if $(VENV),$(VENV)/.ready)
 STAGE := $(PYTHON) -m stn_export
 TOOL := $(PYTHON) -m benchmarks.tools
+MUTATED = OMP_NUM_THREADS=1 STN_EXPORT_TEST_RUNS="$(CURDIR)/mutants/.runs" nice $(PYTHON) -m mutmut run --max-children 1
 TRAINING = --data "$$DATA" --epochs "$$EPOCHS" --seed "$$SEED" --device "$$DEVICE" \
 	$(if $(PRECISION),--precision "$$PRECISION") $(if $(SIZE),--size "$$SIZE")
 GAIN := artifacts/gain
@@ -205,8 +206,8 @@ soak: $(READY) ## half an hour of all stages in turn: memory, files, threads
 
 mutants: $(READY) ## mutation testing of what computes figures, SAMPLE=20 mutants of each module; again to go on
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
-	@OMP_NUM_THREADS=1 nice $(PYTHON) -m mutmut run --max-children 1 none-has-this-name || [ -d mutants ] # makes them
-	@OMP_NUM_THREADS=1 nice $(PYTHON) -m mutmut run --max-children 1 $$($(PYTHON) -m tests.mutants --draw --sample "$$SAMPLE")
+	@$(MUTATED) none-has-this-name || [ -d mutants ] # makes them
+	@$(MUTATED) $$($(PYTHON) -m tests.mutants --draw --sample "$$SAMPLE")
 	@$(PYTHON) -m tests.mutants --sample "$$SAMPLE"
 
 readme: $(READY) ## write the figures of README and docs from the kept files

@@ -34,7 +34,7 @@ from stn_export.results.statistics import load_interval
 from stn_export.run.environment import describe, using_threads
 from stn_export.run.manifest import (
     BENCH_FILE,
-    LOWERINGS,
+    PREFERRED,
     PROGRAM,
     Artifact,
     is_oversized,
@@ -47,7 +47,7 @@ from stn_export.run.store import write_atomically, write_out
 from stn_export.verify import __main__ as verifying
 from stn_export.verify.file_comparison import Row, compare_files
 
-ROWS = tuple(f"{lowering}-fp32" for lowering in LOWERINGS)  # the first one that the network supports is checked
+ROWS = tuple(f"{lowering}-fp32" for lowering in PREFERRED)  # the first one that the network supports is checked
 RUNNERS = ("onnxruntime-cpu", "eager-cpu")
 WEIGHED = 2  # files of which the smaller one is checked, where the first is oversized
 LARGER = (64, 16, 4)  # batches for the throughput, the first whose calls take no longer than this

@@ -79,13 +79,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(before)
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """Where all workers of a session find what is made once; mutation testing names one for all of its sessions."""
+    if named := os.environ.get("STN_EXPORT_TEST_RUNS"):
+        Path(named).mkdir(parents=True, exist_ok=True)
+        return Path(named)
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The user's state directory, for all workers of the session: what one writes the others may load."""
-    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-        patch.setenv("XDG_STATE_HOME", str(shared / "state"))
+        patch.setenv("XDG_STATE_HOME", str(shared_folder(tmp_path_factory) / "state"))
         yield
 
 
@@ -125,8 +132,7 @@ def digits() -> Dataset:
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """The directory ``name/digits``, made by the first worker of the session that asks for it."""
-    base = factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared = shared_folder(factory)
     run, done = shared / name / "digits", shared / f"{name}.done"
     with FileLock(shared / f"{name}.lock"):
         if not done.exists():

@@ -13,7 +13,7 @@ class Pick:
     """A selection of what can be timed, by properties; an empty tuple selects all values.
 
     ``runners`` are patterns as in file names. Runners that are slow to start are selected only if ``slow`` is set. The
-    lowering ``BEST`` is each network's first of ``manifest.LOWERINGS``.
+    lowering ``BEST`` is each network's first of ``manifest.PREFERRED``.
     """
 
     batches: tuple[int, ...] = (1,)

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from stn_export.errors import UserError, in_clone, require_choice
-from stn_export.run.manifest import LOWERINGS
+from stn_export.run.manifest import PREFERRED
 from stn_export.runners.external.environments import ON_CPU, OWN
 
 PLACES = (Path(__file__).parents[2] / "benchmarks", Path(__file__).parents[1] / "suites")  # a checkout, or installed
@@ -54,7 +54,7 @@ class Choice:
 
 
 def choose(destination: str, path: Path | None = None) -> Choice:
-    """Return the first of ``LOWERINGS`` that was equal in the destination at fp32, else the first within its bounds.
+    """Return the first of ``PREFERRED`` that was equal in the destination at fp32, else the first within its bounds.
 
     Raises:
         UserError: for an unknown destination, a missing table, or if no lowering was equal or within bounds.
@@ -75,7 +75,7 @@ def choose(destination: str, path: Path | None = None) -> Choice:
 
 def chosen(destination: str, table: Mapping) -> Choice | None:
     """Look up a destination in a table of trials; None if no lowering was equal or within bounds there."""
-    names = {f"{lowering or destination}-fp32": lowering for lowering in ((None,) if destination in OWN else LOWERINGS)}
+    names = {f"{lowering or destination}-fp32": lowering for lowering in ((None,) if destination in OWN else PREFERRED)}
     rows = [row for row in table["rows"] if row["runtime"] == destination and row["file"] in names]
     cells = {row["lowering"]: row for row in rows}
     for verdict, lowering in product((EQUAL, WITHIN), names.values()):

@@ -129,61 +129,58 @@ def trained(report: Report) -> Iterable[Block]:
     for verdict in report.verdicts:
         yield Text(verdict)
     titles = list(dict.fromkeys(row["title"] for row in (*report.training, *report.gains)))
+
+    def best_first(rows: Iterable[dict]) -> list[dict]:
+        return sorted(rows, key=lambda row: (titles.index(row["title"]), -row["mean"]))
+
     if report.gains:
-        rows = [
-            [
-                row["title"],
-                row["label"],
-                str(row["count"]),
-                signed(row["mean"]),
-                number(row["deviation"], ".2f"),
-                NONE if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}",
-                row["finding"],
-            ]
-            for row in sorted(report.gains, key=lambda row: (titles.index(row["title"]), -row["mean"]))
-        ]
-        columns = ("trained on", "against the", "seeds", "gain, points", "sd", "95 % interval", "that is")
-        note = (
-            "Paired differences: both models of a pair were trained with the same seed, on the same batches in "
-            "the same order."
-        )
-        yield Table("Does the transformer help?", columns, rows, note, order="run by run, the largest gain first")
+        yield _gains(best_first(report.gains))
     yield from report.pictures("gain", "accuracy", folded=True)
     if report.training:
-        facts = (
-            "trained on",
-            "model",
-            "parameters",
-            "multiply-adds",
-            "seeds",
-            "time a seed",
-            "test accuracy",
-            "sd",
-            "95 % interval",
-        )
-        rows = [
-            [
-                row["title"],
-                row["label"],
-                f"{row['parameters']:,}",
-                f"{row['multiply_adds']:,}",
-                Cell(str(row["count"]), title=", ".join(row["seeds"])),
-                f"{row['median_seconds']:.0f} s, {row['device']}",
-                percent(row["mean"]),
-                NONE if row["deviation"] is None else f"{100 * row['deviation']:.2f}",
-                NONE if row["low"] is None else minus(f"{100 * row['low']:.2f} to {100 * row['high']:.2f} %"),
-            ]
-            for row in sorted(report.training, key=lambda row: (titles.index(row["title"]), -row["mean"]))
+        yield _trainings(best_first(report.training))
+
+
+def _gains(gains: Iterable[dict]) -> Table:
+    rows = [
+        [
+            row["title"],
+            row["label"],
+            str(row["count"]),
+            signed(row["mean"]),
+            number(row["deviation"], ".2f"),
+            NONE if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}",
+            row["finding"],
         ]
-        measures = " or ".join(dict.fromkeys(row["measure"] for row in report.training))
-        yield Table(
-            "Trainings",
-            facts,
-            rows,
-            f"Test accuracy: {measures}; over several seeds their mean, its deviation and Student's interval.",
-            order="run by run, the most accurate first",
-            folded=True,
-        )
+        for row in gains
+    ]
+    columns = ("trained on", "against the", "seeds", "gain, points", "sd", "95 % interval", "that is")
+    note = (
+        "Paired differences: both models of a pair were trained with the same seed, on the same batches in the same "
+        "order."
+    )
+    return Table("Does the transformer help?", columns, rows, note, order="run by run, the largest gain first")
+
+
+def _trainings(trainings: list[dict]) -> Table:
+    columns = ("trained on", "model", "parameters", "multiply-adds", "seeds", "time a seed", "test accuracy", "sd")
+    rows = [
+        [
+            row["title"],
+            row["label"],
+            f"{row['parameters']:,}",
+            f"{row['multiply_adds']:,}",
+            Cell(str(row["count"]), title=", ".join(row["seeds"])),
+            f"{row['median_seconds']:.0f} s, {row['device']}",
+            percent(row["mean"]),
+            NONE if row["deviation"] is None else f"{100 * row['deviation']:.2f}",
+            NONE if row["low"] is None else minus(f"{100 * row['low']:.2f} to {100 * row['high']:.2f} %"),
+        ]
+        for row in trainings
+    ]
+    measures = " or ".join(dict.fromkeys(row["measure"] for row in trainings))
+    note = f"Test accuracy: {measures}; over several seeds their mean, its deviation and Student's interval."
+    order = "run by run, the most accurate first"
+    return Table("Trainings", (*columns, "95 % interval"), rows, note, order=order, folded=True)
 
 
 def networks(report: Report) -> Iterable[Block]:

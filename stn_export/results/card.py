@@ -31,7 +31,7 @@ from stn_export.results.choice import (
 )
 from stn_export.results.contents import Held, held
 from stn_export.results.text import by_reason, listed, percent, row_name, significant, span, speed_ratio, times
-from stn_export.run.manifest import LOWERINGS, MODEL_CARD, PLAIN, PROGRAM
+from stn_export.run.manifest import MODEL_CARD, PLAIN, PREFERRED, PROGRAM
 from stn_export.run.records import Timing
 from stn_export.run.store import write_if_changed
 
@@ -272,7 +272,7 @@ STAGES = {
 
 def runs_words(portability: Portability) -> str:
     """State in which runtimes the first float32 lowering runs; empty where none was exported."""
-    lowering = next((name for name in (*LOWERINGS, *portability) if name in portability), None)
+    lowering = next((name for name in (*PREFERRED, *portability) if name in portability), None)
     if lowering is None:
         return ""
     verdicts: dict[str, list[str]] = {}

@@ -63,7 +63,7 @@ PLAIN: Final = "plain"
 OTHER: Final = "other"
 TWIN_NOTE = "the same network, samplers bypassed: for cost, not accuracy"
 CHECKPOINT = "checkpoint"
-LOWERINGS = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # to deploy, the preferred ones first
+PREFERRED = ("folded", "plain", "matmul", "affinegrid", "decomposed", "gather")  # lowerings to deploy, best first
 DEFAULT_EXPORT = "default"  # instead of a lowering: torch.onnx.export with its defaults
 
 
@@ -161,12 +161,12 @@ def is_oversized(size: int, other: int) -> bool:
 
 
 def preferred(sizes: Mapping[str, int]) -> list[str]:
-    """Order lowerings by which one to take where no time is known: as in ``LOWERINGS``, but oversized ones last.
+    """Order lowerings by which one to take where no time is known: as in ``PREFERRED``, but oversized ones last.
 
     Args:
         sizes: bytes by lowering.
     """
-    order = [name for name in LOWERINGS if name in sizes]
+    order = [name for name in PREFERRED if name in sizes]
     return sorted(order, key=lambda name: is_oversized(sizes[name], min(sizes.values())))
 
 
@@ -229,7 +229,7 @@ class NetworkDirectory:
         """The bytes of the float32 file of each lowering, the lowering to take first first: see ``preferred``."""
         sizes: dict[str, int] = {}
         for each in self.artifacts.values():
-            if each.lowering in LOWERINGS and each.precision == "fp32":
+            if each.lowering in PREFERRED and each.precision == "fp32":
                 size = each.details.get("bytes", 0)
                 sizes[each.lowering] = min(size, sizes.get(each.lowering, size))
         return {name: sizes[name] for name in preferred(sizes)}
