@@ -20,6 +20,7 @@ from stn_export.report.drawing import to_png, to_svg
 from stn_export.results.choice import Marks, Portability, Shipped, legend
 from stn_export.results.text import percent, sentence
 from stn_export.run.records import Check, GridPixels, Number, Timing
+from stn_export.run.schemas import Difference, ModelComparison, Trained
 
 MANY = 8  # a table with at least this many rows can be filtered
 
@@ -296,6 +297,34 @@ class SiteTable:
         return sorted(self.rows, key=lambda row: math.inf if (error := row.errors.get(last)) is None else error)
 
 
+@dataclass(frozen=True)
+class TrainedRow:
+    """A network of a training in the table of trainings."""
+
+    training: ModelComparison
+    network: str
+    model: Trained
+
+    def as_dict(self) -> dict:
+        """Return it for ``report.json``, with what all networks of the training share."""
+        shared = ("title", "dataset", "recipe", "epochs", "precision", "measure")
+        facts = {name: getattr(self.training, name) for name in shared}
+        return facts | asdict(self.model) | {"network": self.network}
+
+
+@dataclass(frozen=True)
+class GainRow:
+    """The transformer's gain over a network of a training."""
+
+    training: ModelComparison
+    network: str
+    difference: Difference
+
+    def as_dict(self) -> dict:
+        """Return it for ``report.json``, with the training's title."""
+        return asdict(self.difference) | {"title": self.training.title, "network": self.network}
+
+
 @dataclass
 class Report:
     """The content for the templates; ``subject`` and ``plain`` are the labels of those networks, if they exist."""
@@ -307,8 +336,8 @@ class Report:
     answer: dict = field(default_factory=dict)  # the same for a script
     warnings: list[str] = field(default_factory=list)
     networks: list[dict] = field(default_factory=list)
-    training: list[dict] = field(default_factory=list)  # a row per network and setting
-    gains: list[dict] = field(default_factory=list)  # a row per paired difference
+    training: list[TrainedRow] = field(default_factory=list)  # a row per network and setting
+    gains: list[GainRow] = field(default_factory=list)  # a row per paired difference
     verdicts: list[str] = field(default_factory=list)  # a sentence on the gains per run
     learned: list[dict] = field(default_factory=list)  # an entry per site
     unshown: list[str] = field(default_factory=list)  # sites without an entry
@@ -344,6 +373,10 @@ class Report:
         """Convert to JSON-ready values: everything but the figures and the single comparisons."""
         left_out = ("figures", "timings", "shipped", "marks", "call")
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
-        parity, sites = [row.as_dict() for row in self.parity], list(map(asdict, self.sites))
-        bench = msgspec.to_builtins(self.bench)
-        return content | {"bench": bench, "parity": parity, "sites": sites, "calls": list(map(asdict, self.calls))}
+        content |= {
+            "training": [row.as_dict() for row in self.training],
+            "gains": [row.as_dict() for row in self.gains],
+        }
+        content |= {"parity": [row.as_dict() for row in self.parity]}
+        content |= {"sites": list(map(asdict, self.sites)), "calls": list(map(asdict, self.calls))}
+        return content | {"bench": msgspec.to_builtins(self.bench)}

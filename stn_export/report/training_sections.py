@@ -1,7 +1,6 @@
 """Write the sections on what was learned, training, the networks and the environment."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,7 +9,20 @@ from torch import Tensor
 from stn_export.errors import command
 from stn_export.report import charts_training, drawing
 from stn_export.report.charts_training import Frame
-from stn_export.report.page import NONE, Block, Cell, Picture, Report, Table, Text, minus, number, signed
+from stn_export.report.page import (
+    NONE,
+    Block,
+    Cell,
+    GainRow,
+    Picture,
+    Report,
+    Table,
+    Text,
+    TrainedRow,
+    minus,
+    number,
+    signed,
+)
 from stn_export.report.parity import MOST_SITES, rows_of
 from stn_export.results.text import percent, sentence
 from stn_export.run.manifest import PLAIN, PROGRAM, TRAINING_FILE, NetworkDirectory
@@ -71,26 +83,19 @@ def add_training(report: Report, runs: Sequence[Path]) -> None:
         report.warnings += comparisons.caveats
         report.figures[numbered("accuracy", index)] = charts_training.accuracy_curves(comparisons.runs)
         every += comparisons.runs
-    report.training = [row for one in every for row in training_rows(one)]
+    report.training = [TrainedRow(one, name, model) for one in every for name, model in one.models.items()]
     add_gains(report, [one for one in every if one.differences])
-
-
-def training_rows(one: ModelComparison) -> list[dict]:
-    """Return a row per network: what it is, how it was trained, and its accuracy over the seeds."""
-    facts = {name: getattr(one, name) for name in ("title", "dataset", "recipe", "epochs", "precision", "measure")}
-    return [facts | asdict(model) | {"network": name} for name, model in one.models.items()]
 
 
 def add_gains(report: Report, those: Sequence[ModelComparison]) -> None:
     """Add figures, table rows and sentences on the transformer's gain, if there is a comparison."""
     if not those:
         return
-    pairs = [(one, name, difference) for one in those for name, difference in one.differences.items()]
-    report.gains = [asdict(difference) | {"title": one.title, "network": name} for one, name, difference in pairs]
+    report.gains = [GainRow(one, name, gain) for one in those for name, gain in one.differences.items()]
     for one in those:
         verdicts = [f"against the {difference.label} {difference.sentence}" for difference in one.differences.values()]
         report.verdicts.append(f"{one.title}: {'; '.join(verdicts)}.")
-    if max(row["count"] for row in report.gains) > 1:  # with one seed there is no spread to draw
+    if max(row.difference.count for row in report.gains) > 1:  # with one seed there is no spread to draw
         report.figures["gain"] = charts_training.seed_accuracies(those)
         report.figures["gain-differences"] = charts_training.differences(those)
 
@@ -128,30 +133,28 @@ def trained(report: Report) -> Iterable[Block]:
     """Yield whether the transformer helps, and the trainings."""
     for verdict in report.verdicts:
         yield Text(verdict)
-    titles = list(dict.fromkeys(row["title"] for row in (*report.training, *report.gains)))
-
-    def best_first(rows: Iterable[dict]) -> list[dict]:
-        return sorted(rows, key=lambda row: (titles.index(row["title"]), -row["mean"]))
-
+    titles = list(dict.fromkeys(row.training.title for row in report.training))
     if report.gains:
-        yield _gains(best_first(report.gains))
+        yield _gains(report.gains, titles)
     yield from report.pictures("gain", "accuracy", folded=True)
     if report.training:
-        yield _trainings(best_first(report.training))
+        yield _trainings(report.training, titles)
 
 
-def _gains(gains: Iterable[dict]) -> Table:
+def _gains(gains: Iterable[GainRow], titles: list[str]) -> Table:
+    best_first = sorted(gains, key=lambda row: (titles.index(row.training.title), -row.difference.mean))
     rows = [
         [
-            row["title"],
-            row["label"],
-            str(row["count"]),
-            signed(row["mean"]),
-            number(row["deviation"], ".2f"),
-            NONE if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}",
-            row["finding"],
+            row.training.title,
+            gain.label,
+            str(gain.count),
+            signed(gain.mean),
+            number(gain.deviation, ".2f"),
+            NONE if gain.low is None or gain.high is None else f"{signed(gain.low)} to {signed(gain.high)}",
+            gain.finding,
         ]
-        for row in gains
+        for row in best_first
+        for gain in (row.difference,)
     ]
     columns = ("trained on", "against the", "seeds", "gain, points", "sd", "95 % interval", "that is")
     note = (
@@ -161,23 +164,27 @@ def _gains(gains: Iterable[dict]) -> Table:
     return Table("Does the transformer help?", columns, rows, note, order="run by run, the largest gain first")
 
 
-def _trainings(trainings: list[dict]) -> Table:
+def _trainings(trainings: Sequence[TrainedRow], titles: list[str]) -> Table:
+    best_first = sorted(trainings, key=lambda row: (titles.index(row.training.title), -row.model.mean))
     columns = ("trained on", "model", "parameters", "multiply-adds", "seeds", "time a seed", "test accuracy", "sd")
-    rows = [
+    rows: list[list[str | Cell]] = [
         [
-            row["title"],
-            row["label"],
-            f"{row['parameters']:,}",
-            f"{row['multiply_adds']:,}",
-            Cell(str(row["count"]), title=", ".join(row["seeds"])),
-            f"{row['median_seconds']:.0f} s, {row['device']}",
-            percent(row["mean"]),
-            NONE if row["deviation"] is None else f"{100 * row['deviation']:.2f}",
-            NONE if row["low"] is None else minus(f"{100 * row['low']:.2f} to {100 * row['high']:.2f} %"),
+            row.training.title,
+            model.label,
+            f"{model.parameters:,}",
+            f"{model.multiply_adds:,}",
+            Cell(str(model.count), title=", ".join(model.seeds)),
+            f"{model.median_seconds:.0f} s, {model.device}",
+            percent(model.mean),
+            NONE if model.deviation is None else f"{100 * model.deviation:.2f}",
+            NONE
+            if model.low is None or model.high is None
+            else minus(f"{100 * model.low:.2f} to {100 * model.high:.2f} %"),
         ]
-        for row in trainings
+        for row in best_first
+        for model in (row.model,)
     ]
-    measures = " or ".join(dict.fromkeys(row["measure"] for row in trainings))
+    measures = " or ".join(dict.fromkeys(row.training.measure for row in trainings))
     note = f"Test accuracy: {measures}; over several seeds their mean, its deviation and Student's interval."
     order = "run by run, the most accurate first"
     return Table("Trainings", (*columns, "95 % interval"), rows, note, order=order, folded=True)
