@@ -102,10 +102,10 @@ def test_one_seed_has_a_gain_but_no_spread_to_draw(grid: Path):
 
 def test_what_a_transformer_looks_at_is_told_in_pixels_of_its_image(grid: Path):
     [one] = report.collect(grid / "digits").learned
-    assert (one["title"], one["site"], one["examples"]) == ("spatial transformer", "site0", 50)
+    assert (one.title, one.site, one.examples) == ("spatial transformer", "site0", 50)
     kept = torch.load(grid / "digits" / POINTS_FILE)["networks"]["stn"]["sites"]["site0"]
-    assert one["parts"]["shift_x"]["mean"] == pytest.approx(16 * kept["theta"][:, 0, 2].mean().item(), rel=1e-5)
-    assert one["parts"]["outside"]["mean"] == pytest.approx(100 * kept["outside"].mean().item(), rel=1e-5)
+    assert one.parts["shift_x"].mean == pytest.approx(16 * kept["theta"][:, 0, 2].mean().item(), rel=1e-5)
+    assert one.parts["outside"].mean == pytest.approx(100 * kept["outside"].mean().item(), rel=1e-5)
 
 
 def test_a_site_without_theta_has_pictures_and_what_lies_outside(grid: Path):
@@ -113,9 +113,9 @@ def test_a_site_without_theta_has_pictures_and_what_lies_outside(grid: Path):
     write_points(grid / "digits", sites={"site0": site})
     content = report.collect(grid / "digits")
     [one] = content.learned
-    assert one["parts"].keys() == {"outside"}
-    assert one["parts"]["outside"]["mean"] == 50
-    assert "charts" not in one
+    assert one.parts.keys() == {"outside"}
+    assert one.parts["outside"].mean == 50
+    assert "charts" not in one.as_dict()
     assert {"warped", "theta"} & set(content.figures) == {"warped"}
 
 
@@ -128,7 +128,7 @@ def test_four_sites_are_drawn_and_the_others_named(grid: Path):
     }
     write_points(grid / "digits", sites={f"site{index}": site for index in range(6)}, pictures={"warped": {}})
     content = report.collect(grid / "digits")
-    assert [one["site"] for one in content.learned] == ["site0", "site1", "site2", "site3"]
+    assert [one.site for one in content.learned] == ["site0", "site1", "site2", "site3"]
     assert content.unshown == ["spatial transformer: site4, site5"]
     report.write_report(content, grid / "digits")
     for name in ("report.html", "report.md"):
@@ -154,8 +154,8 @@ def test_maps_that_flatten_the_image_do_not_stop_the_report(grid: Path):
     site = {"outside": torch.zeros(3), "image_size": [32, 32], "align_corners": False}
     write_points(grid / "digits", sites={"site0": site | {"theta": theta}, "site1": site | {"theta": 0 * theta}})
     some, none = report.collect(grid / "digits").learned
-    assert some["parts"]["shear"]["mean"] == 0  # of those that have one
-    assert "shear" not in none["parts"]
+    assert some.parts["shear"].mean == 0  # of those that have one
+    assert "shear" not in none.parts
 
 
 def test_curves_have_a_band_where_there_are_seeds(grid: Path):

@@ -116,7 +116,7 @@ def parity_table(report: Report) -> Table:
         "× eager",
     ]
     columns += [*["agreement"] * agreed, *["accuracy"] * labelled]
-    subject = report.networks[0]["name"] if report.networks else ""
+    subject = report.networks[0].name if report.networks else ""
     rows: list[list[str | Cell]] = []
     for row in sorted(report.parity, key=lambda row: (row.check.network != subject, row.rank)):
         check = row.check
@@ -216,7 +216,7 @@ def render(template: str, page: Page) -> bytes:
 
 def write_report(report: Report, run: Path) -> None:
     """Write the figures and the three report files."""
-    lead = " ".join(f"The {one['label']}: {one['note']}." for one in report.networks if one["note"])
+    lead = " ".join(f"The {row.label}: {row.note}." for row in report.networks if row.note)
     page = Page(report.title, sections(report), report.card, report.warnings, lead, report.call)
     own_folder(run / "figures")
     for section in page.sections:

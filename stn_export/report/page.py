@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from urllib.parse import quote
@@ -298,6 +298,52 @@ class SiteTable:
 
 
 @dataclass(frozen=True)
+class NetworkRow:
+    """The manifest's facts about a network; of its sites sizes are text: height×width of the image, and of the grid."""
+
+    name: str
+    label: str
+    role: str
+    note: str
+    parameters: int
+    multiply_adds: int
+    examples: str
+    inputs: list[str]
+    outputs: list[str]
+    sites: list[dict]
+    refused: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, standard deviation, median, and the 5 % and 95 % quantiles of some values."""
+
+    mean: float
+    deviation: float
+    low: float
+    median: float
+    high: float
+    label: str
+
+
+@dataclass(frozen=True)
+class LearnedSite:
+    """What a sampler looks at: the spread of parts of theta or the grid; ``warped`` and ``charts`` name figures."""
+
+    title: str
+    network: str
+    site: str
+    examples: int
+    warped: str
+    charts: tuple[str, ...]
+    parts: dict[str, Spread]
+
+    def as_dict(self) -> dict:
+        """Return it for ``report.json``, without figures that there are not."""
+        return {name: value for name, value in asdict(self).items() if name not in ("warped", "charts") or value}
+
+
+@dataclass(frozen=True)
 class TrainedRow:
     """A network of a training in the table of trainings."""
 
@@ -335,11 +381,11 @@ class Report:
     card: list[tuple[str, str]] = field(default_factory=list)  # see answer.card
     answer: dict = field(default_factory=dict)  # the same for a script
     warnings: list[str] = field(default_factory=list)
-    networks: list[dict] = field(default_factory=list)
+    networks: list[NetworkRow] = field(default_factory=list)
     training: list[TrainedRow] = field(default_factory=list)  # a row per network and setting
     gains: list[GainRow] = field(default_factory=list)  # a row per paired difference
     verdicts: list[str] = field(default_factory=list)  # a sentence on the gains per run
-    learned: list[dict] = field(default_factory=list)  # an entry per site
+    learned: list[LearnedSite] = field(default_factory=list)  # an entry per site
     unshown: list[str] = field(default_factory=list)  # sites without an entry
     parity: list[ParityRow] = field(default_factory=list)
     sites: list[SiteTable] = field(default_factory=list)
@@ -377,6 +423,7 @@ class Report:
             "training": [row.as_dict() for row in self.training],
             "gains": [row.as_dict() for row in self.gains],
         }
-        content |= {"parity": [row.as_dict() for row in self.parity]}
+        content |= {"parity": [row.as_dict() for row in self.parity], "networks": list(map(asdict, self.networks))}
+        content |= {"learned": [row.as_dict() for row in self.learned]}
         content |= {"sites": list(map(asdict, self.sites)), "calls": list(map(asdict, self.calls))}
         return content | {"bench": msgspec.to_builtins(self.bench)}

@@ -14,8 +14,11 @@ from stn_export.report.page import (
     Block,
     Cell,
     GainRow,
+    LearnedSite,
+    NetworkRow,
     Picture,
     Report,
+    Spread,
     Table,
     Text,
     TrainedRow,
@@ -34,24 +37,27 @@ from stn_export.run.schemas import ModelComparison, Points, read_points_file, re
 def add_networks(report: Report, directories: Iterable[NetworkDirectory]) -> None:
     """Add an entry per network, the network under test first."""
     report.networks = [network(directory) for directory in directories]
-    report.subject = report.networks[0]["label"]
-    report.plain = next((network["label"] for network in report.networks if network["role"] == PLAIN), "")
+    report.subject = report.networks[0].label
+    report.plain = next((row.label for row in report.networks if row.role == PLAIN), "")
 
 
-def network(directory: NetworkDirectory) -> dict:
-    """Return the manifest's facts about one network, JSON-ready."""
-    content, network_facts = directory.read(), directory.facts
+def network(directory: NetworkDirectory) -> NetworkRow:
+    """Return the manifest's facts about one network."""
+    content, facts = directory.read(), directory.facts
     program = content.artifacts.get(PROGRAM)
-    specs = {side: getattr(program.contract, side) if program else () for side in ("inputs", "outputs")}
-    facts = ("label", "role", "note", "parameters", "multiply_adds")
-    return {
-        "name": directory.name,
-        **{name: getattr(network_facts, name) for name in facts},
-        "examples": network_facts.examples.get("source", ""),
-        **{side: [f"{spec.name}: {spec.text}" for spec in side_specs] for side, side_specs in specs.items()},
-        "sites": [site_row(site) for site in network_facts.sites],
-        "refused": content.refused,
-    }
+    return NetworkRow(
+        directory.name,
+        facts.label,
+        facts.role,
+        facts.note,
+        facts.parameters,
+        facts.multiply_adds,
+        facts.examples.get("source", ""),
+        [f"{spec.name}: {spec.text}" for spec in (program.contract.inputs if program else ())],
+        [f"{spec.name}: {spec.text}" for spec in (program.contract.outputs if program else ())],
+        [site_row(site) for site in facts.sites],
+        content.refused,
+    )
 
 
 def site_row(site: Mapping) -> dict:
@@ -102,25 +108,25 @@ def add_gains(report: Report, those: Sequence[ModelComparison]) -> None:
 
 def learned(report: Report) -> Iterable[Block]:
     """Yield what the samplers look at: warped examples, charts and statistics of theta."""
-    for one in report.learned:
-        about = f"{one['title']}, over {one['examples']:,} examples"
+    for site in report.learned:
+        about = f"{site.title}, over {site.examples:,} examples"
         rows = [
-            [part["label"], *(minus(f"{part[key]:.2f}") for key in ("mean", "deviation", "low", "median", "high"))]
-            for part in one["parts"].values()
+            [
+                part.label,
+                *(minus(f"{value:.2f}") for value in (part.mean, part.deviation, part.low, part.median, part.high)),
+            ]
+            for part in site.parts.values()
         ]
-        if "warped" in one:
-            yield Picture(
-                one["warped"],
-                report.figures[one["warped"]],
-                f"{one['title']}: examples above what the site makes of them",
-            )
-        for name in one.get("charts", ()):
+        if site.warped:
+            words = f"{site.title}: examples above what the site makes of them"
+            yield Picture(site.warped, report.figures[site.warped], words)
+        for name in site.charts:
             yield Picture(name, report.figures[name], folded=True)
-        columns = ("theta" if "charts" in one else "grid", "mean", "sd", "5 %", "median", "95 %")
+        columns = ("theta" if site.charts else "grid", "mean", "sd", "5 %", "median", "95 %")
         yield Table(about, columns, rows, folded=True)
     for line in report.unshown:
         yield Text(sentence(f"Not drawn: {line}"), "note")
-    if any("charts" in one for one in report.learned):
+    if any(site.charts for site in report.learned):
         yield Text(
             "Theta maps output to input coordinates, so these are the parts, in pixels of the sampled image, of the "
             "window of it that fills the output: a scale below 1 selects a smaller region, so its content is larger; a "
@@ -194,28 +200,28 @@ def networks(report: Report) -> Iterable[Block]:
     """Yield tables of inputs and outputs, sampling sites, and rejected export variants."""
     rows = [
         [
-            one["name"],
-            one["label"],
-            one["role"],
-            f"{one['parameters']:,}",
-            f"{one['multiply_adds']:,}",
-            "; ".join(one["inputs"]),
-            "; ".join(one["outputs"]),
-            one["examples"],
+            row.name,
+            row.label,
+            row.role,
+            f"{row.parameters:,}",
+            f"{row.multiply_adds:,}",
+            "; ".join(row.inputs),
+            "; ".join(row.outputs),
+            row.examples,
         ]
-        for one in report.networks
+        for row in report.networks
     ]
     columns = ("network", "what it is", "role", "parameters", "multiply-adds", "inputs", "outputs", "tried on")
     note = "Multiply-adds are those of one example, samplers included."
     yield Table("Inputs and outputs", columns, rows, note, order="the network under test first", folded=True)
     rows = [
         [
-            one["name"],
+            row.name,
             *(str(site[key]) for key in ("name", "where", "kind", "source", "mode", "padding_mode", "align_corners")),
             f"{site['image']} → {site['grid']}",
         ]
-        for one in report.networks
-        for site in one["sites"]
+        for row in report.networks
+        for site in row.sites
     ]
     if rows:
         yield Table(
@@ -225,9 +231,9 @@ def networks(report: Report) -> Iterable[Block]:
             order="as the network calls them",
             folded=True,
         )
-    for one in report.networks:
-        for row, reason in one["refused"].items():
-            yield Text(sentence(f"{one['name']} has no {row}: {reason}"), "note")
+    for row in report.networks:
+        for variant, reason in row.refused.items():
+            yield Text(sentence(f"{row.name} has no {variant}: {reason}"), "note")
 
 
 def environment(report: Report) -> Iterable[Block]:
@@ -292,12 +298,10 @@ def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, pr
             report.unshown.append(f"{prefix}{facts.label}: {', '.join(list(points['sites'])[count:])}")
             break
         title = prefix + facts.label + (f", {name} in {where[name]}" if len(where) > 1 else "")
-        index = len(report.learned)
-        entry = {"title": title, "network": directory.name, "site": name, "examples": points["examples"]}
+        index, warped, charts = len(report.learned), "", {}
         if name in points.get("pictures", {}).get("warped", {}):
-            entry["warped"] = numbered("warped", index)
-            rows = rows_of(points["pictures"], slice(PICTURES), [name])
-            report.figures[entry["warped"]] = drawing.picture_rows(rows)
+            warped = numbered("warped", index)
+            report.figures[warped] = drawing.picture_rows(rows_of(points["pictures"], slice(PICTURES), [name]))
         values = {"outside": 100 * site["outside"].double()}
         if "theta" in site:
             height, width = site["image_size"]
@@ -305,22 +309,22 @@ def add_learned(report: Report, directory: NetworkDirectory, points: Mapping, pr
             values = frame.decompose(theta).as_dict() | values
             shown = {part: value.numpy() for part, value in values.items()}
             outlines = frame.windows(theta[:OUTLINES]).numpy()
-            drawn = {
+            charts = {
                 numbered("theta", index): charts_training.theta_histograms(shown, f"What theta is: {title}"),
                 numbered("windows", index): charts_training.windows(outlines, frame, f"Where it looks: {title}"),
             }
-            report.figures |= drawn
-            entry["charts"] = list(drawn)
-        entry["parts"] = {
-            part: spread(finite) | {"label": LABELS[part]}
+            report.figures |= charts
+        parts = {
+            part: spread(finite, LABELS[part])
             for part, value in values.items()
             if len(finite := value[value.isfinite()])  # a map that flattens the image has no finite shear
         }
-        report.learned.append(entry)
+        row = LearnedSite(title, directory.name, name, points["examples"], warped, tuple(charts), parts)
+        report.learned.append(row)
 
 
-def spread(values: Tensor) -> dict[str, float]:
-    """Return mean, standard deviation, median, and the 5 % and 95 % quantiles of N values."""
+def spread(values: Tensor, label: str) -> Spread:
+    """Return the spread of N values that are named so."""
     low, median, high = values.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)).tolist()
     deviation = values.std(correction=min(1, len(values) - 1))
-    return {"mean": values.mean().item(), "deviation": deviation.item(), "low": low, "median": median, "high": high}
+    return Spread(values.mean().item(), deviation.item(), low, median, high, label)
