@@ -39,15 +39,15 @@ SCORED = {
 def test_every_row_of_a_run_finds_its_place():
     content = made_records.timings(rows())
     found = tables(content, {"b": {"on_cuda": 9, "on_cpu": 1}})
-    assert found["costs"]["columns"] == ["batch 1", "batch 256"]
-    assert {line["artifact"] for line in found["costs"]["lines"]} == {"program", "folded-fp32", "matmul-int8"}
-    placed = {line["artifact"]: line["placement"] for line in found["costs"]["lines"]}
+    assert found.costs.columns == ["batch 1", "batch 256"]
+    assert {line.artifact for line in found.costs.lines} == {"program", "folded-fp32", "matmul-int8"}
+    placed = {line.artifact: line.placement for line in found.costs.lines}
     assert placed == {"program": None, "folded-fp32": {"on_cuda": 9, "on_cpu": 1}, "matmul-int8": None}
-    assert found["against"]["columns"][:2] == ["default export, batch 1", "default export, batch 256"]
-    assert set(found["single"]["columns"]) == {"device", "request", "start-up"}
-    single = {(line["network"], line["artifact"], line["runner"]) for line in found["single"]["lines"]}
+    assert found.against.columns[:2] == ["default export, batch 1", "default export, batch 256"]
+    assert set(found.single.columns) == {"device", "request", "start-up"}
+    single = {(line.network, line.artifact, line.runner) for line in found.single.lines}
     assert single == {program(row) for row in content}
-    assert [line["network"] for line in found["single"]["lines"]] == sorted((each[0] for each in single), reverse=True)
+    assert [line.network for line in found.single.lines] == sorted((each[0] for each in single), reverse=True)
 
 
 def test_hot_inputs_in_place_come_first():
@@ -56,7 +56,7 @@ def test_hot_inputs_in_place_come_first():
     assert steps([cold, hot, offline]) == [hot]
     assert steps([offline, cold]) == [offline]
     assert steps([cold]) == [cold]
-    assert tables([cold, hot], {})["single"]["lines"][0]["cells"] == {"cold": cold, "device": hot}
+    assert tables([cold, hot], {}).single.lines[0].cells == {"cold": cold, "device": hot}
 
 
 def test_the_lines_are_of_the_best_artifact():

@@ -10,7 +10,7 @@ from stn_export.errors import command
 from stn_export.report import charts, charts_costs
 from stn_export.report.charts import DEVICES, Bar, Curves, Interval, Point
 from stn_export.report.charts_costs import short_name
-from stn_export.report.page import NONE, Block, Cell, Picture, Report, Table, Text, cell
+from stn_export.report.page import NONE, BenchTables, Block, Cell, Line, Picture, Report, SideBySide, Table, Text, cell
 from stn_export.results.card import Answer, overhead_text, rate, seconds_of, speedup_text, speedup_words
 from stn_export.results.choice import (
     STEPS,
@@ -71,19 +71,15 @@ def placements(directories: Iterable[NetworkDirectory]) -> dict[str, dict]:
     return {artifact.sha256: artifact.details["cuda"] for artifact in listed if "cuda" in artifact.details}
 
 
-def tables(rows: Rows, placed: Mapping[str, dict]) -> dict[str, dict]:
-    """Return the tables ``costs`` (against the plain network), ``against`` (other baselines), ``single`` (one example).
-
-    Each has its ``columns``, and ``lines`` with the identifying fields and ``cells``: a timing by column.
-    """
-    costs = pivot((row for row in rows if row.contest == "overhead"), _batch)
-    for line in costs["lines"]:
-        line["placement"] = placed.get(line["sha256"])
-    return {
-        "costs": costs | dict(zip(("ours", "other"), contestants(rows), strict=True)),
-        "against": pivot((row for row in rows if row.contest in AGAINST), _against),
-        "single": pivot((row for row in rows if row.batch == 1 and row.regime in SINGLE), _timing),
-    }
+def tables(rows: Rows, placed: Mapping[str, dict]) -> BenchTables:
+    """Return the tables of timings; ``placed``: see ``placements``."""
+    costs = side_by_side((row for row in rows if row.contest == "overhead"), _batch)
+    return BenchTables(
+        replace(costs, lines=[replace(line, placement=placed.get(line.sha256)) for line in costs.lines]),
+        side_by_side((row for row in rows if row.contest in AGAINST), _against),
+        side_by_side((row for row in rows if row.batch == 1 and row.regime in SINGLE), _timing),
+        *contestants(rows),
+    )
 
 
 def _batch(row: Timing) -> str:
@@ -102,21 +98,20 @@ def _timing(row: Timing) -> str:
     return "cold" if row.inputs.startswith("cold") else "device"
 
 
-def pivot(rows: Iterable[Timing], column: Callable[[Timing], str]) -> dict:
+def side_by_side(rows: Iterable[Timing], column: Callable[[Timing], str]) -> SideBySide:
     """Return one line per program and device, the network under test first, with its rows side by side as ``cells``."""
     ordered = sorted(rows, key=lambda row: (row.contest or "", row.batch))
-    lines: dict[tuple, dict] = {}
+    lines: dict[tuple, Line] = {}
     for row in ordered:
-        names = {name: getattr(row, name) for name in ("device", "network", "role", "artifact", "runner", "sha256")}
-        lines.setdefault((row.device, *program(row)), names | {"cells": {}})["cells"][column(row)] = row
+        line = Line(row.device, row.network, row.role, row.artifact, row.runner, row.sha256)
+        lines.setdefault((row.device, *program(row)), line).cells[column(row)] = row
     columns = list(dict.fromkeys(map(column, ordered)))
     ranked = sorted(columns, key=lambda name: REGIMES.index(name) if name in REGIMES else not name.startswith(EAGER))
 
-    def rank(line: Mapping) -> tuple:
-        speeds = [speed(line["cells"].get(name)) for name in ranked]
-        return line["device"], line["role"] != SUBJECT, speeds
+    def rank(line: Line) -> tuple:
+        return line.device, line.role != SUBJECT, [speed(line.cells.get(name)) for name in ranked]
 
-    return {"columns": columns, "lines": sorted(lines.values(), key=rank)}
+    return SideBySide(columns, sorted(lines.values(), key=rank))
 
 
 def speed(row: Timing | None) -> float:
@@ -361,49 +356,53 @@ def costs(report: Report) -> Iterable[Block]:
     """Yield overheads, breakdowns, other baselines, and the table of one example."""
     yield from report.pictures("overhead")
     yield from report.pictures("breakdown", folded=True)
-    tables = report.bench
-    if not tables:
+    if (tables := report.bench) is None:
         return
-    if tables["costs"]["lines"]:
-        yield overhead_table(report)
-    if tables["against"]["lines"]:
-        columns = tables["against"]["columns"]
-        rows = [
-            [
-                f"{line['network']}/{line['artifact']}",
-                line["runner"],
-                *(against(line["cells"].get(column), report.marks) for column in columns),
-            ]
-            for line in tables["against"]["lines"]
-        ]
-        note = "Speed-up: 2 × is half the latency. “Same”: the whole interval is within 3 % of 1; “cannot tell”: it "
-        note += "holds 1 and more. " + marks_in(rows)
-        first = next((column for column in columns if column.startswith(EAGER)), columns[0])
-        columns = ("artifact", "runner", *columns)
-        title = "Speed-up over the baselines"
-        yield Table(title, columns, rows, note, order=f"the largest speed-up over {first} first", folded=True)
-    if tables["single"]["lines"]:
-        yield single_table(report)
+    if tables.costs.lines:
+        yield overhead_table(tables, report.marks)
+    if tables.against.lines:
+        yield baselines_table(tables.against, report.marks)
+    if tables.single.lines:
+        # folded where there is a table of costs: else it is all that is known about them
+        yield replace(single_table(tables.single, report.marks), folded=bool(tables.costs.lines))
 
 
-def overhead_table(report: Report) -> Table:
-    """Return the table of overheads by batch, and where CUDA would run the nodes."""
-    costs = report.bench["costs"]
+def baselines_table(table: SideBySide, marks: Marks) -> Table:
+    """Return the table of speed-ups over eager PyTorch and the other baselines."""
     rows = [
         [
-            line["artifact"],
-            line["runner"],
-            *(interval(line["cells"].get(column), report.marks) for column in costs["columns"]),
-            *list(placement(line["placement"])),
+            f"{line.network}/{line.artifact}",
+            line.runner,
+            *(against(line.cells.get(column), marks) for column in table.columns),
         ]
-        for line in costs["lines"]
+        for line in table.lines
     ]
-    columns = ("artifact", "runner", *costs["columns"], "nodes on GPU / CPU", "CUDA graph")
+    note = "Speed-up: 2 × is half the latency. “Same”: the whole interval is within 3 % of 1; “cannot tell”: it "
+    note += "holds 1 and more. " + marks_in(rows)
+    first = next((column for column in table.columns if column.startswith(EAGER)), table.columns[0])
+    columns = ("artifact", "runner", *table.columns)
+    title = "Speed-up over the baselines"
+    return Table(title, columns, rows, note, order=f"the largest speed-up over {first} first", folded=True)
+
+
+def overhead_table(tables: BenchTables, marks: Marks) -> Table:
+    """Return the table of overheads by batch, and where CUDA would run the nodes."""
+    costs = tables.costs
+    rows = [
+        [
+            line.artifact,
+            line.runner,
+            *(interval(line.cells.get(column), marks) for column in costs.columns),
+            *list(placement(line.placement)),
+        ]
+        for line in costs.lines
+    ]
+    columns = ("artifact", "runner", *costs.columns, "nodes on GPU / CPU", "CUDA graph")
     note = (
-        f"Time of the {costs['ours']} by that of the {costs['other']}, timed alternately in blocks of random order. "
+        f"Time of the {tables.ours} by that of the {tables.other}, timed alternately in blocks of random order. "
         f"{marks_in(rows)} On CUDA: where ONNX Runtime puts the file's nodes, predicted or asked."
     )
-    title = f"The {costs['ours']} against the {costs['other']}"
+    title = f"The {tables.ours} against the {tables.other}"
     return Table(title, columns, rows, note, order=f"device by device, the smallest overhead at {columns[2]} first")
 
 
@@ -427,25 +426,24 @@ def placement(audited: Mapping | None) -> tuple[str, str | Cell]:
     return f"{audited['on_cuda']} / {audited['on_cpu']}", Cell(word, title=audited["reason"])
 
 
-def single_table(report: Report) -> Table:
+def single_table(table: SideBySide, marks: Marks) -> Table:
     """Return the table of one example: latency, start-up and sizes."""
-    single = report.bench["single"]
     columns = ["artifact", "runner", "p50, ms", "95 %", "p90", "p99", "cold", "request", "load", "first answer"]
     columns += ["file, KiB", "host, MiB", "GPU, MiB"]
     rows = []
-    for line in single["lines"]:
-        row, cold, request, start = map(line["cells"].get, ("device", "cold", "request", "start-up"))
+    for line in table.lines:
+        row, cold, request, start = map(line.cells.get, ("device", "cold", "request", "start-up"))
         sized = row or request or start
         ends = span(1e3 * row.median.low, 1e3 * row.median.high) if row else NONE
         rows.append(
             [
-                f"{line['network']}/{line['artifact']}",
-                line["runner"],
-                milliseconds(row.p50) + report.marks.of(row) if row else NONE,
+                f"{line.network}/{line.artifact}",
+                line.runner,
+                milliseconds(row.p50) + marks.of(row) if row else NONE,
                 ends,
             ]
             + [milliseconds(seconds) for seconds in ((row.p90, row.p99) if row else (None, None))]
-            + [ranged(other) + report.marks.of(other) if other else NONE for other in (cold, request)]
+            + [ranged(other) + marks.of(other) if other else NONE for other in (cold, request)]
             + [
                 milliseconds(seconds)
                 for seconds in ((start.load_seconds, start.first_seconds) if start else (None, None))
@@ -470,7 +468,6 @@ def single_table(report: Report) -> Table:
         [[row[index] for index in shown] for row in rows],
         note,
         order="device by device, the network under test first, the fastest first",
-        folded=bool(report.bench["costs"]["lines"]),  # else it is all that is known about costs
     )
 
 

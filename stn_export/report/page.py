@@ -371,6 +371,47 @@ class GainRow:
         return asdict(self.difference) | {"title": self.training.title, "network": self.network}
 
 
+@dataclass(frozen=True)
+class Line:
+    """A program on a device and its timings side by side, by column; ``placement``: where CUDA would run its nodes."""
+
+    device: str
+    network: str
+    role: str
+    artifact: str
+    runner: str
+    sha256: str
+    cells: dict[str, Timing] = field(default_factory=dict)
+    placement: Mapping | None = None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """A table of timings: a line per program, the network under test first."""
+
+    columns: Sequence[str] = ()
+    lines: Sequence[Line] = ()
+
+
+@dataclass(frozen=True)
+class BenchTables:
+    """Timings against the plain network (``ours`` against ``other``), against other baselines, and of one example."""
+
+    costs: SideBySide = SideBySide()
+    against: SideBySide = SideBySide()
+    single: SideBySide = SideBySide()
+    ours: str = ""
+    other: str = ""
+
+    def as_dict(self) -> dict:
+        """Return them for ``report.json``."""
+        content = msgspec.to_builtins(self)
+        content["costs"] |= {name: content.pop(name) for name in ("ours", "other")}
+        for line in (*content["against"]["lines"], *content["single"]["lines"]):
+            del line["placement"]  # which is of overheads alone
+        return content
+
+
 @dataclass
 class Report:
     """The content for the templates; ``subject`` and ``plain`` are the labels of those networks, if they exist."""
@@ -392,7 +433,7 @@ class Report:
     unavailable: dict[str, str] = field(default_factory=dict)
     differing: dict[str, str] = field(default_factory=dict)  # sentences by figure
     portability: Portability = field(default_factory=dict)
-    bench: dict[str, dict] = field(default_factory=dict)  # tables, see report.bench.tables
+    bench: BenchTables | None = None  # None without timings
     calls: list[HowToCall] = field(default_factory=list)  # of the first network's files
     call: HowToCall | None = None  # of the file to deploy
     environment: dict = field(default_factory=dict)
@@ -426,4 +467,4 @@ class Report:
         content |= {"parity": [row.as_dict() for row in self.parity], "networks": list(map(asdict, self.networks))}
         content |= {"learned": [row.as_dict() for row in self.learned]}
         content |= {"sites": list(map(asdict, self.sites)), "calls": list(map(asdict, self.calls))}
-        return content | {"bench": msgspec.to_builtins(self.bench)}
+        return content | {"bench": self.bench.as_dict() if self.bench else {}}
