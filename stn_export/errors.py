@@ -40,6 +40,11 @@ def has_make() -> bool:
         return False
 
 
+def typed(path: object) -> str:
+    """Return a path as one types it into a shell."""
+    return shlex.quote(str(path))
+
+
 def command(*stages: str, run: Path | None = None) -> str:
     """Name in quotes what runs stages, one after the other: ``make`` where it can, else ``stn-export``.
 
@@ -47,7 +52,7 @@ def command(*stages: str, run: Path | None = None) -> str:
         stages: names of stages.
         run: the run directory; left out where it is the default.
     """
-    place = "" if run in (None, DEFAULT_RUN) else shlex.quote(str(run))
+    place = "" if run in (None, DEFAULT_RUN) else typed(run)
     if has_make():
         return f"'make {' '.join(stages)}{f' RUN={place}' if place else ''}'"
     return ", then ".join(f"'{NAME} {stage}{f' --run {place}' if place else ''}'" for stage in stages)

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from stn_export.program.specs import Contract
-from stn_export.results.card import STAGES, by_word, card, close, figures
+from stn_export.results.card import STAGES, Answer, by_word, card, close, figures
 from stn_export.results.choice import (
     Proved,
     choose,
@@ -263,3 +263,8 @@ def test_a_closed_card_goes_nowhere_without_a_model_card(entered_run: Path, caps
     close(entered_run, "train")
     assert "next" in capsys.readouterr().out
     assert not (entered_run / "MODEL_CARD.md").exists()
+
+
+def test_the_next_command_can_be_pasted():
+    held = SimpleNamespace(exports=["one"], checks=(), rows=(), run=Path("run dir/my rün"))
+    assert Answer.next(SimpleNamespace(held=held)) == "stn-export verify --run 'run dir/my rün'"

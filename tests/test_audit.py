@@ -191,6 +191,24 @@ def test_require_cuda(stn: NetworkDirectory, capsys: pytest.CaptureFixture[str])
     assert "(AffineGrid): " in capsys.readouterr().err
 
 
+def test_what_gates_refuse_a_file_that_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = '<ir_version: 10, opset_import: ["" : {}]> g (float[N,4] x) => (float[N,4] y) {{ {} }}'
+    twice, unknown = text.format(18, "y = Relu (x) y = Neg (x)"), text.format(99, "y = Relu (x)")
+    for name, model in (("twice", onnx.parser.parse_model(twice)), ("unknown", onnx.parser.parse_model(unknown))):
+        onnx.save(model, path := tmp_path / f"{name}.onnx")
+        assert cli.run(audit_module.main, [str(path)]) == 0
+        for gate in (["--strict"], ["--require", "cuda"]):
+            assert cli.run(audit_module.main, [str(path), *gate]) == 1
+        assert "STN018" in capsys.readouterr().err
+
+
+def test_a_kernel_that_the_cpu_lacks_is_none_that_cuda_lacks(tmp_path: Path):
+    halves = '<ir_version: 10, opset_import: ["" : 18]> g (bfloat16[N,4] x) => (bfloat16[N,4] y) { y = Max (x, x) }'
+    onnx.save(onnx.parser.parse_model(halves), path := tmp_path / "halves.onnx")
+    assert cli.run(audit_module.main, [str(path), "--strict"]) == 1
+    assert cli.run(audit_module.main, [str(path), "--require", "cuda"]) == 0
+
+
 def test_strict(stn: NetworkDirectory, capsys: pytest.CaptureFixture[str]):
     assert cli.run(audit_module.main, [str(matmul(stn)), "--strict"]) == 0
     assert cli.run(audit_module.main, [str(affinegrid(stn))]) == 0

@@ -158,6 +158,10 @@ CASES = {
         Case(lambda: averages(16), "layer", passes=lambda: averages(16, padding_counts=0)),
     ],
 }
+CASES["STN018"] = [
+    Case(lambda: graph("y = Relu (x)\n y = Neg (x)", signature="(float[N,4] x) => (float[N,4] y)"), "the file"),
+    Case(lambda: graph("y = Nonsense (x)", signature="(float[N,4] x) => (float[N,4] y)"), "the file"),
+]
 EVERY = [(rule, case) for rule, cases in CASES.items() for case in cases]
 
 

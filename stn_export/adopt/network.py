@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stn_export.errors import UserError, one_line, others_code, require_choice
+from stn_export.errors import UserError, one_line, others_code, require_choice, typed
 from stn_export.limits import archive, require
 from stn_export.program.origin import resolve
 from stn_export.program.passes import NOTHING
@@ -71,7 +71,7 @@ def require_adoptable(what: str) -> None:
     """
     suffix = Path(what).suffix.lower()
     if ":" not in Path(what).name and suffix in ELSEWHERE:
-        raise UserError(f"{what} holds no PyTorch module that can be adopted", ELSEWHERE[suffix].format(what))
+        raise UserError(f"{what} holds no PyTorch module that can be adopted", ELSEWHERE[suffix].format(typed(what)))
 
 
 def load_module(what: str, weights: Path | None, evaluation: bool) -> nn.Module:

@@ -88,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Audit one file.
 
     Raises:
-        UserError: if the file cannot be read or ONNX Runtime cannot load it.
-        CheckFailedError: if ``--require`` or ``--strict`` is not met.
+        UserError: if the file cannot be read.
+        CheckFailedError: if ``--require`` or ``--strict`` is not met, or ONNX Runtime cannot load a file for which
+            either was asked.
     """
     options = cli.parse("audit", arguments)
     if options.kernels:
@@ -111,13 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.print_json(report.as_dict())
     else:
         show(report)
+    if options.require and report.tried.invalid:
+        raise CheckFailedError(f"ONNX Runtime does not load the file: {report.tried.problem}")
     fallen = [node for audit in report.audits if audit.provider == options.require for node in audit.fallbacks]
     if fallen:
         reasons = "; ".join(f"{node.name} ({node.op_type}): {node.reason}" for node in fallen)
-        raise CheckFailedError(f"{len(fallen)} compute nodes fall back to the CPU: {reasons}")
+        count = "1 compute node falls" if len(fallen) == 1 else f"{len(fallen)} compute nodes fall"
+        raise CheckFailedError(f"{count} back to the CPU: {reasons}")
     if options.strict and report.findings:
         rules = ", ".join(sorted({finding.rule for finding in report.findings}))
-        raise CheckFailedError(f"{len(report.findings)} findings: {rules}")
+        raise CheckFailedError(f"{len(report.findings)} finding{'s' * (len(report.findings) != 1)}: {rules}")
 
 
 def _asked_for(runtimes: Path | None) -> AbstractContextManager:

@@ -23,7 +23,7 @@ from stn_export.bench.machine import Watch
 from stn_export.bench.plan import GRIDS, BenchGrid
 from stn_export.bench.targets import ROUNDED_TF32
 from stn_export.bench.timing import Budget, interleave, samples_for, timed, warm_up
-from stn_export.errors import UserError, one_line, require_choice
+from stn_export.errors import UserError, one_line, require_choice, typed
 from stn_export.onnx_graph.inputs import Feeds, Inputs
 from stn_export.onnx_graph.model import Shape, as_array
 from stn_export.onnx_graph.portability import difference
@@ -379,7 +379,7 @@ def _alike(result: FileBench) -> Iterator[tuple[str, str]]:
     ours, theirs = (subject.expected.get(subject.batch, {}) for subject in result.subjects)
     if ours and {name: output.shape for name, output in ours.items()} == {name: a.shape for name, a in theirs.items()}:
         off = max(difference(ours[name], theirs[name]) for name in ours)
-        names = " ".join(str(subject.path) for subject in result.subjects)
+        names = " ".join(typed(subject.path) for subject in result.subjects)
         allowed = max(subject.allowed for subject in result.subjects)
         agreement = f"are the same within {allowed:.0e}" if off <= allowed else f"DIFFER by {off:.0e}"
         yield "outputs", f"of both files {agreement} of the largest; stn-export verify {names} says more"

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from stn_export.cli.apart import apart, forked
-from stn_export.errors import UserError
+from stn_export.errors import UserError, typed
 from stn_export.limits import LIMITS
 from stn_export.onnx_graph.deployment import audit
 from stn_export.onnx_graph.inputs import Asked, Inputs, Outputs
@@ -63,7 +63,7 @@ def look_here(path: Path, shapes: Mapping[str, Shape], arrays: Path | None, capt
     except UserError as error:
         raise UserError(f"{path}: {error.message}", error.hint) from error
     if not trial.loads:
-        raise UserError(f"{path}: {trial.outputs}", f"stn-export audit {path} says what else would run it")
+        raise UserError(f"{path}: {trial.outputs}", f"stn-export audit {typed(path)} says what else would run it")
     if isinstance(trial.outputs, str):
         raise UserError(f"{path} does not run on {trial.inputs}: {trial.outputs}", GIVE_SIZES)
     return Foreign(

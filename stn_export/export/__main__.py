@@ -16,7 +16,7 @@ from stn_export import cli
 from stn_export.cli import NONE
 from stn_export.cli.progress_bar import Progress
 from stn_export.config import DEFAULT_RUN
-from stn_export.errors import UserError, require_choice
+from stn_export.errors import UserError, require_choice, typed
 from stn_export.export import triton, writing
 from stn_export.export.destinations import DESTINATIONS, RULES, Choice, choose
 from stn_export.export.rows import EXPORTS, ExportSpec, Source, with_variants
@@ -297,12 +297,12 @@ def _check(run: Path, outcomes: Sequence[Found], rows: Sequence[str], destinatio
     """
     if not any(outcomes):
         asked = ", ".join([*rows, *destinations])
-        raise UserError(f"no network of this run takes {asked}", f"stn-export export --list --run {run}")
+        raise UserError(f"no network of this run takes {asked}", f"stn-export export --list --run {typed(run)}")
     rows_and_outcomes = [row for outcome in outcomes for row in outcome.items()]
     refused = [(name, why) for name, why in rows_and_outcomes if isinstance(why, str)]
     if len(refused) == len(rows_and_outcomes):
         name, why = refused[0]
-        raise UserError(f"{name} cannot be written: {why}", f"stn-export export --list --run {run}")
+        raise UserError(f"{name} cannot be written: {why}", f"stn-export export --list --run {typed(run)}")
     if rows or destinations:
         for name, why in dict(refused).items():
             cli.say(f"{name} cannot be written: {why}; the others are")

@@ -184,6 +184,11 @@ def _batches(subject: Subject) -> Found:
         yield "a run", f"at batch {ANOTHER_BATCH}: {subject.trial.batch}"
 
 
+def _not_loaded(subject: Subject) -> Found:
+    if not subject.trial.loads:
+        yield "the file", str(subject.trial.outputs)
+
+
 def _external(subject: Subject) -> Found:
     if subject.external:
         yield subject.external[0], f"{len(subject.external)} initialisers lie in another file"
@@ -301,6 +306,12 @@ RULES = (
         "padding counts (docs/upstream.md)",
         "export with count_include_pad=False where nothing is padded, or as a GlobalAveragePool",
         _nodes("AveragePool", where=_wide_average),
+    ),
+    Rule(
+        "STN018",
+        "ONNX Runtime on the CPU of this machine does not load the file",
+        "export it again; operators of another domain need their library, a newer opset a newer ONNX Runtime",
+        _not_loaded,
     ),
 )
 

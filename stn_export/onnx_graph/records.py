@@ -12,6 +12,7 @@ PROVIDERS = {"cpu": CPU, "cuda": CUDA, "webgpu": WEBGPU}
 USUAL = ("cpu", "cuda")  # providers that a file is audited for unless others are asked for
 Verdict = tuple[str, str]  # a runtime's verdict on a file, and why
 NO_TENSORS = {"sequence_type": "sequence", "map_type": "map", "optional_type": "optional", "opaque_type": "opaque"}
+NO_KERNEL = "Could not find an implementation"  # what ONNX Runtime says of an operator in a type that a provider lacks
 GIVE_SIZES = "give sizes with --shape NAME=1,16000 or arrays with --inputs FILE.npz"
 SHOWN = 20  # most inputs, and outputs, that are printed
 
@@ -185,6 +186,11 @@ class Tried:
     origin: str
     problem: str = ""
     loads: bool = True
+
+    @property
+    def invalid(self) -> bool:
+        """Whether no provider would load the file: it is not only that the CPU has no kernel for one of its types."""
+        return not self.loads and NO_KERNEL not in self.problem
 
     @property
     def line(self) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stn_export import cli
+from stn_export.errors import typed
 from stn_export.results.caveats import caveats
 from stn_export.results.choice import (
     Choice,
@@ -254,7 +255,7 @@ class Answer:
         """Name the next stage to run; empty where all have run."""
         missing = (("export", self.held.exports), ("verify", self.held.checks), ("bench", self.held.rows))
         stage = next((name for name, there in missing if not there), "")
-        return f"stn-export {stage} --run {self.held.run}" if stage else ""
+        return f"stn-export {stage} --run {typed(self.held.run)}" if stage else ""
 
 
 WHOLE = (

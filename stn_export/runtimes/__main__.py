@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from stn_export import cli
-from stn_export.errors import require_choice
+from stn_export.errors import require_choice, typed
 from stn_export.runners.external.environments import DEFAULT, RUNTIMES, asked_for, in_folder, runtimes_here
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.table(f"Runtimes in {where}", ("runtime", "package", "version", "why not"), rows, ("why not",))
     with asked_for(where):
         cli.card([("runtimes", f"{len(runtimes_here())} of {len(RUNTIMES)} at hand")])
-    cli.say(f"next: stn-export verify --runtimes {where}")
+    cli.say(f"next: stn-export verify --runtimes {typed(where)}")
 
 
 if __name__ == "__main__":

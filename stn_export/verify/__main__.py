@@ -22,7 +22,7 @@ from rich.text import Text
 
 from stn_export import cli
 from stn_export.config import DEFAULT_RUN
-from stn_export.errors import CheckFailedError, UserError
+from stn_export.errors import CheckFailedError, UserError, typed
 from stn_export.results.card import close
 from stn_export.results.text import passed_words, times, verdict_words
 from stn_export.results.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, worst_by_kind
@@ -213,7 +213,9 @@ def planned(run: Path, only: Sequence[str]) -> list[Verification]:
         jobs = jobs_of(artifacts, only)
         networks.append(Verification(directory, jobs, [] if only else list(skipped(jobs, artifacts))))
     if only and not any(network.jobs for network in networks):
-        raise UserError(f"{run} has no artifact or runner {', '.join(only)}", f"stn-export export --list --run {run}")
+        raise UserError(
+            f"{run} has no artifact or runner {', '.join(only)}", f"stn-export export --list --run {typed(run)}"
+        )
     return networks
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stn_export.cli import children
-from stn_export.errors import UserError
+from stn_export.errors import UserError, typed
 from stn_export.run.store import private_folder
 from stn_export.runners.external.serve import WEBGPU
 
@@ -66,7 +66,7 @@ def asked_for(where: Path | None) -> Iterator[None]:
         return
     with in_folder(where):
         if not runtimes_here():
-            raise UserError(f"there is no runtime in {where}", f"stn-export runtimes --into {where}")
+            raise UserError(f"there is no runtime in {where}", f"stn-export runtimes --into {typed(where)}")
         yield
 
 
