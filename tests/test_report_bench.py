@@ -127,6 +127,7 @@ def test_only_what_is_proved_equal_is_set_against_accuracy():
     ]
 
 
+@pytest.mark.draws
 def test_five_lines_are_drawn_the_best_of_the_network_under_test_and_one_of_another():
     names = [(f"runner{index}", "x", network) for network in ("stn", "cnn") for index in range(6)]
     values = {key: {1: charts.Interval(9.0 - index, 1, 1)} for index, key in enumerate(names)}
@@ -177,6 +178,7 @@ def test_colours_go_by_role_and_the_subject_comes_first():
     assert [look.colour for look in shown.values()] == [f"var(--n{index})" for index in range(4)]
 
 
+@pytest.mark.draws
 def test_a_chart_has_the_colours_of_its_page_and_says_its_numbers():
     cnn, stn = timed(PLAIN, 1.23456e-4), timed(FOLDED, 2e-4)
     points = [Point("a & <b>", cnn, Scored(0.5, 100, 1.0), "†"), Point("worse", stn, Scored(0.4, 100, 1.0))]

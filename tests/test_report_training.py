@@ -158,6 +158,7 @@ def test_maps_that_flatten_the_image_do_not_stop_the_report(grid: Path):
     assert "shear" not in none.parts
 
 
+@pytest.mark.draws
 def test_curves_have_a_band_where_there_are_seeds(grid: Path):
     content = report.collect(grid / "digits", [grid / "beside"])
     several, single = (values_of(content.figures[name]) for name in ("accuracy", "accuracy-2"))
