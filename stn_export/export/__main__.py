@@ -7,6 +7,7 @@ manifest and the file itself record what it was made from. A row that a network 
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from stn_export.config import DEFAULT_RUN
 from stn_export.errors import UserError, require_choice, typed
 from stn_export.export import triton, writing
 from stn_export.export.destinations import DESTINATIONS, RULES, Choice, choose
+from stn_export.export.registry import read_once
 from stn_export.export.rows import EXPORTS, ExportSpec, Source, with_variants
 from stn_export.export.writing import unavailable, write
 from stn_export.onnx_graph.saturation import saturation_of
 from stn_export.results.card import close
+from stn_export.run.environment import collecting_seldom
 from stn_export.run.manifest import (
     CHECKPOINT,
     MODEL_CARD,
@@ -191,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.list:
         _list(run)
         return
-    with alone(run, options.wait), asked_for(options.runtimes):
+    with alone(run, options.wait), asked_for(options.runtimes), collecting_seldom():
         _export(run, options)
         close(run, "export")
 
@@ -222,10 +225,11 @@ def _export(run: Path, options: Namespace) -> None:
     for source in map(Source, directories):
         specs = _for(source, choices) if choices else chosen_exports(source, names)
         planned.append((source.directory, with_variants(specs, options.batch, options.optimise)))
-    for outcome, rows_written in _written(planned):
-        _plan(planned[len(outcomes)][0], outcome, partly=bool(names or choices))
-        outcomes.append(outcome)
-        lines += rows_written
+    with read_once() if _asks_for_onnx(planned) else nullcontext():
+        for outcome, rows_written in _written(planned):
+            _plan(planned[len(outcomes)][0], outcome, partly=bool(names or choices))
+            outcomes.append(outcome)
+            lines += rows_written
     columns = ("artifact", "format", "opset", "KiB", "nodes", "state")
     cli.table("Exports", columns, lines, ("nodes", "opset", "format"))
     _check(run, outcomes, names, chosen)
@@ -235,6 +239,15 @@ def _export(run: Path, options: Namespace) -> None:
         cli.say(f"wrote {run / MODEL_CARD}")
     if options.triton:
         cli.say(f"{options.triton} serves {', '.join(triton.write_repository(run, options.triton))}")
+
+
+def _asks_for_onnx(planned: Sequence[tuple[NetworkDirectory, Sequence[ExportSpec]]]) -> bool:
+    """Return whether an ONNX file is to be written, for which PyTorch's exporter is imported."""
+    return any(
+        spec.format == "onnx" and not is_fresh(Source(directory), spec)
+        for directory, specs in planned
+        for spec in specs
+    )
 
 
 def _written(

@@ -1,7 +1,8 @@
 """Cache work that ``torch.onnx.export`` repeats for every file: over half of the time of an export.
 
-PyTorch's translations of operators into ONNX are read once for all files; a program is decomposed once for all files
-with the same set of translated operators; and a pattern of the optimiser with several outputs is tried only at nodes
+PyTorch's translations of operators into ONNX are read once for all files, without parsing the source of each; a
+program is decomposed once for all files with the same set of translated operators; PyTorch's composite operators are
+looked up once while no other is registered; and a pattern of the optimiser with several outputs is tried only at nodes
 of its own operator. None of this changes a file.
 """
 
@@ -10,11 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import cache, partial
+from operator import attrgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.export import ExportedProgram
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 OTHERS = ("torchvision",)  # packages that register operators when imported
 PREPARES = "_prepare_exported_program_for_export"
+LOOKS_UP = "_materialize_cpp_cia_ops"
+COMPOSITE = "CompositeImplicitAutograd"  # dispatch key of the operators that are written as other operators
 _PREPARED: WeakKeyDictionary[ExportedProgram, dict[frozenset[object], ExportedProgram]] = WeakKeyDictionary()
 
 
@@ -42,7 +47,22 @@ def _found() -> "tuple[type[ONNXRegistry], ModuleType] | None":
 def _read(read: "Callable[..., ONNXRegistry]", imported: tuple[str, ...], **opset_version: int) -> "ONNXRegistry":
     """Read a registry, once per opset and set of imported operator packages."""
     del imported
-    return read(**opset_version)
+    with _unparsed():
+        return read(**opset_version)
+
+
+@contextmanager
+def _unparsed() -> Iterator[None]:
+    """List onnxscript's translations without parsing their source, which it would for the name of their domain only."""
+    try:
+        from onnxscript.values import TracedOnnxFunction
+    except ImportError:
+        TracedOnnxFunction = None  # type: ignore[assignment, misc]  # noqa: N806  # this version keeps it elsewhere
+    if not isinstance(getattr(TracedOnnxFunction, "function_ir", None), property):
+        yield
+        return
+    with patch.object(TracedOnnxFunction, "function_ir", property(attrgetter("opset"))):  # an opset has a domain, too
+        yield
 
 
 def _copied(read: "Callable[..., ONNXRegistry]", **opset_version: int) -> "ONNXRegistry":
@@ -66,6 +86,28 @@ def _prepared(
     if translated not in prepared:
         prepared[translated] = prepare(program, registry=registry)
     return prepared[translated]
+
+
+def _composites() -> ModuleType | None:
+    """Return the module that looks up PyTorch's composite operators; None if this version keeps that elsewhere."""
+    try:
+        from torch._export import utils
+    except ImportError:
+        return None
+    return utils if hasattr(utils, LOOKS_UP) else None
+
+
+def _until_others(look_up: Callable[[], None]) -> Callable[[], None]:
+    """Wrap the look-up of composite operators, twice per decomposition, so that it is repeated only for other names."""
+    seen: set[frozenset[str]] = set()
+
+    def looked_up() -> None:
+        names = frozenset(torch._C._dispatch_get_registrations_for_dispatch_key(COMPOSITE))
+        if names not in seen:
+            look_up()
+            seen.add(names)
+
+    return looked_up
 
 
 def _matcher() -> "type[SimplePatternMatcher] | None":
@@ -96,8 +138,13 @@ def _quick(match: "Callable[..., MatchResult]") -> "Callable[..., MatchResult]":
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Let ``torch.onnx.export`` reuse registries and decompositions and try patterns only where they can match."""
+    """Let ``torch.onnx.export`` reuse registries and decompositions and try patterns only where they can match.
+
+    Blocks may be nested: what an outer one has looked up, an inner one does not look up again.
+    """
     with ExitStack() as patches:
+        if module := _composites():
+            patches.enter_context(patch.object(module, LOOKS_UP, _until_others(getattr(module, LOOKS_UP))))
         if table_of_torch := _found():
             table, exporter = table_of_torch
             reads = staticmethod(partial(_copied, table.from_torchlib))

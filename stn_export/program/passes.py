@@ -204,7 +204,7 @@ def without_samplers(module: GraphModule) -> GraphModule:
 
 
 PROBE_BYTES = 2**29  # of live values in a float64 run that may choose its batch
-WINDOW_BYTES = 2**26  # of a convolution's windows at once, at least one example's
+WINDOW_BYTES = 2**22  # of a convolution's windows at once and per thread, so that they stay in the caches
 CONVOLUTIONS = tuple(
     getattr(getattr(torch.ops.aten, name), overload)
     for name in ("conv1d", "conv2d", "conv3d")
@@ -250,7 +250,7 @@ def bounded(interpreter: Interpreter, node: Node) -> Any:
     if node.op != "call_function" or node.target not in CONVOLUTIONS:
         return Interpreter.run_node(interpreter, node)
     (image, weight, *others), keywords = interpreter.fetch_args_kwargs_from_env(node)
-    count = max(1, WINDOW_BYTES // _window_bytes(image, weight))
+    count = max(1, torch.get_num_threads() * WINDOW_BYTES // _window_bytes(image, weight))
     if image.dtype != torch.float64 or image.device.type != "cpu" or count >= len(image):
         return Interpreter.run_node(interpreter, node)
     convolution = operator_of(node)

@@ -24,7 +24,6 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure
-from torch.utils.flop_counter import FlopCounterMode
 
 from stn_export.errors import UserError, one_line
 from stn_export.limits import archive
@@ -191,6 +190,8 @@ class Program:
         if values is None:
             one = self.multiply_adds(self.values(self.contract.random(1, sizes=self.sizes)))
             return one // (self.contract.batch or 1)
+        from torch.utils.flop_counter import FlopCounterMode  # it imports triton
+
         with FlopCounterMode(display=False) as counter:
             points = self.points(values)
         taps = sum(TAPS[site.mode] * points[site.point("warped")].numel() for site in self.sites)

@@ -1,6 +1,7 @@
 """Facts that every result carries: versions, machine, device, commit."""
 
 import functools
+import gc
 import hashlib
 import os
 import platform
@@ -20,6 +21,7 @@ from stn_export.run.store import private_folder
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
 DEVICES = ("auto", "cpu", "cuda")
+SELDOM = (50_000, 20, 50)  # objects made until a collection; collections until the next older generation's
 CPUINFO = Path("/proc/cpuinfo")
 INSTRUCTION_SETS = {  # by short name: Linux's CPU flags on x86 and aarch64, any of the alternatives
     "AVX": ("avx",),
@@ -40,6 +42,11 @@ INSTRUCTION_SETS = {  # by short name: Linux's CPU flags on x86 and aarch64, any
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, this package and the installed packages that affect results."""
+    return dict(_installed())
+
+
+@functools.cache  # each is a search of the path for files, and every row of the export matrix asks for all
+def _installed() -> dict[str, str]:
     packages = {"python": platform.python_version(), "stn_export": __version__}
     for package in PACKAGES:
         try:
@@ -63,6 +70,23 @@ def using_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """Let Python's cyclic garbage collector run a seventieth as often, and pass over what is there already.
+
+    PyTorch's tracing makes so many small objects, hardly any of them garbage, that the collector takes a tenth of the
+    time of an export.
+    """
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(*SELDOM)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def use_own_compile_cache() -> None:

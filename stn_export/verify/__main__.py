@@ -26,7 +26,7 @@ from stn_export.errors import CheckFailedError, UserError, typed
 from stn_export.results.card import close
 from stn_export.results.text import passed_words, times, verdict_words
 from stn_export.results.tolerances import GRID, OUTPUT, REQUIRED_RUNNERS, TOLERANCES, worst_by_kind
-from stn_export.run.environment import describe, using_threads
+from stn_export.run.environment import collecting_seldom, describe, using_threads
 from stn_export.run.manifest import (
     POINTS_FILE,
     PROGRAM,
@@ -320,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if any(option is not None for option in (options.precision, options.atol, options.rtol)):
         raise UserError("--precision, --atol and --rtol are for two files or two runs", "leave them out")
     run = options.run or DEFAULT_RUN
-    with alone(run, options.wait), asked_for(options.runtimes):
+    with alone(run, options.wait), asked_for(options.runtimes), collecting_seldom():
         _verify(run, options)
 
 

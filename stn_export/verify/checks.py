@@ -32,7 +32,7 @@ from stn_export.run.manifest import Artifact
 from stn_export.run.records import Check, Comparison, GridPixels, finite
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.runners.external import RefusedError
-from stn_export.verify.challenges import FAR, filled, rows_of, size_of
+from stn_export.verify.challenges import FAR, rows_of, size_of
 from stn_export.verify.diagnosis import diagnose
 from stn_export.verify.oracle import Challenge, Reference, check_weights, parts_of, predictions, share_of
 from stn_export.verify.points import Point, in_pixels
@@ -85,15 +85,24 @@ def feed(call: Call, batch: Batch, contract: Contract, rows: Mapping[str, int]) 
         rows: by value, how many rows of its first dimension belong to one example; values with 0 are left out if the
             batch is split.
     """
-    size, fixed = size_of(batch, contract), contract.batch
+    size, fixed, whole = size_of(batch, contract), contract.batch, contract.arrays(batch)
     if fixed in (None, size):
-        return call(contract.arrays(batch))
+        return call(whole)
     parts = []
-    for chosen, count in filled(size, fixed):
-        if (outputs := call(contract.arrays(rows_of(batch, contract, chosen)))) is None:
+    for start in range(0, size, fixed):
+        count = min(fixed, size - start)
+        if (outputs := call(_padded(whole, contract, start, fixed))) is None:
             return None
         parts.append({name: outputs[name][: rows[name] * count] for name in outputs if rows.get(name)})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _padded(arrays: Arrays, contract: Contract, start: int, count: int) -> Arrays:
+    """Copy ``count`` examples of converted inputs, from the first one again where there are fewer."""
+    chosen = {
+        spec.name: np.arange(start, start + count) % len(arrays[spec.name]) for spec in contract.inputs if spec.batched
+    }
+    return {name: array[chosen[name]] if name in chosen else array for name, array in arrays.items()}
 
 
 # An artifact on all examples: predictions, grid errors in pixels, and the examples that differ most.
