@@ -7,6 +7,7 @@ PyTorch's profile of the eager ones. The convolutions alone bound what any other
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -69,10 +70,15 @@ def convolutions_of(trainer: Trainer) -> float:
 def share_of(dataset: Dataset, threads: int) -> Share:
     """Time steps on ``threads`` threads."""
     with using_threads(threads):
-        eager, compiled = (trainer_of(dataset, compiled) for compiled in (False, True))
-        turns = [[timed(Step(lambda one=one: steps([one]))) for one in (eager, compiled)] for _ in range(TURNS)]
-        medians = [1e3 * statistics.median(times) / STEPS for times in zip(*turns, strict=True)]
-        return Share(threads, *medians, convolutions_of(eager))
+        eager, compiled = trainer_of(dataset, compiled=False), trainer_of(dataset, compiled=True)
+        turns = [(milliseconds(eager), milliseconds(compiled)) for _ in range(TURNS)]
+        of_eager, of_compiled = (statistics.median(times) for times in zip(*turns, strict=True))
+        return Share(threads, of_eager, of_compiled, convolutions_of(eager))
+
+
+def milliseconds(trainer: Trainer) -> float:
+    """Return the mean milliseconds of a turn's steps."""
+    return 1e3 * timed(Step(partial(steps, [trainer]))) / STEPS
 
 
 def main() -> None:
