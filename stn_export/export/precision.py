@@ -13,10 +13,12 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime import quantization
+from onnx.numpy_helper import to_array
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from stn_export.errors import UserError
+from stn_export.native.writer import Int8Layer
 from stn_export.onnx_graph.model import FLOATS, as_array
 from stn_export.onnx_graph.placement import cpu_session
 from stn_export.onnx_graph.points import part_values, steps_of
@@ -336,8 +338,8 @@ class Quantised:
         return layers | {"calibration": finite(asdict(self.cost))}
 
 
-def to_int8(model: onnx.ModelProto, calibration: Calibration) -> Quantised:
-    """Quantise as many layers as the bounds of int8 allow on the calibration examples.
+def to_int8(model: onnx.ModelProto, calibration: Calibration, floats: Sequence[str] = ()) -> Quantised:
+    """Quantise as many layers as the bounds of int8 allow on the calibration examples, and none in ``floats``.
 
     If the fully quantised model exceeds the bounds, up to ``RETURNS`` layers return to float32, the most sensitive
     first.
@@ -349,14 +351,14 @@ def to_int8(model: onnx.ModelProto, calibration: Calibration) -> Quantised:
         raise UserError(
             "no example that int8 is calibrated on has the sizes that it takes", "bring others, or use fp32"
         )
-    kept = set(sensitive_nodes(model))
+    kept = {*sensitive_nodes(model), *floats}
     layers = [name for name in quantisable(model) if name not in kept]
     expected = outputs(model, calibration.batches)
     ranked: list[str] = []
     shortfalls: list[str] = []
     for returns in range(min(RETURNS, max(0, len(layers) - 1)) + 1):
-        ranked = by_sensitivity(model, layers, calibration) if returns == 1 else ranked
-        candidate = quantise(model, calibration.batches, ranked[:returns])
+        ranked = by_sensitivity(model, layers, calibration, floats) if returns == 1 else ranked
+        candidate = quantise(model, calibration.batches, [*floats, *ranked[:returns]])
         candidate_cost = cost(expected, outputs(candidate, calibration.batches), calibration)
         shortfalls.append(candidate_cost.shortfall(TOLERANCES["int8"]))
         if not shortfalls[-1]:
@@ -366,12 +368,15 @@ def to_int8(model: onnx.ModelProto, calibration: Calibration) -> Quantised:
     raise UserError(f"{shortfalls[0]}{still}: not written", "use fp32")
 
 
-def by_sensitivity(model: onnx.ModelProto, layers: Sequence[str], calibration: Calibration) -> list[str]:
+def by_sensitivity(
+    model: onnx.ModelProto, layers: Sequence[str], calibration: Calibration, floats: Sequence[str] = ()
+) -> list[str]:
     """Rank layers by the error over the first batch if only that layer is in int8, the largest first."""
     batches = calibration.batches[:1]
     expected, errors = outputs(model, batches), {}
     for layer in layers:
-        alone = outputs(quantise(model, batches, [name for name in layers if name != layer]), batches)
+        others = [*floats, *(name for name in layers if name != layer)]
+        alone = outputs(quantise(model, batches, others), batches)
         errors[layer] = sum(_relative(alone[name], expected[name]) for name in expected)
     return sorted(layers, key=lambda layer: -errors[layer])
 
@@ -409,3 +414,48 @@ def _relative(actual: np.ndarray, expected: np.ndarray) -> float:
     """Return the root mean squared error divided by the root mean square."""
     error = actual.astype(np.float64) - expected
     return float(np.sqrt(np.square(error).sum() / max(np.square(expected.astype(np.float64)).sum(), 1e-300)))
+
+
+# What the C generator needs to know of an int8 model.
+
+
+def floats_of_c(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the layers that C computes in float32 in any case.
+
+    Depthwise convolutions would take as long in int8, and there is no C for linear layers in int8.
+    """
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in QUANTISED]
+    return [node.name for node in layers if not _in_c(node.op_type, shapes.get(node.input[1], ()))]
+
+
+def _in_c(operator: str, shape: tuple[int, ...]) -> bool:
+    return operator == "Conv" and len(shape) == 4 and shape[1] > 1
+
+
+def int8_layers(model: onnx.ModelProto) -> list[Int8Layer]:
+    """Read the int8 convolutions of a QDQ model, in its order."""
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    made = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    read = {node.input[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
+
+    def tensors(node: onnx.NodeProto) -> list[np.ndarray]:
+        return [to_array(values[name]) for name in node.input if name in values]
+
+    def scale(node: onnx.NodeProto) -> tuple[float, int]:
+        factor, zero = tensors(node)
+        return float(factor), int(zero)
+
+    layers = []
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in made:
+            x, y = scale(made[node.input[0]]), scale(read[node.output[0]])
+            weight, scales, _ = tensors(made[node.input[1]])
+            steps = x[0] * scales.astype(np.float64)
+            bias = np.zeros(len(weight))
+            if len(node.input) > 2:
+                whole, factors, _ = tensors(made[node.input[2]])
+                bias = np.rint(whole * factors.astype(np.float64) / steps)
+            words = torch.from_numpy(bias.astype(np.int64))
+            layers.append(Int8Layer(node.name, torch.tensor(weight), torch.tensor(scales), words, x, y))
+    return layers

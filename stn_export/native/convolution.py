@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from stn_export.native.graph import arguments
-from stn_export.native.writer import Writer, contiguous, loops, scalar
+from stn_export.native.writer import Int8Layer, Writer, contiguous, loops, scalar
 
 CACHED = 48 * 1024  # floats of columns that fit into the level-2 cache
 TALL = "tall_convolution"
@@ -117,6 +118,9 @@ def convolution(w: Writer, node: Node) -> None:
         weight, bias, last = weight * scale.view(-1, 1, 1, 1), bias * scale + shift, norm
     last, low, high = w.clamped(last)
     size, pool = w.example.shapes[last][1:], w.follower(last, "max_pool2d")
+    int8 = w.int8_layer(weight)
+    if int8 is not None:
+        pool = None
     if pooled := pool is not None and _halves(pool):
         size = (size[0], *(2 * size for size in w.example.shapes[pool][2:]))
         last, low, high = (pool, low, high) if math.isfinite(low) or math.isfinite(high) else w.clamped(pool)
@@ -124,10 +128,18 @@ def convolution(w: Writer, node: Node) -> None:
     sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
     sizes += [int(pooled), _block(len(weight) // args.groups), 0]
     layer = Layer(*sizes)
+    stated = math.prod(w.example.shapes[node]) * weight[0].numel()
+    if int8 is not None:
+        out = w.new(last)
+        room = _int8_function(w, node, layer, int8, (low, high))
+        strides = [contiguous(value.shape)[:1] for value in (x, out)]
+        call = f"layer_{node.name}({{}}, {{}}, scratch, part, parts);"
+        lines = loops(x.shape[:1], strides, lambda at: [call.format(x.at(at[0]), out.at(at[1]))])
+        w.step(node, lines, [x, out], room, stated, shared=True)
+        return
     ways = (_depthwise,) if layer.is_depthwise else (_plain, _fast, _tall)
     way = min((way for lay_out in ways if (way := lay_out(layer, weight))), key=lambda way: way.cost)
     products = x.shape[0] * layer.out_height * len(weight) * weight.shape[1] * weight.shape[2] * way.per_row
-    stated = math.prod(w.example.shapes[node]) * weight[0].numel()
     w.multiply_adds_saved += stated - products
     layer.strip, layer.block = way.strip, way.block
     out, function = w.new(last), _function(w, node, layer, way, bias, (low, high))
@@ -260,3 +272,77 @@ def _laid(weight: Tensor, layer: Layer) -> Tensor:
     grouped = weight.unflatten(0, (layer.groups, -1))
     missing = grouped.new_zeros(layer.groups, -grouped.shape[1] % layer.block, *weight.shape[1:])
     return torch.cat([grouped, missing], 1).unflatten(1, (-1, layer.block)).movedim(2, -1)
+
+
+# Convolutions of an int8 file: bytes by bytes, added up as whole numbers.
+
+FINISHING = 10  # vector operations that make an output of a sum
+TURNING = 12  # more of them where vectors go over output channels
+
+
+def _int8_function(w: Writer, node: Node, layer: Layer, int8: Int8Layer, bounds: tuple[float, float]) -> int:
+    """Write the C function of a layer in int8, and return the floats of scratch it needs."""
+    layer.block = TILE
+    function, room = min(_wide_bytes(layer), _tall_bytes(layer))[1:]
+    (x_scale, x_zero), (y_scale, y_zero) = int8.x, int8.y
+    sums = int8.weight.long().flatten(1).sum(1)
+    factors = x_scale * int8.scales.double() / y_scale
+    names = [
+        w.integers(f"{node.name}_bytes", _words(layer, int8.weight)),
+        w.integers(f"{node.name}_bias", _by_tile(layer, int8.bias.long() - x_zero * sums).numpy()),
+        w.constant(f"{node.name}_factors", _by_tile(layer, factors)),
+    ]
+    numbers = [np.float32(1) / np.float32(x_scale), y_scale, -y_zero, 255 - y_zero, *bounds]
+    fields = [f".{name} = {size}" for name, size in vars(layer).items()]
+    rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
+    w.functions[f"layer_{node.name}"] = (
+        f"APART layer_{node.name}(const float *in, float *out, float *scratch, int part, int parts) {{\n"
+        f"    const convolution c = {{{rows}}};\n"
+        f"    const bytes b = {{{', '.join(map(scalar, numbers))}, {x_zero}}};\n"
+        f"    {function}(c, b, {', '.join(names)}, in, out, scratch, part, parts);\n}}\n"
+    )
+    return room
+
+
+def _wide_bytes(layer: Layer) -> tuple[int, str, int]:
+    """Lay out the algorithm whose vectors go over positions; return its cost, function and room."""
+    fours = layer.groups * -(-layer.channels // layer.groups // 4)
+    planes = fours * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
+    strips = layer.in_strips(planes * layer.out_width, layer.span if layer.shared else 0)
+    read = layer.read(layer.strip)
+    columns = planes * (read if layer.shared else layer.strip) * layer.out_width
+    room = _room(fours * read * layer.padded_width + 16) + _room(columns + 16)
+    vectors = strips * -(-layer.strip * layer.out_width // 16)
+    channels = layer.groups * -(-layer.out_channels // layer.groups // 8) * 8
+    return vectors * (channels * _products(layer) + layer.out_channels * FINISHING), "wide_bytes", room
+
+
+def _tall_bytes(layer: Layer) -> tuple[int, str, int]:
+    """Lay out the algorithm whose vectors go over output channels; return its cost, function and room."""
+    fours = layer.groups * -(-layer.channels // layer.groups // 4)
+    planes = fours * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
+    read, positions = layer.read(layer.out_height), layer.out_height * layer.out_width
+    columns = planes * (read if layer.shared else layer.out_height) * layer.out_width
+    room = _room(TILE * positions + 16) + _room(fours * read * layer.padded_width + 16) + _room(columns + 16)
+    vectors = layer.groups * -(-layer.out_channels // layer.groups // 16) * positions
+    return vectors * (_products(layer) + FINISHING + TURNING), "tall_bytes", room
+
+
+def _products(layer: Layer) -> int:
+    """Return the vector products of a sum: four channels are multiplied at once."""
+    return -(-layer.channels // layer.groups // 4) * layer.kernel_height * layer.kernel_width
+
+
+def _by_tile(layer: Layer, values: Tensor) -> Tensor:
+    """Fill the output channels of every group up to whole tiles."""
+    grouped = values.unflatten(0, (layer.groups, -1))
+    missing = grouped.new_zeros(layer.groups, -grouped.shape[1] % TILE, *values.shape[1:])
+    return torch.cat([grouped, missing], 1).unflatten(1, (-1, TILE))
+
+
+def _words(layer: Layer, weight: Tensor) -> np.ndarray:
+    """Lay int8 weights out: group, tile, four channels, column and row, output channel; four channels in a word."""
+    part = layer.part(weight)
+    part = torch.cat([part, part.new_zeros(len(part), -part.shape[1] % 4, *part.shape[2:])], 1).unflatten(1, (-1, 4))
+    laid = _by_tile(layer, part).movedim((2, 4), (-2, -1)).long().numpy() & 255
+    return (laid << np.arange(0, 32, 8)).sum(-1).astype(np.uint32).view(np.int32)

@@ -16,7 +16,7 @@ from stn_export.errors import UserError, require_choice
 from stn_export.native.build import HERE, TARGETS, flags_of
 from stn_export.native.graph import name_of, one_example, refusal
 from stn_export.native.operators import OPERATORS, VIEWS
-from stn_export.native.writer import Plan, Step, Value, Writer, planned, scalar
+from stn_export.native.writer import Int8Layer, Plan, Step, Value, Writer, planned, scalar
 from stn_export.program.capture import operand, outputs_of
 from stn_export.program.program import Program
 from stn_export.program.specs import TensorSpec
@@ -64,7 +64,9 @@ class Source:
             path.with_suffix(".bin").write_bytes(self.weights)
 
 
-def write_source(program: Program, name: str, target: str = HERE, comment: str = "") -> Source:
+def write_source(
+    program: Program, name: str, target: str = HERE, comment: str = "", int8: Sequence[Int8Layer] = ()
+) -> Source:
     """Generate the C source of a program.
 
     Args:
@@ -72,6 +74,7 @@ def write_source(program: Program, name: str, target: str = HERE, comment: str =
         name: of files and functions.
         target: one of ``TARGETS``.
         comment: a line on what it was generated from.
+        int8: convolutions that compute in int8, of the program's int8 file.
 
     Raises:
         UserError: where an operator is not supported, or examples of a batch depend on each other; it names the
@@ -80,7 +83,7 @@ def write_source(program: Program, name: str, target: str = HERE, comment: str =
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise UserError(f"{name!r} is no name in C", "use letters, digits and underscores")
     require_choice("target", target, tuple(TARGETS))
-    w, arrays = _written(program)
+    w, arrays = _written(program, int8)
     return _assembled(name, w, arrays, {"target": target, "flags": " ".join(flags_of(target)), "said": comment})
 
 
@@ -99,9 +102,9 @@ def multiply_adds_saved(program: Program) -> int:
     return _written(program)[0].multiply_adds_saved
 
 
-def _written(program: Program) -> "tuple[Writer, list[_Array]]":
+def _written(program: Program, int8: Sequence[Int8Layer] = ()) -> "tuple[Writer, list[_Array]]":
     """Write every operator of a program, and list its inputs and outputs."""
-    contract, w = program.contract, Writer(one_example(program))
+    contract, w = program.contract, Writer(one_example(program), int8=list(int8))
     nodes, result = w.example.nodes[:-1], w.example.nodes[-1]
     placeholders = [node for node in nodes if node.op == "placeholder"]
     arrays = [_read(w, node, spec) for node, spec in zip(placeholders, contract.inputs, strict=True)]
@@ -109,6 +112,8 @@ def _written(program: Program) -> "tuple[Writer, list[_Array]]":
         if node.op == "call_function" and node in w.example.shapes and node not in w.example.constants:
             _operate(w, node)
     arrays += [_give(w, w.value(node), spec) for node, spec in zip(outputs_of(result), contract.outputs, strict=True)]
+    if w.int8:
+        raise UserError(f"{w.int8[0].name} of the int8 file is no convolution of the program", "use native-fp32")
     return w, arrays
 
 
@@ -252,9 +257,10 @@ def _tables(constants: dict[str, np.ndarray]) -> str:
     """Format constants as C arrays."""
     parts = []
     for name, data in constants.items():
-        texts = [scalar(number) for number in data]
+        whole = data.dtype == np.int32
+        texts = list(map(str, data.tolist())) if whole else [scalar(number) for number in data]
         rows = (", ".join(texts[at : at + LINE]) for at in range(0, len(texts), LINE))
-        parts.append(f"static const float {name}[{len(texts)}] ALIGNED = {{\n    " + ",\n    ".join(rows) + "};\n")
+        parts.append(f"static const {'int32_t' if whole else 'float'} {name}[{len(texts)}] ALIGNED = {{\n    " + ",\n    ".join(rows) + "};\n")
     return "\n".join(parts)
 
 
@@ -262,16 +268,19 @@ def _binary(name: str, constants: dict[str, np.ndarray]) -> tuple[bytes, str]:
     """Return constants as the content of a file, and the C definitions of where each begins."""
     chunks, lines, begin = [], [BINARY.format(name=name)], 0
     for word, data in constants.items():
-        lines.append(f"#define {word} ({name}_weights + {begin})")
-        chunks.append(np.pad(data, (0, -len(data) % 16)).astype("<f4").tobytes())
+        whole = data.dtype == np.int32
+        place = f"({name}_weights + {begin})"
+        lines.append(f"#define {word} {f'((const word *){place})' if whole else place}")
+        chunks.append(np.pad(data, (0, -len(data) % 16)).astype("<i4" if whole else "<f4").tobytes())
         begin += len(chunks[-1]) // 4
     return b"".join(chunks), "\n".join(lines) + "\n"
 
 
 def _kernels(text: str) -> str:
     """Return the parts of ``kernels.c`` that the text calls, in their order."""
-    chunks = (FOLDER / "kernels.c").read_text(encoding="utf-8").strip().split("\n\n")
-    names = [re.search(r"^INLINE .*?(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
+    files = ("kernels.c", "int8.c") if re.search(r"_bytes\(c, b, ", text) else ("kernels.c",)
+    chunks = [chunk for file in files for chunk in (FOLDER / file).read_text(encoding="utf-8").strip().split("\n\n")]
+    names = [re.search(r"^(?:INLINE .*?|APART )(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
     named = [(name and rf"\b{name[1]}\(", chunk) for name, chunk in zip(names, chunks, strict=True)]
     needed: list[str] = []
     while True:

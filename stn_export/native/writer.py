@@ -40,6 +40,34 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Int8Layer:
+    """A convolution of an int8 ONNX file: bytes by weights of seven bits, into bytes.
+
+    Attributes:
+        name: of the ONNX node.
+        weight: int8, outputs × inputs of a group × rows × columns of the kernel.
+        scales: of the weights, per output channel.
+        bias: int32, in steps of a weight's scale times the input's.
+        x: scale and zero point of the input.
+        y: scale and zero point of the output.
+    """
+
+    name: str
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor
+    x: tuple[float, int]
+    y: tuple[float, int]
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Return whether these weights are the rounded ones."""
+        if self.weight.shape != weight.shape:
+            return False
+        scales = self.scales.double().view(-1, 1, 1, 1)
+        return bool(((self.weight * scales - weight).abs() <= (0.5 + 1e-3) * scales).all())
+
+
+@dataclass(frozen=True)
 class Step:
     """A few lines of the run, the buffers they touch and the floats of scratch they need.
 
@@ -68,6 +96,7 @@ class Writer:
     functions: dict[str, str] = field(default_factory=dict)
     absorbed: set[Node] = field(default_factory=set)
     multiply_adds_saved: int = 0  # fewer than the network's convolutions state, for one example
+    int8: list[Int8Layer] = field(default_factory=list)  # those of an int8 file that are not written yet
 
     def value(self, node: Node) -> Value:
         """Return a node's tensor; a constant is written at its first use."""
@@ -80,6 +109,16 @@ class Writer:
         """Add constant values, and return their name in C."""
         self.constants[f"c_{name}"] = data.detach().float().numpy().ravel()
         return f"c_{name}"
+
+    def integers(self, name: str, data: np.ndarray) -> str:
+        """Add constants of 32 bits, and return their name in C."""
+        self.constants[f"c_{name}"] = data.astype(np.int32).ravel()
+        return f"c_{name}"
+
+    def int8_layer(self, weight: Tensor) -> Int8Layer | None:
+        """Take the first layer of the int8 file that has these weights; None if it has none."""
+        index = next((index for index, layer in enumerate(self.int8) if layer.is_of(weight)), None)
+        return None if index is None else self.int8.pop(index)
 
     def data(self, node: Node, user: Node) -> Tensor:
         """Return constant weights in float64; reject those that depend on inputs."""

@@ -1,0 +1,263 @@
+// Whole numbers of 8 bits, four of them in a word: those of four channels at one position, the first lowest. Words stand
+// where floats may stand at other times.
+typedef int32_t word __attribute__((may_alias));
+typedef int words __attribute__((vector_size(LANES * sizeof(int))));
+typedef unsigned unsigned_words __attribute__((vector_size(LANES * sizeof(int))));
+typedef int loose_words __attribute__((vector_size(LANES * sizeof(int)), aligned(sizeof(int)), may_alias));
+
+INLINE words load_words(const word *from) { return *(const loose_words *)from; }
+
+INLINE void store_words(word *to, words value) { *(loose_words *)to = value; }
+
+INLINE words all_words(word value) { return (words){0} + value; }
+
+INLINE void fill_words(word *to, word value, int count) {
+    for (int i = 0; i < count; i += LANES) store_words(to + i, all_words(value));
+}
+
+// Adds to each lane four products of bytes without a sign and weights with one. The sum of two products with weights of
+// seven bits fits into 16 bits.
+INLINE words add_products(words sum, words bytes, words weights) {
+#if defined(__AVX512VNNI__)
+    return (words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, (__m512i)weights);
+#elif defined(__AVX512BW__)
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)bytes, (__m512i)weights);
+    return sum + (words)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+    return (words)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)bytes, (__m256i)weights);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)bytes, (__m256i)weights);
+    return sum + (words)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    UNROLL for (int k = 0; k < 32; k += 8) sum += (bytes >> k & 255) * ((words)((unsigned_words)weights << (24 - k)) >> 24);
+    return sum;
+#endif
+}
+
+// Of an input, a number is (byte - zero) / inverse. Outputs are whole steps between `lowest` and `highest`, before they
+// are clamped to `low` and `high`.
+typedef struct {
+    float inverse, step, lowest, highest, low, high;
+    int zero;
+} bytes;
+
+#define ROUNDING 12582912.0f  // 1.5 × 2^23; numbers below 2^22 added to it become whole, halves even
+
+// Up to four channels, `plane` apart.
+INLINE words quantised(const float *in, int plane, const int channels, const bytes *b) {
+    unsigned_words result = {0};
+    UNROLL for (int k = 0; k < channels; k++) {
+        const vec steps = load(in + k * plane) * b->inverse;
+        const vec bits = smaller(all((float)(255 - b->zero)), larger(steps, all((float)-b->zero))) + ROUNDING;
+        result |= (unsigned_words)((words)bits + (b->zero - 0x4B400000)) << (8 * k);
+    }
+    return (words)result;
+}
+
+// Rows of the input from `y` on, `height` × `width` words of every four channels, around the input its zero.
+INLINE void quantise(convolution c, const bytes *b, const float *in, int y, int height, int width, word *to) {
+    const int channels = c.channels / c.groups, fours = (channels + 3) / 4, plane = c.height * c.width;
+    const int inside = least(c.width, width - c.pad_left);
+    const word zeros = (word)((unsigned)b->zero * 0x01010101u);
+    for (int i = 0; i < c.groups * fours * height; i++, to += width) {
+        const int row = y + i % height - c.pad_top, first = i / height % fours * 4, some = least(4, channels - first);
+        fill_words(to, zeros, row < 0 || row >= c.height ? width : c.pad_left);
+        if (row < 0 || row >= c.height) continue;
+        const float *from = in + (i / height / fours * channels + first) * plane + row * c.width;
+        for (int x = 0; x < inside; x += LANES)
+            store_words(to + c.pad_left + x, some == 4   ? quantised(from + x, plane, 4, b)
+                                             : some == 3 ? quantised(from + x, plane, 3, b)
+                                             : some == 2 ? quantised(from + x, plane, 2, b)
+                                                         : quantised(from + x, plane, 1, b));
+        fill_words(to + c.pad_left + inside, zeros, width - c.pad_left - inside);
+    }
+}
+
+// What `columns` does, of words.
+INLINE void word_columns(const word *in, int channels, int plane, int width, int kernel_rows, int kernel_row,
+                         int kernel_columns, int kernel_column, int step, int stride, int rows, int out_width, word *to) {
+    for (int channel = 0; channel < channels; channel++)
+        for (int k = 0; k < kernel_rows * kernel_columns; k++) {
+            int at = channel * plane + k / kernel_columns * kernel_row * width + k % kernel_columns * kernel_column;
+            for (int row = 0; row < rows; row++, to += out_width, at += step * width)
+                for (int x = 0; x < out_width; x += stride == 1 ? LANES : 1)
+                    if (stride == 1)
+                        store_words(to + x, load_words(in + at + x));
+                    else
+                        to[x] = in[at + x * stride];
+        }
+}
+
+// Sums become outputs: in steps, whole ones, real numbers.
+INLINE vec finished(words sum, vec factor, const bytes *b) {
+    const vec steps = __builtin_convertvector(sum, vec) * factor;
+    const vec whole = smaller(all(b->highest), larger(steps, all(b->lowest))) + ROUNDING - ROUNDING;
+    return smaller(all(b->high), larger(whole * b->step, all(b->low)));
+}
+
+enum { BLOCK_OF_BYTES = REGISTERS == 32 ? 8 : 4, VECTORS_OF_BYTES = REGISTERS == 32 ? 3 : 2 };
+
+// `vectors` vectors of positions of BLOCK_OF_BYTES channels, of which the first `count` are written.
+INLINE void wide_products(const int vectors, const word *in, int planes, int plane, int rows, int row, const word *weights,
+                          const word *bias, const float *factors, const bytes *b, float *out, int pitch, int count, int left) {
+    words sum[BLOCK_OF_BYTES][VECTORS_OF_BYTES];
+    UNROLL for (int c = 0; c < BLOCK_OF_BYTES; c++) {
+        UNROLL for (int v = 0; v < vectors; v++) sum[c][v] = all_words(bias[c]);
+    }
+    for (int p = 0; p < planes; p++, in += plane) {
+        const word *from = in;
+        for (int r = 0; r < rows; r++, from += row, weights += TILE) {
+            words x[VECTORS_OF_BYTES];
+            UNROLL for (int v = 0; v < vectors; v++) x[v] = load_words(from + v * LANES);
+            UNROLL for (int c = 0; c < BLOCK_OF_BYTES; c++) {
+                UNROLL for (int v = 0; v < vectors; v++) sum[c][v] = add_products(sum[c][v], x[v], all_words(weights[c]));
+            }
+        }
+    }
+    UNROLL for (int c = 0; c < BLOCK_OF_BYTES; c++) {
+        UNROLL for (int v = 0; v < vectors; v++)
+            if (c < count) store_row(out + c * pitch + v * LANES, finished(sum[c][v], all(factors[c]), b), left - v * LANES);
+    }
+}
+
+APART wide_products_one(const word *in, int planes, int plane, int rows, int row, const word *weights, const word *bias,
+                        const float *factors, const bytes *b, float *out, int pitch, int count, int left) {
+    wide_products(1, in, planes, plane, rows, row, weights, bias, factors, b, out, pitch, count, left);
+}
+
+APART wide_products_more(const word *in, int planes, int plane, int rows, int row, const word *weights, const word *bias,
+                         const float *factors, const bytes *b, float *out, int pitch, int count, int left) {
+    wide_products(VECTORS_OF_BYTES, in, planes, plane, rows, row, weights, bias, factors, b, out, pitch, count, left);
+}
+
+// A convolution of bytes whose vectors go over positions, strip by strip. Weights lie as for `tall_convolution`, four
+// channels in a word.
+INLINE void wide_bytes(convolution c, bytes b, const word *weights, const word *bias, const float *factors, const float *in,
+                       float *out, float *scratch, int part, int parts) {
+    const blocks which = blocks_for(c, part, parts);
+    const int fours = (c.channels / c.groups + 3) / 4, shared = c.stride_height == 1, rows_read = shared ? c.kernel_height : 1;
+    const int kernel_rows = shared ? 1 : c.kernel_height, span = (c.kernel_height - 1) * c.dilation_height;
+    const int width = (c.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width + 1;
+    const int planes = fours * kernel_rows * c.kernel_width, channels = c.out_channels / c.groups;
+    const int tiles = blocks_of(c) / c.groups, plane = c.out_height * c.out_width;
+    word *memory = (word *)scratch;
+    for (int y = which.strip * c.strip; y < c.out_height; y += which.step * c.strip) {
+        const int rows = least(c.strip, c.out_height - y), read = (rows - 1) * c.stride_height + span + 1;
+        const int kept = shared ? read : rows, positions = rows * c.out_width;
+        const word *from = memory;
+        if (untouched(c)) {
+            convolution flat = c;
+            flat.height = 1, flat.width = c.height * c.width;
+            quantise(flat, &b, in + y * c.width, 0, 1, positions, memory);
+        } else {
+            word *column = memory + room(c.groups * fours * read * width + 16);
+            quantise(c, &b, in, y * c.stride_height, read, width, memory);
+            word_columns(memory, c.groups * fours, read * width, width, kernel_rows, c.dilation_height, c.kernel_width,
+                         c.dilation_width, c.stride_height, c.stride_width, kept, c.out_width, column);
+            from = column;
+        }
+        for (int i = which.first; i < which.end; i++) {
+            const word *x = from + i / tiles * planes * kept * c.out_width, *w = weights + (size_t)i * planes * rows_read * TILE;
+            for (int k = 0; k < least(TILE, channels - i % tiles * TILE); k += BLOCK_OF_BYTES) {
+                const int channel = i / tiles * channels + i % tiles * TILE + k, count = channels - i % tiles * TILE - k;
+                const word *first = bias + i * TILE + k;
+                const float *factor = factors + i * TILE + k;
+                float *to = out + channel * plane + y * c.out_width;
+                int p = 0;
+                for (; p + (VECTORS_OF_BYTES - 1) * LANES < positions; p += VECTORS_OF_BYTES * LANES)
+                    wide_products_more(x + p, planes, kept * c.out_width, rows_read, c.dilation_height * c.out_width, w + k,
+                                       first, factor, &b, to + p, plane, count, positions - p);
+                for (; p < positions; p += LANES)
+                    wide_products_one(x + p, planes, kept * c.out_width, rows_read, c.dilation_height * c.out_width, w + k,
+                                      first, factor, &b, to + p, plane, count, positions - p);
+            }
+        }
+    }
+}
+
+enum { BYTES_AT_ONCE = (REGISTERS == 32 ? 24 : 8) * LANES / WIDE };  // most positions whose sums are in registers
+
+// `positions` × `wide` sums in registers, outputs side by side, finished.
+INLINE void tall_products(const int positions, const int wide, const word *in, int planes, int plane, int rows, int row,
+                          const word *weights, const word *bias, const float *factors, const bytes *b, float *out) {
+    words sum[BYTES_AT_ONCE][WIDE / LANES];
+    UNROLL for (int i = 0; i < positions; i++) {
+        UNROLL for (int v = 0; v < wide / LANES; v++) sum[i][v] = load_words(bias + v * LANES);
+    }
+    for (int p = 0; p < planes; p++, in += plane) {
+        const word *from = in;
+        for (int r = 0; r < rows; r++, from += row, weights += TILE) {
+            words w[WIDE / LANES];
+            UNROLL for (int v = 0; v < wide / LANES; v++) w[v] = load_words(weights + v * LANES);
+            UNROLL for (int i = 0; i < positions; i++) {
+                UNROLL for (int v = 0; v < wide / LANES; v++) sum[i][v] = add_products(sum[i][v], all_words(from[i]), w[v]);
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < positions; i++) {
+        UNROLL for (int v = 0; v < wide / LANES; v++)
+            store(out + i * TILE + v * LANES, finished(sum[i][v], load(factors + v * LANES), b));
+    }
+}
+
+// Outputs of some channels side by side into a plane of each.
+INLINE void byte_planes(const float *sum, int channels, int positions, float *out) {
+    const int whole = positions < 4 ? 0 : channels - channels % 4;
+    for (int channel = 0; channel < whole; channel += 4)
+        for (int i = 0; i < positions; i += 4) {
+            const int at = least(i, positions - 4);
+            quad values[4];
+            UNROLL for (int k = 0; k < 4; k++) values[k] = load_quad(sum + (at + k) * TILE + channel);
+            transpose(values);
+            UNROLL for (int k = 0; k < 4; k++) store_quad(out + (channel + k) * positions + at, values[k]);
+        }
+    for (int channel = whole; channel < channels; channel++)
+        for (int i = 0; i < positions; i++) out[channel * positions + i] = sum[i * TILE + channel];
+}
+
+// A convolution of bytes of few positions: vectors go over the output channels.
+INLINE void tall_bytes(convolution c, bytes b, const word *weights, const word *bias, const float *factors, const float *in,
+                       float *out, float *scratch, int part, int parts) {
+    const int fours = (c.channels / c.groups + 3) / 4, shared = c.stride_height == 1, rows = shared ? c.kernel_height : 1;
+    const int kernel_rows = shared ? 1 : c.kernel_height, positions = c.out_height * c.out_width;
+    const int read = (c.out_height - 1) * c.stride_height + (c.kernel_height - 1) * c.dilation_height + 1;
+    const int width = (c.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width + 1;
+    const int kept = shared ? read : c.out_height, planes = fours * kernel_rows * c.kernel_width;
+    const int plane = untouched(c) ? positions : kept * c.out_width, row = c.dilation_height * c.out_width;
+    const int channels = c.out_channels / c.groups, tiles = blocks_of(c) / c.groups;
+    const int several = (positions + BYTES_AT_ONCE - 1) / BYTES_AT_ONCE, some = (positions + several - 1) / several;
+    const int last = (several - 1) * some;
+    float *sum = scratch;
+    word *memory = (word *)sum + room(TILE * positions + 16);
+    const word *from = memory;
+    if (untouched(c)) {
+        convolution flat = c;
+        flat.height = 1, flat.width = c.height * c.width;
+        quantise(flat, &b, in, 0, 1, positions, memory);
+    } else {
+        word *column = memory + room(c.groups * fours * read * width + 16);
+        quantise(c, &b, in, 0, read, width, memory);
+        word_columns(memory, c.groups * fours, read * width, width, kernel_rows, c.dilation_height, c.kernel_width,
+                     c.dilation_width, c.stride_height, c.stride_width, kept, c.out_width, column);
+        from = column;
+    }
+    for (int i = share(blocks_of(c), part, parts); i < share(blocks_of(c), part + 1, parts); i++) {
+        const word *x = from + i / tiles * planes * plane, *w = weights + (size_t)i * planes * rows * TILE;
+        const int count = least(TILE, channels - i % tiles * TILE);
+        for (int half = 0; half < count; half += WIDE) {
+            const word *first = bias + i * TILE + half;
+            const float *factor = factors + i * TILE + half;
+            for (int p = 0; p < last; p += some) {
+                if (count - half > WIDE / 2)
+                    tall_products(some, WIDE, x + p, planes, plane, rows, row, w + half, first, factor, &b, sum + p * TILE + half);
+                else
+                    tall_products(some, WIDE / 2, x + p, planes, plane, rows, row, w + half, first, factor, &b, sum + p * TILE + half);
+            }
+            if (count - half > WIDE / 2)
+                tall_products(positions - last, WIDE, x + last, planes, plane, rows, row, w + half, first, factor, &b, sum + last * TILE + half);
+            else
+                tall_products(positions - last, WIDE / 2, x + last, planes, plane, rows, row, w + half, first, factor, &b, sum + last * TILE + half);
+        }
+        byte_planes(sum, count, positions, out + (i / tiles * channels + i % tiles * TILE) * positions);
+    }
+}
