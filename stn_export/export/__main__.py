@@ -153,7 +153,8 @@ def export(
     outcomes, lines = {}, []
     for spec in specs:
         fresh = is_fresh(source, spec)
-        if fresh and spec.precision == "int8" and (why := saturation_of(source.directory.path / spec.file)):
+        onnx_int8 = (spec.format, spec.precision) == ("onnx", "int8")
+        if fresh and onnx_int8 and (why := saturation_of(source.directory.path / spec.file)):
             cli.say(f"{source.directory.name}/{spec.name}: {why}: made anew")
             fresh = False
         outcome = outcomes[spec.name] = source.directory.artifacts[spec.name] if fresh else write(source, spec)

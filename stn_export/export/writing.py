@@ -17,7 +17,7 @@ from stn_export.cli import NONE
 from stn_export.errors import UserError, one_line
 from stn_export.export.finish import optimise
 from stn_export.export.onnx import export_default, to_onnx
-from stn_export.export.precision import to_int8
+from stn_export.export.precision import floats_of_c, int8_layers, to_int8
 from stn_export.export.rows import ExportSpec, Source
 from stn_export.native.build import HERE, built, no_compiler
 from stn_export.native.source import write_source
@@ -93,19 +93,22 @@ def _aotinductor_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
 
 def _native_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:
     """Return the C source and, beside it, its header, its weights if they are large, and the compiled library."""
-    program = source.program
+    program, layers, judged = source.program, [], {}
     if spec.contract != "float":
         program = program.recaptured(source.graph(spec), source.contract(spec))
+    if spec.precision == "int8":
+        model = to_onnx(source.marked(spec), "matmul" if source.facts.sites else "plain")
+        quantised = to_int8(model, source.calibration(spec), floats_of_c(model))
+        layers, judged = int8_layers(quantised.model), {"int8": quantised.as_dict()}
     name = re.sub(r"\W", "_", source.directory.name, flags=re.ASCII)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / spec.file
         metadata = json.dumps(source.metadata(spec), ensure_ascii=True)
-        write_source(program, f"network_{name}" if name[0].isdigit() else name, spec.target or HERE, metadata).write(
-            path
-        )
+        name = f"network_{name}" if name[0].isdigit() else name
+        write_source(program, name, spec.target or HERE, metadata, layers).write(path)
         built(path)
         files = {file.name: file.read_bytes() for file in sorted(path.parent.iterdir())}
-    return files.pop(spec.file), {"beside": files}
+    return files.pop(spec.file), {"beside": files} | judged
 
 
 def _foreign_bytes(source: Source, spec: ExportSpec) -> tuple[bytes, dict]:

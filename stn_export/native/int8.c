@@ -1,8 +1,14 @@
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 // Whole numbers of 8 bits, four of them in a word: those of four channels at one position, the first lowest. Words stand
 // where floats may stand at other times.
 typedef int32_t word __attribute__((may_alias));
 typedef int words __attribute__((vector_size(LANES * sizeof(int))));
 typedef unsigned unsigned_words __attribute__((vector_size(LANES * sizeof(int))));
+typedef short shorts __attribute__((vector_size(LANES * sizeof(int))));
+typedef unsigned short unsigned_shorts __attribute__((vector_size(LANES * sizeof(int))));
 typedef int loose_words __attribute__((vector_size(LANES * sizeof(int)), aligned(sizeof(int)), may_alias));
 
 INLINE words load_words(const word *from) { return *(const loose_words *)from; }
@@ -29,8 +35,15 @@ INLINE words add_products(words sum, words bytes, words weights) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)bytes, (__m256i)weights);
     return sum + (words)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
-    UNROLL for (int k = 0; k < 32; k += 8) sum += (bytes >> k & 255) * ((words)((unsigned_words)weights << (24 - k)) >> 24);
-    return sum;
+    const shorts even_bytes = (shorts)(bytes & 0x00FF00FF), odd_bytes = (shorts)(bytes >> 8 & 0x00FF00FF);
+    const shorts even_weights = (shorts)((unsigned_shorts)weights << 8) >> 8, odd_weights = (shorts)weights >> 8;
+#if defined(__SSE2__) && !defined(__AVX__)
+    sum += (words)_mm_madd_epi16((__m128i)even_bytes, (__m128i)even_weights);
+    return sum + (words)_mm_madd_epi16((__m128i)odd_bytes, (__m128i)odd_weights);
+#else
+    const words pairs = (words)(even_bytes * even_weights + odd_bytes * odd_weights);
+    return sum + ((words)((unsigned_words)pairs << 16) >> 16) + (pairs >> 16);
+#endif
 #endif
 }
 
