@@ -118,16 +118,13 @@ def convolution(w: Writer, node: Node) -> None:
         weight, bias, last = weight * scale.view(-1, 1, 1, 1), bias * scale + shift, norm
     last, low, high = w.clamped(last)
     size, pool = w.example.shapes[last][1:], w.follower(last, "max_pool2d")
-    int8 = w.int8_layer(weight)
-    if int8 is not None:
-        pool = None
     if pooled := pool is not None and _halves(pool):
         size = (size[0], *(2 * size for size in w.example.shapes[pool][2:]))
         last, low, high = (pool, low, high) if math.isfinite(low) or math.isfinite(high) else w.clamped(pool)
     w.absorbed |= {node for node in (norm, pool if pooled else None) if node is not None}
     sizes = [*x.shape[1:], *size, *weight.shape[2:], *args.stride, *_padding(args, weight), *args.dilation, args.groups]
     sizes += [int(pooled), _block(len(weight) // args.groups), 0]
-    layer = Layer(*sizes)
+    layer, int8 = Layer(*sizes), w.int8_layer(weight)
     stated = math.prod(w.example.shapes[node]) * weight[0].numel()
     if int8 is not None:
         out = w.new(last)
@@ -292,6 +289,8 @@ def _int8_function(w: Writer, node: Node, layer: Layer, int8: Int8Layer, bounds:
         w.integers(f"{node.name}_bias", _by_tile(layer, int8.bias.long() - x_zero * sums).numpy()),
         w.constant(f"{node.name}_factors", _by_tile(layer, factors)),
     ]
+    if function == "wide_bytes":
+        names[:0] = [_block_of_bytes(w, _at_once(layer)), str(_at_once(layer))]
     numbers = [np.float32(1) / np.float32(x_scale), y_scale, -y_zero, 255 - y_zero, *bounds]
     fields = [f".{name} = {size}" for name, size in vars(layer).items()]
     rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
@@ -304,16 +303,35 @@ def _int8_function(w: Writer, node: Node, layer: Layer, int8: Int8Layer, bounds:
     return room
 
 
+def _at_once(layer: Layer) -> int:
+    """Return how many output channels are summed at once: few to spare in a tile."""
+    channels = layer.out_channels // layer.groups
+    return BLOCKS[0] if channels > TILE else _block(channels)
+
+
+def _block_of_bytes(w: Writer, channels: int) -> str:
+    """Write the C function of a block of output channels, and return its name."""
+    w.functions[f"bytes_{channels}"] = (
+        f"APART bytes_{channels}(const word *in, int planes, int plane, int rows, int row, const word *weights,\n"
+        "              const word *bias, const float *factors, const bytes *b, int positions, float *out, int pitch,\n"
+        f"              int count) {{\n    block_of_bytes({channels}, in, planes, plane, rows, row, weights, bias, factors, b, "  # noqa: E501
+        "positions, out, pitch,\n                   count);\n}\n"
+    )
+    return f"bytes_{channels}"
+
+
 def _wide_bytes(layer: Layer) -> tuple[int, str, int]:
     """Lay out the algorithm whose vectors go over positions; return its cost, function and room."""
     fours = layer.groups * -(-layer.channels // layer.groups // 4)
     planes = fours * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
     strips = layer.in_strips(planes * layer.out_width, layer.span if layer.shared else 0)
-    read = layer.read(layer.strip)
+    read, some = layer.read(layer.strip), _at_once(layer)
     columns = planes * (read if layer.shared else layer.strip) * layer.out_width
     room = _room(fours * read * layer.padded_width + 16) + _room(columns + 16)
+    if layer.pooled:
+        room += 8 * _room(layer.strip * layer.out_width) + 2 * _room(layer.out_width + 16)
     vectors = strips * -(-layer.strip * layer.out_width // 16)
-    channels = layer.groups * -(-layer.out_channels // layer.groups // 8) * 8
+    channels = layer.groups * -(-layer.out_channels // layer.groups // some) * some
     return vectors * (channels * _products(layer) + layer.out_channels * FINISHING), "wide_bytes", room
 
 

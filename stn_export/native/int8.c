@@ -108,13 +108,15 @@ INLINE vec finished(words sum, vec factor, const bytes *b) {
     return smaller(all(b->high), larger(whole * b->step, all(b->low)));
 }
 
-enum { BLOCK_OF_BYTES = REGISTERS == 32 ? 8 : 4, VECTORS_OF_BYTES = REGISTERS == 32 ? 3 : 2 };
+enum { VECTORS_OF_BYTES = REGISTERS == 32 ? 3 : 2 };
 
-// `vectors` vectors of positions of BLOCK_OF_BYTES channels, of which the first `count` are written.
-INLINE void wide_products(const int vectors, const word *in, int planes, int plane, int rows, int row, const word *weights,
-                          const word *bias, const float *factors, const bytes *b, float *out, int pitch, int count, int left) {
-    words sum[BLOCK_OF_BYTES][VECTORS_OF_BYTES];
-    UNROLL for (int c = 0; c < BLOCK_OF_BYTES; c++) {
+// `channels` × `vectors` outputs in registers, each vector of inputs read once for all of them; `count` channels are
+// written, of each what is `left`.
+INLINE void wide_products(const int channels, const int vectors, const word *in, int planes, int plane, int rows, int row,
+                          const word *weights, const word *bias, const float *factors, const bytes *b, float *out, int pitch,
+                          int count, int left) {
+    words sum[8][VECTORS_OF_BYTES];
+    UNROLL for (int c = 0; c < channels; c++) {
         UNROLL for (int v = 0; v < vectors; v++) sum[c][v] = all_words(bias[c]);
     }
     for (int p = 0; p < planes; p++, in += plane) {
@@ -122,67 +124,88 @@ INLINE void wide_products(const int vectors, const word *in, int planes, int pla
         for (int r = 0; r < rows; r++, from += row, weights += TILE) {
             words x[VECTORS_OF_BYTES];
             UNROLL for (int v = 0; v < vectors; v++) x[v] = load_words(from + v * LANES);
-            UNROLL for (int c = 0; c < BLOCK_OF_BYTES; c++) {
+            UNROLL for (int c = 0; c < channels; c++) {
                 UNROLL for (int v = 0; v < vectors; v++) sum[c][v] = add_products(sum[c][v], x[v], all_words(weights[c]));
             }
         }
     }
-    UNROLL for (int c = 0; c < BLOCK_OF_BYTES; c++) {
+    UNROLL for (int c = 0; c < channels; c++) {
         UNROLL for (int v = 0; v < vectors; v++)
             if (c < count) store_row(out + c * pitch + v * LANES, finished(sum[c][v], all(factors[c]), b), left - v * LANES);
     }
 }
 
-APART wide_products_one(const word *in, int planes, int plane, int rows, int row, const word *weights, const word *bias,
-                        const float *factors, const bytes *b, float *out, int pitch, int count, int left) {
-    wide_products(1, in, planes, plane, rows, row, weights, bias, factors, b, out, pitch, count, left);
+// The same for all `positions`, as many channels at once as there are registers for.
+INLINE void block_of_bytes(const int channels, const word *in, int planes, int plane, int rows, int row, const word *weights,
+                           const word *bias, const float *factors, const bytes *b, int positions, float *out, int pitch,
+                           int count) {
+    const int some = REGISTERS == 32 || channels < 5 ? channels : (channels + 1) / 2;
+    int p = 0;
+    for (; p + (VECTORS_OF_BYTES - 1) * LANES < positions; p += VECTORS_OF_BYTES * LANES) {
+        wide_products(some, VECTORS_OF_BYTES, in + p, planes, plane, rows, row, weights, bias, factors, b, out + p, pitch,
+                      count, positions - p);
+        if (some < channels)
+            wide_products(channels - some, VECTORS_OF_BYTES, in + p, planes, plane, rows, row, weights + some, bias + some,
+                          factors + some, b, out + p + some * pitch, pitch, count - some, positions - p);
+    }
+    for (; p < positions; p += LANES) {
+        wide_products(some, 1, in + p, planes, plane, rows, row, weights, bias, factors, b, out + p, pitch, count, positions - p);
+        if (some < channels)
+            wide_products(channels - some, 1, in + p, planes, plane, rows, row, weights + some, bias + some, factors + some, b,
+                          out + p + some * pitch, pitch, count - some, positions - p);
+    }
 }
 
-APART wide_products_more(const word *in, int planes, int plane, int rows, int row, const word *weights, const word *bias,
-                         const float *factors, const bytes *b, float *out, int pitch, int count, int left) {
-    wide_products(VECTORS_OF_BYTES, in, planes, plane, rows, row, weights, bias, factors, b, out, pitch, count, left);
+typedef void convolve_bytes(const word *in, int planes, int plane, int rows, int row, const word *weights, const word *bias,
+                            const float *factors, const bytes *b, int positions, float *out, int pitch, int count);
+
+// The largest of every 2×2.
+INLINE void pool_rows(const float *in, int rows, int width, float *out) {
+    for (int row = 0; row < rows; row += 2, in += 2 * width, out += width / 2)
+        for (int x = 0; x < width / 2; x += LANES) {
+            const vec first = larger(load(in + 2 * x), load(in + 2 * x + width));
+            const vec second = larger(load(in + 2 * x + LANES), load(in + 2 * x + width + LANES));
+            const vec found = larger(SHUFFLE(first, second, EVERY_SECOND(0)), SHUFFLE(first, second, EVERY_SECOND(1)));
+            store_row(out + x, found, (rows - row) / 2 * (width / 2) - x);
+        }
 }
 
-// A convolution of bytes whose vectors go over positions, strip by strip. Weights lie as for `tall_convolution`, four
-// channels in a word.
-INLINE void wide_bytes(convolution c, bytes b, const word *weights, const word *bias, const float *factors, const float *in,
-                       float *out, float *scratch, int part, int parts) {
+// A convolution of bytes whose vectors go over positions, strip by strip, `some` output channels at a time. Weights lie as
+// for `tall_convolution`, four channels in a word.
+INLINE void wide_bytes(convolution c, bytes b, convolve_bytes *block, const int some, const word *weights, const word *bias,
+                       const float *factors, const float *in, float *out, float *scratch, int part, int parts) {
     const blocks which = blocks_for(c, part, parts);
-    const int fours = (c.channels / c.groups + 3) / 4, shared = c.stride_height == 1, rows_read = shared ? c.kernel_height : 1;
+    const int fours = (c.channels / c.groups + 3) / 4, shared = c.stride_height == 1, kernel = shared ? c.kernel_height : 1;
     const int kernel_rows = shared ? 1 : c.kernel_height, span = (c.kernel_height - 1) * c.dilation_height;
     const int width = (c.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width + 1;
     const int planes = fours * kernel_rows * c.kernel_width, channels = c.out_channels / c.groups;
-    const int tiles = blocks_of(c) / c.groups, plane = c.out_height * c.out_width;
-    word *memory = (word *)scratch;
+    const int tiles = blocks_of(c) / c.groups, pitch = c.pooled ? room(c.strip * c.out_width) : c.out_height * c.out_width;
+    float *sums = scratch;
+    word *memory = (word *)sums + (c.pooled ? 8 * pitch + 2 * room(c.out_width + 16) : 0);
     for (int y = which.strip * c.strip; y < c.out_height; y += which.step * c.strip) {
         const int rows = least(c.strip, c.out_height - y), read = (rows - 1) * c.stride_height + span + 1;
         const int kept = shared ? read : rows, positions = rows * c.out_width;
-        const word *from = memory;
+        word *column = memory + (untouched(c) ? 0 : room(c.groups * fours * read * width + 16));
         if (untouched(c)) {
             convolution flat = c;
             flat.height = 1, flat.width = c.height * c.width;
             quantise(flat, &b, in + y * c.width, 0, 1, positions, memory);
         } else {
-            word *column = memory + room(c.groups * fours * read * width + 16);
             quantise(c, &b, in, y * c.stride_height, read, width, memory);
             word_columns(memory, c.groups * fours, read * width, width, kernel_rows, c.dilation_height, c.kernel_width,
                          c.dilation_width, c.stride_height, c.stride_width, kept, c.out_width, column);
-            from = column;
         }
         for (int i = which.first; i < which.end; i++) {
-            const word *x = from + i / tiles * planes * kept * c.out_width, *w = weights + (size_t)i * planes * rows_read * TILE;
-            for (int k = 0; k < least(TILE, channels - i % tiles * TILE); k += BLOCK_OF_BYTES) {
-                const int channel = i / tiles * channels + i % tiles * TILE + k, count = channels - i % tiles * TILE - k;
-                const word *first = bias + i * TILE + k;
-                const float *factor = factors + i * TILE + k;
-                float *to = out + channel * plane + y * c.out_width;
-                int p = 0;
-                for (; p + (VECTORS_OF_BYTES - 1) * LANES < positions; p += VECTORS_OF_BYTES * LANES)
-                    wide_products_more(x + p, planes, kept * c.out_width, rows_read, c.dilation_height * c.out_width, w + k,
-                                       first, factor, &b, to + p, plane, count, positions - p);
-                for (; p < positions; p += LANES)
-                    wide_products_one(x + p, planes, kept * c.out_width, rows_read, c.dilation_height * c.out_width, w + k,
-                                      first, factor, &b, to + p, plane, count, positions - p);
+            const int first = i % tiles * TILE, count = least(TILE, channels - first);
+            const word *w = weights + (size_t)i * planes * kernel * TILE;
+            for (int k = 0; k < count; k += some) {
+                const int channel = i / tiles * channels + first + k;
+                float *to = c.pooled ? sums : out + (channel * c.out_height + y) * c.out_width;
+                block(column + i / tiles * planes * kept * c.out_width, planes, kept * c.out_width, kernel,
+                      c.dilation_height * c.out_width, w + k, bias + i * TILE + k, factors + i * TILE + k, &b, positions, to,
+                      pitch, count - k);
+                for (int n = 0; c.pooled && n < least(some, count - k); n++)
+                    pool_rows(sums + n * pitch, rows, c.out_width, out + ((channel + n) * c.out_height + y) * c.out_width / 4);
             }
         }
     }
@@ -210,6 +233,18 @@ INLINE void tall_products(const int positions, const int wide, const word *in, i
     UNROLL for (int i = 0; i < positions; i++) {
         UNROLL for (int v = 0; v < wide / LANES; v++)
             store(out + i * TILE + v * LANES, finished(sum[i][v], load(factors + v * LANES), b));
+    }
+}
+
+// The largest of every 2×2, outputs side by side, in the place of the first of them.
+INLINE void pool_outputs(float *sum, int height, int width) {
+    for (int i = 0; i < height / 2 * (width / 2); i++) {
+        const float *from = sum + (2 * (i / (width / 2)) * width + 2 * (i % (width / 2))) * TILE;
+        for (int v = 0; v < TILE; v += LANES) {
+            const vec upper = larger(load(from + v), load(from + TILE + v));
+            const vec lower = larger(load(from + width * TILE + v), load(from + (width + 1) * TILE + v));
+            store(sum + i * TILE + v, larger(upper, lower));
+        }
     }
 }
 
@@ -271,6 +306,7 @@ INLINE void tall_bytes(convolution c, bytes b, const word *weights, const word *
             else
                 tall_products(positions - last, WIDE / 2, x + last, planes, plane, rows, row, w + half, first, factor, &b, sum + last * TILE + half);
         }
-        byte_planes(sum, count, positions, out + (i / tiles * channels + i % tiles * TILE) * positions);
+        if (c.pooled) pool_outputs(sum, c.out_height, c.out_width);
+        byte_planes(sum, count, positions / (c.pooled ? 4 : 1), out + (i / tiles * channels + i % tiles * TILE) * (positions / (c.pooled ? 4 : 1)));
     }
 }
