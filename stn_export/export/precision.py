@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnxruntime import quantization
 from onnx.numpy_helper import to_array
+from onnxruntime import quantization
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from stn_export.errors import UserError
-from stn_export.native.writer import Int8Layer
+from stn_export.native.writer import FloatLayer, Int8Layer
 from stn_export.onnx_graph.model import FLOATS, as_array
 from stn_export.onnx_graph.placement import cpu_session
 from stn_export.onnx_graph.points import part_values, steps_of
@@ -426,36 +426,34 @@ def floats_of_c(model: onnx.ModelProto) -> list[str]:
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in QUANTISED]
-    return [node.name for node in layers if not _in_c(node.op_type, shapes.get(node.input[1], ()))]
+    return [node.name for node in layers if node.op_type != "Conv" or not _in_c(shapes.get(node.input[1], ()))]
 
 
-def _in_c(operator: str, shape: tuple[int, ...]) -> bool:
-    return operator == "Conv" and len(shape) == 4 and shape[1] > 1
+def _in_c(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[1] > 1
 
 
-def int8_layers(model: onnx.ModelProto) -> list[Int8Layer]:
-    """Read the int8 convolutions of a QDQ model, in its order."""
-    values = {tensor.name: tensor for tensor in model.graph.initializer}
+def int8_layers(model: onnx.ModelProto) -> list[Int8Layer | FloatLayer]:
+    """Read the convolutions of a QDQ model, in its order."""
+    values = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
     made = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
     read = {node.input[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
 
-    def tensors(node: onnx.NodeProto) -> list[np.ndarray]:
-        return [to_array(values[name]) for name in node.input if name in values]
+    def constants(node: onnx.NodeProto) -> list[np.ndarray]:
+        return [values[name] for name in node.input if name in values]
 
-    def scale(node: onnx.NodeProto) -> tuple[float, int]:
-        factor, zero = tensors(node)
-        return float(factor), int(zero)
+    def layer(node: onnx.NodeProto) -> Int8Layer | FloatLayer:
+        if node.input[1] not in made:
+            return FloatLayer(node.name, torch.tensor(values.get(node.input[1], np.empty(0))))
+        weight, scales, _ = constants(made[node.input[1]])
+        if node.input[0] not in made or node.output[0] not in read:  # it shares its weights with a quantised one
+            return FloatLayer(node.name, torch.tensor(weight * scales.reshape(-1, *[1] * (weight.ndim - 1))))
+        x, y = constants(made[node.input[0]]), constants(read[node.output[0]])
+        steps, bias = x[0] * scales.astype(np.float64), np.zeros(len(weight))
+        if len(node.input) > 2:
+            whole, factors, _ = constants(made[node.input[2]])
+            bias = np.rint(whole * factors.astype(np.float64) / steps)
+        tensors = torch.tensor(weight), torch.tensor(scales), torch.tensor(bias.astype(np.int64))
+        return Int8Layer(node.name, *tensors, (float(x[0]), int(x[1])), (float(y[0]), int(y[1])))
 
-    layers = []
-    for node in model.graph.node:
-        if node.op_type == "Conv" and node.input[1] in made:
-            x, y = scale(made[node.input[0]]), scale(read[node.output[0]])
-            weight, scales, _ = tensors(made[node.input[1]])
-            steps = x[0] * scales.astype(np.float64)
-            bias = np.zeros(len(weight))
-            if len(node.input) > 2:
-                whole, factors, _ = tensors(made[node.input[2]])
-                bias = np.rint(whole * factors.astype(np.float64) / steps)
-            words = torch.from_numpy(bias.astype(np.int64))
-            layers.append(Int8Layer(node.name, torch.tensor(weight), torch.tensor(scales), words, x, y))
-    return layers
+    return [layer(node) for node in model.graph.node if node.op_type == "Conv"]

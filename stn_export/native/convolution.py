@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from stn_export.native.graph import arguments
+from stn_export.native.graph import arguments, refusal
 from stn_export.native.writer import Int8Layer, Writer, contiguous, loops, scalar
 
 CACHED = 48 * 1024  # floats of columns that fit into the level-2 cache
@@ -282,7 +282,9 @@ def _int8_function(w: Writer, node: Node, layer: Layer, int8: Int8Layer, bounds:
     layer.block = TILE
     function, room = min(_wide_bytes(layer), _tall_bytes(layer))[1:]
     (x_scale, x_zero), (y_scale, y_zero) = int8.x, int8.y
-    sums = int8.weight.long().flatten(1).sum(1)
+    sums, most = (values.long().flatten(1).sum(1) for values in (int8.weight, int8.weight.long().abs()))
+    if (int8.bias.abs() + 2 * 255 * most).max() >= 1 << 31:
+        raise refusal(node, "has sums in int8 that 32 bits do not hold")
     factors = x_scale * int8.scales.double() / y_scale
     names = [
         w.integers(f"{node.name}_bytes", _words(layer, int8.weight)),
@@ -291,7 +293,7 @@ def _int8_function(w: Writer, node: Node, layer: Layer, int8: Int8Layer, bounds:
     ]
     if function == "wide_bytes":
         names[:0] = [_block_of_bytes(w, _at_once(layer)), str(_at_once(layer))]
-    numbers = [np.float32(1) / np.float32(x_scale), y_scale, -y_zero, 255 - y_zero, *bounds]
+    numbers = [float(np.float32(1) / np.float32(x_scale)), y_scale, -y_zero, 255 - y_zero, *bounds]
     fields = [f".{name} = {size}" for name, size in vars(layer).items()]
     rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
     w.functions[f"layer_{node.name}"] = (

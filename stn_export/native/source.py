@@ -16,7 +16,7 @@ from stn_export.errors import UserError, require_choice
 from stn_export.native.build import HERE, TARGETS, flags_of
 from stn_export.native.graph import name_of, one_example, refusal
 from stn_export.native.operators import OPERATORS, VIEWS
-from stn_export.native.writer import Int8Layer, Plan, Step, Value, Writer, planned, scalar
+from stn_export.native.writer import FloatLayer, Int8Layer, Plan, Step, Value, Writer, planned, scalar
 from stn_export.program.capture import operand, outputs_of
 from stn_export.program.program import Program
 from stn_export.program.specs import TensorSpec
@@ -65,7 +65,7 @@ class Source:
 
 
 def write_source(
-    program: Program, name: str, target: str = HERE, comment: str = "", int8: Sequence[Int8Layer] = ()
+    program: Program, name: str, target: str = HERE, comment: str = "", int8: Sequence[Int8Layer | FloatLayer] = ()
 ) -> Source:
     """Generate the C source of a program.
 
@@ -74,7 +74,7 @@ def write_source(
         name: of files and functions.
         target: one of ``TARGETS``.
         comment: a line on what it was generated from.
-        int8: convolutions that compute in int8, of the program's int8 file.
+        int8: the convolutions of the program's int8 file, if it is to compute as that does.
 
     Raises:
         UserError: where an operator is not supported, or examples of a batch depend on each other; it names the
@@ -102,7 +102,7 @@ def multiply_adds_saved(program: Program) -> int:
     return _written(program)[0].multiply_adds_saved
 
 
-def _written(program: Program, int8: Sequence[Int8Layer] = ()) -> "tuple[Writer, list[_Array]]":
+def _written(program: Program, int8: Sequence[Int8Layer | FloatLayer] = ()) -> "tuple[Writer, list[_Array]]":
     """Write every operator of a program, and list its inputs and outputs."""
     contract, w = program.contract, Writer(one_example(program), int8=list(int8))
     nodes, result = w.example.nodes[:-1], w.example.nodes[-1]
@@ -112,8 +112,8 @@ def _written(program: Program, int8: Sequence[Int8Layer] = ()) -> "tuple[Writer,
         if node.op == "call_function" and node in w.example.shapes and node not in w.example.constants:
             _operate(w, node)
     arrays += [_give(w, w.value(node), spec) for node, spec in zip(outputs_of(result), contract.outputs, strict=True)]
-    if w.int8:
-        raise UserError(f"{w.int8[0].name} of the int8 file is no convolution of the program", "use native-fp32")
+    if stray := [layer.name for layer in w.int8 if isinstance(layer, Int8Layer)]:
+        raise UserError(f"{stray[0]} of the int8 file is no convolution of the program", "use native-fp32")
     return w, arrays
 
 
@@ -258,9 +258,9 @@ def _tables(constants: dict[str, np.ndarray]) -> str:
     parts = []
     for name, data in constants.items():
         whole = data.dtype == np.int32
-        texts = list(map(str, data.tolist())) if whole else [scalar(number) for number in data]
+        kind, texts = "int32_t" if whole else "float", [str(n) if whole else scalar(n) for n in data]
         rows = (", ".join(texts[at : at + LINE]) for at in range(0, len(texts), LINE))
-        parts.append(f"static const {'int32_t' if whole else 'float'} {name}[{len(texts)}] ALIGNED = {{\n    " + ",\n    ".join(rows) + "};\n")
+        parts.append(f"static const {kind} {name}[{len(texts)}] ALIGNED = {{\n    " + ",\n    ".join(rows) + "};\n")
     return "\n".join(parts)
 
 

@@ -39,7 +39,19 @@ class Value:
         return self.text if str(place) == "0" else f"{self.text} + {place}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class FloatLayer:
+    """A convolution that an int8 ONNX file leaves in float32: the ONNX node's name, and its weights."""
+
+    name: str
+    weight: Tensor
+
+    def has(self, weight: Tensor) -> bool:
+        """Return whether these are its weights, but for roundings of float32."""
+        return self.weight.shape == weight.shape and torch.allclose(self.weight.double(), weight, 1e-5, 1e-7)
+
+
+@dataclass(frozen=True, eq=False)
 class Int8Layer:
     """A convolution of an int8 ONNX file: bytes by weights of seven bits, into bytes.
 
@@ -47,7 +59,7 @@ class Int8Layer:
         name: of the ONNX node.
         weight: int8, outputs × inputs of a group × rows × columns of the kernel.
         scales: of the weights, per output channel.
-        bias: int32, in steps of a weight's scale times the input's.
+        bias: whole numbers of steps, a step being a weight's scale times the input's.
         x: scale and zero point of the input.
         y: scale and zero point of the output.
     """
@@ -59,8 +71,8 @@ class Int8Layer:
     x: tuple[float, int]
     y: tuple[float, int]
 
-    def is_of(self, weight: Tensor) -> bool:
-        """Return whether these weights are the rounded ones."""
+    def has(self, weight: Tensor) -> bool:
+        """Return whether its weights are these, rounded."""
         if self.weight.shape != weight.shape:
             return False
         scales = self.scales.double().view(-1, 1, 1, 1)
@@ -96,7 +108,7 @@ class Writer:
     functions: dict[str, str] = field(default_factory=dict)
     absorbed: set[Node] = field(default_factory=set)
     multiply_adds_saved: int = 0  # fewer than the network's convolutions state, for one example
-    int8: list[Int8Layer] = field(default_factory=list)  # those of an int8 file that are not written yet
+    int8: list[Int8Layer | FloatLayer] = field(default_factory=list)  # layers of an int8 file, not written yet
 
     def value(self, node: Node) -> Value:
         """Return a node's tensor; a constant is written at its first use."""
@@ -116,9 +128,11 @@ class Writer:
         return f"c_{name}"
 
     def int8_layer(self, weight: Tensor) -> Int8Layer | None:
-        """Take the first layer of the int8 file that has these weights; None if it has none."""
-        index = next((index for index, layer in enumerate(self.int8) if layer.is_of(weight)), None)
-        return None if index is None else self.int8.pop(index)
+        """Take the first layer of the int8 file that has these weights; None if that is in float32."""
+        layer = next((layer for layer in self.int8 if layer.has(weight)), None)
+        if layer is not None:
+            self.int8.remove(layer)
+        return layer if isinstance(layer, Int8Layer) else None
 
     def data(self, node: Node, user: Node) -> Tensor:
         """Return constant weights in float64; reject those that depend on inputs."""
