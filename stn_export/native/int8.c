@@ -47,6 +47,31 @@ INLINE words add_products(words sum, words bytes, words weights) {
 #endif
 }
 
+// `larger` and `smaller`, in one instruction.
+INLINE vec at_least(vec a, vec low) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)low);
+#elif defined(__AVX__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)low);
+#elif defined(__SSE2__)
+    return (vec)_mm_max_ps((__m128)a, (__m128)low);
+#else
+    return larger(a, low);
+#endif
+}
+
+INLINE vec at_most(vec a, vec high) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)a, (__m512)high);
+#elif defined(__AVX__)
+    return (vec)_mm256_min_ps((__m256)a, (__m256)high);
+#elif defined(__SSE2__)
+    return (vec)_mm_min_ps((__m128)a, (__m128)high);
+#else
+    return smaller(a, high);
+#endif
+}
+
 // Of an input, a number is (byte - zero) / inverse. Outputs are whole steps between `lowest` and `highest`, before they
 // are clamped to `low` and `high`.
 typedef struct {
@@ -61,7 +86,7 @@ INLINE words quantised(const float *in, int plane, const int channels, const byt
     unsigned_words result = {0};
     UNROLL for (int k = 0; k < channels; k++) {
         const vec steps = load(in + k * plane) * b->inverse;
-        const vec bits = smaller(all((float)(255 - b->zero)), larger(steps, all((float)-b->zero))) + ROUNDING;
+        const vec bits = at_most(at_least(steps, all((float)-b->zero)), all((float)(255 - b->zero))) + ROUNDING;
         result |= (unsigned_words)((words)bits + (b->zero - 0x4B400000)) << (8 * k);
     }
     return (words)result;
@@ -104,8 +129,8 @@ INLINE void word_columns(const word *in, int channels, int plane, int width, int
 // Sums become outputs: in steps, whole ones, real numbers.
 INLINE vec finished(words sum, vec factor, const bytes *b) {
     const vec steps = __builtin_convertvector(sum, vec) * factor;
-    const vec whole = smaller(all(b->highest), larger(steps, all(b->lowest))) + ROUNDING - ROUNDING;
-    return smaller(all(b->high), larger(whole * b->step, all(b->low)));
+    const vec whole = at_most(at_least(steps, all(b->lowest)), all(b->highest)) + ROUNDING - ROUNDING;
+    return at_most(at_least(whole * b->step, all(b->low)), all(b->high));
 }
 
 enum { VECTORS_OF_BYTES = REGISTERS == 32 ? 3 : 2 };
@@ -163,9 +188,9 @@ typedef void convolve_bytes(const word *in, int planes, int plane, int rows, int
 INLINE void pool_rows(const float *in, int rows, int width, float *out) {
     for (int row = 0; row < rows; row += 2, in += 2 * width, out += width / 2)
         for (int x = 0; x < width / 2; x += LANES) {
-            const vec first = larger(load(in + 2 * x), load(in + 2 * x + width));
-            const vec second = larger(load(in + 2 * x + LANES), load(in + 2 * x + width + LANES));
-            const vec found = larger(SHUFFLE(first, second, EVERY_SECOND(0)), SHUFFLE(first, second, EVERY_SECOND(1)));
+            const vec first = at_least(load(in + 2 * x), load(in + 2 * x + width));
+            const vec second = at_least(load(in + 2 * x + LANES), load(in + 2 * x + width + LANES));
+            const vec found = at_least(SHUFFLE(first, second, EVERY_SECOND(0)), SHUFFLE(first, second, EVERY_SECOND(1)));
             store_row(out + x, found, (rows - row) / 2 * (width / 2) - x);
         }
 }
@@ -241,9 +266,9 @@ INLINE void pool_outputs(float *sum, int height, int width) {
     for (int i = 0; i < height / 2 * (width / 2); i++) {
         const float *from = sum + (2 * (i / (width / 2)) * width + 2 * (i % (width / 2))) * TILE;
         for (int v = 0; v < TILE; v += LANES) {
-            const vec upper = larger(load(from + v), load(from + TILE + v));
-            const vec lower = larger(load(from + width * TILE + v), load(from + (width + 1) * TILE + v));
-            store(sum + i * TILE + v, larger(upper, lower));
+            const vec upper = at_least(load(from + v), load(from + TILE + v));
+            const vec lower = at_least(load(from + width * TILE + v), load(from + (width + 1) * TILE + v));
+            store(sum + i * TILE + v, at_least(upper, lower));
         }
     }
 }
