@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby, product
@@ -155,16 +155,25 @@ CONTENDERS: dict[str, type[Runner]] = {"native": Native, "onnxruntime": OnnxRunt
 
 def contest(name: str, files: Files, batch: int, threads: int, blocks: int, loads: int) -> Contest:
     """Time all contenders in turns."""
-    feeds = files.program.contract.arrays(files.program.contract.random(batch))
+    loaders = {contender: partial(files.load, runner, threads) for contender, runner in CONTENDERS.items()}
+    times = in_turns(loaders, files.program, batch, blocks, loads)
+    return Contest(name, batch, threads, loads, times)
+
+
+def in_turns(
+    loaders: Mapping[str, Callable[[], Runner]], program: Program, batch: int, blocks: int, loads: int
+) -> dict[str, list[float]]:
+    """Return the seconds of a call by contender, a value a block; loads contenders that many times."""
+    feeds = program.contract.arrays(program.contract.random(batch))
     order = random.Random(SEED)
-    times: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
+    times: dict[str, list[float]] = {contender: [] for contender in loaders}
     for _ in range(loads):
-        steps = {contender: files.load(runner, threads).bind(feeds) for contender, runner in CONTENDERS.items()}
+        steps = {contender: load().bind(feeds) for contender, load in loaders.items()}
         calls = {contender: max(3, int(BLOCK_SECONDS / seconds(step, 3))) for contender, step in steps.items()}
         for _ in range(blocks // loads):
             for contender in order.sample(list(steps), len(steps)):
                 times[contender].append(float(f"{seconds(steps[contender], calls[contender]):.5g}"))
-    return Contest(name, batch, threads, loads, times)
+    return times
 
 
 def seconds(call: Callable[[], object], count: int) -> float:

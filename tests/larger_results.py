@@ -8,6 +8,7 @@ import numpy as np
 from stn_export.results.statistics import ratio_interval
 
 KEPT = Path(__file__).parent.parent / "benchmarks" / "results" / "larger-cpu.json"
+KEPT_INT8 = KEPT.with_name("larger-int8-cpu.json")
 LARGE = 10_000_000  # multiply-adds of layers that are kept
 
 
@@ -43,6 +44,12 @@ class Contest:
 COLUMNS = (
     *("network", "batch", "threads", "C, ms", "ONNX Runtime, ms", "OpenVINO, ms"),
     *("times as fast as ONNX Runtime", "times as fast as OpenVINO"),
+)
+
+COLUMNS_INT8 = (
+    *("network", "batch", "threads", "C in int8, ms", "C in float32, ms", "ONNX Runtime in int8, ms"),
+    *("OpenVINO in int8, ms", "times as fast as C in float32", "times as fast as ONNX Runtime"),
+    "times as fast as OpenVINO",
 )
 
 

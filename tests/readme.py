@@ -487,6 +487,22 @@ def larger() -> list[str]:
     ]
 
 
+def larger_int8() -> list[str]:
+    """Larger networks in C that computes in int8."""
+    content = kept("larger-int8-cpu.json")
+    contests = [larger_results.Contest(**made) for made in content["contests"]]
+    environment = content["environment"]
+    return [
+        "",
+        *markdown_table(larger_results.COLUMNS_INT8, [made.cells() for made in contests]),
+        *prose(
+            f"On {environment['cpu']} ({', '.join(environment['instruction_sets'])}), compiled for "
+            f"`{content['target']}`, by `python -m tests.larger_int8`."
+        ),
+        "",
+    ]
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "card": card,
     "measured": headline_machine,
@@ -508,6 +524,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "networks": networks,
     "webgpu": webgpu,
     "larger": larger,
+    "larger int8": larger_int8,
     **survival.BLOCKS,
     **REFERENCE_BLOCKS,
 }

@@ -29,6 +29,7 @@ def test_what_holds_derived_figures_is_known():
     assert others <= {
         *("cifar10-reference-cpu.json", "digits-cpu.json", "coverage.json", "faults.json", "fuzz.json", "soak.json"),
         "larger-cpu.json",
+        "larger-int8-cpu.json",
         "networks.json",
         "runtimes.json",
         "webgpu.json",
