@@ -1,4 +1,4 @@
-"""Convolutions in int8 as C: equal to whole numbers on any target and number of threads, and close to the int8 file."""
+"""Layers in int8 as C: equal to whole numbers on any target and number of threads, and close to the int8 file."""
 
 import math
 import re
@@ -19,7 +19,7 @@ from stn_export.errors import UserError
 from stn_export.export import __main__ as export
 from stn_export.export.onnx import to_onnx
 from stn_export.export.precision import floats_of_c, int8_layers, outputs, quantise
-from stn_export.native import convolution
+from stn_export.native import convolution, operators
 from stn_export.native.build import TARGETS, build, no_compiler
 from stn_export.native.source import Source, write_source
 from stn_export.native.writer import FloatLayer, Int8Layer
@@ -187,6 +187,65 @@ def test_every_convolution_is_exact_on_any_number_of_threads(
         np.testing.assert_array_equal(answers["result"], network.expected(images[:count]))
 
 
+class Rows(nn.Module):
+    """Linear layers of one row an example, of several, and of more than one tile; weights are whole steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(39, 45), nn.Linear(13, 16, bias=False), nn.Linear(260, 70)])
+        random = torch.Generator().manual_seed(4)
+        for layer in self.layers:
+            layer.weight.data = torch.randint(-64, 65, layer.weight.shape, generator=random) / 8
+            if layer.bias is not None:
+                layer.bias.data = torch.randint(-900, 900, layer.bias.shape, generator=random) / 4
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Join what all layers give."""
+        return self.joined(values, lambda layer, *_: layer)
+
+    def joined(self, values: Tensor, made: Callable) -> Tensor:
+        parts = (values[:, 0, :3].flatten(1), values[:, 1, :7].reshape(-1, 13), values[:, 2].flatten(1))
+        results = [made(layer, *STEPS)(x) for layer, x in zip(self.layers, parts, strict=True)]
+        return torch.cat([x.reshape(values.shape[0], -1) for x in (results[0].relu(), *results[1:])], 1)
+
+    def expected(self, values: Tensor) -> np.ndarray:
+        """The arithmetic of the int8 file in float64, which is exact here."""
+
+        def made(layer: nn.Linear, x: tuple[float, int], y: tuple[float, int]) -> Callable[[Tensor], Tensor]:
+            bias = None if layer.bias is None else layer.bias.double()
+            return lambda rows: rounded(F.linear(rounded(rows, *x), layer.weight.double(), bias), *y)
+
+        return self.joined(values.double(), made).float().numpy()
+
+
+STEPS = (0.25, 101), (8.0, 78)
+
+
+@pytest.mark.parametrize("target", swept(filter(able, TARGETS), "native"))
+def test_linear_layers_are_exact(
+    target: str, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_strips: None
+):
+    monkeypatch.setattr(operators, "HEAVY", 5000)  # the last layer goes by groups of examples
+    rows = Rows().eval().requires_grad_(False)
+    layers: list[Int8Layer | FloatLayer] = []
+    for index, layer in enumerate(rows.layers):
+        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        whole, scales = (8 * layer.weight).to(torch.int8), torch.full([len(layer.weight)], 1 / 8)
+        layers.append(Int8Layer(f"layer {index}", whole, scales, (bias * 32).long(), *STEPS))
+    program = program_of(rows, {"images": ("N", *SHAPE)}, ["result"])
+    source = write_source(program, "net", target, int8=layers)
+    assert re.findall(r"\w+(?=\((?:\(bytes\)|c_))", source.c.partition("STEP(0)")[2]) == ["rows_of_bytes"] * 3
+    source.write(tmp_path / "net.c")
+    for threads, count in ((1, 11), (2, 3)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        answers = Native(tmp_path / "net.c", "cpu", program.contract).infer({"images": images[:count].numpy()})
+        expected = rows.expected(images[:count])
+        np.testing.assert_array_equal(answers["result"], expected)
+        assert {-78 * 8.0, 177 * 8.0} < set(expected[:, 45:].ravel().tolist())
+    sanitized = ran(source, tmp_path, images[:9], expected.shape[1], "-fsanitize=address,undefined")
+    np.testing.assert_array_equal(sanitized, [rows.expected(images[:9])] * 2)
+
+
 def ran(source: Source, folder: Path, images: Tensor, count: int, *flags: str, emulator: str = "") -> np.ndarray:
     """What a program with the C gives on one thread, then on two."""
     source.write(folder / "net.c")
@@ -248,7 +307,7 @@ def test_c_in_float32_has_nothing_of_it(program: Program):
 def test_a_layer_that_the_program_has_not_is_named(network: Network, program: Program):
     layers = network.int8()
     other = Int8Layer("stray", -layers[0].weight, layers[0].scales, layers[0].bias, layers[0].x, layers[0].y)
-    with pytest.raises(UserError, match="stray of the int8 file is no convolution of the program"):
+    with pytest.raises(UserError, match="stray of the int8 file is no layer of the program"):
         write_source(program, "net", int8=[*layers, other])
 
 
@@ -314,8 +373,8 @@ def test_it_computes_what_the_int8_file_computes(tmp_path: Path):
     floats = floats_of_c(model)
     quantised = quantise(model, [batch], floats)
     layers = int8_layers(quantised)
-    assert [type(layer) for layer in layers] == [Int8Layer] * 3 + [FloatLayer]
-    assert len(floats) == 3
+    assert [type(layer) for layer in layers] == [*[Int8Layer] * 3, FloatLayer, Int8Layer, FloatLayer]
+    assert len(floats) == 1
     write_source(program, "net", int8=layers).write(tmp_path / "net.c")
     answers = Native(tmp_path / "net.c", "cpu", program.contract).infer(batch)["result"]
     file, exact = (outputs(each, [batch])["result"] for each in (quantised, model))

@@ -422,19 +422,24 @@ def _relative(actual: np.ndarray, expected: np.ndarray) -> float:
 def floats_of_c(model: onnx.ModelProto) -> list[str]:
     """Return the names of the layers that C computes in float32 in any case.
 
-    Depthwise convolutions would take as long in int8, and there is no C for linear layers in int8.
+    Depthwise convolutions would take as long in int8; matrix products other than linear layers are not written in it.
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in QUANTISED]
-    return [node.name for node in layers if node.op_type != "Conv" or not _in_c(shapes.get(node.input[1], ()))]
+    return [node.name for node in layers if not _in_c(node, shapes.get(node.input[1], ()))]
 
 
-def _in_c(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[1] > 1
+def _in_c(node: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
+    if node.op_type == "Conv":
+        return len(shape) == 4 and shape[1] > 1
+    numbers = {attribute.name: attribute.f or attribute.i for attribute in node.attribute}
+    plain = numbers.get("transB") and not numbers.get("transA")
+    scaled = any(numbers.get(name, 1) != 1 for name in ("alpha", "beta"))
+    return node.op_type == "Gemm" and len(shape) == 2 and bool(plain) and not scaled
 
 
 def int8_layers(model: onnx.ModelProto) -> list[Int8Layer | FloatLayer]:
-    """Read the convolutions of a QDQ model, in its order."""
+    """Read the convolutions and linear layers of a QDQ model, in its order."""
     values = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
     made = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
     read = {node.input[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
@@ -456,4 +461,4 @@ def int8_layers(model: onnx.ModelProto) -> list[Int8Layer | FloatLayer]:
         tensors = torch.tensor(weight), torch.tensor(scales), torch.tensor(bias.astype(np.int64))
         return Int8Layer(node.name, *tensors, (float(x[0]), int(x[1])), (float(y[0]), int(y[1])))
 
-    return [layer(node) for node in model.graph.node if node.op_type == "Conv"]
+    return [layer(node) for node in model.graph.node if node.op_type in ("Conv", "Gemm")]

@@ -107,7 +107,11 @@ EXPORTS = (
     ExportSpec("aotinductor-cuda", None, default=False),
     ExportSpec("native", None),
     *(ExportSpec("native", None, contract=contract, default=False) for contract in ("uint8", "uint8-nhwc")),
-    *(ExportSpec("native", None, default=False, target=target) for target in ("x86-64-v3", "x86-64-v4", "generic")),
+    *(
+        ExportSpec("native", None, precision, default=False, target=target)
+        for precision in ("fp32", "int8")
+        for target in ("x86-64-v3", "x86-64-v4", "generic")
+    ),
     ExportSpec("native", None, "int8", default=False),
     *(ExportSpec(format, None, default=False, batch=1) for format in OWN),
     ExportSpec("onnx", DEFAULT_EXPORT, batch=1),

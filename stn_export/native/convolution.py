@@ -281,28 +281,42 @@ def _int8_function(w: Writer, node: Node, layer: Layer, int8: Int8Layer, bounds:
     """Write the C function of a layer in int8, and return the floats of scratch it needs."""
     layer.block = TILE
     function, room = min(_wide_bytes(layer), _tall_bytes(layer))[1:]
-    (x_scale, x_zero), (y_scale, y_zero) = int8.x, int8.y
-    sums, most = (values.long().flatten(1).sum(1) for values in (int8.weight, int8.weight.long().abs()))
-    if (int8.bias.abs() + 2 * 255 * most).max() >= 1 << 31:
-        raise refusal(node, "has sums in int8 that 32 bits do not hold")
-    factors = x_scale * int8.scales.double() / y_scale
-    names = [
-        w.integers(f"{node.name}_bytes", _words(layer, int8.weight)),
-        w.integers(f"{node.name}_bias", _by_tile(layer, int8.bias.long() - x_zero * sums).numpy()),
-        w.constant(f"{node.name}_factors", _by_tile(layer, factors)),
-    ]
+    names = int8_constants(w, node, int8, layer.part(int8.weight), layer.groups)
     if function == "wide_bytes":
         names[:0] = [_block_of_bytes(w, _at_once(layer)), str(_at_once(layer))]
-    numbers = [float(np.float32(1) / np.float32(x_scale)), y_scale, -y_zero, 255 - y_zero, *bounds]
     fields = [f".{name} = {size}" for name, size in vars(layer).items()]
     rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
     w.functions[f"layer_{node.name}"] = (
         f"APART layer_{node.name}(const float *in, float *out, float *scratch, int part, int parts) {{\n"
         f"    const convolution c = {{{rows}}};\n"
-        f"    const bytes b = {{{', '.join(map(scalar, numbers))}, {x_zero}}};\n"
+        f"    const bytes b = {int8_numbers(int8, bounds)};\n"
         f"    {function}(c, b, {', '.join(names)}, in, out, scratch, part, parts);\n}}\n"
     )
     return room
+
+
+def int8_numbers(int8: Int8Layer, bounds: tuple[float, float]) -> str:
+    """Return the ``bytes`` of ``int8.c`` that a layer has."""
+    (x_scale, x_zero), (y_scale, y_zero) = int8.x, int8.y
+    numbers = [float(np.float32(1) / np.float32(x_scale)), y_scale, -y_zero, 255 - y_zero, *bounds]
+    return f"{{{', '.join(map(scalar, numbers))}, {x_zero}}}"
+
+
+def int8_constants(w: Writer, node: Node, int8: Int8Layer, part: Tensor, groups: int = 1) -> list[str]:
+    """Write a layer's weights, laid out as ``part``, its bias and its factors; return their names.
+
+    Raises:
+        UserError: where sums may be larger than 32 bits hold.
+    """
+    sums, most = (values.long().flatten(1).sum(1) for values in (int8.weight, int8.weight.long().abs()))
+    if (int8.bias.abs() + 2 * 255 * most).max() >= 1 << 31:
+        raise refusal(node, "has sums in int8 that 32 bits do not hold")
+    factors = int8.x[0] * int8.scales.double() / int8.y[0]
+    return [
+        w.integers(f"{node.name}_bytes", _words(part, groups)),
+        w.integers(f"{node.name}_bias", _by_tile(int8.bias.long() - int8.x[1] * sums, groups).numpy()),
+        w.constant(f"{node.name}_factors", _by_tile(factors, groups)),
+    ]
 
 
 def _at_once(layer: Layer) -> int:
@@ -353,16 +367,15 @@ def _products(layer: Layer) -> int:
     return -(-layer.channels // layer.groups // 4) * layer.kernel_height * layer.kernel_width
 
 
-def _by_tile(layer: Layer, values: Tensor) -> Tensor:
+def _by_tile(values: Tensor, groups: int) -> Tensor:
     """Fill the output channels of every group up to whole tiles."""
-    grouped = values.unflatten(0, (layer.groups, -1))
-    missing = grouped.new_zeros(layer.groups, -grouped.shape[1] % TILE, *values.shape[1:])
+    grouped = values.unflatten(0, (groups, -1))
+    missing = grouped.new_zeros(groups, -grouped.shape[1] % TILE, *values.shape[1:])
     return torch.cat([grouped, missing], 1).unflatten(1, (-1, TILE))
 
 
-def _words(layer: Layer, weight: Tensor) -> np.ndarray:
+def _words(part: Tensor, groups: int) -> np.ndarray:
     """Lay int8 weights out: group, tile, four channels, column and row, output channel; four channels in a word."""
-    part = layer.part(weight)
     part = torch.cat([part, part.new_zeros(len(part), -part.shape[1] % 4, *part.shape[2:])], 1).unflatten(1, (-1, 4))
-    laid = _by_tile(layer, part).movedim((2, 4), (-2, -1)).long().numpy() & 255
+    laid = _by_tile(part, groups).movedim((2, 4), (-2, -1)).long().numpy() & 255
     return (laid << np.arange(0, 32, 8)).sum(-1).astype(np.uint32).view(np.int32)

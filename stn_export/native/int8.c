@@ -335,3 +335,52 @@ INLINE void tall_bytes(convolution c, bytes b, const word *weights, const word *
         byte_planes(sum, count, positions / (c.pooled ? 4 : 1), out + (i / tiles * channels + i % tiles * TILE) * (positions / (c.pooled ? 4 : 1)));
     }
 }
+
+enum { ROWS_OF_BYTES = BYTES_AT_ONCE < 4 ? BYTES_AT_ONCE : 4 };  // rows that weights are read once for
+
+// The bytes of a row, four neighbouring ones in a word; those of the next word lie `step` words behind it.
+INLINE void quantise_row(const float *in, int inputs, const bytes *b, word *to, int step) {
+    for (int i = 0; i < inputs; i += 4, to += step) {
+        unsigned four = 0;
+        for (int k = 0; k < least(4, inputs - i); k++) {
+            const float steps = within(in[i + k] * b->inverse, (float)-b->zero, (float)(255 - b->zero));
+            four |= (unsigned)((int)(steps + ROUNDING - ROUNDING) + b->zero) << (8 * k);
+        }
+        *to = (word)four;
+    }
+}
+
+// `rows` rows of bytes, one word of each side by side, by a matrix in tiles; sums of both halves of a tile.
+INLINE void tile_of_rows(const int rows, const word *in, int fours, int some, const word *weights, const word *bias,
+                         const float *factors, const bytes *b, int outputs, float *sum) {
+    for (int half = 0; half < outputs; half += WIDE)
+        if (outputs - half > WIDE / 2)
+            tall_products(rows, WIDE, in, fours, some, 1, 0, weights + half, bias + half, factors + half, b, sum + half);
+        else
+            tall_products(rows, WIDE / 2, in, fours, some, 1, 0, weights + half, bias + half, factors + half, b, sum + half);
+}
+
+// What `matrix_rows` does, of bytes.
+INLINE void rows_of_bytes(bytes b, const word *weights, const word *bias, const float *factors, int inputs, int outputs,
+                          const float *in, float *out, int in_step, int out_step, int count, float *scratch, int part,
+                          int parts) {
+    const int fours = (inputs + 3) / 4, tiles = (outputs + TILE - 1) / TILE, end = share(tiles, part + 1, parts);
+    float *sum = scratch;
+    word *rows = (word *)sum + ROWS_OF_BYTES * TILE;
+    for (int some; count > 0; count -= some, in += some * in_step, out += some * out_step) {
+        some = count < ROWS_OF_BYTES ? 1 : ROWS_OF_BYTES;
+        for (int row = 0; row < some; row++) quantise_row(in + row * in_step, inputs, &b, rows + row, some);
+        for (int tile = share(tiles, part, parts); tile < end; tile++) {
+            const int left = outputs - tile * TILE;
+            const word *w = weights + (size_t)tile * fours * TILE;
+            if (some == 1)
+                tile_of_rows(1, rows, fours, 1, w, bias + tile * TILE, factors + tile * TILE, &b, least(TILE, left), sum);
+            else
+                tile_of_rows(ROWS_OF_BYTES, rows, fours, ROWS_OF_BYTES, w, bias + tile * TILE, factors + tile * TILE, &b,
+                             least(TILE, left), sum);
+            for (int row = 0; row < some; row++)
+                for (int v = 0; v < least(TILE, left); v += LANES)
+                    store_row(out + row * out_step + tile * TILE + v, load(sum + row * TILE + v), left - v);
+        }
+    }
+}

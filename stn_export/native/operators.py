@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from stn_export.native.convolution import HEAVY, convolution, pair
+from stn_export.native.convolution import HEAVY, TILE, convolution, int8_constants, int8_numbers, pair
 from stn_export.native.graph import Shape, arguments, axes_of, name_of, refusal
 from stn_export.native.writer import SLACK, Value, Writer, contiguous, loops, scalar
 from stn_export.program.capture import AFFINE_GRIDS, GRID_SAMPLES, operand, operator_of
@@ -199,14 +199,21 @@ def linear(w: Writer, node: Node) -> None:
     """Multiply rows by a constant matrix, fused with a clamp where nothing else reads the result."""
     args = arguments(node)
     weight, x = w.data(args.weight, node), w.value(args.input)
-    matrix = tiled(w, node.name, weight, None if args.bias is None else w.data(args.bias, node))
+    int8 = w.int8_layer(weight)
+    bias = None if int8 or args.bias is None else w.data(args.bias, node)
+    matrix = "" if int8 else tiled(w, node.name, weight, bias)
     last, low, high = w.clamped(node)
     out, (outputs, inputs) = w.new(last), weight.shape
     rows = x.count // inputs
     joint = rows == 1 and bool(x.root) and weight.numel() >= HEAVY
     examples = f"pitch_{x.root}, pitch_{out.root}, count" if joint else f"{inputs}, {outputs}, {rows}"
-    call = f"matrix_rows({matrix}, {scalar(low)}, {scalar(high)}, {x.text}, {out.text}, {examples}, part, parts);"
-    w.step(node, [call], [x, out], multiply_adds=rows * inputs * outputs, shared=True, joint=joint)
+    passed, scratch = f"{x.text}, {out.text}, {examples}", 0
+    call = f"matrix_rows({matrix}, {scalar(low)}, {scalar(high)}, {passed}, part, parts);"
+    if int8:
+        names, scratch = ", ".join(int8_constants(w, node, int8, int8.weight)), 4 * (TILE + inputs // 4 + 1)
+        numbers = f"(bytes){int8_numbers(int8, (low, high))}"
+        call = f"rows_of_bytes({numbers}, {names}, {inputs}, {outputs}, {passed}, scratch, part, parts);"
+    w.step(node, [call], [x, out], scratch, rows * inputs * outputs, shared=True, joint=joint)
 
 
 def matmul(w: Writer, node: Node) -> None:

@@ -74,7 +74,7 @@ def write_source(
         name: of files and functions.
         target: one of ``TARGETS``.
         comment: a line on what it was generated from.
-        int8: the convolutions of the program's int8 file, if it is to compute as that does.
+        int8: the layers of the program's int8 file, if it is to compute as that does.
 
     Raises:
         UserError: where an operator is not supported, or examples of a batch depend on each other; it names the
@@ -113,7 +113,7 @@ def _written(program: Program, int8: Sequence[Int8Layer | FloatLayer] = ()) -> "
             _operate(w, node)
     arrays += [_give(w, w.value(node), spec) for node, spec in zip(outputs_of(result), contract.outputs, strict=True)]
     if stray := [layer.name for layer in w.int8 if isinstance(layer, Int8Layer)]:
-        raise UserError(f"{stray[0]} of the int8 file is no convolution of the program", "use native-fp32")
+        raise UserError(f"{stray[0]} of the int8 file is no layer of the program", "use native-fp32")
     return w, arrays
 
 
@@ -278,7 +278,7 @@ def _binary(name: str, constants: dict[str, np.ndarray]) -> tuple[bytes, str]:
 
 def _kernels(text: str) -> str:
     """Return the parts of ``kernels.c`` that the text calls, in their order."""
-    files = ("kernels.c", "int8.c") if re.search(r"_bytes\(c, b, ", text) else ("kernels.c",)
+    files = ("kernels.c", "int8.c") if re.search(r"\bbytes\b", text) else ("kernels.c",)
     chunks = [chunk for file in files for chunk in (FOLDER / file).read_text(encoding="utf-8").strip().split("\n\n")]
     names = [re.search(r"^(?:INLINE .*?|APART )(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
     named = [(name and rf"\b{name[1]}\(", chunk) for name, chunk in zip(names, chunks, strict=True)]

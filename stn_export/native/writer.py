@@ -41,7 +41,7 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer:
-    """A convolution that an int8 ONNX file leaves in float32: the ONNX node's name, and its weights."""
+    """A layer that an int8 ONNX file leaves in float32: the ONNX node's name, and its weights."""
 
     name: str
     weight: Tensor
@@ -53,11 +53,11 @@ class FloatLayer:
 
 @dataclass(frozen=True, eq=False)
 class Int8Layer:
-    """A convolution of an int8 ONNX file: bytes by weights of seven bits, into bytes.
+    """A convolution or linear layer of an int8 ONNX file: bytes by weights of seven bits, into bytes.
 
     Attributes:
         name: of the ONNX node.
-        weight: int8, outputs × inputs of a group × rows × columns of the kernel.
+        weight: int8, outputs × inputs (of a group × rows × columns of the kernel).
         scales: of the weights, per output channel.
         bias: whole numbers of steps, a step being a weight's scale times the input's.
         x: scale and zero point of the input.
@@ -75,7 +75,7 @@ class Int8Layer:
         """Return whether its weights are these, rounded."""
         if self.weight.shape != weight.shape:
             return False
-        scales = self.scales.double().view(-1, 1, 1, 1)
+        scales = self.scales.double().view(-1, *[1] * (weight.ndim - 1))
         return bool(((self.weight * scales - weight).abs() <= (0.5 + 1e-3) * scales).all())
 
 
