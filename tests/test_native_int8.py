@@ -2,9 +2,8 @@
 
 import math
 import re
-import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +29,10 @@ from stn_export.runners import native as runner_module
 from stn_export.runners.native import Native
 from stn_export.verify import __main__ as verify
 from tests.captured_modules import program_of
+from tests.processors import EMULATED, Emulated
 from tests.runs import enter_networks
 from tests.sweeps import swept
-from tests.test_native import AARCH64, STRICT, needs
+from tests.test_native import STRICT
 from tests.test_native_random import MAIN, SANITIZED
 
 pytestmark = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
@@ -246,13 +246,15 @@ def test_linear_layers_are_exact(
     np.testing.assert_array_equal(sanitized, [rows.expected(images[:9])] * 2)
 
 
-def ran(source: Source, folder: Path, images: Tensor, count: int, *flags: str, emulator: str = "") -> np.ndarray:
+def ran(
+    source: Source, folder: Path, images: Tensor, count: int, *flags: str, emulator: Sequence[str] = ()
+) -> np.ndarray:
     """What a program with the C gives on one thread, then on two."""
     source.write(folder / "net.c")
     sizes = {"batch": len(images), "input": images[0].numel(), "output": count, "parts": 2}
     (folder / "main.c").write_text(MAIN.format(**sizes), encoding="utf-8")
     build(folder / "net.c", folder / "net", [*SANITIZED, *flags, "-pthread", str(folder / "main.c")])
-    command = [*emulator.split(), str(folder / "net")]
+    command = [*emulator, str(folder / "net")]
     done = subprocess.run(command, input=images.numpy().tobytes(), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[:3000]
     return np.frombuffer(done.stdout, np.float32).reshape(2, len(images), count)
@@ -278,16 +280,21 @@ def test_sanitizers_find_nothing(
 
 
 @pytest.mark.slow
-@needs(AARCH64)
-def test_it_is_exact_on_another_processor(
-    network: Network, program: Program, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("machine", EMULATED, ids=lambda machine: machine.name)
+def test_it_is_exact_on_other_processors(
+    machine: Emulated,
+    network: Network,
+    program: Program,
+    images: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    if not emulator:
-        pytest.skip("qemu-aarch64 is not installed")
-    monkeypatch.setenv("CC", AARCH64)
+    if missing := machine.missing():
+        pytest.skip(f"{missing} not installed")
+    monkeypatch.setenv("CC", machine.compiler)
     expected = network.expected(images[:2])
-    source = write_source(program, "net", "generic", int8=network.int8())
+    source = write_source(program, "net", machine.target, int8=network.int8())
+    emulator = machine.command(tmp_path)[:-1]
     answers = ran(source, tmp_path, images[:2], expected.shape[1], "-static", emulator=emulator)
     np.testing.assert_array_equal(answers, [expected] * 2)
 
