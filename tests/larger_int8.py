@@ -5,6 +5,7 @@ Contenders take turns as in ``tests.larger``. Weights and pictures are random: n
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -77,7 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 cli.say("  ".join(contests[-1].cells()))
     cli.table("C in int8", COLUMNS_INT8, [made.cells() for made in contests])
     if options.keep:
-        environment = {"cpu": cpu_name(), "instruction_sets": instruction_sets(), "git_commit": git_commit()}
+        environment = {
+            "cpu": cpu_name(),
+            "instruction_sets": instruction_sets(),
+            "git_commit": git_commit(),
+            "busy": round(os.getloadavg()[2], 1),  # programs that wanted the processor, the mean of 15 minutes
+            "processors": os.cpu_count(),
+        }
         content = {"environment": environment, "target": options.target, "contests": list(map(asdict, contests))}
         KEPT_INT8.write_text(json.dumps(content), encoding="utf-8")
 
