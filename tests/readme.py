@@ -497,8 +497,9 @@ def larger_int8() -> list[str]:
         *markdown_table(larger_results.COLUMNS_INT8, [made.cells() for made in contests]),
         *prose(
             f"On {environment['cpu']} ({', '.join(environment['instruction_sets'])}), compiled for "
-            f"`{content['target']}`, by `python -m tests.larger_int8`, while {environment['busy']:g} programs wanted its "
-            f"{environment['processors']} processors: times are longer than those above, ratios are of neighbouring turns."
+            f"`{content['target']}`, by `python -m tests.larger_int8`, while "
+            f"{environment['busy']:g} programs wanted its {environment['processors']} processors: "
+            "times are long, and ratios are those of neighbouring turns."
         ),
         "",
     ]

@@ -19,6 +19,7 @@ from stn_export.export import __main__ as export
 from stn_export.export.onnx import to_onnx
 from stn_export.export.precision import floats_of_c, int8_layers, outputs, quantise
 from stn_export.native import convolution, operators
+from stn_export.native import source as source_module
 from stn_export.native.build import TARGETS, build, no_compiler
 from stn_export.native.source import Source, write_source
 from stn_export.native.writer import FloatLayer, Int8Layer
@@ -226,6 +227,7 @@ def test_linear_layers_are_exact(
     target: str, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_strips: None
 ):
     monkeypatch.setattr(operators, "HEAVY", 5000)  # the last layer goes by groups of examples
+    monkeypatch.setattr(source_module, "INSIDE", 100)  # weights are in a file of their own
     rows = Rows().eval().requires_grad_(False)
     layers: list[Int8Layer | FloatLayer] = []
     for index, layer in enumerate(rows.layers):
@@ -235,6 +237,7 @@ def test_linear_layers_are_exact(
     program = program_of(rows, {"images": ("N", *SHAPE)}, ["result"])
     source = write_source(program, "net", target, int8=layers)
     assert re.findall(r"\w+(?=\((?:\(bytes\)|c_))", source.c.partition("STEP(0)")[2]) == ["rows_of_bytes"] * 3
+    assert source.weights
     source.write(tmp_path / "net.c")
     for threads, count in ((1, 11), (2, 3)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)

@@ -127,12 +127,7 @@ def convolution(w: Writer, node: Node) -> None:
     layer, int8 = Layer(*sizes), w.int8_layer(weight)
     stated = math.prod(w.example.shapes[node]) * weight[0].numel()
     if int8 is not None:
-        out = w.new(last)
-        room = _int8_function(w, node, layer, int8, (low, high))
-        strides = [contiguous(value.shape)[:1] for value in (x, out)]
-        call = f"layer_{node.name}({{}}, {{}}, scratch, part, parts);"
-        lines = loops(x.shape[:1], strides, lambda at: [call.format(x.at(at[0]), out.at(at[1]))])
-        w.step(node, lines, [x, out], room, stated, shared=True)
+        _int8_convolution(w, node, layer, int8, last, (low, high), stated)
         return
     ways = (_depthwise,) if layer.is_depthwise else (_plain, _fast, _tall)
     way = min((way for lay_out in ways if (way := lay_out(layer, weight))), key=lambda way: way.cost)
@@ -275,6 +270,18 @@ def _laid(weight: Tensor, layer: Layer) -> Tensor:
 
 FINISHING = 10  # vector operations that make an output of a sum
 TURNING = 12  # more of them where vectors go over output channels
+
+
+def _int8_convolution(
+    w: Writer, node: Node, layer: Layer, int8: Int8Layer, last: Node, bounds: tuple[float, float], stated: int
+) -> None:
+    """Write a convolution in int8, up to the node ``last`` that was fused with it."""
+    x, out = w.value(arguments(node).input), w.new(last)
+    room = _int8_function(w, node, layer, int8, bounds)
+    strides = [contiguous(value.shape)[:1] for value in (x, out)]
+    call = f"layer_{node.name}({{}}, {{}}, scratch, part, parts);"
+    lines = loops(x.shape[:1], strides, lambda at: [call.format(x.at(at[0]), out.at(at[1]))])
+    w.step(node, lines, [x, out], room, stated, shared=True)
 
 
 def _int8_function(w: Writer, node: Node, layer: Layer, int8: Int8Layer, bounds: tuple[float, float]) -> int:

@@ -278,7 +278,7 @@ def _binary(name: str, constants: dict[str, np.ndarray]) -> tuple[bytes, str]:
 
 def _kernels(text: str) -> str:
     """Return the parts of ``kernels.c`` that the text calls, in their order."""
-    files = ("kernels.c", "int8.c") if re.search(r"\bbytes\b", text) else ("kernels.c",)
+    files = ("kernels.c", "int8.c") if re.search(r"const bytes b = |\brows_of_bytes\(", text) else ("kernels.c",)
     chunks = [chunk for file in files for chunk in (FOLDER / file).read_text(encoding="utf-8").strip().split("\n\n")]
     names = [re.search(r"^(?:INLINE .*?|APART )(\w+)\(", chunk, re.MULTILINE) for chunk in chunks]
     named = [(name and rf"\b{name[1]}\(", chunk) for name, chunk in zip(names, chunks, strict=True)]
