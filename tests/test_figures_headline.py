@@ -10,7 +10,6 @@ from stn_export.bench.machine import on_threads
 from stn_export.bench.plan import GRIDS
 from stn_export.bench.targets import Target, find_targets
 from stn_export.report.costs import single_table, tables
-from stn_export.report.page import Report
 from stn_export.results.card import card, figures, speedup_words
 from stn_export.results.choice import Marks, baselines_words, headline, over_moments, pytorch_contests, time_of
 from stn_export.results.text import span
@@ -118,12 +117,11 @@ def test_memory_in_the_report_is_a_fresh_processes():
     start = made_records.timing(started)
     cold = timed(FOLDED, 4e-5, inputs="cold: 3 buffers", p50_low=3.9e-5, p50_high=2.46e-4)
     rows = [timed(FOLDED, 1e-4, host_bytes=1.6 * 2**20), cold, REQUEST, start | {"host_bytes": 80 * 2**20}]
-    report = Report("a", bench=tables(rows, {}))
-    table = single_table(report)
+    table = single_table(tables(rows, {}).single, Marks([]))
     shown = dict(zip(table.columns, (getattr(cell, "text", cell) for cell in table.rows[0]), strict=True))
     assert (shown["host, MiB"], shown["load"], shown["first answer"]) == ("80.0", "250", "6.10")
     assert (shown["cold"], shown["request"]) == ("0.0400 (0.0390 to 0.246)", "0.130 (0.129 to 0.131)")
-    alone = single_table(Report("a", bench=tables(rows[:1], {})))
+    alone = single_table(tables(rows[:1], {}).single, Marks([]))
     assert "host, MiB" not in alone.columns
 
 
