@@ -181,14 +181,14 @@ def test_foreign_models_with_two_inputs_and_open_dimensions(write: Model):
     good, same = (write(f"{name}.onnx", TWO_INPUTS, BODY.format(2)) for name in "ab")
     rows = compare_files(good, same)
     assert not any(row.reason for row in rows)
-    assert [row.output for row in rows] == ["y", "turned"] * 6
+    assert [row.output for row in rows] == ["y", "turned"] * 15  # 6 ranges, 5 other sizes, 3 ranges more, and spikes
     ranges = ("", "", "", " in [0, 1]", " in [-30, 30]", " in [-1000, 1000]")
-    assert [row.inputs for row in rows[::2]] == [
+    assert [row.inputs for row in rows[:12:2]] == [
         f"random {i}{ranges[i]}: x {n}×3×32×32, pose {n}×2" for i, n in enumerate((1, 2, 7, 7, 7, 7))
     ]
     assert [row.agreement is None for row in rows[:2]] == [True, False]
     other = write("c.onnx", TWO_INPUTS, BODY.format("2.001"))
-    assert [bool(row.reason) for row in compare_files(other, good)] == [False, True] * 6
+    assert [bool(row.reason) for row in compare_files(other, good)] == [False, True] * 15
 
 
 def test_the_same_inputs_every_time(write: Model):
@@ -200,7 +200,7 @@ def test_other_names_are_matched_by_position(write: Model):
     good = write("a.onnx", "(float[N,4] x) => (float[N,4] y)", "y = Neg (x)")
     renamed = write("b.onnx", "(float[M,4] in) => (float[M,4] out)", "out = Neg (in)")
     rows = compare_files(good, renamed)
-    assert [(row.output, row.reason) for row in rows] == [("y / out", "")] * 6
+    assert [(row.output, row.reason) for row in rows] == [("y / out", "")] * 10
     assert matched(["a", "b", "c"], ["c", "d", "a"]) == [("a", "a"), ("c", "c"), ("b", "d")]
 
 
@@ -254,7 +254,7 @@ UNLIKE = {
 
 def test_a_fixed_batch_is_filled_up(write: Model):
     fixed = write("fixed.onnx", "(float[4,4] x) => (float[4,4] y)", "y = Neg (x)")
-    assert reasons(fixed, write("open.onnx", *GOOD)) == [""] * 6
+    assert reasons(fixed, write("open.onnx", *GOOD)) == [""] * 10
 
 
 @pytest.mark.parametrize("kind", UNLIKE)
@@ -309,7 +309,7 @@ def test_what_onnx_runtime_cannot_load_is_unusable(write: Model, capsys: pytest.
 
 def test_empty_outputs_are_no_pass(write: Model):
     empty = write("a.onnx", "(float[N,4] x) => (int64[2,K] y)", "z = Sub (x, x) y = NonZero (z)")
-    assert reasons(empty, empty) == ["there was nothing to compare"] * 6
+    assert reasons(empty, empty) == ["there was nothing to compare"] * 10
     assert run_files(empty, empty) == 2
 
 

@@ -220,6 +220,21 @@ def _elsewhere(tensor: TensorProto) -> TensorProto:
     return result
 
 
+SIZES_ONLY = ("Shape", "Size")  # operators that look at no value
+RANDOM = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli")
+
+
+def outputs_apart_from_inputs(graph: onnx.GraphProto) -> set[str]:
+    """Return the outputs that no value of an input reaches, and no random number; sizes may."""
+    reached = {value.name for value in inputs_of(graph)}
+    for node in graph.node:
+        read = set(node.input).union(*map(used_names, _bodies(node)))
+        random = any(inner.op_type in RANDOM for body in _bodies(node) for inner in walk(body))
+        if random or node.op_type in RANDOM or (read & reached and node.op_type not in SIZES_ONLY):
+            reached |= set(node.output)
+    return {output.name for output in graph.output} - reached
+
+
 def walk(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[NodeProto]:
     """Yield every node, also inside control flow."""
     for node in graph.node:

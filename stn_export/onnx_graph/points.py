@@ -41,6 +41,21 @@ def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     return copy
 
 
+def conditions(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the condition of every ``If`` of the main graph by the node's name, or its first output's."""
+    return {node.name or node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "If"}
+
+
+def only_with(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """Copy the model with copies of these values, in their order, as its only outputs."""
+    copy = copied(model)
+    del copy.graph.output[:]
+    for index, name in enumerate(names):  # copies, as a value may be an input or a weight
+        copy.graph.node.append(onnx.helper.make_node("Identity", [name], [f"{name}/copy{index}"]))
+        copy.graph.output.append(onnx.ValueInfoProto(name=f"{name}/copy{index}"))
+    return copy
+
+
 def with_input(model: onnx.ModelProto, name: str, dtype: np.dtype) -> onnx.ModelProto:
     """Copy the model with a value turned into an input of this type."""
     copy = copied(model)

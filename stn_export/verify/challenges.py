@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from stn_export.program.specs import Batch, Contract, TensorSpec
+from stn_export.program.specs import BATCH, OPEN_SIZE, Batch, Contract, TensorSpec
 from stn_export.run.examples import Examples
 
 BATCHES = (1, 2, 3, 7, 64, 257)
@@ -19,6 +19,7 @@ MANY = 7  # batches up to this size are never too large
 FAR = ("constants", "single pixels")  # far from the data: normalising almost no variance magnifies roundings
 LARGEST = 2**24  # most numbers in the inputs of larger batches
 QUARTERS = {"smaller size": 3, "larger size": 5}  # quarters of a dynamic size
+CHANGES = 6  # combinations of dynamic sizes that are tried one against the others
 
 
 def _rotation(degrees: float) -> list[list[float]]:
@@ -143,6 +144,52 @@ def _stretched(spec: TensorSpec, values: Tensor, quarters: int) -> Tensor:
             side = max(2, size // 4 * quarters if size % 4 == 0 else round(size * quarters / 4))
             values = values.index_select(axis, torch.arange(side) * size // side)
     return values
+
+
+def other_sizes(contract: Contract) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield sizes of the dynamic dimensions by name: all smaller, larger and odd, then some larger than the others.
+
+    Those are the dimensions with the same place in their inputs, and each alone, at most ``CHANGES``.
+    """
+    names = contract.open_sizes
+    if not names:
+        return
+    larger = OPEN_SIZE // 4 * QUARTERS["larger size"]
+    yield from ((name, dict.fromkeys(names, OPEN_SIZE // 4 * quarters)) for name, quarters in QUARTERS.items())
+    yield "odd size", dict.fromkeys(names, OPEN_SIZE + 1)
+    for changed in [each for each in _changes(contract) if len(each) < len(names)][:CHANGES]:
+        yield f"larger {', '.join(changed)}", {name: larger if name in changed else OPEN_SIZE for name in names}
+
+
+def _changes(contract: Contract) -> list[tuple[str, ...]]:
+    """Return the dynamic dimensions by their place, counted from the last one, then each alone."""
+    names, places = contract.open_sizes, dict[int, dict[str, None]]()
+    for spec in contract.inputs:
+        for place, size in enumerate(reversed(spec.nchw)):
+            if size in names:
+                places.setdefault(place, {})[str(size)] = None
+    together = [tuple(places[place]) for place in sorted(places, reverse=True)]
+    return list(dict.fromkeys([*together, *((name,) for name in names)]))
+
+
+def noise_of(contract: Contract, sizes: Mapping[str, int], seed: int = 0) -> Batch:
+    """Draw two examples of these sizes: normal noise, and what ``Contract.random`` gives for bytes and integers."""
+    random, batch = torch.Generator().manual_seed(seed), dict(contract.random(2, seed, sizes))
+    for spec in contract.inputs:
+        if spec.is_float and spec.pixels is None:
+            batch[spec.name] = torch.randn(batch[spec.name].shape, generator=random).to(batch[spec.name].dtype)
+    return batch
+
+
+def sizes_of(batch: Batch, contract: Contract) -> tuple[int, ...]:
+    """Return the sizes of a batch in the dynamic dimensions of a contract, each name once."""
+    sizes = {
+        name: size
+        for spec in contract.inputs
+        for name, size in zip(spec.nchw, batch[spec.name].shape, strict=False)  # the user may give others
+        if isinstance(name, str) and name != BATCH
+    }
+    return tuple(sizes.values())
 
 
 def _as_batches(name: str, batch: Batch, contract: Contract) -> dict[str, Batch]:

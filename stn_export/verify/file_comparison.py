@@ -11,10 +11,11 @@ compared on no input is not comparable.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -23,16 +24,30 @@ from stn_export.cli.apart import BeyondLimitError, apart
 from stn_export.config import DEFAULT_RUN
 from stn_export.errors import CheckFailedError, UserError, require_choice
 from stn_export.limits import LIMITS
-from stn_export.program.specs import Arrays, Batch, Contract
+from stn_export.program.specs import OPEN_SIZE, Arrays, Batch, Contract, by
 from stn_export.results.text import passed_words
 from stn_export.results.tolerances import NOTHING, OUTPUT, TOLERANCES, compare_typed
 from stn_export.run.environment import describe
 from stn_export.run.manifest import CHECKPOINT, PROGRAM, Artifact, NetworkDirectory, network_directories
-from stn_export.run.records import finite
 from stn_export.run.store import load_arrays_as_tensors
-from stn_export.verify.bounds import DRAWS, FURTHER, Allowance, Asked, allowance, movement, rounded
-from stn_export.verify.challenges import challenges
+from stn_export.verify.bounds import (
+    DRAWS,
+    FURTHER,
+    JUDGED,
+    SAYS_NOTHING,
+    Allowance,
+    Asked,
+    Row,
+    allowance,
+    compare_output,
+    movement,
+    quiet,
+    rounded,
+    settled,
+)
+from stn_export.verify.challenges import challenges, noise_of, other_sizes, sizes_of
 from stn_export.verify.foreign_files import (
+    FURTHER_SPANS,
     NEAR,
     SPANS,
     USABLE,
@@ -46,53 +61,25 @@ from stn_export.verify.foreign_files import (
     open_side,
     paired,
     random_batches,
+    shapes_of,
     span_of,
+    spiked,
     whole_inputs,
 )
 
 SCHEMA = "stn_export/versus/3"
 SOME = 64
-JUDGED = 1000  # examples, over which int8 is judged
 MOST_NUMBERS = 2**22  # in the outputs for one example: an integer input may be a size
+NEITHER = "neither runs"
+REFUSED = f"{NEITHER} at this size"
+SPARE = 10.0  # seconds that further rows may take even if the usual ones took less
+AGAIN = 1.0  # times the usual rows' time that further rows may take
+FAR_SIZES = (2 * OPEN_SIZE, OPEN_SIZE // 2)  # tried if neither file runs at another size
+CONSTANT = "an output that the inputs' values do not reach is the same constant in both"
 ASKED = Asked()
 COLUMNS = ("inputs", "output", "max abs", "allowed", "max rel", "agreement", "verdict")
 
 Listed = tuple[NetworkDirectory, Artifact]
-
-
-@dataclass(frozen=True)
-class Row:
-    """The comparison of one output on one set of inputs; ``reason`` is empty if both sides agree.
-
-    ``note`` says why there was nothing to compare on these inputs; if that holds for all inputs, it becomes the
-    ``reason`` and the row is not ``comparable``. ``bound`` is the largest difference allowed. ``artifact`` is set if
-    two runs are compared.
-    """
-
-    output: str
-    inputs: str
-    max_abs: float | None = None
-    max_rel: float | None = None
-    agreement: float | None = None
-    reason: str = ""
-    rule: str = ""
-    artifact: str = ""
-    comparable: bool = True
-    note: str = ""
-    bound: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Return the verdict in words."""
-        if self.note:
-            return "not compared"
-        if not self.reason:
-            return "equal" if self.rule.startswith("fp32") else "within bounds"
-        return "DIFFERENT" if self.comparable else "not comparable"
-
-    def as_dict(self) -> dict:
-        """Convert to JSON-ready values with the verdict; ``passed`` is None if there was nothing to compare."""
-        return finite({"passed": None if self.note else not self.reason} | asdict(self))
 
 
 def compare_files(
@@ -138,6 +125,8 @@ def compare_here(left: Path, right: Path, inputs_file: Path | None, trust: bool,
         return batches
 
     rows = compare_sides(*sides, batches, asked, ranges=not inputs_file)
+    if inputs_file and any(row.comparable for row in rows):
+        rows += _only(_inputs(*sides), batches(_inputs(*sides)).values(), inputs_file.name, ", as --inputs gives it")
     notes = "" if asked.precision or asked.bound else "; ".join(assumptions(sides))
     return [replace(row, rule=f"{row.rule}; {notes}") if notes and row.rule else row for row in rows]
 
@@ -160,7 +149,7 @@ def compare_sides(
         asked: bounds instead of those that follow from the manifests.
         ranges: whether to try all integers on which both run, too.
     """
-    fed = agreed(left, right)
+    fed, started = agreed(left, right), perf_counter()
     if isinstance(fed, str):
         rows = [Row(output="", inputs="declared", reason=fed, comparable=False)]
     else:
@@ -173,22 +162,63 @@ def compare_sides(
             if spec.name in spans:
                 tried |= dict(covering(spec, inputs, spans[spec.name]))
         rows += [row for name, batch in tried.items() for row in compare_on(*fed, batch, name, asked)]
-        rows = settled(rows)
+        if ranges:
+            rows += _further(fed, inputs, asked, tried, perf_counter() - started)
+        rows = [*settled(rows), *_untaken(fed)]
     if not left.origin or not right.origin or left.origin == right.origin:
         return rows
     note = "; they come from different programs"
     return [replace(row, reason=row.reason + note) if row.reason else row for row in rows]
 
 
-def settled(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of one pair of files; for outputs never compared, the notes become reasons."""
-    seen = {row.output for row in rows if not row.note and row.comparable}
-    return [
-        replace(row, reason=row.note, note="", comparable=False)
-        if row.note and (row.output not in seen if row.output else not seen)
-        else row
-        for row in rows
-    ]
+def _inputs(left: Side, right: Side) -> Contract:
+    fed = agreed(left, right)
+    return Contract((), ()) if isinstance(fed, str) else common(*(side.contract for side in fed))
+
+
+def _further(
+    fed: tuple[Side, Side], inputs: Contract, asked: Asked, usual: Mapping[str, Batch], seconds: float
+) -> list[Row]:
+    """Compare at other sizes, then in further ranges, as long as it takes no longer than the ``usual`` batches did."""
+    rate = seconds / max(1, sum(map(_numbers, usual.values())))
+    over = perf_counter() + min(max(SPARE, AGAIN * seconds), (LIMITS["comparison"].value - seconds) / 2)
+
+    def rows(name: str, batch: Batch) -> list[Row]:
+        if perf_counter() + rate * _numbers(batch) > over:
+            return [Row(output="", inputs=name, note="there was no time for it")]
+        return list(compare_on(*fed, batch, name, asked))
+
+    def resized(name: str, sizes: Mapping[str, int]) -> list[Row]:
+        batch = noise_of(inputs, sizes)
+        found = rows(f"{name}: {shapes_of(batch)}", batch)
+        return [replace(row, note=REFUSED) if row.note.startswith(NEITHER) else row for row in found]
+
+    found = [row for name, sizes in other_sizes(inputs) for row in resized(name, sizes)]
+    for size in FAR_SIZES if found and all(row.note == REFUSED for row in found) else ():
+        found += resized(f"size {size}", dict.fromkeys(inputs.open_sizes, size))
+    lonely = not any(row.output or row.reason for row in found)
+    if precision_of(*fed, asked) == "fp32":
+        batches = [*random_batches(inputs, FURTHER_SPANS, len(SPANS)), *spiked(inputs)]
+        found += [row for name, batch in batches for row in rows(name, batch)]
+    return [*found, *(_only(inputs, usual.values(), "other sizes") if lonely else ())]
+
+
+def _numbers(batch: Batch) -> int:
+    return sum(values.numel() for values in batch.values())
+
+
+def _only(inputs: Contract, batches: Iterable[Batch], name: str, why: str = "") -> list[Row]:
+    """Return a note that files with dynamic sizes were compared at no sizes but those of the batches."""
+    sizes = sorted({by(sizes) for batch in batches if (sizes := sizes_of(batch, inputs))})
+    note = f"compared at {' and '.join(sizes)} only{why}"
+    return [Row(output="", inputs=name, note=note, comparable=False)] if sizes else []
+
+
+def _untaken(sides: tuple[Side, Side]) -> Iterator[Row]:
+    """Yield notes on branches that no row took."""
+    for letter, side in zip("ab", sides, strict=True):
+        for note in side.branches.notes:
+            yield Row(output="", inputs=f"all, in {letter}", note=note, comparable=False)
 
 
 def _judged(precision: str) -> tuple[int, ...]:
@@ -243,11 +273,15 @@ def compare_on(left: Side, right: Side, batch: Batch, inputs: str, asked: Asked 
     fed = [_named_for(side, sides, batch) for side in sides]
     a, b = left.run(fed[0]), right.run(fed[1])
     if isinstance(a, str) and isinstance(b, str):
-        yield Row(output="", inputs=inputs, note=f"neither runs, give others with --inputs FILE.npz: {b}")
+        yield Row(output="", inputs=inputs, note=f"{NEITHER}, give others with --inputs FILE.npz: {b}")
         return
     if isinstance(a, str) or isinstance(b, str):
-        yield Row(output="", inputs=inputs, reason=a if isinstance(a, str) else str(b))
+        shapes = ", ".join(f"{name}={by(values.shape)}" for name, values in batch.items())
+        failed = f"a fails at {shapes}: {a}" if isinstance(a, str) else f"b fails at {shapes}: {b}"
+        yield Row(output="", inputs=inputs, reason=failed)
         return
+    for side, given in zip(sides, fed, strict=True):
+        side.note_branches(given)
     names = [[spec.name for spec in side.contract.outputs] for side in sides]
     if len(names[0]) != len(names[1]):
         yield Row(output="", inputs=inputs, reason=f"gives {', '.join(names[0])} instead of {', '.join(names[1])}")
@@ -260,7 +294,9 @@ def compare_on(left: Side, right: Side, batch: Batch, inputs: str, asked: Asked 
             row = compare_output(a[one], b[other], precision, name, inputs, allowed)
             if row.reason and row.comparable:
                 row = _again(row, a[one], b[other], precision, allowed, moved, (one, other))
-            yield row
+            silent = quiet(row, a[one], b[other], batch)
+            constant = silent != row and one in left.constants and other in right.constants
+            yield replace(row, rule=f"{row.rule}; {CONSTANT}") if constant else silent
 
 
 def _again(
@@ -325,30 +361,6 @@ class _Moved:
         return (
             comparisons if all(floats) else [comparisons[floats.index(True)]] * 2 if any(floats) else [np.zeros(())] * 2
         )
-
-
-def compare_output(a: np.ndarray, b: np.ndarray, precision: str, name: str, inputs: str, allowed: Allowance) -> Row:
-    """Compare output ``a`` with output ``b`` on the same inputs."""
-    result = compare_typed(a, b, allowed.bound, allowed.room)
-    if result.reason.startswith(NOTHING):
-        return Row(name, inputs, note=result.reason)
-    tolerance = TOLERANCES[precision]
-    reason, agreement = result.reason, result.agreement if a.ndim == 2 and a.shape[1] > 1 else None
-    if not reason and math.isinf(allowed.bound.absolute) and inputs == f"examples ×{JUDGED}":
-        if agreement is None:
-            wide = [values.astype(np.float64) for values in (a, b)]
-            off = float(np.sqrt(np.square(wide[0] - wide[1]).mean() / max(np.square(wide[1]).mean(), 1e-30)))
-            reason = "" if off <= 2 * tolerance.rms else f"{off:.2%} apart in root mean square"
-        elif agreement < tolerance.agreement:
-            reason = f"{agreement:.2%} of the predictions agree, less than {tolerance.agreement:.2%}"
-    max_abs, max_rel, agreed_on = (finite(value) for value in (result.max_abs, result.max_rel, agreement))
-    rule = rule_of(precision) if math.isinf(allowed.bound.absolute) else allowed.rule
-    return Row(name, inputs, max_abs, max_rel, agreed_on, reason, rule, bound=finite(allowed.most(b)))
-
-
-def rule_of(precision: str) -> str:
-    """Describe the criterion for outputs without a bound."""
-    return f"{precision}: {TOLERANCES[precision].agreement:.0%} of the predictions agree on examples ×{JUDGED}"
 
 
 def compare_runs(run: Path, other: Path, trust: bool = False, asked: Asked = ASKED) -> list[Row]:
@@ -432,7 +444,8 @@ def versus(
     if judged and not any(row.comparable for row in judged):
         lost = judged[0]
         same = "name two files that declare the same inputs"
-        hint = same if lost.inputs == "declared" else "give inputs that both run on with --inputs FILE.npz"
+        needed = "on which the outputs vary" if lost.reason.startswith(SAYS_NOTHING) else "that both run on"
+        hint = same if lost.inputs == "declared" else f"give inputs {needed} with --inputs FILE.npz"
         raise UserError(f"not comparable: {': '.join(filter(None, (lost.output, lost.reason)))}", hint)
     if failures or not rows:
         reasons = [row for row in in_short(rows) if row.reason]
@@ -442,7 +455,9 @@ def versus(
 
 def in_short(rows: Sequence[Row]) -> Sequence[Row]:
     """Return every row of two files; of two runs the worst row of each artifact."""
-    worst = {row.artifact: row for row in sorted(rows, key=lambda row: (bool(row.reason), row.max_abs or 0.0))}
+    worst = {
+        row.artifact: row for row in sorted(rows, key=lambda row: (bool(row.reason), not row.note, row.max_abs or 0.0))
+    }
     return [worst[name] for name in sorted(worst)] if all(worst) else rows
 
 
@@ -469,7 +484,7 @@ def show(sides: Sequence[str], rows: Sequence[Row]) -> None:
         lines,
         ("max rel", "agreement", "allowed", "inputs"),
     )
-    for note in sorted({f"{row.inputs}: {row.note}" for row in rows if row.note}):
+    for note in sorted({f"{row.inputs}: {row.note}" for row in rows if row.note and not row.silent}):
         cli.say(note, "dim")
     for rule in sorted({row.rule for row in rows if row.rule}):
         cli.say(rule, "dim")

@@ -13,7 +13,8 @@ import torch
 
 from stn_export.errors import UserError, one_line
 from stn_export.limits import archive, regular
-from stn_export.onnx_graph.model import as_array, read_model
+from stn_export.onnx_graph.model import as_array, outputs_apart_from_inputs, read_model
+from stn_export.onnx_graph.points import conditions, only_with
 from stn_export.program.formats import read_metadata
 from stn_export.program.program import load_program
 from stn_export.program.specs import BATCH, Arrays, Batch, Contract, Pixels, TensorSpec, by
@@ -68,6 +69,22 @@ class Side:
             return {}
         return {name: kind.kind for name, kind in output_kinds(program).items()}
 
+    @cached_property
+    def constants(self) -> set[str]:
+        """Return the outputs that the inputs' values do not reach, as far as the file's graph shows it."""
+        onnx = isinstance(self.runner, OnnxRuntime)
+        return outputs_apart_from_inputs(read_model(self.path).model.graph) if onnx else set()
+
+    @cached_property
+    def branches(self) -> "Branches":
+        """Return which branches its runs took."""
+        return Branches(self.path, self.runner)
+
+    def note_branches(self, batch: Batch) -> None:
+        """Note which branches of the file's graph a batch takes."""
+        if self.branches.names:
+            feed(self.branches.look, batch, self.contract, {})
+
     @property
     def origin(self) -> str | None:
         """Return the sha256 of the program that it was made from, or that it is; None if unknown."""
@@ -99,6 +116,37 @@ class Side:
     def _arrays(self, feeds: Arrays) -> Arrays:
         """Return the outputs as arrays, including sequences and maps."""
         return {name: as_array(value) for name, value in self.runner.infer(feeds).items()}
+
+
+class Branches:
+    """Which branches of each ``If`` were taken; it runs a copy of the graph that computes the conditions only."""
+
+    def __init__(self, path: Path, runner: Runner) -> None:
+        found = conditions(read_model(path).model) if isinstance(runner, OnnxRuntime) else {}
+        self.problem = ""
+        self.names: dict[str, str] = {}
+        self.taken: dict[str, set[bool]] = {name: set() for name in found}
+        if found and isinstance(runner, OnnxRuntime):
+            try:
+                copy = only_with(runner.model, [*found.values()]).SerializeToString()
+                self.session = runner.open_session(copy, runner.provider_options())
+                self.names = found
+            except Exception as error:  # a copy of more than 2 GB, or what ONNX Runtime raises for it
+                self.problem = f"which branches of its Ifs were taken cannot be told: {one_line(error)}"
+
+    def look(self, feeds: Arrays) -> Arrays:
+        """Add what the conditions are for some inputs."""
+        used = [value.name for value in self.session.get_inputs()]
+        values = self.session.run(None, {name: feeds[name] for name in used})
+        for name, value in zip(self.names, values, strict=True):
+            self.taken[name].add(bool(value.reshape(-1)[0]))
+        return {}
+
+    @property
+    def notes(self) -> list[str]:
+        """Return a line for each ``If`` of which one branch was never taken."""
+        missed = [name for name, taken in self.taken.items() if len(taken) == 1]
+        return [self.problem] * bool(self.problem) + [f"one branch of If {name!r} was never taken" for name in missed]
 
 
 def open_side(path: Path, trust: bool = False) -> Side:
@@ -305,6 +353,8 @@ def _both(left: TensorSpec, right: TensorSpec) -> TensorSpec:
 Runs = Callable[[Batch], bool]
 SPANS = ((1, -1.0, 1.0), (2, -1.0, 1.0), (7, -1.0, 1.0), (7, 0.0, 1.0), (7, -30.0, 30.0), (7, -1000.0, 1000.0))
 NEAR = 4  # the first spans, in which half precision does not overflow
+FURTHER_SPANS = ((4, 0.0, 255.0), (4, -130.0, 130.0), (4, -400.0, 400.0))  # between the last two; tried if time is left
+SPIKES = (50.0, -100.0, 100.0, -200.0, 400.0, -800.0, 1000.0)
 FURTHEST = 2**20  # largest integer that is tried
 CALLS = 8  # calls to cover the range of one input
 COVERED = 2**13  # numbers of the range per call
@@ -324,14 +374,14 @@ class Span:
 
 
 def random_batches(
-    contract: Contract, spans: Sequence[tuple[int, float, float]] = SPANS
+    contract: Contract, spans: Sequence[tuple[int, float, float]] = SPANS, first: int = 0
 ) -> Iterator[tuple[str, Batch]]:
     """Yield batches of floats from several ranges and integers 0 and 1, named by shape; always the same ones.
 
     Images with a known normalisation are bytes; ranges are skipped if no other input is a float.
     """
     plain = [spec.name for spec in contract.inputs if spec.is_float and spec.pixels is None]
-    for seed, (size, low, high) in enumerate(spans):
+    for seed, (size, low, high) in enumerate(spans, first):
         if not plain and (low, high) != SPANS[0][1:]:
             continue
         batch = contract.random(size, seed)
@@ -339,6 +389,21 @@ def random_batches(
             batch[name] = _over(batch[name], low, high)
         within = "" if (low, high) == SPANS[0][1:] else f" in [{low:g}, {high:g}]"
         yield f"random {seed}{within}: {shapes_of(batch)}", batch
+
+
+def spiked(contract: Contract) -> Iterator[tuple[str, Batch]]:
+    """Yield a batch with one large number in each example: networks that place samples lose wide noise altogether."""
+    plain = [spec.name for spec in contract.inputs if spec.is_float and spec.pixels is None]
+    if not plain:
+        return
+    batch, random = contract.random(len(SPIKES), 0), np.random.default_rng(0)
+    for name in plain:
+        values = batch[name]
+        rows = values.view(len(SPIKES), -1) if len(values.shape) and len(values) == len(SPIKES) else values.view(1, -1)
+        for row, spike in zip(rows, SPIKES, strict=False):
+            if row.numel() > 1:
+                row[int(random.integers(row.numel()))] = spike
+    yield f"single numbers up to {max(SPIKES):g}: {shapes_of(batch)}", batch
 
 
 def _over(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
