@@ -285,7 +285,9 @@ def compare(one: Path | str, other: Path | str, trust: bool = False) -> list[Row
     """
     rows = compare_files(Path(one), Path(other), trust=trust)
     if rows and not any(row.comparable for row in rows):
-        raise UserError(f"not comparable: {rows[0].reason}", "compare files that take the same inputs")
+        same = "compare files that take the same inputs"
+        others = f"give inputs: stn-export verify {one} {other} --inputs FILE.npz"
+        raise UserError(f"not comparable: {rows[0].reason}", same if rows[0].inputs == "declared" else others)
     return rows
 
 

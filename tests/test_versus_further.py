@@ -157,8 +157,9 @@ def test_outputs_of_zero_everywhere_are_not_equal(width: int, write: Write, caps
     assert "0 of " in captured.out
     assert "not comparable: y: says nothing: every output is 0" in captured.err
     assert "on which the outputs vary with --inputs FILE.npz" in captured.err
-    with pytest.raises(UserError, match="not comparable: says nothing"):
+    with pytest.raises(UserError, match="not comparable: says nothing") as raised:
         stn_export.compare(one, other)
+    assert f"stn-export verify {one} {other} --inputs FILE.npz" in raised.value.hint
 
 
 def test_a_row_that_says_nothing_is_not_counted(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
