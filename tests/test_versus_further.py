@@ -99,6 +99,16 @@ def test_a_size_that_one_file_refuses(write: Write, capsys: pytest.CaptureFixtur
     assert "odd size: x 2×3×33×33: neither runs at this size" in " ".join(capsys.readouterr().out.split())
 
 
+def test_sizes_twice_as_large_where_no_other_runs(write: Write):
+    body = """
+        shape = Constant <value_ints = [0, 3, -1, 1024]> () z = Reshape (x, shape) sum = ReduceSum <keepdims = 0> (z)
+        zero = Sub (sum, sum) y = Add (x, zero)"""
+    coarse = write("coarse", IMAGES, body)
+    rows = compare_files(coarse, coarse)
+    assert [row.verdict for row in rows if row.inputs.startswith("size 64")] == ["equal"]
+    assert not any("only" in row.note or row.reason for row in rows)
+
+
 def test_only_one_size_runs(write: Write, capsys: pytest.CaptureFixture[str]):
     body = "shape = Constant <value_ints = [-1, 3, 32, 32]> () c = Constant <value = float[1,3,32,32] {ONES}> () "
     body = body.replace("ONES", ", ".join(["1"] * 3 * 32 * 32)) + "y = Add (x, c)"

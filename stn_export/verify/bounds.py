@@ -310,7 +310,7 @@ def quiet(row: Row, a: np.ndarray, b: np.ndarray, batch: Batch) -> Row:
         return row  # equal examples have equal outputs
     if not numbers and any(values.size > 1 for values in inputs):
         return row
-    value = np.abs(b.reshape(-1)[0]) if one and not b.any() else b.reshape(-1)[0]  # not -0
+    value = np.abs(b.reshape(-1)[0]) if b.dtype.kind == "f" and not b.any() else b.reshape(-1)[0]  # not -0
     mark = ONE + str(value).removesuffix(".0") if one else _digest(b[:1])
     sure = (one and b.size > 1 and numbers) or (count > 1 and examples)
     return replace(row, note=_said(mark) if sure else "", still=Still(mark, _digest(*inputs)))

@@ -157,7 +157,7 @@ def other_sizes(contract: Contract) -> Iterator[tuple[str, dict[str, int]]]:
     larger = OPEN_SIZE // 4 * QUARTERS["larger size"]
     yield from ((name, dict.fromkeys(names, OPEN_SIZE // 4 * quarters)) for name, quarters in QUARTERS.items())
     yield "odd size", dict.fromkeys(names, OPEN_SIZE + 1)
-    for changed in [each for each in _changes(contract) if len(each) < len(names)][:CHANGES]:
+    for changed in [part for part in _changes(contract) if len(part) < len(names)][:CHANGES]:
         yield f"larger {', '.join(changed)}", {name: larger if name in changed else OPEN_SIZE for name in names}
 
 

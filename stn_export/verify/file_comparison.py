@@ -190,17 +190,17 @@ def _further(
 
     def resized(name: str, sizes: Mapping[str, int]) -> list[Row]:
         batch = noise_of(inputs, sizes)
-        found = rows(f"{name}: {shapes_of(batch)}", batch)
-        return [replace(row, note=REFUSED) if row.note.startswith(NEITHER) else row for row in found]
+        compared = rows(f"{name}: {shapes_of(batch)}", batch)
+        return [replace(row, note=REFUSED) if row.note.startswith(NEITHER) else row for row in compared]
 
-    found = [row for name, sizes in other_sizes(inputs) for row in resized(name, sizes)]
-    for size in FAR_SIZES if found and all(row.note == REFUSED for row in found) else ():
-        found += resized(f"size {size}", dict.fromkeys(inputs.open_sizes, size))
-    lonely = not any(row.output or row.reason for row in found)
+    compared = [row for name, sizes in other_sizes(inputs) for row in resized(name, sizes)]
+    for size in FAR_SIZES if compared and all(row.note == REFUSED for row in compared) else ():
+        compared += resized(f"size {size}", dict.fromkeys(inputs.open_sizes, size))
+    lonely = not any(row.output or row.reason for row in compared)
     if precision_of(*fed, asked) == "fp32":
         batches = [*random_batches(inputs, FURTHER_SPANS, len(SPANS)), *spiked(inputs)]
-        found += [row for name, batch in batches for row in rows(name, batch)]
-    return [*found, *(_only(inputs, usual.values(), "other sizes") if lonely else ())]
+        compared += [row for name, batch in batches for row in rows(name, batch)]
+    return [*compared, *(_only(inputs, usual.values(), "other sizes") if lonely else ())]
 
 
 def _numbers(batch: Batch) -> int:
@@ -280,8 +280,8 @@ def compare_on(left: Side, right: Side, batch: Batch, inputs: str, asked: Asked 
         failed = f"a fails at {shapes}: {a}" if isinstance(a, str) else f"b fails at {shapes}: {b}"
         yield Row(output="", inputs=inputs, reason=failed)
         return
-    for side, given in zip(sides, fed, strict=True):
-        side.note_branches(given)
+    for side, inputs_of_side in zip(sides, fed, strict=True):
+        side.note_branches(inputs_of_side)
     names = [[spec.name for spec in side.contract.outputs] for side in sides]
     if len(names[0]) != len(names[1]):
         yield Row(output="", inputs=inputs, reason=f"gives {', '.join(names[0])} instead of {', '.join(names[1])}")

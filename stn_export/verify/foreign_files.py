@@ -122,15 +122,15 @@ class Branches:
     """Which branches of each ``If`` were taken; it runs a copy of the graph that computes the conditions only."""
 
     def __init__(self, path: Path, runner: Runner) -> None:
-        found = conditions(read_model(path).model) if isinstance(runner, OnnxRuntime) else {}
+        tests = conditions(read_model(path).model) if isinstance(runner, OnnxRuntime) else {}
         self.problem = ""
         self.names: dict[str, str] = {}
-        self.taken: dict[str, set[bool]] = {name: set() for name in found}
-        if found and isinstance(runner, OnnxRuntime):
+        self.taken: dict[str, set[bool]] = {name: set() for name in tests}
+        if tests and isinstance(runner, OnnxRuntime):
             try:
-                copy = only_with(runner.model, [*found.values()]).SerializeToString()
+                copy = only_with(runner.model, [*tests.values()]).SerializeToString()
                 self.session = runner.open_session(copy, runner.provider_options())
-                self.names = found
+                self.names = tests
             except Exception as error:  # a copy of more than 2 GB, or what ONNX Runtime raises for it
                 self.problem = f"which branches of its Ifs were taken cannot be told: {one_line(error)}"
 
