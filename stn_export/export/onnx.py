@@ -23,6 +23,7 @@ from stn_export.export.lowerings import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
 from stn_export.export.registry import read_once
 from stn_export.export.running import Found, own_structure, run_against
+from stn_export.export.sizes import called, frozen_by
 from stn_export.onnx_graph.model import without_weights
 from stn_export.onnx_graph.points import SITES
 from stn_export.program.capture import (
@@ -39,6 +40,10 @@ from stn_export.program.capture import (
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import BATCH, Contract, call_of, distinct, output_names
 
+BFLOAT = 22  # the first ONNX opset whose Conv, pooling and GridSample take bfloat16
+SINCE_BFLOAT = re.compile(  # operators of PyTorch that become such
+    r"aten\.(\w*conv\w*|\w*pool\w*|grid_sampler\w*|instance_norm|[sc]?elu|mish|softplus|hard\w+|a?sinh?|a?cosh?|a?tan|round)\b"
+)
 DEFORMED = 19  # the first ONNX opset with DeformConv
 SIZES = {2: "H", 3: "W"}  # of N×C×H×W
 
@@ -59,7 +64,8 @@ def export_onnx(
 ) -> onnx.ModelProto:
     """Export a module to an ONNX model that passes ``onnx.checker``; its metadata (``sites``) names the sampling sites.
 
-    The model is run in ONNX Runtime on the example and on one other batch, and compared with copies of the module.
+    The model is run in ONNX Runtime on the example, one other batch and, with further dynamic sizes, smaller, odd and
+    larger ones, and compared with copies of the module; sizes that the module itself does not take are left out.
     Sizes that the module cannot keep dynamic are static, as in the example, with a ``UserWarning`` that says so.
 
     Args:
@@ -74,7 +80,7 @@ def export_onnx(
         dynamic_shapes: dynamic sizes as for ``torch.export.export``, instead of the two above.
         input_names: instead of the names of ``forward``'s parameters; of tensors only.
         output_names: instead of the keys of what ``forward`` returns, else ``output``, or ``output0`` and so on.
-        verify: whether to run the file, at the cost of one call of ONNX Runtime and of the module per batch.
+        verify: whether to run the file, at the cost of one call of ONNX Runtime and of the module per batch and size.
 
     Raises:
         UserError: for an unknown lowering, an opset it cannot have, an example batch of 1, a module that
@@ -111,10 +117,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Written:
-    """A written model, its contract, the example's tensors, and notes for the user."""
+    """A written model, the captured module, the example's tensors, and notes for the user."""
 
     model: onnx.ModelProto
-    contract: Contract
+    program: Program
     tensors: tuple[Tensor, ...]
     notes: tuple[str, ...]
 
@@ -133,9 +139,9 @@ def _written(module: nn.Module, arguments: tuple, keywords: Mapping[str, Any] | 
     inputs = list(options.input_names or distinct(call.names))
     outputs = list(options.output_names or distinct(output_names(captured.exported), inputs))
     _require_names(captured.exported, inputs, outputs)
-    contract = contract_of(captured.exported, captured.shapes, inputs, outputs)
-    model = to_onnx(marked_program(Program(captured.exported, contract)), options.lowering, options.opset)
-    return Written(model, contract, call.tensors, notes)
+    program = Program(captured.exported, contract_of(captured.exported, captured.shapes, inputs, outputs))
+    model = to_onnx(marked_program(program), options.lowering, options.opset)
+    return Written(model, program, call.tensors, notes)
 
 
 def _require_names(exported: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -157,21 +163,33 @@ def _run(
     """Run the model and compare it with the module; if only the other batch differs, export again with a static batch.
 
     Raises:
-        UserError: if its outputs for the example differ from the module's.
+        UserError: if its outputs for the example, or at other sizes, differ from the module's.
     """
-    difference = run_against(module, (arguments, dict(keywords or {})), made.tensors, made.model, made.contract)
+    difference = run_against(module, (arguments, dict(keywords or {})), made.tensors, made.model, made.program)
     made = replace(made, notes=(*made.notes, *difference.notes))
     if not difference.reason:
         return made
-    opened = any(size == BATCH for spec in made.contract.inputs for size in spec.shape)
+    opened = any(size == BATCH for spec in made.program.contract.inputs for size in spec.shape)
     if difference.other and opened and options.dynamic_shapes is None:
         fixed = _run(module, arguments, keywords, replace(options, dynamic_batch=False),
                      _written(module, arguments, keywords, replace(options, dynamic_batch=False)))  # fmt: skip
         return replace(fixed, notes=(*fixed.notes, f"its batch is fixed: at another one {difference.reason}"))
     kind = type(module).__name__
+    if difference.size:
+        own = called(made.program, tuple(tuple(tensor.shape) for tensor in made.tensors))
+        raise UserError(
+            f"{kind} in ONNX answers as in PyTorch at {own}, but not at {difference.size}: {difference.reason}",
+            _size_remedy(made.program, options),
+        )
     raise UserError(
         f"{kind} in ONNX answers otherwise than in PyTorch: {difference.reason}", _remedy(difference, options)
     )
+
+
+def _size_remedy(program: Program, options: Options) -> str:
+    remedy = "leave dynamic_size away" if options.dynamic_shapes is None else "leave them out of dynamic_shapes"
+    cause = frozen_by(program)
+    return f"these sizes must be fixed: {remedy}" + (f"; {cause}" if cause else "; verify=False gives the file")
 
 
 def _remedy(difference: Found, options: Options) -> str:
@@ -287,6 +305,11 @@ def _exporters_errors(program: Program) -> Iterator[None]:
                 f"ONNX has no translation of {operator}{_where(program, operator)}",
                 "compute it otherwise, or leave it to what comes before or after the file",
             ) from error
+        if untyped := re.search(r"op_type:(\w+).*unsupported type: tensor\((\w+)\)", text):
+            raise UserError(
+                f"ONNX has no {untyped[1]} of {untyped[2]} at this opset",
+                "choose a later opset, or compute that part in float32",
+            ) from error
         node = next(
             (match[1] for reason in reasons if (match := re.search(r"translating node %(\w+)", str(reason)))), ""
         )
@@ -372,7 +395,9 @@ def _checked_opset(lowering: str, opset: int | None, least: int = 0) -> int:
     lowest, highest = max(rule.opsets[0], least), max(rule.opsets[-1], least)
     opset = opset or max(rule.default_opset, least)
     if least and opset < least:
-        lacks = "has no DeformConv" if least == DEFORMED else "samples no volumes and no float64"
+        lacks = {DEFORMED: "has no DeformConv", BFLOAT: "has not all of its operators in bfloat16"}.get(
+            least, "samples no volumes and no float64"
+        )
         raise UserError(f"opset {opset} {lacks}", f"choose an opset from {least}")
     if not lowest <= opset <= highest:
         raise UserError(
@@ -384,13 +409,21 @@ def _checked_opset(lowering: str, opset: int | None, least: int = 0) -> int:
 def least_opset(program: Program) -> int:
     """Return the lowest opset with the program's operators: ``VOLUMES`` for samplers of volumes or float64.
 
-    ``DEFORMED`` for deformable convolutions; 0 if any opset will do.
+    ``BFLOAT`` for convolutions, pooling and samplers in bfloat16, ``DEFORMED`` for deformable convolutions; 0 if any
+    opset will do.
     """
     nodes = program.exported.graph.nodes
+    if any(_is_bfloat16(node) and SINCE_BFLOAT.match(str(node.target)) for node in nodes):
+        return BFLOAT
     images = [node.args[0].meta["val"] for node in nodes if node.target in GRID_SAMPLES]
     if any(image.ndim == 5 or image.dtype == torch.float64 for image in images):
         return VOLUMES
     return DEFORMED if any(str(node.target).startswith("torchvision.deform_conv2d") for node in nodes) else 0
+
+
+def _is_bfloat16(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16
 
 
 def strip_traces(model: onnx.ModelProto) -> None:

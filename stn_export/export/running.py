@@ -1,8 +1,9 @@
-"""Run a model made by ``export_onnx`` on the example and on another batch; compare it with copies of the module."""
+"""Run a model made by ``export_onnx`` on the example, another batch and other sizes; compare it with the module."""
 
 import copy
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from stn_export.errors import UserError, one_line
+from stn_export.export.sizes import called, other_shapes, resized
 from stn_export.onnx_graph.placement import cpu_session
-from stn_export.program.specs import BATCH, Contract, by
+from stn_export.program.program import Program
+from stn_export.program.specs import BATCH, BFLOAT16, Contract, by, numbers_of
 from stn_export.program.state import Batch, Copies, answer, told, trial
+from stn_export.results.tolerances import unlike_where_not_finite
 
 GROSS = 1e-4  # share of an output's largest value, far above rounding
 ROUNDING = 1.2e-7  # relative rounding of an input; the outputs' response to it is no fault of a file
 MAGNIFIED = 10.0  # multiple of that response which is allowed
+OWN = 4.0  # multiple of eager's own error against float64 that a file in reduced precision may have
+REDUCED = (torch.float16, torch.bfloat16)
+NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\)")
+READABLE = "{}/float32"  # the name of an output that NumPy cannot hold, once it is converted
 SHADE = 0.75  # weight of an example when blended with the next one; factor of a darkened image
 PICTURE = 2  # tensors with more dimensions are images
 OTHER = 3  # examples of the other batch; 1 if the example has 3
@@ -28,10 +36,14 @@ LACKING = ("NOT_IMPLEMENTED", "NotImplemented", "INVALID_GRAPH", "is not a regis
 
 @dataclass(frozen=True)
 class Found:
-    """The outcome of running a model: the reason if it is wrong, whether only at the ``other`` batch, and notes."""
+    """The outcome of running a model: the reason if it is wrong, whether only at the ``other`` batch, and notes.
+
+    ``size`` is the shape of the inputs if it is right at the example's and wrong at this one.
+    """
 
     reason: str = ""
     other: bool = False
+    size: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -44,26 +56,26 @@ def own_structure(module: nn.Module) -> nn.Module:
 
 
 def run_against(
-    module: nn.Module, first: Batch, tensors: Sequence[Tensor], model: onnx.ModelProto, contract: Contract
+    module: nn.Module, first: Batch, tensors: Sequence[Tensor], model: onnx.ModelProto, program: Program
 ) -> Found:
-    """Run a model on the example and on another batch, and compare each with the outputs of a copy of the module.
+    """Run a model on the example, another batch and other sizes; compare each with the outputs of a copy of the module.
 
     Args:
         module: the module that was exported.
         first: the example, as arguments and keywords.
         tensors: those in it, in the contract's order.
         model: the exported model.
-        contract: its inputs and outputs.
+        program: the captured module, with the model's inputs and outputs.
 
     Returns:
-        An empty reason if both agree, or if they cannot be compared, which a note says.
+        An empty reason if all agree, or if they cannot be compared, which a note says.
 
     Raises:
-        UserError: if the module's outputs depend on earlier calls.
+        UserError: if the module's outputs depend on earlier calls, or are not finite.
     """
     copies = Copies(module)
     difference = None
-    for second in _others(first, tensors, contract):
+    for second in _others(first, tensors, program.contract):
         try:
             difference = trial(copies, first, second.batch)
             break
@@ -74,19 +86,29 @@ def run_against(
     notes = [*told(module, difference.mutations), *([copies.note] if copies.note else [])]
     if not difference.steady:
         return Found(notes=(*notes, "it returns different outputs when it is called again: the file was not compared"))
-    if any(spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)):
-        return Found(notes=(*notes, "NumPy has no bfloat16: the file was not compared"))
     try:
-        session = cpu_session(model, log_severity_level=4)
+        session = cpu_session(_readable(model, program.contract), log_severity_level=4)
     except Exception as error:  # ONNX Runtime has no kernel, or rejects the file
         if any(word in str(error) for word in LACKING):
-            return Found(notes=(*notes, f"ONNX Runtime cannot run the file, it was not compared: {one_line(error)}"))
+            reason = _lacking(error, program)
+            return Found(notes=(*notes, f"ONNX Runtime cannot run the file, it was not compared: {reason}"))
         return Found(f"ONNX Runtime does not load it: {one_line(error)}", notes=tuple(notes))
+    sides = Sides(session, copies, program)
     example = Tried(first, tuple(tensors))
     for tried, answers, other in ((example, difference.answers[0], False), (second, difference.answers[1], True)):
-        if reason := _difference(session, copies, tried, answers, contract):
-            return Found(reason, other, tuple(notes))
-    return Found(notes=tuple(notes))
+        if reason := _difference(sides, tried, answers):
+            return Found(reason, other, notes=tuple(notes))
+    found = _at_other_sizes(sides, example)
+    return replace(found, notes=(*notes, *found.notes))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is compared: a session of the model, and copies of the module; and the captured program."""
+
+    session: onnxruntime.InferenceSession
+    copies: Copies
+    program: Program
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,77 @@ class Tried:
 
     batch: Batch
     tensors: tuple[Tensor, ...]
+
+
+def _at_other_sizes(sides: Sides, example: "Tried") -> Found:
+    """Run the model with every dynamic size smaller, odd and larger; sizes that the module does not take are left out.
+
+    A file holds whatever the exporter computed from the example's sizes, and nothing in it tells.
+    """
+    kinds = other_shapes(sides.program, example.tensors)
+    compared = 0
+    for candidates in kinds:
+        for shapes in candidates:
+            tried = _with_tensors(example.batch, example.tensors, tuple(map(resized, example.tensors, shapes)))
+            try:
+                with sides.copies.fresh() as module:
+                    answers = answer(module, tried.batch)
+                reason = _difference(sides, tried, answers)
+            except UserError:  # it does not accept these sizes, or gives nothing finite there
+                continue
+            if reason:
+                return Found(reason, size=called(sides.program, shapes))
+            compared += 1
+            break
+    if kinds and not compared:
+        return Found(notes=("it took no other size that was tried: the file was compared at the example's only",))
+    return Found()
+
+
+def _readable(model: onnx.ModelProto, contract: Contract) -> onnx.ModelProto:
+    """Return a model whose bfloat16 outputs, which NumPy cannot hold, are also there as float32; itself without any."""
+    names = [spec.name for spec in contract.outputs if spec.dtype == BFLOAT16]
+    if not names:
+        return model
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for name in names:
+        also = READABLE.format(name)
+        changed.graph.node.append(onnx.helper.make_node("Cast", [name], [also], to=onnx.TensorProto.FLOAT))
+        changed.graph.output.append(onnx.helper.make_tensor_value_info(also, onnx.TensorProto.FLOAT, None))
+    return changed
+
+
+def _run(session: onnxruntime.InferenceSession, contract: Contract, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Run a model on tensors and return its outputs, bfloat16 as float32."""
+    names = [READABLE.format(spec.name) if spec.dtype == BFLOAT16 else spec.name for spec in contract.outputs]
+    feeds = {spec.name: _fed(value) for spec, value in zip(contract.inputs, tensors, strict=True)}
+    return [value.numpy() for value in session.run_with_ort_values(names, feeds)]
+
+
+def _fed(tensor: Tensor) -> onnxruntime.OrtValue:
+    value = tensor.detach().cpu().contiguous()
+    if value.dtype == torch.bfloat16:
+        bits = value.view(torch.int16).numpy().view(np.uint16)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy())
+
+
+def _lacking(error: Exception, program: Program) -> str:
+    """Return what ONNX Runtime lacks to run a file: the operator, and the reduced precision if there is one."""
+    lacking = NO_KERNEL.search(str(error))
+    if lacking is None:
+        return one_line(error)
+    types = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _reduced(program)))
+    return f"it has no kernel of {lacking[1]} on the CPU for the types in it" + (
+        f", {types} among them" if types else ""
+    )
+
+
+def _reduced(program: Program) -> set[torch.dtype]:
+    """Return the precisions below float32 that a captured program computes in."""
+    values = [node.meta.get("val") for node in program.exported.graph.nodes]
+    return {value.dtype for value in values if isinstance(value, Tensor) and value.dtype in REDUCED}
 
 
 def _others(first: Batch, tensors: Sequence[Tensor], contract: Contract) -> list[Tried]:
@@ -132,35 +225,75 @@ def _with_tensors(first: Batch, tensors: Sequence[Tensor], values: tuple[Tensor,
     return Tried(_pytree.tree_map(lambda leaf: by_id.get(id(leaf), leaf), first), values)
 
 
-def _difference(
-    session: onnxruntime.InferenceSession, copies: Copies, tried: Tried, expected: Sequence[Tensor], contract: Contract
-) -> str:
-    """Describe how a model's outputs differ from the module's; empty if they do not."""
-    feeds = {
-        spec.name: value.detach().cpu().contiguous().numpy()
-        for spec, value in zip(contract.inputs, tried.tensors, strict=True)
-    }
+def _difference(sides: Sides, tried: Tried, expected: Sequence[Tensor]) -> str:
+    """Describe how a model's outputs differ from the module's; empty if they do not.
+
+    Raises:
+        UserError: if the module's own output is not finite and the model's is another.
+    """
+    contract = sides.program.contract
     try:
-        actual = session.run(None, feeds)
+        actual = _run(sides.session, contract, tried.tensors)
     except Exception as error:  # ONNX Runtime may raise anything for a wrong graph
         return f"ONNX Runtime fails on it: {one_line(error)}"
     if len(actual) != len(expected):
         return f"it gives {len(actual)} outputs, the module {len(expected)}"
     moved: list[list[Tensor]] = []
     for index, (spec, ours, theirs) in enumerate(zip(contract.outputs, actual, expected, strict=True)):
-        theirs_array = theirs.cpu().numpy()
+        theirs_array = numbers_of(theirs)
         if tuple(ours.shape) != theirs_array.shape:
             return f"{spec.name} is {by(ours.shape)}, not {by(theirs_array.shape)}"
         worst, scale = _worst(ours, theirs_array)
         if worst <= GROSS * scale:
             continue
-        moved = moved or [_moved(copies, tried.batch, seed) for seed in range(3)]
-        allowed = MAGNIFIED * max(
-            (_worst(arrays[index].cpu().numpy(), theirs_array)[0] for arrays in moved), default=0.0
-        )
-        if not worst <= allowed:
+        if np.isinf(worst):
+            _require_finite(sides.copies.module, spec.name, theirs_array)
+            return f"{spec.name}: {unlike_where_not_finite(ours, theirs_array)}"
+        moved = moved or [_moved(sides.copies, tried.batch, seed) for seed in range(3)]
+        allowed = MAGNIFIED * max((_worst(numbers_of(arrays[index]), theirs_array)[0] for arrays in moved), default=0.0)
+        if not worst <= allowed and not _rounded(sides.program, tried, index, ours, theirs_array):
             return f"{spec.name} is {worst:.2g} off, where it is {scale:.2g} at most"
     return ""
+
+
+def _require_finite(module: nn.Module, name: str, values: np.ndarray) -> None:
+    """Require that a module gives a finite value somewhere: a model is not wrong where there is nothing right.
+
+    Raises:
+        UserError: if there is none; it names a parameter or buffer that is not finite.
+    """
+    if np.isfinite(values).any():
+        return
+    held = (*module.named_parameters(), *module.named_buffers())
+    bad = next((own for own, value in held if not value.detach().isfinite().all()), "")
+    what = "NaN" if np.isnan(values).all() else "not finite"
+    raise UserError(
+        f"{type(module).__name__} itself gives {name} that is {what} everywhere: no file of it can be compared",
+        f"{bad} is not finite: load other weights" if bad else "look for a division by 0 or an overflow in forward",
+    )
+
+
+def _rounded(program: Program, tried: Tried, index: int, ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Return whether the roundings of a reduced precision explain a difference: eager's own are as large as that.
+
+    Against float64 the model may be ``OWN`` times as far off as the module, at most and in the root mean square. The
+    float64 reference is the captured graph, so it counts only where that graph in its own precision is the module.
+    """
+    if not _reduced(program):
+        return False
+    name = program.contract.outputs[index].name
+    try:
+        with torch.no_grad():
+            captured = numbers_of(program.run(tried.tensors)[name])
+            exact = numbers_of(program.exact.points(tried.tensors, kinds=())[name])
+    except Exception:  # the graph is of one size, or has operators without float64
+        return False
+    room = GROSS * float(np.abs(theirs).max(initial=0.0))
+    if captured.shape != theirs.shape or not _worst(captured, theirs)[0] <= room:
+        return False
+    off, own = (array.astype(np.float64) - exact for array in (ours, theirs))
+    sizes = ((np.abs(off).max(), np.abs(own).max()), (np.sqrt((off**2).mean()), np.sqrt((own**2).mean())))
+    return all(size <= OWN * eager + room for size, eager in sizes)
 
 
 def _worst(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from stn_export.errors import UserError, one_line
-from stn_export.program.specs import BATCH, by
+from stn_export.program.specs import BATCH, by, require_values
 
 # Typed access to the arguments and results of a captured graph's nodes.
 
@@ -94,6 +94,10 @@ CAUSES = (  # patterns in messages of ``torch.export``, and what to do
     (r"numpy|ndarray", "keep NumPy out of forward: it is not captured"),
     (r"[Cc]onstraint|specialized|[Dd]ynamic|marked", FEWER),
     (r"positional argument|unexpected keyword", "give every input that forward takes"),
+    (
+        r"non-zero|numel\(\) == 0|non-empty",
+        "give example inputs that are not empty",
+    ),
     (
         r"size of tensor|shapes? cannot be multiplied|[Ee]xpected (size|input)|must match",
         "try the module itself on these inputs first",
@@ -194,6 +198,7 @@ def capture(
     """
     if live := [name or type(module).__name__ for name, part in module.named_modules() if part.training]:
         raise UserError(f"{live[0]} is in training mode", "call module.eval() first: a live Dropout would be exported")
+    require_values(module, inputs)
     _check_sizes(inputs, shapes)
     sizes_open = any(name != BATCH for shape in shapes for name in shape if isinstance(name, str))
     problem = ""
@@ -215,9 +220,28 @@ def capture(
             raise
         except BaseException as error:  # raised by the module's code, sys.exit too, or by PyTorch
             problem, cause = problem or " ".join(str(error).split())[:300], error
+    if scripted := _scripted(module):
+        raise UserError(
+            f"{scripted} is TorchScript, which torch.export does not take",
+            f"give {type(module).__name__} the module that {scripted} was made from",
+        ) from cause
     message = f"{type(cause).__name__}: {cause}"
     hint = _hint(message, any(isinstance(size, str) for shape in shapes for size in shape))
     raise UserError(f"torch.export cannot capture {type(module).__name__}: {problem or message}", hint) from cause
+
+
+def _scripted(module: nn.Module) -> str:
+    """Return the name of a part that is TorchScript and that ``torch.export`` cannot take; empty where there is none.
+
+    A traced part without parameters is none of them: only its operators are captured.
+    """
+    parts = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    fatal = (
+        name
+        for name, part in parts
+        if not isinstance(part, torch.jit.TopLevelTracedModule) or any(True for _ in part.parameters())
+    )
+    return next(fatal, "")
 
 
 def _hint(message: str, dynamic: bool) -> str:
@@ -237,10 +261,22 @@ def _check_sizes(inputs: Sequence[Tensor], shapes: Sequence[Shape]) -> None:
                 f"an example of shape {tuple(tensor.shape)} is not {by(shape)}",
                 "give one of that shape",
             )
-        if any(isinstance(name, str) and size < SMALLEST for name, size in zip(shape, tensor.shape, strict=True)):
-            raise UserError(
-                "an example batch of 1 would be taken for a constant", "give example inputs of batch 2 or more"
-            )
+        for name, size in zip(shape, tensor.shape, strict=True):
+            if isinstance(name, str) and size < SMALLEST:
+                raise _too_small(NAMES.get(name, name), size, tensor)
+
+
+def _too_small(name: str, size: int, example: Tensor) -> UserError:
+    """Return the error for an example that is too small where its size is to be dynamic."""
+    if not size:
+        return UserError(
+            f"an example of shape {by(example.shape)} is empty: its {name} is 0",
+            f"give example inputs of {name} {SMALLEST} or more",
+        )
+    return UserError(
+        f"an example {name} of {size} would be taken for a constant",
+        f"give example inputs of {name} {SMALLEST} or more",
+    )
 
 
 @dataclass(frozen=True)

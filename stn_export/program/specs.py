@@ -4,7 +4,7 @@ import copy
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import MethodType
 from typing import Any, Self
@@ -21,6 +21,7 @@ from stn_export.errors import UserError, command
 
 SIDES = ("inputs", "outputs")
 BATCH = "N"  # the name of the dynamic batch in shapes
+BFLOAT16 = "bfloat16"  # which PyTorch and ONNX have, and NumPy has not
 OPEN_SIZE = 32  # default of another dynamic size
 Batch = Mapping[str, Tensor]  # by input; images may be bytes, not normalised yet
 Arrays = dict[str, np.ndarray]
@@ -107,7 +108,15 @@ class TensorSpec:
             values = self.pixels.normalise(values)
         if self.layout == "NHWC":
             values = values.permute(0, 2, 3, 1)
-        return values.cpu().contiguous().numpy().astype(self.dtype, copy=False)
+        if self.dtype == BFLOAT16:
+            raise UserError(f"{self.name} is bfloat16, which NumPy lacks", "take float32 and convert it inside forward")
+        return numbers_of(values.contiguous()).astype(self.dtype, copy=False)
+
+    def tensor(self, values: Tensor) -> Tensor:
+        """Convert a tensor of a batch to the one that a module takes here; bfloat16, which NumPy lacks, included."""
+        if self.dtype == BFLOAT16:
+            return torch.from_numpy(replace(self, dtype="float32").array(values)).bfloat16()
+        return torch.from_numpy(self.array(values))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return whether an array of this shape fits; sizes that share a name are not compared."""
@@ -145,15 +154,23 @@ class Contract:
         """Convert a batch to the arrays that a runner is fed.
 
         Raises:
-            UserError: where the batch lacks an input.
+            UserError: where the batch lacks an input, or one is of a type that NumPy lacks.
         """
-        if missing := [spec.name for spec in self.inputs if spec.name not in batch]:
-            raise UserError(f"there is no input {', '.join(missing)}", f"give {', '.join(s.name for s in self.inputs)}")
+        self._require(batch)
         return {spec.name: spec.array(batch[spec.name]) for spec in self.inputs}
 
     def values(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Convert a batch to the tensors that a module takes, in order."""
-        return tuple(torch.from_numpy(array) for array in self.arrays(batch).values())
+        """Convert a batch to the tensors that a module takes, in order.
+
+        Raises:
+            UserError: where the batch lacks an input.
+        """
+        self._require(batch)
+        return tuple(spec.tensor(batch[spec.name]) for spec in self.inputs)
+
+    def _require(self, batch: Batch) -> None:
+        if missing := [spec.name for spec in self.inputs if spec.name not in batch]:
+            raise UserError(f"there is no input {', '.join(missing)}", f"give {', '.join(s.name for s in self.inputs)}")
 
     def random(self, batch: int = 2, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, Tensor]:
         """Draw a random batch: floats uniform in [-1, 1], bytes for images that take them, else zeros and ones.
@@ -215,6 +232,25 @@ def numbers_of(tensor: Tensor) -> np.ndarray:
     """Convert a tensor to an array on the CPU; bfloat16, which NumPy lacks, becomes float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def require_values(module: nn.Module, tensors: Iterable[Tensor]) -> None:
+    """Require that example inputs, parameters and buffers hold numbers, which tensors on ``meta`` do not.
+
+    Raises:
+        UserError: where one is on ``meta``; it names a parameter or buffer.
+    """
+    if any(tensor.device.type == "meta" for tensor in tensors):
+        raise UserError(
+            f"{type(module).__name__} is given inputs on the device meta, which hold no numbers",
+            "give example inputs on the CPU: torch.rand(shape)",
+        )
+    held = itertools.chain(module.named_parameters(), module.named_buffers())
+    if name := next((name for name, value in held if value.device.type == "meta"), ""):
+        raise UserError(
+            f"{name} of {type(module).__name__} is on the device meta, which holds no numbers",
+            "build the module on the CPU, or module.to_empty(device='cpu') and load its weights",
+        )
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -22,6 +22,7 @@ from torch.utils import _pytree
 
 from stn_export.cli.tables import by
 from stn_export.errors import UserError, one_line, others_code
+from stn_export.program.specs import require_values
 
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}  # PyTorch's own attributes of a module
 SHADE = 0.75  # the second batch is the first times this
@@ -162,8 +163,9 @@ def trial(copies: Copies, first: Batch, second: Batch | None = None) -> Trial:
         second: likewise; by default the first one's examples in reverse order, scaled by ``SHADE``.
 
     Raises:
-        UserError: where the module does not accept the arguments.
+        UserError: where the module does not accept the arguments, or something is on ``meta``.
     """
+    require_values(copies.module, [leaf for leaf in _pytree.tree_leaves(first) if isinstance(leaf, Tensor)])
     second = second or following(first)
     with copies.fresh() as module:
         before = None if module is not copies.module else _Kept(module)

@@ -28,6 +28,7 @@ CLOSE = {
     RESAMPLED: 1e-3,
     COUNT: 0.0,
 }  # share of the magnitude; for a grid in pixels
+FROZEN = "a size frozen in the file, as in adaptive pooling or area interpolation"
 LARGEST_ORDER = 2**22  # numbers compared to find an order
 
 
@@ -50,6 +51,16 @@ class Scene:
         if self.point.site is None:
             raise TypeError(f"{self.point.name} belongs to no site")
         return self.point.site
+
+    @property
+    def resized(self) -> bool:
+        """Whether a dynamic size of the inputs, other than the batch, is not the one that was captured."""
+        captured, batch = self.program.sizes, self.challenge.batch
+        return any(
+            isinstance(name, str) and captured.get(name, size) != size
+            for spec in self.program.contract.inputs
+            for name, size in zip(spec.nchw, batch[spec.name].shape, strict=True)
+        )
 
     def true(self, kind: str) -> np.ndarray:
         """Return the reference's value at a point of the same site, or of the output itself."""
@@ -210,6 +221,8 @@ def _has_classes(point: Point, true: np.ndarray) -> bool:
 def _usual(scene: Scene) -> Iterator[str]:
     """Yield the usual reasons why such a point differs, as far as they apply to the network."""
     kind = scene.point.name.rpartition("/")[2] if scene.point.site else scene.point.kind
+    if scene.resized:
+        yield FROZEN
     yield from {THETA: _usual_of_theta, GRID: _usual_of_grid}.get(kind, _usual_of_values)(scene)
     yield "precision"
 
