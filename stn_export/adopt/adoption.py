@@ -19,7 +19,7 @@ from stn_export.errors import UserError
 from stn_export.program.origin import origin_of
 from stn_export.program.program import Program
 from stn_export.program.sites import Site
-from stn_export.program.specs import BATCH, Given, Pixels, TensorSpec, call_of, dtype_name
+from stn_export.program.specs import BATCH, Given, Pixels, TensorSpec, call_of, dtype_name, require_values
 from stn_export.run.examples import Examples
 from stn_export.run.manifest import MANIFEST, PLAIN, SUBJECT, TWIN_NOTE, NetworkDirectory
 from stn_export.run.network import enter, write_examples
@@ -223,6 +223,8 @@ def _leaves(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _called_with(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, _Named]:
     """Wrap the module so that it takes tensors only, bound by name, and return it with their specs in that order."""
+    examples = _pytree.tree_leaves((inputs.arguments, inputs.keywords) if isinstance(inputs, Given) else inputs)
+    require_values(module, [example for example in examples if isinstance(example, Tensor)])
     if isinstance(inputs, Given):
         call = call_of(module, inputs.arguments, inputs.keywords)
         return call.module, _specs(dict(zip(call.names, call.tensors, strict=True)))

@@ -109,6 +109,8 @@ def checked(examples: Mapping[str, Tensor], specs: Sequence[TensorSpec]) -> dict
         if spec.name not in examples:
             raise UserError(f"the examples lack input {spec.name}", _stored_by_name(spec, examples))
         value, dtype = examples[spec.name], getattr(torch, spec.dtype)
+        if value.ndim == len(spec.shape) and not value.numel() and 0 not in spec.shape[1:]:
+            raise UserError(f"the examples' {spec.name} is {by(value.shape)}: it is empty", "give one example or more")
         bytes_of_picture = spec.is_float and spec.is_picture and value.dtype == torch.uint8
         same_kind = value.is_floating_point() == spec.is_float
         opened = spec.opened()

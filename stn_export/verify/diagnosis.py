@@ -221,9 +221,10 @@ def _has_classes(point: Point, true: np.ndarray) -> bool:
 def _usual(scene: Scene) -> Iterator[str]:
     """Yield the usual reasons why such a point differs, as far as they apply to the network."""
     kind = scene.point.name.rpartition("/")[2] if scene.point.site else scene.point.kind
-    if scene.resized:
+    if scene.resized:  # what is wrong at any size shows in the examples, which come first
         yield FROZEN
-    yield from {THETA: _usual_of_theta, GRID: _usual_of_grid}.get(kind, _usual_of_values)(scene)
+    else:
+        yield from {THETA: _usual_of_theta, GRID: _usual_of_grid}.get(kind, _usual_of_values)(scene)
     yield "precision"
 
 
