@@ -13,7 +13,7 @@ from torch.export import Dim
 
 import stn_export
 from stn_export.errors import UserError
-from stn_export.export import running, sizes
+from stn_export.export import running
 from stn_export.export.onnx import export_onnx
 from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
@@ -84,14 +84,14 @@ def test_a_size_that_the_file_freezes_is_refused(pool: str):
 
 
 def test_sizes_of_dynamic_shapes_are_tried_too():
+    dims = {2: Dim("rows", min=4), 3: Dim("columns", min=4)}
     with pytest.raises(UserError, match="but not at images") as found:
-        dims = {2: Dim("rows", min=4), 3: Dim("columns", min=4)}
         export_onnx(Rectifier(POOLS["adaptive"]).eval(), IMAGES, dynamic_shapes={"images": dims})
     assert "leave them out of dynamic_shapes" in found.value.hint
 
 
 def test_a_file_that_fails_at_another_size_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sizes, "TRIES", sizes.TRIES[2:])
+    monkeypatch.setattr(running, "TRIES", running.TRIES[2:])
     with pytest.raises(UserError, match=r"not at images 2×1×24×28: ONNX Runtime fails on it"):
         export_onnx(Rectifier(POOLS["adaptive"]).eval(), IMAGES, dynamic_size=True)
 
@@ -113,11 +113,11 @@ def test_sizes_that_the_module_does_not_take_are_left_out_and_that_is_said():
 
 def test_other_shapes_are_smaller_odd_and_larger():
     program = program_of(nn.ReLU(), IMAGES, (BATCH, 1, "H", "W"))
-    first = [candidates[0] for candidates in sizes.other_shapes(program, (IMAGES,))]
+    first = [candidates[0] for candidates in running.other_shapes(program, (IMAGES,))]
     assert first == [((2, 1, 9, 10),), ((2, 1, 15, 19),), ((2, 1, 24, 28),)]
-    assert sizes.resized(IMAGES, (2, 1, 24, 14)).equal(IMAGES.repeat_interleave(2, 2))
+    assert running.resized(IMAGES, (2, 1, 24, 14)).equal(IMAGES.repeat_interleave(2, 2))
     fixed = program_of(nn.ReLU(), IMAGES, (BATCH, 1, 12, 14))
-    assert sizes.other_shapes(fixed, (IMAGES,)) == []
+    assert running.other_shapes(fixed, (IMAGES,)) == []
 
 
 def test_other_shapes_keep_to_what_is_declared():
@@ -125,7 +125,7 @@ def test_other_shapes_keep_to_what_is_declared():
     dims = [{2: 2 * half, 3: Dim("columns", max=15)}]
     captured = capture(nn.ReLU().eval(), (IMAGES,), [(2, 1, "2*half", "columns")], dims)
     program = Program(captured.exported, contract_of(captured.exported, captured.shapes))
-    every = [shape for candidates in sizes.other_shapes(program, (IMAGES,)) for (shape,) in candidates]
+    every = [shape for candidates in running.other_shapes(program, (IMAGES,)) for (shape,) in candidates]
     assert every == [(2, 1, 10, 10), (2, 1, 10, 7), (2, 1, 14, 15)]
 
 
@@ -235,7 +235,7 @@ def test_inputs_and_parameters_on_meta_are_refused():
     for call in calls:
         with pytest.raises(UserError, match="is given inputs on the device meta, which hold no numbers"):
             call(module, inputs)
-        with pytest.raises(UserError, match="convolution.weight of Rectifier is on the device meta"):
+        with pytest.raises(UserError, match=r"convolution\.weight of Rectifier is on the device meta"):
             call(Rectifier(plain).eval().to("meta"), IMAGES)
 
 
@@ -253,7 +253,7 @@ class Around(nn.Module):
 def test_a_part_that_is_torchscript_is_named(dynamic: bool):
     inputs = torch.rand(2, 4)
     for part in (torch.jit.script(nn.Linear(4, 4)), torch.jit.trace(nn.Linear(4, 4), inputs)):
-        with pytest.raises(UserError, match="part is TorchScript, which torch.export does not take") as found:
+        with pytest.raises(UserError, match=r"part is TorchScript, which torch\.export does not take") as found:
             export_onnx(Around(part).eval(), inputs, dynamic_batch=dynamic)
         assert found.value.hint == "give Around the module that part was made from"
     assert export_onnx(Around(torch.jit.trace(nn.ReLU(), inputs)).eval(), inputs, dynamic_batch=dynamic)

@@ -22,8 +22,7 @@ from stn_export.export.finish import name_ends, plain, require_distinct
 from stn_export.export.lowerings import LOWERINGS, Lowering
 from stn_export.export.marks import TRANSLATIONS, marked_program, site_notes, take_marks
 from stn_export.export.registry import read_once
-from stn_export.export.running import Found, own_structure, run_against
-from stn_export.export.sizes import called, frozen_by
+from stn_export.export.running import Found, called, frozen_by, own_structure, run_against
 from stn_export.onnx_graph.model import without_weights
 from stn_export.onnx_graph.points import SITES
 from stn_export.program.capture import (
