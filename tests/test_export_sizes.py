@@ -19,6 +19,7 @@ from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.program.specs import BATCH, Given, TensorSpec
 from stn_export.program.state import mutations
+from stn_export.verify.checks import _naming_size
 from stn_export.verify.diagnosis import FROZEN, Scene, _usual
 from stn_export.verify.oracle import Challenge
 
@@ -267,6 +268,14 @@ def test_an_empty_batch_is_no_batch_of_one():
         export_onnx(nn.ReLU().eval(), IMAGES[:, :, :1], dynamic_size=True)
     with pytest.raises(UserError, match="the examples' images is 0×1×12×14: it is empty"):
         stn_export.adopt(Rectifier(plain).eval(), Given.of(IMAGES[:0]))
+
+
+def test_a_runner_that_fails_at_another_size_is_told_at_which():
+    message = "at a larger size ValueError: no; usually a size frozen in the file"
+    with pytest.raises(RuntimeError, match=message), _naming_size("larger size"):
+        raise ValueError("no")
+    with pytest.raises(ValueError, match="no"), _naming_size("examples ×2"):
+        raise ValueError("no")
 
 
 def test_a_difference_at_another_size_only_is_not_put_down_to_weights():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +33,8 @@ from stn_export.run.manifest import Artifact
 from stn_export.run.records import Check, Comparison, GridPixels, finite
 from stn_export.runners import Runner, RunnerSpec
 from stn_export.runners.external import RefusedError
-from stn_export.verify.challenges import FAR, rows_of, size_of
-from stn_export.verify.diagnosis import diagnose
+from stn_export.verify.challenges import FAR, QUARTERS, rows_of, size_of
+from stn_export.verify.diagnosis import FROZEN, diagnose
 from stn_export.verify.oracle import Challenge, Reference, check_weights, parts_of, predictions, share_of
 from stn_export.verify.points import Point, in_pixels
 
@@ -354,8 +355,26 @@ def answers(runner: Runner, reference: Reference) -> Iterator[tuple[str, Challen
             grid = challenge.true[site.point(GRID)] / challenge.units[site.point(GRID)]
             alone = reference.program.acts_through_grid(site)
             call = partial(runner.forced_points, site=site.name, theta=theta.numpy(), grid=grid[0] if alone else None)
-        actual = feed(call, challenge.batch, runner.contract, reference.rows)
+        with _naming_size(name):
+            actual = feed(call, challenge.batch, runner.contract, reference.rows)
         yield name, challenge, None if actual is None else in_pixels(actual, challenge.units)
+
+
+@contextmanager
+def _naming_size(name: str) -> Iterator[None]:
+    """Say at which other size a runner fails, and what that usually is.
+
+    Raises:
+        RuntimeError: instead of what the runner raised.
+    """
+    try:
+        yield
+    except RefusedError:
+        raise
+    except Exception as error:
+        if name not in QUARTERS:
+            raise
+        raise RuntimeError(f"at a {name} {one_line(error)}; usually {FROZEN}") from error
 
 
 def compare_points(
