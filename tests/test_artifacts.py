@@ -418,6 +418,15 @@ def test_a_manifest_is_locked_while_it_changes(made: NetworkDirectory, monkeypat
     assert held == [made.path / manifest.LOCK, "in", "change", "out"]
 
 
+def test_a_private_folder_of_another_user_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lock, link = tmp_path / "lock", tmp_path / "link"
+    link.symlink_to(lock)
+    assert store._is_ours(lock)
+    assert not store._is_ours(link)
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    assert not store._is_ours(lock)
+
+
 HOLD = """
 import sys
 from stn_export.run.store import private_folder

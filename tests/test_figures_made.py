@@ -178,6 +178,7 @@ def test_an_operator_s_time_is_its_own_and_that_of_all_it_calls(
         events += [node, outer, inner, twice]
         events += [event("aten::add", twice, add, own=add), event("aten::add", twice, add + 2, own=1)]
         events.append(event("aten::stray", None, 999, own=999))  # of no node
+        events.append(event("aten::relu", event(f"{MARK}other"), 3, own=3))
     monkeypatch.setattr(profiling, "profile", profiler_of(events))
     monkeypatch.setattr(profiling, "_Marked", lambda module: SimpleNamespace(run=lambda *values: None))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -187,9 +188,11 @@ def test_an_operator_s_time_is_its_own_and_that_of_all_it_calls(
     assert {(node.name, node.op, node.part): pytest.approx(node.seconds) for node in found.nodes} == {
         ("conv", "aten::conv2d", "localisation"): factor * 140e-6,
         ("sum", "aten::add", "grid"): factor * 2 * 14e-6,  # the median of 11, 13, 13, 15, 23, 25, twice a call
+        ("other", "aten::relu", "rest"): factor * 3e-6,
     }
     facts = found.facts()
     parts = dict.fromkeys(PARTS, 0.0) | {"localisation": factor * 140e-6, "grid": factor * 28e-6}
+    parts["rest"] = factor * 3e-6
     assert facts["breakdown"] == pytest.approx(parts)
     assert found.sites_shown == 2
 

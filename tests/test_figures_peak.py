@@ -51,6 +51,14 @@ def test_a_share_is_of_what_was_done_and_never_beyond_the_peak(more: dict, expec
     assert found.share == (expected.share and pytest.approx(expected.share))
 
 
+def test_a_share_in_tf32_is_of_its_own_peak():
+    card = {"flops": {"fp32": 67e12, "tf32": 400e12}, "bytes": 1, "source": "NVIDIA"}
+    work = {"flops": 4e10}
+    for more, rate in (({"tf32": True}, 400e12), ({"tf32": False}, 67e12), ({"tf32": True, "precision": "fp16"}, None)):
+        found = peak_share(work, card, row(format="onnx", **more)).share
+        assert found == (rate and pytest.approx(4e13 / rate))
+
+
 def test_the_line_of_a_network_names_what_was_stated_and_what_was_done():
     line = peak_line(WORK, PEAK, row(), Marks([]))
     first = ("the network", "8", "400.0 M", "300.0 M", "1.00 / 3.00 MiB", "35", "1 ms", "fast-cpu file")

@@ -49,6 +49,21 @@ def test_commits_stand_in_order_machine_by_machine(tmp_path: Path, capsys: pytes
     assert said in (tmp_path / "history.html").read_text(encoding="utf-8")
 
 
+def test_a_file_that_a_run_lacks_is_a_dash_beside_it(tmp_path: Path):
+    kept(tmp_path / "a.json", "first", "2026-01-01", 0.5)
+    kept(tmp_path / "b.json", "later", "2026-02-01", 0.25)
+    content = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
+    own = content["benchmarks"][0]["extra_info"]
+    content["benchmarks"].append({"extra_info": own | {"artifact": "new-fp32"}})
+    (tmp_path / "b.json").write_text(json.dumps(content), encoding="utf-8")
+    _, pair, table = history(tmp_path).sections[1].blocks
+    assert [[cell.text for cell in row] for row in pair.rows] == [
+        ["stn onnxruntime folded-fp32", "2.00 ×", "4.00 ×"],
+        ["stn onnxruntime new-fp32", "–", "4.00 ×"],
+    ]
+    assert (pair.order, table.order) == ("by name", "the oldest first")
+
+
 @pytest.mark.parametrize(("later", "change"), [(0.5, ""), (0.51, ""), (0.7, "0.714 × the commit before")])
 def test_a_change_point_is_an_interval_that_does_not_meet_the_one_before(later: float, change: str, tmp_path: Path):
     kept(tmp_path / "a.json", "first", "2026-01-01", 0.5)

@@ -3,7 +3,7 @@
 import math
 import sys
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +27,10 @@ from stn_export.program.capture import capture
 from stn_export.program.program import Program, contract_of
 from stn_export.results.choice import Marks
 from stn_export.results.statistics import METHOD
+from stn_export.runners import Step
 from stn_export.verify.oracle import predictions, share_of
 from tests import made_records
-from tests.contenders import EXACT, Benchmark, contenders
+from tests.contenders import EXACT, Benchmark, Contender, contenders
 from tests.made_records import MadeTiming
 from tests.runs import built_in
 from tests.zoo import ZOO
@@ -85,6 +86,23 @@ def test_a_row_of_calls_that_take_a_known_time():
     assert [found[name] for name in ("p50", "p90", "p50_low", "p50_high")] == pytest.approx([2e-3] * 4)
     assert found["examples_per_second"] == pytest.approx(25_000)
     assert (found["regime"], found["warm_up"]["stable"], found["p99"]) == ("device", True, None)
+
+
+def test_a_cold_row_is_of_a_cold_target_and_one_on_a_gpu_says_what_a_launch_takes():
+    @dataclass(frozen=True)
+    class Cooled(Contender):
+        cold: bool = False
+
+        def step(self, batch: int) -> Step:
+            asked.append(self.cold)
+            return replace(super().step(batch), events=SimpleNamespace(launch_seconds=3e-6, repeats=1, settle=id))
+
+    asked, benchmark = [], Benchmark()
+    [made] = contenders(EXACT, 1.0)
+    for cold in (False, True):
+        time_case(benchmark, Case(Cooled("ours", made.machine, 1.0), 50), QUICK, cold=cold)
+    assert asked == [False, True]
+    assert benchmark.extra_info["launch_seconds"] == 3e-6
 
 
 @pytest.mark.parametrize(("busy", "stable"), [(True, True), (False, False), (False, True), (True, False)])
