@@ -4,6 +4,7 @@ What is expected is worked out here from the figures of ``tests.golden``, in dec
 """
 
 import json
+import re
 import statistics
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -710,3 +711,39 @@ def test_what_the_other_stages_close_with(tmp_path: Path):
     assert by_word(card(held(run), "export"))["next"] == f"stn-export verify --run {run}"
     assert [word for word, _ in card(found) if word == "next"] == []
     assert "next" not in top(held(run))
+
+
+# Words of Vega-Lite 5: a description with another one is drawn without it, and nobody is told.
+CHANNELS = {*("x", "y", "x2", "y2", "yOffset", "color", "fill", "shape", "detail", "text", "tooltip", "order")} | {
+    *("opacity", "fillOpacity", "strokeDash", "strokeWidth")
+}
+OF_CHANNELS = {*("field", "type", "title", "axis", "scale", "legend", "sort", "stack", "bin", "value", "condition")}
+OF_MARKS = {*("type", "align", "baseline", "dx", "dy", "limit", "fontSize", "clip", "filled", "size", "shape")} | {
+    *("interpolate", "color", "stroke", "strokeDash", "strokeWidth", "opacity", "fillOpacity", "binSpacing")
+}
+
+
+def parts(content: object, name: str) -> list[dict]:
+    """Every object that stands under a name, at any depth, outside the data."""
+    if isinstance(content, list):
+        return [found for item in content for found in parts(item, name)]
+    if not isinstance(content, dict):
+        return []
+    own = [content[name]] if isinstance(content.get(name), dict) else []
+    return own + [
+        found for key, item in content.items() if key not in ("data", "config") for found in parts(item, name)
+    ]
+
+
+def test_every_word_of_a_chart_is_one_that_is_drawn(shown: Shown):
+    for title, chart in shown.html.charts.items():
+        encodings = parts(chart, "encoding")
+        assert encodings, title
+        assert set().union(*encodings) <= CHANNELS, title
+        listed = [channel for each in encodings for channel in each.values() if channel is not None]
+        channels = [each for channel in listed for each in (channel if isinstance(channel, list) else [channel])]
+        assert set().union(*channels) <= OF_CHANNELS, title
+        assert set().union(*parts(chart, "mark")) <= OF_MARKS, title
+        made = re.findall(r'"as": "(\w+)"', json.dumps({key: part for key, part in chart.items() if key != "data"}))
+        columns = {name for data in parts(chart, "data") for row in data["values"] for name in row}
+        assert {channel["field"] for channel in channels if "field" in channel} <= columns | {*made}, title
