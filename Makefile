@@ -41,7 +41,7 @@ EVERY_MODEL := stn,cnn,cnn-matched
 # Their values reach the shell as variables, never as text of a command.
 export DATASET DATA SIZE RECIPE EPOCHS MODELS SEED SEEDS PRECISION DEVICE RUN GRID BUDGET BASE NEW SAMPLE ORT_SITE OUT V ACROSS VENV
 
-.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results bench-larger gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files test-webgpu lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table webgpu-kernels webgpu-table runtimes lint clean
+.PHONY: help setup train export verify bench bench-train bench-proof bench-calibration bench-compare bench-keep bench-results bench-larger bench-training-share gpu-plan gpu-results report gain figures demo all test test-slow test-all test-hard test-processors test-versions test-packages test-onnx-files test-webgpu lock bad-input faults fuzz soak mutants readme readme-check docs zoo-table webgpu-kernels webgpu-table runtimes lint clean
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,9 @@ bench-train: $(READY) ## time an epoch of training against the tutorial's loop, 
 	@$(PYTHON) -m pytest benchmarks/tools --confcutdir=benchmarks/tools --dataset "$$DATASET" --data "$$DATA" --device "$$DEVICE" \
 		--benchmark-json=artifacts/bench-train.json --benchmark-columns=min,median,max,rounds
 	@$(TOOL).training_speed artifacts/bench-train.json
+
+bench-training-share: $(READY) ## where a step of training spends its time, and what compiling the network changes
+	@$(TOOL).training_share
 
 bench-larger: $(READY) ## time the generated C of larger networks beside ONNX Runtime and OpenVINO; LARGER=--layers by layer
 	@$(PYTHON) -m tests.larger $(LARGER)

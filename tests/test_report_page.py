@@ -5,7 +5,7 @@ import pytest
 from stn_export.onnx_graph.calls import HowToCall
 from stn_export.report.__main__ import MOST_FAILED, equal, parity_table, render, runs
 from stn_export.report.costs import costs, tables
-from stn_export.report.page import Page, ParityRow, Report, Section, SiteRow, SiteTable, Table, Text
+from stn_export.report.page import NetworkRow, Page, ParityRow, Report, Section, SiteRow, SiteTable, Table, Text
 from stn_export.results.statistics import share_interval
 from stn_export.results.text import sentence
 from stn_export.run.records import GridPixels
@@ -14,6 +14,9 @@ from tests.bench_rows import FEW
 from tests.made_records import in_contest, timed
 
 EAGER, FOLDED, INT8, PLAIN_EAGER, PLAIN = FEW
+
+
+NETWORK = NetworkRow("stn", "transformer", "subject", "", 9, 9, "", [], [], [], {})
 
 
 def parity(network: str, artifact: str, output: float | None, **more: object) -> ParityRow:
@@ -30,7 +33,7 @@ def test_checks_stand_in_their_order_and_failed_ones_outside_the_fold():
         parity("stn", "far", 2e-5),
         parity("stn", "near", 1e-5),
     ]
-    report = Report("run", parity=rows, networks=[{"name": "stn"}])
+    report = Report("run", parity=rows, networks=[NETWORK])
     table = parity_table(report)
     assert [row[0].text for row in table.rows] == [
         *("stn/near", "stn/far", "stn/unknown", "stn/int8", "stn/failed", "cnn/a")
@@ -59,7 +62,7 @@ def test_timings_stand_the_fastest_first():
     content += [in_contest(INT8, "overhead", 1.5, 1), in_contest(FOLDED, "overhead", 1.2, 1)]
     content += [in_contest(INT8, "eager", 0.9, 1), in_contest(FOLDED, "eager", 0.3, 1)]
     found = tables(content, {})
-    names = {title: [line["artifact"] for line in table["lines"]] for title, table in found.items()}
+    names = {title: [line.artifact for line in getattr(found, title).lines] for title in ("costs", "against", "single")}
     assert names == {
         "costs": ["folded-fp32", "matmul-int8"],
         "against": ["folded-fp32", "matmul-int8"],

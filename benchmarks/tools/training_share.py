@@ -5,6 +5,7 @@ PyTorch's profile of the eager ones. The convolutions alone bound what any other
 """
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -81,8 +82,10 @@ def milliseconds(trainer: Trainer) -> float:
     return 1e3 * timed(Step(partial(steps, [trainer]))) / STEPS
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the shares on one thread and on all."""
+    words = "Show where a step of training spends its time on the CPU."
+    cli.stage("benchmarks.tools.training_share", words).parse_args(arguments)
     use_own_compile_cache()
     dataset = load_dataset("digits")
     shares = [share_of(dataset, threads) for threads in dict.fromkeys((1, torch.get_num_threads()))]
@@ -91,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run(main))
