@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tools import runtimes_page
 from benchmarks.tools.kept import KEPT, PROOF_SCHEMA
 from benchmarks.tools.training_speed import pairs_ratio
 from stn_export.bench.plan import GRIDS
@@ -244,9 +245,11 @@ def test_every_destination_stands_on_the_page_of_runtimes():
 
 
 def test_times_of_runtimes_say_of_what_they_are():
-    rows = re.findall(r"^\| (\S+-cpu) \| \S+ \| (.*?) \| [\d.]+ \|", text_of_lines("docs/runtimes.md"), re.MULTILINE)
-    assert dict(rows)["native-cpu"] == "inputs in place"
-    assert dict(rows)["ncnn-cpu"] == "request"
+    page = text_of_lines("docs/runtimes.md")
+    of_requests = all(row.get("by_host") for row in readme.kept("runtimes.json")["contests"])
+    assert (runtimes_page.REQUESTS in page.replace("\n", " ")) == of_requests
+    assert ("| runner | file | timed |" in page) != of_requests
+    assert re.search(r"^\| native-cpu \| native-fp32 \| ", page, re.MULTILINE)
 
 
 def text_of_lines(page: str) -> str:

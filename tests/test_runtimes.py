@@ -191,6 +191,8 @@ def test_the_table_refutes_no_rule_of_the_audit(trained_run: Path):
     for runtime in checked:
         assert not refuted(runtime, trained_run)
     strict = replace(checked[0], refuses=("STN001",))  # a rule that the table knows better of
-    assert refuted(strict, trained_run) == [f"{name}-fp32: refused, but equal" for name in ("default", "affinegrid")]
+    known = [cell.partition(": refused, but ") for cell in refuted(strict, trained_run)]
+    assert [name for name, _, _ in known] == ["default-fp32", "affinegrid-fp32"]
+    assert {verdict for _, _, verdict in known} <= {EQUAL, WITHIN}  # by its own tolerance, and that of the table's day
     other = replace(checked[0], kept="iree")
     assert "matmul-fp32: should run, but WRONG" in refuted(other, trained_run)
