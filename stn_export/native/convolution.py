@@ -59,6 +59,21 @@ class Layer:
         """The columns of a padded row that a row of outputs reads."""
         return (self.out_width - 1) * self.stride_width + (self.kernel_width - 1) * self.dilation_width + 1
 
+    @property
+    def fours(self) -> int:
+        """The words of four channels that bytes are read in, over all groups."""
+        return self.groups * -(-self.channels // self.groups // 4)
+
+    def planes(self, channels: int) -> int:
+        """Return the planes of columns that so many channels, or words of channels, take."""
+        return channels * self.kernel_width * (1 if self.shared else self.kernel_height)
+
+    def literal(self, *further: str) -> str:
+        """Return it as a ``convolution`` of C, with further fields."""
+        fields = [*(f".{name} = {size}" for name, size in vars(self).items()), *further]
+        lines = (", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
+        return "{" + ",\n                           ".join(lines) + "}"
+
     def read(self, rows: int) -> int:
         """Return the input rows that this many output rows read."""
         return (rows - 1) * self.stride_height + self.span + 1
@@ -174,7 +189,7 @@ def _room(count: int) -> int:
 
 def _plain(layer: Layer, weight: Tensor) -> Way:
     """Lay out the direct algorithm; the kernel's rows share columns if the vertical stride is 1."""
-    planes = layer.channels * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
+    planes = layer.planes(layer.channels)
     strips = layer.in_strips(planes * layer.out_width, layer.span if layer.shared else 0)
     positions, read = layer.strip * layer.out_width, layer.read(layer.strip)
     columns = planes * (read if layer.shared else layer.strip) * layer.out_width
@@ -209,7 +224,7 @@ def _tall(layer: Layer, weight: Tensor) -> Way | None:
     if layer.groups > 1 or layer.pooled or layer.out_channels < TILE:
         return None
     positions, read = layer.out_height * layer.out_width, layer.read(layer.out_height)
-    planes = layer.channels * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
+    planes = layer.planes(layer.channels)
     columns = planes * (read if layer.shared else layer.out_height) * layer.out_width
     room = _room(TILE * positions) + _room(columns) + _room(layer.channels * read * layer.padded_width)
     cost = -(-layer.out_channels // TILE) * TILE // 16 * positions * weight[0].numel()
@@ -234,9 +249,7 @@ def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bound
     laid = {name: part if part.ndim == 2 else _laid(part, layer) for name, part in way.parts.items()}
     names = [w.constant(f"{node.name}_{name}", part) for name, part in laid.items()]
     names.append(w.constant(f"{node.name}_bias", bias))
-    fields = [f".{name} = {size}" for name, size in vars(layer).items()]
-    fields += [f".{name} = {scalar(bound)}" for name, bound in zip(("low", "high"), bounds, strict=True)]
-    rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
+    clamp = [f".{name} = {scalar(bound)}" for name, bound in zip(("low", "high"), bounds, strict=True)]
     blocks, examples, sizes = "", "", ""
     if way.function == TALL:
         examples, sizes = "in_step, out_step, count, ", "int in_step, int out_step, int count, "
@@ -249,7 +262,7 @@ def _function(w: Writer, node: Node, layer: Layer, way: Way, bias: Tensor, bound
         )
     w.functions[f"layer_{node.name}"] = (
         f"APART layer_{node.name}(const float *in, float *out, {sizes}float *scratch, int part, int parts) {{\n"
-        f"    const convolution c = {{{rows}}};\n"
+        f"    const convolution c = {layer.literal(*clamp)};\n"
         f"    {way.function}(c, {blocks}{', '.join(names)}, in, out, {examples}scratch, part, parts);\n}}\n"
     )
     return f"layer_{node.name}"
@@ -291,11 +304,9 @@ def _int8_function(w: Writer, node: Node, layer: Layer, int8: Int8Layer, bounds:
     names = int8_constants(w, node, int8, layer.part(int8.weight), layer.groups)
     if function == "wide_bytes":
         names[:0] = [_block_of_bytes(w, _at_once(layer)), str(_at_once(layer))]
-    fields = [f".{name} = {size}" for name, size in vars(layer).items()]
-    rows = ",\n                           ".join(", ".join(fields[at : at + 4]) for at in range(0, len(fields), 4))
     w.functions[f"layer_{node.name}"] = (
         f"APART layer_{node.name}(const float *in, float *out, float *scratch, int part, int parts) {{\n"
-        f"    const convolution c = {{{rows}}};\n"
+        f"    const convolution c = {layer.literal()};\n"
         f"    const bytes b = {int8_numbers(int8, bounds)};\n"
         f"    {function}(c, b, {', '.join(names)}, in, out, scratch, part, parts);\n}}\n"
     )
@@ -345,8 +356,7 @@ def _block_of_bytes(w: Writer, channels: int) -> str:
 
 def _wide_bytes(layer: Layer) -> tuple[int, str, int]:
     """Lay out the algorithm whose vectors go over positions; return its cost, function and room."""
-    fours = layer.groups * -(-layer.channels // layer.groups // 4)
-    planes = fours * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
+    fours, planes = layer.fours, layer.planes(layer.fours)
     strips = layer.in_strips(planes * layer.out_width, layer.span if layer.shared else 0)
     read, some = layer.read(layer.strip), _at_once(layer)
     columns = planes * (read if layer.shared else layer.strip) * layer.out_width
@@ -360,8 +370,7 @@ def _wide_bytes(layer: Layer) -> tuple[int, str, int]:
 
 def _tall_bytes(layer: Layer) -> tuple[int, str, int]:
     """Lay out the algorithm whose vectors go over output channels; return its cost, function and room."""
-    fours = layer.groups * -(-layer.channels // layer.groups // 4)
-    planes = fours * layer.kernel_width * (1 if layer.shared else layer.kernel_height)
+    fours, planes = layer.fours, layer.planes(layer.fours)
     read, positions = layer.read(layer.out_height), layer.out_height * layer.out_width
     columns = planes * (read if layer.shared else layer.out_height) * layer.out_width
     room = _room(TILE * positions + 16) + _room(fours * read * layer.padded_width + 16) + _room(columns + 16)
